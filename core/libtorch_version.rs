@@ -14,8 +14,8 @@ pub fn version_header(root: &Path) -> PathBuf {
     root.join("include/torch/headeronly/version.h")
 }
 
-/// The version of the libtorch in `root`, without a local part such as `+cu130`; `None` where there
-/// is no libtorch.
+/// The version of the libtorch in `root`, without a local part such as `+cu130`. `None` if `root`
+/// does not contain a libtorch.
 pub fn libtorch_version(root: &Path) -> Option<String> {
     let header =
         std::fs::read_to_string(version_header(root)).ok().and_then(|text| parse_header(&text));

@@ -1,8 +1,8 @@
 //! The build script of every package here whose binaries or tests link libtorch.
 //!
-//! Cargo applies a `rustc-link-arg` to the package that prints it alone, so each of them has to say
-//! where libtorch lies; they all say it with this one file. `LIBTORCH` is what `cargo xtask setup`
-//! wrote for cargo, unless it is exported.
+//! Cargo only applies a `rustc-link-arg` to the package that prints it, so each of these packages
+//! must print the folder of libtorch. They all use this file. `LIBTORCH` is the folder that
+//! `cargo xtask setup` wrote for cargo, unless the variable is exported.
 
 use std::path::PathBuf;
 

@@ -240,18 +240,18 @@ fn a_value_of_another_type_is_told_in_plain_words() {
     );
 }
 
-/// No source file of the core holds the name of a method as a literal: methods enter through the
-/// registry alone.
+/// No source file of the core contains the name of a method as a literal. Methods are only known
+/// through the registry.
 #[test]
 fn the_core_names_no_method() {
-    // Words that are names of plugins and words besides.
+    // Names of plugins that are also ordinary words.
     const ORDINARY: [&str; 4] = ["none", "file", "hub", "rank"];
     let listed = json(&reprpo(&["list", "--json"]));
     let names: Vec<String> = listed
         .as_array()
         .expect("a list")
         .iter()
-        // A model is no plugin: the core knows where it lies.
+        // A model is not a plugin: the core knows the models of the built-in list.
         .filter(|e| e["kind"] != "model")
         .flat_map(|e| std::iter::once(&e["name"]).chain(e["aliases"].as_array().expect("a list")))
         .filter_map(Value::as_str)

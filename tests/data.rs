@@ -297,7 +297,7 @@ fn a_run_from_standard_input_is_used_again_with_the_same_pairs_and_no_others() {
     assert!(eval(PAIRS, &["--set", "dataset.stdin=none"]).status.success());
     // The commands in hints can be pasted, even if a path has blanks.
     let there = piped(folder.path(), &run, pairs.as_bytes());
-    assert!(stderr(&there).contains("by `--resume 'a run'`"), "{}", stderr(&there));
+    assert!(stderr(&there).contains("with `--resume 'a run'`"), "{}", stderr(&there));
     let ended = piped(folder.path(), &["run", "--resume", "a run"], pairs.as_bytes());
     let text = stderr(&ended);
     assert!(

@@ -93,8 +93,8 @@ fn a_merged_folder_scores_as_the_model_with_its_adapter() {
         }
     }
 
-    // Pieces make the same model; each is no larger than it is allowed to be, where its tensors
-    // allow it.
+    // The shards are the same model. None is larger than the limit, unless it has one tensor that
+    // is.
     done(
         dir.path(),
         &["export", "lora/adapter", "--merge", "--out", "pieces", "--shard", "0.0001"],

@@ -387,7 +387,7 @@ fn a_conversation_is_answered_before_and_after_training() {
         // A method that trains nothing changes nothing.
         assert_eq!(answer["before"], answer["after"]);
     }
-    // A model alone is heard alone.
+    // A base model only has its own answers.
     let args = [
         "eval",
         "--model",

@@ -1,4 +1,4 @@
-//! Every registered method through the conformance kit: one that is registered joins by that alone.
+//! Checks every registered method with the conformance kit.
 
 use rayon::prelude::*;
 use reprpo_core::conformance::{

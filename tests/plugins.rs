@@ -1,4 +1,5 @@
-//! Plugins as libraries: what is loaded works as what is built in, and what fails does so alone.
+//! Plugins as libraries: they work like built-in ones, and a plugin that fails affects nothing
+//! else.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

@@ -193,7 +193,7 @@ fn an_empty_completion_is_read_unless_it_may_be_a_missing_cell() {
     let (good, error) = read_with("x.jsonl", format!("{GOOD}\n{null}\n{{").as_bytes(), skip());
     assert!(
         good == 1 && error.contains("line 3 of `FILE`\n  because it is not JSON"),
-        "what is no row at all is still an error: {error}"
+        "a line that is not a row is still an error: {error}"
     );
 }
 

@@ -1,4 +1,4 @@
-//! Whether a transform, trained alone, can make a loss small without the model.
+//! Tests that a loss cannot become small by training only the transform.
 
 use reprpo_core::config::TrainConfig;
 use reprpo_core::registry::Registry;

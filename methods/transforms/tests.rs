@@ -168,7 +168,7 @@ fn each_is_linear_and_orthogonal_just_where_it_says_so() {
         let turned =
             if c.outputs == WIDTH { off(&dot(&tx, &ty), &dot(&x, &y)) } else { f64::INFINITY };
         assert_eq!(turned < 1e-11, c.orthogonal, "{c:?}: {turned}");
-        // One state alone, or a batch of any shape, where nothing around is read.
+        // A single state, or a batch of any shape, for transforms that do not read its context.
         if c.linear {
             let whole = t.forward(&x.reshape([1, 5, WIDTH]), &Around::default()).unwrap();
             assert!(off(&whole.squeeze_dim(0), &tx) < 1e-12, "{c:?}");

@@ -46,7 +46,7 @@ pub enum Fault {
 /// A request as it came.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
-    /// Whether the head of the answer was asked for alone.
+    /// True for a HEAD request.
     pub head: bool,
     /// Path and query.
     pub path: String,
@@ -132,7 +132,7 @@ impl LocalHub {
         std::thread::spawn(move || {
             for connection in listener.incoming().flatten() {
                 let (shared, tls) = (Arc::clone(&shared), tls.clone());
-                // A client that has gone is no matter of the hub's.
+                // A client that closes the connection is not an error of the server.
                 std::thread::spawn(move || match tls {
                     None => serve(connection, &shared),
                     Some(tls) => serve(

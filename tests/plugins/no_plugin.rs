@@ -1,4 +1,4 @@
-//! A library that is no plugin.
+//! A library that is not a plugin.
 
 #[unsafe(no_mangle)]
 pub extern "C" fn answer() -> i32 {

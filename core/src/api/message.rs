@@ -119,8 +119,8 @@ impl Message {
         self.0.get("role").and_then(Value::as_str).unwrap_or_default()
     }
 
-    /// The text of the content. If the content is a list of parts, their texts are joined; if there
-    /// is no content, the text is empty.
+    /// The text of the content. If the content is a list of parts, their texts are joined. The
+    /// text is empty if the message has no content.
     pub fn text(&self) -> Cow<'_, str> {
         match self.0.get("content") {
             Some(Value::String(text)) => Cow::Borrowed(text),

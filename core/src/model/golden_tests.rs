@@ -221,13 +221,13 @@ fn the_text_model_of_a_multimodal_checkpoint_computes_the_same() {
     let Some(shared) = shared() else { return };
     let _guard = tch::no_grad_guard();
     let dir = shared.join("golden/models/gemma3_text");
-    let (_, alone) = logits_of(&dir, |_| {}, |name| name);
+    let (_, plain) = logits_of(&dir, |_| {}, |name| name);
     let both = |c: &mut serde_json::Value| {
         *c = serde_json::json!({ "model_type": "gemma3", "text_config": c.take() })
     };
     for prefix in ["model.", "language_model.model.", "model.language_model."] {
         let (model, logits) = logits_of(&dir, both, |name| name.replacen("model.", prefix, 1));
-        assert!(logits.equal(&alone), "{prefix}");
+        assert!(logits.equal(&plain), "{prefix}");
         let within = if prefix == "model." { "model." } else { "model.language_model." };
         assert_eq!(model.info().linears[0].name, format!("{within}layers.0.self_attn.q_proj"));
     }

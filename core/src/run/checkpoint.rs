@@ -114,7 +114,7 @@ pub fn restore_best(folder: &Path, step: usize, run: &Assembled) -> Result<()> {
     put_back(read_safetensors(&dir_of_best(folder, step).join(PARAMETERS))?, run)
 }
 
-/// Removes the values of a step that is no longer the best.
+/// Removes the values of a step that another one has replaced as the best.
 pub fn discard_best(folder: &Path, step: usize) {
     // A stale file only costs disk space.
     let _ = std::fs::remove_dir_all(dir_of_best(folder, step));

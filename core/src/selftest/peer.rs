@@ -170,8 +170,8 @@ impl Peer {
         let stderr =
             std::fs::File::create(&log).within(|| format!("cannot write `{}`", log.display()))?;
         let mut command = Command::new("python3");
-        // The launcher of reprpo may have put the folder of its libtorch first, and the peer's torch
-        // may have another one.
+        // The launcher of reprpo may have put the folder of its libtorch first, and the peer's
+        // torch may have another one.
         if let Some(path) = std::env::var_os("LD_LIBRARY_PATH") {
             command.env("LD_LIBRARY_PATH", without(&path, libtorch_folder())?);
         }

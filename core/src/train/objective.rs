@@ -118,11 +118,11 @@ impl Objective {
         result
     }
 
-    /// The loss of a batch, with its graph. `weight` is what one of its pairs counts in the
-    /// optimiser step.
+    /// Computes the loss of a batch, with its graph. `weight` is the weight of each of its pairs in
+    /// the optimiser step.
     ///
     /// # Errors
-    /// What the method or libtorch says.
+    /// Fails if the method returns an error, or if a computation of libtorch fails.
     pub fn loss(
         &mut self,
         model: &Model,
@@ -284,11 +284,11 @@ impl Objective {
         Ok(())
     }
 
-    /// Once an optimiser step, after its last backward pass: the method's own stage over the
-    /// parameters' gradients.
+    /// Lets the method change the gradients of the parameters. Called once per optimiser step,
+    /// after its last backward pass.
     ///
     /// # Errors
-    /// What the method says.
+    /// Fails if the method returns an error.
     pub fn map_gradients(&mut self, adapted: &Adapted) -> Result<()> {
         if self.needs.parameter_grads {
             self.directions.map_gradients(self.intervention.as_ref(), adapted)?;

@@ -99,9 +99,9 @@ pub fn validate(
     Ok(sum(objective, model, adapted, pairs, batch, info, Mode::Validate(stop))?.0)
 }
 
-/// The loss and the metrics of `pairs`, `size` of them at a time, and in training their gradients. If
-/// only some pairs count, also returns the factor by which the gradients must be multiplied, because
-/// each pair was weighed as if all of them counted.
+/// The loss and the metrics of `pairs`, `size` of them at a time, and in training their gradients.
+/// If only some pairs count, also returns the factor by which the gradients must be multiplied,
+/// because each pair was weighed as if all of them counted.
 fn sum(
     objective: &mut Objective,
     model: &Model,

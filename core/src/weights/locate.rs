@@ -106,8 +106,8 @@ pub fn locate(model: &str, extent: Extent) -> Result<Located> {
 /// Finds an adapter in PEFT's format: a folder, or a repository of the hub.
 ///
 /// # Errors
-/// A repository that is not there or holds no adapter. What is no folder is left to whoever reads
-/// it.
+/// Fails if the repository does not exist or does not contain an adapter. A path that is neither a
+/// folder nor the id of a repository is returned unchanged.
 pub fn locate_adapter(adapter: &Path) -> Result<PathBuf> {
     let id = adapter
         .to_str()
@@ -217,8 +217,8 @@ fn in_repository(model: &str) -> Option<(RepoId, Option<String>)> {
     let mut parts = path.splitn(3, '/');
     let name = format!("{}/{}", parts.next()?, parts.next()?);
     let file = parts.next().map(str::to_owned);
-    // A file alone, as `models/x.gguf`, is one that is missing here; a whole id has no ending of a
-    // file.
+    // A path such as `models/x.gguf` is a missing local file. The id of a repository has no such
+    // extension.
     let fits = match &file {
         Some(file) => file.ends_with(".gguf"),
         None => !is_path(path),

@@ -105,7 +105,7 @@ fn phrases(line: &str) -> Vec<String> {
     }
     let alone = concat!(" alo", "ne");
     if ['.', ',', ')', ']'].iter().any(|end| text.contains(&format!("{alone}{end}"))) {
-        found.push(format!("`{}` at the end: write `only` before the verb", alone.trim()));
+        found.push("`alone` at the end: write `only` before the verb".to_owned());
     }
     let seen = concat!("may be ", "seen");
     if text.contains(seen) {

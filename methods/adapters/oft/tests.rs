@@ -24,7 +24,7 @@ fn it_starts_as_the_identity_and_stays_a_rotation() {
                 < 1e-12
         );
         assert!(off(&merged.dense().unwrap(), &frozen.dense().unwrap()) > 1e-2);
-        // The series is a rotation up to its last power alone.
+        // The series is a rotation only up to its last power.
         assert!(
             off(&lengths(&merged.dense().unwrap()), &lengths(&frozen.dense().unwrap()))
                 < if use_cayley_neumann { 0.3 } else { 1e-12 }

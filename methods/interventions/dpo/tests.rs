@@ -72,7 +72,7 @@ fn torchtunes_vectors() {
         (neg_log_sigmoid(0.0) + neg_log_sigmoid(1.0) + neg_log_sigmoid(2.0)) / 3.0,
     );
     assert!((logged(&all, "rewards/margins") - 1.0).abs() < 1e-6);
-    // A tie is no success, as TRL counts.
+    // A tie does not count as a success, as in TRL.
     assert!((logged(&all, "rewards/accuracies") - 2.0 / 3.0).abs() < 1e-6);
 }
 
