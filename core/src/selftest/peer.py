@@ -64,12 +64,13 @@ steps, batch, tokens = spec["steps"], spec["batch"], spec["tokens"]
 config = transformers.LlamaConfig(
     **{k: v for k, v in spec["config"].items() if k not in ("model_type", "architectures")}
 )
-words = {f"w{i}": i for i in range(config.vocab_size)}
-tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
+# The special tokens are found inside other words too, so their names must not be parts of them.
+special = {"unk_token": "<unk>", "eos_token": "<eos>", "pad_token": "<pad>"}
+words = {name: i for i, name in enumerate(special.values())}
+words |= {f"w{i}": i for i in range(3, config.vocab_size)}
+tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
 tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-tokenizer = transformers.PreTrainedTokenizerFast(
-    tokenizer_object=tokenizer, unk_token="w0", eos_token="w1", pad_token="w2"
-)
+tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 draw = random.Random(0)
 
 
@@ -88,6 +89,10 @@ pairs = [
     dict(prompt=text(tokens).strip(), chosen=text(tokens - 1), rejected=text(tokens - 1))
     for _ in range((1 + steps) * batch)
 ]
+for pair in pairs:
+    for completion in (pair["chosen"], pair["rejected"]):
+        count = len(tokenizer(pair["prompt"] + completion).input_ids)
+        assert count == 2 * tokens - 1, f"a sequence has {count} tokens and not {2 * tokens - 1}"
 # The weights and the steps count, as on the other side, and not the libraries.
 before = 0
 try:
