@@ -123,7 +123,8 @@ impl Linear {
             .map(|part| self.frozen().part(part.rows))
     }
 
-    /// Describes the module and its parts for plugins, as a module of block `layer`.
+    /// Returns the descriptions of the module and of its parts that plugins receive. `layer` is the
+    /// number of the block that contains the module.
     pub fn info(&self, layer: usize) -> (LinearInfo, Vec<PartInfo>) {
         let (holder, inputs) = (&self.place.name, self.frozen().inputs());
         let linear = |place: &Place, outputs| LinearInfo {

@@ -94,8 +94,8 @@ impl From<PathBuf> for Located {
 }
 
 /// Finds a model: a folder or a `.gguf` file; a name of the [built-in list](known_models); or a
-/// repository of the hub, `org/name`, `org/name@revision` or `org/name/FILE.gguf`, which is fetched
-/// where the cache does not have it.
+/// repository of the hub, `org/name`, `org/name@revision` or `org/name/FILE.gguf`, which is
+/// downloaded unless it is in the cache.
 ///
 /// # Errors
 /// Where it is none of these: says where was looked, and the names there are.

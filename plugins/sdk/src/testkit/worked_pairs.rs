@@ -13,9 +13,9 @@ pub fn tensor(values: &[f64], shape: &[i64]) -> Tensor {
     Tensor::from_slice(values).reshape(shape)
 }
 
-/// Normal float64 values that differ between calls. Each thread has its own sequence, which is the
-/// same in every run. So the values do not depend on tests in other threads, as those of libtorch's
-/// global generator would.
+/// Returns normal float64 values that differ between calls. Each thread has its own sequence, which
+/// is the same in every run. libtorch's global generator is not used, because its values would
+/// depend on the tests in other threads.
 pub fn random(shape: &[i64]) -> Tensor {
     thread_local!(static DRAWN: Cell<u64> = const { Cell::new(0) });
     seeded(DRAWN.replace(DRAWN.get() + 1), shape)
