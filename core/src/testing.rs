@@ -1,30 +1,31 @@
-//! What the tests share: where the reference values and the real model are.
+//! Parts that several tests use: the folders of reference values and of the real models.
 //!
-//! They are not part of the repository. Where they are missing a test says so and skips, except in
-//! continuous integration, which must not skip.
+//! The real models are not part of the repository. A test that needs a missing one says so and
+//! skips, except in continuous integration, which must have SmolLM2.
 
 pub mod gguf;
+#[path = "../../tests/golden.rs"]
+pub mod golden;
 pub mod warnings;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use crate::weights::Extent;
-
-/// The folder of reference values: `$REPRPO_SHARED`, else `shared` beside the workspace.
-pub fn shared() -> Option<PathBuf> {
-    let found = match std::env::var_os("REPRPO_SHARED") {
-        Some(dir) => PathBuf::from(dir),
-        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared"),
-    };
-    present(found, "the reference values (`$REPRPO_SHARED`)")
-}
 
 /// SmolLM2-135M-Instruct as GGUF, where it has been fetched.
 pub fn smollm2() -> Option<PathBuf> {
     let found = crate::weights::locate("smollm2-135m-instruct", Extent::Whole)
         .map(|found| found.path)
         .unwrap_or_default();
-    present(found, "the model smollm2-135m-instruct (`cargo xtask model`)")
+    if found.exists() {
+        return Some(found);
+    }
+    assert!(
+        std::env::var("CI").as_deref() != Ok("true"),
+        "continuous integration needs the model smollm2-135m-instruct"
+    );
+    eprintln!("skipped: the model smollm2-135m-instruct (`cargo xtask model`) not found");
+    None
 }
 
 /// Seconds that `work` keeps this thread computing: unlike the time that passes, no matter what
@@ -56,21 +57,9 @@ pub fn gemma3() -> Option<PathBuf> {
         .ok()
         .map(|found| found.path)
         .filter(|path| path.is_file());
-    // Of a size that continuous integration does not fetch.
+    // It is too large for continuous integration. The small `models/gemma3_text` stands in for it.
     if found.is_none() {
         eprintln!("skipped: the model gemma3-270m (`cargo xtask model gemma3-270m`) not found");
     }
     found
-}
-
-fn present(path: PathBuf, what: &str) -> Option<PathBuf> {
-    if path.exists() {
-        return Some(path);
-    }
-    assert!(
-        std::env::var("CI").as_deref() != Ok("true"),
-        "{what} must be there in continuous integration"
-    );
-    eprintln!("skipped: {what} not found");
-    None
 }

@@ -374,14 +374,18 @@ fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing;
+    use crate::testing::{self, golden};
     use crate::weights::ModelFiles;
+    use std::path::PathBuf;
 
     #[test]
     fn smollm2_makes_the_ids_that_transformers_makes() {
-        let (Some(shared), Some(model)) = (testing::shared(), testing::smollm2()) else { return };
+        let Some(model) = testing::smollm2() else { return };
         let tokenizer = ModelFiles::open(&model).unwrap().tokenizer().unwrap();
-        let lines = std::fs::read_to_string(shared.join("golden/smollm2/tokens.jsonl")).unwrap();
+        let lines: String = golden::roots()
+            .iter()
+            .map(|root| std::fs::read_to_string(root.join("smollm2/tokens.jsonl")).unwrap())
+            .collect();
         let mut count = 0;
         for line in lines.lines() {
             let line: Value = serde_json::from_str(line).unwrap();
@@ -392,7 +396,7 @@ mod tests {
             assert_eq!(tokenizer.decode(&ids).unwrap(), text);
             count += 1;
         }
-        assert!(count > 200);
+        assert!(count >= 25);
         assert_eq!(tokenizer.eos(), Some(&Special { text: "<|im_end|>".into(), id: 2 }));
         assert_eq!(tokenizer.bos().map(|s| s.id), Some(1));
         assert_eq!(tokenizer.vocab_size(), 49152);
@@ -400,13 +404,13 @@ mod tests {
 
     #[test]
     fn smollm2_renders_the_chats_that_transformers_renders() {
-        let (Some(shared), Some(model)) = (testing::shared(), testing::smollm2()) else { return };
+        let Some(model) = testing::smollm2() else { return };
         let tokenizer = ModelFiles::open(&model).unwrap().tokenizer().unwrap();
-        let chats: Vec<Value> = serde_json::from_slice(
-            &std::fs::read(shared.join("golden/smollm2/chats.json")).unwrap(),
-        )
-        .unwrap();
-        for chat in chats {
+        let read = |root: PathBuf| {
+            let text = std::fs::read(root.join("smollm2/chats.json")).unwrap();
+            serde_json::from_slice::<Vec<Value>>(&text).unwrap()
+        };
+        for chat in golden::roots().into_iter().flat_map(read) {
             let messages: Vec<Message> = serde_json::from_value(chat["messages"].clone()).unwrap();
             assert_eq!(tokenizer.render_chat(&messages, false).unwrap(), chat["text"]);
             assert_eq!(tokenizer.render_chat(&messages, true).unwrap(), chat["text_generation"]);
@@ -420,8 +424,7 @@ mod tests {
 
     #[test]
     fn ids_out_of_range_are_no_panic() {
-        let Some(shared) = testing::shared() else { return };
-        let tokenizer = Tokenizer::from_folder(&shared.join("golden/tokenizer")).unwrap();
+        let tokenizer = Tokenizer::from_folder(&golden::own().join("tokenizer")).unwrap();
         assert!(tokenizer.decode(&[-1]).is_err());
         assert_eq!(tokenizer.decode(&[1_000_000]).unwrap(), "");
         assert_eq!(tokenizer.token(-1), None);

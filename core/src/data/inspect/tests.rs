@@ -122,8 +122,7 @@ fn fields_of_messages_and_arguments_of_templates_count() {
 
 #[test]
 fn with_a_tokenizer_it_says_what_a_run_would_make_of_the_pairs() {
-    let Some(shared) = testing::shared() else { return };
-    let tokenizer = Tokenizer::from_folder(&shared.join("golden/tokenizer")).unwrap();
+    let tokenizer = Tokenizer::from_folder(&testing::golden::own().join("tokenizer")).unwrap();
     let long = "word ".repeat(20);
     let data = Fixed(vec![(
         "train",
