@@ -156,6 +156,11 @@ impl Decoder {
         self.vocabulary.logits(hidden)
     }
 
+    /// The embedding and the output head.
+    pub fn vocabulary(&self) -> &Vocabulary {
+        &self.vocabulary
+    }
+
     /// The model's linear modules, in the order in which they run.
     pub fn linears(&self) -> Vec<&Linear> {
         let mut linears = Vec::with_capacity(self.info.linears.len());

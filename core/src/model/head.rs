@@ -1,7 +1,7 @@
 //! Log-probabilities of given tokens. The output head runs only on the rows that predict one of
 //! them, because logits are large.
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::Model;
 use crate::error::Result;
@@ -40,117 +40,347 @@ pub enum Detail {
     MetricsAndCollision,
 }
 
-/// The number of rows for which logits are computed at once when no gradient is needed: 512 ×
-/// 50,000 floats take 100 MB.
-const ROWS: i64 = 512;
+/// The values of each scored token.
+#[derive(Debug)]
+pub struct TokenScores {
+    /// log p of the token `[m]`, in float32, or in float64 in a float64 model. The gradient flows
+    /// into the hidden states.
+    pub logprobs: Tensor,
+    /// The statistics that [`Detail`] selects; `None` for [`Detail::None`].
+    pub stats: Option<TokenStats>,
+    /// KL(policy ‖ reference) over the vocabulary in nats `[m]`, with a gradient like
+    /// `logprobs`. `None` without the hidden states of a reference.
+    pub kl: Option<Tensor>,
+}
+
+/// The amounts of logits that are processed at once, in bytes.
+#[derive(Clone, Copy)]
+struct Sizes {
+    /// Logits that are computed at once, in the kind of the model.
+    chunk: i64,
+    /// Logits that are converted to float32 at once on the CPU. They should fit into the cache of
+    /// one core.
+    block: i64,
+}
+
+const SIZES: Sizes = Sizes { chunk: 64 << 20, block: 1 << 20 };
+
+/// One value per token, in parts that belong to successive tokens.
+#[derive(Default)]
+struct Parts {
+    logprobs: Vec<Tensor>,
+    entropy: Vec<Tensor>,
+    mean_logit: Vec<Tensor>,
+    correct: Vec<Tensor>,
+    log_collision: Vec<Tensor>,
+    kl: Vec<Tensor>,
+    /// Gradients `[tokens hidden]` of `logprobs` and of `kl` with respect to the hidden states.
+    logprob_gradients: Vec<Tensor>,
+    kl_gradients: Vec<Tensor>,
+}
 
 impl Model {
-    /// log p of each predicted token `[m]`, from the final hidden states `[n hidden]`, and the
-    /// statistics that `detail` selects. Values are float32, or float64 in a float64 model.
+    /// Scores the predicted tokens from the final hidden states `[n hidden]` of the policy.
+    /// `reference` has the final hidden states `[n hidden]` of the reference.
+    ///
+    /// Logits are only computed for a chunk of tokens at a time, and never stored for a backward
+    /// pass. Instead, the gradient J of each value with respect to the token's hidden state h is
+    /// computed at once, and the value is returned as `value + ⟨h − sg(h), J⟩`, where sg stops the
+    /// gradient. This has the exact value and the exact first derivative, but no second one.
     ///
     /// # Errors
     /// Fails if shapes do not match, or if memory runs out.
-    pub fn logprobs(
+    pub fn score_tokens(
         &self,
         hidden: &Tensor,
         predicted: &PredictedTokens,
         detail: Detail,
-    ) -> Result<(Tensor, Option<TokenStats>)> {
+        reference: Option<&Tensor>,
+    ) -> Result<TokenScores> {
+        self.score_in_chunks(hidden, predicted, detail, reference, SIZES)
+    }
+
+    fn score_in_chunks(
+        &self,
+        hidden: &Tensor,
+        predicted: &PredictedTokens,
+        detail: Detail,
+        reference: Option<&Tensor>,
+        sizes: Sizes,
+    ) -> Result<TokenScores> {
         let hidden = hidden.f_index_select(0, &predicted.rows)?;
-        let m = predicted.ids.size()[0];
-        // Chunks would not save memory here: autograd keeps the logits of every chunk for the
-        // backward pass.
-        let step = if hidden.requires_grad() { m.max(1) } else { ROWS };
-        let mut logps = Vec::new();
-        let (mut entropy, mut mean_logit, mut correct, mut log_collision) =
-            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let reference = reference.map(|r| r.f_index_select(0, &predicted.rows)).transpose()?;
+        let mut parts = Parts::default();
+        {
+            let _guard = tch::no_grad_guard();
+            let m = predicted.ids.size()[0];
+            let row = self.info().vocab * self.kind().elt_size_in_bytes() as i64;
+            let rows = (sizes.chunk / row).max(1);
+            let mut start = 0;
+            while start < m {
+                let len = rows.min(m - start);
+                let part = |t: &Tensor| t.f_narrow(0, start, len);
+                self.score_chunk(
+                    &part(&hidden)?,
+                    &part(&predicted.ids)?,
+                    detail,
+                    reference.as_ref().map(part).transpose()?.as_ref(),
+                    hidden.requires_grad(),
+                    sizes,
+                    &mut parts,
+                )?;
+                start += len;
+            }
+        }
+        let joined = |parts: &[Tensor]| -> Result<Option<Tensor>> {
+            Ok(if parts.is_empty() { None } else { Some(Tensor::f_cat(parts, 0)?) })
+        };
+        let linear = |values: Tensor, gradients: &[Tensor]| -> Result<Tensor> {
+            let Some(gradient) = joined(gradients)? else { return Ok(values) };
+            let zero = hidden.f_sub(&hidden.f_detach()?)?.f_to_kind(values.kind())?;
+            let change = zero.f_mul(&gradient)?;
+            Ok(values.f_add(&change.f_sum_dim_intlist(-1, false, None::<Kind>)?)?)
+        };
+        let logprobs = match joined(&parts.logprobs)? {
+            Some(logprobs) => linear(logprobs, &parts.logprob_gradients)?,
+            None => hidden.f_select(1, 0)?.f_to_kind(self.score_kind())?,
+        };
+        let stats =
+            match (joined(&parts.entropy)?, joined(&parts.mean_logit)?, joined(&parts.correct)?) {
+                (Some(entropy), Some(mean_logit), Some(correct)) => Some(TokenStats {
+                    entropy,
+                    mean_logit,
+                    correct,
+                    log_collision: joined(&parts.log_collision)?,
+                }),
+                _ => None,
+            };
+        let kl = joined(&parts.kl)?.map(|kl| linear(kl, &parts.kl_gradients)).transpose()?;
+        Ok(TokenScores { logprobs, stats, kl })
+    }
+
+    /// The kind of scores: float64 in a float64 model, otherwise float32.
+    fn score_kind(&self) -> Kind {
+        if self.kind() == Kind::Double { Kind::Double } else { Kind::Float }
+    }
+
+    /// Scores tokens with the ids `ids` `[c]`, and computes gradients if `with_gradients` is true.
+    fn score_chunk(
+        &self,
+        hidden: &Tensor,
+        ids: &Tensor,
+        detail: Detail,
+        reference: Option<&Tensor>,
+        with_gradients: bool,
+        sizes: Sizes,
+        parts: &mut Parts,
+    ) -> Result<()> {
+        let kind = self.score_kind();
+        let logits = self.logits(hidden)?;
+        let others = reference.map(|r| self.logits(r)).transpose()?;
+        let c = ids.size()[0];
+        let rows = match logits.device() {
+            Device::Cpu => {
+                (sizes.block / (self.info().vocab * kind.elt_size_in_bytes() as i64)).max(1)
+            }
+            _ => c,
+        };
         let mut start = 0;
-        while start < m {
-            let len = step.min(m - start);
-            let ids = predicted.ids.f_narrow(0, start, len)?;
-            let logits = self.logits(&hidden.f_narrow(0, start, len)?)?;
-            let logits =
-                if self.kind() == Kind::Double { logits } else { logits.f_to_kind(Kind::Float)? };
-            let normaliser = logits.f_logsumexp(-1, false)?;
-            logps.push(
-                logits
-                    .f_gather(1, &ids.f_unsqueeze(1)?, false)?
-                    .f_squeeze_dim(1)?
-                    .f_sub(&normaliser)?,
-            );
+        while start < c {
+            let len = rows.min(c - start);
+            let block = |t: &Tensor| t.f_narrow(0, start, len);
+            let ids = block(ids)?.f_unsqueeze(1)?;
+            let of_block = block(&logits)?.f_to_kind(kind)?;
+            let log_p = of_block.f_log_softmax(-1, None::<Kind>)?;
+            let mean = |t: &Tensor| t.f_sum_dim_intlist(-1, false, None::<Kind>);
+            parts.logprobs.push(log_p.f_gather(1, &ids, false)?.f_squeeze_dim(1)?);
+            let p = log_p.f_exp()?;
             if detail > Detail::None {
-                let _guard = tch::no_grad_guard();
-                let (logits, normaliser) = (logits.f_detach()?, normaliser.f_detach()?);
-                // −Σ p log p = lse − Σ p·logit
-                let expected = logits
-                    .f_softmax(-1, None::<Kind>)?
-                    .f_mul_(&logits)?
-                    .f_sum_dim_intlist(-1, false, None::<Kind>)?;
-                entropy.push(normaliser.f_sub(&expected)?);
-                mean_logit.push(logits.f_mean_dim(-1, false, None::<Kind>)?);
-                // log Σ p² = lse(2·logit) − 2·lse(logit)
-                if detail == Detail::MetricsAndCollision {
-                    log_collision
-                        .push((&logits * 2.0).f_logsumexp(-1, false)?.f_sub(&(&normaliser * 2.0))?);
+                parts.entropy.push(mean(&p.f_mul(&log_p)?)?.f_neg()?);
+                parts.mean_logit.push(of_block.f_mean_dim(-1, false, None::<Kind>)?);
+                parts.correct.push(
+                    of_block
+                        .f_argmax(-1, false)?
+                        .f_eq_tensor(&ids.f_squeeze_dim(1)?)?
+                        .f_to_kind(Kind::Float)?,
+                );
+            }
+            if detail == Detail::MetricsAndCollision {
+                parts.log_collision.push((&log_p * 2.0).f_logsumexp(-1, false)?);
+            }
+            // The derivative of the soft cap, from the capped logits.
+            let slope = match self.decoder.vocabulary().cap().filter(|_| with_gradients) {
+                Some(cap) => Some(1.0 - of_block.f_div_scalar(cap)?.f_square()?),
+                None => None,
+            };
+            let sloped = |gradient: Tensor| match &slope {
+                Some(slope) => gradient.f_mul(slope),
+                None => Ok(gradient),
+            };
+            if let Some(others) = &others {
+                // ∂KL/∂logit = p·(log p − log r − KL)
+                let ratio = log_p.f_sub(&block(others)?.f_log_softmax(-1, kind)?)?;
+                let kl = mean(&p.f_mul(&ratio)?)?;
+                if with_gradients {
+                    let gradient = sloped(ratio.f_sub(&kl.f_unsqueeze(1)?)?.f_mul(&p)?)?;
+                    block(others)?.f_copy_(&gradient)?;
                 }
-                correct
-                    .push(logits.f_argmax(-1, false)?.f_eq_tensor(&ids)?.f_to_kind(Kind::Float)?);
+                parts.kl.push(kl);
+            }
+            if with_gradients {
+                // ∂log p(id)/∂logit = [id] − p
+                let one = Tensor::f_ones_like(&ids)?.f_to_kind(kind)?;
+                let gradient = sloped(p.f_neg()?.f_scatter_add_(1, &ids, &one)?)?;
+                block(&logits)?.f_copy_(&gradient)?;
             }
             start += len;
         }
-        let joined = |parts: &[Tensor]| -> Result<Tensor> { Ok(Tensor::f_cat(parts, 0)?) };
-        let stats = if detail > Detail::None {
-            let (entropy, mean_logit, correct) =
-                (joined(&entropy)?, joined(&mean_logit)?, joined(&correct)?);
-            let log_collision =
-                if log_collision.is_empty() { None } else { Some(joined(&log_collision)?) };
-            Some(TokenStats { entropy, mean_logit, correct, log_collision })
-        } else {
-            None
-        };
-        Ok((joined(&logps)?, stats))
+        if with_gradients {
+            let back = |gradient: &Tensor| self.decoder.vocabulary().back_projected(gradient);
+            parts.logprob_gradients.push(back(&logits)?);
+            if let Some(others) = &others {
+                parts.kl_gradients.push(back(others)?);
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::model::tiny::Fixture;
+
+    const DEVICE: Device = Device::Cpu;
+
+    fn model(architecture: &str, kind: Kind) -> Model {
+        let fixture = Fixture::read().unwrap();
+        let mut config = fixture.case(architecture, "default").unwrap().config.clone();
+        match architecture {
+            "gemma2" => config["final_logit_softcapping"] = json!(0.7),
+            "granite" => config["logits_scaling"] = json!(3.0),
+            _ => {}
+        }
+        let tensors = fixture.tensors(architecture, kind).unwrap();
+        Model::from_tensors(&config, tensors, kind, DEVICE).unwrap()
     }
 
-    /// KL(policy ‖ reference) over the vocabulary, in nats, for each predicted token, `[m]`.
-    /// `hidden` and `reference` are the final hidden states `[n hidden]` of the policy and of the
-    /// reference. Values are float32, or float64 in a float64 model. The gradient flows into
-    /// `hidden`, but not into `reference`.
-    ///
-    /// # Errors
-    /// Fails if memory runs out.
-    pub fn divergence(
-        &self,
+    /// Scores from all logits at once, which autograd keeps.
+    fn plain(
+        model: &Model,
         hidden: &Tensor,
         reference: &Tensor,
-        predicted: &PredictedTokens,
-    ) -> Result<Tensor> {
-        let (hidden, reference) = (
-            hidden.f_index_select(0, &predicted.rows)?,
-            reference.f_detach()?.f_index_select(0, &predicted.rows)?,
-        );
-        let m = hidden.size()[0];
-        let step = if hidden.requires_grad() { m.max(1) } else { ROWS };
-        let log_softmax = |states: &Tensor, start: i64, len: i64| -> Result<Tensor> {
-            let logits = self.logits(&states.f_narrow(0, start, len)?)?;
-            let kind = if self.kind() == Kind::Double { Kind::Double } else { Kind::Float };
-            Ok(logits.f_log_softmax(-1, kind)?)
+        tokens: &PredictedTokens,
+    ) -> TokenScores {
+        let kind = model.score_kind();
+        let log_softmax = |h: &Tensor| {
+            let logits = model.logits(&h.index_select(0, &tokens.rows)).unwrap();
+            (logits.to_kind(kind), logits.log_softmax(-1, kind))
         };
-        let mut parts = Vec::new();
-        let mut start = 0;
-        while start < m {
-            let len = step.min(m - start);
-            let log_r = {
-                let _guard = tch::no_grad_guard();
-                log_softmax(&reference, start, len)?
-            };
-            let log_p = log_softmax(&hidden, start, len)?;
-            parts.push(log_p.f_exp()?.f_mul(&log_p.f_sub(&log_r)?)?.f_sum_dim_intlist(
-                -1,
-                false,
-                None::<Kind>,
-            )?);
-            start += len;
+        let ((logits, log_p), (_, log_r)) = (log_softmax(hidden), log_softmax(reference));
+        let p = log_p.exp();
+        let sum = |t: Tensor| t.sum_dim_intlist(-1, false, None::<Kind>);
+        TokenScores {
+            logprobs: log_p.gather(1, &tokens.ids.unsqueeze(1), false).squeeze_dim(1),
+            stats: Some(TokenStats {
+                entropy: -sum(&p * &log_p),
+                mean_logit: logits.mean_dim(-1, false, None::<Kind>),
+                correct: logits.argmax(-1, false).eq_tensor(&tokens.ids).to_kind(Kind::Float),
+                log_collision: Some(sum(p.square()).log()),
+            }),
+            kl: Some(sum(&p * (&log_p - log_r))),
         }
-        Ok(Tensor::f_cat(&parts, 0)?)
+    }
+
+    /// The largest difference, relative to the largest value.
+    fn error(a: &Tensor, b: &Tensor) -> f64 {
+        let [a, b] = [a, b].map(|t| t.to_kind(Kind::Double));
+        ((&a - &b).abs().max() / b.abs().max()).double_value(&[])
+    }
+
+    #[test]
+    fn chunked_scores_and_their_gradients_equal_the_plain_ones() {
+        tch::manual_seed(1);
+        for (architecture, kind, tolerance) in [
+            ("llama", Kind::Double, 1e-12),
+            ("llama", Kind::Float, 1e-5),
+            ("llama", Kind::BFloat16, 1e-2),
+            ("gemma2", Kind::Double, 1e-12),
+            ("gemma2", Kind::Float, 1e-5),
+            ("granite", Kind::Double, 1e-12),
+            ("gpt2", Kind::Float, 1e-5),
+        ] {
+            let model = model(architecture, kind);
+            let (n, m, vocab) = (40, 101, model.info().vocab);
+            let random = || Tensor::randn([n, model.info().hidden], (kind, DEVICE));
+            let tokens = PredictedTokens {
+                rows: Tensor::randint(n, [m], (Kind::Int64, DEVICE)),
+                ids: Tensor::randint(vocab, [m], (Kind::Int64, DEVICE)),
+            };
+            let (hidden, reference) = (random().set_requires_grad(true), random());
+            // One row for each block and 13 for each chunk, several for each block, and all at once.
+            let row = vocab * kind.elt_size_in_bytes() as i64;
+            for sizes in [
+                Sizes { chunk: 13 * row, block: 1 },
+                Sizes { chunk: 50 * row, block: 28 * vocab },
+                SIZES,
+            ] {
+                let ours = model
+                    .score_in_chunks(
+                        &hidden,
+                        &tokens,
+                        Detail::MetricsAndCollision,
+                        Some(&reference),
+                        sizes,
+                    )
+                    .unwrap();
+                let theirs = plain(&model, &hidden, &reference, &tokens);
+                let place = format!("{architecture}, {kind:?}, {}", sizes.chunk);
+                let (stats, expected) = (ours.stats.unwrap(), theirs.stats.unwrap());
+                let (kl, expected_kl) = (ours.kl.unwrap(), theirs.kl.unwrap());
+                for (a, b) in [
+                    (&ours.logprobs, &theirs.logprobs),
+                    (&kl, &expected_kl),
+                    (&stats.entropy, &expected.entropy),
+                    (&stats.mean_logit, &expected.mean_logit),
+                    (&stats.log_collision.unwrap(), &expected.log_collision.unwrap()),
+                ] {
+                    // The values come from the same logits, so only their order of summation
+                    // differs.
+                    let tolerance = if kind == Kind::Double { 1e-12 } else { 1e-5 };
+                    assert!(error(a, b) < tolerance, "{place}: {}", error(a, b));
+                }
+                assert_eq!(stats.correct, expected.correct);
+                for (a, b) in [(&ours.logprobs, &theirs.logprobs), (&kl, &expected_kl)] {
+                    let weights = Tensor::randn([m], (model.score_kind(), DEVICE));
+                    let gradient = |value: &Tensor| {
+                        let loss = (value * &weights).sum(model.score_kind());
+                        Tensor::run_backward(&[loss], &[&hidden], true, false).remove(0)
+                    };
+                    let difference = error(&gradient(a), &gradient(b));
+                    assert!(difference < tolerance, "{place}: gradient {difference}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn scores_without_gradient_and_of_no_tokens_are_computed() {
+        let model = model("llama", Kind::Float);
+        let hidden = Tensor::randn([3, model.info().hidden], (Kind::Float, DEVICE));
+        let of = |ids: &[i64]| PredictedTokens {
+            rows: Tensor::zeros([ids.len() as i64], (Kind::Int64, DEVICE)),
+            ids: Tensor::from_slice(ids),
+        };
+        let scores = model.score_tokens(&hidden, &of(&[1, 2]), Detail::None, None).unwrap();
+        assert!(!scores.logprobs.requires_grad() && scores.stats.is_none() && scores.kl.is_none());
+        let none = model.score_tokens(&hidden, &of(&[]), Detail::Metrics, None).unwrap();
+        assert_eq!(none.logprobs.size(), [0]);
+        let hidden = hidden.set_requires_grad(true);
+        let none = model.score_tokens(&hidden, &of(&[]), Detail::Metrics, None).unwrap();
+        none.logprobs.sum(Kind::Float).backward();
+        assert_eq!(hidden.grad().abs().sum(Kind::Float).double_value(&[]), 0.0);
     }
 }

@@ -27,7 +27,8 @@ fn scores(model: &Model, pairs: &[TokenPair], together: usize) -> Vec<[f64; 2]> 
             .unwrap()
             .hidden
             .unwrap();
-        let (logps, _) = model.logprobs(&hidden, &batch.predicted, Detail::None).unwrap();
+        let logps =
+            model.score_tokens(&hidden, &batch.predicted, Detail::None, None).unwrap().logprobs;
         let side = |rejected| {
             Vec::<f64>::try_from(
                 batch.tokens_of(&logps, rejected).unwrap().sum().to_kind(Kind::Double),

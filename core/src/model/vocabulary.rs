@@ -157,6 +157,25 @@ impl Vocabulary {
         })
     }
 
+    /// Turns gradients `[m vocab]` of the final logits into gradients of the hidden states
+    /// `[m hidden]`. `gradient` must be in the kind of the model, and must not depend on the
+    /// parameters.
+    ///
+    /// # Errors
+    /// Fails if shapes do not match, or if memory runs out.
+    pub fn back_projected(&self, gradient: &Tensor) -> Result<Tensor> {
+        let hidden = gradient.f_matmul(self.matrices().1)?;
+        Ok(match self.divisor {
+            Some(divisor) => hidden.f_div_scalar(divisor)?,
+            None => hidden,
+        })
+    }
+
+    /// The soft cap c of the logits; `None` if they are not capped.
+    pub fn cap(&self) -> Option<f64> {
+        self.cap
+    }
+
     /// True if the embedding matrix is also the head.
     pub fn is_tied(&self) -> bool {
         self.head.is_none()

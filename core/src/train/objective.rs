@@ -211,20 +211,20 @@ impl Objective {
                 } else {
                     Detail::Metrics
                 };
-                let (logps, stats) = model.logprobs(hidden, &batch.predicted, detail)?;
-                if let Some(stats) = &stats {
-                    metrics = self.metrics(batch, &logps, stats)?;
+                let scores = model.score_tokens(
+                    hidden,
+                    &batch.predicted,
+                    detail,
+                    observed.hidden.as_ref(),
+                )?;
+                if let Some(stats) = &scores.stats {
+                    metrics = self.metrics(batch, &scores.logprobs, stats)?;
                 }
-                let kl = observed
-                    .hidden
-                    .as_ref()
-                    .map(|reference| model.divergence(hidden, reference, &batch.predicted))
-                    .transpose()?;
                 Some(self.logprobs(
                     batch,
-                    &logps,
-                    stats.and_then(|s| s.log_collision).as_ref(),
-                    kl.as_ref(),
+                    &scores.logprobs,
+                    scores.stats.and_then(|s| s.log_collision).as_ref(),
+                    scores.kl.as_ref(),
                 )?)
             }
             _ => None,
@@ -242,7 +242,8 @@ impl Objective {
             (self.needs.sequence_nll, &reached.hidden, observed.own_logprobs)
         {
             let rows = batch.rows(Pooling::All, Side::Chosen)?;
-            let own = model.logprobs(hidden, &batch.own_tokens(&rows)?, Detail::None)?.0;
+            let own = batch.own_tokens(&rows)?;
+            let own = model.score_tokens(hidden, &own, Detail::None, None)?.logprobs;
             pairs = pairs.with_sequence_nll(SequenceNll {
                 policy: -own,
                 reference: -reference,

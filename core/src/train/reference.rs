@@ -122,7 +122,8 @@ impl Reference {
         let own_logprobs = match (&reached.hidden, needs.sequence_nll) {
             (Some(hidden), true) => {
                 let rows = batch.rows(Pooling::All, Side::Chosen)?;
-                Some(model.logprobs(hidden, &batch.own_tokens(&rows)?, Detail::None)?.0)
+                let own = batch.own_tokens(&rows)?;
+                Some(model.score_tokens(hidden, &own, Detail::None, None)?.logprobs)
             }
             _ => None,
         };
@@ -146,7 +147,7 @@ impl Reference {
     ) -> Result<()> {
         let logps = match hidden {
             Some(hidden) if needs.reference_logprobs => {
-                Some(model.logprobs(hidden, &batch.predicted, Detail::None)?.0)
+                Some(model.score_tokens(hidden, &batch.predicted, Detail::None, None)?.logprobs)
             }
             _ => None,
         };

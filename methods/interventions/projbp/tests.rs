@@ -61,7 +61,8 @@ fn segmented(config: &ProjBp, model: &Model, targets: &str) -> Vec<Tensor> {
     let batch = PairBatch::of(&pairs.iter().collect::<Vec<_>>(), holds, model).unwrap();
     let mut method = Projected { config: config.clone(), loss: Box::new(config.dpo.clone()) };
     let logprobs = |hidden: &Tensor| {
-        let logps = model.logprobs(hidden, &batch.predicted, Detail::None).unwrap().0;
+        let logps =
+            model.score_tokens(hidden, &batch.predicted, Detail::None, None).unwrap().logprobs;
         Logprobs::new(
             batch.tokens_of(&logps, Side::Chosen).unwrap(),
             Some(batch.tokens_of(&logps, Side::Rejected).unwrap()),
