@@ -3,7 +3,6 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::ops::Range;
 use std::rc::Rc;
 
 use tch::{Device, Kind, Tensor};
@@ -14,8 +13,31 @@ mod tests;
 use crate::api::{Completions, Pooling, Side, Sides, TokenLogprobs};
 use crate::error::{Error, Result};
 use crate::model::stream::{Stream, StreamBuilder};
-use crate::model::{Model, PredictedTokens};
+use crate::model::{Adapted, Model, PredictedTokens};
 use crate::text::TokenPair;
+
+/// The sequences of a batch that may share rows of the stream. Sequences that share rows have the
+/// same states there, and gradients of both flow into them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharing {
+    /// All sequences share their common beginnings, across pairs too.
+    Prefixes,
+    /// Sequences with the same prompt share it and the common beginnings of their completions. For
+    /// adapters whose change depends on the position in the prompt.
+    SamePrompt,
+    /// The two sequences of a pair share the prompt. For methods that read the gradients of each
+    /// pair.
+    WithinPair,
+    /// No sequences share rows. The other choices are compared with this one.
+    Nothing,
+}
+
+impl Sharing {
+    /// The most sharing that keeps the results of a model with this adapter exact.
+    pub fn for_adapted(adapted: Option<&Adapted>) -> Self {
+        if adapted.is_some_and(Adapted::changes_blocks) { Self::SamePrompt } else { Self::Prefixes }
+    }
+}
 
 /// The completions of each pair that a batch contains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,14 +46,14 @@ pub struct BatchSpec {
     pub logprobs: Completions,
     /// Completions whose states are read.
     pub states: Completions,
-    /// True if no two pairs share a row of the stream.
-    pub apart: bool,
+    /// The sequences that may share rows of the stream.
+    pub sharing: Sharing,
 }
 
 impl BatchSpec {
     /// Both completions of each pair. Both are scored.
     pub const SCORED: Self =
-        Self { logprobs: Completions::Both, states: Completions::Both, apart: false };
+        Self { logprobs: Completions::Both, states: Completions::Both, sharing: Sharing::Prefixes };
 
     /// The completions that the batch contains. This is the chosen one if none is needed.
     fn completions(self) -> Completions {
@@ -86,8 +108,9 @@ struct Sequence {
     chain: Vec<usize>,
     /// Number of tokens of the prompt, which come first.
     prompt: usize,
-    /// Range of the sequence's completion tokens among the scored tokens.
-    scored: Range<usize>,
+    /// Indices of the sequence's completion tokens among the scored tokens; empty if the sequence
+    /// is not scored.
+    scored: Vec<i64>,
 }
 
 /// A batch of b pairs.
@@ -126,13 +149,6 @@ pub fn passes(pairs: &[TokenPair], tokens: usize) -> impl Iterator<Item = &[Toke
     })
 }
 
-/// Sequences with the same key share a prompt. The key has the tokens of the prompt, the rotation
-/// of the sequence, and the index of the pair if pairs must not share rows.
-type PromptKey<'a> = (&'a [i64], Vec<usize>, Option<usize>);
-
-/// A prompt, with the pair index and side of each completion that continues it.
-type PromptMembers<'a> = (&'a [i64], Vec<(usize, Side)>);
-
 impl PairBatch {
     /// Lays out `pairs` for `model`.
     ///
@@ -155,58 +171,83 @@ impl PairBatch {
         device: Device,
         rotation_of: impl Fn(usize) -> Vec<usize>,
     ) -> Result<Self> {
-        let mut builder = StreamBuilder::default();
-        let (mut sequences, mut rows, mut ids) = (Vec::<Sequence>::new(), Vec::new(), Vec::new());
-        // A prompt and its completions must be adjacent in the stream, so they are grouped first.
-        let mut prompts: Vec<PromptMembers<'_>> = Vec::new();
-        let mut known: HashMap<PromptKey<'_>, usize> = HashMap::new();
         let completions = spec.completions();
+        // Sequences that may share rows must be adjacent in the stream, so they are grouped first.
+        let mut groups: Vec<Vec<Planned>> = Vec::new();
+        let mut known: HashMap<GroupKey<'_>, usize> = HashMap::new();
         for (i, pair) in pairs.iter().enumerate() {
             for side in completions.sides() {
-                let rotation = rotation_of(pair.prompt.len() + pair.completion(side).len());
-                let next = prompts.len();
-                let at =
-                    *known.entry((&pair.prompt, rotation, spec.apart.then_some(i))).or_insert(next);
-                if at == next {
-                    prompts.push((&pair.prompt, Vec::new()));
+                let tokens = [&pair.prompt[..], pair.completion(side)].concat();
+                let owner = match spec.sharing {
+                    Sharing::Prefixes | Sharing::SamePrompt => None,
+                    Sharing::WithinPair => Some((i, None)),
+                    Sharing::Nothing => Some((i, Some(side))),
+                };
+                let prompt = (spec.sharing != Sharing::Prefixes).then_some(&pair.prompt[..]);
+                let key = (rotation_of(tokens.len()), prompt, owner);
+                let next = groups.len();
+                let group = *known.entry(key).or_insert(next);
+                if group == next {
+                    groups.push(Vec::new());
                 }
-                prompts[at].1.push((i, side));
+                let (prompt, scored) = (pair.prompt.len(), spec.logprobs.has(side));
+                let equal = groups[group]
+                    .iter_mut()
+                    .find(|other| other.prompt == prompt && other.tokens == tokens);
+                match equal {
+                    Some(other) => {
+                        other.members.push((i, side));
+                        other.scored |= scored;
+                    }
+                    None => groups[group].push(Planned {
+                        tokens,
+                        prompt,
+                        scored,
+                        members: vec![(i, side)],
+                    }),
+                }
             }
         }
         let mut of_pairs =
             Sides::of(|side| if completions.has(side) { vec![0; pairs.len()] } else { Vec::new() });
-        for (prompt, members) in prompts {
-            let root = builder.push_prompt(prompt, None)?;
-            let last = builder.tokens() as i64 - 1;
-            let mut laid_out: HashMap<(&[i64], bool), usize> = HashMap::new();
-            for (i, side) in members {
-                let (tokens, scored) = (pairs[i].completion(side), spec.logprobs.has(side));
-                // A completion that is not scored can use the rows of an equal one that is scored.
-                // Both then have the same states to the bit.
-                let known = laid_out
-                    .get(&(tokens, true))
-                    .or_else(|| if scored { None } else { laid_out.get(&(tokens, false)) });
-                if let Some(sequence) = known {
-                    of_pairs.get_mut(side)[i] = *sequence;
-                    continue;
+        let mut builder = StreamBuilder::default();
+        let (mut sequences, mut rows, mut ids) = (Vec::<Sequence>::new(), Vec::new(), Vec::new());
+        for group in groups {
+            let mut chains = vec![Vec::new(); group.len()];
+            let all: Vec<usize> = (0..group.len()).collect();
+            if spec.sharing == Sharing::Prefixes {
+                lay_out(&mut builder, &group, &all, 0, MIN_SHARED, &mut chains)?;
+            } else {
+                let prompt = group[0].prompt;
+                let root = builder.push_prompt(&group[0].tokens[..prompt], None)?;
+                chains.iter_mut().for_each(|chain| chain.push(root));
+                let least = match spec.sharing {
+                    Sharing::Prefixes | Sharing::SamePrompt => MIN_SHARED,
+                    Sharing::WithinPair | Sharing::Nothing => usize::MAX,
+                };
+                lay_out(&mut builder, &group, &all, prompt, least, &mut chains)?;
+            }
+            // Index of each scored token, by its row and id.
+            let mut indices: HashMap<(usize, i64), i64> = HashMap::new();
+            for (planned, chain) in group.into_iter().zip(chains) {
+                let mut scored = Vec::new();
+                if planned.scored {
+                    let stream: Vec<usize> =
+                        chain.iter().flat_map(|i| builder.segment(*i).rows()).collect();
+                    // Each token is predicted by the token before it.
+                    let predicting = &stream[planned.prompt - 1..];
+                    for (row, id) in predicting.iter().zip(&planned.tokens[planned.prompt..]) {
+                        scored.push(*indices.entry((*row, *id)).or_insert_with(|| {
+                            rows.push(*row as i64);
+                            ids.push(*id);
+                            ids.len() as i64 - 1
+                        }));
+                    }
                 }
-                let start = builder.tokens() as i64;
-                let segment = builder.push(tokens, Some(root))?;
-                let from = ids.len();
-                if scored {
-                    // The last token of the prompt predicts the first token, and each token
-                    // predicts the next one.
-                    rows.push(last);
-                    rows.extend(start..start + tokens.len() as i64 - 1);
-                    ids.extend_from_slice(tokens);
+                for (i, side) in planned.members {
+                    of_pairs.get_mut(side)[i] = sequences.len();
                 }
-                laid_out.insert((tokens, scored), sequences.len());
-                of_pairs.get_mut(side)[i] = sequences.len();
-                sequences.push(Sequence {
-                    chain: vec![root, segment],
-                    prompt: prompt.len(),
-                    scored: from..ids.len(),
-                });
+                sequences.push(Sequence { chain, prompt: planned.prompt, scored });
             }
         }
         let predicted = PredictedTokens {
@@ -259,10 +300,9 @@ impl PairBatch {
     pub fn tokens_of(&self, values: &Tensor, side: Side) -> Result<TokenLogprobs> {
         let (mut index, mut owner, mut counts) = (Vec::new(), Vec::new(), Vec::new());
         for (pair, sequence) in self.side(side)?.enumerate() {
-            let scored = sequence.scored.clone();
-            counts.push(scored.len() as f64);
-            owner.extend(std::iter::repeat_n(pair as i64, scored.len()));
-            index.extend(scored.map(|i| i as i64));
+            counts.push(sequence.scored.len() as f64);
+            owner.extend(std::iter::repeat_n(pair as i64, sequence.scored.len()));
+            index.extend_from_slice(&sequence.scored);
         }
         let device = values.device();
         Ok(TokenLogprobs::new(
@@ -272,16 +312,16 @@ impl PairBatch {
         ))
     }
 
-    /// Range of the completion tokens of one side of pair `i` among the scored tokens.
+    /// Indices of the completion tokens of one side of pair `i` among the scored tokens `[tokens]`.
     ///
     /// # Errors
-    /// Fails if the batch does not contain that side.
-    pub fn scored(&self, i: usize, side: Side) -> Result<Range<usize>> {
+    /// Fails if the batch does not contain that side, or if memory runs out.
+    pub fn scored(&self, i: usize, side: Side) -> Result<Tensor> {
         let sequence = self
             .side(side)?
             .nth(i)
             .ok_or_else(|| Error::internal(format!("the batch has no pair {i}")))?;
-        Ok(sequence.scored.clone())
+        Ok(Tensor::from_slice(&sequence.scored).f_to_device(self.stream.ids.device())?)
     }
 
     /// The kind of pooled states and other results: float64 for a float64 model, else float32.
@@ -357,7 +397,7 @@ impl PairBatch {
     }
 
     /// Index of the pair (0 to b − 1) that each row of the stream belongs to, `[n]`, int64. Only
-    /// valid if no two pairs share a row ([`BatchSpec::apart`]).
+    /// valid if no two pairs share a row ([`Sharing::WithinPair`]).
     ///
     /// # Errors
     /// Fails if memory runs out.
@@ -372,4 +412,73 @@ impl PairBatch {
         }
         Ok(Tensor::from_slice(&owner).f_to_device(self.stream.ids.device())?)
     }
+}
+
+/// Minimum number of tokens that sequences must have in common to share them. Each shared beginning
+/// adds a call to attention in every block, which costs more than a few tokens do.
+const MIN_SHARED: usize = 8;
+
+/// Sequences with the same key may share rows. The key has the rotation of the sequence, and the
+/// prompt, the index of the pair and the side if they must be equal.
+type GroupKey<'a> = (Vec<usize>, Option<&'a [i64]>, Option<(usize, Option<Side>)>);
+
+/// A sequence that is not in the stream yet.
+struct Planned {
+    /// The prompt and the completion.
+    tokens: Vec<i64>,
+    /// Number of tokens of the prompt.
+    prompt: usize,
+    scored: bool,
+    /// The pairs and sides that have this sequence.
+    members: Vec<(usize, Side)>,
+}
+
+/// Appends the tokens from position `from` on of the sequences `which`, which are equal before that
+/// position, and appends the new segments to their chains. Sequences share at least `least` tokens
+/// or none, but equal sequences share all.
+fn lay_out(
+    builder: &mut StreamBuilder,
+    group: &[Planned],
+    which: &[usize],
+    from: usize,
+    least: usize,
+    chains: &mut [Vec<usize>],
+) -> Result<()> {
+    let first = &group[which[0]].tokens;
+    let common = which.iter().fold(first.len(), |common, i| {
+        let equal = first.iter().zip(&group[*i].tokens).take_while(|(a, b)| a == b).count();
+        common.min(equal)
+    });
+    // The sequences that differ after the common beginning, by their next token. `None` stands for
+    // the sequences that end there.
+    let mut branches: Vec<(Option<i64>, Vec<usize>)> = Vec::new();
+    for i in which {
+        let next = group[*i].tokens.get(common).copied();
+        match branches.iter_mut().find(|(token, _)| *token == next) {
+            Some((_, members)) => members.push(*i),
+            None => branches.push((next, vec![*i])),
+        }
+    }
+    let is_last = branches.len() == 1;
+    let is_shared = is_last || common - from >= least;
+    if is_shared && common > from {
+        let tokens = &first[from..common];
+        let parent = chains[which[0]].last().copied();
+        let segment = if which.iter().all(|i| group[*i].prompt >= common) {
+            builder.push_prompt(tokens, parent)?
+        } else {
+            builder.push(tokens, parent)?
+        };
+        which.iter().for_each(|i| chains[*i].push(segment));
+    }
+    if is_last {
+        return Ok(());
+    }
+    for (next, members) in branches {
+        if is_shared && next.is_none() {
+            continue;
+        }
+        lay_out(builder, group, &members, if is_shared { common } else { from }, least, chains)?;
+    }
+    Ok(())
 }

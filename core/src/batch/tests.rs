@@ -22,11 +22,11 @@ fn pairs() -> Vec<TokenPair> {
     ]
 }
 
-fn batch(pairs: &[TokenPair], apart: bool) -> PairBatch {
+fn batch(pairs: &[TokenPair], sharing: Sharing) -> PairBatch {
     let refs: Vec<&TokenPair> = pairs.iter().collect();
     PairBatch::new(
         &refs,
-        BatchSpec { logprobs: Completions::None, states: Completions::Both, apart },
+        BatchSpec { logprobs: Completions::None, states: Completions::Both, sharing },
         Kind::Double,
         Device::Cpu,
         |_| Vec::new(),
@@ -54,13 +54,15 @@ fn pooled_tokens(pair: &TokenPair, pooling: Pooling, side: Side) -> Vec<i64> {
     }
 }
 
+const SHARING: [Sharing; 4] =
+    [Sharing::Prefixes, Sharing::SamePrompt, Sharing::WithinPair, Sharing::Nothing];
 const POOLINGS: [Pooling; 4] = [Pooling::Completion, Pooling::All, Pooling::Last, Pooling::Common];
 
 #[test]
 fn rows_are_the_tokens_that_a_pooling_averages_over() {
     let pairs = pairs();
-    for apart in [false, true] {
-        let batch = batch(&pairs, apart);
+    for sharing in SHARING {
+        let batch = batch(&pairs, sharing);
         for (pooling, side) in POOLINGS.into_iter().flat_map(|p| Side::BOTH.map(|side| (p, side))) {
             let rows = batch.rows(pooling, side).expect("rows");
             let integers = |t: &Tensor| Vec::<i64>::try_from(t).expect("integers");
@@ -74,11 +76,7 @@ fn rows_are_the_tokens_that_a_pooling_averages_over() {
             for (i, pair) in pairs.iter().enumerate() {
                 let expected = pooled_tokens(pair, pooling, side);
                 let end = at + expected.len();
-                assert_eq!(
-                    ids[at..end],
-                    expected,
-                    "{pooling:?}, {side:?}, apart {apart}, pair {i}"
-                );
+                assert_eq!(ids[at..end], expected, "{pooling:?}, {side:?}, {sharing:?}, pair {i}");
                 assert!(owner[at..end].iter().all(|o| *o == i as i64));
                 assert!(
                     last[at..end].iter().all(|l| *l == end as i64 - 1),
@@ -103,8 +101,8 @@ fn rows_are_the_tokens_that_a_pooling_averages_over() {
 #[test]
 fn pooled_states_are_the_means_over_each_sequence() {
     let pairs = pairs();
-    for apart in [false, true] {
-        let batch = batch(&pairs, apart);
+    for sharing in SHARING {
+        let batch = batch(&pairs, sharing);
         for (pooling, side) in POOLINGS.into_iter().flat_map(|p| Side::BOTH.map(|side| (p, side))) {
             let pooled = batch.pool(&states(&batch), pooling, side).expect("pooled");
             assert_eq!(pooled.kind(), Kind::Double);
@@ -127,7 +125,7 @@ fn pooled_states_are_the_means_over_each_sequence() {
 #[test]
 fn shared_tokens_are_in_the_stream_only_once() {
     let pairs = pairs();
-    let (shared, apart) = (batch(&pairs, false), batch(&pairs, true));
+    let (shared, apart) = (batch(&pairs, Sharing::SamePrompt), batch(&pairs, Sharing::WithinPair));
     assert_eq!(shared.stream.ids.size(), [5 + 2 + 4 + 1 + 2 + 1]);
     assert_eq!(apart.stream.ids.size(), [8 + 2 + 4 + 1 + 2 + 4 + 1]);
 }
@@ -135,7 +133,7 @@ fn shared_tokens_are_in_the_stream_only_once() {
 #[test]
 fn means_keep_the_precision_of_their_values_and_carry_gradients() {
     let pairs = pairs();
-    let batch = batch(&pairs, false);
+    let batch = batch(&pairs, Sharing::Prefixes);
     let h = states(&batch).set_requires_grad(true);
     batch.pool(&h, Pooling::Last, Side::Chosen).expect("pooled").sum(Kind::Double).backward();
     // Exactly one row per pair receives a gradient.
@@ -155,7 +153,7 @@ fn equal_completions_share_rows_even_if_only_one_is_scored() {
     for logprobs in [Completions::None, Completions::Chosen, Completions::Both] {
         let batch = PairBatch::new(
             &refs,
-            BatchSpec { logprobs, states: Completions::Both, apart: false },
+            BatchSpec { logprobs, states: Completions::Both, sharing: Sharing::Prefixes },
             Kind::Double,
             Device::Cpu,
             |_| Vec::new(),
@@ -166,8 +164,90 @@ fn equal_completions_share_rows_even_if_only_one_is_scored() {
     // The first pair's rejected completion, which is not scored, has the same tokens.
     let two = [pair(0, &[1, 2], &[5], &[3, 4]), twin[0].clone()];
     let refs: Vec<&TokenPair> = two.iter().collect();
-    let spec = BatchSpec { logprobs: Completions::Chosen, states: Completions::Both, apart: false };
+    let spec = BatchSpec {
+        logprobs: Completions::Chosen,
+        states: Completions::Both,
+        sharing: Sharing::Prefixes,
+    };
     let batch =
         PairBatch::new(&refs, spec, Kind::Double, Device::Cpu, |_| Vec::new()).expect("a batch");
     assert_eq!(batch.of_pairs.chosen[1], batch.of_pairs.rejected[1]);
+}
+
+/// Pairs with common beginnings of every kind: of prompts, of completions, of a prompt and a
+/// completion, and a completion that is the beginning of another one.
+fn overlapping_pairs() -> Vec<TokenPair> {
+    let range = |from: i64, to: i64| (from..to).collect::<Vec<_>>();
+    let long = range(0, 30);
+    vec![
+        pair(0, &long[..12], &long[12..25], &long[12..]),
+        pair(1, &long[..12], &[&long[12..20], &[50, 51]].concat(), &[60]),
+        pair(2, &long[..20], &long[20..28], &[70, 71]),
+        pair(3, &[&long[..9], &[80, 81]].concat(), &[82], &[83]),
+        pair(4, &[90], &[91], &[91, 92]),
+        pair(5, &long[..12], &[60], &[61]),
+    ]
+}
+
+#[test]
+fn common_beginnings_are_in_the_stream_only_once() {
+    let pairs = overlapping_pairs();
+    let tokens = |sharing| batch(&pairs, sharing).stream.layout.tokens();
+    // The 30 numbers; two branches after 20 and one after 9 of them; two after 12; and pair 4, whose
+    // sequences have too few tokens in common.
+    assert_eq!(tokens(Sharing::Prefixes), 30 + 2 + 2 + (2 + 2) + (1 + 1) + (2 + 3));
+    let total: usize =
+        pairs.iter().map(|p| 2 * p.prompt.len() + p.chosen.len() + p.rejected.len()).sum();
+    assert_eq!(tokens(Sharing::Nothing), total);
+    let prompts: usize = pairs.iter().map(|p| p.prompt.len()).sum();
+    assert_eq!(tokens(Sharing::WithinPair), total - prompts);
+}
+
+#[test]
+fn each_scored_token_is_predicted_by_the_token_before_it() {
+    let pairs = overlapping_pairs();
+    let refs: Vec<&TokenPair> = pairs.iter().collect();
+    for sharing in SHARING {
+        let spec = BatchSpec { sharing, ..BatchSpec::SCORED };
+        let batch = PairBatch::new(&refs, spec, Kind::Double, Device::Cpu, |_| Vec::new())
+            .expect("a batch");
+        let ids = &batch.predicted.ids;
+        let (before, positions) = (
+            batch.stream.ids.index_select(0, &batch.predicted.rows),
+            batch.stream.positions.index_select(0, &batch.predicted.rows),
+        );
+        let integers = |t: &Tensor| Vec::<i64>::try_from(t).expect("integers");
+        for (i, pair) in pairs.iter().enumerate() {
+            for side in Side::BOTH {
+                let scored = batch.scored(i, side).expect("scored tokens");
+                let own = pair.completion(side);
+                let whole = [&pair.prompt[..], own].concat();
+                let start = pair.prompt.len() - 1;
+                let of = |t: &Tensor| integers(&t.index_select(0, &scored));
+                assert_eq!(of(ids), own, "{sharing:?}, pair {i}");
+                assert_eq!(of(&before), whole[start..whole.len() - 1], "{sharing:?}, pair {i}");
+                let expected: Vec<i64> = (0..own.len()).map(|k| (start + k) as i64).collect();
+                assert_eq!(of(&positions), expected, "{sharing:?}, pair {i}");
+            }
+        }
+    }
+    let scored = |sharing| {
+        let spec = BatchSpec { sharing, ..BatchSpec::SCORED };
+        let batch = PairBatch::new(&refs, spec, Kind::Double, Device::Cpu, |_| Vec::new())
+            .expect("a batch");
+        batch.predicted.ids.size()[0]
+    };
+    assert!(scored(Sharing::Prefixes) < scored(Sharing::WithinPair));
+}
+
+#[test]
+fn sequences_with_different_rotations_share_nothing() {
+    let pairs = [pair(0, &(0..10).collect::<Vec<_>>(), &[1], &[2, 3])];
+    let refs: Vec<&TokenPair> = pairs.iter().collect();
+    let tokens = |rotation_of: &dyn Fn(usize) -> Vec<usize>| {
+        let batch =
+            PairBatch::new(&refs, BatchSpec::SCORED, Kind::Double, Device::Cpu, rotation_of);
+        batch.expect("a batch").stream.layout.tokens()
+    };
+    assert_eq!((tokens(&|_| vec![]), tokens(&|n| vec![n])), (13, 23));
 }

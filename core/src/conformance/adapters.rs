@@ -12,7 +12,7 @@ use super::{Bench, Case, Invariant, Method, Verdict};
 use crate::api::{
     AdaptedPart, Axis, Frozen, Fused, FusedSite, Init, LinearInfo, LinearSite, PartInfo, Rows,
 };
-use crate::batch::{BatchSpec, PairBatch};
+use crate::batch::{BatchSpec, PairBatch, Sharing};
 use crate::error::{Context, Error, Result};
 use crate::model::pass::Request;
 use crate::model::peft::{self, Saved};
@@ -45,7 +45,9 @@ pub const ADAPTERS: &[Invariant] = &[
 fn logits(bench: &Bench, on: bool) -> Result<Tensor> {
     let _guard = tch::no_grad_guard();
     let pairs = pairs();
-    let batch = PairBatch::of(&refs(&pairs), BatchSpec::SCORED, &bench.model)?;
+    let spec =
+        BatchSpec { sharing: Sharing::for_adapted(Some(&bench.adapted)), ..BatchSpec::SCORED };
+    let batch = PairBatch::of(&refs(&pairs), spec, &bench.model)?;
     let reached = bench.model.forward(
         &batch.stream,
         Request { adapted: on.then_some(&bench.adapted), hidden: true, ..Request::default() },

@@ -115,6 +115,30 @@ pub fn pairs() -> Vec<TokenPair> {
     pairs
 }
 
+/// Pairs whose prompts, or completions, begin with the same tokens.
+pub(super) fn pairs_with_common_beginnings() -> Vec<TokenPair> {
+    let mut rng = ChaCha8Rng::seed_from_u64(2);
+    let mut tokens = |n: usize| (0..n).map(|_| rng.random_range(0..VOCAB)).collect::<Vec<_>>();
+    let (system, question, answer) = (tokens(9), tokens(3), tokens(10));
+    let after = |start: &[i64], rest: Vec<i64>| [start, &rest].concat();
+    [
+        (after(&system, question.clone()), after(&answer, tokens(3)), after(&answer, tokens(2))),
+        (after(&system, tokens(4)), tokens(3), tokens(4)),
+        (after(&system, question), after(&answer, tokens(1)), answer[..9].to_vec()),
+        (tokens(5), tokens(2), tokens(3)),
+    ]
+    .into_iter()
+    .enumerate()
+    .map(|(index, (prompt, chosen, rejected))| TokenPair {
+        index,
+        row: index,
+        prompt,
+        chosen,
+        rejected,
+    })
+    .collect()
+}
+
 /// A pair whose two completions consist of the same token.
 pub(super) fn twins() -> TokenPair {
     let first = &pairs()[0];

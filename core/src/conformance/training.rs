@@ -6,6 +6,7 @@ use super::fixture::{self, pairs, twins};
 use super::measure::{copies, difference, largest};
 use super::{Bench, Case, Invariant, Verdict};
 use crate::api::{Init, StepInfo};
+use crate::batch::Sharing;
 use crate::config::TrainConfig;
 use crate::error::{Context, Result};
 use crate::text::TokenPair;
@@ -21,6 +22,10 @@ pub const TRAINING: &[Invariant] = &[
     Invariant { name: "gradients agree with central finite differences", check: gradients },
     Invariant { name: "all trained tensors receive a gradient, and no others", check: reach },
     Invariant { name: "a batch of n equals n accumulated batches of one", check: accumulation },
+    Invariant {
+        name: "sequences that share their beginnings have the same gradient as separate ones",
+        check: sharing,
+    },
     Invariant { name: "the same seed gives the same bytes", check: determinism },
     Invariant { name: "training lowers the loss", check: learning },
 ];
@@ -205,6 +210,30 @@ fn accumulation(case: &Case) -> Result<Verdict> {
     Ok(Verdict::within(
         "the gradient, relative to its largest entry,",
         difference(&whole, &single) / scale,
+        1e-9,
+    ))
+}
+
+fn sharing(case: &Case) -> Result<Verdict> {
+    let mut bench = Bench::new(case, 0)?;
+    if bench.objective.needs().evaluate_only {
+        return Ok(UNTRAINED);
+    }
+    if bench.objective.needs().output_grads {
+        return Ok(Verdict::DoesNotApply("the method changes gradients during the backward pass"));
+    }
+    bench.disturb();
+    let pairs = fixture::pairs_with_common_beginnings();
+    loss_at(&mut bench, &pairs)?.f_backward()?;
+    let shared = gradients_of(&bench.trained());
+    bench.trained().iter_mut().for_each(Tensor::zero_grad);
+    bench.objective.set_sharing(Sharing::Nothing);
+    loss_at(&mut bench, &pairs)?.f_backward()?;
+    let separate = gradients_of(&bench.trained());
+    let scale = separate.iter().map(largest).fold(1e-6, f64::max);
+    Ok(Verdict::within(
+        "the gradient, relative to its largest entry,",
+        difference(&shared, &separate) / scale,
         1e-9,
     ))
 }

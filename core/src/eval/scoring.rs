@@ -6,7 +6,7 @@ use tch::Kind;
 
 use super::statistics::{CompletionScore, PairScore};
 use crate::api::{Side, Sides};
-use crate::batch::{BatchSpec, PairBatch, passes};
+use crate::batch::{BatchSpec, PairBatch, Sharing, passes};
 use crate::error::{Error, Result};
 use crate::model::pass::Request;
 use crate::model::{Adapted, Detail, Model};
@@ -36,7 +36,8 @@ pub fn score_pairs(
                 pairs.len()
             )));
         }
-        let batch = PairBatch::of(&now.iter().collect::<Vec<_>>(), BatchSpec::SCORED, model)?;
+        let spec = BatchSpec { sharing: Sharing::for_adapted(adapted), ..BatchSpec::SCORED };
+        let batch = PairBatch::of(&now.iter().collect::<Vec<_>>(), spec, model)?;
         let reached = model
             .forward(&batch.stream, Request { adapted, hidden: true, ..Request::default() })?;
         if let Some(hidden) = &reached.hidden {

@@ -183,6 +183,11 @@ impl StreamBuilder {
         Ok(index)
     }
 
+    /// The segment with the index that `push` returned.
+    pub fn segment(&self, index: usize) -> Segment {
+        self.layout.segments[index]
+    }
+
     /// Number of tokens so far.
     pub fn tokens(&self) -> usize {
         self.ids.len()

@@ -12,7 +12,7 @@ use serde_json::json;
 use tch::Tensor;
 
 use crate::api::{Completions, Pooling, Side, Sides, Site, Tap};
-use crate::batch::{BatchSpec, PairBatch, passes};
+use crate::batch::{BatchSpec, PairBatch, Sharing, passes};
 use crate::error::{Context, Error, Result};
 use crate::eval::EvalSplit;
 use crate::files::write_whole;
@@ -185,8 +185,12 @@ fn read(
     pairs: &[TokenPair],
     spec: StatesSpec,
 ) -> Result<Read> {
-    let held = BatchSpec { logprobs: Completions::None, states: Completions::Both, apart: false };
-    let batch = PairBatch::of(&pairs.iter().collect::<Vec<_>>(), held, source.model)?;
+    let spec_of_batch = BatchSpec {
+        logprobs: Completions::None,
+        sharing: Sharing::for_adapted(source.adapted),
+        ..BatchSpec::SCORED
+    };
+    let batch = PairBatch::of(&pairs.iter().collect::<Vec<_>>(), spec_of_batch, source.model)?;
     let reached = source
         .model
         .forward(&batch.stream, Request { adapted: source.adapted, sites, ..Request::default() })?;

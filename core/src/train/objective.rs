@@ -12,7 +12,7 @@ use crate::api::{
     Completions, Directions, Intervention, Logprobs, Loss, Needs, OutputGrad, Pairs, PerSide,
     Pooling, SequenceNll, Side, Sides, Site, States, StepInfo, TapStates,
 };
-use crate::batch::{BatchSpec, PairBatch};
+use crate::batch::{BatchSpec, PairBatch, Sharing};
 use crate::error::{Error, Result};
 use crate::ffi::{HookErrors, register_hook};
 use crate::model::pass::Request;
@@ -25,6 +25,8 @@ pub struct Objective {
     needs: Needs,
     taps: Taps,
     reference: Reference,
+    /// The sequences of a batch that may share rows.
+    sharing: Sharing,
     directions: ModuleDirections,
     hook_errors: HookErrors,
 }
@@ -53,11 +55,16 @@ impl Objective {
         let needs = intervention.needs();
         needs.check()?;
         let directions = ModuleDirections::new(&needs, adapted);
+        let sharing = match needs.output_grads {
+            true => Sharing::WithinPair,
+            false => Sharing::for_adapted(Some(adapted)),
+        };
         Ok(Self {
             intervention,
             needs,
             taps,
             reference,
+            sharing,
             directions,
             hook_errors: HookErrors::default(),
         })
@@ -83,6 +90,11 @@ impl Objective {
         &mut self.reference
     }
 
+    /// Replaces the choice of sequences that share rows of a batch.
+    pub(crate) fn set_sharing(&mut self, sharing: Sharing) {
+        self.sharing = sharing;
+    }
+
     /// Lays out a batch of these pairs as the method needs it.
     ///
     /// # Errors
@@ -97,7 +109,7 @@ impl Objective {
         }
         PairBatch::of(
             pairs,
-            BatchSpec { logprobs: needs.logprobs, states, apart: needs.output_grads },
+            BatchSpec { logprobs: needs.logprobs, states, sharing: self.sharing },
             model,
         )
     }

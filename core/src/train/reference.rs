@@ -175,8 +175,7 @@ impl Reference {
                 let Some(all) = logps.as_ref().filter(|_| needs.logprobs.has(side)) else {
                     return Ok(nothing());
                 };
-                let scored = batch.scored(i, side)?;
-                Ok(all.f_narrow(0, scored.start as i64, scored.len() as i64)?.copy())
+                Ok(all.f_index_select(0, &batch.scored(i, side)?)?)
             })?;
             let taps = pooled
                 .iter()
@@ -216,13 +215,13 @@ impl Reference {
     /// # Errors
     /// Fails if nothing is kept for a pair of the batch.
     pub fn logprobs(&self, batch: &PairBatch, model: &Model) -> Result<Tensor> {
-        let all = Tensor::f_zeros([batch.predicted.ids.size()[0]], (batch.kind(), model.device()))?;
+        let mut all =
+            Tensor::f_zeros([batch.predicted.ids.size()[0]], (batch.kind(), model.device()))?;
         for (i, index) in batch.indices.iter().enumerate() {
             for (side, values) in
                 self.of(*index)?.logprobs.as_ref().into_iter().filter(|(_, v)| v.numel() > 0)
             {
-                let scored = batch.scored(i, side)?;
-                all.f_narrow(0, scored.start as i64, scored.len() as i64)?.f_copy_(values)?;
+                let _ = all.f_index_copy_(0, &batch.scored(i, side)?, values)?;
             }
         }
         Ok(all)

@@ -3,7 +3,7 @@
 
 use std::cell::RefCell;
 
-use reprpo_core::batch::{BatchSpec, PairBatch};
+use reprpo_core::batch::{BatchSpec, PairBatch, Sharing};
 use reprpo_core::conformance::{model, pairs};
 use reprpo_core::model::pass::Request;
 use reprpo_core::model::{Adapted, Detail, Model};
@@ -57,7 +57,11 @@ fn hooked(config: &ProjBp, model: &Model, targets: &str) -> Vec<Tensor> {
 fn segmented(config: &ProjBp, model: &Model, targets: &str) -> Vec<Tensor> {
     let adapted = attached(model, targets);
     let pairs: Vec<TokenPair> = pairs();
-    let holds = BatchSpec { logprobs: Completions::Both, states: Completions::Both, apart: true };
+    let holds = BatchSpec {
+        logprobs: Completions::Both,
+        states: Completions::Both,
+        sharing: Sharing::WithinPair,
+    };
     let batch = PairBatch::of(&pairs.iter().collect::<Vec<_>>(), holds, model).unwrap();
     let mut method = Projected { config: config.clone(), loss: Box::new(config.dpo.clone()) };
     let logprobs = |hidden: &Tensor| {

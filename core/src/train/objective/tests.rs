@@ -198,7 +198,7 @@ fn a_method_that_reads_one_side_gets_that_side_and_its_batch_holds_no_other() {
     }
     let tokens = |states| {
         fixture
-            .batch(BatchSpec { logprobs: Completions::None, states, apart: false })
+            .batch(BatchSpec { logprobs: Completions::None, states, sharing: Sharing::Prefixes })
             .stream
             .ids
             .size()[0]

@@ -5,7 +5,7 @@ use tch::{Device, Kind};
 
 use super::*;
 use crate::api::Completions;
-use crate::batch::{BatchSpec, Rows};
+use crate::batch::{BatchSpec, Rows, Sharing};
 use crate::error::Error;
 use crate::text::TokenPair;
 
@@ -94,7 +94,11 @@ fn batch() -> PairBatch {
         pair(1, &[1, 2], &[7], &[8, 9]),
         pair(2, &[10], &[11, 12], &[13, 14, 15]),
     ];
-    let holds = BatchSpec { logprobs: Completions::None, states: Completions::Both, apart: false };
+    let holds = BatchSpec {
+        logprobs: Completions::None,
+        states: Completions::Both,
+        sharing: Sharing::Prefixes,
+    };
     PairBatch::new(&pairs.iter().collect::<Vec<_>>(), holds, Kind::Double, Device::Cpu, |_| {
         Vec::new()
     })
