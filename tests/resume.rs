@@ -1,5 +1,5 @@
-//! Interrupted runs that go on, and runs that are used from another folder, on a model and pairs
-//! that the tests make themselves.
+//! Interrupted runs that are resumed, and runs that are used from another folder. The tests create
+//! the model and the pairs.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Output, Stdio};
@@ -29,7 +29,7 @@ impl Tree {
         self.0.path().join(name)
     }
 
-    /// Writes eight pairs whose lengths are the same for every `shift`, and whose words differ.
+    /// Writes eight pairs. A different `shift` gives different words but the same lengths.
     fn pairs(&self, name: &str, shift: i64) {
         let word = |i: i64| format!("w{}", (i * 7 + shift * 13) % WORDS);
         let text = |from: i64| (from..from + 3).map(word).collect::<Vec<_>>().join(" ");
@@ -56,7 +56,7 @@ impl Tree {
         self.command(folder, args).output().expect("it runs")
     }
 
-    /// The arguments of a run on this tree's model and pairs.
+    /// Returns the arguments of a run on the model and pairs of this tree.
     pub(crate) fn run_args<'a>(&self, out: &'a str, extra: &[&'a str]) -> Vec<&'a str> {
         let mut args = vec![
             "run",
@@ -84,14 +84,14 @@ impl Tree {
         args
     }
 
-    /// Runs to the end.
+    /// Trains until the run ends and checks that it succeeds.
     pub(crate) fn run(&self, out: &str, extra: &[&str]) -> Output {
         let output = self.reprpo("", &self.run_args(out, extra));
         assert!(output.status.success(), "{}", transcript(&output));
         output
     }
 
-    /// Starts a long run and kills it once it has a checkpoint.
+    /// Starts a long run and kills it as soon as it has written a checkpoint.
     fn killed(&self, out: &str, extra: &[&str]) {
         let long = ["--set", "train.epochs=100", "--set", "train.checkpoint_every=1"];
         self.killed_when(out, &[&long, extra].concat(), |run| {
@@ -99,9 +99,10 @@ impl Tree {
         });
     }
 
+    /// Starts a run and kills it as soon as `when` returns true for its folder.
     pub(crate) fn killed_when(&self, out: &str, extra: &[&str], when: impl Fn(&Path) -> bool) {
         kill(started(self.0.path(), &self.run_args(out, extra), || when(&self.path(out))));
-        assert!(!self.path(out).join("adapter").exists(), "it was killed too late");
+        assert!(!self.path(out).join("adapter").exists(), "the run ended before it was killed");
     }
 
     fn config(&self, run: &str) -> String {
@@ -116,7 +117,7 @@ impl Tree {
     }
 }
 
-/// Starts the command in a folder and waits until `when` holds.
+/// Starts the command in `folder` and waits until `when` returns true.
 pub(crate) fn started(folder: &Path, args: &[&str], when: impl Fn() -> bool) -> Child {
     let mut command = std::process::Command::new(assert_cmd::cargo::cargo_bin!("reprpo"));
     command
@@ -128,7 +129,7 @@ pub(crate) fn started(folder: &Path, args: &[&str], when: impl Fn() -> bool) -> 
         .stderr(Stdio::null());
     let mut child = command.spawn().expect("it runs");
     while !when() {
-        assert!(child.try_wait().expect("a state").is_none(), "it ended too early");
+        assert!(child.try_wait().expect("a state").is_none(), "the command ended too early");
         std::thread::sleep(std::time::Duration::from_millis(1));
     }
     child
@@ -139,7 +140,7 @@ pub(crate) fn kill(mut child: Child) {
     child.wait().expect("it ends");
 }
 
-/// Writes a Llama model of two blocks with random weights of that seed. If `extra` is not empty, it
+/// Writes a Llama model with two blocks and random weights from `seed`. If `extra` is not empty, it
 /// replaces the last word of the tokenizer.
 pub(crate) fn model(folder: &Path, seed: i64, extra: &str) {
     std::fs::create_dir_all(folder).expect("a folder");
@@ -204,7 +205,7 @@ pub(crate) fn model(folder: &Path, seed: i64, extra: &str) {
     .expect("written");
 }
 
-/// Stderr of a command that failed with exit code 1.
+/// Checks that the command failed with exit code 1 and returns its stderr.
 pub(crate) fn refused(output: &Output) -> String {
     assert_eq!(output.status.code(), Some(1), "{}", transcript(output));
     stderr(output)
@@ -222,7 +223,7 @@ pub(crate) fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// The splits' numbers in the JSON that an evaluation printed.
+/// Returns the metrics of each split from the JSON that an evaluation printed.
 fn table(output: &Output) -> Value {
     assert!(output.status.success(), "{}", transcript(output));
     let mut json: Value = serde_json::from_slice(&output.stdout)
@@ -231,7 +232,7 @@ fn table(output: &Output) -> Value {
 }
 
 #[test]
-fn an_input_that_changed_since_the_checkpoint_is_refused_and_named() {
+fn an_input_that_changed_since_the_checkpoint_is_rejected_and_named() {
     let tree = Tree::new();
     tree.killed("run", &["--no-eval"]);
     let resume = |extra: &[&str]| tree.reprpo("", &[&["run", "--resume", "run"], extra].concat());
@@ -239,7 +240,7 @@ fn an_input_that_changed_since_the_checkpoint_is_refused_and_named() {
     let model = |seed, extra: &str| model(&tree.path("model"), seed, extra);
     type Step<'a> = Box<dyn Fn() + 'a>;
     let step = |f| -> Step<'_> { f };
-    for (change, back, names, not) in [
+    for (change, back, expected, not) in [
         (
             step(Box::new(|| data(1))),
             step(Box::new(|| data(0))),
@@ -286,16 +287,16 @@ fn an_input_that_changed_since_the_checkpoint_is_refused_and_named() {
         change();
         let text = refused(&resume(&[]));
         assert!(
-            text.contains("error: cannot resume the run in `run`") && text.contains(names),
-            "{names}: {text}"
+            text.contains("error: cannot resume the run in `run`") && text.contains(expected),
+            "{expected}: {text}"
         );
         assert!(
             !text.contains(not) && text.contains("hint: `--inexact-resume` "),
-            "{names}: {text}"
+            "{expected}: {text}"
         );
         back();
     }
-    // If the number of pairs changed, the message has both numbers.
+    // If the number of pairs changed, the message states both numbers.
     std::fs::write(
         tree.path("pairs.jsonl"),
         "{\"prompt\": \"w1 \", \"chosen\": \"w2\", \"rejected\": \"w3\"}\n",
@@ -307,10 +308,10 @@ fn an_input_that_changed_since_the_checkpoint_is_refused_and_named() {
         "{text}"
     );
     data(0);
-    // Fields that do not change a step may differ.
+    // Fields that do not affect a training step can differ.
     tree.edit("run", "max_pairs = 100", "max_pairs = 3");
     tree.edit("run", "checkpoint_every = 1", "checkpoint_every = 100000");
-    // A checkpoint of an earlier version cannot be compared.
+    // A checkpoint of an earlier version has no fingerprints to compare.
     let kept = tree.path("kept");
     copy(&tree.path("run"), &kept);
     let step = std::fs::read_to_string(kept.join("checkpoints/latest")).expect("a step");
@@ -334,9 +335,9 @@ fn an_input_that_changed_since_the_checkpoint_is_refused_and_named() {
 }
 
 #[test]
-fn reference_values_of_other_texts_are_computed_again() {
+fn reference_values_are_recomputed_for_changed_pairs() {
     let tree = Tree::new();
-    // Every pair has been seen, so that all reference values are kept.
+    // Every pair has been in a batch, so that the checkpoint contains all reference values.
     let args = ["--no-eval", "--set", "train.epochs=100", "--set", "train.checkpoint_every=5"];
     tree.killed_when("run", &args, |run| run.join("checkpoints/latest").is_file());
     tree.pairs("pairs.jsonl", 1);
@@ -354,7 +355,7 @@ fn reference_values_of_other_texts_are_computed_again() {
             output.status.success() && text.contains("it differs from the checkpoint: the data;"),
             "{text}"
         );
-        // From now on the folder's adapter and data belong together.
+        // From here on, the adapter and the data of the run match.
         assert!(tree.reprpo("", &["eval", run]).status.success());
     }
     assert_eq!(metrics(&tree.path("run")), metrics(&tree.path("fresh")));
@@ -371,8 +372,8 @@ fn the_same_command_starts_a_run_and_continues_it_wherever_it_was_killed() {
         )
     };
     tree.run("whole", &long);
-    // `a` was killed in its first steps and `b` between two checkpoints; `d` is `b` without its
-    // checkpoints; `c` does not exist; `e` is an empty folder.
+    // `a` was killed in its first steps, `b` between two checkpoints. `d` is `b` without its
+    // checkpoints, `c` does not exist, and `e` is an empty folder.
     tree.killed_when("a", &long, |run| run.join("checkpoints/latest").is_file());
     tree.killed_when("b", &long, |run| {
         std::fs::read_to_string(run.join("metrics.jsonl"))
@@ -380,14 +381,14 @@ fn the_same_command_starts_a_run_and_continues_it_wherever_it_was_killed() {
     });
     copy(&tree.path("b"), &tree.path("d"));
     std::fs::remove_dir_all(tree.path("d/checkpoints")).expect("it was there");
-    // Leftovers of a checkpoint and of a file that were being written.
+    // Leftovers of an unfinished checkpoint and of an unfinished file.
     std::fs::create_dir_all(tree.path("a/checkpoints/step-99")).expect("a folder");
     std::fs::write(tree.path("a/.tmpAbc"), "x").expect("written");
     std::fs::create_dir(tree.path("e")).expect("a folder");
     let bytes = |run: &str| {
         std::fs::read(tree.path(run).join("adapter/adapter_model.safetensors")).expect("an adapter")
     };
-    for (run, says) in [
+    for (run, expected) in [
         ("a", "resuming from the last checkpoint"),
         ("b", "resuming from the last checkpoint"),
         ("c", "loading"),
@@ -396,7 +397,7 @@ fn the_same_command_starts_a_run_and_continues_it_wherever_it_was_killed() {
     ] {
         let output = auto(run, &[]);
         let text = transcript(&output);
-        assert!(output.status.success() && text.contains(says), "{run}: {text}");
+        assert!(output.status.success() && text.contains(expected), "{run}: {text}");
         assert_eq!(metrics(&tree.path(run)), metrics(&tree.path("whole")), "{run}");
         assert!(bytes(run) == bytes("whole"), "{run}");
         assert!(
@@ -405,7 +406,8 @@ fn the_same_command_starts_a_run_and_continues_it_wherever_it_was_killed() {
             "{run}"
         );
     }
-    // A job that is queued again after its end changes nothing and prints the same.
+    // A job that is queued again after the run has finished changes nothing and prints the same
+    // output.
     let first = auto("f", &[]);
     let before = std::fs::metadata(tree.path("f/eval/summary.json"))
         .expect("a summary")
@@ -425,7 +427,7 @@ fn the_same_command_starts_a_run_and_continues_it_wherever_it_was_killed() {
             .expect("a time"),
         before
     );
-    // A run that was killed during its evaluation is only evaluated.
+    // A run that was killed during its evaluation is evaluated but not trained again.
     let summary = std::fs::read(tree.path("f/eval/summary.json")).expect("a summary");
     std::fs::remove_dir_all(tree.path("f/eval")).expect("it was there");
     let output = auto("f", &["--json"]);
@@ -438,7 +440,7 @@ fn the_same_command_starts_a_run_and_continues_it_wherever_it_was_killed() {
 }
 
 #[test]
-fn a_command_that_continues_a_run_has_the_runs_configuration() {
+fn a_command_that_continues_a_run_must_have_the_same_configuration() {
     let tree = Tree::new();
     tree.killed("run", &["--no-eval"]);
     tree.pairs("others.jsonl", 1);
@@ -453,7 +455,7 @@ fn a_command_that_continues_a_run_has_the_runs_configuration() {
     ];
     let auto =
         |extra: &[&str]| tree.reprpo("", &[&tree.run_args("run", &long)[..], extra].concat());
-    for (extra, says) in [
+    for (extra, expected) in [
         (vec!["--set", "train.lr=1e-3"], "`train.lr` is 0.005 there and 0.001 here"),
         (vec!["--seed", "1"], "`train.seed` is 0 there and 1 here"),
         (vec!["--set", "dataset.train=others.jsonl"], "`dataset.train` is `"),
@@ -464,11 +466,11 @@ fn a_command_that_continues_a_run_has_the_runs_configuration() {
         assert!(
             text.starts_with(
                 "error: the run in `run` has another configuration than this command: "
-            ) && text.contains(says),
+            ) && text.contains(expected),
             "{extra:?}: {text}"
         );
     }
-    // Data that changed under the same name are found by their content.
+    // The contents of the data file are compared, not only its name.
     tree.pairs("pairs.jsonl", 1);
     assert!(refused(&auto(&[])).contains("the data is not what its checkpoint was made with"));
     tree.pairs("pairs.jsonl", 0);
@@ -489,7 +491,7 @@ fn a_command_that_continues_a_run_has_the_runs_configuration() {
             && tree.path("mine/thesis.txt").is_file(),
         "{text}"
     );
-    // In a run without a checkpoint, too, a file that is not the run's own is not removed.
+    // Even in a run without a checkpoint, files that do not belong to the run are kept.
     copy(&tree.path("run"), &tree.path("begun"));
     std::fs::remove_dir_all(tree.path("begun/checkpoints")).expect("it was there");
     std::fs::write(tree.path("begun/thesis.txt"), "x").expect("written");
@@ -499,8 +501,8 @@ fn a_command_that_continues_a_run_has_the_runs_configuration() {
             && tree.path("begun/metrics.jsonl").is_file(),
         "{text}"
     );
-    // `--resume DIR` takes the whole configuration from the folder, so it refuses a flag that would
-    // change it.
+    // `--resume DIR` reads the whole configuration from the folder, so it rejects flags that would
+    // change the configuration.
     let output = tree.reprpo("", &["run", "--resume", "run", "--seed", "1"]);
     assert!(
         output.status.code() == Some(2) && transcript(&output).contains("--seed"),
@@ -511,7 +513,7 @@ fn a_command_that_continues_a_run_has_the_runs_configuration() {
 
 #[cfg(unix)]
 #[test]
-fn two_processes_do_not_write_into_one_run() {
+fn two_processes_cannot_write_into_the_same_run() {
     let tree = Tree::new();
     let long = ["--no-eval", "--set", "train.epochs=100000", "--set", "train.checkpoint_every=1"];
     let child = started(&tree.path(""), &tree.run_args("run", &long), || {
@@ -553,7 +555,7 @@ fn a_run_finds_its_model_and_data_from_any_folder_and_after_its_tree_was_moved()
     )
     .expect("JSON");
     let same = |output: &Output| assert_eq!(table(output), summary["splits"]);
-    // From other folders, in one of which there is another model of that relative name.
+    // Other folders, one of which contains a different model at the same relative path.
     std::fs::create_dir_all(tree.path("other")).expect("a folder");
     model(&tree.path("other/model"), 3, "");
     tree.pairs("other/pairs.jsonl", 3);
@@ -567,10 +569,11 @@ fn a_run_finds_its_model_and_data_from_any_folder_and_after_its_tree_was_moved()
         )
     };
     same(&adapter("../tree/runs"));
-    // The run folder moved without its tree.
+    // The run folder was copied without its tree.
     copy(&tree.path("tree/runs/a"), &tree.path("lone/deep/a"));
     same(&tree.reprpo("other", &[&["eval", "../lone/deep/a"], &EVAL[..]].concat()));
-    // The tree moved: a configuration begins a new run, and an interrupted run goes on.
+    // After the tree was moved, its configuration starts a new run, and an interrupted run can be
+    // resumed.
     tree.reprpo(
         "tree",
         &[tree.run_args("runs/b", &["--no-eval"]), vec!["--set", "train.epochs=0.5"]].concat(),
@@ -589,7 +592,7 @@ fn a_run_finds_its_model_and_data_from_any_folder_and_after_its_tree_was_moved()
     assert!(output.status.success(), "{}", transcript(&output));
     assert_eq!(metrics(&tree.path("other/again")), metrics(&tree.path("moved/runs/a")));
 
-    // What is found there is compared with what the run recorded.
+    // The model and data found at the new place are compared with the run's record.
     let eval =
         |extra: &[&str]| tree.reprpo("", &[&["eval", "moved/runs/a"], &EVAL[..], extra].concat());
     std::fs::copy(tree.path("other/pairs.jsonl"), tree.path("moved/pairs.jsonl")).expect("a copy");
@@ -606,7 +609,7 @@ fn a_run_finds_its_model_and_data_from_any_folder_and_after_its_tree_was_moved()
         "{text}"
     );
     let output = eval(&["--dataset", "moved/pairs.jsonl"]);
-    assert_ne!(table(&output), summary["splits"], "the data that the command names are used");
+    assert_ne!(table(&output), summary["splits"], "the data given by `--dataset` must be used");
     tree.pairs("moved/pairs.jsonl", 0);
     model(&tree.path("moved/model"), 3, "");
     for args in
@@ -618,7 +621,8 @@ fn a_run_finds_its_model_and_data_from_any_folder_and_after_its_tree_was_moved()
             "{args:?}: {text}"
         );
     }
-    // A model that the command names is used, with a warning if the adapter was made for another.
+    // A model given by a flag is used, with a warning if the adapter was trained on a different
+    // one.
     let generate = |base: &str, target: &str| {
         transcript(&tree.reprpo(
             "",
@@ -683,7 +687,7 @@ fn a_run_finds_its_model_and_data_from_any_folder_and_after_its_tree_was_moved()
         transcript(&output)
     );
 
-    // If nothing is found at a path, the error says which file or flag the path came from.
+    // If a path does not exist, the error names the file or flag that the path came from.
     std::fs::remove_dir_all(tree.path("moved/model")).expect("it was there");
     std::fs::remove_file(tree.path("moved/pairs.jsonl")).expect("it was there");
     let text = refused(&tree.reprpo("", &["generate", "moved/runs/a", "--prompt", "w1"]));
@@ -703,7 +707,7 @@ fn a_run_finds_its_model_and_data_from_any_folder_and_after_its_tree_was_moved()
 }
 
 #[test]
-fn errors_in_a_run_of_an_earlier_version_say_where_its_relative_paths_begin() {
+fn errors_in_a_run_of_an_earlier_version_name_the_base_of_its_relative_paths() {
     let tree = Tree::new();
     tree.run("runs/a", &["--no-eval"]);
     let config = tree.config("runs/a");
@@ -731,7 +735,7 @@ fn errors_in_a_run_of_an_earlier_version_say_where_its_relative_paths_begin() {
 }
 
 #[test]
-fn an_adapter_and_a_folder_of_data_are_found_again() {
+fn a_resumed_run_finds_its_initial_adapter_and_data_folder() {
     let tree = Tree::new();
     tree.run("first", &["--no-eval"]);
     std::fs::create_dir_all(tree.path("data/sums")).expect("a folder");
@@ -768,7 +772,7 @@ fn an_adapter_and_a_folder_of_data_are_found_again() {
     let resume = || tree.reprpo("elsewhere", &["run", "--resume", "../runs/a"]);
     assert!(refused(&resume()).contains("the data is not"));
     std::fs::write(tree.path("data/sums/train.json"), rows(3)).expect("written");
-    // The reference is the adapter that training began with.
+    // The reference is the adapter that training started from.
     let adapter =
         std::fs::read(tree.path("first/adapter/adapter_model.safetensors")).expect("an adapter");
     tree.run("second", &["--no-eval", "--seed", "5"]);
@@ -782,7 +786,7 @@ fn an_adapter_and_a_folder_of_data_are_found_again() {
     std::fs::write(tree.path("first/adapter/adapter_model.safetensors"), adapter).expect("written");
     let output = resume();
     assert!(output.status.success(), "{}", transcript(&output));
-    // Test pairs that changed are refused by the evaluation.
+    // The evaluation rejects test pairs that changed.
     let output = tree.reprpo("elsewhere", &[&["eval", "../runs/a"], &EVAL[..]].concat());
     assert!(output.status.success(), "{}", transcript(&output));
     std::fs::write(tree.path("data/sums/test.json"), rows(5)).expect("written");
@@ -791,7 +795,7 @@ fn an_adapter_and_a_folder_of_data_are_found_again() {
 }
 
 #[test]
-fn a_sweep_does_not_take_over_runs_of_another_configuration() {
+fn a_sweep_does_not_reuse_runs_with_another_configuration() {
     let tree = Tree::new();
     let sweep = |lr: &str| {
         let args = [
@@ -823,9 +827,9 @@ fn a_sweep_does_not_take_over_runs_of_another_configuration() {
     );
 }
 
-/// The situation of a public bug report: the pairs change between the interruption and `--resume`.
+/// Reproduces a public bug report: the pairs change between the interruption and `--resume`.
 #[test]
-fn changed_data_of_equal_lengths_are_refused() {
+fn changed_data_of_the_same_length_is_rejected() {
     let Some(golden) = crate::golden() else { return };
     let case = golden.join("../cases/36-resume-changed-data");
     let dir = tempfile::tempdir().expect("a folder");

@@ -1,5 +1,5 @@
-//! The token ids of pairs, and the reports of `score`, `eval` and `run` about pairs that they drop
-//! or cut.
+//! The token ids of pairs, and the reports of `score`, `eval` and `run` about dropped and truncated
+//! pairs.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,10 +14,10 @@ fn utf8(path: &Path) -> &str {
     path.to_str().expect("UTF-8")
 }
 
-/// Each folder has a tokenizer with its chat template, and rows with the ids that TRL's own trainer
-/// produces for them.
+/// Each folder contains a tokenizer with its chat template, and rows with the ids that TRL's
+/// trainer produces for them.
 #[test]
-fn pairs_have_the_ids_that_trl_gives_them() {
+fn pairs_have_the_same_ids_as_in_trl() {
     let Some(golden) = golden() else { return };
     let dir = tempfile::tempdir().expect("a folder");
     let (mut compared, mut empty_prompts) = (0, 0);
@@ -29,13 +29,13 @@ fn pairs_have_the_ids_that_trl_gives_them() {
             _ => Some(golden.join("trl_tokens").join(folder)),
         };
         let Some(tokenizer) = tokenizer else {
-            eprintln!("skipped: the model smollm2-135m-instruct is not there");
+            eprintln!("skipped: the model smollm2-135m-instruct is not downloaded");
             continue;
         };
         let text =
             std::fs::read_to_string(golden.join("trl_tokens").join(folder).join("rows.jsonl"))
                 .expect("rows");
-        // All rows of a data file must have the same shape.
+        // All rows of a data file must have the same format.
         let mut shapes: BTreeMap<(bool, bool), Vec<Value>> = BTreeMap::new();
         for line in text.lines() {
             let row: Value = serde_json::from_str(line).expect("JSON");
@@ -54,8 +54,8 @@ fn pairs_have_the_ids_that_trl_gives_them() {
             for (i, (mut found, row)) in found.into_iter().zip(rows).enumerate() {
                 assert_eq!(found["index"], i);
                 if row["expect"]["prompt_ids"] == json!([]) {
-                    // The first token of a completion needs something before it, which is the BOS,
-                    // else the EOS.
+                    // The first token of a completion needs a preceding token: the BOS, or the EOS
+                    // if there is no BOS.
                     assert_eq!(found["prompt_ids"].as_array().map(Vec::len), Some(1));
                     found["prompt_ids"] = json!([]);
                     empty_prompts += 1;
@@ -73,7 +73,7 @@ fn pairs_have_the_ids_that_trl_gives_them() {
     );
 }
 
-/// Writes a tokenizer of single letters that puts a BOS before a text and merges a blank with `B`.
+/// Writes a tokenizer whose tokens are single letters. It adds a BOS and merges a space with `B`.
 fn tokenizer(folder: &Path) -> PathBuf {
     let letters = ('a'..='z')
         .chain('A'..='Z')
@@ -165,7 +165,7 @@ fn tokens_are_listed_pair_by_pair_with_the_index_of_their_row() {
         json!({"split": "train", "index": 2, "dropped": "empty_chosen",
             "reason": "the chosen completion is empty"})
     );
-    // No limit, unless one is asked for.
+    // There is no limit unless a flag sets one.
     let cut = lines(&run(&["--json", "--max-length", "7"]));
     assert_eq!(
         (&cut[0]["rejected_ids"], &cut[0]["truncated"]),
@@ -184,7 +184,7 @@ fn tokens_are_listed_pair_by_pair_with_the_index_of_their_row() {
     );
 }
 
-/// Writes a small golden model with another tokenizer: `plain`, or `bos`, which puts a BOS before
+/// Copies a golden model and gives it another tokenizer: `plain`, or `bos`, which adds a BOS to
 /// plain text.
 fn with_tokenizer(golden: &Path, model: &str, tokenizer: &str, folder: &Path) -> PathBuf {
     let made = folder.join(format!("{model}_{tokenizer}"));
@@ -221,22 +221,22 @@ fn score(folder: &Path, model: &Path, data: &Path, more: &[&str]) -> Output {
     )
 }
 
-/// The scores of chosen and rejected, pair after pair.
+/// Returns the scores of all pairs, chosen before rejected.
 fn logps(output: &Output) -> Vec<f64> {
     logp_sums(output).concat()
 }
 
-fn near(found: &[f64], want: &[f64], tolerance: f64) {
+fn assert_near(found: &[f64], want: &[f64], tolerance: f64) {
     assert_eq!(found.len(), want.len());
     assert!(
         found.iter().zip(want).all(|(a, b)| (a - b).abs() < tolerance),
-        "{found:?}, not {want:?}"
+        "{found:?} instead of {want:?}"
     );
 }
 
 /// Scores by transformers 5.23 in float32. `tokenizer(prompt + completion + eos)` goes through the
-/// model, and the tokens after the ids that the prompt and both texts have in common are scored. A
-/// row has a model, a tokenizer, and the scores of two pairs, chosen before rejected.
+/// model, and the tokens after the ids that the prompt and both texts have in common are scored.
+/// Each row has a model, a tokenizer, and the scores of two pairs, chosen before rejected.
 const SCORES: [(&str, &str, [f64; 4]); 16] = [
     ("gemma3_text", "plain", [-42.753752, -30.187537, -23.898395, -35.707408]),
     ("gemma3_text", "bos", [-42.788607, -30.125724, -23.999531, -35.567203]),
@@ -257,7 +257,7 @@ const SCORES: [(&str, &str, [f64; 4]); 16] = [
 ];
 
 #[test]
-fn plain_text_has_the_scores_that_transformers_gives_it() {
+fn plain_text_has_the_same_scores_as_in_transformers() {
     let Some(golden) = golden() else { return };
     let dir = tempfile::tempdir().expect("a folder");
     let rows = [
@@ -267,10 +267,10 @@ fn plain_text_has_the_scores_that_transformers_gives_it() {
     let file = jsonl(dir.path(), "pairs.jsonl", &rows);
     for (name, tokenizer, want) in SCORES {
         let model = with_tokenizer(&golden, name, tokenizer, dir.path());
-        near(&logps(&score(dir.path(), &model, &file, &["--json"])), &want, 1e-4);
+        assert_near(&logps(&score(dir.path(), &model, &file, &["--json"])), &want, 1e-4);
         if (name, tokenizer) == ("llama", "bos") {
             let bare = logps(&score(dir.path(), &model, &file, &["--json", "--no-special-tokens"]));
-            near(&bare, &SCORES[4].2, 1e-4);
+            assert_near(&bare, &SCORES[4].2, 1e-4);
             let prompt = [
                 "generate",
                 "--device",
@@ -284,7 +284,7 @@ fn plain_text_has_the_scores_that_transformers_gives_it() {
                 "The sky is",
                 "--json",
             ];
-            let said: Value = serde_json::from_str(&stdout(&reprpo(
+            let generated: Value = serde_json::from_str(&stdout(&reprpo(
                 dir.path(),
                 &[&prompt[..], &["--model", utf8(&model)]].concat(),
             )))
@@ -294,7 +294,7 @@ fn plain_text_has_the_scores_that_transformers_gives_it() {
                 &["data", "tokens", utf8(&file), "--model", utf8(&model), "--json"],
             ));
             assert_eq!(
-                said[0]["prompt_tokens"].as_u64(),
+                generated[0]["prompt_tokens"].as_u64(),
                 ids[0]["prompt_ids"].as_array().map(|ids| ids.len() as u64)
             );
         }
@@ -302,7 +302,7 @@ fn plain_text_has_the_scores_that_transformers_gives_it() {
 }
 
 #[test]
-fn scores_without_special_tokens_and_end_are_those_of_the_reference_values() {
+fn scores_without_special_tokens_and_eos_equal_the_reference_values() {
     let (Some(golden), Ok(model)) = (golden(), locate("smollm2-135m-instruct", Extent::Whole))
     else {
         return;
@@ -326,11 +326,11 @@ fn scores_without_special_tokens_and_end_are_those_of_the_reference_values() {
             ["chosen_logp_sum", "rejected_logp_sum"].map(|key| p[key].as_f64().expect("a number"))
         })
         .collect();
-    near(&found, &want, 1e-2);
+    assert_near(&found, &want, 1e-2);
 }
 
 #[test]
-fn pairs_that_are_dropped_or_cut_are_rows_with_a_reason() {
+fn dropped_and_truncated_pairs_are_listed_with_a_reason() {
     let Some(golden) = golden() else { return };
     let dir = tempfile::tempdir().expect("a folder");
     let model = golden.join("models/llama");
@@ -423,10 +423,10 @@ fn pairs_that_are_dropped_or_cut_are_rows_with_a_reason() {
     assert!(whole.contains("pairs are scored in full, without a length limit\n"), "{whole}");
 }
 
-/// The two completions differ only in their length and are both longer than 512 tokens, so that cut
-/// to 512 tokens they would have equal scores.
+/// Both completions are longer than 512 tokens and differ only in their length, so truncating them
+/// to 512 tokens would make their scores equal.
 #[test]
-fn long_completions_are_scored_whole_or_reported_as_cut() {
+fn long_completions_are_scored_in_full_or_reported_as_truncated() {
     let Some(golden) = golden() else { return };
     let dir = tempfile::tempdir().expect("a folder");
     let model = golden.join("models/llama");
@@ -484,20 +484,20 @@ fn long_completions_are_scored_whole_or_reported_as_cut() {
     assert_eq!(
         (&dropped[0]["dropped"], dropped.len()),
         (&json!("prompt_too_long"), 1),
-        "every row is reported, even if no pair can be scored"
+        "every row must be reported, even if no pair can be scored"
     );
     for command in ["inspect", "tokens"] {
         let output = reprpo(
             dir.path(),
             &["data", command, utf8(&file), "--model", utf8(&model), "--max-length", "6000"],
         );
-        let said =
+        let text =
             (stdout(&output) + &stderr(&output)).split_whitespace().collect::<Vec<_>>().join(" ");
         assert!(
-            said.contains(
+            text.contains(
                 "warning: prompts that are longer than the model's context of 2048 tokens: 1"
             ),
-            "{said}"
+            "{text}"
         );
     }
     let prompt = text(400);
@@ -564,7 +564,7 @@ fn a_run_checks_every_pair_that_it_will_score_before_it_begins() {
         ),
         "{log}"
     );
-    assert!(!here.join("out").exists(), "the run must not have begun");
+    assert!(!here.join("out").exists(), "the run must not start");
 
     jsonl(
         here,
@@ -590,7 +590,7 @@ fn a_run_checks_every_pair_that_it_will_score_before_it_begins() {
         (&test[0]["truncated"], &test[1]["dropped"], &test[1]["index"]),
         (&json!(true), &json!("prompt_too_long"), &json!(1))
     );
-    // The evaluation of a run keeps to the run's limit.
+    // `eval` uses the length limit of the run.
     let output = reprpo(here, &["eval", "out", "--device", "cpu", "--dtype", "f32"]);
     assert!(
         stderr(&output).contains("pairs are limited to 9 tokens (`train.max_length`, file "),
@@ -618,7 +618,7 @@ fn the_help_states_the_limits() {
     assert!(help(&["eval"]).contains("Defaults to the run's `train.max_length`, or to no limit"));
     assert!(help(&["data", "inspect"]).contains("Defaults to 512"));
     assert!(help(&["data", "tokens"]).contains("Defaults to no limit"));
-    // `score` has the flags that the hints of data sets name.
+    // `score` has the flags that the hints of the data sets mention.
     let score = help(&["score"]);
     assert!(
         ["--set", "--data-dir", "--columns", "--no-special-tokens", "--max-length"]
