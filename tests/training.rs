@@ -43,7 +43,12 @@ fn number(line: &Value, name: &str) -> f64 {
 
 #[test]
 fn a_trl_run_is_reproduced_step_by_step() {
-    let Some(golden) = golden() else { return };
+    for root in golden::roots() {
+        the_run_of_trl_is_reproduced_in(&root);
+    }
+}
+
+fn the_run_of_trl_is_reproduced_in(golden: &Path) {
     let dir = tempfile::tempdir().expect("a folder");
     let out = dir.path().join("run");
     let init = golden.join("trl/trajectory_init");
@@ -66,7 +71,7 @@ fn a_trl_run_is_reproduced_step_by_step() {
         init.to_str().expect("UTF-8"),
     ];
     args.extend(sets.iter().flat_map(|s| ["--set", s]));
-    let output = run(&golden, &out, &args);
+    let output = run(golden, &out, &args);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 
     let text = std::fs::read_to_string(golden.join("trl/trajectory.json")).expect("the trajectory");
@@ -117,7 +122,7 @@ fn a_trl_run_is_reproduced_step_by_step() {
 
 #[test]
 fn the_same_seed_gives_the_same_bytes_and_the_loss_falls() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let runs = ["a", "b"].map(|name| {
         let out = dir.path().join(name);
@@ -139,7 +144,7 @@ fn the_same_seed_gives_the_same_bytes_and_the_loss_falls() {
 
 #[test]
 fn a_batch_of_four_equals_four_batches_of_one_accumulated() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let of = |name: &str, batch: &str, accumulate: &str| {
         let out = dir.path().join(name);
@@ -209,7 +214,7 @@ fn assert_relative_difference(by: f64, ours: &[f64], reference: &[f64]) {
 
 #[test]
 fn bf16_losses_stay_within_two_per_cent_of_float32() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     for method in ["dpo", "prefvec"] {
         let run = |dtype| {
             losses(&golden, &["--intervention", method, "--device", "cpu", "--dtype", dtype])
@@ -220,7 +225,7 @@ fn bf16_losses_stay_within_two_per_cent_of_float32() {
 
 #[test]
 fn a_gpu_gives_the_same_losses_as_the_cpu() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     if !tch::Cuda::is_available() {
         eprintln!("skipped: this machine has no CUDA device");
         return;
@@ -237,7 +242,7 @@ fn a_gpu_gives_the_same_losses_as_the_cpu() {
 
 #[test]
 fn a_loss_that_is_not_finite_ends_the_run_and_leaves_no_files() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let out = dir.path().join("run");
     let output = run(
@@ -262,7 +267,7 @@ fn a_loss_that_is_not_finite_ends_the_run_and_leaves_no_files() {
 
 #[test]
 fn a_method_without_a_loss_saves_the_initial_adapter_unchanged() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let (init, out) = (golden.join("trl/adapter"), dir.path().join("run"));
     let output = run(
@@ -283,7 +288,7 @@ fn a_method_without_a_loss_saves_the_initial_adapter_unchanged() {
 
 #[test]
 fn the_loss_of_every_method_falls() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let original = &["--set", "intervention.variant=original"][..];
     // With a logarithm, the retain term starts at its minimum and outweighs the reroute term unless
@@ -353,7 +358,7 @@ fn the_loss_of_every_method_falls() {
 
 #[test]
 fn a_pair_with_equal_completions_is_excluded_from_the_loss_and_counted() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let pair = |prompt: &str, chosen: &str, rejected: &str| {
         format!(
@@ -368,7 +373,7 @@ fn a_pair_with_equal_completions_is_excluded_from_the_loss_and_counted() {
     ]
     .concat();
     let equal = pair("Where do fish live?", " In water.", " In water.");
-    // The two completions differ only after token 30.
+    // These two completions are identical up to the 36th token.
     let cut = pair(
         "Name a fruit that is red.",
         " An apple is red, and so is a cherry when it is ripe.",
@@ -404,6 +409,9 @@ fn a_pair_with_equal_completions_is_excluded_from_the_loss_and_counted() {
             command.args(
                 [
                     "train.warmup=0",
+                    // Adam takes steps of this size even if a gradient is only a rounding error,
+                    // so a larger learning rate would separate the runs.
+                    "train.lr=5e-4",
                     "train.epochs=4",
                     "train.shuffle=false",
                     "train.schedule=constant",
@@ -419,7 +427,7 @@ fn a_pair_with_equal_completions_is_excluded_from_the_loss_and_counted() {
         };
         let (without, quiet, _) = losses("plain", &plain, &[]);
         assert!(!quiet.contains("did not count"), "{method}: {quiet}");
-        let short = ["--set", "train.max_length=30"];
+        let short = ["--set", "train.max_length=36"];
         for (name, text, extra) in [
             ("equal", format!("{plain}{equal}"), &[][..]),
             ("cut", format!("{cut}{plain}"), &short),
@@ -445,7 +453,7 @@ fn a_pair_with_equal_completions_is_excluded_from_the_loss_and_counted() {
 
 #[test]
 fn seeded_noise_perturbs_a_flat_start_and_is_logged() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let of = |name: &str, extra: &[&str]| {
         let out = dir.path().join(name);
@@ -490,7 +498,7 @@ fn seeded_noise_perturbs_a_flat_start_and_is_logged() {
 
 #[test]
 fn a_run_that_learned_nothing_warns_in_its_last_lines() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let last = |name: &str, extra: &[&str]| {
         let out = dir.path().join(name);
@@ -535,7 +543,7 @@ fn a_run_that_learned_nothing_warns_in_its_last_lines() {
 
 #[test]
 fn every_architecture_learns() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let llamas =
         ["llama", "llama_tied_rope3", "mistral", "phi3", "qwen2", "qwen3", "smollm3", "granite"];
@@ -603,7 +611,7 @@ fn learns(golden: &Path, out: &Path, extra: &[&str]) -> String {
 
 #[test]
 fn adapters_on_parts_of_fused_modules_learn() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     for (name, part, layers) in [
         ("phi3", "qkv_proj.q_proj", "model.layers"),
@@ -744,8 +752,8 @@ fn assert_resumed_run_equals_an_uninterrupted_one(
 #[cfg(unix)]
 #[test]
 fn a_run_resumed_after_ctrl_c_equals_an_uninterrupted_one() {
-    let Some(golden) = golden() else { return };
-    // Dropout and trained transforms, so that the test covers random numbers and all saved state.
+    let golden = golden::own();
+    // With dropout and trained transforms, so that chance and everything that is kept take part.
     let args = [
         "--intervention",
         "prefvec",
@@ -784,7 +792,7 @@ fn a_run_resumed_after_ctrl_c_equals_an_uninterrupted_one() {
 #[cfg(unix)]
 #[test]
 fn ctrl_c_in_training_keeps_the_parts_of_modules_separate() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let model = format!("model={}", golden.join("models/phi3").display());
     let targets = "adapter.target_modules=[\"qkv_proj.q_proj\", \"qkv_proj.v_proj\"]";
     let args = [
@@ -808,7 +816,7 @@ fn ctrl_c_in_training_keeps_the_parts_of_modules_separate() {
 #[cfg(unix)]
 #[test]
 fn ctrl_c_in_the_evaluation_keeps_the_adapter_and_suggests_eval() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let out = dir.path().join("run");
     let args = [
@@ -833,7 +841,7 @@ fn ctrl_c_in_the_evaluation_keeps_the_adapter_and_suggests_eval() {
 #[cfg(unix)]
 #[test]
 fn ctrl_c_during_the_completions_keeps_the_adapter() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let out = dir.path().join("run");
     // More tokens than the test could wait for; a tiny model does not end its text by itself.
@@ -857,7 +865,7 @@ fn ctrl_c_during_the_completions_keeps_the_adapter() {
 
 #[test]
 fn an_error_after_a_checkpoint_says_that_the_checkpoint_is_kept() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let out = dir.path().join("run");
     let sets =
@@ -872,7 +880,7 @@ fn an_error_after_a_checkpoint_says_that_the_checkpoint_is_kept() {
 
 #[test]
 fn a_data_file_that_cannot_be_used_is_named_with_its_line() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let out = dir.path().join("run");
     let good = r#"{"prompt": "x", "chosen": "y", "rejected": "z"}"#;
@@ -909,7 +917,7 @@ fn a_data_file_that_cannot_be_used_is_named_with_its_line() {
 
 #[test]
 fn a_run_that_cannot_learn_warns() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     for (name, warmup, warns) in
         [("warm", "train.warmup=0.03", true), ("cold", "train.warmup=0", false)]
@@ -926,7 +934,7 @@ fn a_run_that_cannot_learn_warns() {
 
 #[test]
 fn an_unknown_evaluation_split_is_reported_before_training() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let out = dir.path().join("run");
     let mut command = Command::cargo_bin("reprpo").expect("the binary");
@@ -947,7 +955,7 @@ fn an_unknown_evaluation_split_is_reported_before_training() {
 
 #[test]
 fn an_unusable_setting_is_named_and_no_run_folder_is_created() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let (out, phi3) = (dir.path().join("run"), golden.join("models/phi3").display().to_string());
     for (extra, says) in [
@@ -1007,7 +1015,7 @@ fn an_unusable_setting_is_named_and_no_run_folder_is_created() {
 
 #[test]
 fn a_sweep_runs_every_combination_and_resumes_where_it_stopped() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let sweep = |out: &str, extra: &[&str]| {
         let mut command = Command::cargo_bin("reprpo").expect("the binary");
@@ -1109,7 +1117,7 @@ fn trained(
 
 #[test]
 fn a_transform_trains_at_its_own_learning_rate_or_stays_fixed() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let of = |name: &str, extra: &[&str]| trained(&golden, &dir.path().join(name), extra);
     let frozen = of("frozen", &["--set", "train.transform=false"]);
@@ -1142,7 +1150,7 @@ fn a_transform_trains_at_its_own_learning_rate_or_stays_fixed() {
 
 #[test]
 fn training_only_the_transform_does_not_lower_the_loss() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let out = dir.path().join("run");
     trained(&golden, &out, &["--set", "train.lr=1e-12", "--set", "train.transform_lr=5e-2"]);
@@ -1153,7 +1161,7 @@ fn training_only_the_transform_does_not_lower_the_loss() {
 
 #[test]
 fn a_run_starts_from_the_saved_transforms_of_another() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     trained(&golden, &dir.path().join("first"), &[]);
     let saved = dir.path().join("first/transform");
@@ -1207,7 +1215,7 @@ fn a_run_starts_from_the_saved_transforms_of_another() {
 
 #[test]
 fn every_transform_tap_and_pooling_trains() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     for (name, args) in [
         ("suppressed", vec!["--transform", "suppressed", "--layers", "1,2"]),
@@ -1259,7 +1267,7 @@ fn every_transform_tap_and_pooling_trains() {
     for (args, says) in [
         (
             ["--transform", "svd", "--tap", "side", "--layers", "-1"],
-            "the transform `svd` needs states of the width of the embeddings, 64, but those at",
+            "the transform `svd` needs states of the width of the embeddings, 32, but those at",
         ),
         (
             ["--transform", "suppressed", "--tap", "side", "--layers", "-1"],
@@ -1282,7 +1290,7 @@ fn every_transform_tap_and_pooling_trains() {
 
 #[test]
 fn a_rotation_does_not_change_a_loss_of_lengths_and_angles() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let losses = |transform: &str| {
         let out = dir.path().join(transform);
@@ -1316,7 +1324,7 @@ fn a_rotation_does_not_change_a_loss_of_lengths_and_angles() {
 /// `train.reference=base` the base model.
 #[test]
 fn a_run_that_starts_from_an_adapter_uses_it_as_the_reference() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let first = dir.path().join("first");
     let output = run(&golden, &first, &["--set", "train.epochs=2", "--seed", "3"]);
@@ -1347,7 +1355,7 @@ fn a_run_that_starts_from_an_adapter_uses_it_as_the_reference() {
 /// error, except for dropout, and `config show` prints the values that the run uses.
 #[test]
 fn a_run_that_starts_from_an_adapter_keeps_its_settings() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let first = dir.path().join("first");
     let output = run(&golden, &first, &["--set", "adapter.r=4"]);
@@ -1423,7 +1431,7 @@ fn a_run_that_starts_from_an_adapter_keeps_its_settings() {
 /// warning.
 #[test]
 fn a_saved_adapter_is_used_without_the_names_that_match_nothing() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let (from, to) = (golden.join("peft/lora"), dir.path().join("lora"));
     std::fs::create_dir(&to).expect("a folder");
