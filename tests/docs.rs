@@ -1,16 +1,16 @@
-//! The commands and outputs that the documentation shows.
+//! The commands and outputs shown in the documentation.
 //!
-//! A block marked `console` is run in the order of its page, in a folder of that page, and its
-//! output is compared with what the page shows. `…` on a line of its own stands for any lines, and
-//! within a line for any text. `cat FILE` of a file that does not exist creates the file with the
-//! lines that are shown. In all other blocks, the command lines of `reprpo` must be valid.
+//! The commands of a `console` block run in the order of the page, in a temporary folder of the
+//! page. Their output must match the block. A line `…` matches any number of lines, and `…` within
+//! a line matches any text. `cat FILE` creates the file with the lines shown below it if the file
+//! does not exist. In all other blocks, the `reprpo` command lines must be valid.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::{reprpo, reprpo_command, reprpo_in, stdout};
 
-/// The pages that show commands.
+/// Pages that contain commands.
 const PAGES: [&str; 8] = [
     "README.md",
     "docs/adapters-elsewhere.md",
@@ -22,9 +22,9 @@ const PAGES: [&str; 8] = [
     "CONTRIBUTING.md",
 ];
 
-/// A fenced block.
+/// A fenced code block of a page.
 struct Block {
-    /// Number of its first line, from 1.
+    /// Line number of its first line, counted from 1.
     line: usize,
     /// The word after the fence.
     language: String,
@@ -51,28 +51,28 @@ fn blocks(text: &str) -> Vec<Block> {
             (None, None) => {}
         }
     }
-    assert!(open.is_none(), "a block does not end");
+    assert!(open.is_none(), "a code block is not closed");
     found
 }
 
-/// The commands of a block: lines that end with a backslash continue, and comments are left out.
+/// Returns the commands of a block. Joins lines that end with a backslash and removes comments.
 fn commands(block: &Block) -> Vec<String> {
     let joined = block.lines.join("\n").replace("\\\n", " ");
     let lines = joined.lines().map(|line| line.trim().trim_start_matches("$ "));
     lines.map(|line| line.split(" #").next().unwrap_or_default().trim().to_owned()).collect()
 }
 
-/// The words of a command line, as a shell splits it.
+/// Splits a command line into words as a shell does.
 fn words(command: &str) -> Vec<String> {
     let script = format!("printf '%s\\0' {command}");
     let output = Command::new("sh").args(["-c", &script]).output().expect("sh runs");
-    assert!(output.status.success(), "a shell cannot read `{command}`");
+    assert!(output.status.success(), "the shell cannot parse `{command}`");
     let text = String::from_utf8(output.stdout).expect("UTF-8");
     text.split_terminator('\0').map(str::to_owned).collect()
 }
 
 #[test]
-fn every_command_that_is_shown_is_valid() {
+fn every_documented_command_is_valid() {
     let mut checked = 0;
     let here = tempfile::tempdir().expect("a folder");
     let reprpo = |args: &[&str]| reprpo_in(here.path(), args);
@@ -83,14 +83,14 @@ fn every_command_that_is_shown_is_valid() {
                     continue;
                 }
                 let words = words(command);
-                // The files of the example only have to exist.
+                // Only the existence of the example's files is checked, so they can be empty.
                 for word in words.iter().flat_map(|word| word.split('=')) {
                     if word.ends_with(".jsonl") {
                         std::fs::write(here.path().join(word), "").expect("it is written");
                     }
                 }
                 let mut args: Vec<&str> = words[1..].iter().map(String::as_str).collect();
-                // Help comes after the flags before it were read.
+                // `--help` is handled after all other flags have been parsed.
                 args.push("--help");
                 let output = reprpo(&args);
                 let place = format!("{name}:{}: `{command}`", block.line);
@@ -111,23 +111,23 @@ fn every_command_that_is_shown_is_valid() {
 }
 
 #[test]
-fn the_formulas_of_the_methods_page_are_those_of_explain() {
+fn the_formulas_on_the_methods_page_match_explain() {
     let text = page("docs/methods.md");
     let mut checked = 0;
     for section in text.split("\n### `").skip(1) {
         let (name, rest) = section.split_once('`').expect("a heading ends");
         let explained = stdout(&reprpo(&["explain", name]));
         let formulas = blocks(rest.split("\n## ").next().unwrap_or_default());
-        assert_eq!(formulas.len(), 1, "`{name}` has one formula");
+        assert_eq!(formulas.len(), 1, "`{name}` must have one formula");
         for line in &formulas[0].lines {
             assert!(explained.contains(line.trim_end()), "`{name}`: {line}\n\n{explained}");
             checked += 1;
         }
     }
-    assert!(checked > 20, "only {checked} lines were found");
+    assert!(checked > 20, "only {checked} formula lines were checked");
 }
 
-/// True if `output` is what `shown` stands for.
+/// Returns true if `output` matches the pattern `shown`, in which `…` stands for any text or lines.
 fn matches(shown: &[String], output: &[&str]) -> bool {
     match shown.split_first() {
         None => output.is_empty(),
@@ -150,7 +150,7 @@ fn matches(shown: &[String], output: &[&str]) -> bool {
 }
 
 #[test]
-fn output_is_compared_with_gaps() {
+fn an_ellipsis_matches_any_text_or_lines() {
     let shown = |text: &str| text.lines().map(str::to_owned).collect::<Vec<_>>();
     let like =
         |text: &str, output: &str| matches(&shown(text), &output.lines().collect::<Vec<_>>());
@@ -161,7 +161,7 @@ fn output_is_compared_with_gaps() {
 }
 
 #[test]
-fn every_session_prints_what_is_shown() {
+fn every_documented_session_prints_the_documented_output() {
     if !stdout(&reprpo(&["list", "models", "--json"])).contains("\"fetched\": true")
         && std::env::var("CI").as_deref() != Ok("true")
     {
@@ -209,5 +209,5 @@ fn every_session_prints_what_is_shown() {
             }
         }
     }
-    assert!(sessions > 1, "only {sessions} commands were found");
+    assert!(sessions > 1, "only {sessions} commands were run");
 }

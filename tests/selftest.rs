@@ -1,16 +1,16 @@
-//! `reprpo selftest`, with the plugins of the program.
+//! `reprpo selftest` with the built-in plugins.
 
 use serde_json::Value;
 
 use crate::{isolated_command, json, stderr, stdout};
 
-/// The rows of the JSON that a self-test printed.
+/// Returns the rows of a self-test's JSON report.
 fn rows(report: &Value) -> &Vec<Value> {
     report["rows"].as_array().expect("rows")
 }
 
 #[test]
-fn a_selftest_needs_no_files_and_every_plugin_passes() {
+fn a_self_test_needs_no_files_and_every_plugin_passes() {
     let folder = tempfile::tempdir().expect("a folder");
     let sections = ["doctor", "products", "methods"];
     let mut args = vec!["selftest", "--device", "cpu", "--json", "--quiet"];
@@ -51,7 +51,7 @@ fn a_selftest_needs_no_files_and_every_plugin_passes() {
 }
 
 #[test]
-fn attention_and_models_pass_and_are_printed_as_a_table() {
+fn the_attention_and_model_checks_pass_and_are_printed_as_a_table() {
     let folder = tempfile::tempdir().expect("a folder");
     let args = ["selftest", "--device", "cpu", "--only", "attention", "--only", "models"];
     let text = stdout(&isolated_command(folder.path(), &args).output().expect("it runs"));
@@ -65,7 +65,7 @@ fn attention_and_models_pass_and_are_printed_as_a_table() {
 }
 
 #[test]
-fn a_device_and_a_section_that_do_not_exist_are_refused() {
+fn an_unknown_device_or_section_is_rejected() {
     let folder = tempfile::tempdir().expect("a folder");
     let refused = |args: &[&str], code: i32| {
         let output = isolated_command(folder.path(), args).output().expect("it runs");

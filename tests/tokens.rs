@@ -19,11 +19,11 @@ fn utf8(path: &Path) -> &str {
 #[test]
 fn pairs_have_the_same_ids_as_in_trl() {
     for root in golden::roots() {
-        pairs_have_the_ids_of(&root);
+        assert_same_ids_as_in_trl(&root);
     }
 }
 
-fn pairs_have_the_ids_of(golden: &Path) {
+fn assert_same_ids_as_in_trl(golden: &Path) {
     let dir = tempfile::tempdir().expect("a folder");
     let (mut compared, mut empty_prompts) = (0, 0);
     for folder in ["plain", "bos", "think", "moved_system", "tools", "switch", "smollm2"] {
@@ -266,21 +266,21 @@ fn plain_text_has_the_same_scores_as_in_transformers() {
     let scores: Value = serde_json::from_slice(&text).expect("JSON");
     let own: Vec<(String, String, [f64; 4])> =
         serde_json::from_value(scores["plain"].clone()).expect("rows");
-    scores_are_those_of_transformers(
+    assert_scores_of_transformers(
         &golden,
         &own.iter()
             .map(|(model, tokenizer, want)| (&**model, &**tokenizer, *want))
             .collect::<Vec<_>>(),
     );
     if let Some(shared) = golden::shared("golden/models") {
-        scores_are_those_of_transformers(&shared.join("golden"), &SCORES);
+        assert_scores_of_transformers(&shared.join("golden"), &SCORES);
     }
 }
 
 /// A row of `scores` has a model, a tokenizer, and the scores of two pairs, chosen before rejected.
 /// For them `tokenizer(prompt + completion + eos)` went through the model in float32, and the
 /// tokens after the ids that the prompt and both texts have in common were scored.
-fn scores_are_those_of_transformers(golden: &Path, scores: &[(&str, &str, [f64; 4])]) {
+fn assert_scores_of_transformers(golden: &Path, scores: &[(&str, &str, [f64; 4])]) {
     assert_eq!(scores.len(), 16);
     let dir = tempfile::tempdir().expect("a folder");
     let rows = [
@@ -290,10 +290,10 @@ fn scores_are_those_of_transformers(golden: &Path, scores: &[(&str, &str, [f64; 
     let file = jsonl(dir.path(), "pairs.jsonl", &rows);
     for (name, tokenizer, want) in scores {
         let model = with_tokenizer(golden, name, tokenizer, dir.path());
-        near(&logps(&score(dir.path(), &model, &file, &["--json"])), want, 1e-4);
+        assert_near(&logps(&score(dir.path(), &model, &file, &["--json"])), want, 1e-4);
         if (*name, *tokenizer) == ("llama", "bos") {
             let bare = logps(&score(dir.path(), &model, &file, &["--json", "--no-special-tokens"]));
-            near(&bare, &scores[4].2, 1e-4);
+            assert_near(&bare, &scores[4].2, 1e-4);
             let prompt = [
                 "generate",
                 "--device",
@@ -331,11 +331,11 @@ fn scores_without_special_tokens_and_eos_equal_the_reference_values() {
         return;
     };
     for root in golden::roots() {
-        scores_of_smollm2_are_those_in(&root, &model.path);
+        assert_scores_of_smollm2(&root, &model.path);
     }
 }
 
-fn scores_of_smollm2_are_those_in(golden: &Path, model: &Path) {
+fn assert_scores_of_smollm2(golden: &Path, model: &Path) {
     let dir = tempfile::tempdir().expect("a folder");
     let text = std::fs::read_to_string(golden.join("smollm2/pair_logps.json")).expect("pairs");
     let pairs = serde_json::from_str::<Value>(&text).expect("JSON")["pairs"]

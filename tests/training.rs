@@ -44,11 +44,11 @@ fn number(line: &Value, name: &str) -> f64 {
 #[test]
 fn a_trl_run_is_reproduced_step_by_step() {
     for root in golden::roots() {
-        the_run_of_trl_is_reproduced_in(&root);
+        assert_trl_run_is_reproduced(&root);
     }
 }
 
-fn the_run_of_trl_is_reproduced_in(golden: &Path) {
+fn assert_trl_run_is_reproduced(golden: &Path) {
     let dir = tempfile::tempdir().expect("a folder");
     let out = dir.path().join("run");
     let init = golden.join("trl/trajectory_init");
