@@ -11,7 +11,7 @@ mod tests;
 
 use reprpo_plugin::prelude::*;
 
-/// Layers from 30% of the depth on, without the last two.
+/// Returns the default layers: from 30% of the depth on, without the last two.
 fn default_layers() -> Layers {
     Layers("range(.3,-2)".to_owned())
 }

@@ -47,7 +47,7 @@ impl RowSpace {
     }
 }
 
-/// WᵀW `[h h]` in float64.
+/// Returns WᵀW `[h h]` in float64.
 fn gram(matrix: &Tensor) -> Result<Tensor> {
     let (rows, h) = matrix.size2()?;
     let mut sum = Tensor::f_zeros([h, h], (Kind::Double, matrix.device()))?;

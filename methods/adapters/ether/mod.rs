@@ -93,7 +93,7 @@ impl Adapter for Ether {
     }
 }
 
-/// H: one reflection, or relaxed reflection, per block.
+/// H: one reflection or relaxed reflection per block.
 struct Planes {
     /// u `[h]`, in blocks.
     u: Tensor,
@@ -104,7 +104,7 @@ struct Planes {
 }
 
 impl Planes {
-    /// x·H of rows x `[n h]`. H is symmetric.
+    /// Returns x·H for rows x `[n h]`. H is symmetric.
     fn reflect(&self, x: &Tensor) -> Result<Tensor> {
         let unit = |v: &Tensor| -> Result<Tensor> {
             let v = v.f_view([self.blocks, -1, 1])?;

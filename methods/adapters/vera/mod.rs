@@ -3,7 +3,7 @@
 use reprpo_plugin::prelude::*;
 use reprpo_plugin::serde_json::json;
 
-use super::{check_dropout, default_targets, dropped, peft_layers, rank};
+use super::{check_dropout, default_targets, dropout, peft_layers, rank};
 
 #[cfg(test)]
 mod tests;
@@ -150,8 +150,8 @@ struct VeraLinear {
 }
 
 impl VeraLinear {
-    /// λ_d ⊙ A `[r in]` and λ_b ⊙ B `[out r]`. Scaling the matrices instead of the activations
-    /// keeps no additional activations for the backward pass.
+    /// Returns λ_d ⊙ A `[r in]` and λ_b ⊙ B `[out r]`. Scaling the matrices instead of the
+    /// activations stores no additional activations for the backward pass.
     fn factors(&self) -> Result<(Tensor, Tensor)> {
         Ok((&self.a * self.d.f_unsqueeze(1)?, &self.b * self.scale.f_unsqueeze(1)?))
     }
@@ -161,7 +161,7 @@ impl AdaptedLinear for VeraLinear {
     fn forward(&self, x: &Tensor, base: &Frozen, train: bool) -> Result<Tensor> {
         let (a, b) = self.factors()?;
         let low =
-            dropped(x, self.dropout, train)?.f_linear(&a.to_kind(x.kind()), None::<&Tensor>)?;
+            dropout(x, self.dropout, train)?.f_linear(&a.to_kind(x.kind()), None::<&Tensor>)?;
         Ok(base.forward(x)? + low.f_linear(&b.to_kind(x.kind()), None::<&Tensor>)?)
     }
 

@@ -117,7 +117,7 @@ impl Intervention for Rank {
     }
 }
 
-/// Logs both terms `[b]` with the loss.
+/// Adds both terms `[b]` to the loss as metrics.
 fn logged(loss: Loss, reroute: &Tensor, retain: &Tensor) -> Loss {
     loss.metric("rank/reroute", reroute).metric("rank/retain", retain)
 }
@@ -148,8 +148,8 @@ impl Rank {
         })
     }
 
-    /// Loss of the original implementation. `attended` `[m]` is false for padding tokens of the
-    /// chosen sequences.
+    /// Returns the loss of the original implementation. `attended` `[m]` is false for padding
+    /// tokens of the chosen sequences.
     pub(super) fn original(
         &self,
         taps: &[OriginalTap<'_>],
@@ -183,7 +183,7 @@ impl Rank {
     }
 }
 
-/// mean_t(nll_π − nll_r) over all positions, where padding counts as 0: `[m]` → `[b]`.
+/// Returns mean_t(nll_π − nll_r) over all positions, where padding counts as 0: `[m]` → `[b]`.
 fn worse(nll: &SequenceNll, attended: Option<&Tensor>, pairs: usize) -> Tensor {
     let off = &nll.policy - &nll.reference;
     let off = attended

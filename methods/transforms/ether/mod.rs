@@ -44,7 +44,7 @@ pub enum Form {
     Ether,
     /// I − ûûᵀ + ŵŵᵀ, which need not keep lengths.
     Plus,
-    /// (I + A)(I − A)⁻¹ of a skew-symmetric A, a rotation.
+    /// I − ûûᵀ + ŵŵᵀ, which can change lengths.
     Oft,
     /// A `plus` on each side of the linear map.
     PlusTwoSided,
@@ -83,7 +83,7 @@ impl TransformPlugin for Ether {
     }
 }
 
-/// The divisors of `n` up to 512, for a hint.
+/// Returns the divisors of `n` up to 512, for a hint.
 fn divisors(n: i64) -> String {
     (1..=n.min(512)).filter(|d| n % d == 0).map(|d| d.to_string()).collect::<Vec<_>>().join(", ")
 }
