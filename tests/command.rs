@@ -12,7 +12,7 @@ fn in_folder(args: &[&str], folder: &Path, environment: &[(&str, &str)]) -> Outp
         .envs(environment.iter().copied())
         .current_dir(folder)
         .output()
-        .expect("it runs")
+        .expect("the command runs")
 }
 
 #[test]
@@ -89,9 +89,9 @@ fn a_reader_that_closes_stdout_early_causes_no_error() {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .expect("it runs");
+        .expect("the command runs");
     drop(child.stdout.take());
-    let output = child.wait_with_output().expect("it ends");
+    let output = child.wait_with_output().expect("the command ends");
     assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(0), ""));
 }
 
@@ -136,21 +136,22 @@ fn a_model_that_cannot_be_read_is_named_and_no_run_folder_is_created() {
     let here = folder.path();
     let cache = here.join("cache");
     let cache = cache.to_str().expect("UTF-8");
-    std::fs::write(here.join("foreign.gguf"), "this is not a model").expect("written");
-    std::fs::write(here.join("empty.gguf"), "").expect("written");
-    std::fs::write(here.join("cut.gguf"), b"GGUF\x03\0\0\0\x01\0\0").expect("written");
-    std::fs::write(here.join("strange.gguf"), gguf_with_tensor_type(1234)).expect("written");
+    std::fs::write(here.join("foreign.gguf"), "this is not a model").expect("the file is written");
+    std::fs::write(here.join("empty.gguf"), "").expect("the file is written");
+    std::fs::write(here.join("cut.gguf"), b"GGUF\x03\0\0\0\x01\0\0").expect("the file is written");
+    std::fs::write(here.join("strange.gguf"), gguf_with_tensor_type(1234))
+        .expect("the file is written");
     for (model, files) in [
         ("no-config", vec![]),
         ("empty-config", vec![("config.json", "{}")]),
         ("broken-config", vec![("config.json", "{x")]),
     ] {
-        std::fs::create_dir(here.join(model)).expect("made");
+        std::fs::create_dir(here.join(model)).expect("the folder is created");
         for (name, text) in files {
-            std::fs::write(here.join(model).join(name), text).expect("written");
+            std::fs::write(here.join(model).join(name), text).expect("the file is written");
         }
     }
-    for (model, says) in [
+    for (model, expected) in [
         ("smollm2-135m-instruct", "is not on this machine yet"),
         ("smollm2-135m-instruc", "did you mean `smollm2-135m-instruct`?"),
         ("org/name", "the model `org/name` is not in the cache"),
@@ -169,7 +170,7 @@ fn a_model_that_cannot_be_read_is_named_and_no_run_folder_is_created() {
             &[("REPRPO_CACHE", cache), ("HF_HUB_CACHE", cache), ("HF_HUB_OFFLINE", "1")],
         );
         assert_eq!(output.status.code(), Some(1), "{model}: {}", stderr(&output));
-        assert!(stderr(&output).contains(says), "{model}: {}", stderr(&output));
+        assert!(stderr(&output).contains(expected), "{model}: {}", stderr(&output));
         assert!(!here.join("runs").exists(), "{model}");
     }
 }
@@ -205,22 +206,24 @@ fn known_models_are_listed_with_their_path_and_the_command_that_fetches_them() {
     assert!(stdout(&list(&["list", "models"])).contains(" (not downloaded)\n"));
     assert!(stdout(&list(&["doctor"])).contains("none of the"));
     let name = listed[0]["name"].as_str().expect("a name");
-    std::fs::create_dir_all(folder.path().join("models").join(name)).expect("made");
-    std::fs::write(folder.path().join("models").join(name).join("x.gguf"), "").expect("written");
+    std::fs::create_dir_all(folder.path().join("models").join(name))
+        .expect("the folder is created");
+    std::fs::write(folder.path().join("models").join(name).join("x.gguf"), "")
+        .expect("the file is written");
     assert_eq!(json(&list(&["list", "models", "--json"]))[0]["fetched"], true);
     assert!(stdout(&list(&["list", "--long"])).contains(&format!("in `{cache}")));
 }
 
 #[test]
 fn a_value_of_the_wrong_type_is_reported_in_plain_words() {
-    for (set, says) in [
+    for (set, expected) in [
         ("train.lr=abc", "expected a number"),
         ("train.batch=1.5", "expected a whole number"),
         ("train.shuffle=3", "expected true or false"),
     ] {
         let output = reprpo(&["config", "show", "--set", set]);
         assert_eq!(output.status.code(), Some(1));
-        assert!(stderr(&output).contains(says), "{}", stderr(&output));
+        assert!(stderr(&output).contains(expected), "{}", stderr(&output));
     }
     let output = reprpo(&["config", "show", "--set", "eval.completion_tokens=0"]);
     assert!(
@@ -396,7 +399,8 @@ mod with_built_ins {
     #[test]
     fn the_origin_of_every_value_is_shown() {
         let folder = tempfile::tempdir().expect("a folder");
-        std::fs::write(folder.path().join("x.toml"), "[train]\nbatch = 8\n").expect("written");
+        std::fs::write(folder.path().join("x.toml"), "[train]\nbatch = 8\n")
+            .expect("the file is written");
         let args = [
             "config",
             "show",
@@ -464,7 +468,7 @@ mod with_built_ins {
             "7",
         ];
         let first = stdout(&in_folder(&args, folder.path(), &[]));
-        std::fs::write(folder.path().join("x.toml"), &first).expect("written");
+        std::fs::write(folder.path().join("x.toml"), &first).expect("the file is written");
         assert_eq!(
             stdout(&in_folder(&["config", "show", "--config", "x.toml"], folder.path(), &[])),
             first

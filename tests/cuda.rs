@@ -16,7 +16,7 @@ use crate::{golden, json, plugins, reprpo_command, stderr};
 fn with_driver() -> TempDir {
     let dir = tempfile::tempdir().expect("a folder");
     let source = dir.path().join("driver.rs");
-    fs::write(&source, "").expect("written");
+    fs::write(&source, "").expect("the file is written");
     let output = Command::new("rustc")
         .args(["--crate-type", "cdylib", "-o"])
         .arg(dir.path().join("libcuda.so.1"))
@@ -29,8 +29,10 @@ fn with_driver() -> TempDir {
 
 /// Returns the folder of libtorch that the command uses, as printed by `doctor`.
 fn libtorch() -> PathBuf {
-    let found =
-        check(&json(&reprpo_command(&["doctor", "--json"]).output().expect("it runs")), "libtorch");
+    let found = check(
+        &json(&reprpo_command(&["doctor", "--json"]).output().expect("the command runs")),
+        "libtorch",
+    );
     PathBuf::from(
         found["found"].as_str().and_then(|text| text.split(", in ").nth(1)).expect("a folder"),
     )
@@ -53,7 +55,7 @@ fn reprpo(folder: &Path, args: &[&str]) -> Output {
         .env("LD_LIBRARY_PATH", folder)
         .env("REPRPO_PLUGIN_DIR", folder.join("no-plugins"))
         .output()
-        .expect("it runs")
+        .expect("the command runs")
 }
 
 /// Trains a tiny model for a few steps.
@@ -116,7 +118,8 @@ fn a_cuda_library_that_cannot_be_loaded_causes_a_warning_and_plugins_still_load(
             std::os::unix::fs::symlink(&file, driver.path().join(name)).expect("a link");
         }
     }
-    fs::write(driver.path().join("libtorch_cuda.so"), "not a library").expect("written");
+    fs::write(driver.path().join("libtorch_cuda.so"), "not a library")
+        .expect("the file is written");
     let checks = json(&reprpo(driver.path(), &["doctor", "--json"]));
     let place = check(&checks, "libtorch");
     assert!(

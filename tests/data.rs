@@ -19,7 +19,7 @@ const PAIRS: &str = concat!(
 
 fn folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
-    std::fs::write(folder.path().join("pairs.jsonl"), PAIRS).expect("written");
+    std::fs::write(folder.path().join("pairs.jsonl"), PAIRS).expect("the file is written");
     folder
 }
 
@@ -107,7 +107,7 @@ fn flags_select_the_part_of_a_split_and_the_columns() {
     let folder = tempfile::tempdir().expect("a folder");
     let rows: String = (0..10).map(|i| format!("\"q, {i}\",good {i},bad {i}\n")).collect();
     std::fs::write(folder.path().join("pairs.csv"), format!("question,best,worst\n{rows}"))
-        .expect("written");
+        .expect("the file is written");
     let columns = "prompt=question, chosen=best,rejected=worst";
     let inspect = |split: &str| {
         reprpo(
@@ -162,12 +162,12 @@ fn flags_select_the_part_of_a_split_and_the_columns() {
 fn unusable_data_fails_before_the_model_is_loaded() {
     let folder = folder();
     let here = folder.path();
-    std::fs::write(here.join("empty.jsonl"), "\n").expect("written");
+    std::fs::write(here.join("empty.jsonl"), "\n").expect("the file is written");
     std::fs::write(
         here.join("silent.jsonl"),
         r#"{"prompt": "p", "chosen": null, "rejected": "r"}"#,
     )
-    .expect("written");
+    .expect("the file is written");
     for (file, why) in [
         ("empty.jsonl", "`empty.jsonl` holds no pairs"),
         ("silent.jsonl", "line 1 of `silent.jsonl`\n  because `chosen` is null, not text"),
@@ -226,7 +226,7 @@ fn a_run_trains_on_the_selected_part_and_counts_pairs_without_effect() {
 
 /// Runs the command in a folder with `input` as its standard input.
 fn piped(folder: &Path, args: &[&str], input: &[u8]) -> Output {
-    isolated_command(folder, args).write_stdin(input).output().expect("it runs")
+    isolated_command(folder, args).write_stdin(input).output().expect("the command runs")
 }
 
 #[test]

@@ -86,7 +86,7 @@ fn every_documented_command_is_valid() {
                 // Only the existence of the example's files is checked, so they can be empty.
                 for word in words.iter().flat_map(|word| word.split('=')) {
                     if word.ends_with(".jsonl") {
-                        std::fs::write(here.path().join(word), "").expect("it is written");
+                        std::fs::write(here.path().join(word), "").expect("the file is written");
                     }
                 }
                 let mut args: Vec<&str> = words[1..].iter().map(String::as_str).collect();
@@ -188,7 +188,7 @@ fn every_documented_session_prints_the_documented_output() {
                     && !here.path().join(file).exists()
                 {
                     let text = shown.join("\n") + "\n";
-                    std::fs::write(here.path().join(file), text).expect("it is written");
+                    std::fs::write(here.path().join(file), text).expect("the file is written");
                     continue;
                 }
                 let output = Command::new("sh")

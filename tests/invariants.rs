@@ -21,11 +21,11 @@ fn all<E: TypedEntry>() -> Vec<Method<&'static E>> {
 }
 
 fn intervention(name: &str) -> Method<&'static InterventionEntry> {
-    Method::default_of(built_in().intervention(name).expect("it is built in"))
+    Method::default_of(built_in().intervention(name).expect("a built-in method"))
 }
 
 fn adapter(name: &str) -> Method<&'static AdapterEntry> {
-    Method::default_of(built_in().adapter(name).expect("it is built in"))
+    Method::default_of(built_in().adapter(name).expect("a built-in method"))
 }
 
 /// Checks every case against the invariants for training and for adapters, and reports all

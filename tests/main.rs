@@ -47,7 +47,7 @@ fn reprpo_command(args: &[&str]) -> Command {
 }
 
 fn reprpo(args: &[&str]) -> Output {
-    reprpo_command(args).output().expect("it runs")
+    reprpo_command(args).output().expect("the command runs")
 }
 
 /// Returns a `reprpo` command that runs in `folder` and has its empty caches there.
@@ -58,7 +58,7 @@ fn isolated_command(folder: &Path, args: &[&str]) -> Command {
 }
 
 fn reprpo_in(folder: &Path, args: &[&str]) -> Output {
-    isolated_command(folder, args).output().expect("it runs")
+    isolated_command(folder, args).output().expect("the command runs")
 }
 
 /// Checks that a command succeeded and returns its stdout.
@@ -107,6 +107,6 @@ fn metrics(run: &Path) -> Vec<Value> {
 fn jsonl(folder: &Path, name: &str, rows: &[Value]) -> PathBuf {
     let path = folder.join(name);
     std::fs::write(&path, rows.iter().map(|row| format!("{row}\n")).collect::<String>())
-        .expect("written");
+        .expect("the file is written");
     path
 }

@@ -95,7 +95,7 @@ fn command(program: &Path, folder: &Path, args: &[&str]) -> Output {
         .env("REPRPO_PLUGIN_DIR", folder.join("no-plugins"))
         .env("NO_COLOR", "1")
         .env("OMP_NUM_THREADS", "1");
-    command.current_dir(folder).args(args).output().expect("it runs")
+    command.current_dir(folder).args(args).output().expect("the command runs")
 }
 
 fn reprpo(folder: &Path, args: &[&str]) -> Output {
@@ -414,7 +414,7 @@ fn plugins_are_found_in_the_folder_the_variable_and_the_configuration() {
             .current_dir(dir.path())
             .args(args)
             .output()
-            .expect("it runs")
+            .expect("the command runs")
     };
     let is_listed = |environment: &[(&str, &str)], args: &[&str]| {
         let output = with(environment, args);

@@ -19,7 +19,7 @@ fn a_model_stored_in_half_precision_computes_in_float32() {
         ("rounded", |t: &Tensor| t.to_kind(Kind::Half).to_kind(Kind::Float)),
     ] {
         model(&tree.path(name), 0, "");
-        write_safetensors(&path(name), &converted(to)).expect("written");
+        write_safetensors(&path(name), &converted(to)).expect("the file is written");
     }
     let score = |model: &str| {
         tree.reprpo(

@@ -53,7 +53,7 @@ impl Tree {
     }
 
     pub(crate) fn reprpo(&self, folder: &str, args: &[&str]) -> Output {
-        self.command(folder, args).output().expect("it runs")
+        self.command(folder, args).output().expect("the command runs")
     }
 
     /// Returns the arguments of a run on the model and pairs of this tree.
@@ -113,7 +113,7 @@ impl Tree {
         let config = self.config(run);
         assert!(config.contains(from), "{from}\n{config}");
         std::fs::write(self.path(run).join("config.toml"), config.replace(from, to))
-            .expect("written");
+            .expect("the file is written");
     }
 }
 
@@ -127,7 +127,7 @@ pub(crate) fn started(folder: &Path, args: &[&str], when: impl Fn() -> bool) -> 
         .args(args)
         .stdout(Stdio::null())
         .stderr(Stdio::null());
-    let mut child = command.spawn().expect("it runs");
+    let mut child = command.spawn().expect("the command runs");
     while !when() {
         assert!(child.try_wait().expect("a state").is_none(), "the command ended too early");
         std::thread::sleep(std::time::Duration::from_millis(1));
@@ -136,8 +136,8 @@ pub(crate) fn started(folder: &Path, args: &[&str], when: impl Fn() -> bool) -> 
 }
 
 pub(crate) fn kill(mut child: Child) {
-    child.kill().expect("it is killed");
-    child.wait().expect("it ends");
+    child.kill().expect("the command is killed");
+    child.wait().expect("the command ends");
 }
 
 /// Writes a Llama model with two blocks and random weights from `seed`. If `extra` is not empty, it
@@ -151,7 +151,7 @@ pub(crate) fn model(folder: &Path, seed: i64, extra: &str) {
         "rope_theta": 10_000.0, "max_position_embeddings": 64,
         "bos_token_id": null, "eos_token_id": 0,
     });
-    std::fs::write(folder.join("config.json"), config.to_string()).expect("written");
+    std::fs::write(folder.join("config.json"), config.to_string()).expect("the file is written");
     tch::manual_seed(seed);
     let random = |name: &str, rows: i64, columns: i64| {
         (format!("{name}.weight"), Tensor::randn([rows, columns], (Kind::Float, Device::Cpu)) * 0.3)
@@ -197,12 +197,13 @@ pub(crate) fn model(folder: &Path, seed: i64, extra: &str) {
         "pre_tokenizer": { "type": "Whitespace" },
         "model": { "type": "WordLevel", "vocab": words, "unk_token": "<unk>" },
     });
-    std::fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).expect("written");
+    std::fs::write(folder.join("tokenizer.json"), tokenizer.to_string())
+        .expect("the file is written");
     std::fs::write(
         folder.join("tokenizer_config.json"),
         json!({ "eos_token": "<eos>" }).to_string(),
     )
-    .expect("written");
+    .expect("the file is written");
 }
 
 /// Checks that the command failed with exit code 1 and returns its stderr.
@@ -301,7 +302,7 @@ fn an_input_that_changed_since_the_checkpoint_is_rejected_and_named() {
         tree.path("pairs.jsonl"),
         "{\"prompt\": \"w1 \", \"chosen\": \"w2\", \"rejected\": \"w3\"}\n",
     )
-    .expect("written");
+    .expect("the file is written");
     let text = refused(&resume(&[]));
     assert!(
         text.contains("the data: 8 pairs of 112 tokens then, 1 pair of 6 tokens now"),
@@ -316,7 +317,7 @@ fn an_input_that_changed_since_the_checkpoint_is_rejected_and_named() {
     copy(&tree.path("run"), &kept);
     let step = std::fs::read_to_string(kept.join("checkpoints/latest")).expect("a step");
     std::fs::remove_file(kept.join(format!("checkpoints/step-{}/fingerprints.json", step.trim())))
-        .expect("it was there");
+        .expect("the file exists");
     let text = refused(&tree.reprpo("", &["run", "--resume", "kept"]));
     assert!(
         text.contains("its checkpoint has no fingerprints") && text.contains("--inexact-resume"),
@@ -346,7 +347,7 @@ fn reference_values_are_recomputed_for_changed_pairs() {
     let kept =
         tree.path("fresh/checkpoints").join(format!("step-{}/reference.safetensors", step.trim()));
     assert!(!reprpo_core::weights::read_safetensors(&kept).expect("values").is_empty());
-    write_safetensors(&kept, &[]).expect("written");
+    write_safetensors(&kept, &[]).expect("the file is written");
     for run in ["run", "fresh"] {
         assert!(refused(&tree.reprpo("", &["run", "--resume", run])).contains("the data is not"));
         let output = tree.reprpo("", &["run", "--resume", run, "--inexact-resume"]);
@@ -380,10 +381,10 @@ fn the_same_command_starts_a_run_and_continues_it_wherever_it_was_killed() {
             .is_ok_and(|text| text.lines().count() > 40)
     });
     copy(&tree.path("b"), &tree.path("d"));
-    std::fs::remove_dir_all(tree.path("d/checkpoints")).expect("it was there");
+    std::fs::remove_dir_all(tree.path("d/checkpoints")).expect("the file exists");
     // Leftovers of an unfinished checkpoint and of an unfinished file.
     std::fs::create_dir_all(tree.path("a/checkpoints/step-99")).expect("a folder");
-    std::fs::write(tree.path("a/.tmpAbc"), "x").expect("written");
+    std::fs::write(tree.path("a/.tmpAbc"), "x").expect("the file is written");
     std::fs::create_dir(tree.path("e")).expect("a folder");
     let bytes = |run: &str| {
         std::fs::read(tree.path(run).join("adapter/adapter_model.safetensors")).expect("an adapter")
@@ -429,7 +430,7 @@ fn the_same_command_starts_a_run_and_continues_it_wherever_it_was_killed() {
     );
     // A run that was killed during its evaluation is evaluated but not trained again.
     let summary = std::fs::read(tree.path("f/eval/summary.json")).expect("a summary");
-    std::fs::remove_dir_all(tree.path("f/eval")).expect("it was there");
+    std::fs::remove_dir_all(tree.path("f/eval")).expect("the file exists");
     let output = auto("f", &["--json"]);
     assert!(
         output.status.success() && transcript(&output).contains("already trained, evaluating it"),
@@ -484,7 +485,7 @@ fn a_command_that_continues_a_run_must_have_the_same_configuration() {
         "{text}"
     );
     std::fs::create_dir(tree.path("mine")).expect("a folder");
-    std::fs::write(tree.path("mine/thesis.txt"), "x").expect("written");
+    std::fs::write(tree.path("mine/thesis.txt"), "x").expect("the file is written");
     let text = refused(&tree.reprpo("", &tree.run_args("mine", &["--resume", "auto"])));
     assert!(
         text.contains("`mine` is not the folder of a run: it has `thesis.txt`")
@@ -493,8 +494,8 @@ fn a_command_that_continues_a_run_must_have_the_same_configuration() {
     );
     // Even in a run without a checkpoint, files that do not belong to the run are kept.
     copy(&tree.path("run"), &tree.path("begun"));
-    std::fs::remove_dir_all(tree.path("begun/checkpoints")).expect("it was there");
-    std::fs::write(tree.path("begun/thesis.txt"), "x").expect("written");
+    std::fs::remove_dir_all(tree.path("begun/checkpoints")).expect("the file exists");
+    std::fs::write(tree.path("begun/thesis.txt"), "x").expect("the file is written");
     let text = refused(&tree.reprpo("", &tree.run_args("begun", &long)));
     assert!(
         text.contains("`thesis.txt`, which no run makes")
@@ -688,8 +689,8 @@ fn a_run_finds_its_model_and_data_from_any_folder_and_after_its_tree_was_moved()
     );
 
     // If a path does not exist, the error names the file or flag that the path came from.
-    std::fs::remove_dir_all(tree.path("moved/model")).expect("it was there");
-    std::fs::remove_file(tree.path("moved/pairs.jsonl")).expect("it was there");
+    std::fs::remove_dir_all(tree.path("moved/model")).expect("the file exists");
+    std::fs::remove_file(tree.path("moved/pairs.jsonl")).expect("the file exists");
     let text = refused(&tree.reprpo("", &["generate", "moved/runs/a", "--prompt", "w1"]));
     assert!(
         text.starts_with("error: `model` is `")
@@ -713,7 +714,7 @@ fn errors_in_a_run_of_an_earlier_version_name_the_base_of_its_relative_paths() {
     let config = tree.config("runs/a");
     let (old, _) = config.split_once("\n# Written by").expect("a record");
     let old = old.replace("../../model", "./model").replace("../../pairs", "pairs");
-    std::fs::write(tree.path("runs/a/config.toml"), old).expect("written");
+    std::fs::write(tree.path("runs/a/config.toml"), old).expect("the file is written");
     let output = tree.reprpo("", &[&["eval", "runs/a"], &EVAL[..]].concat());
     assert!(
         output.status.success()
@@ -747,7 +748,8 @@ fn a_resumed_run_finds_its_initial_adapter_and_data_folder() {
         Value::Array((0..8).map(row).collect()).to_string()
     };
     for split in ["train", "test"] {
-        std::fs::write(tree.path(&format!("data/sums/{split}.json")), rows(3)).expect("written");
+        std::fs::write(tree.path(&format!("data/sums/{split}.json")), rows(3))
+            .expect("the file is written");
     }
     let long = ["--set", "train.epochs=100", "--set", "train.checkpoint_every=1"];
     let args = [
@@ -768,10 +770,10 @@ fn a_resumed_run_finds_its_initial_adapter_and_data_folder() {
     }
     std::fs::create_dir(tree.path("elsewhere")).expect("a folder");
     tree.edit("runs/a", "checkpoint_every = 1\n", "checkpoint_every = 100000\n");
-    std::fs::write(tree.path("data/sums/train.json"), rows(4)).expect("written");
+    std::fs::write(tree.path("data/sums/train.json"), rows(4)).expect("the file is written");
     let resume = || tree.reprpo("elsewhere", &["run", "--resume", "../runs/a"]);
     assert!(refused(&resume()).contains("the data is not"));
-    std::fs::write(tree.path("data/sums/train.json"), rows(3)).expect("written");
+    std::fs::write(tree.path("data/sums/train.json"), rows(3)).expect("the file is written");
     // The reference is the adapter that training started from.
     let adapter =
         std::fs::read(tree.path("first/adapter/adapter_model.safetensors")).expect("an adapter");
@@ -783,13 +785,14 @@ fn a_resumed_run_finds_its_initial_adapter_and_data_folder() {
     .expect("a copy");
     let text = refused(&resume());
     assert!(text.contains("the reference, the values that training began with are not"), "{text}");
-    std::fs::write(tree.path("first/adapter/adapter_model.safetensors"), adapter).expect("written");
+    std::fs::write(tree.path("first/adapter/adapter_model.safetensors"), adapter)
+        .expect("the file is written");
     let output = resume();
     assert!(output.status.success(), "{}", transcript(&output));
     // The evaluation rejects test pairs that changed.
     let output = tree.reprpo("elsewhere", &[&["eval", "../runs/a"], &EVAL[..]].concat());
     assert!(output.status.success(), "{}", transcript(&output));
-    std::fs::write(tree.path("data/sums/test.json"), rows(5)).expect("written");
+    std::fs::write(tree.path("data/sums/test.json"), rows(5)).expect("the file is written");
     let text = refused(&tree.reprpo("elsewhere", &[&["eval", "../runs/a"], &EVAL[..]].concat()));
     assert!(text.contains("the `test` pairs: `test.json`"), "{text}");
 }
@@ -836,7 +839,7 @@ fn changed_data_of_the_same_length_is_rejected() {
     let pairs = std::fs::read_to_string(golden.join("trl/pairs.jsonl")).expect("pairs");
     let other = pairs.replace("nectar", "pollen");
     assert!(other != pairs && other.len() == pairs.len());
-    std::fs::write(&data, pairs).expect("written");
+    std::fs::write(&data, pairs).expect("the file is written");
     let model = golden.join("models/llama").canonicalize().expect("a path").display().to_string();
     let run = [
         "run",
@@ -854,14 +857,14 @@ fn changed_data_of_the_same_length_is_rejected() {
     kill(started(dir.path(), &[&run[..], &long].concat(), || {
         dir.path().join("run/checkpoints/latest").is_file()
     }));
-    std::fs::remove_file(&data).expect("it was there");
-    std::fs::write(&data, other).expect("written");
+    std::fs::remove_file(&data).expect("the file exists");
+    std::fs::write(&data, other).expect("the file is written");
     let output = Command::cargo_bin("reprpo")
         .expect("the binary")
         .current_dir(dir.path())
         .args(["run", "--resume", "run"])
         .output()
-        .expect("it runs");
+        .expect("the command runs");
     assert!(
         refused(&output).contains("the data is not what its checkpoint was made with"),
         "{}",

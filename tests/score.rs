@@ -78,7 +78,7 @@ impl Values {
             ("tokenizer.json", &tokenizer),
             ("tokenizer_config.json", &self.0["tokenizer_config"]),
         ] {
-            std::fs::write(at.join(name), value.to_string()).expect("written");
+            std::fs::write(at.join(name), value.to_string()).expect("the file is written");
         }
         at.to_owned()
     }
@@ -172,7 +172,7 @@ impl Values {
             }
             w.floats(&gguf_name(architecture, &name), &axes, values)
         });
-        std::fs::write(at, w.bytes()).expect("written");
+        std::fs::write(at, w.bytes()).expect("the file is written");
         Some(at.to_owned())
     }
 }
@@ -562,7 +562,7 @@ fn a_pair_scores_the_same_with_and_without_a_longer_pair() {
                 model.join(file),
                 std::fs::read(golden.join("models/llama").join(file)).expect("a file"),
             )
-            .expect("written");
+            .expect("the file is written");
         }
         let mut config: Value = serde_json::from_slice(
             &std::fs::read(golden.join("models/llama/config.json")).expect("a file"),
@@ -570,7 +570,7 @@ fn a_pair_scores_the_same_with_and_without_a_longer_pair() {
         .expect("JSON");
         config["max_position_embeddings"] = json!(context);
         config["rope_parameters"] = rope;
-        std::fs::write(model.join("config.json"), config.to_string()).expect("written");
+        std::fs::write(model.join("config.json"), config.to_string()).expect("the file is written");
         let (first, together) = (scored(&model, &alone).0, scored(&model, &both).0);
         assert_near(&first, &[expected], "alone");
         assert_near(&together[..1], &[expected], "with a longer pair");

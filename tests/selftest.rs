@@ -15,7 +15,7 @@ fn a_self_test_needs_no_files_and_every_plugin_passes() {
     let sections = ["doctor", "products", "methods"];
     let mut args = vec!["selftest", "--device", "cpu", "--json", "--quiet"];
     args.extend(sections.iter().flat_map(|section| ["--only", section]));
-    let output = isolated_command(folder.path(), &args).output().expect("it runs");
+    let output = isolated_command(folder.path(), &args).output().expect("the command runs");
     let report = json(&output);
     assert_eq!(
         (&report["ok"], &report["device"], &report["full"]),
@@ -30,7 +30,8 @@ fn a_self_test_needs_no_files_and_every_plugin_passes() {
             assert!(worst <= row["tolerance"].as_f64().expect("a tolerance"), "{row}");
         }
     }
-    let listed = isolated_command(folder.path(), &["list", "--json"]).output().expect("it runs");
+    let listed =
+        isolated_command(folder.path(), &["list", "--json"]).output().expect("the command runs");
     let listed: Vec<Value> = serde_json::from_str(&stdout(&listed)).expect("JSON");
     for entry in listed.iter().filter(|entry| {
         ["intervention", "adapter", "transform", "tap"]
@@ -54,7 +55,7 @@ fn a_self_test_needs_no_files_and_every_plugin_passes() {
 fn the_attention_and_model_checks_pass_and_are_printed_as_a_table() {
     let folder = tempfile::tempdir().expect("a folder");
     let args = ["selftest", "--device", "cpu", "--only", "attention", "--only", "models"];
-    let text = stdout(&isolated_command(folder.path(), &args).output().expect("it runs"));
+    let text = stdout(&isolated_command(folder.path(), &args).output().expect("the command runs"));
     assert!(
         text.starts_with("check")
             && text.contains("attention: padded × sdpa, f32")
@@ -68,7 +69,7 @@ fn the_attention_and_model_checks_pass_and_are_printed_as_a_table() {
 fn an_unknown_device_or_section_is_rejected() {
     let folder = tempfile::tempdir().expect("a folder");
     let refused = |args: &[&str], code: i32| {
-        let output = isolated_command(folder.path(), args).output().expect("it runs");
+        let output = isolated_command(folder.path(), args).output().expect("the command runs");
         assert_eq!(output.status.code(), Some(code));
         stderr(&output)
     };

@@ -19,7 +19,7 @@ fn start(trap: &str, args: &[impl AsRef<std::ffi::OsStr>]) -> Child {
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
-        .expect("it runs")
+        .expect("the command runs")
 }
 
 fn signal(child: &Child, name: &str) {
@@ -90,7 +90,7 @@ fn lines(out: &Path) -> usize {
 fn resumes(out: &Path) {
     let out = out.display().to_string();
     let child = start("", &["run", "--resume", &out]);
-    let output = child.wait_with_output().expect("it ends");
+    let output = child.wait_with_output().expect("the command ends");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
@@ -109,7 +109,7 @@ fn every_termination_signal_leaves_a_checkpoint() {
         until(&mut err, READY);
         signal(&child, name);
         let text = rest(err);
-        assert_eq!(child.wait().expect("it ends").code(), Some(130), "{name}: {text}");
+        assert_eq!(child.wait().expect("the command ends").code(), Some(130), "{name}: {text}");
         assert!(
             text.contains("interrupted after step") && text.contains("reprpo run --resume"),
             "{name}: {text}"
@@ -136,7 +136,7 @@ fn a_run_whose_terminal_closes_leaves_a_checkpoint() {
         std::thread::sleep(Duration::from_millis(50));
     }
     signal(&child, hang_up());
-    assert_eq!(child.wait().expect("it ends").code(), Some(130));
+    assert_eq!(child.wait().expect("the command ends").code(), Some(130));
     assert!(out.join("checkpoints/latest").is_file());
 }
 
@@ -151,7 +151,7 @@ fn a_run_started_by_nohup_survives_its_terminal() {
     until(&mut err, READY);
     signal(&child, "HUP");
     let text = rest(err);
-    assert!(child.wait().expect("it ends").success(), "{text}");
+    assert!(child.wait().expect("the command ends").success(), "{text}");
     assert!(out.join("adapter/adapter_model.safetensors").is_file());
 }
 
@@ -169,7 +169,7 @@ fn a_second_signal_ends_the_run_at_once_and_keeps_the_last_checkpoint_valid() {
     signal(&child, "TERM");
     signal(&child, "USR1");
     let text = rest(err);
-    assert_eq!(child.wait().expect("it ends").code(), Some(130), "{text}");
+    assert_eq!(child.wait().expect("the command ends").code(), Some(130), "{text}");
     assert!(text.contains("interrupted after step"), "{text}");
     let step: usize = std::fs::read_to_string(out.join("checkpoints/latest"))
         .expect("a checkpoint")
@@ -196,7 +196,7 @@ fn a_second_signal_ends_the_run_at_once_and_keeps_the_last_checkpoint_valid() {
     );
     let asked = Instant::now();
     signal(&child, "TERM");
-    assert_eq!(child.wait().expect("it ends").code(), Some(130));
+    assert_eq!(child.wait().expect("the command ends").code(), Some(130));
     assert!(asked.elapsed() < Duration::from_secs(5));
     assert!(!rest(err).contains("interrupted after step"));
     std::fs::remove_file(&metrics).expect("removed");
@@ -209,12 +209,12 @@ fn a_second_signal_ends_the_run_at_once_and_keeps_the_last_checkpoint_valid() {
             .expect("parameters");
     std::fs::create_dir(&next).expect("a folder");
     std::fs::write(next.join("parameters.safetensors"), &parameters[..parameters.len() / 2])
-        .expect("written");
-    std::fs::write(next.join(".tmpAbCdEf"), &parameters[..9]).expect("written");
+        .expect("the file is written");
+    std::fs::write(next.join(".tmpAbCdEf"), &parameters[..9]).expect("the file is written");
     resumes(&out);
     let uninterrupted = dir.path().join("whole");
     let args = training(&golden, &uninterrupted, &["--set", "train.epochs=8"]);
-    let output = start("", &args).wait_with_output().expect("it ends");
+    let output = start("", &args).wait_with_output().expect("the command ends");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let bytes = |run: &Path| {
         std::fs::read(run.join("adapter/adapter_model.safetensors")).expect("an adapter")

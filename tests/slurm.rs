@@ -40,7 +40,7 @@ impl Cluster {
 
     fn script(&self, name: &str, body: &str) {
         let path = self.path("bin").join(name);
-        std::fs::write(&path, format!("#!/bin/sh\n{body}\n")).expect("written");
+        std::fs::write(&path, format!("#!/bin/sh\n{body}\n")).expect("the file is written");
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).expect("executable");
     }
 
@@ -71,7 +71,7 @@ impl Cluster {
     /// Starts the job and sends SIGUSR1 after the first training step. Returns the exit code and
     /// the output.
     fn interrupted(&self, mut job: Command, out: &str) -> (Option<i32>, String) {
-        let mut child = job.spawn().expect("it runs");
+        let mut child = job.spawn().expect("the command runs");
         while std::fs::read_to_string(self.path(out).join("metrics.jsonl"))
             .unwrap_or_default()
             .is_empty()
@@ -85,7 +85,7 @@ impl Cluster {
         }
         let pid = std::fs::read_to_string(self.path("srun.pid")).expect("an id");
         assert!(Command::new("kill").args(["-USR1", pid.trim()]).status().expect("kill").success());
-        let output = child.wait_with_output().expect("it ends");
+        let output = child.wait_with_output().expect("the command ends");
         (
             output.status.code(),
             format!(
@@ -133,7 +133,8 @@ fn a_job_that_runs_out_of_time_is_requeued_and_resumed() {
     );
     let steps = metrics(&cluster.path("runs/mine")).len();
 
-    let output = cluster.job(&args).env("SLURM_RESTART_COUNT", "1").output().expect("it runs");
+    let output =
+        cluster.job(&args).env("SLURM_RESTART_COUNT", "1").output().expect("the command runs");
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(
         output.status.success() && text.contains("resuming from the last checkpoint"),
@@ -154,7 +155,7 @@ fn each_task_of_an_array_has_its_own_run_and_seed() {
             .env("SLURM_ARRAY_JOB_ID", "4700")
             .env("SLURM_ARRAY_TASK_ID", task)
             .output()
-            .expect("it runs");
+            .expect("the command runs");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let config = std::fs::read_to_string(
             cluster.path("runs/seeds").join(format!("seed-{task}/config.toml")),
@@ -186,9 +187,9 @@ fn a_job_is_not_requeued_after_an_error_or_too_many_restarts() {
     let output = cluster
         .job(&["runs/a", "--model", "./none", "--dataset", "pairs.jsonl"])
         .output()
-        .expect("it runs");
+        .expect("the command runs");
     assert_eq!((output.status.code(), cluster.requeues().as_str()), (Some(1), ""));
-    let output = cluster.job(&[]).output().expect("it runs");
+    let output = cluster.job(&[]).output().expect("the command runs");
     assert_eq!(output.status.code(), Some(2));
 
     let args = args("runs/b", "train.epochs=300");

@@ -54,7 +54,7 @@ fn pooled_states_are_the_means_over_the_completions_tokens() {
             .arg(&pairs)
             .args(extra)
             .output()
-            .expect("it runs")
+            .expect("the command runs")
     };
     assert_eq!(stdout(&states("pooled", &["--layers", "1,2"])).trim(), "pooled");
     stdout(&states("tokens", &["--layers", "1,2", "--per-token"]));
@@ -136,7 +136,7 @@ fn the_states_of_a_run_come_from_its_adapter() {
         .arg(golden.join("models/llama"))
         .arg("--dataset")
         .arg(golden.join("trl/pairs.jsonl"));
-    stdout(&run.output().expect("it runs"));
+    stdout(&run.output().expect("the command runs"));
     let states = |out: &str, extra: &[&str]| {
         let mut command = isolated_command(
             dir.path(),
@@ -153,7 +153,7 @@ fn the_states_of_a_run_come_from_its_adapter() {
                 out,
             ],
         );
-        stdout(&command.args(extra).output().expect("it runs"));
+        stdout(&command.args(extra).output().expect("the command runs"));
         Written::read(&dir.path().join(out)).tensors["hidden_states.3.chosen"].shallow_clone()
     };
     let (trained, base) = (states("trained", &[]), states("base", &["--base"]));

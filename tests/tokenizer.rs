@@ -30,7 +30,7 @@ fn copy(golden: &Path, base: &str, dir: &Path, edits: &[Edit<'_>]) -> String {
         "chat_template.jinja",
     ] {
         if let Ok(bytes) = std::fs::read(from.join(file)) {
-            std::fs::write(to.join(file), bytes).expect("written");
+            std::fs::write(to.join(file), bytes).expect("the file is written");
         }
     }
     for (file, edit) in edits {
@@ -38,7 +38,7 @@ fn copy(golden: &Path, base: &str, dir: &Path, edits: &[Edit<'_>]) -> String {
         let mut value: Value =
             serde_json::from_slice(&std::fs::read(&path).expect("a file")).expect("JSON");
         edit(&mut value);
-        std::fs::write(&path, value.to_string()).expect("written");
+        std::fs::write(&path, value.to_string()).expect("the file is written");
     }
     to.display().to_string()
 }

@@ -109,12 +109,12 @@ fn tokenizer(folder: &Path) -> PathBuf {
     });
     let dir = folder.join("tokenizer");
     std::fs::create_dir_all(&dir).expect("a folder");
-    std::fs::write(dir.join("tokenizer.json"), json.to_string()).expect("written");
+    std::fs::write(dir.join("tokenizer.json"), json.to_string()).expect("the file is written");
     std::fs::write(
         dir.join("tokenizer_config.json"),
         r#"{"bos_token": "<s>", "eos_token": "</s>"}"#,
     )
-    .expect("written");
+    .expect("the file is written");
     dir
 }
 
@@ -196,11 +196,11 @@ fn with_tokenizer(golden: &Path, model: &str, tokenizer: &str, folder: &Path) ->
     std::fs::create_dir_all(&made).expect("a folder");
     for file in ["config.json", "model.safetensors"] {
         std::fs::copy(golden.join("models").join(model).join(file), made.join(file))
-            .expect("copied");
+            .expect("the file is copied");
     }
     for file in ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"] {
         std::fs::copy(golden.join("trl_tokens").join(tokenizer).join(file), made.join(file))
-            .expect("copied");
+            .expect("the file is copied");
     }
     made
 }

@@ -34,7 +34,7 @@ fn run(golden: &Path, out: &Path, extra: &[&str]) -> Output {
         .arg(out)
         .args(extra)
         .output()
-        .expect("it runs")
+        .expect("the command runs")
 }
 
 fn number(line: &Value, name: &str) -> f64 {
@@ -200,7 +200,7 @@ fn losses(golden: &Path, extra: &[&str]) -> Vec<f64> {
         .arg(golden.join("trl/pairs.jsonl"))
         .arg("--out")
         .arg(&out);
-    let output = command.env("OMP_NUM_THREADS", "1").output().expect("it runs");
+    let output = command.env("OMP_NUM_THREADS", "1").output().expect("the command runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     metrics(&out).iter().take(10).map(|line| number(line, "loss")).collect()
 }
@@ -385,7 +385,7 @@ fn a_pair_with_equal_completions_is_excluded_from_the_loss_and_counted() {
                 dir.path().join(format!("{method}-{name}.jsonl")),
                 dir.path().join(format!("{method}-{name}")),
             );
-            std::fs::write(&data, text).expect("written");
+            std::fs::write(&data, text).expect("the file is written");
             let mut command = Command::cargo_bin("reprpo").expect("the binary");
             command.env("OMP_NUM_THREADS", "1").args([
                 "run",
@@ -419,7 +419,7 @@ fn a_pair_with_equal_completions_is_excluded_from_the_loss_and_counted() {
                 .map(|s| ["--set", s])
                 .concat(),
             );
-            let output = command.args(extra).output().expect("it runs");
+            let output = command.args(extra).output().expect("the command runs");
             let text = String::from_utf8_lossy(&output.stderr).into_owned();
             assert!(output.status.success(), "{method}, {name}: {text}");
             let log = std::fs::read_to_string(out.join("log.txt")).expect("a log");
@@ -677,7 +677,8 @@ fn interrupted(golden: &Path, out: &Path, sign: &str, extra: &[&str]) -> (Option
         .arg("--out")
         .arg(out)
         .args(extra);
-    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("it runs");
+    let mut child =
+        command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the command runs");
     let mut text = String::new();
     for line in BufReader::new(child.stderr.take().expect("stderr")).lines() {
         let line = line.expect("text");
@@ -689,7 +690,7 @@ fn interrupted(golden: &Path, out: &Path, sign: &str, extra: &[&str]) -> (Option
         }
         text += &format!("{line}\n");
     }
-    (child.wait().expect("it ends").code(), text)
+    (child.wait().expect("the command ends").code(), text)
 }
 
 /// Interrupts a run during training, resumes it, and checks that its metrics and `files` equal
@@ -726,7 +727,7 @@ fn assert_resumed_run_equals_an_uninterrupted_one(
             .args(["run", "--resume"])
             .arg(&out)
             .output()
-            .expect("it runs")
+            .expect("the command runs")
     };
     let output = resume();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -884,7 +885,7 @@ fn a_data_file_that_cannot_be_used_is_named_with_its_line() {
     let dir = tempfile::tempdir().expect("a folder");
     let out = dir.path().join("run");
     let good = r#"{"prompt": "x", "chosen": "y", "rejected": "z"}"#;
-    for (name, text, says) in [
+    for (name, text, expected) in [
         ("empty.jsonl", String::new(), "`empty.jsonl` holds no pairs"),
         ("foreign.jsonl", "hello".to_owned(), "cannot read line 1 of `foreign.jsonl`"),
         ("columns.jsonl", r#"{"question": "x"}"#.to_owned(), "there is no column `chosen`"),
@@ -901,16 +902,16 @@ fn a_data_file_that_cannot_be_used_is_named_with_its_line() {
         ("columns.csv", "a,b".to_owned(), "there is no column `chosen`"),
         ("table.xlsx", "a,b".to_owned(), "no dataset opens files like `table.xlsx`"),
     ] {
-        std::fs::write(dir.path().join(name), text).expect("written");
+        std::fs::write(dir.path().join(name), text).expect("the file is written");
         let mut command = Command::cargo_bin("reprpo").expect("the binary");
         command
             .current_dir(dir.path())
             .args(["run", "--dataset", name, "--out", "run", "--model"])
             .arg(std::path::absolute(golden.join("models/llama")).expect("a path"));
-        let output = command.output().expect("it runs");
+        let output = command.output().expect("the command runs");
         let text = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{name}: {text}");
-        assert!(text.contains(says), "{name}: {text}");
+        assert!(text.contains(expected), "{name}: {text}");
         assert!(!out.exists(), "{name}");
     }
 }
@@ -943,7 +944,7 @@ fn an_unknown_evaluation_split_is_reported_before_training() {
         .arg(golden.join("models/llama"))
         .arg("--out")
         .arg(&out);
-    let output = command.output().expect("it runs");
+    let output = command.output().expect("the command runs");
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert!(
@@ -958,7 +959,7 @@ fn an_unusable_setting_is_named_and_no_run_folder_is_created() {
     let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let (out, phi3) = (dir.path().join("run"), golden.join("models/phi3").display().to_string());
-    for (extra, says) in [
+    for (extra, expected) in [
         (vec!["--device", "cuda:77"], "the device `cuda:77` is not available"),
         (vec!["--device", "gpu"], "`device` is `gpu`"),
         (vec!["--model", "/no/such/model"], "/no/such/model"),
@@ -1005,10 +1006,10 @@ fn an_unusable_setting_is_named_and_no_run_folder_is_created() {
         if !extra.contains(&"--model") {
             command.arg("--model").arg(golden.join("models/llama"));
         }
-        let output = command.args(&extra).output().expect("it runs");
+        let output = command.args(&extra).output().expect("the command runs");
         let text = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{extra:?}: {text}");
-        assert!(text.contains(says), "{extra:?}: {text}");
+        assert!(text.contains(expected), "{extra:?}: {text}");
         assert!(!out.exists(), "{extra:?}");
     }
 }
@@ -1037,7 +1038,7 @@ fn a_sweep_runs_every_combination_and_resumes_where_it_stopped() {
             .arg(golden.join("trl/pairs.jsonl"))
             .args(extra)
             .output()
-            .expect("it runs")
+            .expect("the command runs")
     };
     let over = ["--over", "intervention=dpo,prefvec", "--over", "adapter=lora,hra"];
     let output = sweep("grid", &over);
@@ -1053,7 +1054,7 @@ fn a_sweep_runs_every_combination_and_resumes_where_it_stopped() {
             && dir.path().join("grid/summary.md").is_file()
     );
 
-    std::fs::remove_dir_all(dir.path().join("grid/dpo-hra")).expect("it was there");
+    std::fs::remove_dir_all(dir.path().join("grid/dpo-hra")).expect("the file exists");
     let again = sweep("grid", &over);
     let text = String::from_utf8_lossy(&again.stderr);
     assert!(again.status.success() && text.matches("already finished").count() == 3, "{text}");
@@ -1180,7 +1181,7 @@ fn a_run_starts_from_the_saved_transforms_of_another() {
     let saved = "are `ether` with form = plus, blocks = 2, reduce = 4, but those of this run are ";
     let taps =
         "are one each of the taps `hidden_states.1`, `hidden_states.2`, but those of this run are ";
-    for (args, says) in [
+    for (args, expected) in [
         ([&STATE_READER[..], &["--transform", "none"]].concat(), format!("{saved}`none`")),
         (
             [&STATE_READER[..], &LEARNED_TRANSFORM, &["--set", "transform.blocks=1"]].concat(),
@@ -1208,7 +1209,7 @@ fn a_run_starts_from_the_saved_transforms_of_another() {
         let output = run(&golden, &out, &[&from[..], &args].concat());
         let text = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{args:?}: {text}");
-        assert!(text.contains(&says), "{args:?}: {text}");
+        assert!(text.contains(&expected), "{args:?}: {text}");
         assert!(!out.exists(), "{args:?}");
     }
 }
@@ -1264,7 +1265,7 @@ fn every_transform_tap_and_pooling_trains() {
             "{name}: {losses:?}"
         );
     }
-    for (args, says) in [
+    for (args, expected) in [
         (
             ["--transform", "svd", "--tap", "side", "--layers", "-1"],
             "the transform `svd` needs states of the width of the embeddings, 32, but those at",
@@ -1281,7 +1282,7 @@ fn every_transform_tap_and_pooling_trains() {
         );
         assert_eq!(output.status.code(), Some(1));
         assert!(
-            String::from_utf8_lossy(&output.stderr).contains(says),
+            String::from_utf8_lossy(&output.stderr).contains(expected),
             "{}",
             String::from_utf8_lossy(&output.stderr)
         );
@@ -1368,7 +1369,7 @@ fn a_run_that_starts_from_an_adapter_keeps_its_settings() {
             &[&["--init-adapter", adapter.as_str()], extra].concat(),
         )
     };
-    for (extra, says) in [
+    for (extra, expected) in [
         (vec!["--adapter", "hra"], "`adapter.name` is `hra` (flag --adapter), but the adapter in"),
         (vec!["--set", "adapter.r=2"], "`adapter.r` is `2` (--set), but the adapter in"),
         (
@@ -1379,7 +1380,7 @@ fn a_run_that_starts_from_an_adapter_keeps_its_settings() {
         let output = second("refused", &extra);
         let text = stderr(&output);
         assert_eq!(output.status.code(), Some(1), "{extra:?}: {text}");
-        assert!(text.contains(says), "{extra:?}: {text}");
+        assert!(text.contains(expected), "{extra:?}: {text}");
     }
     let shown = |extra: &[&str]| {
         json(&reprpo(
@@ -1414,7 +1415,7 @@ fn a_run_that_starts_from_an_adapter_keeps_its_settings() {
             .arg(&first)
             .args(extra)
             .output()
-            .expect("it runs")
+            .expect("the command runs")
     };
     let output = judged(&["--set", "adapter.r=2"]);
     assert_eq!(output.status.code(), Some(1));
@@ -1436,12 +1437,13 @@ fn a_saved_adapter_is_used_without_the_names_that_match_nothing() {
     let (from, to) = (golden.join("peft/lora"), dir.path().join("lora"));
     std::fs::create_dir(&to).expect("a folder");
     std::fs::copy(from.join("adapter_model.safetensors"), to.join("adapter_model.safetensors"))
-        .expect("copied");
+        .expect("the file is copied");
     let text = std::fs::read_to_string(from.join("adapter_config.json")).expect("a file");
     let mut config: Value = serde_json::from_str(&text).expect("JSON");
     config["rank_pattern"] = serde_json::json!({ "q_porj": 2 });
     config["target_modules"].as_array_mut().expect("a list").push("w_pack".into());
-    std::fs::write(to.join("adapter_config.json"), config.to_string()).expect("written");
+    std::fs::write(to.join("adapter_config.json"), config.to_string())
+        .expect("the file is written");
     let score = |adapter: &Path| {
         let mut command = Command::cargo_bin("reprpo").expect("the binary");
         command
@@ -1452,7 +1454,7 @@ fn a_saved_adapter_is_used_without_the_names_that_match_nothing() {
             .arg(golden.join("models/llama"))
             .arg("--data")
             .arg(golden.join("trl/pairs.jsonl"));
-        let output = command.arg("--load-adapter").arg(adapter).output().expect("it runs");
+        let output = command.arg("--load-adapter").arg(adapter).output().expect("the command runs");
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "{text}");
         (output.stdout, text)
@@ -1460,10 +1462,10 @@ fn a_saved_adapter_is_used_without_the_names_that_match_nothing() {
     let ((plain, quiet), (same, warned)) = (score(&from), score(&to));
     assert_eq!(plain, same);
     assert!(!quiet.contains("WARN"), "{quiet}");
-    for says in [
+    for expected in [
         "unknown target module `w_pack`; the saved adapter is used without it",
         "`q_porj` in `adapter.rank_pattern` matches none",
     ] {
-        assert!(warned.contains(says), "{warned}");
+        assert!(warned.contains(expected), "{warned}");
     }
 }

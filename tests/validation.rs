@@ -254,12 +254,12 @@ fn a_run_whose_patience_runs_out_stops_and_counts_as_finished() {
     let number = |name: &str| outcome[name].as_u64().expect("a number");
     let (last, best) = (number("last_step"), number("best_step"));
     assert!(outcome["stopped_early"] == json!(true) && last == best + 6 && last < 360, "{outcome}");
-    let says = format!(
+    let expected = format!(
         "stopped early after step {last} of 360: the loss did not improve in 3 validations in a \
             row (`train.patience`)"
     );
     assert!(
-        text.contains(&says)
+        text.contains(&expected)
             && text
                 .trim_end()
                 .lines()
@@ -345,7 +345,7 @@ fn a_run_stopped_during_a_validation_resumes_with_that_validation() {
                 .expect("kill")
                 .success()
         );
-        assert_eq!(child.wait().expect("it ends").code(), Some(130));
+        assert_eq!(child.wait().expect("the command ends").code(), Some(130));
         let output = tree.reprpo("", &["run", "--resume", &name]);
         assert!(output.status.success(), "{}", transcript(&output));
         assert_eq!(metrics(&tree.path(&name)), metrics(&tree.path("whole")), "{name}");
@@ -382,7 +382,7 @@ fn a_run_cannot_be_resumed_with_other_held_out_pairs() {
         tree.path("run/config.toml"),
         config.replace("validate_every = 5", "validate_every = 4"),
     )
-    .expect("written");
+    .expect("the file is written");
     let text = refused(&tree.reprpo("", &["run", "--resume", "run"]));
     assert!(text.contains("`train.validate_every`: 5 then, 4 now"), "{text}");
     let output = tree.reprpo("", &["run", "--resume", "run", "--inexact-resume"]);

@@ -1,4 +1,4 @@
-//! Compares the original variants with values computed from the original formulas, without a
+//! Compares losses and gradients of the original variants with reference values, without a
 //! transform.
 
 use std::collections::BTreeMap;

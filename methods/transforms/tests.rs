@@ -234,7 +234,7 @@ fn gradients_equal_finite_differences() {
 
 #[test]
 fn an_error_about_a_value_out_of_range_lists_the_valid_values() {
-    for (name, json, says) in [
+    for (name, json, expected) in [
         ("hra", r#"{"r": 3}"#, "transform.r"),
         ("hra", r#"{"r": 0}"#, "transform.r"),
         ("ortho", r#"{"map": "other"}"#, "map"),
@@ -268,7 +268,7 @@ fn an_error_about_a_value_out_of_range_lists_the_valid_values() {
         ("svd", r#"{"soft": 1.5}"#, "`transform.soft` is 1.5"),
         ("suppressed", r#"{"threshold": -0.1}"#, "`transform.threshold` is -0.1"),
     ] {
-        assert!(message(name, json).contains(says), "{name} {json}: {}", message(name, json));
+        assert!(message(name, json).contains(expected), "{name} {json}: {}", message(name, json));
     }
     let model = Model::new();
     let at = |site: Site, width, name: &str| {

@@ -105,7 +105,7 @@ fn compare() {
             let output = Command::new(std::env::current_exe().expect("this program"))
                 .arg(adapter)
                 .output()
-                .expect("it runs");
+                .expect("the command runs");
             let text = String::from_utf8_lossy(&output.stdout);
             assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
             let numbers: Vec<f64> =

@@ -99,8 +99,8 @@ impl AdapterPlugin for Boft {
         }
         self.boft_n_butterfly_factor = 1;
         Ok(vec![format!(
-            "`boft_n_butterfly_factor` is {configured}, but each `{KEY}` contains 1 factor: PEFT only \
-                trains 1 if it cannot build its CUDA extension; the adapter is read with 1 \
+            "`boft_n_butterfly_factor` is {configured}, but each `{KEY}` contains 1 factor: PEFT \
+                only trains 1 if it cannot build its CUDA extension; the adapter is read with 1 \
                 factor, as in PEFT"
         )])
     }
