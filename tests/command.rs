@@ -175,7 +175,7 @@ fn a_model_that_cannot_be_read_is_named_and_no_run_folder_is_created() {
     }
 }
 
-/// Returns a GGUF file with one tensor, whose type number `number` the format does not define.
+/// Returns a GGUF file with one tensor of the type `number`, which the format does not define.
 fn gguf_with_tensor_type(number: u32) -> Vec<u8> {
     let name = b"token_embd.weight";
     let mut file = b"GGUF".to_vec();

@@ -2,8 +2,8 @@
 //!
 //! The commands of a `console` block run in the order of the page, in a temporary folder of the
 //! page. Their output must match the block. A line `…` matches any number of lines, and `…` within
-//! a line matches any text. `cat FILE` creates the file with the lines shown below it if the file
-//! does not exist. In all other blocks, the `reprpo` command lines must be valid.
+//! a line matches any text. If FILE does not exist, `cat FILE` creates it with the lines shown
+//! below the command. In all other blocks, the `reprpo` command lines must be valid.
 
 use std::path::Path;
 use std::process::{Command, Stdio};

@@ -573,8 +573,8 @@ fn a_run_finds_its_model_and_data_from_any_folder_and_after_its_tree_was_moved()
     // The run folder was copied without its tree.
     copy(&tree.path("tree/runs/a"), &tree.path("lone/deep/a"));
     same(&tree.reprpo("other", &[&["eval", "../lone/deep/a"], &EVAL[..]].concat()));
-    // After the tree was moved, its configuration starts a new run, and an interrupted run can be
-    // resumed.
+    // After the tree was moved, its runs can be evaluated, and their configuration can start a new
+    // run.
     tree.reprpo(
         "tree",
         &[tree.run_args("runs/b", &["--no-eval"]), vec!["--set", "train.epochs=0.5"]].concat(),

@@ -547,7 +547,7 @@ fn a_pair_scores_the_same_with_and_without_a_longer_pair() {
     let long = json!({ "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0, 1.1, 1.2,
         1.3], "long_factor": [2.0, 4.0, 8.0, 16.0],
         "original_max_position_embeddings": 24 });
-    // The expected scores are those of transformers for one sequence at a time.
+    // transformers computed the expected scores one sequence at a time.
     let text = std::fs::read(golden.join("scores.json")).expect("scores");
     let expected: Value = serde_json::from_slice(&text).expect("JSON");
     for (context, rope) in

@@ -189,7 +189,7 @@ fn tokens_are_listed_pair_by_pair_with_the_index_of_their_row() {
     );
 }
 
-/// Writes a small model with another tokenizer: `plain`, or `bos`, which puts a BOS before
+/// Copies a small model and gives it another tokenizer: `plain`, or `bos`, which adds a BOS to
 /// plain text.
 fn with_tokenizer(golden: &Path, model: &str, tokenizer: &str, folder: &Path) -> PathBuf {
     let made = folder.join(format!("{model}_{tokenizer}"));
@@ -239,7 +239,7 @@ fn assert_near(found: &[f64], want: &[f64], tolerance: f64) {
     );
 }
 
-/// The scores of `plain` in `tests/golden/scores.json`, for the models of `shared/golden`.
+/// Counterpart of `plain` in `tests/golden/scores.json` for the models in `shared/golden`.
 const SCORES: [(&str, &str, [f64; 4]); 16] = [
     ("gemma3_text", "plain", [-42.753752, -30.187537, -23.898395, -35.707408]),
     ("gemma3_text", "bos", [-42.788607, -30.125724, -23.999531, -35.567203]),
@@ -277,9 +277,10 @@ fn plain_text_has_the_same_scores_as_in_transformers() {
     }
 }
 
-/// A row of `scores` has a model, a tokenizer, and the scores of two pairs, chosen before rejected.
-/// For them `tokenizer(prompt + completion + eos)` went through the model in float32, and the
-/// tokens after the ids that the prompt and both texts have in common were scored.
+/// Compares scores with those of transformers. A row of `scores` has a model, a tokenizer, and the
+/// scores of two pairs, chosen before rejected. transformers processed `tokenizer(prompt +
+/// completion + eos)` in float32 and scored the tokens after the ids that the prompt and both texts
+/// have in common.
 fn assert_scores_of_transformers(golden: &Path, scores: &[(&str, &str, [f64; 4])]) {
     assert_eq!(scores.len(), 16);
     let dir = tempfile::tempdir().expect("a folder");
@@ -549,7 +550,7 @@ fn long_completions_are_scored_in_full_or_reported_as_truncated() {
 }
 
 #[test]
-fn a_run_checks_every_pair_that_it_will_score_before_it_begins() {
+fn a_run_checks_every_pair_that_it_will_score_before_it_starts() {
     let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let here = dir.path();

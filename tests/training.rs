@@ -754,7 +754,7 @@ fn assert_resumed_run_equals_an_uninterrupted_one(
 #[test]
 fn a_run_resumed_after_ctrl_c_equals_an_uninterrupted_one() {
     let golden = golden::own();
-    // With dropout and trained transforms, so that chance and everything that is kept take part.
+    // Dropout and trained transforms, so that the test covers random numbers and all saved state.
     let args = [
         "--intervention",
         "prefvec",

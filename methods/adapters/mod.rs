@@ -28,7 +28,7 @@ mod tests;
 use reprpo_plugin::prelude::*;
 use reprpo_plugin::serde_json::Value;
 
-/// PEFT's default targets for models of the Llama family.
+/// Returns PEFT's default targets for models of the Llama family.
 fn default_targets() -> Targets {
     ["q_proj", "v_proj"].into()
 }

@@ -98,7 +98,7 @@ fn train(
 #[test]
 fn training_only_the_transform_does_not_lower_the_loss() {
     let reference = random_sides(&[PAIRS, WIDTH]);
-    // As in the middle of training: the policy's states have moved in different directions.
+    // As in the middle of training, the policy's states have moved in different directions.
     let policy = map(&reference, |r| r + random(&[PAIRS, WIDTH]) * 0.5);
     // Each method with the smallest allowed ratio of the last loss to the first, and true if an
     // unconstrained T must keep its rank. With prefvec, T can lose directions: the smaller the

@@ -14,7 +14,7 @@ pub struct RowSpace {
 }
 
 impl RowSpace {
-    /// Decomposes the stack of `matrices` `[vocab h]`. Several matrices are each scaled to a
+    /// Decomposes the stack of `matrices` `[vocab h]`. If there are several, each is scaled to a
     /// Frobenius norm of 1.
     ///
     /// WᵀW = V σ² Vᵀ is only h×h, whereas U in the singular value decomposition of W has vocab·h

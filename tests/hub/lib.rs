@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 pub const TOKEN: &str = "hf_thisOneMayEnter";
 /// Path prefix of large files on the second host.
 const CDN: &str = "/cdn/";
-/// Path prefix of small files on the hub's host, which requests are redirected to.
+/// Path prefix on the hub's host to which requests for small files are redirected.
 const KEPT: &str = "/api/resolve-cache/";
 /// Suffixes of file names that are treated as large, whatever their size.
 const LARGE: [&str; 4] = [".safetensors", ".gguf", ".parquet", ".bin"];

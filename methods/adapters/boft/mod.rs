@@ -152,9 +152,9 @@ impl Adapter for Boft {
 
 /// The factors of one module.
 struct BoftLinear {
-    /// A `[m k b b]`.
+    /// Parameter A `[m k b b]`.
     r: Tensor,
-    /// s `[out 1]`.
+    /// Scale s `[out 1]`.
     scale: Tensor,
 }
 

@@ -99,7 +99,7 @@ struct Planes {
     u: Tensor,
     /// w `[h]`, in blocks; only with `plus`.
     w: Option<Tensor>,
-    /// k.
+    /// Number of blocks k.
     blocks: i64,
 }
 
@@ -122,7 +122,7 @@ impl Planes {
         Ok(x + join(&along.f_bmm(&change.f_transpose(1, 2)?.f_to_kind(x.kind())?)?)?)
     }
 
-    /// Parameters, with names that begin with `key`.
+    /// Returns the parameters, whose names begin with `key`.
     fn parameters(&self, key: &str, axis: Axis) -> impl Iterator<Item = Parameter> {
         let u = Parameter::new(&format!("{key}u"), &self.u).along(axis);
         let w = self.w.as_ref().map(|w| Parameter::new(&format!("{key}w"), w).along(axis));

@@ -189,7 +189,7 @@ impl Adapter for Lora {
 }
 
 impl Lora {
-    /// Divisor of α at rank r.
+    /// Returns the divisor of α at rank r.
     fn divisor(&self, r: i64) -> f64 {
         if self.use_rslora { (r as f64).sqrt() } else { r as f64 }
     }
@@ -240,11 +240,11 @@ impl Lora {
 
 /// The low-rank change of one module.
 struct LoraLinear {
-    /// A `[r in]`.
+    /// Matrix A `[r in]`.
     a: Tensor,
-    /// B `[out r]`.
+    /// Matrix B `[out r]`.
     b: Tensor,
-    /// s.
+    /// Scale s.
     scale: f64,
     dropout: f64,
     /// Row norms of DoRA; `None` without `use_dora`.
@@ -253,14 +253,14 @@ struct LoraLinear {
 
 /// Parameter that DoRA trains in addition to A and B.
 struct Magnitude {
-    /// m `[out]`.
+    /// Magnitude m `[out]`.
     m: Tensor,
     /// Squared lengths of the rows of W `[out]`, which do not change.
     squares: Tensor,
 }
 
 impl Magnitude {
-    /// The initial magnitude of a module, in `kind`.
+    /// Returns the initial magnitude of a module in the dtype `kind`.
     fn of(frozen: &Frozen, kind: Kind) -> Result<Self> {
         Ok(Self {
             m: frozen.row_norms(kind)?.set_requires_grad(true),

@@ -167,9 +167,9 @@ fn orthonormal(v: &Tensor) -> Result<Tensor> {
 struct Edit {
     /// Free matrix `[r h]` from which R is computed.
     r: Tensor,
-    /// W `[r h]`.
+    /// Matrix W `[r h]`.
     w: Tensor,
-    /// b `[r]`.
+    /// Bias b `[r]`.
     b: Tensor,
     positions: Positions,
 }

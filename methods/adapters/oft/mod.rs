@@ -184,7 +184,7 @@ struct OftLinear {
     /// Entries of Q above the diagonal, row by row `[k b(b−1)/2]`; k is 1 if all blocks share one
     /// rotation.
     weight: Tensor,
-    /// b.
+    /// Block size b.
     block: i64,
     /// Indices of those entries in a flattened Q `[b(b−1)/2]`, int64.
     above: Tensor,

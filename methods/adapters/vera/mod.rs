@@ -142,9 +142,9 @@ struct VeraLinear {
     a: Tensor,
     /// The module's part of B `[out r]`, a view of the shared matrix.
     b: Tensor,
-    /// λ_d `[r]`.
+    /// Scale λ_d `[r]`.
     d: Tensor,
-    /// λ_b `[out]`.
+    /// Scale λ_b `[out]`.
     scale: Tensor,
     dropout: f64,
 }

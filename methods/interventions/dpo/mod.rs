@@ -123,7 +123,7 @@ impl LossType {
         matches!(self, LossType::Aot | LossType::AotUnpaired)
     }
 
-    /// Name in the configuration.
+    /// Returns the name in the configuration.
     fn name(self) -> String {
         reprpo_plugin::serde_json::to_value(self)
             .ok()
@@ -391,7 +391,7 @@ impl Dpo {
 /// Returns Σ log p over the first `shared` tokens (`[b]`) plus α·Σ over the others: `[b]`.
 fn shortened(of: &TokenLogprobs, shared: &Tensor, alpha: f64) -> Tensor {
     let m = of.per_token.size()[0];
-    // In integers, because a cumulative sum of floats can differ between runs on CUDA.
+    // Use integers, because a cumulative sum of floats can differ between runs on CUDA.
     let tokens = of.tokens.to_kind(Kind::Int64);
     let first = (tokens.cumsum(0, Kind::Int64) - tokens).to_kind(of.tokens.kind());
     let place = Tensor::arange(m, (of.tokens.kind(), of.tokens.device()))

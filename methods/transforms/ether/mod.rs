@@ -42,9 +42,9 @@ pub enum Form {
     /// I − 2ûûᵀ, a reflection.
     #[default]
     Ether,
-    /// I − ûûᵀ + ŵŵᵀ, which need not keep lengths.
-    Plus,
     /// I − ûûᵀ + ŵŵᵀ, which can change lengths.
+    Plus,
+    /// (I + A)(I − A)⁻¹ of a skew-symmetric A, a rotation.
     Oft,
     /// A `plus` on each side of the linear map.
     PlusTwoSided,
@@ -149,7 +149,7 @@ impl Blocks {
 /// The transform of one tap.
 struct EtherTransform {
     before: Blocks,
-    /// L `[h h/k]`.
+    /// Linear map L `[h h/k]`.
     linear: Option<Tensor>,
     after: Option<Blocks>,
 }
