@@ -165,7 +165,7 @@ fn every_documented_session_prints_the_documented_output() {
     if !stdout(&reprpo(&["list", "models", "--json"])).contains("\"fetched\": true")
         && std::env::var("CI").as_deref() != Ok("true")
     {
-        eprintln!("skipped: `reprpo model fetch smollm2-135m-instruct` fetches the model");
+        eprintln!("skipped: run `reprpo model fetch smollm2-135m-instruct` first");
         return;
     }
     let program = reprpo_command(&[]);

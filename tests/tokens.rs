@@ -34,7 +34,7 @@ fn assert_same_ids_as_in_trl(golden: &Path) {
             _ => Some(golden.join("trl_tokens").join(folder)),
         };
         let Some(tokenizer) = tokenizer else {
-            eprintln!("skipped: the model smollm2-135m-instruct is not downloaded");
+            eprintln!("skipped: the model smollm2-135m-instruct has not been downloaded");
             continue;
         };
         let text =
@@ -328,7 +328,7 @@ fn assert_scores_of_transformers(golden: &Path, scores: &[(&str, &str, [f64; 4])
 #[test]
 fn scores_without_special_tokens_and_eos_equal_the_reference_values() {
     let Ok(model) = locate("smollm2-135m-instruct", Extent::Whole) else {
-        eprintln!("skipped: the model smollm2-135m-instruct is not there");
+        eprintln!("skipped: the model smollm2-135m-instruct has not been downloaded");
         return;
     };
     for root in golden::roots() {

@@ -23,8 +23,8 @@ two_sided:  y = H′·W·H·x + b, with an H′ of the same form for the output
 ûᵢ and ŵᵢ are consecutive blocks of ether_u and ether_w [in], each at unit length; for the output,
 of ether_out_u and ether_out_w [out]. The distance between H and I is bounded (2 per block, √2
 with plus) however long training goes, so large learning rates are safe. With plus, u and w start
-equal, so the model starts unchanged. Without it, the model starts reflected, as in the paper:
-choose it to compare both. The adapter trains `in` numbers per module, twice as many with plus,
+equal, so the model starts unchanged. Without plus, the model starts reflected, as in the paper;
+that form is for comparisons. The adapter trains `in` numbers per module, twice as many with plus,
 and the same for the output if two_sided. Merged weight: H′WH. The keys of the file and peft_type
 ETHER are specific to this project: PEFT cannot read them.",
     peft_type = "ETHER",

@@ -23,7 +23,7 @@ const KEY: &str = "oft_R.weight";
 y = W·diag(R₀, …, R_{k−1})ᵀx + b    each row x of the input becomes x·diag(R₀, …, R_{k−1}), k = in/b
 exact:                  R = (I − Q)(I + Q)⁻¹
 use_cayley_neumann:     R = I + 2Q + 2Q² + … + 2Q^{t−2} + Q^{t−1}, t = num_cayley_neumann_terms, \
-which turns the other way
+which rotates in the opposite direction
 
 Q [b b] is skew-symmetric. The entries above its diagonal are trained (oft_R.weight), k·b(b − 1)/2
 numbers per module. They start at 0, so the model starts unchanged. The exact form keeps the
