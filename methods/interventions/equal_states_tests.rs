@@ -225,7 +225,10 @@ fn every_counted_pair_has_the_same_weight_in_uneven_micro_batches() {
         let (nothing, gradients) = of(&[twin(7), twin(8)], 1);
         assert_eq!((nothing.loss, nothing.left_out.unwrap().pairs), (0.0, 2), "{name}");
         assert!(gradients.iter().all(|g| g.abs().max().double_value(&[]) == 0.0), "{name}");
-        assert!(nothing.metrics.iter().all(|(n, _)| n != name), "a mean over zero pairs was logged");
+        assert!(
+            nothing.metrics.iter().all(|(n, _)| n != name),
+            "a mean over zero pairs was logged"
+        );
     }
 }
 

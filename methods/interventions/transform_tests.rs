@@ -121,7 +121,10 @@ fn training_only_the_transform_does_not_lower_the_loss() {
             let (first, last) = train(method.as_mut(), t.as_ref(), &policy, &reference, steps);
             let values = singular_values(t.as_ref());
             eprintln!("{name}, {transform}: {first:.3} → {last:.3}, singular values {values:.2?}");
-            assert!(last > least * first, "{name}, {transform}: the loss fell from {first} to {last}");
+            assert!(
+                last > least * first,
+                "{name}, {transform}: the loss fell from {first} to {last}"
+            );
             let (largest, smallest) = (values[0], values[values.len() - 1]);
             let scale = if transform == "free" { 0.5..10.0 } else { 0.999..1.001 };
             assert!(scale.contains(&largest), "{name}, {transform}: {values:?}");

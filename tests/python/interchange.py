@@ -62,8 +62,8 @@ FORMS = {
     "expression of Rust's": lambda ends: rf".*\.(?<which>{'|'.join(ends)})",
     "all-linear": lambda ends: "all-linear",
 }
-# The user restricts the layers, or the deepest tap does, because later layers do not affect its
-# states.
+# The layers are restricted by the user or by the deepest tap: later layers do not affect the states
+# that it reads.
 RESTRICTIONS = {
     "every layer": ["--intervention", "dpo"],
     "layers 0 and 2": ["--intervention", "dpo", "--set", "adapter.layers_to_transform=[0, 2]"],

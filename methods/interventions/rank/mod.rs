@@ -123,7 +123,7 @@ fn logged(loss: Loss, reroute: &Tensor, retain: &Tensor) -> Loss {
 }
 
 impl Rank {
-    /// Returns both terms `[2 b]`, the mean over the taps at which the softmaxes of a pair's
+    /// Returns both terms `[2 b]`, averaged over the taps at which the softmaxes of a pair's
     /// reference states differ.
     fn divergences(&self, pairs: &Pairs) -> Result<Counted> {
         pairs.mean_over_counting_taps(|tap| {

@@ -59,7 +59,7 @@ impl TransformPlugin for Svd {
             && (self.top < 1.0 || self.top.fract() == 0.0))
         {
             return Err(Error::new(format!(
-                "`transform.top` is {}, which is not a part of the {h} directions",
+                "`transform.top` is {}, but must select some and not all of the {h} directions",
                 self.top
             ))
             .hint(format!(
