@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::testing;
 use crate::weights::{ModelFiles, SafetensorsFile, read_safetensors, write_safetensors};
 
-/// A file with this header and this many bytes of data.
+/// Returns the bytes of a file with this header, followed by `data` zero bytes.
 fn file(header: &str, data: usize) -> Vec<u8> {
     [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &vec![0; data]].concat()
 }
@@ -56,9 +56,9 @@ fn unusual_but_valid_files_are_read() {
 #[test]
 fn an_invalid_header_is_refused() {
     for (len, says) in [
-        (9u64, "claims a header of 9 bytes, but has 4"),
-        (u64::MAX, "claims a header of 18446744073709551615"),
-        (1 << 62, "claims a header"),
+        (9u64, "claims to have a header of 9 bytes, but only 4 bytes follow"),
+        (u64::MAX, "claims to have a header of 18446744073709551615"),
+        (1 << 62, "claims to have a header"),
     ] {
         let text = refused(&[&len.to_le_bytes()[..], b"{}  "].concat());
         assert!(text.contains(says), "{text}");
@@ -140,7 +140,7 @@ fn a_malicious_header_uses_little_time_and_memory() {
 }
 
 #[test]
-fn a_tensor_of_several_slabs_is_read_correctly_as_every_type() {
+fn a_tensor_of_several_slabs_is_read_correctly_in_every_type() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.safetensors");
     let x = Tensor::arange(5_000_001, (Kind::Float, Device::Cpu)) / 77.0 - 1000.0;
@@ -208,7 +208,11 @@ proptest! {
         keep in any::<prop::sample::Index>(),
         cut: bool,
     ) {
-        let header = of(&[r#""__metadata__":{"format":"pt"}"#.into(), entry("a", "F32", "[2,3]", 0, 24), entry("b", "BF16", "[4]", 24, 32)]);
+        let header = of(&[
+            r#""__metadata__":{"format":"pt"}"#.into(),
+            entry("a", "F32", "[2,3]", 0, 24),
+            entry("b", "BF16", "[4]", 24, 32),
+        ]);
         let mut bytes = file(&header, 32);
         for (at, value) in changes {
             let at = at.index(bytes.len());
