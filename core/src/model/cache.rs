@@ -12,7 +12,7 @@ pub struct Cache {
     tokens: usize,
 }
 
-/// A tensor with spare rows, so that appending a token only copies that token.
+/// A tensor with spare rows. Appending a token therefore only copies that token.
 #[derive(Debug)]
 struct Buffer {
     rows: Tensor,

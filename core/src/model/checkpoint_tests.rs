@@ -1,5 +1,5 @@
-//! Tests loading checkpoints as they are published: with a separate head, with renamed tensors, or
-//! broken.
+//! Tests loading the kinds of checkpoints that people publish: with a separate head, with renamed
+//! tensors, or damaged.
 
 use indexmap::IndexMap;
 use serde_json::{Value, json};
@@ -174,7 +174,7 @@ fn errors_explain_tensor_names_that_other_programs_write() {
     assert!(inside("mlp.", "mlp.experts.0.").contains("mixture of experts"));
     assert!(inside("model.layers.", "transformer.h.").contains("save_pretrained"));
     assert!(inside("model.layers.2.", "model.layers.7.").contains("no shard is missing"));
-    // The file has every tensor of the model and one more.
+    // The file has every tensor of the model, and one that the model does not have.
     for (name, cause) in [
         ("model.layers.0.mlp.up_proj.weight_scale", "quantization_config"),
         ("model.layers.0.mlp.up_proj.weight.absmax", "bitsandbytes"),

@@ -1,9 +1,9 @@
 //! A transformer decoder with frozen weights: the embedding, blocks that update the residual
 //! stream, the final norm and the output head.
 //!
-//! Architecture files build one of these. The decoder only runs its blocks over a stream of tokens.
-//! Adapters, taps, caches and the number of blocks to run are handled by the [`Pass`], which wraps
-//! each block.
+//! Each architecture file builds a decoder. The decoder itself only runs its blocks over a stream
+//! of tokens. Adapters, taps, caches and the number of blocks to run are handled by the [`Pass`],
+//! which wraps each block.
 
 use std::rc::Rc;
 
@@ -100,9 +100,9 @@ impl Decoder {
         pass.finish(&h)
     }
 
-    /// Returns one number for each kind of layer, which identifies the rotary frequencies that a
-    /// sequence of `tokens` tokens has there. Two sequences may share the states of a common prefix
-    /// only if all these numbers are equal.
+    /// Returns one number for each kind of layer. It identifies the rotary frequencies that these
+    /// layers use for a sequence of `tokens` tokens. Two sequences may share the states of a common
+    /// prefix only if all these numbers are equal.
     pub fn rotation_of(&self, tokens: usize) -> Vec<usize> {
         self.ropes().map(|rope| rope.representative_length(tokens)).collect()
     }

@@ -44,8 +44,8 @@ impl Export {
                 [("weight", Some(weight)), ("bias", frozen.bias().map(Tensor::shallow_clone))]
             {
                 let Some(tensor) = tensor else { continue };
-                // The file may not have a bias yet, so the name of the bias is derived from that of
-                // the weight.
+                // The file may not have a bias yet, so the name of the bias is derived from the
+                // name of the weight.
                 let weight = model
                     .stored_name(&format!("{module}.weight"), |name| tensors.contains_key(name));
                 let stored = weight
@@ -179,8 +179,7 @@ fn blocks() -> Error {
         .hint("use it as an adapter, for example with `reprpo eval RUN`")
 }
 
-/// Copies the tokenizer's files if the model is a folder. Otherwise it writes files with the same
-/// content.
+/// Copies the tokenizer's files if the model is a folder. Otherwise, creates equivalent files.
 fn tokenizer_files(model: &Path, tokenizer: &Tokenizer, out: &Path) -> Result<()> {
     const OWN: [&str; 9] = [
         "tokenizer.json",

@@ -1,5 +1,5 @@
-//! Tests that the score of a sequence only depends on the sequence, and not on its batch or on the
-//! way attention is computed.
+//! Tests that the score of a sequence does not depend on the other sequences in its batch, or on
+//! the way attention is computed.
 
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
@@ -114,7 +114,7 @@ fn a_pair_has_the_same_score_by_itself_and_in_every_batch() {
 }
 
 #[test]
-fn with_capped_attention_scores_do_not_depend_on_the_batch() {
+fn scores_of_models_with_capped_attention_do_not_depend_on_the_batch() {
     let fixture = Fixture::read().unwrap();
     for rope in ["default", "dynamic"] {
         let case = fixture.case("gemma3_text", rope).unwrap();

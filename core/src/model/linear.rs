@@ -112,7 +112,7 @@ impl Linear {
     }
 
     /// The frozen weights of this module or of its part, if `name` is the name of one. They share
-    /// memory with the module where possible.
+    /// memory with the module if possible.
     pub fn weights(&self, name: &str) -> Option<Result<Frozen>> {
         if self.place.name == name {
             return Some(Ok(self.frozen().shared()));

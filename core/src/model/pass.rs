@@ -39,8 +39,8 @@ pub struct PassOutput {
     pub hidden: Option<Tensor>,
 }
 
-/// A pass in progress. It runs each block and does everything around it: it applies block adapters,
-/// collects the states of sites, and passes on the cache.
+/// A pass in progress. It runs the blocks, applies block adapters, collects the states of sites,
+/// and passes the cache to each block.
 pub struct Pass<'a> {
     request: Request<'a>,
     /// The requested sites inside each block that runs, by block.

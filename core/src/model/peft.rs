@@ -48,9 +48,8 @@ impl SavedConfig {
     /// Reads the configuration of an adapter in PEFT's format from a folder or a repository on the
     /// hub. It uses the shapes of the tensors, but does not read their values.
     ///
-    /// # Errors
-    /// Fails if a file is missing or damaged, if no plugin knows the type of the adapter, or if its
-    /// plugin cannot honour a field.
+    /// # Errors Fails if a file is missing or damaged, if no plugin implements this type of
+    /// adapter, or if the plugin does not support the value of a field.
     pub fn read(dir: &Path, registry: &Registry) -> Result<Self> {
         let dir = &locate_adapter(dir)?;
         let path = dir.join(CONFIG);
@@ -318,8 +317,8 @@ pub fn write(
     ] {
         config.insert(field.to_owned(), value);
     }
-    // Some of PEFT's configurations do not have this field, and PEFT warns about fields that it
-    // does not know.
+    // Some of PEFT's configuration classes do not have this field, and PEFT warns about unknown
+    // fields.
     if let Some(layers) = written.layers {
         config.insert("layers_to_transform".to_owned(), json!(layers));
     }

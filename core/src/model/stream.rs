@@ -221,7 +221,7 @@ pub struct Stream {
     pub ids: Tensor,
     /// Position of each token in its sequence `[n]`, int64.
     pub positions: Tensor,
-    /// The segments, and which one each of them continues.
+    /// The segments, each with the segment that it continues.
     pub layout: Layout,
     /// The smallest and the largest id, kept here because reading them from the device is slow.
     bounds: (i64, i64),
@@ -243,7 +243,8 @@ impl Stream {
         }
     }
 
-    /// The place of each row in its prompt, counted from the start and from the end of the prompt.
+    /// The position of each row in its prompt, counted from the start and from the end of the
+    /// prompt.
     ///
     /// # Errors
     /// Fails if prompts of different lengths share a segment, or if memory runs out.

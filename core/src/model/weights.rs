@@ -115,7 +115,7 @@ impl<'a> Weights<'a> {
         self.checkpoint
     }
 
-    /// The full name of `name`.
+    /// The full name of the tensor called `name` under this path.
     pub fn name(&self, name: &str) -> String {
         format!("{}{name}", self.path)
     }
