@@ -53,7 +53,7 @@ pub struct PreferencePair {
 }
 
 impl PreferencePair {
-    /// Makes a pair without tools or template variables.
+    /// Creates a pair without tools or template variables.
     pub fn new(
         prompt: impl Into<Text>,
         chosen: impl Into<Text>,

@@ -74,7 +74,7 @@ pub struct Needs {
 }
 
 impl Needs {
-    /// The default, which needs nothing, as a constant.
+    /// The default as a constant. It needs nothing.
     pub const NONE: Self = Self {
         logprobs: Completions::None,
         reference_logprobs: false,
@@ -228,7 +228,8 @@ pub struct StepInfo {
 /// A loss and the metrics to log with it.
 #[derive(Debug)]
 pub struct Loss {
-    /// A scalar with a gradient: the mean over the pairs of the batch, or over those that count.
+    /// A scalar with a gradient: the mean over the pairs of the batch, or over the pairs that
+    /// count.
     pub value: Tensor,
     /// Names and values of the metrics: TRL's names (e.g. `rewards/margins`) with means over the
     /// pairs. A metric with the name of one of the engine's own (e.g. `logps/chosen`) replaces it.
@@ -324,8 +325,8 @@ pub trait Intervention: Send {
 
     /// Computes the loss of these pairs, as a mean over them.
     ///
-    /// Validation during training calls it on a separate instance of the method, without gradients,
-    /// so that it cannot change the state of the instance used for training.
+    /// Validation during training calls this function on a separate instance of the method, without
+    /// gradients, so that the state of the instance used for training does not change.
     ///
     /// # Errors
     /// Fails if `pairs` lacks a value that the method reads.
@@ -359,13 +360,13 @@ pub trait Intervention: Send {
     }
 }
 
-/// A configuration that makes an [`Intervention`].
+/// A configuration that builds an [`Intervention`].
 #[diagnostic::on_unimplemented(
     message = "`{Self}` does not implement `InterventionPlugin`",
     label = "write `impl InterventionPlugin for {Self}`"
 )]
 pub trait InterventionPlugin: Plugin {
-    /// Checks the configuration and makes the method.
+    /// Checks the configuration and builds the method.
     ///
     /// # Errors
     /// Fails if a value is out of range, or if the method does not support the model.

@@ -122,23 +122,23 @@ pub trait Tap: Send {
     }
 }
 
-/// A pooling that depends on the values of the states, and not only on their positions.
+/// A pooling that depends on the values of the states, and not only on the positions of the tokens.
 pub trait TokenPooling: Send {
-    /// Pools the transformed states of all tokens of b sequences into one vector per sequence:
-    /// `[b h]`.
+    /// Pools the transformed states of all tokens of b sequences into one vector per sequence. The
+    /// result is `[b h]`.
     ///
     /// # Errors
     /// Fails if memory runs out.
     fn pool(&self, tokens: &TokenStates) -> Result<Tensor>;
 }
 
-/// A configuration that makes a [`Tap`].
+/// A configuration that builds a [`Tap`].
 #[diagnostic::on_unimplemented(
     message = "`{Self}` does not implement `TapPlugin`",
     label = "write `impl TapPlugin for {Self}`"
 )]
 pub trait TapPlugin: Plugin {
-    /// Makes the tap.
+    /// Creates the tap.
     ///
     /// # Errors
     /// Fails if a value is out of range.

@@ -123,11 +123,11 @@ impl Decoder {
     /// their masks.
     fn views(&self, stream: &Stream, options: AttentionOptions, kind: Kind) -> Result<Vec<View>> {
         let longest = stream.layout.longest() as i64;
-        let mut made: Vec<(Option<i64>, Rc<Attention>)> = Vec::new();
+        let mut built: Vec<(Option<i64>, Rc<Attention>)> = Vec::new();
         let view = |layer: &LayerKind| {
             // A window at least as long as the longest sequence masks nothing.
             let window = layer.window.filter(|w| *w < longest);
-            let attention = match made.iter().find(|(w, _)| *w == window) {
+            let attention = match built.iter().find(|(w, _)| *w == window) {
                 Some((_, attention)) => Rc::clone(attention),
                 None => {
                     let attention = Rc::new(Attention::new(
@@ -136,7 +136,7 @@ impl Decoder {
                         window,
                         stream.ids.device(),
                     )?);
-                    made.push((window, Rc::clone(&attention)));
+                    built.push((window, Rc::clone(&attention)));
                     attention
                 }
             };

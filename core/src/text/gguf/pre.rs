@@ -39,7 +39,7 @@ static PRE: [Pre; 10] = [
     Pre { names: &["gpt-2", "default", "phi-2", "granite-docling"], ..GPT_2 },
     // StarCoder's tokenizer. Granite 3 uses it under the second name.
     Pre { names: &["starcoder", "refact"], digits: true, ..GPT_2 },
-    // The model's tokenizer.json first makes each digit a word. Its vocabulary does not merge
+    // The model's tokenizer.json first turns each digit into a word. Its vocabulary does not merge
     // digits, so this only affects spaces before a digit. transformers skips this step for GGUF
     // files, and its ids are the reference.
     Pre { names: &["smollm"], ..GPT_2 },
