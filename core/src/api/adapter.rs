@@ -131,8 +131,8 @@ pub trait Adapter: TargetModules + Send {
         Vec::new()
     }
 
-    /// Creates the tensors that all modules share, frozen or trained. Their keys in the saved file do
-    /// not begin with the name of a module.
+    /// Creates the tensors that all modules share, which may be frozen or trained. Their keys in
+    /// the saved file do not begin with the name of a module.
     ///
     /// # Errors
     /// Fails if the targets cannot share the tensors, e.g. because their widths differ.

@@ -19,8 +19,8 @@ pub struct Init {
 }
 
 impl Init {
-    /// Creates a source for parameters whose names begin with `scope`. Their tensors have kind `kind`
-    /// and are on `device`.
+    /// Creates a source for parameters whose names begin with `scope`. Their tensors have kind
+    /// `kind` and are on `device`.
     pub fn new(seed: u64, scope: &str, kind: Kind, device: Device) -> Self {
         Self { seed, scope: scope.to_owned(), kind, device }
     }

@@ -139,8 +139,8 @@ pub struct TapStates {
 }
 
 impl TapStates {
-    /// Creates the states of a tap from those of the policy, and of the reference if the method needs
-    /// them. Each is a [`Sides`] or a [`PerSide`].
+    /// Creates the states of a tap from the states of the policy, and of the reference if the
+    /// method needs them. Each is a [`Sides`] or a [`PerSide`].
     pub fn new<S: Into<PerSide>>(site: Site, policy: S, reference: Option<S>) -> Self {
         Self { site, pooled: (policy.into(), reference.map(Into::into)), raw: None, tokens: None }
     }

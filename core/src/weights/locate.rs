@@ -174,7 +174,8 @@ impl Places {
         if let Some(known) = BUILTIN.iter().find(|k| k.name == model) {
             let found = self.fetched(known).ok_or_else(|| {
                 Error::new(format!(
-                    "the model `{model}` is not on this machine yet: there is no .gguf file in `{}`",
+                    "the model `{model}` is not on this machine yet: there is no .gguf file in \
+                    `{}`",
                     self.folder_of(known).display()
                 ))
                 .hint(known.fetch)

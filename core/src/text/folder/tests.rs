@@ -279,7 +279,8 @@ fn a_broken_tokenizer_file_is_an_error() {
 fn a_pattern_that_exceeds_its_limits_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let vocabulary = r#"{"version":"1.0","added_tokens":[],
-        "pre_tokenizer":{"type":"Split","pattern":{"Regex":"(x+x+)+y"},"behavior":"Isolated","invert":false},
+        "pre_tokenizer":{"type":"Split","pattern":{"Regex":"(x+x+)+y"},"behavior":"Isolated",
+        "invert":false},
         "model":{"type":"BPE","vocab":{"x":0},"merges":[]}}"#;
     std::fs::write(dir.path().join("tokenizer.json"), vocabulary).unwrap();
     let tokenizer = Tokenizer::from_folder(dir.path()).unwrap();
