@@ -482,7 +482,7 @@ mod tests {
         assert!(e(json!({"type": "text"})).contains("there is no `text`"));
         assert!(e(json!({"text": "a"})).contains("there is no `type`"));
         let e = message(json!({"role": "user", "content": "a", "images": ["x.png"]})).unwrap_err();
-        assert!(e.message().starts_with("`images` holds"), "{e:?}");
+        assert!(e.message().starts_with("`images` contains"), "{e:?}");
     }
 
     #[test]

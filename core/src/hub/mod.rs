@@ -117,8 +117,9 @@ impl Hub {
     /// Looks up a repository on the hub. The cache is used instead if the client is offline, if the
     /// revision is a commit that was looked up before, or if the hub cannot be reached.
     ///
-    /// # Errors Fails if the repository does not exist, if this user cannot access it, or if the
-    /// cache is used and does not contain it.
+    /// # Errors
+    /// Fails if the repository does not exist, if this user cannot access it, or if the cache is
+    /// used and does not contain it.
     pub fn open(&self, repo: &RepoId) -> Result<Snapshot<'_>> {
         if self.settings.offline {
             return Snapshot::cached(self, repo).map_err(|e| {

@@ -126,8 +126,9 @@ impl Adapted {
 
     /// Overwrites every tensor with the tensor of the same name in `values`.
     ///
-    /// # Errors Fails if a tensor is missing, belongs to no adapted module, or has the wrong shape.
-    /// In these cases, no tensor is changed.
+    /// # Errors
+    /// Fails if a tensor is missing, belongs to no adapted module, or has the wrong shape. In these
+    /// cases, no tensor is changed.
     pub fn restore(&self, values: &IndexMap<String, Tensor>) -> Result<()> {
         let mut pending = Vec::new();
         let mut left: Vec<&String> = values.keys().collect();

@@ -48,8 +48,9 @@ impl SavedConfig {
     /// Reads the configuration of an adapter in PEFT's format from a folder or a repository on the
     /// hub. It uses the shapes of the tensors, but does not read their values.
     ///
-    /// # Errors Fails if a file is missing or damaged, if no plugin implements this type of
-    /// adapter, or if the plugin does not support the value of a field.
+    /// # Errors
+    /// Fails if a file is missing or damaged, if no plugin implements this type of adapter, or if
+    /// the plugin does not support the value of a field.
     pub fn read(dir: &Path, registry: &Registry) -> Result<Self> {
         let dir = &locate_adapter(dir)?;
         let path = dir.join(CONFIG);

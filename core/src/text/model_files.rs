@@ -23,8 +23,9 @@ impl ModelFiles {
     /// Reads the tokenizer at a path that [`locate`](crate::weights::locate) returned, without
     /// opening the weights. The folder does not need to contain weights.
     ///
-    /// # Errors Fails in the same cases as [`tokenizer`](Self::tokenizer), and, if the path is not
-    /// a folder with a tokenizer, in the same cases as [`open`](Self::open).
+    /// # Errors
+    /// Fails in the same cases as [`tokenizer`](Self::tokenizer), and, if the path is not a folder
+    /// with a tokenizer, in the same cases as [`open`](Self::open).
     pub fn tokenizer_of(path: &Path) -> Result<Tokenizer> {
         if path.join("tokenizer.json").is_file() {
             return Tokenizer::from_folder(path).map_err(|e| {

@@ -100,8 +100,8 @@ impl From<PathBuf> for Located {
 /// model](known_models), or a repository on the hub as `org/name`, `org/name@revision` or
 /// `org/name/FILE.gguf`. A repository is downloaded unless it is in the cache.
 ///
-/// # Errors Fails if there is no such model, or if it cannot be downloaded. The error lists the
-/// valid names.
+/// # Errors
+/// Fails if there is no such model, or if it cannot be downloaded. The error lists the valid names.
 pub fn locate(model: &str, extent: Extent) -> Result<Located> {
     Places::of_environment().locate(model, extent)
 }
@@ -128,8 +128,9 @@ pub fn locate_adapter(adapter: &Path) -> Result<PathBuf> {
 ///
 /// Unlike [`locate`], this function ignores local folders and files with the same name.
 ///
-/// # Errors Fails if the hub cannot be reached, if the model does not exist or this user cannot
-/// access it, or if the repository does not contain a supported model.
+/// # Errors
+/// Fails if the hub cannot be reached, if the model does not exist or this user cannot access it,
+/// or if the repository does not contain a supported model.
 pub fn fetch_repository(model: &str) -> Result<Option<Located>> {
     in_repository(model).map(|(id, file)| of_hub(&id, file, Extent::Whole)).transpose()
 }
@@ -137,8 +138,9 @@ pub fn fetch_repository(model: &str) -> Result<Option<Located>> {
 /// Fetches an adapter in PEFT's format from the hub. `adapter` is `org/name` or
 /// `org/name@revision`.
 ///
-/// # Errors Fails if `adapter` has another form, if the hub cannot be reached, if the repository
-/// does not exist or this user cannot access it, or if it does not contain an adapter.
+/// # Errors
+/// Fails if `adapter` has another form, if the hub cannot be reached, if the repository does not
+/// exist or this user cannot access it, or if it does not contain an adapter.
 pub fn fetch_adapter(adapter: &str) -> Result<Located> {
     let hub = Hub::of_environment()?;
     let snapshot = hub.open(&RepoId::read(RepoKind::Model, adapter)?)?;

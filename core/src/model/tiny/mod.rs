@@ -55,7 +55,8 @@ pub struct Case {
 impl Fixture {
     /// Parses `architectures.json`, which is embedded in the program.
     ///
-    /// # Errors Fails if the file does not have the fields of this struct.
+    /// # Errors
+    /// Fails if the file does not have the fields of this struct.
     pub fn read() -> Result<Self> {
         let text = include_str!("../fixtures/architectures.json");
         serde_json::from_str(text)

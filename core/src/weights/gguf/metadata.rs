@@ -185,8 +185,9 @@ impl Metadata {
     /// The value of a key as an array of integers; `None` if the key is missing. Booleans are
     /// converted to 0 and 1.
     ///
-    /// # Errors Fails if the value has another type, or if a number does not fit into a signed
-    /// 64-bit integer.
+    /// # Errors
+    /// Fails if the value has another type, or if a number does not fit into a signed 64-bit
+    /// integer.
     pub fn integers(&self, key: &str) -> Result<Option<Vec<i64>>> {
         let (of, len, at) = match self.entries.get(key) {
             None => return Ok(None),

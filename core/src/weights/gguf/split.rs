@@ -14,8 +14,8 @@ const MAX_PARTS: u64 = 99_999;
 
 /// Opens a file. If it is a part of a split model, all parts are opened and returned in order.
 ///
-/// # Errors Fails in the same cases as [`Part::open`], and if a part is missing or belongs to
-/// another model.
+/// # Errors
+/// Fails in the same cases as [`Part::open`], and if a part is missing or belongs to another model.
 pub fn open(path: &Path) -> Result<Vec<Part>> {
     let given = Part::open(path)?;
     let count = given.metadata.unsigned("split.count")?.unwrap_or(1);

@@ -174,8 +174,8 @@ impl Settings<'_> {
     /// each layer, or a period: the last layer of each period has no window. `period` is the
     /// default if the setting is missing.
     ///
-    /// # Errors Fails if the setting has another type, or if its length is not the number of
-    /// layers.
+    /// # Errors
+    /// Fails if the setting has another type, or if its length is not the number of layers.
     pub fn layer_types(&self, period: u64) -> Result<Vec<&'static str>> {
         let (layers, key) = (self.layers()?, self.key("attention.sliding_window_pattern"));
         let sliding: Vec<bool> = if self.meta.is_array(&key) {
