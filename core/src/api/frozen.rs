@@ -150,7 +150,7 @@ impl Frozen {
         })
     }
 
-    /// Overwrites the outputs `rows` of this module with those of `part`.
+    /// Overwrites the outputs `rows` of this module with the outputs of `part`.
     ///
     /// # Errors
     /// Fails if the shapes do not match.

@@ -8,8 +8,8 @@ use tch::{Device, Kind, Tensor};
 
 /// A source of random initial values that only depend on the seed and on the name of the tensor.
 ///
-/// Adding a module therefore does not change the values of other tensors, and neither does another
-/// device or precision.
+/// Therefore, adding a module or changing the device or the precision does not change the values of
+/// other tensors.
 #[derive(Debug)]
 pub struct Init {
     seed: u64,

@@ -105,7 +105,7 @@ impl Needs {
     /// Checks that the fields are consistent.
     ///
     /// # Errors
-    /// Fails if a field is set that only makes sense together with another one that is not set.
+    /// Fails if a field is set that requires another field, and that field is not set.
     pub fn check(&self) -> Result<()> {
         let wrong = |field: &str, with: &str| {
             Err(Error::internal(format!("the method's `Needs` set `{field}`, but not `{with}`")))
@@ -202,7 +202,7 @@ pub struct OutputGrad {
     /// The module's output.
     pub site: Site,
     /// Preference direction d of each pair at this output, `[b out]`, float32. It is 0 for a pair
-    /// whose two states are equal there, up to rounding.
+    /// whose two states are equal at this output, up to rounding.
     pub direction: Tensor,
     /// Index of the pair (0 to b − 1) that each row of the token stream belongs to, `[n]`, int64.
     /// With [`Needs::output_grads`], a prompt may be shared by the two completions of a pair but
@@ -349,8 +349,8 @@ pub trait Intervention: Send {
     /// parameters that have an [`Axis`].
     ///
     /// `direction` `[w]` is the mean of the preference directions d in the space that `axis` runs
-    /// over. The mean is over the pairs of the step whose two states differ there. It is 0 if no
-    /// pair's states differ, or if the directions cancel.
+    /// over. The mean is over the pairs of the step whose two states differ in that space. It is 0
+    /// if no pair's states differ, or if the directions cancel.
     ///
     /// # Errors
     /// Fails if the shapes do not match, or if memory runs out.

@@ -263,7 +263,7 @@ impl Targets {
     }
 }
 
-/// True if the text is `all-linear` in any case. PEFT ignores the case too.
+/// True if the text is `all-linear`, regardless of upper and lower case, as in PEFT.
 fn is_all(text: &str) -> bool {
     text.eq_ignore_ascii_case(ALL)
 }
@@ -458,12 +458,12 @@ pub enum Selected {
 }
 
 impl Selection {
-    /// The selection that a field of type [`Targets`] makes.
+    /// Creates the selection of a field of type [`Targets`].
     pub fn targets(field: &str, targets: &Targets) -> Self {
         Self { field: field.to_owned(), modules: Selected::Targets(targets.clone()) }
     }
 
-    /// The selection that a field of type [`Patterns`] makes.
+    /// Creates the selection of a field of type [`Patterns`].
     pub fn patterns<V: JsonSchema>(field: &str, patterns: &Patterns<V>) -> Self {
         Self {
             field: field.to_owned(),

@@ -2,8 +2,8 @@
 //!
 //! The program only links libtorch's CPU library, so that one binary works on machines with and
 //! without a card. The CUDA library registers its kernels and hooks when it is opened. libtorch
-//! looks up the hooks once and stores the result, so the library must be opened before any other
-//! call asks libtorch for CUDA.
+//! looks up the hooks once and stores the result, so the library must be opened before the first
+//! call that checks whether CUDA is available.
 
 use std::ffi::{CStr, c_char};
 use std::path::{Path, PathBuf};

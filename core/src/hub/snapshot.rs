@@ -245,7 +245,7 @@ impl<'h> Snapshot<'h> {
     /// Downloads several files that are not in the cache yet, and returns their common folder.
     ///
     /// # Errors
-    /// Fails as [`get`](Self::get) does.
+    /// Fails in the same cases as [`get`](Self::get).
     pub fn get_all<S: AsRef<str>>(&self, files: impl IntoIterator<Item = S>) -> Result<PathBuf> {
         files.into_iter().try_for_each(|file| self.get(file.as_ref()).map(drop))?;
         Ok(self.folder())

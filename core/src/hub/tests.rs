@@ -410,14 +410,14 @@ fn a_tls_connection_requires_a_trusted_certificate() {
     let other = trusting(&file).unwrap();
     let e = other.open(&id("org/other")).unwrap_err();
     assert!(message_of(&e).contains("own.pem`: `SSL_CERT_FILE` makes it"), "{e:?}");
-    for (text, says) in [
+    for (text, expected) in [
         ("no certificate here", "does not contain a certificate"),
         ("-----BEGIN CERTIFICATE-----\n!\n", "not a valid PEM file"),
     ] {
         fs::write(&file, text).unwrap();
         let e = trusting(&file).unwrap_err();
         assert!(
-            message_of(&e).contains("`SSL_CERT_FILE`") && message_of(&e).contains(says),
+            message_of(&e).contains("`SSL_CERT_FILE`") && message_of(&e).contains(expected),
             "{e:?}"
         );
     }
@@ -482,13 +482,13 @@ fn invalid_responses_are_errors() {
         Path::new(fixture.dir.path()).join("outside").exists()
             || fixture.cache().join("outside").exists()
     };
-    for (fault, says) in [(Fault::Tag, "ETag"), (Fault::Astray, "an invalid URL")] {
+    for (fault, expected) in [(Fault::Tag, "ETag"), (Fault::Astray, "an invalid URL")] {
         let fixture = Fixture::new();
         let client = fixture.client();
         let snapshot = client.open(&id("org/name")).unwrap();
         fixture.hub.fail(std::slice::from_ref(&fault));
         let e = snapshot.get("config.json").unwrap_err();
-        assert!(message_of(&e).contains(says) && !outside(&fixture), "{fault:?}: {e:?}");
+        assert!(message_of(&e).contains(expected) && !outside(&fixture), "{fault:?}: {e:?}");
     }
     let fixture = Fixture::new();
     let client = fixture.client();

@@ -3,8 +3,8 @@
 //!
 //! A token attends to itself and to everything before it in its own sequence: the earlier tokens of
 //! its segment, and the segments that its segment continues. With a window of w tokens, it attends
-//! to the last w of these, itself included. There are three strategies to compute this, which give
-//! equal results up to rounding. Which one is fastest depends on the device and the shapes.
+//! to the last w of these, itself included. There are three strategies to compute attention. Their
+//! results are equal up to rounding. Which one is fastest depends on the device and the shapes.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -17,8 +17,7 @@ use crate::ffi;
 /// How attention over a stream is split into kernel calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Strategy {
-    /// One kernel call per segment, over its own keys and those of its ancestors. No work is
-    /// wasted.
+    /// One kernel call per segment, over its own keys and its ancestors' keys. No work is wasted.
     Segments,
     /// One masked kernel call per tree. There are fewer calls, but masked products between siblings
     /// are wasted work.
@@ -96,9 +95,9 @@ impl CudaKernels {
     /// The kernels that may be used on `device`; `None` if it is not a CUDA device.
     ///
     /// With `deterministic` algorithms, libtorch makes the backward passes of FlashAttention and of
-    /// the memory-efficient kernel deterministic, but not that of cuDNN. The backward pass of the
-    /// memory-efficient kernel ignores a sliding window, so this kernel is never used if attention
-    /// is both `windowed` and `differentiated`.
+    /// the memory-efficient kernel deterministic, but not the backward pass of cuDNN. The backward
+    /// pass of the memory-efficient kernel ignores a sliding window, so this kernel is never used
+    /// if attention is both `windowed` and `differentiated`.
     pub fn allowed(
         deterministic: bool,
         windowed: bool,
@@ -570,7 +569,7 @@ mod tests {
                     .unwrap();
             assert!(
                 !(kernels.memory_efficient && windowed && differentiated),
-                "the window would be ignored"
+                "the backward pass of this kernel would ignore the window"
             );
             assert!(
                 !(kernels.cudnn && deterministic),

@@ -67,8 +67,8 @@ pub struct BlockCx<'a> {
 }
 
 impl BlockCx<'_> {
-    /// Applies a linear module to x `[n in]`, with its adapter or those of its parts. Returns `[n
-    /// out]`.
+    /// Applies a linear module to x `[n in]`, together with its adapter or the adapters of its
+    /// parts. Returns `[n out]`.
     ///
     /// # Errors
     /// Fails if an adapter fails, or if memory runs out.

@@ -66,7 +66,7 @@ fn site(name: &str) -> Option<Site> {
         .or_else(|| name.strip_prefix("out.").map(|n| Site::Output(n.to_owned())))
 }
 
-/// The sites that have reference values, in the order of their names, and these values `[n width]`.
+/// The sites that have reference values, in the order of their names, and their values `[n width]`.
 fn references(io: &IndexMap<String, Tensor>) -> (Vec<Site>, Vec<Tensor>) {
     io.iter()
         .filter_map(|(name, t)| Some((site(name)?, real_rows(t, &io["attention_mask"]))))

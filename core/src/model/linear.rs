@@ -10,8 +10,8 @@ use crate::error::{Error, Result};
 /// The name of a linear module or of a part of one, and the sites of its input and output.
 #[derive(Debug)]
 pub struct Place {
-    /// The name in PyTorch's state dict without `.weight`. The name of a part is that of its
-    /// module, a dot, and the name of the corresponding module in Llama.
+    /// The name in PyTorch's state dict without `.weight`. A part is named after its module,
+    /// followed by a dot and the name of the corresponding module in Llama.
     pub name: String,
     /// The site of the input.
     pub input: Site,

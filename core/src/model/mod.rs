@@ -146,7 +146,7 @@ impl Model {
     /// Builds a model from tensors that have the names of PyTorch's state dict.
     ///
     /// # Errors
-    /// Fails as [`load`](Self::load) does.
+    /// Fails in the same cases as [`load`](Self::load).
     pub fn from_tensors(
         config: &serde_json::Value,
         tensors: indexmap::IndexMap<String, Tensor>,

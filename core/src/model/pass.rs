@@ -26,7 +26,8 @@ pub struct Request<'a> {
     pub hidden: bool,
     /// Called with the output of each adapted module, part and block; see `Intercept`.
     pub intercept: Option<Intercept<'a>>,
-    /// Keys and values of the tokens before the stream. The pass appends those of the stream.
+    /// Keys and values of the tokens before the stream. The pass appends the keys and values of the
+    /// stream.
     pub cache: Option<&'a RefCell<Cache>>,
 }
 
@@ -35,7 +36,7 @@ pub struct Request<'a> {
 pub struct PassOutput {
     /// The state at each requested site, `[n width]`, in the order of the request.
     pub states: Vec<Tensor>,
-    /// The hidden state after the final norm, `[n hidden]`, if the request asked for it.
+    /// The hidden state after the final norm, `[n hidden]`, if it was requested.
     pub hidden: Option<Tensor>,
 }
 

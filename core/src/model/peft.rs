@@ -146,8 +146,8 @@ impl Saved {
     /// repository on the hub.
     ///
     /// # Errors
-    /// Fails as [`SavedConfig::read`] does, or if a tensor cannot be read or its name lacks PEFT's
-    /// prefix.
+    /// Fails in the same cases as [`SavedConfig::read`], or if a tensor cannot be read or its name
+    /// lacks PEFT's prefix.
     pub fn read(dir: &Path, registry: &Registry) -> Result<Self> {
         let SavedConfig { entry, config, warnings, tensors } = SavedConfig::read(dir, registry)?;
         let mut names: Vec<&str> = tensors.names().collect();

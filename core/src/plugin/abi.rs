@@ -89,7 +89,7 @@ impl PluginDecl {
     /// # Safety
     /// [`recognise`](Self::recognise) must have succeeded.
     pub(super) unsafe fn fingerprint(&self) -> Fingerprint {
-        // SAFETY: `new` made the pointers from constants that end in NUL.
+        // SAFETY: `new` created the pointers from constants that end in NUL.
         Fingerprint { text: unsafe { text(self.fingerprint) }, layout: self.layout }
     }
 
@@ -98,7 +98,7 @@ impl PluginDecl {
     /// # Safety
     /// [`recognise`](Self::recognise) must have succeeded.
     pub(super) unsafe fn crate_name(&self) -> (String, String) {
-        // SAFETY: `new` made the pointers from constants that end in NUL.
+        // SAFETY: `new` created the pointers from constants that end in NUL.
         unsafe { (text(self.name), text(self.version)) }
     }
 }

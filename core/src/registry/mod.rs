@@ -212,7 +212,7 @@ impl Registry {
     /// Looks up an intervention by name or alias.
     ///
     /// # Errors
-    /// Fails if there is none, as [`get`](Self::get) does.
+    /// Fails in the same cases as [`get`](Self::get).
     pub fn intervention(&self, name: &str) -> Result<&'static InterventionEntry> {
         self.typed(name)
     }
@@ -220,7 +220,7 @@ impl Registry {
     /// Looks up an adapter by name or alias.
     ///
     /// # Errors
-    /// Fails if there is none, as [`get`](Self::get) does.
+    /// Fails in the same cases as [`get`](Self::get).
     pub fn adapter(&self, name: &str) -> Result<&'static AdapterEntry> {
         self.typed(name)
     }
@@ -228,7 +228,7 @@ impl Registry {
     /// Looks up a transform by name or alias.
     ///
     /// # Errors
-    /// Fails if there is none, as [`get`](Self::get) does.
+    /// Fails in the same cases as [`get`](Self::get).
     pub fn transform(&self, name: &str) -> Result<&'static TransformEntry> {
         self.typed(name)
     }
@@ -236,7 +236,7 @@ impl Registry {
     /// Looks up a tap by name or alias.
     ///
     /// # Errors
-    /// Fails if there is none, as [`get`](Self::get) does.
+    /// Fails in the same cases as [`get`](Self::get).
     pub fn tap(&self, name: &str) -> Result<&'static TapEntry> {
         self.typed(name)
     }
@@ -244,7 +244,7 @@ impl Registry {
     /// Looks up a data set by name or alias.
     ///
     /// # Errors
-    /// Fails if there is none, as [`get`](Self::get) does.
+    /// Fails in the same cases as [`get`](Self::get).
     pub fn dataset(&self, name: &str) -> Result<&'static DatasetEntry> {
         self.typed(name)
     }

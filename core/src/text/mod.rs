@@ -352,7 +352,7 @@ impl Tokenizer {
     /// variables of a row.
     ///
     /// # Errors
-    /// Fails as [`render_chat`](Self::render_chat) does.
+    /// Fails in the same cases as [`render_chat`](Self::render_chat).
     pub fn render_chat_with(
         &self,
         messages: &[Message],

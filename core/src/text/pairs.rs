@@ -169,8 +169,8 @@ impl Tokenised {
 /// Tokenises one pair and applies the limits. `index` and `row` are as in [`TokenPair`].
 ///
 /// # Errors
-/// Fails as [`whole_pair`] does, and if the pair has a token that the model's embedding does not
-/// have.
+/// Fails in the same cases as [`whole_pair`], and if the pair has a token that the model's
+/// embedding does not have.
 pub fn tokenise_pair(
     tokenizer: &Tokenizer,
     index: usize,
@@ -328,7 +328,7 @@ type Numbered = (usize, usize, PreferencePair);
 /// yields each pair with the index of its row, and no more pairs are read than necessary.
 ///
 /// # Errors
-/// Fails if `rows` yields an error, or as [`tokenise_pair`] does.
+/// Fails if `rows` yields an error, or in the same cases as [`tokenise_pair`].
 pub fn tokenise(
     tokenizer: &Tokenizer,
     rows: impl IntoIterator<Item = Result<(usize, PreferencePair)>>,
@@ -363,7 +363,7 @@ fn hash(ids: &[i64]) -> u64 {
 /// than necessary.
 ///
 /// # Errors
-/// Fails if `rows` yields an error, if `take` fails, or as [`tokenise_pair`] does.
+/// Fails if `rows` yields an error, if `take` fails, or in the same cases as [`tokenise_pair`].
 pub fn each(
     tokenizer: &Tokenizer,
     rows: impl IntoIterator<Item = Result<(usize, PreferencePair)>>,

@@ -1,8 +1,8 @@
 //! Reads the header of a safetensors file: JSON with the type, shape and byte range of each tensor.
 //!
 //! The entries are parsed one by one, so that a malicious header cannot use much time or memory,
-//! and so that errors can name the tensor. The rules are those of the `safetensors` crate: the
-//! tensors fill the file from the header to the end, without gaps or overlaps.
+//! and so that errors can name the tensor. The rules are the same as in the `safetensors` crate:
+//! the tensors fill the file from the header to the end, without gaps or overlaps.
 
 use std::borrow::Cow;
 use std::fmt;

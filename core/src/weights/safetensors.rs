@@ -120,7 +120,7 @@ impl SafetensorsFile {
 /// sorted by name.
 ///
 /// # Errors
-/// Fails as [`SafetensorsFile::open`] does, or if memory runs out.
+/// Fails in the same cases as [`SafetensorsFile::open`], or if memory runs out.
 pub fn read_safetensors(path: &Path) -> Result<IndexMap<String, Tensor>> {
     let file = SafetensorsFile::open(path)?;
     let mut names: Vec<&str> = file.names().collect();

@@ -105,7 +105,7 @@ impl TargetFields {
                 names.push(name);
             }
         }
-        // If both fields are lists, PEFT requires that every entry of this one is in
+        // If both fields are lists, PEFT requires every entry of this field to be in
         // `target_modules`.
         let among = |list: &[&str]| match &self.targets {
             Targets::Suffixes(all) => list.iter().all(|s| all.iter().any(|a| a == s)),

@@ -82,7 +82,8 @@ pub fn of(head_dim: i64, p: &RopeParameters) -> Result<(Frequencies, f64)> {
     };
     let factor = || need(p.factor, "factor");
     let original = || need(p.original_max_position_embeddings, "original_max_position_embeddings");
-    // The ratio of the context to that of pretraining, if `factor` is not given.
+    // If `factor` is not given, the ratio of the context length to the context length of
+    // pretraining.
     let stretch = || match p.factor {
         Some(_) => factor(),
         None => Ok(need(p.max_position_embeddings, "max_position_embeddings")? / original()?),

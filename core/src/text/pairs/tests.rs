@@ -354,7 +354,7 @@ fn real_pairs_have_the_same_ids_as_in_the_reference_values() {
         std::mem::take(found["pairs"].as_array_mut().unwrap())
     });
     let bare = Limits { add_eos: false, special_tokens: false, ..LIMITS };
-    // For the reference values, prompt and completions were tokenised separately. If that gives
+    // For the reference values, prompt and completions were tokenised separately. If this leads to
     // other ids than tokenising them together, the log-probabilities differ too.
     let mut different = Vec::new();
     for (i, p) in pairs.enumerate() {

@@ -88,8 +88,8 @@ pub fn is_later_part(path: &Path) -> bool {
     PartName::of(path).is_some_and(|n| n.number > 1 && n.part(1).is_file())
 }
 
-/// The paths of all parts of a split model, if the file's name is that of a part. Otherwise, only
-/// the path itself is returned.
+/// Returns the paths of all parts of a split model if `path` has the name of a part, and only
+/// `path` otherwise.
 pub fn names(path: &Path) -> Vec<PathBuf> {
     match PartName::of(path).filter(|n| n.count <= MAX_PARTS && (1..=n.count).contains(&n.number)) {
         Some(name) => (1..=name.count).map(|n| name.part(n)).collect(),

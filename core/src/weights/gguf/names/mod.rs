@@ -1,8 +1,8 @@
 //! Converts llama.cpp's names of tensors and settings to Hugging Face's. Each file of this module
 //! describes one family of architectures.
 //!
-//! The names and layouts are those of llama.cpp's `convert_hf_to_gguf.py`. The defaults for missing
-//! settings are those of llama.cpp's loader (`src/models`).
+//! The names and layouts come from llama.cpp's `convert_hf_to_gguf.py`, and the defaults for
+//! missing settings from its loader (`src/models`).
 
 mod architecture;
 mod gemma;

@@ -127,7 +127,7 @@ impl Settings<'_> {
         self.meta.boolean(&self.key(name))
     }
 
-    /// Reads a size. The file may give it as one number, or as a list with one for each layer.
+    /// Reads a size. The file may contain it as one number, or as a list with one number per layer.
     ///
     /// # Errors
     /// Fails if the setting is missing or out of range, or if it differs between layers.
@@ -213,7 +213,7 @@ impl Settings<'_> {
         HARMLESS.contains(&name) || NEUTRAL.iter().any(at_neutral) || EQUAL.iter().any(at_equal)
     }
 
-    /// Checks that no setting is ignored that may change the model's output.
+    /// Checks that no setting that may change the model's output is ignored.
     ///
     /// # Errors
     /// Fails if the file has a setting that is neither read nor known to be harmless.
