@@ -9,7 +9,8 @@ use crate::error::Fault as ErrorFault;
 const MODEL: &str = "models/org/name";
 const WEIGHTS: &str = "model.safetensors";
 
-/// Returns `n` bytes without repeated ranges, so that swapped ranges are noticed.
+/// Returns `n` bytes with a pattern that changes from range to range, so that swapped ranges are
+/// noticed.
 fn weights(n: usize) -> Vec<u8> {
     (0..n).map(|i| (i * 31 + i / 251) as u8).collect()
 }
@@ -209,10 +210,10 @@ fn only_changed_files_are_downloaded_when_a_branch_moves() {
     assert!(folder.ends_with(&second));
     assert_eq!(fs::read(folder.join(WEIGHTS)).unwrap(), fixture.weights);
     assert_eq!(fs::read(folder.join("config.json")).unwrap(), b"{\"new\": 1}");
-    let moved = transfers(&fixture.hub);
+    let downloads = transfers(&fixture.hub);
     assert!(
-        moved.len() == 1 && moved[0].path.contains("resolve-cache"),
-        "the unchanged weights are linked: {moved:?}"
+        downloads.len() == 1 && downloads[0].path.contains("resolve-cache"),
+        "the unchanged weights must only be linked: {downloads:?}"
     );
     assert_eq!(fs::read_to_string(fixture.cache().join("refs/main")).unwrap(), second);
 }

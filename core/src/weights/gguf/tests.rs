@@ -717,7 +717,7 @@ fn an_unsupported_setting_that_may_change_the_output_is_refused_by_name() {
         ("rope.dimension_sections", 4.0),
         ("rope.freq_base_swa", 1e5),
         ("rope.scaling.yarn_ext_factor", 1.0),
-        ("a_setting_of_next_year", 1.0),
+        ("an_unknown_setting", 1.0),
     ] {
         let e = refused(&Writer::llama().float(key, value).bytes());
         assert!(
