@@ -109,7 +109,7 @@ pub trait Tap: Send {
     /// The sites, in the order in which a forward pass computes them.
     ///
     /// # Errors
-    /// Fails if a layer is out of range, or if the model does not have a module.
+    /// Fails if a layer is out of range, or if the model does not have one of the modules.
     fn sites(&self, model: &ModelInfo) -> Result<Vec<Site>>;
 
     /// How the states of a completion's tokens are pooled into one vector.

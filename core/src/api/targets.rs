@@ -661,7 +661,7 @@ mod tests {
             hits(&pattern(r".*query_key_value\.[qk]_proj")),
             [part, "query_key_value.k_proj"]
         );
-        // A pattern that matches the module only selects the module, and not its parts.
+        // A pattern that matches a whole module selects the module, and not its parts as well.
         assert_eq!(
             hits(&pattern("all-linear")),
             ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]

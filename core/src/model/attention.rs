@@ -127,8 +127,9 @@ pub struct Attention {
 /// One kernel call.
 #[derive(Debug)]
 enum Call {
-    /// All queries of the stream, which has a cache, over the cached keys and their own. The mask
-    /// is only `None` for a single query that attends to all keys.
+    /// A call for a stream that continues a cache: all queries of the stream, over the cached keys
+    /// and the keys of the stream. The mask is only `None` for a single query that attends to all
+    /// keys.
     Cached { mask: Option<Tensor> },
     /// Queries and keys are adjacent rows of the stream. `ancestors` are ranges of keys that come
     /// before them in the sequence, as (start, length).
@@ -575,7 +576,7 @@ mod tests {
                 !(kernels.cudnn && deterministic),
                 "the backward pass of cuDNN is not deterministic"
             );
-            // The only kernel that supports every case.
+            // The plain kernel must stay enabled, because only it supports every case.
             assert!(kernels.math);
             // No kernel is disabled without a reason.
             assert_eq!(kernels.memory_efficient, !(windowed && differentiated));

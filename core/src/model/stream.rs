@@ -221,7 +221,7 @@ pub struct Stream {
     pub ids: Tensor,
     /// Position of each token in its sequence `[n]`, int64.
     pub positions: Tensor,
-    /// The segments, each with the segment that it continues.
+    /// The segments, and how they continue each other.
     pub layout: Layout,
     /// The smallest and the largest id, kept here because reading them from the device is slow.
     bounds: (i64, i64),

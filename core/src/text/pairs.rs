@@ -72,7 +72,7 @@ impl fmt::Display for SkipReason {
     }
 }
 
-/// Numbers of tokens that were cut off a pair to satisfy the limits.
+/// Numbers of tokens that were cut off a pair so that it fits the limits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cut {
     /// Tokens cut from the beginning of the prompt.

@@ -42,8 +42,8 @@ impl Mapped {
         }
         let file = File::open(path).within(opening)?;
         // SAFETY: the map is read-only and lives as long as the slices borrowed from it. If another
-        // process truncates the file while it is mapped, SIGBUS ends this process, as with every
-        // library that maps weights.
+        // process truncates the file while it is mapped, this process is killed by SIGBUS. The same
+        // is true of every library that maps weights.
         let bytes =
             unsafe { Mmap::map(&file) }.within(|| format!("cannot map `{}`", path.display()))?;
         if is_lfs_pointer(&bytes) {

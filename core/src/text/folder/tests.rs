@@ -188,7 +188,8 @@ fn special_tokens_can_be_strings_or_objects_or_in_a_separate_file() {
     let tokenizer = Tokenizer::from_folder(dir.path()).unwrap();
     assert_eq!(tokenizer.eos().map(|s| s.id), Some(2));
     assert_eq!(tokenizer.bos().map(|s| s.id), Some(1));
-    // A special token that is not in the vocabulary is added at its end, as in transformers.
+    // A special token that is missing from the vocabulary is added at the end of it, as in
+    // transformers.
     assert_eq!(tokenizer.pad().map(|s| s.id), Some(tokenizer.vocab_size() as i64 - 1));
     assert!(!tokenizer.has_chat_template());
     assert!(tokenizer.render_chat(&[], true).unwrap_err().message().contains("no chat template"));
