@@ -524,7 +524,7 @@ mod tests {
             ("videos", json!([[1]])),
         ] {
             let e = error(json!({"prompt": "p", "chosen": "c", "rejected": "r", column: value}));
-            assert!(e.contains(&format!("`{column}` holds something other than text")), "{e}");
+            assert!(e.contains(&format!("`{column}` contains something other than text")), "{e}");
         }
         for nothing in [json!(null), json!([]), json!("")] {
             assert!(
@@ -534,7 +534,7 @@ mod tests {
         }
         let scored =
             error(json!({"prompt": "p", "responses": {"b": 0, "a": 1}, "images": ["cat.png"]}));
-        assert!(scored.contains("`images` holds something other than text"), "{scored}");
+        assert!(scored.contains("`images` contains something other than text"), "{scored}");
         let part = json!([{"role": "user", "content": [{"type": "image"}, {"type": "text",
             "text": "What?"}]}]);
         let e = error(json!({"prompt": part, "chosen": "c", "rejected": "r"}));

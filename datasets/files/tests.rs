@@ -197,7 +197,11 @@ fn a_parquet_conversation_may_have_tools_but_no_images() {
         TemplateArgs::new(tools, json!({"enable_thinking": false})).unwrap()
     );
     write_conversation(&path, &[("images", "cat.png")]);
-    assert!(error(&path).contains("`images` holds something other than text"), "{}", error(&path));
+    assert!(
+        error(&path).contains("`images` contains something other than text"),
+        "{}",
+        error(&path)
+    );
 }
 
 #[test]
