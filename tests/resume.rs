@@ -463,7 +463,7 @@ fn a_command_that_continues_a_run_has_the_runs_configuration() {
         let text = refused(&auto(&extra));
         assert!(
             text.starts_with(
-                "error: the run in `run` has another configuration than this command: "
+                "error: the run in `run` has a different configuration from this command: "
             ) && text.contains(says),
             "{extra:?}: {text}"
         );
@@ -485,7 +485,7 @@ fn a_command_that_continues_a_run_has_the_runs_configuration() {
     std::fs::write(tree.path("mine/thesis.txt"), "x").expect("written");
     let text = refused(&tree.reprpo("", &tree.run_args("mine", &["--resume", "auto"])));
     assert!(
-        text.contains("`mine` is not the folder of a run: it has `thesis.txt`")
+        text.contains("`mine` is not the folder of a run: it contains `thesis.txt`")
             && tree.path("mine/thesis.txt").is_file(),
         "{text}"
     );
@@ -495,7 +495,7 @@ fn a_command_that_continues_a_run_has_the_runs_configuration() {
     std::fs::write(tree.path("begun/thesis.txt"), "x").expect("written");
     let text = refused(&tree.reprpo("", &tree.run_args("begun", &long)));
     assert!(
-        text.contains("`thesis.txt`, which no run makes")
+        text.contains("`thesis.txt`, which a run does not create")
             && tree.path("begun/metrics.jsonl").is_file(),
         "{text}"
     );
