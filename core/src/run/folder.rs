@@ -99,8 +99,8 @@ impl Folder {
         let path = self.path.display();
         match self.path.join("checkpoints").is_dir() && self.keep {
             true => format!(
-                "`{path}` keeps the last checkpoint; resume it with `reprpo run --resume {}`, and add \
-                    `--inexact-resume` if you change `config.toml`",
+                "`{path}` keeps the last checkpoint; resume it with `reprpo run --resume {}`, and \
+                    add `--inexact-resume` if you change `config.toml`",
                 quoted(&self.path)
             ),
             false => "the run's folder was removed because there was no checkpoint yet; set \
