@@ -6,6 +6,9 @@ use ::parquet::basic::Compression;
 use super::*;
 use crate::files::written::{Column, pair_columns, write};
 
+#[path = "../../tests/golden.rs"]
+mod golden;
+
 fn open(data_dir: &Path, distribution: &str) -> Result<Box<dyn Dataset>> {
     Genies {
         distribution: distribution.to_owned(),
@@ -67,25 +70,32 @@ fn made() -> tempfile::TempDir {
     dir
 }
 
-/// The benchmark's own data; absent from most machines.
-fn shared() -> Option<PathBuf> {
-    let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared");
-    let folder = std::env::var_os("REPRPO_SHARED").map_or_else(beside, PathBuf::from);
-    if folder.join("genies").is_dir() {
-        return Some(folder);
+#[test]
+fn every_split_of_a_shift_is_listed_and_reads_to_its_end_in_the_files_order() {
+    let dir = made();
+    let want = [
+        entry("train", "cats (train)", 6),
+        entry("test", "cats (test)", 4),
+        entry("oos", "dogs (test)", 4),
+        entry("rnd", "ranking_logic (test)", 4),
+    ];
+    for data_dir in [dir.path().to_owned(), dir.path().join("genies")] {
+        let data = open(&data_dir, "cats").unwrap();
+        assert_eq!(table(data.as_ref()), want);
+        for split in data.splits() {
+            let prompts: Vec<_> =
+                read(data.as_ref(), &split.name).into_iter().map(|p| p.prompt).collect();
+            let expected: Vec<_> = (0..split.pairs.expect("it is known"))
+                .map(|i| Text::from(format!("prompt {i}")))
+                .collect();
+            assert_eq!(prompts, expected, "{}", split.name);
+        }
     }
-    assert_ne!(
-        std::env::var("CI").as_deref(),
-        Ok("true"),
-        "the shared test data are missing: set REPRPO_SHARED"
-    );
-    eprintln!("skipped: the shared test data are missing (REPRPO_SHARED)");
-    None
 }
 
 #[test]
 fn math_shifts_to_change_my_view() {
-    let Some(shared) = shared() else { return };
+    let Some(shared) = golden::shared("genies") else { return };
     let want = [
         entry("train", "math (train)", 1800),
         entry("test", "math (test)", 750),
@@ -103,7 +113,7 @@ fn math_shifts_to_change_my_view() {
 
 #[test]
 fn every_distribution_of_the_benchmark_reads_to_its_end() {
-    let Some(shared) = shared() else { return };
+    let Some(shared) = golden::shared("genies") else { return };
     let mut distributions = 0;
     for entry in
         shared.join("genies").read_dir().unwrap().map(|e| e.unwrap()).filter(|e| e.path().is_dir())
@@ -124,7 +134,7 @@ fn every_distribution_of_the_benchmark_reads_to_its_end() {
 
 #[test]
 fn the_rows_of_math_are_in_the_benchmarks_order_and_form() {
-    let Some(shared) = shared() else { return };
+    let Some(shared) = golden::shared("genies") else { return };
     let pairs = read(open(&shared, "math").unwrap().as_ref(), "train");
     let (Text::Plain(prompt), Text::Plain(chosen), Text::Plain(rejected)) =
         (&pairs[0].prompt, &pairs[0].chosen, &pairs[0].rejected)
@@ -143,7 +153,7 @@ fn the_rows_of_math_are_in_the_benchmarks_order_and_form() {
 
 #[test]
 fn one_pair_per_instruction_leaves_600_of_math() {
-    let Some(shared) = shared() else { return };
+    let Some(shared) = golden::shared("genies") else { return };
     let config = Genies {
         distribution: "math".into(),
         data_dir: Some(shared),

@@ -279,7 +279,7 @@ impl Dataset for Guarded<dyn Dataset> {
     }
 
     fn rows(&self, split: &str) -> Result<RowIter<'_>> {
-        let pairs = guard(self.method, "pairs", || self.inner.rows(split))?;
+        let pairs = guard(self.method, "rows", || self.inner.rows(split))?;
         Ok(Box::new(GuardedPairs { pairs: Guarded::new(self.method, pairs), over: false }))
     }
 
