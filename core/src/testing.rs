@@ -1,7 +1,7 @@
 //! Helpers for tests: the folders of reference values, paths of real models, and a clock.
 //!
-//! The real models are not part of the repository. If one is missing, a test prints a message and is
-//! skipped. In continuous integration, SmolLM2 must be there.
+//! The real models are not part of the repository. If a model is missing, a test prints a message
+//! and is skipped. In continuous integration, SmolLM2 must be available.
 
 pub mod gguf;
 #[path = "../../tests/golden.rs"]

@@ -89,7 +89,7 @@ pub struct TrainConfig {
     pub beta2: f64,
     /// AdamW's ε, which is added to the denominator.
     pub eps: f64,
-    /// Shuffle the pairs anew in every epoch.
+    /// Shuffle the pairs again in every epoch.
     pub shuffle: bool,
     /// Maximum number of tokens in prompt and completion together.
     #[schemars(extend("flags" = [Flag::new(Group::Data, "N")]))]

@@ -144,8 +144,8 @@ pub fn latest(run: &Path) -> Result<usize> {
             run.display()
         ))
         .hint(format!(
-            "`reprpo eval {}` judges it again, `reprpo run --init-adapter {}` trains its adapter \
-                further",
+            "evaluate it again with `reprpo eval {}`, or train its adapter further with \
+                `reprpo run --init-adapter {}`",
             quoted(run),
             quoted(run.join("adapter"))
         )));

@@ -30,7 +30,7 @@ pub fn judge(
     let models = [run.initial.as_deref(), Some(&run.adapted)];
     let found = evaluate(
         &plan.session,
-        &plan.judged,
+        &plan.eval_splits,
         models,
         &plan.experiment,
         plan.registry,
@@ -66,10 +66,10 @@ pub fn judge_trained(
     let attach = |dir: &Path| attach_saved(&AdapterChoice::read(dir, registry)?, &session.model);
     let initial = experiment.init_adapter.as_deref().map(attach).transpose()?;
     let adapted = attach(&folder.join("adapter"))?;
-    let judged = eval::read(&session, experiment)?;
+    let splits = eval::read(&session, experiment)?;
     let evaluation = evaluate(
         &session,
-        &judged,
+        &splits,
         [initial.as_ref(), Some(&adapted)],
         experiment,
         registry,

@@ -163,7 +163,7 @@ fn opening(plan: &Plan<'_>, run: &Assembled, recorders: &mut Recorders<'_>) -> R
     }
     lines.extend(data.reasons().iter().map(|(why, n)| format!("dropped {n}: {why}")));
     lines.extend(
-        plan.judged
+        plan.eval_splits
             .iter()
             .filter(|split| split.data.dropped() + split.data.truncated() > 0)
             .map(EvalSplit::describe),
@@ -208,7 +208,7 @@ fn findings(plan: &Plan<'_>) -> Result<Findings> {
     let (dataset, data) = (plan.session.dataset.as_ref(), &plan.pairs);
     let trained = data::named(dataset, &plan.experiment.train.split)?;
     let mut all = data.findings.clone();
-    for split in &plan.judged {
+    for split in &plan.eval_splits {
         let both =
             data::named(dataset, &split.info.name)?.iter().any(|name| trained.contains(name));
         if !both || data.findings.lines().is_empty() {

@@ -63,7 +63,7 @@ pub struct Plan<'a> {
     /// The held-out pairs to validate on; empty if the run does not validate.
     pub held_out: Vec<TokenPair>,
     /// The pairs to evaluate on; empty if the experiment does not evaluate.
-    pub judged: Vec<EvalSplit>,
+    pub eval_splits: Vec<EvalSplit>,
     /// Fingerprints of everything that the training steps depend on.
     pub fingerprints: Fingerprints,
     /// The run's folder.
@@ -147,7 +147,7 @@ impl<'a> Plan<'a> {
             };
         // The pairs for the evaluation are read before training, so that a bad row is reported at
         // once and not after hours.
-        let judged =
+        let eval_splits =
             if experiment.eval.enabled { eval::read(&session, &experiment)? } else { Vec::new() };
         warnings.extend(validate(
             intervention.as_ref(),
@@ -181,7 +181,7 @@ impl<'a> Plan<'a> {
             adapter,
             pairs,
             held_out,
-            judged,
+            eval_splits,
             fingerprints,
             folder,
             checkpoint,
