@@ -454,8 +454,8 @@ fn a_command_that_continues_a_run_has_the_runs_configuration() {
     let auto =
         |extra: &[&str]| tree.reprpo("", &[&tree.run_args("run", &long)[..], extra].concat());
     for (extra, says) in [
-        (vec!["--set", "train.lr=1e-3"], "`train.lr` is 0.005 there and 0.001 here"),
-        (vec!["--seed", "1"], "`train.seed` is 0 there and 1 here"),
+        (vec!["--set", "train.lr=1e-3"], "`train.lr` is 0.005 in the run and 0.001 here"),
+        (vec!["--seed", "1"], "`train.seed` is 0 in the run and 1 here"),
         (vec!["--set", "dataset.train=others.jsonl"], "`dataset.train` is `"),
         (vec!["--set", "eval.max_pairs=3"], "`eval.max_pairs`"),
         (vec!["--adapter", "hra"], "`adapter.name`"),
@@ -817,7 +817,7 @@ fn a_sweep_does_not_take_over_runs_of_another_configuration() {
     );
     let text = refused(&sweep("train.lr=2e-3"));
     assert!(
-        text.matches("`train.lr` is 0.001 there and 0.002 here").count() == 2
+        text.matches("`train.lr` is 0.001 in the run and 0.002 here").count() == 2
             && text.contains("2 of 2 runs failed"),
         "{text}"
     );

@@ -57,8 +57,8 @@ pub fn gemma3() -> Option<PathBuf> {
         .ok()
         .map(|found| found.path)
         .filter(|path| path.is_file());
-    // The model is too large for continuous integration, where the small `models/gemma3_text` covers
-    // the architecture.
+    // The model is too large for continuous integration, where the small `models/gemma3_text`
+    // covers the architecture.
     if found.is_none() {
         eprintln!("skipped: the model gemma3-270m (`cargo xtask model gemma3-270m`) not found");
     }

@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn a_schema_becomes_types_in_words() {
+    fn types_of_a_schema_are_shown_in_words() {
         let kinds: Vec<String> = ["beta", "rank", "fall", "layers", "targets", "on"]
             .iter()
             .map(|n| of(n).kind)

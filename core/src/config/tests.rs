@@ -266,7 +266,7 @@ fn every_layer_overrides_the_layers_below() {
 }
 
 #[test]
-fn the_defaults_of_a_plugin_have_it_as_their_origin() {
+fn the_origin_of_a_plugins_defaults_is_the_plugin() {
     let r = good(|l| l.flag("--intervention", "intervention", "strong"));
     assert_eq!(r.experiment.intervention.json(), r#"{"beta":0.1,"rank":8}"#);
     let origin = |path: &str| r.origins.get(path).map(ToString::to_string).unwrap_or_default();
@@ -782,7 +782,7 @@ fn starts_from(l: &mut Layering<'_>, dir: &tempfile::TempDir) {
 }
 
 #[test]
-fn a_saved_adapter_sets_its_configuration_and_is_its_origin() {
+fn a_saved_adapter_sets_the_adapter_fields_and_is_their_origin() {
     let dir = saved_adapter();
     let r = good(|l| starts_from(l, &dir));
     assert_eq!(r.experiment.adapter.name, "tune");

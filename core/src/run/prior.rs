@@ -158,7 +158,7 @@ fn compare(
     let details: Vec<String> = changed
         .iter()
         .map(|(path, then, now)| {
-            format!("`{path}` is {} there and {} here", shown(then), shown(now))
+            format!("`{path}` is {} in the run and {} here", shown(then), shown(now))
         })
         .collect();
     Err(Error::new(format!(

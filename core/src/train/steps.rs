@@ -11,7 +11,7 @@ use crate::text::TokenPair;
 /// The steps of a run, and the pairs in each of them.
 pub struct Steps<'a> {
     train: &'a TrainConfig,
-    /// Number of pairs in the data set.
+    /// Number of training pairs.
     pub pairs: usize,
     /// Number of pairs in a full step.
     step_pairs: usize,

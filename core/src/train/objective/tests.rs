@@ -147,7 +147,7 @@ fn the_divergence_from_the_reference_is_the_sum_over_the_vocabulary() {
     };
     let expected = side(Side::Chosen) + side(Side::Rejected);
     assert!(expected > 1e-3 && (ours - expected).abs() < 1e-9 * expected, "{ours}, not {expected}");
-    // The reference has no divergence from itself, and a method must request the divergence.
+    // A method must request the divergence, together with log-probabilities.
     let refused = |needs| {
         fixture
             .loss(needs, Taps::default(), |pairs| {
