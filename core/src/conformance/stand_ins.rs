@@ -65,7 +65,7 @@ impl Default for MarginAndStates {
 impl Plugin for MarginAndStates {
     const NAME: &'static str = NAME;
     const SUMMARY: &'static str =
-        "a logistic loss of the margin, plus a distance between states in their coordinates";
+        "a logistic loss of the margin, plus a coordinate-wise distance between states";
     const EXPLAIN: &'static str = "L = −log σ(βθ) + mean over taps of [D(p⁻ − r⁺) + D(p⁺ − \
         r⁺)]    D(x) = mean over coordinates of √(1 + x²) − 1";
     const REFERENCE: &'static str = REFERENCE;
