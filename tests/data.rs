@@ -302,7 +302,8 @@ fn a_run_from_standard_input_is_used_again_with_the_same_pairs_and_no_others() {
     let text = stderr(&ended);
     assert!(
         text.contains(
-            "`reprpo eval 'a run'` judges it again, `reprpo run --init-adapter 'a run/adapter'`"
+            "evaluate it again with `reprpo eval 'a run'`, or train its adapter further with \
+                `reprpo run --init-adapter 'a run/adapter'`"
         ),
         "{text}"
     );

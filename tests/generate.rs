@@ -148,7 +148,10 @@ fn base_and_trained_model_answer_side_by_side() {
         assert_eq!(output.status.code(), Some(1));
         String::from_utf8_lossy(&output.stderr).into_owned()
     };
-    assert!(refused(&["--top-p", "0"]).contains("`top-p` is 0, but must be above 0 and at most 1"));
+    assert!(
+        refused(&["--top-p", "0"])
+            .contains("`top-p` is 0, but must be greater than 0 and at most 1")
+    );
     assert!(refused(&["--temperature", "-1"]).contains("`temperature` is -1"));
 }
 

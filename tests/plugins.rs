@@ -268,7 +268,7 @@ fn a_method_that_fails_is_named_and_ends_its_run_alone() {
         ),
         (
             &["--intervention", "loss-is-no-number"],
-            &["intervention `loss-is-no-number`", "the shape [4], but has to be one number"],
+            &["intervention `loss-is-no-number`", "the shape [4], but must be a single number"],
         ),
         (
             &["--intervention", "loss-has-no-gradient"],

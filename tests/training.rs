@@ -1441,7 +1441,7 @@ fn a_saved_adapter_is_used_without_the_names_that_match_nothing() {
     assert_eq!(plain, same);
     assert!(!quiet.contains("WARN"), "{quiet}");
     for says in [
-        "unknown target module `w_pack`; the saved adapter is used without it",
+        "unknown target module `w_pack`; this part of the saved adapter is ignored",
         "`q_porj` in `adapter.rank_pattern` matches none",
     ] {
         assert!(warned.contains(says), "{warned}");

@@ -75,8 +75,8 @@ fn the_plugins_pass_the_conformance_tests() {
 
 #[test]
 #[should_panic(
-    expected = "violated  it preserves lengths and angles if it claims to\n            an inner \
-        product is off by "
+    expected = "violated  the transform preserves lengths and angles if it claims to\n            \
+        an inner product is off by "
 )]
 fn a_violated_invariant_is_a_panic_that_names_it() {
     testkit::examine(registry::Kind::Transform, "scaled", r#"{"factor": 2.0}"#);
