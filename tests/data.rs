@@ -52,7 +52,7 @@ fn without_a_model_it_counts_characters_and_says_so() {
 
 #[test]
 fn with_a_tokenizer_it_shows_what_a_run_would_make_of_the_pairs() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let (folder, tokenizer) = (folder(), golden.join("tokenizer"));
     let tokenizer = tokenizer.to_str().expect("UTF-8");
     let args = [
@@ -62,13 +62,13 @@ fn with_a_tokenizer_it_shows_what_a_run_would_make_of_the_pairs() {
         "--model",
         tokenizer,
         "--max-length",
-        "24",
+        "32",
         "--examples",
         "4",
     ];
     let text = stdout(&reprpo(folder.path(), &args));
     for part in [
-        "4 used, 1 of them cut to 24 tokens",
+        "4 used, 1 of them cut to 32 tokens",
         "prompt tokens, ⟨",
         "⟨Eight.<|im_end|>⟩",
         "spider?⏎",
@@ -175,7 +175,7 @@ fn data_that_cannot_be_used_fail_before_the_model() {
 
 #[test]
 fn a_run_trains_on_the_part_it_is_told_to_and_says_what_teaches_nothing() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let folder = folder();
     let (model, out) = (golden.join("models/llama"), folder.path().join("out"));
     let (model, out) = (model.to_str().expect("UTF-8"), out.to_str().expect("UTF-8"));
@@ -256,7 +256,7 @@ fn standard_input_is_read_as_a_file_is() {
 /// A run keeps no copy of the piped data, but it records their hash.
 #[test]
 fn a_run_from_standard_input_is_used_again_with_the_same_pairs_and_no_others() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let folder = folder();
     let model = golden.join("models/llama");
     let model = model.to_str().expect("UTF-8");
@@ -308,22 +308,41 @@ fn a_run_from_standard_input_is_used_again_with_the_same_pairs_and_no_others() {
     );
 }
 
+/// `reprpo data inspect` of a file, with more arguments.
+fn inspect(path: &Path, more: &[&str]) -> Output {
+    let folder = folder();
+    reprpo(
+        folder.path(),
+        &[&["data", "inspect", path.to_str().expect("UTF-8"), "--json"], more].concat(),
+    )
+}
+
+/// The files have the columns, types and numbers that other programs write.
+#[test]
+fn files_of_other_programs_are_read() {
+    let data = golden::own().join("data");
+    let read = |file: &str, more: &[&str]| inspect(&data.join(file), more);
+    let pairs = |file: &str, more: &[&str]| json(&read(file, more))["splits"][0]["pairs"].clone();
+    for name in ["large_text", "nested", "plain", "score", "timestamp", "types"] {
+        assert_eq!(pairs(&format!("{name}.parquet"), &[]), 6, "{name}");
+    }
+    assert_eq!(pairs("nan.jsonl", &[]), 2);
+    assert_eq!(pairs("surrogate_pair.jsonl", &[]), 1);
+    let text = stderr(&read("surrogate_half.jsonl", &[]));
+    assert!(
+        text.contains("line 2 of")
+            && text.contains(r"`chosen` holds `\ud83d`, half of a surrogate pair"),
+        "{text}"
+    );
+    assert_eq!(pairs("surrogate_half.jsonl", &["--set", "dataset.bad_rows=skip"]), 2);
+    assert_eq!(json(&read("sharegpt.jsonl", &[]))["splits"][0]["conversations"], 1);
+}
+
 /// The files come from other programs and were attached to public bug reports.
 #[test]
-fn files_from_the_field_are_read() {
-    let Some(golden) = golden() else { return };
-    let cases = golden.join("../cases");
-    if !cases.join("22-parquet-extra-fields").is_dir() {
-        return;
-    }
-    let folder = folder();
-    let read = |file: &str, more: &[&str]| {
-        let path = cases.join(file);
-        reprpo(
-            folder.path(),
-            &[&["data", "inspect", path.to_str().expect("UTF-8"), "--json"], more].concat(),
-        )
-    };
+fn files_from_bug_reports_are_read() {
+    let Some(shared) = golden::shared("cases/22-parquet-extra-fields") else { return };
+    let read = |file: &str, more: &[&str]| inspect(&shared.join("cases").join(file), more);
     for name in ["full", "largelist", "plain", "score", "timestamp", "types"] {
         let output = read(&format!("22-parquet-extra-fields/{name}.parquet"), &[]);
         assert!(output.status.success(), "{name}: {}", stderr(&output));

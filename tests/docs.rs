@@ -18,7 +18,7 @@ const PAGES: [&str; 8] = [
     "docs/guide.md",
     "docs/install.md",
     "docs/methods.md",
-    "plugins/README.md",
+    "docs/plugins.md",
     "CONTRIBUTING.md",
 ];
 

@@ -1,5 +1,6 @@
 //! Whether a model still speaks: `reprpo generate` and `reprpo chat`.
 
+use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
 use reprpo_core::weights::{Extent, ModelFiles, locate};
@@ -23,14 +24,15 @@ fn reprpo(args: &[&str], input: &str) -> Output {
 
 #[test]
 fn greedy_text_is_that_of_transformers() {
-    let Some(golden) = golden() else { return };
-    let chats: Value =
-        serde_json::from_slice(&std::fs::read(golden.join("smollm2/chats.json")).expect("chats"))
-            .expect("JSON");
+    let read = |root: PathBuf| {
+        let text = std::fs::read(root.join("smollm2/chats.json")).expect("chats");
+        serde_json::from_slice::<Vec<Value>>(&text).expect("JSON")
+    };
+    let chats: Vec<Value> = golden::roots().into_iter().flat_map(read).collect();
     let single = |chat: &&Value| {
         chat["messages"].as_array().is_some_and(|m| m.len() == 1) && chat["greedy_text"].is_string()
     };
-    let chats: Vec<&Value> = chats.as_array().expect("a list").iter().filter(single).collect();
+    let chats: Vec<&Value> = chats.iter().filter(single).collect();
     assert!(chats.len() >= 2);
     let mut args = vec![
         "generate",
@@ -74,7 +76,7 @@ fn greedy_text_is_that_of_transformers() {
 
 #[test]
 fn base_and_trained_model_answer_side_by_side() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let (model, dir) =
         (golden.join("models/llama").display().to_string(), tempfile::tempdir().expect("a folder"));
     let (out, pairs) = (
@@ -164,9 +166,6 @@ fn a_chat_is_a_line_a_turn_and_ends_with_the_input() {
         "16",
     ];
     let output = reprpo(&args, "Hello\nWhat is the capital of France?\n\nnot heard\n");
-    if !output.status.success() && golden().is_none() {
-        return;
-    }
     let text = stdout(&output);
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(lines.len(), 2, "{text}");
@@ -194,7 +193,7 @@ fn prompts(pairs: &std::path::Path) -> Vec<String> {
 
 #[test]
 fn a_run_reports_what_the_model_says_before_and_after_training() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let (model, dir) =
         (golden.join("models/llama").display().to_string(), tempfile::tempdir().expect("a folder"));
     let (pairs, at) =
@@ -325,7 +324,7 @@ fn a_run_reports_what_the_model_says_before_and_after_training() {
 /// Conversations are continued where the answer begins, as they are trained on.
 #[test]
 fn a_conversation_is_answered_before_and_after_training() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let (model, dir) =
         (golden.join("models/llama").display().to_string(), tempfile::tempdir().expect("a folder"));
     let (data, out) =

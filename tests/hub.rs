@@ -29,8 +29,8 @@ fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
 }
 
 impl There {
-    fn new() -> Option<Self> {
-        let golden = golden()?;
+    fn new() -> Self {
+        let golden = golden::own();
         let hub = LocalHub::start();
         let push = |repo: &str, files: &[(String, Vec<u8>)]| {
             hub.push(
@@ -52,7 +52,7 @@ impl There {
                 ("data/test.jsonl".to_owned(), pairs),
             ],
         );
-        Some(Self { hub, home: tempfile::tempdir().expect("a folder"), model, data })
+        Self { hub, home: tempfile::tempdir().expect("a folder"), model, data }
     }
 
     fn reprpo(&self, args: &[&str]) -> Command {
@@ -98,7 +98,7 @@ impl There {
 
 #[test]
 fn a_model_an_adapter_and_a_data_set_of_the_hub_make_a_run_that_names_their_commits() {
-    let Some(there) = There::new() else { return };
+    let there = There::new();
     let output = there.run(
         "first",
         &["--model", "org/tiny", "--dataset", "org/pairs", "--init-adapter", "org/adapter"],
@@ -141,7 +141,7 @@ fn a_model_an_adapter_and_a_data_set_of_the_hub_make_a_run_that_names_their_comm
 
 #[test]
 fn the_doctor_says_which_hub_is_asked_by_whom() {
-    let Some(there) = There::new() else { return };
+    let there = There::new();
     let doctor = |variable: (&str, &str)| {
         transcript(
             &there.reprpo(&["doctor"]).env(variable.0, variable.1).output().expect("it runs"),
@@ -163,7 +163,7 @@ fn the_doctor_says_which_hub_is_asked_by_whom() {
 
 #[test]
 fn data_are_looked_at_with_the_tokenizer_alone() {
-    let Some(there) = There::new() else { return };
+    let there = There::new();
     let output = there
         .reprpo(&["data", "inspect", "org/pairs", "--model", "org/tiny"])
         .output()
@@ -183,7 +183,7 @@ fn data_are_looked_at_with_the_tokenizer_alone() {
 
 #[test]
 fn an_adapter_of_the_hub_speaks() {
-    let Some(there) = There::new() else { return };
+    let there = There::new();
     let args = [
         "generate",
         "org/adapter",
@@ -204,7 +204,7 @@ fn an_adapter_of_the_hub_speaks() {
 
 #[test]
 fn the_token_is_in_nothing_that_is_printed_or_written() {
-    let Some(there) = There::new() else { return };
+    let there = There::new();
     there.hub.describe("models/org/tiny", Traits { private: true, ..Traits::default() });
     let refused = there.run("refused", &["--model", "org/tiny", "--dataset", "org/pairs"]);
     assert_eq!(refused.status.code(), Some(1), "{}", transcript(&refused));
@@ -257,7 +257,7 @@ fn the_token_is_in_nothing_that_is_printed_or_written() {
 
 #[test]
 fn what_the_hub_refuses_ends_the_command_with_what_to_do() {
-    let Some(there) = There::new() else { return };
+    let there = There::new();
     there.hub.describe("models/org/tiny", Traits { gated: true, ..Traits::default() });
     let told = |args: &[&str]| {
         let output = there.reprpo(args).output().expect("it runs");
@@ -317,7 +317,7 @@ fn what_the_hub_refuses_ends_the_command_with_what_to_do() {
 
 #[test]
 fn a_transfer_that_broke_is_gone_on_with_by_the_next_command() {
-    let Some(there) = There::new() else { return };
+    let there = There::new();
     let args =
         ["generate", "--model", "org/tiny", "--plain", "--prompt", "a", "--max-new-tokens", "1"];
     // Something comes, and then nothing any more.
@@ -338,7 +338,7 @@ fn a_transfer_that_broke_is_gone_on_with_by_the_next_command() {
 
 #[test]
 fn a_data_set_that_is_loaded_fetches_as_its_host_does() {
-    let Some(there) = There::new() else { return };
+    let there = There::new();
     // Large enough to be shown, and with no data besides.
     let row = format!(
         "{{\"prompt\": \"{}\", \"chosen\": \"c\", \"rejected\": \"r\"}}\n",

@@ -8,6 +8,7 @@ mod docs;
 mod export;
 mod fetch;
 mod generate;
+mod golden;
 mod hub;
 mod invariants;
 mod plugins;
@@ -30,22 +31,6 @@ use std::process::Output;
 
 use assert_cmd::Command;
 use serde_json::Value;
-
-/// The folder of reference values: `$REPRPO_SHARED`, else `shared` beside the workspace.
-fn golden() -> Option<PathBuf> {
-    let found = std::env::var_os("REPRPO_SHARED")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"), PathBuf::from)
-        .join("golden");
-    if found.is_dir() {
-        return Some(found);
-    }
-    assert!(
-        std::env::var("CI").as_deref() != Ok("true"),
-        "continuous integration needs the reference values (`$REPRPO_SHARED`)"
-    );
-    eprintln!("skipped: the reference values (`$REPRPO_SHARED`) are not there");
-    None
-}
 
 /// `reprpo` without colours and without the `REPRPO_*` variables of the machine that runs the
 /// tests.

@@ -114,9 +114,9 @@ fn error(folder: &Path, args: &[&str]) -> String {
     told(&output)
 }
 
-/// A short run on the tiny Llama model and its pairs; `None` without the reference values.
-fn run(program: &Path, folder: &Path, out: &str, args: &[&str]) -> Option<Output> {
-    let golden = golden()?;
+/// A short run on the tiny Llama model and its pairs.
+fn run(program: &Path, folder: &Path, out: &str, args: &[&str]) -> Output {
+    let golden = golden::own();
     let (model, pairs) = (
         golden.join("models/llama").display().to_string(),
         golden.join("trl/pairs.jsonl").display().to_string(),
@@ -139,7 +139,7 @@ fn run(program: &Path, folder: &Path, out: &str, args: &[&str]) -> Option<Output
         all.extend(["--dataset", &pairs]);
     }
     all.extend(args);
-    Some(command(program, folder, &all))
+    command(program, folder, &all)
 }
 
 #[test]
@@ -167,14 +167,10 @@ fn a_method_that_is_loaded_gives_the_bytes_of_the_same_one_built_in() {
     ];
     for (i, args) in runs.iter().enumerate() {
         let (linked, loaded) = (format!("linked{i}"), format!("loaded{i}"));
-        let Some(ours) = run(assert_cmd::cargo::cargo_bin!("reprpo"), dir.path(), &linked, args)
-        else {
-            return;
-        };
+        let ours = run(assert_cmd::cargo::cargo_bin!("reprpo"), dir.path(), &linked, args);
         assert!(ours.status.success(), "{}", told(&ours));
         let theirs =
-            run(&BARE, dir.path(), &loaded, &[args, &["--plugin", &builtins][..]].concat())
-                .expect("as above");
+            run(&BARE, dir.path(), &loaded, &[args, &["--plugin", &builtins][..]].concat());
         assert!(theirs.status.success(), "{}", told(&theirs));
         for file in
             ["metrics.jsonl", "adapter/adapter_model.safetensors", "adapter/adapter_config.json"]
@@ -300,14 +296,12 @@ fn a_method_that_fails_is_named_and_ends_its_run_alone() {
         ),
     ];
     for (args, parts) in table {
-        let Some(output) = run(
+        let output = run(
             assert_cmd::cargo::cargo_bin!("reprpo"),
             dir.path(),
             "out",
             &[args, &["--plugin", &faults][..]].concat(),
-        ) else {
-            return;
-        };
+        );
         let told = told(&output);
         assert_eq!(output.status.code(), Some(1), "{args:?}: {told}");
         parts
@@ -322,10 +316,7 @@ fn a_method_that_fails_is_named_and_ends_its_run_alone() {
 fn a_panic_in_drop_is_told_after_the_run_that_it_could_not_stop() {
     let dir = tempfile::tempdir().expect("a folder");
     let args = ["--plugin", &faults(), "--intervention", "panics-in-drop"];
-    let Some(output) = run(assert_cmd::cargo::cargo_bin!("reprpo"), dir.path(), "out", &args)
-    else {
-        return;
-    };
+    let output = run(assert_cmd::cargo::cargo_bin!("reprpo"), dir.path(), "out", &args);
     let told = told(&output);
     assert_eq!(output.status.code(), Some(1), "{told}");
     assert!(
@@ -340,10 +331,7 @@ fn a_panic_in_drop_is_told_after_the_run_that_it_could_not_stop() {
 fn a_plugin_logs_through_its_host() {
     let dir = tempfile::tempdir().expect("a folder");
     let args = ["--plugin", &faults(), "--intervention", "logs"];
-    let Some(output) = run(assert_cmd::cargo::cargo_bin!("reprpo"), dir.path(), "out", &args)
-    else {
-        return;
-    };
+    let output = run(assert_cmd::cargo::cargo_bin!("reprpo"), dir.path(), "out", &args);
     assert!(
         told(&output).contains("WARN faults: the loss is asked for pairs=4"),
         "{}",
@@ -383,10 +371,7 @@ fn a_run_keeps_which_plugin_it_used_and_asks_for_that_one() {
     std::fs::copy(faults(), &library).expect("a copy");
     let args =
         ["--plugin", "mine.so", "--intervention", "logs", "--set", "train.checkpoint_every=1"];
-    let Some(output) = run(assert_cmd::cargo::cargo_bin!("reprpo"), dir.path(), "out", &args)
-    else {
-        return;
-    };
+    let output = run(assert_cmd::cargo::cargo_bin!("reprpo"), dir.path(), "out", &args);
     assert!(output.status.success(), "{}", told(&output));
     let config =
         std::fs::read_to_string(dir.path().join("out/config.toml")).expect("a configuration");
@@ -558,10 +543,7 @@ fn a_stranger_writes_a_method_and_runs_it() {
         "--layers",
         "1",
     ];
-    let Some(output) = run(assert_cmd::cargo::cargo_bin!("reprpo"), dir.path(), "first", &args)
-    else {
-        return;
-    };
+    let output = run(assert_cmd::cargo::cargo_bin!("reprpo"), dir.path(), "first", &args);
     assert!(output.status.success(), "{}", told(&output));
     let metrics = std::fs::read_to_string(dir.path().join("first/metrics.jsonl")).expect("metrics");
     assert!(metrics.lines().count() == 1 && metrics.contains("twist/margin"), "{metrics}");
@@ -572,8 +554,7 @@ fn a_stranger_writes_a_method_and_runs_it() {
     let library = bend.join("target/release/libbend.so").display().to_string();
     let args =
         ["--plugin", &library, "--adapter", "bend", "--set", "adapter.target_modules=all-linear"];
-    let output = run(assert_cmd::cargo::cargo_bin!("reprpo"), dir.path(), "second", &args)
-        .expect("as above");
+    let output = run(assert_cmd::cargo::cargo_bin!("reprpo"), dir.path(), "second", &args);
     assert!(output.status.success(), "{}", told(&output));
     // Its adapter is one that can be judged, with the plugin that the run names.
     let judged = reprpo(dir.path(), &["eval", "second", "--set", "eval.max_pairs=2"]);
@@ -601,10 +582,7 @@ fn every_kind_of_new_crate_works_at_once() {
         if kind != "tap" {
             args.extend(["--layers", "1"]);
         }
-        let Some(output) = run(assert_cmd::cargo::cargo_bin!("reprpo"), dir.path(), kind, &args)
-        else {
-            return;
-        };
+        let output = run(assert_cmd::cargo::cargo_bin!("reprpo"), dir.path(), kind, &args);
         assert!(output.status.success(), "{kind}: {}", told(&output));
     }
 }

@@ -826,11 +826,13 @@ fn a_sweep_does_not_take_over_runs_of_another_configuration() {
 /// The situation of a public bug report: the pairs change between the interruption and `--resume`.
 #[test]
 fn changed_data_of_equal_lengths_are_refused() {
-    let Some(golden) = crate::golden() else { return };
-    let case = golden.join("../cases/36-resume-changed-data");
+    let golden = crate::golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let data = dir.path().join("data.jsonl");
-    std::fs::copy(case.join("same_a.jsonl"), &data).expect("a copy");
+    let pairs = std::fs::read_to_string(golden.join("trl/pairs.jsonl")).expect("pairs");
+    let other = pairs.replace("nectar", "pollen");
+    assert!(other != pairs && other.len() == pairs.len());
+    std::fs::write(&data, pairs).expect("written");
     let model = golden.join("models/llama").canonicalize().expect("a path").display().to_string();
     let run = [
         "run",
@@ -849,7 +851,7 @@ fn changed_data_of_equal_lengths_are_refused() {
         dir.path().join("run/checkpoints/latest").is_file()
     }));
     std::fs::remove_file(&data).expect("it was there");
-    std::fs::copy(case.join("same_b.jsonl"), &data).expect("a copy");
+    std::fs::write(&data, other).expect("written");
     let output = Command::cargo_bin("reprpo")
         .expect("the binary")
         .current_dir(dir.path())

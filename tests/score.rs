@@ -525,7 +525,7 @@ fn keys_of_a_gguf_file_that_change_the_scores_are_used_or_refused() {
 
 #[test]
 fn a_pair_scores_the_same_beside_a_longer_one_as_without_it() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let pairs = [
         json!({ "prompt": "The sky is", "chosen": " blue and wide.",
@@ -541,14 +541,13 @@ fn a_pair_scores_the_same_beside_a_longer_one_as_without_it() {
         1.3], "long_factor": [2.0, 4.0, 8.0, 16.0],
         "original_max_position_embeddings": 24 });
     // The expected scores are those of transformers for one sequence at a time.
-    for (context, rope, expected) in [
-        (
-            16,
-            json!({ "rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4 }),
-            [-82.7032, -83.3778],
-        ),
-        (64, long, [-82.8420, -82.1845]),
-    ] {
+    let text = std::fs::read(golden.join("scores.json")).expect("scores");
+    let expected: Value = serde_json::from_slice(&text).expect("JSON");
+    for (context, rope) in
+        [(16, json!({ "rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4 })), (64, long)]
+    {
+        let of_type = expected[rope["rope_type"].as_str().expect("a type")].clone();
+        let expected: [f64; 2] = serde_json::from_value(of_type).expect("two scores");
         let model = dir.path().join(rope["rope_type"].as_str().expect("a type"));
         std::fs::create_dir(&model).expect("a folder");
         for file in ["model.safetensors", "tokenizer.json", "tokenizer_config.json"] {

@@ -95,7 +95,7 @@ const LONG: [&str; 2] = ["--set", "train.epochs=100"];
 
 #[test]
 fn every_signal_that_asks_for_an_end_leaves_a_checkpoint() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     for (run, name) in ["TERM", hang_up(), "USR1", "USR2"].into_iter().enumerate() {
         let out = dir.path().join(run.to_string());
@@ -117,7 +117,7 @@ fn every_signal_that_asks_for_an_end_leaves_a_checkpoint() {
 /// A failed write to the closed terminal must not end the run before its checkpoint is written.
 #[test]
 fn a_closed_terminal_leaves_a_checkpoint() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let out = dir.path().join("run");
     let mut child = start("", &training(&golden, &out, &[&LONG[..], &["-v"]].concat()));
@@ -135,7 +135,7 @@ fn a_closed_terminal_leaves_a_checkpoint() {
 
 #[test]
 fn a_run_that_was_started_by_nohup_outlives_its_terminal() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let out = dir.path().join("run");
     let args = training(&golden, &out, &["--set", "train.epochs=2"]);
@@ -150,7 +150,7 @@ fn a_run_that_was_started_by_nohup_outlives_its_terminal() {
 
 #[test]
 fn a_second_signal_ends_at_once_and_the_last_checkpoint_stays_good() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let out = dir.path().join("run");
     let args =

@@ -39,7 +39,7 @@ impl Written {
 
 #[test]
 fn pooled_states_are_the_means_of_the_states_of_the_completions_tokens() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let (model, pairs) = (golden.join("models/llama"), golden.join("trl/pairs.jsonl"));
     let states = |out: &str, extra: &[&str]| {
@@ -56,8 +56,8 @@ fn pooled_states_are_the_means_of_the_states_of_the_completions_tokens() {
             .output()
             .expect("it runs")
     };
-    assert_eq!(stdout(&states("pooled", &["--layers", "1,3"])).trim(), "pooled");
-    stdout(&states("tokens", &["--layers", "1,3", "--per-token"]));
+    assert_eq!(stdout(&states("pooled", &["--layers", "1,2"])).trim(), "pooled");
+    stdout(&states("tokens", &["--layers", "1,2", "--per-token"]));
     let (pooled, tokens) =
         (Written::read(&dir.path().join("pooled")), Written::read(&dir.path().join("tokens")));
     let listed = |written: &Written| written.index["pairs"].as_array().expect("pairs").len();
@@ -75,7 +75,7 @@ fn pooled_states_are_the_means_of_the_states_of_the_completions_tokens() {
         for side in ["chosen", "rejected"] {
             let [start, len, prompt] = ["start", "tokens", "prompt"]
                 .map(|field| long[side][field].as_i64().expect("a number"));
-            for tap in ["hidden_states.1", "hidden_states.3"] {
+            for tap in ["hidden_states.1", "hidden_states.2"] {
                 let name = format!("{tap}.{side}");
                 let own = tokens.tensors[&name].narrow(0, start + prompt, len - prompt);
                 let off = own.mean_dim(0, false, Kind::Float)
@@ -92,7 +92,7 @@ fn pooled_states_are_the_means_of_the_states_of_the_completions_tokens() {
         };
         assert_eq!(ids("chosen"), ids("rejected"), "the prompt");
     }
-    let again = states("pooled", &["--layers", "1,3"]);
+    let again = states("pooled", &["--layers", "1,2"]);
     assert_eq!(again.status.code(), Some(1));
     assert!(stderr(&again).contains("`pooled` already exists"), "{}", stderr(&again));
     let refused = states("none", &["--layers", "9"]);
@@ -113,7 +113,7 @@ fn pooled_states_are_the_means_of_the_states_of_the_completions_tokens() {
 
 #[test]
 fn the_states_of_a_run_are_those_of_its_adapter() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let mut run = isolated_command(
         dir.path(),

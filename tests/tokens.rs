@@ -18,7 +18,12 @@ fn utf8(path: &Path) -> &str {
 /// produces for them.
 #[test]
 fn pairs_have_the_ids_that_trl_gives_them() {
-    let Some(golden) = golden() else { return };
+    for root in golden::roots() {
+        pairs_have_the_ids_of(&root);
+    }
+}
+
+fn pairs_have_the_ids_of(golden: &Path) {
     let dir = tempfile::tempdir().expect("a folder");
     let (mut compared, mut empty_prompts) = (0, 0);
     for folder in ["plain", "bos", "think", "moved_system", "tools", "switch", "smollm2"] {
@@ -68,7 +73,7 @@ fn pairs_have_the_ids_that_trl_gives_them() {
         }
     }
     assert!(
-        compared > 55 && empty_prompts >= 1,
+        compared >= 50 && empty_prompts >= 1,
         "{compared} rows, {empty_prompts} without a prompt"
     );
 }
@@ -184,7 +189,7 @@ fn tokens_are_listed_pair_by_pair_with_the_index_of_their_row() {
     );
 }
 
-/// Writes a small golden model with another tokenizer: `plain`, or `bos`, which puts a BOS before
+/// Writes a small model with another tokenizer: `plain`, or `bos`, which puts a BOS before
 /// plain text.
 fn with_tokenizer(golden: &Path, model: &str, tokenizer: &str, folder: &Path) -> PathBuf {
     let made = folder.join(format!("{model}_{tokenizer}"));
@@ -234,9 +239,7 @@ fn near(found: &[f64], want: &[f64], tolerance: f64) {
     );
 }
 
-/// Scores by transformers 5.23 in float32. `tokenizer(prompt + completion + eos)` goes through the
-/// model, and the tokens after the ids that the prompt and both texts have in common are scored. A
-/// row has a model, a tokenizer, and the scores of two pairs, chosen before rejected.
+/// The scores of `plain` in `tests/golden/scores.json`, for the models of `shared/golden`.
 const SCORES: [(&str, &str, [f64; 4]); 16] = [
     ("gemma3_text", "plain", [-42.753752, -30.187537, -23.898395, -35.707408]),
     ("gemma3_text", "bos", [-42.788607, -30.125724, -23.999531, -35.567203]),
@@ -258,19 +261,39 @@ const SCORES: [(&str, &str, [f64; 4]); 16] = [
 
 #[test]
 fn plain_text_has_the_scores_that_transformers_gives_it() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
+    let text = std::fs::read(golden.join("scores.json")).expect("scores");
+    let scores: Value = serde_json::from_slice(&text).expect("JSON");
+    let own: Vec<(String, String, [f64; 4])> =
+        serde_json::from_value(scores["plain"].clone()).expect("rows");
+    scores_are_those_of_transformers(
+        &golden,
+        &own.iter()
+            .map(|(model, tokenizer, want)| (&**model, &**tokenizer, *want))
+            .collect::<Vec<_>>(),
+    );
+    if let Some(shared) = golden::shared("golden/models") {
+        scores_are_those_of_transformers(&shared.join("golden"), &SCORES);
+    }
+}
+
+/// A row of `scores` has a model, a tokenizer, and the scores of two pairs, chosen before rejected.
+/// For them `tokenizer(prompt + completion + eos)` went through the model in float32, and the
+/// tokens after the ids that the prompt and both texts have in common were scored.
+fn scores_are_those_of_transformers(golden: &Path, scores: &[(&str, &str, [f64; 4])]) {
+    assert_eq!(scores.len(), 16);
     let dir = tempfile::tempdir().expect("a folder");
     let rows = [
         json!({"prompt": "The sky is", "chosen": " blue", "rejected": " green"}),
         json!({"prompt": "Answer: ", "chosen": "B", "rejected": "the sea"}),
     ];
     let file = jsonl(dir.path(), "pairs.jsonl", &rows);
-    for (name, tokenizer, want) in SCORES {
-        let model = with_tokenizer(&golden, name, tokenizer, dir.path());
-        near(&logps(&score(dir.path(), &model, &file, &["--json"])), &want, 1e-4);
-        if (name, tokenizer) == ("llama", "bos") {
+    for (name, tokenizer, want) in scores {
+        let model = with_tokenizer(golden, name, tokenizer, dir.path());
+        near(&logps(&score(dir.path(), &model, &file, &["--json"])), want, 1e-4);
+        if (*name, *tokenizer) == ("llama", "bos") {
             let bare = logps(&score(dir.path(), &model, &file, &["--json", "--no-special-tokens"]));
-            near(&bare, &SCORES[4].2, 1e-4);
+            near(&bare, &scores[4].2, 1e-4);
             let prompt = [
                 "generate",
                 "--device",
@@ -303,10 +326,16 @@ fn plain_text_has_the_scores_that_transformers_gives_it() {
 
 #[test]
 fn scores_without_special_tokens_and_end_are_those_of_the_reference_values() {
-    let (Some(golden), Ok(model)) = (golden(), locate("smollm2-135m-instruct", Extent::Whole))
-    else {
+    let Ok(model) = locate("smollm2-135m-instruct", Extent::Whole) else {
+        eprintln!("skipped: the model smollm2-135m-instruct is not there");
         return;
     };
+    for root in golden::roots() {
+        scores_of_smollm2_are_those_in(&root, &model.path);
+    }
+}
+
+fn scores_of_smollm2_are_those_in(golden: &Path, model: &Path) {
     let dir = tempfile::tempdir().expect("a folder");
     let text = std::fs::read_to_string(golden.join("smollm2/pair_logps.json")).expect("pairs");
     let pairs = serde_json::from_str::<Value>(&text).expect("JSON")["pairs"]
@@ -314,12 +343,8 @@ fn scores_without_special_tokens_and_end_are_those_of_the_reference_values() {
         .expect("pairs")[..8]
         .to_vec();
     let file = jsonl(dir.path(), "pairs.jsonl", &pairs);
-    let found = logps(&score(
-        dir.path(),
-        &model.path,
-        &file,
-        &["--json", "--no-special-tokens", "--no-eos"],
-    ));
+    let found =
+        logps(&score(dir.path(), model, &file, &["--json", "--no-special-tokens", "--no-eos"]));
     let want: Vec<f64> = pairs
         .iter()
         .flat_map(|p| {
@@ -331,7 +356,7 @@ fn scores_without_special_tokens_and_end_are_those_of_the_reference_values() {
 
 #[test]
 fn pairs_that_are_dropped_or_cut_are_rows_with_a_reason() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let model = golden.join("models/llama");
     let rows = [
@@ -427,7 +452,7 @@ fn pairs_that_are_dropped_or_cut_are_rows_with_a_reason() {
 /// to 512 tokens they would have equal scores.
 #[test]
 fn long_completions_are_scored_whole_or_reported_as_cut() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let model = golden.join("models/llama");
     let text = |words: usize| " word and then another".repeat(words);
@@ -525,12 +550,11 @@ fn long_completions_are_scored_whole_or_reported_as_cut() {
 
 #[test]
 fn a_run_checks_every_pair_that_it_will_score_before_it_begins() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let here = dir.path();
     let model = golden.join("models/llama");
-    let good =
-        json!({"prompt": "Answer: ", "chosen": "Answer: the sea", "rejected": "Answer: a hill"});
+    let good = json!({"prompt": "a: ", "chosen": "a: the sea is wide", "rejected": "a: a hill"});
     jsonl(here, "pairs.jsonl", &vec![good.clone(); 4]);
     jsonl(here, "test.jsonl", &[good.clone(), good.clone(), json!({"prompt": "p", "chosen": "c"})]);
     let run = [

@@ -43,7 +43,12 @@ fn number(line: &Value, name: &str) -> f64 {
 
 #[test]
 fn a_run_of_trl_is_reproduced_step_by_step() {
-    let Some(golden) = golden() else { return };
+    for root in golden::roots() {
+        the_run_of_trl_is_reproduced_in(&root);
+    }
+}
+
+fn the_run_of_trl_is_reproduced_in(golden: &Path) {
     let dir = tempfile::tempdir().expect("a folder");
     let out = dir.path().join("run");
     let init = golden.join("trl/trajectory_init");
@@ -66,7 +71,7 @@ fn a_run_of_trl_is_reproduced_step_by_step() {
         init.to_str().expect("UTF-8"),
     ];
     args.extend(sets.iter().flat_map(|s| ["--set", s]));
-    let output = run(&golden, &out, &args);
+    let output = run(golden, &out, &args);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 
     let text = std::fs::read_to_string(golden.join("trl/trajectory.json")).expect("the trajectory");
@@ -117,7 +122,7 @@ fn a_run_of_trl_is_reproduced_step_by_step() {
 
 #[test]
 fn the_same_seed_gives_the_same_bytes_and_the_loss_falls() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let runs = ["a", "b"].map(|name| {
         let out = dir.path().join(name);
@@ -139,7 +144,7 @@ fn the_same_seed_gives_the_same_bytes_and_the_loss_falls() {
 
 #[test]
 fn a_batch_of_four_equals_four_batches_of_one_accumulated() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let of = |name: &str, batch: &str, accumulate: &str| {
         let out = dir.path().join(name);
@@ -209,7 +214,7 @@ fn differ_at_most(by: f64, ours: &[f64], reference: &[f64]) {
 
 #[test]
 fn bf16_stays_within_two_per_cent_of_float32() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     for method in ["dpo", "prefvec"] {
         let run = |dtype| {
             losses(&golden, &["--intervention", method, "--device", "cpu", "--dtype", dtype])
@@ -220,7 +225,7 @@ fn bf16_stays_within_two_per_cent_of_float32() {
 
 #[test]
 fn a_card_gives_the_losses_of_the_cpu() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     if !tch::Cuda::is_available() {
         eprintln!("skipped: no CUDA card");
         return;
@@ -237,7 +242,7 @@ fn a_card_gives_the_losses_of_the_cpu() {
 
 #[test]
 fn a_loss_that_is_no_number_ends_the_run_and_leaves_nothing() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let out = dir.path().join("run");
     let output = run(
@@ -262,7 +267,7 @@ fn a_loss_that_is_no_number_ends_the_run_and_leaves_nothing() {
 
 #[test]
 fn a_method_that_trains_nothing_saves_its_adapter_as_it_starts() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let (init, out) = (golden.join("trl/adapter"), dir.path().join("run"));
     let output = run(
@@ -283,7 +288,7 @@ fn a_method_that_trains_nothing_saves_its_adapter_as_it_starts() {
 
 #[test]
 fn the_loss_of_every_method_falls() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let original = &["--set", "intervention.variant=original"][..];
     // With a logarithm the retain term begins at its lowest, and outweighs the other unless α is
@@ -353,7 +358,7 @@ fn the_loss_of_every_method_falls() {
 
 #[test]
 fn a_pair_of_equal_completions_teaches_nothing_and_is_counted() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let pair = |prompt: &str, chosen: &str, rejected: &str| {
         format!(
@@ -368,7 +373,7 @@ fn a_pair_of_equal_completions_teaches_nothing_and_is_counted() {
     ]
     .concat();
     let equal = pair("Where do fish live?", " In water.", " In water.");
-    // These two differ only after the 30th token.
+    // These two completions are identical up to the 36th token.
     let cut = pair(
         "Name a fruit that is red.",
         " An apple is red, and so is a cherry when it is ripe.",
@@ -404,6 +409,9 @@ fn a_pair_of_equal_completions_teaches_nothing_and_is_counted() {
             command.args(
                 [
                     "train.warmup=0",
+                    // Adam takes steps of this size even if a gradient is only a rounding error,
+                    // so a larger learning rate would separate the runs.
+                    "train.lr=5e-4",
                     "train.epochs=4",
                     "train.shuffle=false",
                     "train.schedule=constant",
@@ -419,7 +427,7 @@ fn a_pair_of_equal_completions_teaches_nothing_and_is_counted() {
         };
         let (without, quiet, _) = losses("plain", &plain, &[]);
         assert!(!quiet.contains("did not count"), "{method}: {quiet}");
-        let short = ["--set", "train.max_length=30"];
+        let short = ["--set", "train.max_length=36"];
         for (name, text, extra) in [
             ("equal", format!("{plain}{equal}"), &[][..]),
             ("cut", format!("{cut}{plain}"), &short),
@@ -444,7 +452,7 @@ fn a_pair_of_equal_completions_teaches_nothing_and_is_counted() {
 
 #[test]
 fn a_flat_start_is_left_by_seeded_noise_that_is_logged() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let of = |name: &str, extra: &[&str]| {
         let out = dir.path().join(name);
@@ -489,7 +497,7 @@ fn a_flat_start_is_left_by_seeded_noise_that_is_logged() {
 
 #[test]
 fn a_run_that_learnt_nothing_says_so_in_its_last_lines() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let last = |name: &str, extra: &[&str]| {
         let out = dir.path().join(name);
@@ -534,7 +542,7 @@ fn a_run_that_learnt_nothing_says_so_in_its_last_lines() {
 
 #[test]
 fn every_architecture_learns() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let llamas =
         ["llama", "llama_tied_rope3", "mistral", "phi3", "qwen2", "qwen3", "smollm3", "granite"];
@@ -601,7 +609,7 @@ fn learns(golden: &Path, out: &Path, extra: &[&str]) -> String {
 
 #[test]
 fn parts_of_fused_modules_learn() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     for (name, part, layers) in [
         ("phi3", "qkv_proj.q_proj", "model.layers"),
@@ -735,7 +743,7 @@ fn goes_on_as_if_nothing_had_been(golden: &Path, args: &[&str], sign: &str, file
 #[cfg(unix)]
 #[test]
 fn ctrl_c_in_training_leaves_a_run_that_goes_on_as_if_nothing_had_been() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     // With dropout and trained transforms, so that chance and everything that is kept take part.
     let args = [
         "--intervention",
@@ -774,7 +782,7 @@ fn ctrl_c_in_training_leaves_a_run_that_goes_on_as_if_nothing_had_been() {
 #[cfg(unix)]
 #[test]
 fn ctrl_c_in_training_keeps_parts_of_modules_apart() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let model = format!("model={}", golden.join("models/phi3").display());
     let targets = "adapter.target_modules=[\"qkv_proj.q_proj\", \"qkv_proj.v_proj\"]";
     let args = [
@@ -798,7 +806,7 @@ fn ctrl_c_in_training_keeps_parts_of_modules_apart() {
 #[cfg(unix)]
 #[test]
 fn ctrl_c_in_the_evaluation_keeps_the_adapter_and_says_how_to_judge_it() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let out = dir.path().join("run");
     let args = [
@@ -823,7 +831,7 @@ fn ctrl_c_in_the_evaluation_keeps_the_adapter_and_says_how_to_judge_it() {
 #[cfg(unix)]
 #[test]
 fn ctrl_c_in_the_completions_keeps_the_adapter() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let out = dir.path().join("run");
     // So many tokens that nobody waits for them, and a model that is too small to come to an end.
@@ -847,7 +855,7 @@ fn ctrl_c_in_the_completions_keeps_the_adapter() {
 
 #[test]
 fn an_error_after_a_checkpoint_says_what_is_left() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let out = dir.path().join("run");
     let sets =
@@ -862,7 +870,7 @@ fn an_error_after_a_checkpoint_says_what_is_left() {
 
 #[test]
 fn a_data_file_that_cannot_be_used_is_named_with_its_line() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let out = dir.path().join("run");
     let good = r#"{"prompt": "x", "chosen": "y", "rejected": "z"}"#;
@@ -899,7 +907,7 @@ fn a_data_file_that_cannot_be_used_is_named_with_its_line() {
 
 #[test]
 fn a_run_that_cannot_learn_says_so() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     for (name, warmup, warns) in
         [("warm", "train.warmup=0.03", true), ("cold", "train.warmup=0", false)]
@@ -916,7 +924,7 @@ fn a_run_that_cannot_learn_says_so() {
 
 #[test]
 fn a_split_to_judge_by_is_looked_for_before_training() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let out = dir.path().join("run");
     let mut command = Command::cargo_bin("reprpo").expect("the binary");
@@ -937,7 +945,7 @@ fn a_split_to_judge_by_is_looked_for_before_training() {
 
 #[test]
 fn what_cannot_be_used_is_named_before_anything_is_written() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let (out, phi3) = (dir.path().join("run"), golden.join("models/phi3").display().to_string());
     for (extra, says) in [
@@ -997,7 +1005,7 @@ fn what_cannot_be_used_is_named_before_anything_is_written() {
 
 #[test]
 fn a_sweep_runs_every_combination_and_goes_on_where_it_was_left() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let sweep = |out: &str, extra: &[&str]| {
         let mut command = Command::cargo_bin("reprpo").expect("the binary");
@@ -1090,7 +1098,7 @@ fn trained(
 
 #[test]
 fn a_transform_trains_at_its_own_rate_or_not_at_all() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let of = |name: &str, extra: &[&str]| trained(&golden, &dir.path().join(name), extra);
     let frozen = of("frozen", &["--set", "train.transform=false"]);
@@ -1123,7 +1131,7 @@ fn a_transform_trains_at_its_own_rate_or_not_at_all() {
 
 #[test]
 fn a_loss_cannot_fall_by_changing_the_transform_alone() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let out = dir.path().join("run");
     trained(&golden, &out, &["--set", "train.lr=1e-12", "--set", "train.transform_lr=5e-2"]);
@@ -1134,7 +1142,7 @@ fn a_loss_cannot_fall_by_changing_the_transform_alone() {
 
 #[test]
 fn a_run_starts_from_the_transforms_of_another() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     trained(&golden, &dir.path().join("first"), &[]);
     let saved = dir.path().join("first/transform");
@@ -1187,7 +1195,7 @@ fn a_run_starts_from_the_transforms_of_another() {
 
 #[test]
 fn every_transform_tap_and_pooling_trains() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     for (name, args) in [
         ("suppressed", vec!["--transform", "suppressed", "--layers", "1,2"]),
@@ -1239,7 +1247,7 @@ fn every_transform_tap_and_pooling_trains() {
     for (args, says) in [
         (
             ["--transform", "svd", "--tap", "side", "--layers", "-1"],
-            "the transform `svd` needs states of the width of the embeddings, 64, but those at",
+            "the transform `svd` needs states of the width of the embeddings, 32, but those at",
         ),
         (
             ["--transform", "suppressed", "--tap", "side", "--layers", "-1"],
@@ -1262,7 +1270,7 @@ fn every_transform_tap_and_pooling_trains() {
 
 #[test]
 fn a_rotation_changes_nothing_for_a_loss_of_lengths_and_angles() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let losses = |transform: &str| {
         let out = dir.path().join(transform);
@@ -1296,7 +1304,7 @@ fn a_rotation_changes_nothing_for_a_loss_of_lengths_and_angles() {
 /// with the base.
 #[test]
 fn a_run_that_goes_on_from_an_adapter_keeps_it_as_the_reference() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let first = dir.path().join("first");
     let output = run(&golden, &first, &["--set", "train.epochs=2", "--seed", "3"]);
@@ -1327,7 +1335,7 @@ fn a_run_that_goes_on_from_an_adapter_keeps_it_as_the_reference() {
 /// be changed, and `config show` shows what the run does.
 #[test]
 fn a_run_that_starts_from_an_adapter_keeps_its_settings() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let first = dir.path().join("first");
     let output = run(&golden, &first, &["--set", "adapter.r=4"]);
@@ -1403,7 +1411,7 @@ fn a_run_that_starts_from_an_adapter_keeps_its_settings() {
 /// warning.
 #[test]
 fn a_saved_adapter_is_used_without_the_names_that_match_nothing() {
-    let Some(golden) = golden() else { return };
+    let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let (from, to) = (golden.join("peft/lora"), dir.path().join("lora"));
     std::fs::create_dir(&to).expect("a folder");

@@ -1,31 +1,31 @@
-//! Helpers for tests: paths to the reference values and to real models, and a clock.
+//! Helpers for tests: the folders of reference values, paths of real models, and a clock.
 //!
-//! The files are not part of the repository. If they are missing, a test prints a message and is
-//! skipped, but in continuous integration it fails.
+//! The real models are not part of the repository. If one is missing, a test prints a message and is
+//! skipped. In continuous integration, SmolLM2 must be there.
 
 pub mod gguf;
+#[path = "../../tests/golden.rs"]
+pub mod golden;
 pub mod warnings;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use crate::weights::Extent;
-
-/// The folder of reference values: `$REPRPO_SHARED`, or `shared` beside the workspace. `None` if it
-/// does not exist.
-pub fn shared() -> Option<PathBuf> {
-    let found = match std::env::var_os("REPRPO_SHARED") {
-        Some(dir) => PathBuf::from(dir),
-        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared"),
-    };
-    present(found, "the reference values (`$REPRPO_SHARED`)")
-}
 
 /// Path of SmolLM2-135M-Instruct as GGUF; `None` if it has not been fetched.
 pub fn smollm2() -> Option<PathBuf> {
     let found = crate::weights::locate("smollm2-135m-instruct", Extent::Whole)
         .map(|found| found.path)
         .unwrap_or_default();
-    present(found, "the model smollm2-135m-instruct (`cargo xtask model`)")
+    if found.exists() {
+        return Some(found);
+    }
+    assert!(
+        std::env::var("CI").as_deref() != Ok("true"),
+        "continuous integration needs the model smollm2-135m-instruct"
+    );
+    eprintln!("skipped: the model smollm2-135m-instruct (`cargo xtask model`) not found");
+    None
 }
 
 /// Runs `work` and returns its result with the processor time of this thread in seconds. Unlike
@@ -57,21 +57,10 @@ pub fn gemma3() -> Option<PathBuf> {
         .ok()
         .map(|found| found.path)
         .filter(|path| path.is_file());
-    // The model is too large for continuous integration, so tests may be skipped there as well.
+    // The model is too large for continuous integration, where the small `models/gemma3_text` covers
+    // the architecture.
     if found.is_none() {
         eprintln!("skipped: the model gemma3-270m (`cargo xtask model gemma3-270m`) not found");
     }
     found
-}
-
-fn present(path: PathBuf, what: &str) -> Option<PathBuf> {
-    if path.exists() {
-        return Some(path);
-    }
-    assert!(
-        std::env::var("CI").as_deref() != Ok("true"),
-        "{what} must be there in continuous integration"
-    );
-    eprintln!("skipped: {what} not found");
-    None
 }

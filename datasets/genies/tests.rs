@@ -6,6 +6,9 @@ use ::parquet::basic::Compression;
 use super::*;
 use crate::files::parquet_fixtures::{Column, pair_columns, write};
 
+#[path = "../../tests/golden.rs"]
+mod golden;
+
 fn open(data_dir: &Path, distribution: &str) -> Result<Box<dyn Dataset>> {
     Genies {
         distribution: distribution.to_owned(),
@@ -67,25 +70,33 @@ fn data_folder() -> tempfile::TempDir {
     dir
 }
 
-/// Folder with the data of the benchmark, or `None` if this machine does not have it.
-fn shared() -> Option<PathBuf> {
-    let default = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared");
-    let folder = std::env::var_os("REPRPO_SHARED").map_or_else(default, PathBuf::from);
-    if folder.join("genies").is_dir() {
-        return Some(folder);
+#[test]
+fn every_split_of_a_shift_has_its_pairs_in_the_order_of_the_files() {
+    let dir = data_folder();
+    let want = [
+        entry("train", "cats (train)", 6),
+        entry("test", "cats (test)", 4),
+        entry("oos", "dogs (test)", 4),
+        entry("rnd", "ranking_logic (test)", 4),
+    ];
+    for data_dir in [dir.path().to_owned(), dir.path().join("genies")] {
+        let data = open(&data_dir, "cats").unwrap();
+        assert_eq!(table(data.as_ref()), want);
+        for split in data.splits() {
+            let prompts: Vec<_> =
+                read(data.as_ref(), &split.name).into_iter().map(|p| p.prompt).collect();
+            let expected: Vec<_> =
+                (0..split.pairs.expect("parquet files state the number of pairs"))
+                    .map(|i| Text::from(format!("prompt {i}")))
+                    .collect();
+            assert_eq!(prompts, expected, "{}", split.name);
+        }
     }
-    assert_ne!(
-        std::env::var("CI").as_deref(),
-        Ok("true"),
-        "the shared test data are missing: set REPRPO_SHARED"
-    );
-    eprintln!("skipped: the shared test data are missing (REPRPO_SHARED)");
-    None
 }
 
 #[test]
 fn math_shifts_to_change_my_view() {
-    let Some(shared) = shared() else { return };
+    let Some(shared) = golden::shared("genies") else { return };
     let want = [
         entry("train", "math (train)", 1800),
         entry("test", "math (test)", 750),
@@ -103,7 +114,7 @@ fn math_shifts_to_change_my_view() {
 
 #[test]
 fn every_distribution_of_the_benchmark_can_be_read() {
-    let Some(shared) = shared() else { return };
+    let Some(shared) = golden::shared("genies") else { return };
     let mut distributions = 0;
     for entry in
         shared.join("genies").read_dir().unwrap().map(|e| e.unwrap()).filter(|e| e.path().is_dir())
@@ -124,7 +135,7 @@ fn every_distribution_of_the_benchmark_can_be_read() {
 
 #[test]
 fn the_pairs_of_math_are_in_the_benchmarks_order() {
-    let Some(shared) = shared() else { return };
+    let Some(shared) = golden::shared("genies") else { return };
     let pairs = read(open(&shared, "math").unwrap().as_ref(), "train");
     let (Text::Plain(prompt), Text::Plain(chosen), Text::Plain(rejected)) =
         (&pairs[0].prompt, &pairs[0].chosen, &pairs[0].rejected)
@@ -143,7 +154,7 @@ fn the_pairs_of_math_are_in_the_benchmarks_order() {
 
 #[test]
 fn one_pair_per_instruction_leaves_600_of_math() {
-    let Some(shared) = shared() else { return };
+    let Some(shared) = golden::shared("genies") else { return };
     let config = Genies {
         distribution: "math".into(),
         data_dir: Some(shared),

@@ -13,7 +13,7 @@ use reprpo_plugin::serde_json::{self, Value, json};
 use reprpo_plugin::tch::{self, Device};
 
 use super::fixture::{disturb, off};
-use crate::golden::folder;
+use crate::golden::own;
 
 /// The models with fused modules, and some parts of theirs.
 const FUSED: [(&str, &[&str]); 3] = [
@@ -23,35 +23,35 @@ const FUSED: [(&str, &[&str]); 3] = [
 ];
 
 /// A small model with its files and a batch for it.
-fn open(name: &str, kind: Kind) -> Option<(ModelFiles, Model, Stream)> {
-    let dir = folder()?.join("models").join(name);
+fn open(name: &str, kind: Kind) -> (ModelFiles, Model, Stream) {
+    let dir = own().join("models").join(name);
     let files = ModelFiles::open(&dir).unwrap();
     let model = Model::load(&files, kind, Device::Cpu).unwrap();
     let io = read_safetensors(&dir.join("io.safetensors")).unwrap();
     let stream = Stream::from_padded(&io["input_ids"], &io["attention_mask"], Device::Cpu).unwrap();
-    Some((files, model, stream))
+    (files, model, stream)
 }
 
 /// The outputs of a fused module that make each of its parts, written down apart from the model's
 /// own table.
 fn parts(module: &str) -> Vec<(&'static str, Vec<i64>)> {
     let range = |from: i64, to: i64| (from..to).collect::<Vec<i64>>();
-    // Eight heads of 8, each with its query, key and value.
+    // Four heads of 8, each with its query, key and value.
     let of_heads = |i: i64| {
-        (0..8).flat_map(|head| range(24 * head + 8 * i, 24 * head + 8 * (i + 1))).collect()
+        (0..4).flat_map(|head| range(24 * head + 8 * i, 24 * head + 8 * (i + 1))).collect()
     };
     match module.rsplit('.').next().unwrap() {
-        // Eight heads of 8, and two of keys and values.
+        // Four heads of 8, and two of keys and values.
         "qkv_proj" => {
-            vec![("q_proj", range(0, 64)), ("k_proj", range(64, 80)), ("v_proj", range(80, 96))]
+            vec![("q_proj", range(0, 32)), ("k_proj", range(32, 48)), ("v_proj", range(48, 64))]
         }
-        "gate_up_proj" => vec![("gate_proj", range(0, 144)), ("up_proj", range(144, 288))],
+        "gate_up_proj" => vec![("gate_proj", range(0, 72)), ("up_proj", range(72, 144))],
         "query_key_value" => {
             vec![("q_proj", of_heads(0)), ("k_proj", of_heads(1)), ("v_proj", of_heads(2))]
         }
-        // Eight heads of 8, with as many keys and values.
+        // Four heads of 8, with as many keys and values.
         "c_attn" => {
-            vec![("q_proj", range(0, 64)), ("k_proj", range(64, 128)), ("v_proj", range(128, 192))]
+            vec![("q_proj", range(0, 32)), ("k_proj", range(32, 64)), ("v_proj", range(64, 96))]
         }
         _ => Vec::new(),
     }
@@ -95,7 +95,7 @@ fn logits(model: &Model, adapted: Option<&Adapted>, stream: &Stream) -> Tensor {
 #[test]
 fn an_adapter_of_a_part_sees_the_rows_of_the_part_and_no_other() {
     for (name, targets) in FUSED {
-        let Some((files, model, stream)) = open(name, Kind::Double) else { return };
+        let (files, model, stream) = open(name, Kind::Double);
         let _guard = tch::no_grad_guard();
         let weights = files.load(Kind::Double, Device::Cpu).unwrap();
         for entry in adapters() {
@@ -166,7 +166,7 @@ fn an_adapter_of_a_part_sees_the_rows_of_the_part_and_no_other() {
 /// Phi-3's block is Llama's with modules put together, so its model is a model of Llama's as well.
 #[test]
 fn a_fused_model_adapted_in_part_is_the_unfused_one_adapted_so() {
-    let Some((files, model, stream)) = open("phi3", Kind::Double) else { return };
+    let (files, model, stream) = open("phi3", Kind::Double);
     let mut config = files.config().clone();
     config["model_type"] = "llama".into();
     let unfused = |name: &str| name.replace("qkv_proj.", "").replace("gate_up_proj.", "");
@@ -235,7 +235,7 @@ fn lora_on_a_whole_module_is_lora_on_all_of_its_parts() {
     for (name, module) in
         [("phi3", "qkv_proj"), ("gpt_neox", "query_key_value"), ("gpt2", "c_attn")]
     {
-        let Some((_, model, stream)) = open(name, Kind::Double) else { return };
+        let (_, model, stream) = open(name, Kind::Double);
         let _guard = tch::no_grad_guard();
         let whole = attached(&*build(entry("lora"), json!({ "target_modules": [module] })), &model);
         let in_parts = ["q_proj", "k_proj", "v_proj"].map(|part| format!("{module}.{part}"));
@@ -269,7 +269,7 @@ fn lora_on_a_whole_module_is_lora_on_all_of_its_parts() {
 #[test]
 fn merged_parts_compute_the_same_and_leave_the_other_rows_alone() {
     for (name, targets) in FUSED {
-        let Some((_, mut model, stream)) = open(name, Kind::Double) else { return };
+        let (_, mut model, stream) = open(name, Kind::Double);
         let _guard = tch::no_grad_guard();
         let base = logits(&model, None, &stream);
         for entry in adapters() {
@@ -348,7 +348,7 @@ fn on_disk_parts_are_whole_modules_where_the_method_can_put_them_so() {
         ("gpt_neox", "query_key_value", "dense_4h_to_h"),
         ("gpt2", "c_attn", "attn.c_proj"),
     ] {
-        let Some((_, model, stream)) = open(model_name, Kind::Float) else { return };
+        let (_, model, stream) = open(model_name, Kind::Float);
         let _guard = tch::no_grad_guard();
         let mut fused = Vec::new();
         for entry in adapters() {
@@ -389,7 +389,7 @@ fn lora_of_parts_keeps_its_scale_in_a_file_of_whole_modules() {
         ("phi3", "model.layers.1.self_attn.qkv_proj", "qkv_proj"),
         ("gpt_neox", "gpt_neox.layers.1.attention.query_key_value", "query_key_value"),
     ] {
-        let Some((_, model, stream)) = open(model_name, Kind::Float) else { return };
+        let (_, model, stream) = open(model_name, Kind::Float);
         let _guard = tch::no_grad_guard();
         let patterns = json!({ "r": 4, "lora_alpha": 6.0, "rank_pattern": { "v_proj": 2 },
             "alpha_pattern": { "v_proj": 5.0 } });
@@ -432,7 +432,7 @@ fn lora_of_parts_keeps_its_scale_in_a_file_of_whole_modules() {
 
 #[test]
 fn on_disk_an_adapter_of_conv1d_modules_says_so_where_peft_has_it() {
-    let Some((_, model, stream)) = open("gpt2", Kind::Float) else { return };
+    let (_, model, stream) = open("gpt2", Kind::Float);
     let _guard = tch::no_grad_guard();
     let mut readable = Vec::new();
     for entry in adapters() {

@@ -11,12 +11,12 @@ use reprpo_core::model::{Adapted, Model};
 use reprpo_core::registry::{AdapterEntry, Registry};
 use reprpo_core::weights::{read_safetensors, write_safetensors};
 use reprpo_plugin::prelude::*;
-use reprpo_plugin::serde_json::{self, Value, json};
+use reprpo_plugin::serde_json::{self, Map, Value, json};
 use reprpo_plugin::tch::Device;
 use reprpo_plugin::testkit::random;
 
 use super::fixture::{disturb, off};
-use crate::golden::folder;
+use crate::golden;
 
 fn adapters() -> Vec<&'static AdapterEntry> {
     Registry::builtin()
@@ -443,11 +443,56 @@ fn layers_pattern_must_name_the_models_list_of_layers() {
     );
 }
 
-/// The files were written by PEFT itself, some by older versions and some by the current one.
+/// Adapters that PEFT wrote, with the versions that other releases of PEFT write.
 #[test]
 fn files_of_other_versions_of_peft_get_a_warning() {
-    let Some(golden) = folder() else { return };
-    let cases = golden.parent().unwrap().join("cases");
+    let changed = |name: &str, field: &str, value: Option<&str>| {
+        let (from, to) = (golden::own().join("peft").join(name), tempfile::tempdir().unwrap());
+        let text = std::fs::read_to_string(from.join("adapter_config.json")).unwrap();
+        let mut config: Map<String, Value> = serde_json::from_str(&text).unwrap();
+        assert_eq!(config["peft_version"], "0.21.2");
+        match value {
+            Some(value) => drop(config.insert(field.into(), value.into())),
+            None => drop(config.remove(field)),
+        }
+        std::fs::write(to.path().join("adapter_config.json"), Value::Object(config).to_string())
+            .unwrap();
+        let file = "adapter_model.safetensors";
+        std::fs::copy(from.join(file), to.path().join(file)).unwrap();
+        to
+    };
+    for (name, version, warned) in [
+        ("oft", Some("0.21.2"), false),
+        ("oft_neumann", Some("0.21.2"), false),
+        ("oft_neumann", Some("0.17.1"), true),
+        ("oft_neumann", None, true),
+        ("oft", None, false),
+        ("hra", None, false),
+        ("vera", None, false),
+    ] {
+        let warnings = read(changed(name, "peft_version", version).path()).warnings;
+        assert_eq!(!warnings.is_empty(), warned, "{name}, {version:?}: {warnings:?}");
+    }
+    let boft = read(&golden::own().join("peft/boft"));
+    assert!(boft.warnings[0].contains("boft_n_butterfly_factor"), "{:?}", boft.warnings);
+
+    // Files of PEFT before 0.14 do not have this field.
+    let older = changed("oft", "oft_block_size", None);
+    assert!(Saved::read(older.path(), &Registry::builtin().unwrap()).is_err());
+
+    let pickle = tempfile::tempdir().unwrap();
+    let config = json!({ "peft_type": "LORA", "r": 2, "target_modules": ["q_proj"] });
+    std::fs::write(pickle.path().join("adapter_config.json"), config.to_string()).unwrap();
+    std::fs::write(pickle.path().join("adapter_model.bin"), b"\x80\x02}.").unwrap();
+    let e = Saved::read(pickle.path(), &Registry::builtin().unwrap()).unwrap_err();
+    assert!(format!("{e:?}").contains("is a pickle"), "{e:?}");
+}
+
+/// The files were written by PEFT itself, some by older versions and some by the current one.
+#[test]
+fn files_that_older_versions_of_peft_wrote_get_a_warning() {
+    let Some(shared) = golden::shared("cases/42-oft-versions") else { return };
+    let cases = shared.join("cases");
     for (name, warned) in [
         ("oft", false),
         ("oft_neumann", false),
@@ -469,6 +514,4 @@ fn files_of_other_versions_of_peft_get_a_warning() {
         Saved::read(&cases.join("38-adapter-bin"), &Registry::builtin().unwrap()).unwrap_err()
     );
     assert!(e.contains("is a pickle"), "{e}");
-    let boft = read(&golden.join("peft/boft"));
-    assert!(boft.warnings[0].contains("boft_n_butterfly_factor"), "{:?}", boft.warnings);
 }

@@ -1,4 +1,4 @@
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use reprpo_core::model::Model;
 use reprpo_core::model::pass::Request;
@@ -10,6 +10,7 @@ use super::hs::Hs;
 use super::side_in::SideIn;
 use super::side_out::SideOut;
 use super::*;
+use crate::golden;
 
 fn model(writers: bool) -> ModelInfo {
     let names: &[&str] = if writers {
@@ -117,36 +118,27 @@ fn modules_choose_what_a_side_tap_reads() {
     assert!(of(&[]).unwrap_err().to_string().contains("`tap.modules` is empty"));
 }
 
-/// The tiny Llama model and what transformers read in it; where they are missing a test skips,
-/// except in continuous integration.
-fn golden() -> Option<PathBuf> {
-    let shared = std::env::var_os("REPRPO_SHARED")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared"), PathBuf::from);
-    if shared.exists() {
-        return Some(shared.join("golden/models/llama"));
-    }
-    assert!(
-        std::env::var("CI").as_deref() != Ok("true"),
-        "the reference values (`$REPRPO_SHARED`) must be there in continuous integration"
-    );
-    eprintln!("skipped: the reference values (`$REPRPO_SHARED`) not found");
-    None
-}
-
 #[test]
 fn every_tap_reads_what_transformers_has_there() {
-    let Some(dir) = golden() else { return };
     let _guard = tch::no_grad_guard();
-    let model = Model::load(&ModelFiles::open(&dir).unwrap(), Kind::Float, Device::Cpu).unwrap();
+    for root in golden::roots() {
+        every_tap_reads_what_transformers_has_in(&root.join("models/llama"));
+    }
+}
+
+fn every_tap_reads_what_transformers_has_in(dir: &Path) {
+    let model = Model::load(&ModelFiles::open(dir).unwrap(), Kind::Float, Device::Cpu).unwrap();
     let io = read_safetensors(&dir.join("io.safetensors")).unwrap();
     let mask = &io["attention_mask"];
     let stream = Stream::from_padded(&io["input_ids"], mask, Device::Cpu).unwrap();
     let real = mask.flatten(0, -1).nonzero().squeeze_dim(1);
-    let layers = Layers("range(0,3)".to_owned());
+    let blocks = model.info().layers;
+    let (layers, states) =
+        (Layers(format!("range(0,{blocks})")), Layers(format!("range(0,{})", blocks + 1)));
     let taps = [
-        (SideOut { layers: layers.clone(), ..SideOut::default() }.build().unwrap(), 15),
-        (SideIn { layers, ..SideIn::default() }.build().unwrap(), 6),
-        (Hs { layers: Layers("range(0,4)".to_owned()), ..Hs::default() }.build().unwrap(), 4),
+        (SideOut { layers: layers.clone(), ..SideOut::default() }.build().unwrap(), 5 * blocks),
+        (SideIn { layers, ..SideIn::default() }.build().unwrap(), 2 * blocks),
+        (Hs { layers: states, ..Hs::default() }.build().unwrap(), blocks + 1),
     ];
     for (tap, places) in taps {
         let sites = tap.sites(model.info()).unwrap();

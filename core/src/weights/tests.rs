@@ -15,8 +15,7 @@ fn tensor(x: f32) -> Tensor {
 
 #[test]
 fn a_folder_is_read_as_float32_and_bfloat16() {
-    let Some(shared) = testing::shared() else { return };
-    let files = ModelFiles::open(&shared.join("golden/models/llama")).unwrap();
+    let files = ModelFiles::open(&testing::golden::own().join("models/llama")).unwrap();
     assert_eq!(files.config()["model_type"], "llama");
     let (full, half) = (
         files.load(Kind::Float, Device::Cpu).unwrap(),

@@ -5,7 +5,6 @@ use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result};
 
-use crate::failure::failure;
 use crate::{Options, libtorch, model, paths, progress};
 
 /// Arguments of the demo. `--out` follows, then the user's own arguments, which override these.
@@ -50,8 +49,6 @@ pub fn demo(options: &Options, args: &[String]) -> Result<ExitCode> {
 
 /// Sets up and runs every test of the workspace.
 pub fn test(options: &Options, args: &[String]) -> Result<ExitCode> {
-    // First, because nothing needs to be fetched if this fails.
-    look_for_shared()?;
     let libtorch = libtorch::set_up(options)?;
     model::set_up(model::default(), options)?;
     // The examples are a separate workspace, like that of a plugin's author. `one-binary` links the
@@ -70,30 +67,6 @@ pub fn test(options: &Options, args: &[String]) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Looks for the golden values beside the checkout. The tests that need them are skipped without
-/// them, which must not look like success.
-fn look_for_shared() -> Result<()> {
-    let shared = std::env::var_os("REPRPO_SHARED")
-        .map_or_else(|| paths::checkout().with_file_name("shared"), PathBuf::from);
-    if shared.join("golden").is_dir() {
-        return Ok(());
-    }
-    let what =
-        format!("the golden values are missing: there is no `{}`", shared.join("golden").display());
-    if std::env::var("CI").is_ok_and(|value| ["1", "true"].contains(&value.as_str())) {
-        return Err(failure(
-            what,
-            "put them there or export `REPRPO_SHARED` with their folder; with `CI` set no test \
-                may skip",
-        ));
-    }
-    progress::line(&format!(
-        "note: {what}\nThe tests against reference values will be SKIPPED; export `REPRPO_SHARED` \
-            with their folder to run them"
-    ));
-    Ok(())
 }
 
 /// Cargo in this checkout, with this libtorch.

@@ -1,3 +1,5 @@
+use std::path::Path;
+
 use reprpo_core::model::attention::Kernel as AttentionKernel;
 use reprpo_core::model::peft::Saved;
 use reprpo_core::model::{Adapted, Model};
@@ -192,7 +194,12 @@ fn what_makes_no_loss_is_refused() {
 /// that is logged.
 #[test]
 fn losses_gradients_and_metrics_are_trls() {
-    let Some(golden) = golden::folder() else { return };
+    for root in golden::roots() {
+        losses_gradients_and_metrics_are_those_in(&root);
+    }
+}
+
+fn losses_gradients_and_metrics_are_those_in(golden: &Path) {
     let trl = golden.join("trl");
     let files = ModelFiles::open(&golden.join("models/llama")).unwrap();
     let mut model = Model::load(&files, Kind::Float, Device::Cpu).unwrap();

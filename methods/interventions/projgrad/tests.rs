@@ -102,9 +102,8 @@ fn at_a_part_of_a_module_the_direction_is_that_of_its_own_outputs() {
     use reprpo_core::{model::Model, weights::ModelFiles};
 
     for (model, module) in [("phi3", "qkv_proj"), ("gpt_neox", "query_key_value")] {
-        let Some(golden) = crate::golden::folder() else { return };
         let model = Model::load(
-            &ModelFiles::open(&golden.join("models").join(model)).unwrap(),
+            &ModelFiles::open(&crate::golden::own().join("models").join(model)).unwrap(),
             Kind::Double,
             Device::Cpu,
         )
@@ -115,7 +114,7 @@ fn at_a_part_of_a_module_the_direction_is_that_of_its_own_outputs() {
                 &format!("{module}.q_proj"),
                 &format!("{module}.v_proj")
             ),
-            12
+            4 * model.info().layers
         );
     }
 }

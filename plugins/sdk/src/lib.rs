@@ -1,7 +1,7 @@
 //! The only dependency of a plugin: the traits, the attributes, and tch and other crates at the
 //! versions that the engine uses.
 #![doc = ""]
-#![doc = include_str!("../../README.md")]
+#![doc = include_str!("../../../docs/plugins.md")]
 
 pub mod testkit;
 

@@ -127,8 +127,7 @@ fn fields_of_messages_and_arguments_of_templates_count() {
 
 #[test]
 fn with_a_tokenizer_the_report_counts_the_pairs_that_a_run_would_use() {
-    let Some(shared) = testing::shared() else { return };
-    let tokenizer = Tokenizer::from_folder(&shared.join("golden/tokenizer")).unwrap();
+    let tokenizer = Tokenizer::from_folder(&testing::golden::own().join("tokenizer")).unwrap();
     let long = "word ".repeat(20);
     let data = Fixed(vec![(
         "train",

@@ -111,7 +111,11 @@ fn every_type_of_tokenizer_has_the_ids_of_transformers() {
 
 #[test]
 fn gemma3_has_the_ids_of_transformers() {
-    let (Some(shared), Some(model)) = (testing::shared(), testing::gemma3()) else { return };
+    let (Some(shared), Some(model)) =
+        (testing::golden::shared("golden/gemma3_270m"), testing::gemma3())
+    else {
+        return;
+    };
     let tokenizer = Tokenizer::from_gguf(&Metadata::open(&model).unwrap()).unwrap();
     let golden: Vec<Value> = serde_json::from_slice(
         &std::fs::read(shared.join("golden/gemma3_270m/tokens.json")).unwrap(),

@@ -7,9 +7,9 @@ use crate::weights::ModelFiles;
 const LIMITS: Limits = Limits { max_length: 1024, ..Limits::NONE };
 const EOS: i64 = 2;
 
-/// The small tokenizer of the reference values; `None` if they are not installed, to skip the test.
-fn tokenizer() -> Option<Tokenizer> {
-    Some(Tokenizer::from_folder(&testing::shared()?.join("golden/tokenizer")).unwrap())
+/// The small tokenizer of the reference values.
+fn tokenizer() -> Tokenizer {
+    Tokenizer::from_folder(&testing::golden::own().join("tokenizer")).unwrap()
 }
 
 fn pair(prompt: &str, chosen: &str, rejected: &str) -> PreferencePair {
@@ -36,7 +36,7 @@ fn dropped(tokenizer: &Tokenizer, pair: &PreferencePair, limits: &Limits) -> Ski
 
 #[test]
 fn a_plain_completion_ends_with_one_end_of_sequence() {
-    let Some(t) = tokenizer() else { return };
+    let t = tokenizer();
     let got = kept(&t, &pair("Say it.\n", "yes", "no<|im_end|>"), &LIMITS);
     assert_eq!(got.prompt, t.encode("Say it.\n").unwrap());
     assert_eq!(t.decode(&got.chosen).unwrap(), "yes<|im_end|>");
@@ -48,7 +48,7 @@ fn a_plain_completion_ends_with_one_end_of_sequence() {
 
 #[test]
 fn the_chat_template_decides_how_messages_end() {
-    let Some(t) = tokenizer() else { return };
+    let t = tokenizer();
     let p = PreferencePair::new(
         turns(&[("user", "hi")]),
         turns(&[("assistant", "hello")]),
@@ -229,7 +229,7 @@ fn warnings_count_unusual_pairs_and_give_an_example() {
 
 #[test]
 fn a_completion_is_cut_at_its_end_and_a_prompt_at_its_beginning() {
-    let Some(t) = tokenizer() else { return };
+    let t = tokenizer();
     let p = pair("a b c d e f g h", " one two three four", " x");
     let whole = kept(&t, &p, &LIMITS);
     let n = whole.prompt.len();
@@ -267,7 +267,7 @@ fn a_completion_is_cut_at_its_end_and_a_prompt_at_its_beginning() {
 
 #[test]
 fn an_empty_completion_is_dropped_with_its_reason() {
-    let Some(t) = tokenizer() else { return };
+    let t = tokenizer();
     let bare = Limits { add_eos: false, ..LIMITS };
     assert_eq!(dropped(&t, &pair("a", "", "b"), &bare), SkipReason::EmptyChosen);
     assert_eq!(dropped(&t, &pair("a", "b", ""), &bare), SkipReason::EmptyRejected);
@@ -283,7 +283,7 @@ fn an_empty_completion_is_dropped_with_its_reason() {
 
 #[test]
 fn an_empty_prompt_becomes_the_beginning_of_sequence() {
-    let Some(t) = tokenizer() else { return };
+    let t = tokenizer();
     assert_eq!(kept(&t, &pair("", "a", "b"), &LIMITS).prompt, [1]);
     let empty_prompt =
         PreferencePair::new(turns(&[]), turns(&[("assistant", "a")]), turns(&[("assistant", "b")]));
@@ -292,7 +292,7 @@ fn an_empty_prompt_becomes_the_beginning_of_sequence() {
 
 #[test]
 fn plain_text_and_messages_do_not_mix() {
-    let Some(t) = tokenizer() else { return };
+    let t = tokenizer();
     let p = PreferencePair::new(turns(&[("user", "hi")]), "a", "b");
     let e = tokenise_pair(&t, 5, 7, &p, &LIMITS).unwrap_err();
     assert!(e.message().contains("pair 7 mixes"), "{e:?}");
@@ -300,7 +300,7 @@ fn plain_text_and_messages_do_not_mix() {
 
 #[test]
 fn reading_stops_at_max_pairs_and_pairs_keep_their_row_numbers() {
-    let Some(t) = tokenizer() else { return };
+    let t = tokenizer();
     let mut read = 0;
     let rows = (0..10_000).map(|i| {
         read += 1;
@@ -319,7 +319,7 @@ fn reading_stops_at_max_pairs_and_pairs_keep_their_row_numbers() {
 
 #[test]
 fn completions_that_are_identical_after_cutting_are_counted() {
-    let Some(t) = tokenizer() else { return };
+    let t = tokenizer();
     let pairs = [
         pair("a\n", "b", "b"),
         pair("a\n", "one two three", "one two four"),
@@ -337,7 +337,7 @@ fn completions_that_are_identical_after_cutting_are_counted() {
 
 #[test]
 fn an_example_marks_the_trained_text() {
-    let Some(t) = tokenizer() else { return };
+    let t = tokenizer();
     let shown = show_example(&t, &kept(&t, &pair("Why?\n", "so", "no"), &LIMITS));
     assert!(shown.contains("context only):\n  Why?"), "{shown}");
     assert!(shown.contains("trained):\n  ⟨so<|im_end|>⟩"), "{shown}");
@@ -345,17 +345,18 @@ fn an_example_marks_the_trained_text() {
 
 #[test]
 fn real_pairs_have_the_ids_of_the_reference_values() {
-    let (Some(shared), Some(model)) = (testing::shared(), testing::smollm2()) else { return };
+    let Some(model) = testing::smollm2() else { return };
     let t = ModelFiles::open(&model).unwrap().tokenizer().unwrap();
-    let golden: Value = serde_json::from_slice(
-        &std::fs::read(shared.join("golden/smollm2/pair_logps.json")).unwrap(),
-    )
-    .unwrap();
+    let pairs = testing::golden::roots().into_iter().flat_map(|root| {
+        let text = std::fs::read(root.join("smollm2/pair_logps.json")).unwrap();
+        let mut found: Value = serde_json::from_slice(&text).unwrap();
+        std::mem::take(found["pairs"].as_array_mut().unwrap())
+    });
     let bare = Limits { add_eos: false, special_tokens: false, ..LIMITS };
     // The reference values tokenise prompt and completions separately. Where this differs from
     // tokenising them together, the log-probabilities differ too.
     let mut apart = Vec::new();
-    for (i, p) in golden["pairs"].as_array().unwrap().iter().enumerate() {
+    for (i, p) in pairs.enumerate() {
         let field = |key: &str| p[key].as_str().unwrap();
         let got = kept(
             &t,

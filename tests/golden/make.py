@@ -1,0 +1,693 @@
+#!/usr/bin/env python3
+"""Produces the reference values in this folder from transformers, PEFT and TRL.
+
+    python make.py [--only models,peft,trl,tokens,scores,original,data] [--smollm2 FILE.gguf]
+
+README.md lists the pinned versions and describes each file. Everything is computed on the CPU in
+float32 with eager attention, and from the texts in texts.py. The project imports nothing of this.
+"""
+import argparse
+import copy
+import json
+import math
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+os.environ["HF_HUB_OFFLINE"] = "1"
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (AutoConfig, AutoModelForCausalLM, AutoTokenizer,
+                          PreTrainedTokenizerFast)
+
+import texts
+
+HERE = Path(__file__).resolve().parent
+# Three layers are the fewest on which the default layers of a run, range(.3,-2), hold one.
+VOCAB, WIDTH, LAYERS, HEADS, KV_HEADS, INNER = 384, 32, 3, 4, 2, 72
+
+
+def rng(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def write_json(path, value, indent=1):
+    path.write_text(json.dumps(value, indent=indent, ensure_ascii=True) + "\n")
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def pairs():
+    """The 24 preference pairs of trl/pairs.jsonl."""
+    return [{"prompt": f"Question: {question}\nAnswer in one sentence.\n", "chosen": good,
+             "rejected": bad}
+            for question, good, bads in texts.QUESTIONS for bad in bads]
+
+
+# Chat templates.
+
+TURN = "{{ '<|im_start|>' ~ m.role ~ '\\n' ~ (m.content or '') ~ '<|im_end|>\\n' }}"
+ANSWER = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+EACH, END = "{% for m in messages %}", "{% endfor %}"
+TEMPLATES = {
+    "plain": EACH + TURN + END + ANSWER,
+    # The template writes a BOS, and so does the tokenizer for plain text.
+    "bos": "{{ bos_token }}" + EACH + TURN + END + ANSWER,
+    # The generation prompt opens a thought that a finished turn does not have.
+    "think": EACH + "{% if m.role == 'assistant' %}{{ '<|im_start|>assistant\\n' }}"
+             "{% if m.reasoning_content %}"
+             "{{ '<think>\\n' ~ m.reasoning_content ~ '\\n</think>\\n' }}{% endif %}"
+             "{{ m.content ~ '<|im_end|>\\n' }}{% else %}" + TURN + "{% endif %}" + END
+             + "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n<think>\\n' }}"
+               "{% endif %}",
+    # The system's words stand in the last user turn, if that is the last turn.
+    "moved_system": "{% set rule = namespace(text='') %}" + EACH
+                    + "{% if m.role == 'system' %}{% set rule.text = m.content %}"
+                      "{% elif loop.last and m.role == 'user' and rule.text %}"
+                      "{{ '<|im_start|>user\\n' ~ rule.text ~ '\\n\\n' ~ m.content "
+                      "~ '<|im_end|>\\n' }}{% else %}" + TURN + "{% endif %}" + END + ANSWER,
+    # Tools are listed first, and calls are written as JSON.
+    "tools": "{% if tools %}{{ '<|im_start|>system\\nYou may call:\\n' }}"
+             "{% for t in tools %}{{ t.function | tojson }}{{ '\\n' }}{% endfor %}"
+             "{{ '<|im_end|>\\n' }}{% endif %}" + EACH
+             + "{{ '<|im_start|>' ~ m.role ~ '\\n' ~ (m.content or '') }}"
+               "{% for c in (m.tool_calls or []) %}"
+               "{{ '[' ~ c.function.name ~ ' ' ~ (c.function.arguments | tojson) ~ ']' }}"
+               "{% endfor %}{{ '<|im_end|>\\n' }}" + END + ANSWER,
+    # A switch that the rows of a data set may set.
+    "switch": EACH + TURN + END + ANSWER
+              + "{% if add_generation_prompt and enable_thinking is defined "
+                "and not enable_thinking %}{{ '<think>\\n\\n</think>\\n' }}{% endif %}",
+}
+
+
+# Models.
+
+def write_tokenizer(out):
+    """Trains a small byte-level BPE tokenizer."""
+    corpus = list(texts.PARAGRAPHS)
+    for pair in pairs():
+        corpus += pair.values()
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    bpe.train_from_iterator(corpus, trainers.BpeTrainer(
+        vocab_size=VOCAB, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"], show_progress=False))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token="<|im_start|>", eos_token="<|im_end|>",
+        pad_token="<|endoftext|>", model_max_length=2048)
+    tokenizer.chat_template = TEMPLATES["plain"]
+    tokenizer.save_pretrained(out / "tokenizer")
+    return tokenizer
+
+
+COMMON = {
+    "vocab_size": VOCAB, "hidden_size": WIDTH, "intermediate_size": INNER,
+    "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS,
+    "max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+    "initializer_range": 0.25, "attention_dropout": 0.0,
+}
+TIED, UNTIED = {"tie_word_embeddings": True}, {"tie_word_embeddings": False}
+GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 16, "hidden_activation": "gelu_pytorch_tanh",
+         "rms_norm_eps": 1e-6}
+WINDOW = {"sliding_window": 4}
+LAYER_TYPES = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+ARCHITECTURES = {
+    "gemma2": {**COMMON, **GEMMA, **WINDOW, **LAYER_TYPES, **TIED, "attn_logit_softcapping": 12.0,
+               "final_logit_softcapping": 9.0},
+    "gemma3_text": {**COMMON, **GEMMA, **WINDOW, **LAYER_TYPES, **TIED},
+    "gpt2": {"vocab_size": VOCAB, "n_embd": WIDTH, "n_inner": INNER, "n_layer": LAYERS,
+             "n_head": HEADS, "n_positions": 256, "initializer_range": 0.25, "attn_pdrop": 0.0,
+             "embd_pdrop": 0.0, "resid_pdrop": 0.0, "activation_function": "gelu_new",
+             "bos_token_id": 1, "eos_token_id": 2},
+    "gpt_neox": {"vocab_size": VOCAB, "hidden_size": WIDTH, "intermediate_size": 96,
+                 "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
+                 "max_position_embeddings": 2048, "initializer_range": 0.25, "rotary_pct": 0.25,
+                 "use_parallel_residual": True, "hidden_act": "gelu", "attention_dropout": 0.0,
+                 "hidden_dropout": 0.0, "bos_token_id": 1, "eos_token_id": 2},
+    "granite": {**COMMON, **TIED, "rms_norm_eps": 1e-6, "embedding_multiplier": 2.5,
+                "residual_multiplier": 0.5, "attention_multiplier": 0.3, "logits_scaling": 1.5},
+    "llama": {**COMMON, **UNTIED, "rms_norm_eps": 1e-5},
+    "llama_tied_rope3": {**COMMON, **TIED, "rms_norm_eps": 1e-5, "rope_parameters": {
+        "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 256}},
+    "mistral": {**COMMON, **WINDOW, "rms_norm_eps": 1e-5, "head_dim": 8},
+    "olmo2": {**COMMON, **UNTIED, "rms_norm_eps": 1e-6},
+    "olmo3": {**COMMON, **UNTIED, **WINDOW, **LAYER_TYPES, "rms_norm_eps": 1e-6},
+    "phi3": {**COMMON, "rms_norm_eps": 1e-5, "resid_pdrop": 0.0, "embd_pdrop": 0.0},
+    "qwen2": {**COMMON, **TIED, "rms_norm_eps": 1e-6},
+    "qwen3": {**COMMON, **TIED, "rms_norm_eps": 1e-6, "head_dim": 16},
+    "smollm3": {**COMMON, **TIED, "rms_norm_eps": 1e-6, "no_rope_layers": [1, 0, 1]},
+}
+INPUTS = ("o_proj", "down_proj", "dense_4h_to_h", "attention.dense")
+OUTPUTS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
+
+
+def ragged(seed, rows, low, high):
+    """Random ids `[rows, t]`, padded on the right, and their mask."""
+    g = rng(seed)
+    lengths = torch.randint(low, high, (rows,), generator=g)
+    mask = (torch.arange(int(lengths.max()))[None] < lengths[:, None]).long()
+    return torch.randint(3, VOCAB, mask.shape, generator=g) * mask, mask
+
+
+def load(folder):
+    return AutoModelForCausalLM.from_pretrained(
+        folder, attn_implementation="eager", dtype=torch.float32).eval()
+
+
+def write_models(out):
+    tokenizer = write_tokenizer(out)
+    for number, (name, fields) in enumerate(ARCHITECTURES.items()):
+        torch.manual_seed(100 + number)
+        model_type = "llama" if name.startswith("llama") else name
+        config = AutoConfig.for_model(model_type, **fields)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+        g = rng(200 + number)
+        for parameter in model.parameters():
+            # Norms and biases would hide errors at their initial values of one and zero.
+            if parameter.dim() == 1:
+                parameter.data += 0.2 * torch.randn(parameter.shape, generator=g)
+        folder = out / "models" / name
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+        ids, mask = ragged(300 + number, 3, 7, 13)
+        io = {"input_ids": ids, "attention_mask": mask}
+
+        def keep(key, of_input):
+            def hook(_, inputs, output):
+                value = inputs[0] if of_input else output
+                io[key] = value.detach().clone().contiguous()
+            return hook
+
+        for module_name, module in model.named_modules():
+            if module_name.endswith(INPUTS):
+                module.register_forward_hook(keep(f"in.{module_name}", True))
+            if name == "llama" and module_name.endswith(OUTPUTS):
+                module.register_forward_hook(keep(f"out.{module_name}", False))
+        with torch.no_grad():
+            got = model(input_ids=ids, attention_mask=mask, output_hidden_states=True,
+                        use_cache=False)
+        io["logits"] = got.logits.contiguous()
+        for k, state in enumerate(got.hidden_states):
+            io[f"hidden_states.{k}"] = state.contiguous()
+        save_file(io, folder / "io.safetensors")
+
+
+# Adapters.
+
+def write_peft(out):
+    import peft
+    qv = ["q_proj", "v_proj"]
+    every = [*OUTPUTS, "o_proj", "down_proj"]
+    lora = {"r": 4, "lora_alpha": 8}
+    adapters = {
+        "boft": (peft.BOFTConfig, {"boft_block_size": 8, "boft_n_butterfly_factor": 2,
+                                   "target_modules": qv}),
+        "dora": (peft.LoraConfig, {**lora, "use_dora": True, "target_modules": every}),
+        "hra": (peft.HRAConfig, {"r": 4, "target_modules": qv}),
+        "hra_gs": (peft.HRAConfig, {"r": 4, "apply_GS": True, "target_modules": qv}),
+        "hra_odd_all": (peft.HRAConfig, {"r": 3, "target_modules": every}),
+        "ia3": (peft.IA3Config, {"target_modules": ["k_proj", "v_proj", "down_proj"],
+                                 "feedforward_modules": ["down_proj"]}),
+        "lora": (peft.LoraConfig, {"r": 4, "lora_alpha": 12, "target_modules": qv}),
+        "lora_all": (peft.LoraConfig, {**lora, "target_modules": every}),
+        "oft": (peft.OFTConfig, {"r": 0, "oft_block_size": 8, "use_cayley_neumann": False,
+                                 "target_modules": qv}),
+        "oft_neumann": (peft.OFTConfig, {"r": 0, "oft_block_size": 8, "use_cayley_neumann": True,
+                                         "target_modules": qv}),
+        "rslora": (peft.LoraConfig, {**lora, "use_rslora": True, "target_modules": qv}),
+        "vera": (peft.VeraConfig, {"r": 8, "target_modules": ["q_proj"],
+                                   "save_projection": True}),
+    }
+    for number, (name, (config, fields)) in enumerate(adapters.items()):
+        torch.manual_seed(400 + number)
+        ids, mask = ragged(500 + number, 2, 5, 9)
+        base = load(out / "models/llama")
+        with torch.no_grad():
+            base_logits = base(input_ids=ids, attention_mask=mask).logits
+        model = peft.get_peft_model(base, config(task_type="CAUSAL_LM", **fields)).eval()
+        trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        g = rng(600 + number)
+        for parameter in trained.values():
+            # An adapter that does nothing must not pass.
+            parameter.data += 0.15 * torch.randn(parameter.shape, generator=g)
+        folder = out / "peft" / name
+        save_adapter(model, folder)
+        logits = model(input_ids=ids, attention_mask=mask).logits
+        loss = (logits * mask[..., None]).square().sum() / (mask.sum() * VOCAB)
+        loss.backward()
+        io = {"input_ids": ids, "attention_mask": mask, "base_logits": base_logits.contiguous(),
+              "logits": logits.detach().contiguous(), "loss": loss.detach().reshape(1)}
+        for parameter_name, parameter in trained.items():
+            if parameter.grad is not None:
+                io["grad." + parameter_name.replace(".default", "")] = parameter.grad.contiguous()
+        with torch.no_grad():
+            merged = model.merge_and_unload()
+            io["merged_logits"] = merged(input_ids=ids, attention_mask=mask).logits.contiguous()
+        save_file(io, folder / "io.safetensors")
+
+
+def save_adapter(model, folder, **more):
+    """Saves an adapter without the model card, and with a base model that is no local path."""
+    for config in model.peft_config.values():
+        config.base_model_name_or_path = "llama"
+        # A set, whose order changes from run to run.
+        config.target_modules = sorted(config.target_modules)
+    model.save_pretrained(folder, **more)
+    (folder / "README.md").unlink(missing_ok=True)
+
+
+# Losses and a training run.
+
+def grad_norm(model):
+    squares = (p.grad.square().sum() for p in model.parameters() if p.grad is not None)
+    return math.sqrt(sum(float(s) for s in squares))
+
+
+def write_trl(out):
+    from datasets import Dataset
+    from peft import LoraConfig, get_peft_model
+    from trl import DPOConfig, DPOTrainer
+    folder, rows = out / "trl", pairs()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_rows(folder / "pairs.jsonl", rows)
+    tokenizer = AutoTokenizer.from_pretrained(out / "models/llama")
+    scratch = tempfile.mkdtemp()
+    common = {"output_dir": scratch, "report_to": "none", "use_cpu": True, "bf16": False,
+              "gradient_checkpointing": False, "max_length": 512, "disable_tqdm": True,
+              "per_device_train_batch_size": 4, "save_strategy": "no"}
+
+    def trainer(noise, **fields):
+        torch.manual_seed(700)
+        config = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, task_type="CAUSAL_LM",
+                            target_modules=["q_proj", "v_proj"])
+        model = get_peft_model(load(out / "models/llama"), config)
+        args = DPOConfig(**common, logging_steps=1, lr_scheduler_type="linear", warmup_steps=0,
+                         train_sampling_strategy="sequential", seed=0, data_seed=0, **fields)
+        made = DPOTrainer(model=model, args=args, train_dataset=Dataset.from_list(rows),
+                          processing_class=tokenizer)
+        # The trainer has fixed its reference by now, which stays the base model.
+        g = rng(701)
+        for parameter in made.model.parameters():
+            if noise and parameter.requires_grad:
+                parameter.data += noise * torch.randn(parameter.shape, generator=g)
+        return made
+
+    cases = {name: {"loss_type": [name]} for name in [
+        "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard",
+        "aot", "aot_unpaired", "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm"]}
+    for name in ("exo_pair", "robust"):
+        cases[name]["label_smoothing"] = 0.1
+    for name in ("forward_kl", "js_divergence", "alpha_divergence"):
+        cases[f"sigmoid+{name}"] = {"loss_type": ["sigmoid"], "f_divergence_type": name,
+                                    "f_alpha_divergence_coef": 0.5}
+    cases["mpo"] = {"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0]}
+    cases["wpo"] = {"loss_type": ["sigmoid"], "use_weighting": True}
+    cases["ld"] = {"loss_type": ["sigmoid"], "ld_alpha": 0.5}
+    values = {}
+    for name, fields in cases.items():
+        fields["beta"] = 0.1
+        made = trainer(0.1, learning_rate=1e-3, **fields)
+        batch = next(iter(made.get_train_dataloader()))
+        made.model.train()
+        loss = made.compute_loss(made.model, batch)
+        loss.backward()
+        values[name] = {"args": fields, "loss": float(loss), "grad_norm": grad_norm(made.model),
+                        "metrics": {k: v[-1] for k, v in made._metrics["train"].items()}}
+        if name == "sigmoid":
+            save_adapter(made.model, folder / "adapter", selected_adapters=["default"])
+            save_file({k: v.contiguous() for k, v in batch.items() if torch.is_tensor(v)},
+                      folder / "batch.safetensors")
+    write_json(folder / "losses.json", {"values": values})
+
+    made = trainer(0.0, loss_type=["sigmoid"], beta=0.1, learning_rate=2e-3, num_train_epochs=5,
+                   max_grad_norm=1.0, weight_decay=0.0, optim="adamw_torch")
+    save_adapter(made.model, folder / "trajectory_init", selected_adapters=["default"])
+    made.train()
+    save_adapter(made.model, folder / "trajectory_final", selected_adapters=["default"])
+    write_json(folder / "trajectory.json",
+               {"steps": [step for step in made.state.log_history if "loss" in step]})
+    shutil.rmtree(scratch)
+
+
+# The token ids that TRL trains on.
+
+def plain_rows():
+    return [dict(zip(("prompt", "chosen", "rejected"), row)) for row in texts.PLAIN_ROWS]
+
+
+def trl_ids(tokenizer, model, row):
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+    with tempfile.TemporaryDirectory() as scratch:
+        args = DPOConfig(output_dir=scratch, report_to="none", use_cpu=True, bf16=False,
+                         gradient_checkpointing=False, max_length=None, disable_tqdm=True)
+        # The trainer changes the objects that it is given.
+        made = DPOTrainer(model=model, args=args, processing_class=tokenizer,
+                          train_dataset=Dataset.from_list([copy.deepcopy(row)]))
+        return {k: made.train_dataset[0][k] for k in ("prompt_ids", "chosen_ids", "rejected_ids")}
+
+
+def write_tokens(out, smollm2):
+    plain = plain_rows()
+    cases = {"plain": plain + texts.CHAT_ROWS, "bos": plain + texts.CHAT_ROWS,
+             "think": texts.THINK_ROWS, "moved_system": texts.CHAT_ROWS,
+             "tools": texts.tool_rows(json.dumps), "switch": texts.SWITCH_ROWS}
+    model = load(out / "models/llama")
+    for name, rows in cases.items():
+        folder = out / "trl_tokens" / name
+        tokenizer = AutoTokenizer.from_pretrained(out / "tokenizer")
+        if name == "bos":
+            begin = "<|endoftext|>"
+            tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+                single=f"{begin} $A", pair=f"{begin} $A $B", special_tokens=[(begin, 0)])
+            tokenizer.bos_token = begin
+        tokenizer.chat_template = TEMPLATES[name]
+        tokenizer.save_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        write_rows(folder / "rows.jsonl",
+                   [{**row, "expect": trl_ids(tokenizer, model, row)} for row in rows])
+    if smollm2:
+        folder = out / "trl_tokens/smollm2"
+        folder.mkdir(parents=True, exist_ok=True)
+        tokenizer = AutoTokenizer.from_pretrained(smollm2.parent, gguf_file=smollm2.name)
+        write_rows(folder / "rows.jsonl",
+                   [{**row, "expect": trl_ids(tokenizer, model, row)}
+                    for row in plain + texts.CHAT_ROWS])
+
+
+# Scores of whole completions.
+
+def common_prefix(*lists):
+    n = 0
+    while all(len(ids) > n for ids in lists) and len({ids[n] for ids in lists}) == 1:
+        n += 1
+    return n
+
+
+def log_probabilities(model, ids):
+    """log p of each token but the first, given those before it: `[t - 1]`."""
+    ids = torch.tensor([ids])
+    with torch.no_grad():
+        logp = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
+    return logp.gather(-1, ids[0, 1:, None])[:, 0]
+
+
+def score(model_folder, tokenizer_folder, rows):
+    """Σ log p of each pair's chosen and rejected completion, with EOS, one sequence at a time."""
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    found = []
+    for prompt, chosen, rejected in rows:
+        alone = tokenizer(prompt)["input_ids"]
+        both = [tokenizer(prompt + text + tokenizer.eos_token)["input_ids"]
+                for text in (chosen, rejected)]
+        start = common_prefix(alone, *both)
+        for ids in both:
+            # A new model each time: a rotary embedding may remember the longest sequence.
+            logp = log_probabilities(load(model_folder), ids)
+            found.append(float(logp[max(start, 1) - 1:].sum()))
+    return found
+
+
+def edited(folder, into, edits):
+    """A copy of a model whose JSON files have other fields."""
+    shutil.copytree(folder, into)
+    for file, fields in edits.items():
+        value = json.loads((into / file).read_text())
+        write_json(into / file, {**value, **fields})
+    return into
+
+
+def write_scores(out):
+    scores = {"plain": []}
+    for name in ("gemma3_text", "gpt_neox", "llama", "llama_tied_rope3", "mistral", "phi3",
+                 "qwen2", "qwen3"):
+        for tokenizer in ("plain", "bos"):
+            values = score(out / "models" / name, out / "trl_tokens" / tokenizer,
+                           texts.SCORED["plain"])
+            scores["plain"].append([name, tokenizer, values])
+    llama = out / "models/llama"
+    with tempfile.TemporaryDirectory() as scratch:
+        scratch = Path(scratch)
+        flags = {str(i): {"content": token, "single_word": False, "lstrip": True, "rstrip": True,
+                          "normalized": False, "special": True}
+                 for i, token in enumerate(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])}
+        model = edited(llama, scratch / "flags",
+                       {"tokenizer_config.json": {"added_tokens_decoder": flags}})
+        scores["flags"] = score(model, model, texts.SCORED["flags"])
+        for name in ("gemma3_text", "llama"):
+            model = out / "models" / name
+            scores[f"sky.{name}"] = score(model, model, texts.SCORED["sky"])
+        # The same settings as in tests/score.rs.
+        for name, context, rope in [
+            ("dynamic", 16, {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}),
+            ("longrope", 64, {"rope_type": "longrope", "rope_theta": 1e4,
+                              "short_factor": [1.0, 1.1, 1.2, 1.3],
+                              "long_factor": [2.0, 4.0, 8.0, 16.0],
+                              "original_max_position_embeddings": 24}),
+        ]:
+            model = edited(llama, scratch / name, {"config.json": {
+                "max_position_embeddings": context, "rope_parameters": rope}})
+            scores[name] = score(model, model, texts.SCORED["sky"])
+    # The tokens that the model says first, for a test of the ends of completions.
+    tokenizer = AutoTokenizer.from_pretrained(llama)
+    chat = tokenizer.apply_chat_template([texts.user("Name a river.")], tokenize=False,
+                                         add_generation_prompt=True)
+    ids = tokenizer(chat, return_tensors="pt", add_special_tokens=False)["input_ids"]
+    with torch.no_grad():
+        said = load(llama).generate(ids, attention_mask=torch.ones_like(ids), do_sample=False,
+                                    max_new_tokens=12)
+    scores["river"] = said[0, ids.shape[1]:].tolist()
+    write_json(out / "scores.json", scores)
+
+
+# The original project's objectives, from their formulas in docs/methods.md.
+
+def write_original(out):
+    """Losses and gradients of mse, rank and prefvec, computed apart from the project's code."""
+    b, t, h, v, eps = 3, 9, 12, 16, 1e-12
+    g = rng(800)
+    io, shift = {}, torch.randn((1, 1, h), generator=g)
+    for side, other in (("chosen", "cho"), ("rejected", "rej")):
+        lengths = torch.randint(5, t + 1, (b, 1), generator=g)
+        io[f"{side}_mask"] = (torch.arange(t)[None] < lengths).long()
+        io[f"{side}_ids"] = torch.randint(0, v, (b, t), generator=g)
+        for tap in (1, 2):
+            base = torch.randn((b, t, h), generator=g) + (0.7 * shift if other == "cho" else 0)
+            # Tokens of unusual length, which the original pooling leaves out.
+            base[:, 2] *= 4
+            io[f"ref_{other}.hs.{tap}"] = base
+            io[f"pi_{other}.hs.{tap}"] = base + 0.3 * torch.randn((b, t, h), generator=g)
+        for of, scale in (("ref", 1.0), ("pi", 1.5)):
+            io[f"{of}_{other}.logits"] = scale * torch.randn((b, t, v), generator=g)
+            io[f"{of}_{other}.label_logprobs"] = -9 * torch.rand(b, generator=g) - 3
+    leaves = {name: tensor.requires_grad_() for name, tensor in io.items()
+              if name.startswith("pi_") and not name.endswith(".logits")}
+
+    def pool(x, mask):
+        """The mean of the attended tokens whose norm is at most one deviation above the mean."""
+        n = x.norm(dim=-1)
+        limit = n.mean(-1, keepdim=True) + n.std(-1, keepdim=True)
+        kept = ((n <= limit) & (mask == 1)).to(x.dtype)[..., None]
+        return (x * kept).sum(1) / kept.sum(1)
+
+    def pooled(tap, f=lambda x: x):
+        return [pool(f(io[f"{of}_{side}.hs.{tap}"]), io[mask])
+                for of in ("pi", "ref") for side, mask in (("cho", "chosen_mask"),
+                                                           ("rej", "rejected_mask"))]
+
+    def margin():
+        ratio = {s: io[f"pi_{s}.label_logprobs"] - io[f"ref_{s}.label_logprobs"]
+                 for s in ("cho", "rej")}
+        return ratio["cho"] - ratio["rej"]
+
+    def mse():
+        total = 0
+        for tap in (1, 2):
+            pc, pr, rc, rr = pooled(tap)
+            scale = ((rc - rr).norm(dim=-1) + eps).log()
+            total = total + ((rc - pr).norm(dim=-1) + eps).log() - scale
+            total = total + 0.6 * (((rc - pc).norm(dim=-1) + eps).log() - scale)
+        return 100 * (total / 2).mean()
+
+    def rank(use_nll, use_retain):
+        reroute, retain = 0, 0
+        for tap in (1, 2):
+            pc, pr, rc, rr = pooled(tap, lambda x: x.log_softmax(-1))
+            reroute = reroute - F.logsigmoid(-((pc - rc) - (pr - rr))).mean(-1) / 2
+            retain = retain + (pc - rc).square().mean(-1) / 2
+        total = F.relu(-margin())
+        if use_nll:
+            nll = [-io[f"{of}_cho.logits"].log_softmax(-1)
+                   .gather(-1, io["chosen_ids"][..., None])[..., 0] for of in ("pi", "ref")]
+            total = total + 100 * F.relu(((nll[0] - nll[1]) * io["chosen_mask"]).mean(-1))
+        if use_retain:
+            total = total + retain
+        return (reroute + 0.25 * total).mean()
+
+    def prefvec(proj=False, absolute=False, orth=False, angle=False, dpo=False):
+        total = torch.zeros(b)
+        means = [0, 0, 0]
+        for tap in (1, 2):
+            pc, pr, rc, rr = pooled(tap)
+            a, d = pc - pr, rc - rr
+            unit = d / (d.norm(dim=-1, keepdim=True) + eps)
+            along = (a * unit).sum(-1, keepdim=True) * unit
+            terms = (along.mean(-1), (a - along).mean(-1).abs(),
+                     F.cosine_similarity(a, d, dim=-1).abs())
+            means = [m + term / 2 for m, term in zip(means, terms)]
+        if proj:
+            total = total - 1e5 * means[0]
+        if absolute:
+            total = total.abs()
+        if orth:
+            total = total + 1e6 * means[1]
+        if angle:
+            total = total - 1e5 * means[2]
+        return total.mean() + (F.logsigmoid(-margin()).mean() if dpo else 0)
+
+    cases = {
+        "mse.default": mse,
+        "rank.default": lambda: rank(False, False),
+        "rank.all": lambda: rank(True, True),
+        "prefvec.default": lambda: prefvec(proj=True, absolute=True, dpo=True),
+        "prefvec.orth": lambda: prefvec(proj=True, orth=True, dpo=True),
+        "prefvec.angle": lambda: prefvec(angle=True),
+        "prefvec.dpo_only": lambda: prefvec(dpo=True),
+    }
+    values = {}
+    for name, loss in cases.items():
+        loss = loss()
+        grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+        values[f"{name}.loss"] = loss.detach().reshape(1)
+        for leaf, grad in zip(leaves, grads):
+            if grad is not None and bool((grad != 0).any()):
+                values[f"{name}.grad.{leaf}"] = grad.contiguous()
+    save_file({name: tensor.detach().contiguous() for name, tensor in {**io, **values}.items()},
+              out / "original.safetensors")
+
+
+# Data files as other programs write them.
+
+def write_data(out):
+    import datetime
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    folder = out / "data"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = pairs()[:6]
+    columns = {k: [row[k] for row in rows] for k in ("prompt", "chosen", "rejected")}
+    now = datetime.datetime(2024, 2, 29, 12, 30)
+    write = lambda name, more: pq.write_table(pa.table({**columns, **more}),
+                                              folder / f"{name}.parquet")
+    write("plain", {})
+    write("score", {"score": pa.array([0.5, None, float("nan"), 1.0, -2.0, 3.5])})
+    write("timestamp", {"at": pa.array([now] * 6, pa.timestamp("us", tz="UTC")),
+                        "day": pa.array([now.date()] * 6)})
+    write("nested", {"tags": pa.array([["a", "b"]] * 6, pa.large_list(pa.string())),
+                     "source": pa.array([{"id": i, "of": None} for i in range(6)],
+                                        pa.struct([("id", pa.int16()), ("of", pa.string())]))})
+    large = {k: pa.array(v, pa.large_string()) for k, v in columns.items()}
+    pq.write_table(pa.table(large), folder / "large_text.parquet", compression="zstd")
+    types = {"flag": pa.array([True, None] * 3), "bytes": pa.array([b"\x00\xff"] * 6),
+             "big": pa.array([2 ** 63] * 6, pa.uint64()),
+             "kind": pa.array(["x", "y"] * 3).dictionary_encode()}
+    write("types", types)
+    # JSON as Python writes it, with numbers that JSON does not have.
+    (folder / "nan.jsonl").write_text(
+        '{"prompt": "a", "chosen": "b", "rejected": "c", "score": NaN}\n'
+        '{"prompt": "d", "chosen": "e", "rejected": "f", "score": -Infinity}\n')
+    (folder / "surrogate_pair.jsonl").write_text(
+        '{"prompt": "Laugh.", "chosen": "\\ud83d\\ude42", "rejected": "no"}\n')
+    (folder / "surrogate_half.jsonl").write_text(
+        '{"prompt": "Laugh.", "chosen": "ha", "rejected": "no"}\n'
+        '{"prompt": "Laugh.", "chosen": "\\ud83d", "rejected": "no"}\n'
+        '{"prompt": "Laugh.", "chosen": "hi", "rejected": "no"}\n')
+    turn = lambda who, text: {"from": who, "value": text}
+    write_rows(folder / "sharegpt.jsonl", [
+        {"conversations": [turn("human", "Name a metal.")], "chosen": turn("gpt", "Copper."),
+         "rejected": turn("gpt", "Paper.")}])
+
+
+# A real model, SmolLM2-135M-Instruct, from its GGUF file.
+
+def write_smollm2(out, file):
+    folder = out / "smollm2"
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name,
+                                                 dtype=torch.float32).eval()
+
+    def ids_of(text):
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    (folder / "tokens.jsonl").write_text("".join(
+        json.dumps({"text": text, "ids": ids_of(text)}) + "\n" for text in texts.TOKENS))
+
+    chats = []
+    for messages in texts.CHATS:
+        render = lambda more: tokenizer.apply_chat_template(messages, tokenize=False,
+                                                            add_generation_prompt=more)
+        prompt = torch.tensor([ids_of(render(True))])
+        with torch.no_grad():
+            said = model.generate(prompt, attention_mask=torch.ones_like(prompt),
+                                  max_new_tokens=64, do_sample=False)[0, prompt.shape[1]:]
+        chats.append({"messages": messages, "text": render(False),
+                      "text_generation": render(True), "greedy_ids": said.tolist(),
+                      "greedy_text": tokenizer.decode(said, skip_special_tokens=True)})
+    write_json(folder / "chats.json", chats)
+
+    io = {}
+    for i, text in enumerate(texts.PARAGRAPHS[:3]):
+        ids = torch.tensor([ids_of(text)[:40]])
+        with torch.no_grad():
+            got = model(ids, output_hidden_states=True)
+        io[f"{i}.input_ids"] = ids[0].clone()
+        io[f"{i}.last_logits"] = got.logits[0, -1].clone()
+        io[f"{i}.last_hidden"] = torch.stack([state[0, -1] for state in got.hidden_states])
+    save_file(io, folder / "forward.safetensors")
+
+    scored = []
+    for pair in pairs():
+        prompt = ids_of(pair["prompt"])
+        entry = {**pair, "prompt_tokens": len(prompt)}
+        for side in ("chosen", "rejected"):
+            ids = ids_of(pair[side])
+            logp = log_probabilities(model, prompt + ids)[len(prompt) - 1:]
+            entry[f"{side}_logp_sum"], entry[f"{side}_tokens"] = float(logp.sum()), len(ids)
+        scored.append(entry)
+    write_json(folder / "pair_logps.json", {"pairs": scored})
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=HERE, help="folder to write to")
+    parser.add_argument("--only", default="models,peft,trl,tokens,scores,original,data",
+                        help="groups to produce; each needs those before it")
+    parser.add_argument("--smollm2", type=Path,
+                        help="SmolLM2-135M-Instruct as GGUF, for smollm2/ and trl_tokens/smollm2/")
+    args = parser.parse_args()
+    torch.use_deterministic_algorithms(True)
+    torch.set_num_threads(1)
+    writers = {"models": write_models, "peft": write_peft, "trl": write_trl,
+               "tokens": lambda out: write_tokens(out, args.smollm2), "scores": write_scores,
+               "original": write_original, "data": write_data}
+    for group in args.only.split(","):
+        writers[group](args.out)
+        print(f"{group}: done", flush=True)
+    if args.smollm2:
+        write_smollm2(args.out, args.smollm2)
+        print("smollm2: done")
+
+
+if __name__ == "__main__":
+    main()
