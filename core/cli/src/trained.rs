@@ -73,8 +73,7 @@ impl TrainedAdapter {
         Ok(Self { adapter: folder.to_owned(), base })
     }
 
-    /// Adds the settings that the run or the adapter implies to `layers`, below the user's own
-    /// settings.
+    /// Adds the settings of the run or the adapter to `layers`, below the user's own settings.
     ///
     /// # Errors
     /// Fails if a configuration cannot be read.

@@ -60,8 +60,8 @@ group! {
     /// The files that a run writes.
     OutputFlags = of_group(Group::Output);
     /// The base model of a run or an adapter.
-    BaseModel = vec![of_field("model").help("Base model. Defaults to the one that the run or the \
-        adapter names.")];
+    BaseModel = vec![of_field("model").help("Base model. Defaults to that of the run or the \
+        adapter.")];
     /// The model whose tokenizer is used.
     TokenizerModel = vec![of_field("model").help("Model whose tokenizer and chat template are \
         used: a known name, a folder, a GGUF file, or a Hugging Face repository.")];
