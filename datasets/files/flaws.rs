@@ -24,7 +24,7 @@ pub struct Row {
 /// A place in a row, and the value that was lost there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Flaw {
-    /// The column, then keys and indices.
+    /// Path of the value: the column, then keys and indices.
     pub path: Vec<Step>,
     /// The value in the file.
     pub value: LostValue,
@@ -68,9 +68,9 @@ impl fmt::Display for LostValue {
             }
             LostValue::TooLarge(number) => write!(f, "is the number {number}, which is too large"),
             LostValue::Surrogate(half) => {
-                write!(f, "holds `{half}`, half of a surrogate pair, which is not a character")
+                write!(f, "contains `{half}`, half of a surrogate pair, which is not a character")
             }
-            LostValue::Bytes => f.write_str("holds bytes that are not UTF-8"),
+            LostValue::Bytes => f.write_str("contains bytes that are not UTF-8"),
         }
     }
 }

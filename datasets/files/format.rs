@@ -18,7 +18,7 @@ pub struct Format {
     pub rejected_column: String,
     /// Delimiter between the fields of a line; none = a comma in `.csv`, a tab in `.tsv`.
     pub delimiter: Option<char>,
-    /// How to treat a row that is not a pair, such as one whose completion is missing.
+    /// How to treat a row that is not a pair, for example because a completion is missing.
     pub bad_rows: BadRows,
     /// Maximum size of a row in MiB. Reading stops with an error at a longer row.
     pub max_row_mib: usize,

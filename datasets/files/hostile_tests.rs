@@ -214,7 +214,7 @@ fn the_error_for_a_file_whose_rows_are_all_skipped_gives_the_reason() {
     };
     let e = format!("{:?}", config.build().err().unwrap());
     assert!(
-        e.contains("holds no pairs\n  because cannot read line 1 of")
+        e.contains("has no pairs\n  because cannot read line 1 of")
             && e.contains("2 rows were skipped"),
         "{e}"
     );
@@ -289,7 +289,7 @@ fn an_invalid_csv_header_is_an_error() {
 /// Each file is sparse, so that it takes no space on the disk. Reading all of it would take 2 GiB
 /// of memory.
 #[test]
-fn a_row_of_two_gigabytes_is_refused_at_once() {
+fn a_row_of_two_gigabytes_is_refused_immediately() {
     let dir = tempfile::tempdir().unwrap();
     for (name, begin) in [
         ("x.jsonl", "{\"prompt\": \""),
@@ -362,7 +362,7 @@ fn a_page_that_declares_gigabytes_is_refused() {
 
 /// Each file has less than 4 MiB and unpacks to a row of 256 MiB.
 #[test]
-fn a_packed_row_that_is_too_long_is_refused_at_once() {
+fn a_packed_row_that_is_too_long_is_refused_immediately() {
     use std::io::{self, Read};
     let dir = tempfile::tempdir().unwrap();
     let long =
@@ -482,11 +482,11 @@ fn values_that_only_python_accepts_are_an_error_only_in_fields_that_are_used() {
         ),
         (
             r#"{"prompt": "Smile", "chosen": " ok \ud83d end", "rejected": " no"}"#,
-            "`chosen` holds `\\ud83d`, half of a surrogate pair, which is not a character",
+            "`chosen` contains `\\ud83d`, half of a surrogate pair, which is not a character",
         ),
         (
             r#"{"prompt": [{"role": "user", "content": "\uDE00"}], "chosen": [], "rejected": []}"#,
-            "`prompt[0].content` holds `\\uDE00`, half of a surrogate pair, which is not a \
+            "`prompt[0].content` contains `\\uDE00`, half of a surrogate pair, which is not a \
                 character",
         ),
         (
@@ -499,7 +499,7 @@ fn values_that_only_python_accepts_are_an_error_only_in_fields_that_are_used() {
                 r#"{"conversations": [{"from": "human", "value": "\ud800"}], "#,
                 r#""chosen": "c", "rejected": "r"}"#
             ),
-            "`conversations[0].value` holds `\\ud800`",
+            "`conversations[0].value` contains `\\ud800`",
         ),
     ] {
         for (name, text) in rows(row) {

@@ -120,7 +120,7 @@ impl Read for Unpacked {
 /// call.
 ///
 /// # Errors
-/// Fails if standard input cannot be read, or if it holds more than 2 GiB.
+/// Fails if standard input cannot be read, or if it has more than 2 GiB.
 pub fn stdin() -> Result<Arc<[u8]>> {
     static READ: OnceLock<Result<Arc<[u8]>, String>> = OnceLock::new();
     let read = READ.get_or_init(|| {
@@ -128,7 +128,7 @@ pub fn stdin() -> Result<Arc<[u8]>> {
         let read = io::stdin().lock().take(MOST_STDIN + 1).read_to_end(&mut bytes);
         match read {
             Ok(n) if n as u64 > MOST_STDIN => {
-                Err(format!("it holds more than {} GiB", MOST_STDIN >> 30))
+                Err(format!("it has more than {} GiB", MOST_STDIN >> 30))
             }
             Ok(_) => Ok(bytes.into()),
             Err(e) => Err(e.to_string()),

@@ -2,8 +2,8 @@
 //! contains all rows.
 //!
 //! A list or a sequence is cut into its objects as it is read, so the file can be larger than
-//! memory. A single object with all rows must be read at once, so the maximum size of a row applies
-//! to the whole object.
+//! memory. A single object with all rows must be read as a whole, so the maximum size of a row
+//! applies to the object.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};

@@ -173,7 +173,7 @@ fn stdin(config: &Files) -> Result<Option<String>> {
         Some(_) if bytes.is_empty() => return Err(other("which is empty now")),
         Some(recorded) if *recorded != found => {
             return Err(other(&format!(
-                "which holds other pairs now: their SHA-256 is {found}, not {recorded}"
+                "which has other pairs now: their SHA-256 is {found}, not {recorded}"
             )));
         }
         _ => {}

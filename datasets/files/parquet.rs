@@ -38,10 +38,10 @@ impl Table {
         let prompt =
             columns.find(root(&reader).get_fields().iter().map(|f| f.name())).within(cannot)?;
         let there: Vec<&str> = root(&reader).get_fields().iter().map(|f| f.name()).collect();
-        let beside = beside(&reader, columns).within(cannot)?;
+        let template_columns = template_columns(&reader, columns).within(cannot)?;
         let pair = prompt.into_iter().chain([columns.chosen.as_str(), columns.rejected.as_str()]);
         let wanted = pair
-            .chain(beside)
+            .chain(template_columns)
             .chain(extra.iter().copied())
             .chain(sharegpt::columns(|name| there.contains(&name), columns));
         let wanted: Vec<String> = wanted.map(str::to_owned).collect();
@@ -127,7 +127,10 @@ impl Table {
 /// # Errors
 /// Fails if a column can contain images, audio or video. Its values are not read, so it is an error
 /// unless the statistics in the footer show that every value is null.
-fn beside(reader: &SerializedFileReader<File>, columns: &Columns) -> Result<Vec<&'static str>> {
+fn template_columns(
+    reader: &SerializedFileReader<File>,
+    columns: &Columns,
+) -> Result<Vec<&'static str>> {
     let fields = root(reader).get_fields();
     let there = |name: &&str| {
         fields.iter().any(|f| f.name() == *name) && !columns.names().any(|column| column == *name)

@@ -97,7 +97,7 @@ impl Columns {
     }
 }
 
-/// Usual names of the prompt's column in other data sets.
+/// Other common names of the prompt's column.
 const PROMPTS: [&str; 8] =
     ["instruction", "question", "query", "input", "prompts", "context", "problem", "user"];
 
@@ -168,11 +168,11 @@ pub fn pairs(mut row: Row, columns: &Columns) -> Result<Vec<PreferencePair>> {
     Ok(vec![pair.with_template_args(args)])
 }
 
-/// Checks that no column besides those of the pair holds images, audio or video.
+/// Checks that no column except those of the pair contains images, audio or video.
 fn refuse_other_modalities(row: &Row, columns: &Columns) -> Result<()> {
-    let beside =
+    let others =
         row.iter().filter(|(name, _)| !columns.names().any(|column| column == name.as_str()));
-    Message::check_text_only(beside.map(|(name, value)| (name.as_str(), value)))
+    Message::check_text_only(others.map(|(name, value)| (name.as_str(), value)))
         .within(|| "the row is not a pair of texts".to_owned())
 }
 
@@ -197,7 +197,7 @@ fn scored(mut row: Row, columns: &Columns) -> Result<Vec<PreferencePair>> {
     let prompt = text(column, prompt)?;
     if let Text::Messages(_) = prompt {
         return Err(Error::new(format!(
-            "`{column}` is a list of messages, but `{RESPONSES}` holds plain text"
+            "`{column}` is a list of messages, but `{RESPONSES}` contains plain text"
         ))
         .hint("write the row with the columns `prompt`, `chosen` and `rejected`"));
     }
@@ -403,7 +403,9 @@ mod tests {
         let asked =
             error(json!({"prompt": messages(&[("user", "p")]), "responses": {"a": 1, "b": 0}}));
         assert!(
-            asked.starts_with("`prompt` is a list of messages, but `responses` holds plain text\n"),
+            asked.starts_with(
+                "`prompt` is a list of messages, but `responses` contains plain text\n"
+            ),
             "{asked}"
         );
     }

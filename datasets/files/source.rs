@@ -299,12 +299,12 @@ impl Pairs {
     /// Returns the first pair. Reading it is a cheap check that the file is usable.
     ///
     /// # Errors
-    /// Fails if there is no pair, or if the first row is not one.
+    /// Fails if there is no pair, or if the first row is not a pair.
     pub fn first(mut self) -> Result<PreferencePair> {
         let first = self.next().transpose()?.map(|(_, pair)| pair);
         let skipped = self.skipped.take();
         first.ok_or_else(|| {
-            let none = Error::new(format!("`{}` holds no pairs", self.path.display()));
+            let none = Error::new(format!("`{}` has no pairs", self.path.display()));
             match skipped {
                 Some((count, e)) => none
                     .because(e)

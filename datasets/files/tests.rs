@@ -240,7 +240,7 @@ fn an_unusable_file_is_an_error_when_it_is_opened() {
         path
     };
     assert!(error(&dir.path().join("none.jsonl")).contains("cannot open `FILE`"));
-    assert!(error(&at("empty.jsonl", "\n\n")).contains("`FILE` holds no pairs"));
+    assert!(error(&at("empty.jsonl", "\n\n")).contains("`FILE` has no pairs"));
     assert!(
         error(&at("pairs.jsnl", &line(0)))
             .contains("unknown file ending `jsnl`\n  hint: did you mean `jsonl`?")
@@ -275,7 +275,7 @@ fn the_error_for_a_column_missing_from_parquet_names_the_others() {
     write(&path, &columns, Compression::SNAPPY);
     assert!(error(&path).contains("column `chosen` is of type INT32, not text"));
     write(&path, &pair_columns(0), Compression::SNAPPY);
-    assert!(error(&path).contains("holds no pairs"));
+    assert!(error(&path).contains("has no pairs"));
 }
 
 #[test]

@@ -151,7 +151,7 @@ impl<'de> DeserializeSeed<'de> for &Walk<'_> {
             return Err(de::Error::custom("too many values"));
         }
         if let Some(lost) = self.next() {
-            // A text stays, with the replacement character in it. A number becomes null.
+            // Keep a text, which has the replacement character in it. A number becomes null.
             let kept = matches!(lost, LostValue::Surrogate(_));
             self.add_flaw(lost);
             let value = from.deserialize_any(self)?;
@@ -303,17 +303,17 @@ mod tests {
             (
                 r#"{"t": "ok \ud83d end"}"#,
                 key("t"),
-                r"holds `\ud83d`, half of a surrogate pair, which is not a character",
+                r"contains `\ud83d`, half of a surrogate pair, which is not a character",
             ),
             (
                 r#"{"t": "\uDE00\ud83d\ude00"}"#,
                 key("t"),
-                r"holds `\uDE00`, half of a surrogate pair, which is not a character",
+                r"contains `\uDE00`, half of a surrogate pair, which is not a character",
             ),
             (
                 r#"{"t": "\ud83d\ud83d\ude00"}"#,
                 key("t"),
-                r"holds `\ud83d`, half of a surrogate pair, which is not a character",
+                r"contains `\ud83d`, half of a surrogate pair, which is not a character",
             ),
             (
                 r#"{"a": NaN, "b": 2, "a": [NaN]}"#,
@@ -323,7 +323,7 @@ mod tests {
             (
                 r#"{"x\ud800": 1}"#,
                 key("x\u{fffd}"),
-                r"holds `\ud800`, half of a surrogate pair, which is not a character",
+                r"contains `\ud800`, half of a surrogate pair, which is not a character",
             ),
         ] {
             assert_eq!(flaws(text), [format!("[{path}] {value}")], "{text}");

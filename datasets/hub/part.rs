@@ -4,7 +4,7 @@
 use reprpo_plugin::hub::{RepoId, RepoKind};
 use reprpo_plugin::prelude::*;
 
-/// A split, with its repository and its configuration there.
+/// A split of a configuration in a repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Part {
     pub repo: RepoId,

@@ -57,9 +57,9 @@ impl TrainedAdapter {
         }
         let base = match (peft::Base::of_adapter(folder)?, model) {
             (Some(named), _) => {
-                let beside = other_base::beside(folder, &named.name)
+                let sibling = other_base::beside(folder, &named.name)
                     .map(|path| path.to_string_lossy().into_owned());
-                Base::Named { config: peft, model: beside.unwrap_or(named.name) }
+                Base::Named { config: peft, model: sibling.unwrap_or(named.name) }
             }
             (None, Some(_)) => Base::Unknown,
             (None, None) => {

@@ -65,7 +65,7 @@ pub fn adapter(arguments: TokenStream, item: TokenStream) -> TokenStream {
 
 /// Turns a struct with `impl TransformPlugin` into a transform, a map of the states at a tap.
 ///
-/// It only has the [common arguments](crate).
+/// This attribute only has the [common arguments](crate).
 #[proc_macro_attribute]
 pub fn transform(arguments: TokenStream, item: TokenStream) -> TokenStream {
     plugin::expand(Kind::Transform, arguments.into(), item.into()).into()
@@ -73,7 +73,7 @@ pub fn transform(arguments: TokenStream, item: TokenStream) -> TokenStream {
 
 /// Turns a struct with `impl TapPlugin` into a tap, a choice of sites where states are read.
 ///
-/// It only has the [common arguments](crate).
+/// This attribute only has the [common arguments](crate).
 #[proc_macro_attribute]
 pub fn tap(arguments: TokenStream, item: TokenStream) -> TokenStream {
     plugin::expand(Kind::Tap, arguments.into(), item.into()).into()

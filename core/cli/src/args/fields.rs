@@ -107,7 +107,7 @@ pub fn apply(layers: &mut Layering<'_>, shown: &str, flag: &Flag, text: &str) {
 
 /// The clap argument of a flag. Its id is the path of the field.
 pub fn argument(flag: &Flag) -> Arg {
-    // clap removes the last full stop of a doc comment too.
+    // Remove the last full stop, as clap does for doc comments.
     let help = flag.help.strip_suffix('.').unwrap_or(&flag.help).to_owned();
     let arg = Arg::new(flag.path.clone())
         .long(flag.name.clone())

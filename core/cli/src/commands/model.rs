@@ -56,7 +56,8 @@ fn of_index(model: &Model, app: &App<'_>) -> Result<Value> {
     let path = found.map_err(|e| failed(model, &e))?.ok_or_else(|| {
         Error::new(format!("the model `{}` is not in the cache, `{}`", model.name, cache.display()))
             .hint(
-                "run this without `--offline` on a machine with network access, then copy the cache",
+                "run this without `--offline` on a machine with network access, then copy the \
+                cache",
             )
     })?;
     Ok(json!({ "name": model.name, "source": "index", "path": path, "pinned": model.name }))

@@ -2,8 +2,8 @@
 //! that it requires.
 //!
 //! The tag `manylinux_2_NN` (PEP 600) promises that a wheel runs on every system with glibc 2.NN or
-//! later. Such a system has a libstdc++ and a libgcc of about the same age, so their versions matter
-//! as well.
+//! later. Such a system has a libstdc++ and a libgcc of about the same age, so their versions
+//! matter as well.
 
 use anyhow::{Result, anyhow, bail};
 

@@ -1,8 +1,7 @@
 //! `cargo xtask wheel` and `cargo xtask dist`: build the two packages for machines without Rust.
 //!
-//! Both packages contain the same binary. `link` links it so that it runs on older systems. `elf`
-//! and `manylinux` read the requirements of the finished binary from the file, to be sure that it
-//! runs there.
+//! Both packages contain the same binary. The module `link` links it so that it runs on older
+//! systems. The modules `elf` and `manylinux` then check the requirements of the finished binary.
 
 mod elf;
 mod licences;

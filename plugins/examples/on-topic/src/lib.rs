@@ -1,8 +1,8 @@
 //! DPO with an additional term on the states of single tokens, which keeps the chosen completion
 //! closer to the prompt than the rejected one.
 //!
-//! The method defines its own taps. It reads the states of every token from the policy, but not from
-//! the reference.
+//! The method defines its own taps. It reads the states of every token from the policy, but not
+//! from the reference.
 
 use reprpo_plugin::prelude::*;
 
