@@ -1,5 +1,5 @@
-//! Files that are cut off, hostile or just unusual. Each gives an error with the place of the
-//! fault, without reading the whole file into memory.
+//! Tests of files that are cut off, hostile or just unusual. Faulty files give an error with the
+//! place of the fault, without taking much memory.
 
 use std::fs::{self, File};
 use std::io::Write;

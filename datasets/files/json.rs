@@ -94,8 +94,8 @@ fn contained(object: Row) -> Result<Vec<Row>> {
         return Ok(vec![Row::new(object, flaws)]);
     }
     let mut rows: Option<Vec<Map<String, Value>>> = None;
-    // The keys of each column that is an object, such as pandas writes. Their order is that of the
-    // rows.
+    // pandas writes a column as an object. Keep its keys in the order of the rows, because a flaw
+    // names a cell by its key.
     let mut named: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (name, column) in object {
         let cells: Vec<Value> = match column {

@@ -130,8 +130,8 @@ impl DatasetPlugin for Files {
 }
 
 /// If one of the files is standard input, returns the configuration as JSON with the SHA-256 of its
-/// bytes. With it, a later command such as a resumed run detects that its standard input has other
-/// pairs.
+/// bytes. A later command, such as a resumed run, uses the SHA-256 to detect that other pairs were
+/// piped in.
 ///
 /// # Errors
 /// Fails if several splits are standard input, if standard input cannot be read, or if its bytes

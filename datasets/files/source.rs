@@ -44,7 +44,7 @@ pub fn ending(path: &Path) -> Option<&'static str> {
 pub struct Reading {
     /// Names of the columns.
     pub columns: Columns,
-    /// Delimiter of `.csv` and `.tsv`; `None` for the usual one of the ending.
+    /// Delimiter of `.csv` and `.tsv`; `None` for the usual delimiter of the format.
     pub delimiter: Option<u8>,
     /// Maximum size of a row in bytes.
     pub longest: usize,

@@ -341,7 +341,7 @@ fn shard_of(name: &str) -> Option<String> {
     (five(number) && number.len() == 5 && five(rest) && !split.is_empty()).then(|| split.to_owned())
 }
 
-/// Returns the first split in [`KEYWORDS`] of which a word occurs in the text. The word must be
+/// Returns the first split in [`KEYWORDS`] that has one of its words in the text. The word must be
 /// delimited by punctuation, a digit, or the ends of the text.
 fn keyword(text: &str) -> Option<String> {
     let text = text.to_lowercase();

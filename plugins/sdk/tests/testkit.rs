@@ -1,4 +1,4 @@
-//! Tests the testkit on two methods, as the crate of a plugin author would use it.
+//! Tests the testkit on two methods. It is used in the same way as in the crate of a plugin author.
 
 use reprpo_plugin::prelude::*;
 use reprpo_plugin::registry;

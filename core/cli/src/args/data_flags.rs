@@ -212,7 +212,7 @@ pub struct DataFlags<C> {
     source: Option<String>,
     given: Vec<(Flag, String)>,
     columns: Option<String>,
-    /// The `FIELD=VALUE` assignments of `--set`, which may set any field.
+    /// The `FIELD=VALUE` assignments of `--set`, which can set any field.
     pub set: Vec<String>,
     command: PhantomData<C>,
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use reprpo_core::registry::Kind;
 
-/// Create a crate for a new plugin, which compiles and passes its tests as it is.
+/// Create a crate for a new plugin. It compiles and passes its tests without changes.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:

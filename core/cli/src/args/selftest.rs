@@ -41,7 +41,7 @@ impl SelftestArgs {
     }
 }
 
-/// A section of the test, which the command line gives by its name.
+/// A section of the test, given by name on the command line.
 #[derive(Clone, Copy, Debug)]
 pub struct Only(Section);
 
