@@ -875,7 +875,7 @@ fn a_data_file_that_cannot_be_used_is_named_with_its_line() {
     let out = dir.path().join("run");
     let good = r#"{"prompt": "x", "chosen": "y", "rejected": "z"}"#;
     for (name, text, says) in [
-        ("empty.jsonl", String::new(), "`empty.jsonl` holds no pairs"),
+        ("empty.jsonl", String::new(), "`empty.jsonl` has no pairs"),
         ("foreign.jsonl", "hello".to_owned(), "cannot read line 1 of `foreign.jsonl`"),
         ("columns.jsonl", r#"{"question": "x"}"#.to_owned(), "there is no column `chosen`"),
         (
