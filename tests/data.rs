@@ -169,7 +169,7 @@ fn unusable_data_fails_before_the_model_is_loaded() {
     )
     .expect("the file is written");
     for (file, why) in [
-        ("empty.jsonl", "`empty.jsonl` holds no pairs"),
+        ("empty.jsonl", "`empty.jsonl` has no pairs"),
         ("silent.jsonl", "line 1 of `silent.jsonl`\n  because `chosen` is null, not text"),
     ] {
         let output = reprpo(here, &["run", "--model", "smollm2-135m-instruct", "--dataset", file]);
@@ -243,7 +243,7 @@ fn standard_input_is_read_like_a_file() {
     assert!(stderr(&output).contains("cannot read line 1 of `-`"), "{}", stderr(&output));
     let output = piped(folder.path(), &["data", "inspect", "-"], b"");
     assert!(
-        output.status.code() == Some(1) && stderr(&output).contains("`-` holds no pairs"),
+        output.status.code() == Some(1) && stderr(&output).contains("`-` has no pairs"),
         "{}",
         stderr(&output)
     );
@@ -288,7 +288,7 @@ fn a_run_on_standard_input_can_only_be_used_again_with_the_same_pairs() {
     assert!(again.status.success(), "{}", stderr(&again));
     assert_eq!(stdout(&again), stdout(&output), "the same pairs must give the same table");
     for (input, why) in
-        [("", "which is empty now"), (PAIRS, "which holds other pairs now: their SHA-256 is ")]
+        [("", "which is empty now"), (PAIRS, "which has other pairs now: their SHA-256 is ")]
     {
         let other = eval(input, &[]);
         assert_eq!(other.status.code(), Some(1));
@@ -311,7 +311,8 @@ fn a_run_on_standard_input_can_only_be_used_again_with_the_same_pairs() {
     let text = stderr(&ended);
     assert!(
         text.contains(
-            "`reprpo eval 'a run'` judges it again, `reprpo run --init-adapter 'a run/adapter'`"
+            "evaluate it again with `reprpo eval 'a run'`, or train its adapter further with \
+                `reprpo run --init-adapter 'a run/adapter'`"
         ),
         "{text}"
     );
@@ -340,7 +341,7 @@ fn files_of_other_programs_are_read() {
     let text = stderr(&read("surrogate_half.jsonl", &[]));
     assert!(
         text.contains("line 2 of")
-            && text.contains(r"`chosen` holds `\ud83d`, half of a surrogate pair"),
+            && text.contains(r"`chosen` contains `\ud83d`, half of a surrogate pair"),
         "{text}"
     );
     assert_eq!(pairs("surrogate_half.jsonl", &["--set", "dataset.bad_rows=skip"]), 2);
@@ -362,7 +363,7 @@ fn files_from_bug_reports_are_read() {
     let text = stderr(&read("07-surrogate/three.jsonl", &[]));
     assert!(
         text.contains("line 2 of")
-            && text.contains(r"`chosen` holds `\ud83d`, half of a surrogate pair"),
+            && text.contains(r"`chosen` contains `\ud83d`, half of a surrogate pair"),
         "{text}"
     );
     let found = json(&read("07-surrogate/three.jsonl", &["--set", "dataset.bad_rows=skip"]));

@@ -3,7 +3,8 @@
 //! The commands of a `console` block run in the order of the page, in a temporary folder of the
 //! page. Their output must match the block. A line `…` matches any number of lines, and `…` within
 //! a line matches any text. If FILE does not exist, `cat FILE` creates it with the lines shown
-//! below the command. In all other blocks, the `reprpo` command lines must be valid.
+//! below the command. In all other blocks, the `reprpo` command lines must be valid, and those that
+//! need neither the network nor a GPU are run with a tiny model and few pairs.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -11,7 +12,7 @@ use std::process::{Command, Stdio};
 use crate::{reprpo, reprpo_command, reprpo_in, stdout};
 
 /// Pages that contain commands.
-const PAGES: [&str; 8] = [
+const PAGES: [&str; 9] = [
     "README.md",
     "docs/adapters-elsewhere.md",
     "docs/clusters.md",
@@ -19,8 +20,13 @@ const PAGES: [&str; 8] = [
     "docs/install.md",
     "docs/methods.md",
     "docs/plugins.md",
+    "docs/selftest.md",
     "CONTRIBUTING.md",
 ];
+
+/// Models and data sets on the pages that a tiny model and its pairs replace.
+const REPLACED_MODELS: [&str; 2] = ["Qwen/Qwen3-0.6B", "smollm2-135m-instruct"];
+const REPLACED_DATA: [&str; 1] = ["trl-lib/ultrafeedback_binarized"];
 
 /// A fenced code block of a page.
 struct Block {
@@ -108,6 +114,66 @@ fn every_documented_command_is_valid() {
         }
     }
     assert!(checked > 30, "only {checked} commands were found");
+}
+
+/// Returns the arguments of a command with a tiny model and few pairs in `folder`, or `None` if the
+/// command needs the network, a GPU, a plugin or a file that its page does not create.
+fn reduced(words: &[String], folder: &Path) -> Option<Vec<String>> {
+    let text = words.join(" ");
+    let elsewhere = ["selftest", "model fetch", "data fetch", "new ", "plugin check"];
+    let missing = ["genies:", "--plugin", "--offline", "cuda", "NAME", "RUN"];
+    if elsewhere.iter().any(|start| text.starts_with(start))
+        || missing.iter().any(|part| text.contains(part))
+        || words
+            .iter()
+            .any(|w| w.starts_with("runs/") && words[0] != "run" && !folder.join(w).exists())
+    {
+        return None;
+    }
+    let golden = crate::golden::own();
+    let model = golden.join("models/llama").display().to_string();
+    let pairs = golden.join("trl/pairs.jsonl");
+    for name in words.iter().flat_map(|word| word.split('=')).filter(|w| w.ends_with(".jsonl")) {
+        if !folder.join(name).exists() {
+            std::fs::copy(&pairs, folder.join(name)).expect("the pairs are copied");
+        }
+    }
+    let replaced = |word: &String| match word.as_str() {
+        word if REPLACED_MODELS.contains(&word) => model.clone(),
+        word if REPLACED_DATA.contains(&word) => pairs.display().to_string(),
+        word => word.to_owned(),
+    };
+    let mut args: Vec<String> = words.iter().map(replaced).collect();
+    if args[0] == "run" {
+        if !args.contains(&"--model".to_owned()) {
+            args.extend(["--model".into(), model]);
+        }
+        let small = ["--device", "cpu", "--set", "train.max_pairs=8", "--set", "eval.max_pairs=4"];
+        args.extend(small.map(String::from));
+    }
+    Some(args)
+}
+
+#[test]
+fn documented_commands_run_with_a_tiny_model() {
+    let mut run = 0;
+    for name in PAGES {
+        let folder = tempfile::tempdir().expect("a folder");
+        for block in blocks(&page(name)).iter().filter(|block| block.language != "console") {
+            for command in commands(block).iter().filter(|c| c.starts_with("reprpo ")) {
+                if command.contains(['|', '>', '<', ';', '&', '$', '…']) {
+                    continue;
+                }
+                let Some(args) = reduced(&words(command)[1..], folder.path()) else { continue };
+                let args: Vec<&str> = args.iter().map(String::as_str).collect();
+                let output = reprpo_in(folder.path(), &args);
+                let error = String::from_utf8_lossy(&output.stderr);
+                assert!(output.status.success(), "{name}:{}: `{command}`\n{error}", block.line);
+                run += 1;
+            }
+        }
+    }
+    assert!(run >= 10, "only {run} commands were run");
 }
 
 #[test]

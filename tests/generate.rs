@@ -155,7 +155,10 @@ fn compare_shows_the_base_and_the_trained_model() {
         assert_eq!(output.status.code(), Some(1));
         String::from_utf8_lossy(&output.stderr).into_owned()
     };
-    assert!(refused(&["--top-p", "0"]).contains("`top-p` is 0, but must be above 0 and at most 1"));
+    assert!(
+        refused(&["--top-p", "0"])
+            .contains("`top-p` is 0, but must be greater than 0 and at most 1")
+    );
     assert!(refused(&["--temperature", "-1"]).contains("`temperature` is -1"));
 }
 

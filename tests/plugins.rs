@@ -267,7 +267,7 @@ fn a_method_that_fails_is_named_and_ends_only_its_run() {
         ),
         (
             &["--intervention", "loss-is-not-scalar"],
-            &["intervention `loss-is-not-scalar`", "the shape [4], but has to be one number"],
+            &["intervention `loss-is-not-scalar`", "the shape [4], but must be a single number"],
         ),
         (
             &["--intervention", "loss-has-no-gradient"],

@@ -457,8 +457,8 @@ fn a_command_that_continues_a_run_must_have_the_same_configuration() {
     let auto =
         |extra: &[&str]| tree.reprpo("", &[&tree.run_args("run", &long)[..], extra].concat());
     for (extra, expected) in [
-        (vec!["--set", "train.lr=1e-3"], "`train.lr` is 0.005 there and 0.001 here"),
-        (vec!["--seed", "1"], "`train.seed` is 0 there and 1 here"),
+        (vec!["--set", "train.lr=1e-3"], "`train.lr` is 0.005 in the run and 0.001 here"),
+        (vec!["--seed", "1"], "`train.seed` is 0 in the run and 1 here"),
         (vec!["--set", "dataset.train=others.jsonl"], "`dataset.train` is `"),
         (vec!["--set", "eval.max_pairs=3"], "`eval.max_pairs`"),
         (vec!["--adapter", "hra"], "`adapter.name`"),
@@ -466,7 +466,7 @@ fn a_command_that_continues_a_run_must_have_the_same_configuration() {
         let text = refused(&auto(&extra));
         assert!(
             text.starts_with(
-                "error: the run in `run` has another configuration than this command: "
+                "error: the run in `run` has a different configuration from this command: "
             ) && text.contains(expected),
             "{extra:?}: {text}"
         );
@@ -488,7 +488,7 @@ fn a_command_that_continues_a_run_must_have_the_same_configuration() {
     std::fs::write(tree.path("mine/thesis.txt"), "x").expect("the file is written");
     let text = refused(&tree.reprpo("", &tree.run_args("mine", &["--resume", "auto"])));
     assert!(
-        text.contains("`mine` is not the folder of a run: it has `thesis.txt`")
+        text.contains("`mine` is not the folder of a run: it contains `thesis.txt`")
             && tree.path("mine/thesis.txt").is_file(),
         "{text}"
     );
@@ -498,7 +498,7 @@ fn a_command_that_continues_a_run_must_have_the_same_configuration() {
     std::fs::write(tree.path("begun/thesis.txt"), "x").expect("the file is written");
     let text = refused(&tree.reprpo("", &tree.run_args("begun", &long)));
     assert!(
-        text.contains("`thesis.txt`, which no run makes")
+        text.contains("`thesis.txt`, which a run does not create")
             && tree.path("begun/metrics.jsonl").is_file(),
         "{text}"
     );
@@ -824,7 +824,7 @@ fn a_sweep_does_not_reuse_runs_with_another_configuration() {
     );
     let text = refused(&sweep("train.lr=2e-3"));
     assert!(
-        text.matches("`train.lr` is 0.001 there and 0.002 here").count() == 2
+        text.matches("`train.lr` is 0.001 in the run and 0.002 here").count() == 2
             && text.contains("2 of 2 runs failed"),
         "{text}"
     );

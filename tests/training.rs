@@ -886,7 +886,7 @@ fn a_data_file_that_cannot_be_used_is_named_with_its_line() {
     let out = dir.path().join("run");
     let good = r#"{"prompt": "x", "chosen": "y", "rejected": "z"}"#;
     for (name, text, expected) in [
-        ("empty.jsonl", String::new(), "`empty.jsonl` holds no pairs"),
+        ("empty.jsonl", String::new(), "`empty.jsonl` has no pairs"),
         ("foreign.jsonl", "hello".to_owned(), "cannot read line 1 of `foreign.jsonl`"),
         ("columns.jsonl", r#"{"question": "x"}"#.to_owned(), "there is no column `chosen`"),
         (
@@ -1463,7 +1463,7 @@ fn a_saved_adapter_is_used_without_the_names_that_match_nothing() {
     assert_eq!(plain, same);
     assert!(!quiet.contains("WARN"), "{quiet}");
     for expected in [
-        "unknown target module `w_pack`; the saved adapter is used without it",
+        "unknown target module `w_pack`; this part of the saved adapter is ignored",
         "`q_porj` in `adapter.rank_pattern` matches none",
     ] {
         assert!(warned.contains(expected), "{warned}");
