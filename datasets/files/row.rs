@@ -555,7 +555,7 @@ mod tests {
         assert!(
             e.contains("message 1 of `prompt`")
                 && e.contains("part 1 of `content`")
-                && e.contains("`image` holds"),
+                && e.contains("`image` contains"),
             "{e}"
         );
         let text = json!([{"role": "user", "content": [{"type": "text", "text": "Who "},
