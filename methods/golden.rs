@@ -1,4 +1,4 @@
-//! Reference values for tests, and the comparison with them.
+//! Reference values for tests and the comparison with them.
 
 use reprpo_plugin::tch::Tensor;
 
@@ -7,7 +7,7 @@ pub use folders::{own, roots, shared};
 #[path = "../tests/golden.rs"]
 mod folders;
 
-/// Largest absolute difference, divided by max(1, largest absolute value of the reference).
+/// Returns the largest absolute difference, divided by max(1, largest absolute reference value).
 pub fn error(ours: &Tensor, reference: &Tensor) -> f64 {
     assert_eq!(ours.size(), reference.size());
     let scale = reference.abs().max().double_value(&[]).max(1.0);

@@ -26,7 +26,7 @@ impl Reflections {
         Self { columns, system }
     }
 
-    /// x·H₀⋯H_{r−1} for rows x `[… h]`.
+    /// Returns x·H₀⋯H_{r−1} for rows x `[… h]`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
         x - x
             .matmul(&self.columns)
@@ -34,7 +34,7 @@ impl Reflections {
             .matmul(&self.columns.tr())
     }
 
-    /// x·(H₀⋯H_{r−1})ᵀ for rows x `[n h]`, which may have a lower precision than U.
+    /// Returns x·(H₀⋯H_{r−1})ᵀ for rows x `[n h]`, which can have a lower precision than U.
     pub fn transposed(&self, x: &Tensor) -> Tensor {
         // SᵀUᵀ is computed from the weights, so the backward pass only keeps xU of the activations.
         let right = Tensor::linalg_solve_triangular(
@@ -48,14 +48,15 @@ impl Reflections {
     }
 }
 
-/// A trainable tensor `[h r]`, r even, with equal pairs of columns, whose reflections cancel.
+/// Returns a trainable tensor `[h r]` for even r. Its columns are pairs of equal ones, so the
+/// reflections cancel.
 pub fn equal_pairs(init: &mut Init, key: &str, h: i64, r: i64) -> Tensor {
     // As in PEFT: half of the columns are random, and torch uses their number r/2 as the fan-in.
     let half = init.kaiming_uniform(key, &[h, r / 2], r / 2);
     half.detach().repeat_interleave_self_int(2, 1, None).set_requires_grad(true)
 }
 
-/// X·A⁻¹ of rows X, as a method of X.
+/// Computes X·A⁻¹ for rows X, as a method of X.
 trait SolveRight {
     fn linalg_solve_triangular_right(&self, a: &Tensor, upper: bool) -> Tensor;
 }
@@ -74,7 +75,7 @@ mod tests {
 
     use super::*;
 
-    /// The definition: reflections one after another, as h×h matrices.
+    /// Returns the product of the reflections as an h×h matrix, computed from the definition.
     fn product(u: &Tensor) -> Tensor {
         let (h, r) = u.size2().unwrap();
         let mut p = Tensor::eye(h, (Kind::Double, Device::Cpu));
@@ -87,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn the_compact_form_is_the_product_of_reflections() {
+    fn the_compact_form_equals_the_product_of_reflections() {
         let x = random(&[5, 7]);
         for r in [1, 2, 5, 7, 12] {
             let u = random(&[7, r]);
@@ -101,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_pairs_of_columns_are_the_identity() {
+    fn equal_pairs_of_columns_give_the_identity() {
         let u = random(&[6, 2]).repeat_interleave_self_int(2, 1, None);
         let x = random(&[3, 6]);
         assert!((Reflections::along(&u).forward(&x) - x).abs().max().double_value(&[]) < 1e-14);

@@ -1,4 +1,4 @@
-//! The command line: what it prints where, and with which exit code.
+//! The command line: its output on stdout and stderr, and its exit codes.
 
 use std::path::Path;
 use std::process::Output;
@@ -12,11 +12,11 @@ fn in_folder(args: &[&str], folder: &Path, environment: &[(&str, &str)]) -> Outp
         .envs(environment.iter().copied())
         .current_dir(folder)
         .output()
-        .expect("it runs")
+        .expect("the command runs")
 }
 
 #[test]
-fn no_arguments_print_the_help_and_are_a_usage_error() {
+fn a_call_without_arguments_prints_the_help_and_is_a_usage_error() {
     let output = reprpo(&[]);
     assert_eq!(output.status.code(), Some(2));
     assert!(stderr(&output).contains("Usage: reprpo"));
@@ -35,7 +35,7 @@ fn help_goes_to_stdout_and_has_headings_and_examples() {
         "Plugins and configuration:",
         "General:",
     ];
-    // Headings are the lines without indentation.
+    // Headings are the lines that are not indented.
     let headings: Vec<&str> =
         long.lines().filter(|line| topics.contains(line) || *line == "Options:").collect();
     assert_eq!(headings, topics, "{long}");
@@ -82,21 +82,21 @@ fn doctor_finds_a_working_libtorch() {
 }
 
 #[test]
-fn a_reader_that_leaves_early_is_no_failure() {
+fn a_reader_that_closes_stdout_early_causes_no_error() {
     use std::process::{Command, Stdio};
     let mut child = Command::new(assert_cmd::cargo::cargo_bin!("reprpo"))
         .args(["config", "schema"])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .expect("it runs");
+        .expect("the command runs");
     drop(child.stdout.take());
-    let output = child.wait_with_output().expect("it ends");
+    let output = child.wait_with_output().expect("the command ends");
     assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(0), ""));
 }
 
 #[test]
-fn eval_says_what_a_folder_should_hold() {
+fn eval_names_the_files_that_a_folder_must_contain() {
     let folder = tempfile::tempdir().expect("a folder");
     let output = in_folder(&["eval", "."], folder.path(), &[]);
     assert_eq!(output.status.code(), Some(1));
@@ -108,7 +108,7 @@ fn eval_says_what_a_folder_should_hold() {
 }
 
 #[test]
-fn resume_says_what_a_run_holds() {
+fn resume_names_the_file_that_a_run_must_contain() {
     let folder = tempfile::tempdir().expect("a folder");
     let output = in_folder(&["run", "--resume", "."], folder.path(), &[]);
     assert_eq!(output.status.code(), Some(1));
@@ -119,38 +119,39 @@ fn resume_says_what_a_run_holds() {
         "{}",
         stderr(&output)
     );
-    for said in [["--seed", "1"], ["--model", "x"], ["--set", "train.lr=1"]] {
+    for flags in [["--seed", "1"], ["--model", "x"], ["--set", "train.lr=1"]] {
         assert_eq!(
-            reprpo(&[&["run", "--resume", "."], &said[..]].concat()).status.code(),
+            reprpo(&[&["run", "--resume", "."], &flags[..]].concat()).status.code(),
             Some(2),
-            "{said:?}"
+            "{flags:?}"
         );
     }
 }
 
-/// What no model can be read from: the error names it, the exit code is 1, and no folder of a run
-/// is made.
+/// A model that cannot be read causes an error that names the model, exit code 1, and no run
+/// folder.
 #[test]
-fn a_model_that_cannot_be_read_is_named_and_nothing_is_written() {
+fn a_model_that_cannot_be_read_is_named_and_no_run_folder_is_created() {
     let folder = tempfile::tempdir().expect("a folder");
     let here = folder.path();
     let cache = here.join("cache");
     let cache = cache.to_str().expect("UTF-8");
-    std::fs::write(here.join("foreign.gguf"), "hello, I am no model").expect("written");
-    std::fs::write(here.join("empty.gguf"), "").expect("written");
-    std::fs::write(here.join("cut.gguf"), b"GGUF\x03\0\0\0\x01\0\0").expect("written");
-    std::fs::write(here.join("strange.gguf"), gguf_of_type(1234)).expect("written");
+    std::fs::write(here.join("foreign.gguf"), "this is not a model").expect("the file is written");
+    std::fs::write(here.join("empty.gguf"), "").expect("the file is written");
+    std::fs::write(here.join("cut.gguf"), b"GGUF\x03\0\0\0\x01\0\0").expect("the file is written");
+    std::fs::write(here.join("strange.gguf"), gguf_with_tensor_type(1234))
+        .expect("the file is written");
     for (model, files) in [
         ("no-config", vec![]),
         ("empty-config", vec![("config.json", "{}")]),
         ("broken-config", vec![("config.json", "{x")]),
     ] {
-        std::fs::create_dir(here.join(model)).expect("made");
+        std::fs::create_dir(here.join(model)).expect("the folder is created");
         for (name, text) in files {
-            std::fs::write(here.join(model).join(name), text).expect("written");
+            std::fs::write(here.join(model).join(name), text).expect("the file is written");
         }
     }
-    for (model, says) in [
+    for (model, expected) in [
         ("smollm2-135m-instruct", "is not on this machine yet"),
         ("smollm2-135m-instruc", "did you mean `smollm2-135m-instruct`?"),
         ("org/name", "the model `org/name` is not in the cache"),
@@ -169,13 +170,13 @@ fn a_model_that_cannot_be_read_is_named_and_nothing_is_written() {
             &[("REPRPO_CACHE", cache), ("HF_HUB_CACHE", cache), ("HF_HUB_OFFLINE", "1")],
         );
         assert_eq!(output.status.code(), Some(1), "{model}: {}", stderr(&output));
-        assert!(stderr(&output).contains(says), "{model}: {}", stderr(&output));
+        assert!(stderr(&output).contains(expected), "{model}: {}", stderr(&output));
         assert!(!here.join("runs").exists(), "{model}");
     }
 }
 
-/// A GGUF file of one tensor, of a number type that the format does not have.
-fn gguf_of_type(number: u32) -> Vec<u8> {
+/// Returns a GGUF file with one tensor of the type `number`, which the format does not define.
+fn gguf_with_tensor_type(number: u32) -> Vec<u8> {
     let name = b"token_embd.weight";
     let mut file = b"GGUF".to_vec();
     file.extend(3u32.to_le_bytes());
@@ -192,7 +193,7 @@ fn gguf_of_type(number: u32) -> Vec<u8> {
 }
 
 #[test]
-fn known_models_are_listed_with_where_they_are_and_how_they_are_fetched() {
+fn known_models_are_listed_with_their_path_and_the_command_that_fetches_them() {
     let folder = tempfile::tempdir().expect("a folder");
     let cache = folder.path().to_str().expect("UTF-8");
     let list = |args: &[&str]| in_folder(args, folder.path(), &[("REPRPO_CACHE", cache)]);
@@ -205,22 +206,24 @@ fn known_models_are_listed_with_where_they_are_and_how_they_are_fetched() {
     assert!(stdout(&list(&["list", "models"])).contains(" (not downloaded)\n"));
     assert!(stdout(&list(&["doctor"])).contains("none of the"));
     let name = listed[0]["name"].as_str().expect("a name");
-    std::fs::create_dir_all(folder.path().join("models").join(name)).expect("made");
-    std::fs::write(folder.path().join("models").join(name).join("x.gguf"), "").expect("written");
+    std::fs::create_dir_all(folder.path().join("models").join(name))
+        .expect("the folder is created");
+    std::fs::write(folder.path().join("models").join(name).join("x.gguf"), "")
+        .expect("the file is written");
     assert_eq!(json(&list(&["list", "models", "--json"]))[0]["fetched"], true);
     assert!(stdout(&list(&["list", "--long"])).contains(&format!("in `{cache}")));
 }
 
 #[test]
-fn a_value_of_another_type_is_told_in_plain_words() {
-    for (set, says) in [
+fn a_value_of_the_wrong_type_is_reported_in_plain_words() {
+    for (set, expected) in [
         ("train.lr=abc", "expected a number"),
         ("train.batch=1.5", "expected a whole number"),
         ("train.shuffle=3", "expected true or false"),
     ] {
         let output = reprpo(&["config", "show", "--set", set]);
         assert_eq!(output.status.code(), Some(1));
-        assert!(stderr(&output).contains(says), "{}", stderr(&output));
+        assert!(stderr(&output).contains(expected), "{}", stderr(&output));
     }
     let output = reprpo(&["config", "show", "--set", "eval.completion_tokens=0"]);
     assert!(
@@ -240,10 +243,10 @@ fn a_value_of_another_type_is_told_in_plain_words() {
     );
 }
 
-/// No source file of the core contains the name of a method as a literal. Methods are only known
-/// through the registry.
+/// No source file of `core` contains the name of a method as a string literal: the core finds
+/// methods only through the registry.
 #[test]
-fn the_core_names_no_method() {
+fn the_core_does_not_mention_any_method() {
     // Names of plugins that are also ordinary words.
     const ORDINARY: [&str; 4] = ["none", "file", "hub", "rank"];
     let listed = json(&reprpo(&["list", "--json"]));
@@ -251,7 +254,7 @@ fn the_core_names_no_method() {
         .as_array()
         .expect("a list")
         .iter()
-        // A model is not a plugin: the core knows the models of the built-in list.
+        // Models are not plugins: the core contains the list of known models.
         .filter(|e| e["kind"] != "model")
         .flat_map(|e| std::iter::once(&e["name"]).chain(e["aliases"].as_array().expect("a list")))
         .filter_map(Value::as_str)
@@ -264,13 +267,13 @@ fn the_core_names_no_method() {
             std::fs::read_dir(folder).expect("a folder").map(|e| e.expect("an entry").path())
         {
             if path.is_dir() {
-                // The set-up tool is a user of the command, and its demo has to choose a method.
+                // `xtask` calls the command, and its demo must choose a method.
                 if path.file_name().is_none_or(|n| n != "xtask") {
                     folders.push(path);
                 }
             } else if path.extension().is_some_and(|e| e == "rs") {
                 let text = std::fs::read_to_string(&path).expect("text");
-                // What stands below is free to name what it tests.
+                // Unit tests may name the methods that they test.
                 let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
                 for name in &names {
                     assert!(!code.contains(name), "{} names {name}", path.display());
@@ -280,7 +283,7 @@ fn the_core_names_no_method() {
     }
 }
 
-/// These know the built-in methods and data sets.
+/// Tests that need the built-in methods and data sets.
 mod with_built_ins {
     use super::*;
 
@@ -317,7 +320,7 @@ mod with_built_ins {
     }
 
     #[test]
-    fn the_short_list_has_a_line_for_each_name_and_nothing_else_about_it() {
+    fn the_short_list_has_one_line_per_name_without_details() {
         let text = stdout(&reprpo(&["list"]));
         assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
         let listed = json(&reprpo(&["list", "--json"]));
@@ -338,13 +341,13 @@ mod with_built_ins {
             ("Rafailov", "a reference"),
             ("reprpo-methods", "a crate"),
         ] {
-            assert!(!text.contains(part), "the short list must not have {why}\n{text}");
+            assert!(!text.contains(part), "the short list must not contain {why}\n{text}");
             assert!(stdout(&reprpo(&["list", "--long"])).contains(part), "{why}");
         }
     }
 
     #[test]
-    fn explain_has_formula_needs_fields_and_an_example() {
+    fn explain_prints_needs_fields_reference_and_an_example() {
         let text = stdout(&reprpo(&["explain", "dpo"]));
         for part in [
             "dpo (intervention): ",
@@ -379,7 +382,7 @@ mod with_built_ins {
     }
 
     #[test]
-    fn an_unknown_name_is_the_users_error_and_brings_the_nearest() {
+    fn an_unknown_name_exits_with_1_and_suggests_the_nearest_name() {
         let output = reprpo(&["run", "--intervention", "prefvek"]);
         assert_eq!(output.status.code(), Some(1));
         assert!(
@@ -396,7 +399,8 @@ mod with_built_ins {
     #[test]
     fn the_origin_of_every_value_is_shown() {
         let folder = tempfile::tempdir().expect("a folder");
-        std::fs::write(folder.path().join("x.toml"), "[train]\nbatch = 8\n").expect("written");
+        std::fs::write(folder.path().join("x.toml"), "[train]\nbatch = 8\n")
+            .expect("the file is written");
         let args = [
             "config",
             "show",
@@ -439,7 +443,7 @@ mod with_built_ins {
         );
         let (both, origin) = lr(&["--intervention", "prefvec", "--adapter", "hra"]);
         assert!(both > 2e-3 && origin == "default of prefvec × hra", "{both} {origin}");
-        // A recipe's own rate stays.
+        // A recipe's learning rate takes precedence over the default of its methods.
         assert_eq!(lr(&["--recipe", "reprpo_side"]), (6e-5, "recipe reprpo_side".to_owned()));
         let text = stdout(&reprpo(&["explain", "mse"]));
         assert!(
@@ -451,7 +455,7 @@ mod with_built_ins {
     }
 
     #[test]
-    fn what_config_show_prints_is_a_configuration_file() {
+    fn the_output_of_config_show_is_a_configuration_file() {
         let folder = tempfile::tempdir().expect("a folder");
         let args = [
             "config",
@@ -464,7 +468,7 @@ mod with_built_ins {
             "7",
         ];
         let first = stdout(&in_folder(&args, folder.path(), &[]));
-        std::fs::write(folder.path().join("x.toml"), &first).expect("written");
+        std::fs::write(folder.path().join("x.toml"), &first).expect("the file is written");
         assert_eq!(
             stdout(&in_folder(&["config", "show", "--config", "x.toml"], folder.path(), &[])),
             first
@@ -472,7 +476,7 @@ mod with_built_ins {
     }
 
     #[test]
-    fn an_existing_folder_is_not_written_into() {
+    fn a_run_does_not_write_into_an_existing_folder() {
         let folder = tempfile::tempdir().expect("a folder");
         let output = in_folder(&["run", "--out", "."], folder.path(), &[]);
         assert_eq!(output.status.code(), Some(1));
@@ -484,7 +488,7 @@ mod with_built_ins {
     }
 
     #[test]
-    fn a_data_set_without_files_refuses_their_folder() {
+    fn a_data_set_without_files_rejects_a_data_folder() {
         let output = reprpo(&["config", "show", "--dataset", "synthetic", "--data-dir", "x"]);
         assert_eq!(output.status.code(), Some(1));
         assert!(
@@ -519,7 +523,7 @@ mod with_built_ins {
                 assert!(text.contains(part), "{part}\n{text}");
             }
         }
-        // A name may be a method's and a recipe's.
+        // A method and a recipe can have the same name.
         let both = json(&reprpo(&["explain", "dpo", "--json"]));
         assert_eq!(
             (&both[0]["kind"], &both[1]["kind"], &both[1]["sets"]["train"]["lr"]),

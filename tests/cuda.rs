@@ -1,8 +1,7 @@
-//! One binary for machines with and without CUDA: libtorch's CUDA library is loaded if there is a
+//! The same binary works with and without CUDA: it loads libtorch's CUDA library if there is a
 //! driver.
 //!
-//! The driver of these tests is a stub, an empty library of the driver's name, so that they need no
-//! card.
+//! These tests need no GPU, because an empty library with the driver's name replaces the driver.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,11 +12,11 @@ use tempfile::TempDir;
 
 use crate::{golden, json, plugins, reprpo_command, stderr};
 
-/// A folder whose driver is a stub.
+/// Creates a folder with an empty driver library.
 fn with_driver() -> TempDir {
     let dir = tempfile::tempdir().expect("a folder");
     let source = dir.path().join("driver.rs");
-    fs::write(&source, "").expect("written");
+    fs::write(&source, "").expect("the file is written");
     let output = Command::new("rustc")
         .args(["--crate-type", "cdylib", "-o"])
         .arg(dir.path().join("libcuda.so.1"))
@@ -28,16 +27,18 @@ fn with_driver() -> TempDir {
     dir
 }
 
-/// The folder of the libtorch that the command uses, as `doctor` prints it.
+/// Returns the folder of libtorch that the command uses, as printed by `doctor`.
 fn libtorch() -> PathBuf {
-    let found =
-        check(&json(&reprpo_command(&["doctor", "--json"]).output().expect("it runs")), "libtorch");
+    let found = check(
+        &json(&reprpo_command(&["doctor", "--json"]).output().expect("the command runs")),
+        "libtorch",
+    );
     PathBuf::from(
         found["found"].as_str().and_then(|text| text.split(", in ").nth(1)).expect("a folder"),
     )
 }
 
-/// One check of `doctor --json`.
+/// Returns the check `name` from the output of `doctor --json`.
 fn check(checks: &Value, name: &str) -> Value {
     checks
         .as_array()
@@ -48,16 +49,16 @@ fn check(checks: &Value, name: &str) -> Value {
         .clone()
 }
 
-/// `reprpo` with `folder` first on the path of libraries.
+/// Runs the command with `folder` first in the library path.
 fn reprpo(folder: &Path, args: &[&str]) -> Output {
     reprpo_command(args)
         .env("LD_LIBRARY_PATH", folder)
         .env("REPRPO_PLUGIN_DIR", folder.join("no-plugins"))
         .output()
-        .expect("it runs")
+        .expect("the command runs")
 }
 
-/// Trains a tiny model for two steps.
+/// Trains a tiny model for a few steps.
 fn train(folder: &Path, device: &str) -> Output {
     let golden = golden::own();
     let (model, pairs) = (
@@ -73,9 +74,9 @@ fn train(folder: &Path, device: &str) -> Output {
 }
 
 #[test]
-fn a_driver_without_a_libtorch_for_cuda_is_reported_and_the_cpu_is_used() {
+fn a_driver_without_cuda_in_libtorch_is_reported_and_the_cpu_is_used() {
     if libtorch().join("libtorch_cuda.so").exists() {
-        eprintln!("skipped: this libtorch has CUDA");
+        eprintln!("skipped: this libtorch was built with CUDA");
         return;
     }
     let driver = with_driver();
@@ -107,7 +108,7 @@ fn a_driver_without_a_libtorch_for_cuda_is_reported_and_the_cpu_is_used() {
 }
 
 #[test]
-fn a_cuda_library_that_cannot_be_loaded_is_a_warning_and_plugins_load_all_the_same() {
+fn a_cuda_library_that_cannot_be_loaded_causes_a_warning_and_plugins_still_load() {
     let driver = with_driver();
     for file in
         fs::read_dir(libtorch()).expect("libtorch").map(|entry| entry.expect("an entry").path())
@@ -117,7 +118,8 @@ fn a_cuda_library_that_cannot_be_loaded_is_a_warning_and_plugins_load_all_the_sa
             std::os::unix::fs::symlink(&file, driver.path().join(name)).expect("a link");
         }
     }
-    fs::write(driver.path().join("libtorch_cuda.so"), "not a library").expect("written");
+    fs::write(driver.path().join("libtorch_cuda.so"), "not a library")
+        .expect("the file is written");
     let checks = json(&reprpo(driver.path(), &["doctor", "--json"]));
     let place = check(&checks, "libtorch");
     assert!(

@@ -1,24 +1,30 @@
-//! `reprpo data inspect`, and how data files meet the other commands.
+//! `reprpo data inspect`, and how the other commands handle data files.
 
 use std::path::Path;
 use std::process::Output;
 
 use crate::{golden, isolated_command, json, reprpo_in as reprpo, stderr, stdout};
 
-const PAIRS: &str = r#"{"prompt": "How many legs has a spider?\n", "chosen": "Eight.", "rejected": "Six."}
-{"prompt": "How many legs has a spider?\n", "chosen": "Eight.", "rejected": "Six."}
-{"prompt": "How many legs has a crab?\n", "chosen": "Ten.", "rejected": "Ten."}
-{"prompt": "How many legs has a dog?\n", "chosen": "Four \u001b[31m legs, as a cat has and a horse has too.", "rejected": "Two."}
-"#;
+const PAIRS: &str = concat!(
+    r#"{"prompt": "How many legs has a spider?\n", "chosen": "Eight.", "rejected": "Six."}"#,
+    "\n",
+    r#"{"prompt": "How many legs has a spider?\n", "chosen": "Eight.", "rejected": "Six."}"#,
+    "\n",
+    r#"{"prompt": "How many legs has a crab?\n", "chosen": "Ten.", "rejected": "Ten."}"#,
+    "\n",
+    r#"{"prompt": "How many legs has a dog?\n", "#,
+    r#""chosen": "Four \u001b[31m legs, as a cat has and a horse has too.", "rejected": "Two."}"#,
+    "\n",
+);
 
 fn folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
-    std::fs::write(folder.path().join("pairs.jsonl"), PAIRS).expect("written");
+    std::fs::write(folder.path().join("pairs.jsonl"), PAIRS).expect("the file is written");
     folder
 }
 
 #[test]
-fn without_a_model_it_counts_characters_and_says_so() {
+fn inspect_counts_characters_without_a_model_and_says_so() {
     let folder = folder();
     let output = reprpo(folder.path(), &["data", "inspect", "pairs.jsonl"]);
     let text = stdout(&output);
@@ -41,7 +47,7 @@ fn without_a_model_it_counts_characters_and_says_so() {
         assert!(text.contains(part), "{part}\n{text}");
     }
     assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
-    // A model that was asked for has to be there.
+    // A model that the command names must exist.
     let output = reprpo(
         folder.path(),
         &["data", "inspect", "pairs.jsonl", "--model", "smollm2-135m-instruct"],
@@ -51,7 +57,7 @@ fn without_a_model_it_counts_characters_and_says_so() {
 }
 
 #[test]
-fn with_a_tokenizer_it_shows_what_a_run_would_make_of_the_pairs() {
+fn inspect_with_a_tokenizer_shows_the_tokens_that_a_run_would_use() {
     let golden = golden::own();
     let (folder, tokenizer) = (folder(), golden.join("tokenizer"));
     let tokenizer = tokenizer.to_str().expect("UTF-8");
@@ -97,11 +103,11 @@ fn with_a_tokenizer_it_shows_what_a_run_would_make_of_the_pairs() {
 }
 
 #[test]
-fn parts_and_columns_are_named_by_flags() {
+fn flags_select_the_part_of_a_split_and_the_columns() {
     let folder = tempfile::tempdir().expect("a folder");
     let rows: String = (0..10).map(|i| format!("\"q, {i}\",good {i},bad {i}\n")).collect();
     std::fs::write(folder.path().join("pairs.csv"), format!("question,best,worst\n{rows}"))
-        .expect("written");
+        .expect("the file is written");
     let columns = "prompt=question, chosen=best,rejected=worst";
     let inspect = |split: &str| {
         reprpo(
@@ -151,19 +157,19 @@ fn parts_and_columns_are_named_by_flags() {
     assert!(wrong("prompt=x").contains("there is no column `chosen`"));
 }
 
-/// What is wrong with the data is told before a model is looked for, let alone loaded.
+/// Invalid data is reported before the model is located or loaded.
 #[test]
-fn data_that_cannot_be_used_fail_before_the_model() {
+fn unusable_data_fails_before_the_model_is_loaded() {
     let folder = folder();
     let here = folder.path();
-    std::fs::write(here.join("empty.jsonl"), "\n").expect("written");
+    std::fs::write(here.join("empty.jsonl"), "\n").expect("the file is written");
     std::fs::write(
         here.join("silent.jsonl"),
         r#"{"prompt": "p", "chosen": null, "rejected": "r"}"#,
     )
-    .expect("written");
+    .expect("the file is written");
     for (file, why) in [
-        ("empty.jsonl", "`empty.jsonl` holds no pairs"),
+        ("empty.jsonl", "`empty.jsonl` has no pairs"),
         ("silent.jsonl", "line 1 of `silent.jsonl`\n  because `chosen` is null, not text"),
     ] {
         let output = reprpo(here, &["run", "--model", "smollm2-135m-instruct", "--dataset", file]);
@@ -174,7 +180,7 @@ fn data_that_cannot_be_used_fail_before_the_model() {
 }
 
 #[test]
-fn a_run_trains_on_the_part_it_is_told_to_and_says_what_teaches_nothing() {
+fn a_run_trains_on_the_selected_part_and_counts_pairs_without_effect() {
     let golden = golden::own();
     let folder = folder();
     let (model, out) = (golden.join("models/llama"), folder.path().join("out"));
@@ -203,14 +209,14 @@ fn a_run_trains_on_the_part_it_is_told_to_and_says_what_teaches_nothing() {
         out,
     ];
     let output = reprpo(folder.path(), &[&common[..], &train[..]].concat());
-    let told = stderr(&output);
-    assert!(output.status.success(), "{told}");
-    assert!(told.contains("3 pairs to train on, 0 dropped, 0 cut\n"), "{told}");
+    let log = stderr(&output);
+    assert!(output.status.success(), "{log}");
+    assert!(log.contains("3 pairs to train on, 0 dropped, 0 cut\n"), "{log}");
     assert!(
-        told.contains(
+        log.contains(
             "warning: pairs with equal tokens in both completions, which have no effect: 1\n"
         ),
-        "{told}"
+        "{log}"
     );
     let scored =
         std::fs::read_to_string(folder.path().join("out/eval/pairs.jsonl")).expect("scores");
@@ -218,13 +224,13 @@ fn a_run_trains_on_the_part_it_is_told_to_and_says_what_teaches_nothing() {
     assert!(scored.contains("\"split\":\"train[:1]\""), "{scored}");
 }
 
-/// Runs the command in a folder with `input` on its standard input.
+/// Runs the command in a folder with `input` as its standard input.
 fn piped(folder: &Path, args: &[&str], input: &[u8]) -> Output {
-    isolated_command(folder, args).write_stdin(input).output().expect("it runs")
+    isolated_command(folder, args).write_stdin(input).output().expect("the command runs")
 }
 
 #[test]
-fn standard_input_is_read_as_a_file_is() {
+fn standard_input_is_read_like_a_file() {
     let folder = folder();
     let list = format!("[{}]", PAIRS.trim_end().replace('\n', ","));
     for text in [PAIRS, &list, &format!("{{\"data\": {list}}}")] {
@@ -237,7 +243,7 @@ fn standard_input_is_read_as_a_file_is() {
     assert!(stderr(&output).contains("cannot read line 1 of `-`"), "{}", stderr(&output));
     let output = piped(folder.path(), &["data", "inspect", "-"], b"");
     assert!(
-        output.status.code() == Some(1) && stderr(&output).contains("`-` holds no pairs"),
+        output.status.code() == Some(1) && stderr(&output).contains("`-` has no pairs"),
         "{}",
         stderr(&output)
     );
@@ -253,9 +259,9 @@ fn standard_input_is_read_as_a_file_is() {
     );
 }
 
-/// A run keeps no copy of the piped data, but it records their hash.
+/// A run stores the hash of the piped data but not the data.
 #[test]
-fn a_run_from_standard_input_is_used_again_with_the_same_pairs_and_no_others() {
+fn a_run_on_standard_input_can_only_be_used_again_with_the_same_pairs() {
     let golden = golden::own();
     let folder = folder();
     let model = golden.join("models/llama");
@@ -280,9 +286,9 @@ fn a_run_from_standard_input_is_used_again_with_the_same_pairs_and_no_others() {
     };
     let again = eval(&pairs, &[]);
     assert!(again.status.success(), "{}", stderr(&again));
-    assert_eq!(stdout(&again), stdout(&output), "the same pairs give the same table");
+    assert_eq!(stdout(&again), stdout(&output), "the same pairs must give the same table");
     for (input, why) in
-        [("", "which is empty now"), (PAIRS, "which holds other pairs now: their SHA-256 is ")]
+        [("", "which is empty now"), (PAIRS, "which has other pairs now: their SHA-256 is ")]
     {
         let other = eval(input, &[]);
         assert_eq!(other.status.code(), Some(1));
@@ -293,22 +299,26 @@ fn a_run_from_standard_input_is_used_again_with_the_same_pairs_and_no_others() {
             "{text}"
         );
     }
-    assert!(eval("", &["--dataset", "pairs.jsonl"]).status.success(), "other pairs may be named");
+    assert!(
+        eval("", &["--dataset", "pairs.jsonl"]).status.success(),
+        "a flag can select other pairs"
+    );
     assert!(eval(PAIRS, &["--set", "dataset.stdin=none"]).status.success());
-    // The commands in hints can be pasted, even if a path has blanks.
+    // The commands in hints can be pasted even if a path contains spaces.
     let there = piped(folder.path(), &run, pairs.as_bytes());
     assert!(stderr(&there).contains("with `--resume 'a run'`"), "{}", stderr(&there));
     let ended = piped(folder.path(), &["run", "--resume", "a run"], pairs.as_bytes());
     let text = stderr(&ended);
     assert!(
         text.contains(
-            "`reprpo eval 'a run'` judges it again, `reprpo run --init-adapter 'a run/adapter'`"
+            "evaluate it again with `reprpo eval 'a run'`, or train its adapter further with \
+                `reprpo run --init-adapter 'a run/adapter'`"
         ),
         "{text}"
     );
 }
 
-/// `reprpo data inspect` of a file, with more arguments.
+/// Runs `reprpo data inspect --json` on a file with additional arguments.
 fn inspect(path: &Path, more: &[&str]) -> Output {
     let folder = folder();
     reprpo(
@@ -331,14 +341,14 @@ fn files_of_other_programs_are_read() {
     let text = stderr(&read("surrogate_half.jsonl", &[]));
     assert!(
         text.contains("line 2 of")
-            && text.contains(r"`chosen` holds `\ud83d`, half of a surrogate pair"),
+            && text.contains(r"`chosen` contains `\ud83d`, half of a surrogate pair"),
         "{text}"
     );
     assert_eq!(pairs("surrogate_half.jsonl", &["--set", "dataset.bad_rows=skip"]), 2);
     assert_eq!(json(&read("sharegpt.jsonl", &[]))["splits"][0]["conversations"], 1);
 }
 
-/// The files come from other programs and were attached to public bug reports.
+/// The files were written by other programs and attached to public bug reports.
 #[test]
 fn files_from_bug_reports_are_read() {
     let Some(shared) = golden::shared("cases/22-parquet-extra-fields") else { return };
@@ -353,13 +363,11 @@ fn files_from_bug_reports_are_read() {
     let text = stderr(&read("07-surrogate/three.jsonl", &[]));
     assert!(
         text.contains("line 2 of")
-            && text.contains(r"`chosen` holds `\ud83d`, half of a surrogate pair"),
+            && text.contains(r"`chosen` contains `\ud83d`, half of a surrogate pair"),
         "{text}"
     );
-    assert_eq!(
-        json(&read("07-surrogate/three.jsonl", &["--set", "dataset.bad_rows=skip"]))["splits"][0]["pairs"],
-        2
-    );
+    let found = json(&read("07-surrogate/three.jsonl", &["--set", "dataset.bad_rows=skip"]));
+    assert_eq!(found["splits"][0]["pairs"], 2);
     assert_eq!(
         json(&read("46-hub-dataset-offline/sharegpt.jsonl", &[]))["splits"][0]["conversations"],
         1

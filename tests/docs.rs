@@ -1,17 +1,17 @@
-//! The commands and outputs that the documentation shows.
+//! The commands and outputs shown in the documentation.
 //!
-//! A block marked `console` is run in the order of its page, in a folder of that page, and its
-//! output is compared with what the page shows. `…` on a line of its own stands for any lines, and
-//! within a line for any text. `cat FILE` of a file that does not exist creates the file with the
-//! lines that are shown. In all other blocks, the command lines of `reprpo` must be valid, and those
-//! that need neither the network nor a card are run with a tiny model and few pairs.
+//! The commands of a `console` block run in the order of the page, in a temporary folder of the
+//! page. Their output must match the block. A line `…` matches any number of lines, and `…` within
+//! a line matches any text. If FILE does not exist, `cat FILE` creates it with the lines shown
+//! below the command. In all other blocks, the `reprpo` command lines must be valid, and those that
+//! need neither the network nor a GPU are run with a tiny model and few pairs.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::{reprpo, reprpo_command, reprpo_in, stdout};
 
-/// The pages that show commands.
+/// Pages that contain commands.
 const PAGES: [&str; 9] = [
     "README.md",
     "docs/adapters-elsewhere.md",
@@ -24,13 +24,13 @@ const PAGES: [&str; 9] = [
     "CONTRIBUTING.md",
 ];
 
-/// Models and data sets that the pages name, and that are replaced by a tiny model and its pairs.
+/// Models and data sets on the pages that a tiny model and its pairs replace.
 const REPLACED_MODELS: [&str; 2] = ["Qwen/Qwen3-0.6B", "smollm2-135m-instruct"];
 const REPLACED_DATA: [&str; 1] = ["trl-lib/ultrafeedback_binarized"];
 
-/// A fenced block.
+/// A fenced code block of a page.
 struct Block {
-    /// Number of its first line, from 1.
+    /// Line number of its first line, counted from 1.
     line: usize,
     /// The word after the fence.
     language: String,
@@ -57,28 +57,28 @@ fn blocks(text: &str) -> Vec<Block> {
             (None, None) => {}
         }
     }
-    assert!(open.is_none(), "a block does not end");
+    assert!(open.is_none(), "a code block is not closed");
     found
 }
 
-/// The commands of a block: lines that end with a backslash continue, and comments are left out.
+/// Returns the commands of a block. Joins lines that end with a backslash and removes comments.
 fn commands(block: &Block) -> Vec<String> {
     let joined = block.lines.join("\n").replace("\\\n", " ");
     let lines = joined.lines().map(|line| line.trim().trim_start_matches("$ "));
     lines.map(|line| line.split(" #").next().unwrap_or_default().trim().to_owned()).collect()
 }
 
-/// The words of a command line, as a shell splits it.
+/// Splits a command line into words as a shell does.
 fn words(command: &str) -> Vec<String> {
     let script = format!("printf '%s\\0' {command}");
     let output = Command::new("sh").args(["-c", &script]).output().expect("sh runs");
-    assert!(output.status.success(), "a shell cannot read `{command}`");
+    assert!(output.status.success(), "the shell cannot parse `{command}`");
     let text = String::from_utf8(output.stdout).expect("UTF-8");
     text.split_terminator('\0').map(str::to_owned).collect()
 }
 
 #[test]
-fn every_command_that_is_shown_is_valid() {
+fn every_documented_command_is_valid() {
     let mut checked = 0;
     let here = tempfile::tempdir().expect("a folder");
     let reprpo = |args: &[&str]| reprpo_in(here.path(), args);
@@ -89,14 +89,14 @@ fn every_command_that_is_shown_is_valid() {
                     continue;
                 }
                 let words = words(command);
-                // The files of the example only have to exist.
+                // Only the existence of the example's files is checked, so they can be empty.
                 for word in words.iter().flat_map(|word| word.split('=')) {
                     if word.ends_with(".jsonl") {
-                        std::fs::write(here.path().join(word), "").expect("it is written");
+                        std::fs::write(here.path().join(word), "").expect("the file is written");
                     }
                 }
                 let mut args: Vec<&str> = words[1..].iter().map(String::as_str).collect();
-                // Help comes after the flags before it were read.
+                // `--help` is handled after all other flags have been parsed.
                 args.push("--help");
                 let output = reprpo(&args);
                 let place = format!("{name}:{}: `{command}`", block.line);
@@ -116,8 +116,8 @@ fn every_command_that_is_shown_is_valid() {
     assert!(checked > 30, "only {checked} commands were found");
 }
 
-/// The arguments of a command for a tiny model and few pairs in `folder`. `None` if the command needs
-/// the network, a card, a plugin or a file that its page does not create.
+/// Returns the arguments of a command with a tiny model and few pairs in `folder`, or `None` if the
+/// command needs the network, a GPU, a plugin or a file that its page does not create.
 fn reduced(words: &[String], folder: &Path) -> Option<Vec<String>> {
     let text = words.join(" ");
     let elsewhere = ["selftest", "model fetch", "data fetch", "new ", "plugin check"];
@@ -155,7 +155,7 @@ fn reduced(words: &[String], folder: &Path) -> Option<Vec<String>> {
 }
 
 #[test]
-fn commands_run_with_a_tiny_model() {
+fn documented_commands_run_with_a_tiny_model() {
     let mut run = 0;
     for name in PAGES {
         let folder = tempfile::tempdir().expect("a folder");
@@ -177,23 +177,23 @@ fn commands_run_with_a_tiny_model() {
 }
 
 #[test]
-fn the_formulas_of_the_methods_page_are_those_of_explain() {
+fn the_formulas_on_the_methods_page_match_explain() {
     let text = page("docs/methods.md");
     let mut checked = 0;
     for section in text.split("\n### `").skip(1) {
         let (name, rest) = section.split_once('`').expect("a heading ends");
         let explained = stdout(&reprpo(&["explain", name]));
         let formulas = blocks(rest.split("\n## ").next().unwrap_or_default());
-        assert_eq!(formulas.len(), 1, "`{name}` has one formula");
+        assert_eq!(formulas.len(), 1, "`{name}` must have one formula");
         for line in &formulas[0].lines {
             assert!(explained.contains(line.trim_end()), "`{name}`: {line}\n\n{explained}");
             checked += 1;
         }
     }
-    assert!(checked > 20, "only {checked} lines were found");
+    assert!(checked > 20, "only {checked} formula lines were checked");
 }
 
-/// True if `output` is what `shown` stands for.
+/// Returns true if `output` matches the pattern `shown`, in which `…` stands for any text or lines.
 fn matches(shown: &[String], output: &[&str]) -> bool {
     match shown.split_first() {
         None => output.is_empty(),
@@ -216,7 +216,7 @@ fn matches(shown: &[String], output: &[&str]) -> bool {
 }
 
 #[test]
-fn output_is_compared_with_gaps() {
+fn an_ellipsis_matches_any_text_or_lines() {
     let shown = |text: &str| text.lines().map(str::to_owned).collect::<Vec<_>>();
     let like =
         |text: &str, output: &str| matches(&shown(text), &output.lines().collect::<Vec<_>>());
@@ -227,11 +227,11 @@ fn output_is_compared_with_gaps() {
 }
 
 #[test]
-fn every_session_prints_what_is_shown() {
+fn every_documented_session_prints_the_documented_output() {
     if !stdout(&reprpo(&["list", "models", "--json"])).contains("\"fetched\": true")
         && std::env::var("CI").as_deref() != Ok("true")
     {
-        eprintln!("skipped: `reprpo model fetch smollm2-135m-instruct` fetches the model");
+        eprintln!("skipped: run `reprpo model fetch smollm2-135m-instruct` first");
         return;
     }
     let program = reprpo_command(&[]);
@@ -254,7 +254,7 @@ fn every_session_prints_what_is_shown() {
                     && !here.path().join(file).exists()
                 {
                     let text = shown.join("\n") + "\n";
-                    std::fs::write(here.path().join(file), text).expect("it is written");
+                    std::fs::write(here.path().join(file), text).expect("the file is written");
                     continue;
                 }
                 let output = Command::new("sh")
@@ -275,5 +275,5 @@ fn every_session_prints_what_is_shown() {
             }
         }
     }
-    assert!(sessions > 1, "only {sessions} commands were found");
+    assert!(sessions > 1, "only {sessions} commands were run");
 }

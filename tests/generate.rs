@@ -1,4 +1,4 @@
-//! Whether a model still speaks: `reprpo generate` and `reprpo chat`.
+//! `reprpo generate` and `reprpo chat`, and the sample completions of runs and evaluations.
 
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
@@ -17,13 +17,18 @@ fn reprpo(args: &[&str], input: &str) -> Output {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .expect("it runs");
-    child.stdin.take().expect("a pipe").write_all(input.as_bytes()).expect("it listens");
-    child.wait_with_output().expect("it ends")
+        .expect("the command runs");
+    child
+        .stdin
+        .take()
+        .expect("a pipe")
+        .write_all(input.as_bytes())
+        .expect("the command reads stdin");
+    child.wait_with_output().expect("the command ends")
 }
 
 #[test]
-fn greedy_text_is_that_of_transformers() {
+fn greedy_text_equals_that_of_transformers() {
     let read = |root: PathBuf| {
         let text = std::fs::read(root.join("smollm2/chats.json")).expect("chats");
         serde_json::from_slice::<Vec<Value>>(&text).expect("JSON")
@@ -51,7 +56,9 @@ fn greedy_text_is_that_of_transformers() {
     }
     let answers: Value = serde_json::from_str(&stdout(&reprpo(&args, ""))).expect("JSON");
     let tokenizer = ModelFiles::tokenizer_of(
-        &locate("smollm2-135m-instruct", Extent::Tokenizer).expect("it has answered").path,
+        &locate("smollm2-135m-instruct", Extent::Tokenizer)
+            .expect("the model has generated text")
+            .path,
     )
     .expect("a tokenizer");
     for (chat, answer) in chats.iter().zip(answers.as_array().expect("a list")) {
@@ -60,8 +67,8 @@ fn greedy_text_is_that_of_transformers() {
             answer["tokens"].as_u64(),
             chat["greedy_ids"].as_array().map(|ids| ids.len() as u64)
         );
-        // Reading and speaking are not one rate: a prompt is read at once, and what follows is made
-        // token by token.
+        // The two rates are separate, because a prompt is processed at once and a completion token
+        // by token.
         let prompt =
             tokenizer.encode(chat["text_generation"].as_str().expect("a text")).expect("ids");
         assert_eq!(answer["prompt_tokens"].as_u64(), Some(prompt.len() as u64));
@@ -75,7 +82,7 @@ fn greedy_text_is_that_of_transformers() {
 }
 
 #[test]
-fn base_and_trained_model_answer_side_by_side() {
+fn compare_shows_the_base_and_the_trained_model() {
     let golden = golden::own();
     let (model, dir) =
         (golden.join("models/llama").display().to_string(), tempfile::tempdir().expect("a folder"));
@@ -116,17 +123,17 @@ fn base_and_trained_model_answer_side_by_side() {
         "",
     )))
     .expect("JSON");
-    let said = |by: &str| {
+    let text_of = |by: &str| {
         both.as_array().expect("a list").iter().find(|a| a["by"] == by).expect(by)["text"].clone()
     };
-    assert_ne!(said("base"), said("trained"));
+    assert_ne!(text_of("base"), text_of("trained"));
     let alone: Value = serde_json::from_str(&stdout(&reprpo(
         &[&["generate", "--model", &model, "--json"], &prompt[..]].concat(),
         "",
     )))
     .expect("JSON");
-    assert_eq!(alone[0]["text"], said("base"));
-    // Drawn by a seed: the same again, and another with another.
+    assert_eq!(alone[0]["text"], text_of("base"));
+    // The same seed gives the same text, and another seed another text.
     let drawn = |seed: &str| {
         stdout(&reprpo(
             &[
@@ -148,12 +155,15 @@ fn base_and_trained_model_answer_side_by_side() {
         assert_eq!(output.status.code(), Some(1));
         String::from_utf8_lossy(&output.stderr).into_owned()
     };
-    assert!(refused(&["--top-p", "0"]).contains("`top-p` is 0, but must be above 0 and at most 1"));
+    assert!(
+        refused(&["--top-p", "0"])
+            .contains("`top-p` is 0, but must be greater than 0 and at most 1")
+    );
     assert!(refused(&["--temperature", "-1"]).contains("`temperature` is -1"));
 }
 
 #[test]
-fn a_chat_is_a_line_a_turn_and_ends_with_the_input() {
+fn a_chat_has_one_line_per_turn_and_ends_at_an_empty_line() {
     let args = [
         "chat",
         "--model",
@@ -165,7 +175,7 @@ fn a_chat_is_a_line_a_turn_and_ends_with_the_input() {
         "--max-new-tokens",
         "16",
     ];
-    let output = reprpo(&args, "Hello\nWhat is the capital of France?\n\nnot heard\n");
+    let output = reprpo(&args, "Hello\nWhat is the capital of France?\n\nignored\n");
     let text = stdout(&output);
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(lines.len(), 2, "{text}");
@@ -173,12 +183,12 @@ fn a_chat_is_a_line_a_turn_and_ends_with_the_input() {
     assert!(lines[1].contains("Paris"), "{text}");
 }
 
-/// What a run or an evaluation says in JSON.
+/// Runs the command and returns its output as JSON.
 fn json(args: &[&str]) -> Value {
     serde_json::from_str(&stdout(&reprpo(args, ""))).expect("JSON")
 }
 
-/// The different prompts of a file of pairs, in its order.
+/// Returns the distinct prompts of a file of pairs in their order.
 fn prompts(pairs: &std::path::Path) -> Vec<String> {
     let mut prompts = Vec::new();
     for line in std::fs::read_to_string(pairs).expect("pairs").lines() {
@@ -192,7 +202,7 @@ fn prompts(pairs: &std::path::Path) -> Vec<String> {
 }
 
 #[test]
-fn a_run_reports_what_the_model_says_before_and_after_training() {
+fn a_run_reports_completions_before_and_after_training() {
     let golden = golden::own();
     let (model, dir) =
         (golden.join("models/llama").display().to_string(), tempfile::tempdir().expect("a folder"));
@@ -232,8 +242,8 @@ fn a_run_reports_what_the_model_says_before_and_after_training() {
             "",
         ))
     };
-    let said = |text: &str| serde_json::from_str::<Value>(text).expect("JSON");
-    let first = said(&run("first", &["--json"]));
+    let text_of = |text: &str| serde_json::from_str::<Value>(text).expect("JSON");
+    let first = text_of(&run("first", &["--json"]));
     let completions = &first["completions"];
     assert_eq!(first["run"], at("first"));
     assert_eq!(
@@ -241,11 +251,11 @@ fn a_run_reports_what_the_model_says_before_and_after_training() {
         (&"base".into(), &9.into())
     );
     let answered = completions["prompts"].as_array().expect("a list");
-    let asked: Vec<&str> = answered.iter().filter_map(|a| a["prompt"].as_str()).collect();
-    assert_eq!(asked, prompts(&pairs)[..2], "the first different ones, in the data's order");
+    let used: Vec<&str> = answered.iter().filter_map(|a| a["prompt"].as_str()).collect();
+    assert_eq!(used, prompts(&pairs)[..2], "the first distinct prompts must be used in order");
     for answer in answered {
         let prompt = answer["prompt"].as_str().expect("a text");
-        // The same that `reprpo generate` says, of the model and of the run.
+        // `reprpo generate` gives the same texts for the base model and for the run.
         let plain = [
             "--plain",
             "--max-new-tokens",
@@ -273,14 +283,12 @@ fn a_run_reports_what_the_model_says_before_and_after_training() {
         assert_ne!(answer["before"], answer["after"]);
     }
     let read = |file: &str| std::fs::read_to_string(dir.path().join(file)).expect(file);
-    assert_eq!(said(&read("first/eval/summary.json"))["completions"], *completions);
-    // Judging the run says the same again.
-    assert_eq!(
-        json(&["eval", &at("first"), "--dtype", "f32", "--device", "cpu", "--json"])[0]["completions"],
-        *completions
-    );
+    assert_eq!(text_of(&read("first/eval/summary.json"))["completions"], *completions);
+    // An evaluation of the run generates the same completions.
+    let evaluated = json(&["eval", &at("first"), "--dtype", "f32", "--device", "cpu", "--json"]);
+    assert_eq!(evaluated[0]["completions"], *completions);
 
-    // They cost training nothing, and the report is the same but for them.
+    // Completions do not affect training, and the rest of the report is the same without them.
     let text = run("silent", &["--set", "eval.completions=0"]);
     let bytes = |name: &str| {
         std::fs::read(dir.path().join(name).join("adapter/adapter_model.safetensors"))
@@ -289,15 +297,15 @@ fn a_run_reports_what_the_model_says_before_and_after_training() {
     assert_eq!(bytes("first"), bytes("silent"));
     assert!(
         !text.contains("before: ")
-            && said(&read("silent/eval/summary.json"))["completions"].is_null(),
+            && text_of(&read("silent/eval/summary.json"))["completions"].is_null(),
         "{text}"
     );
-    assert_eq!(said(&read("silent/eval/summary.json"))["splits"], first["splits"]);
+    assert_eq!(text_of(&read("silent/eval/summary.json"))["splits"], first["splits"]);
 
-    // Training that goes on from an adapter begins with what that one says.
+    // A run that starts from an adapter reports the completions of that adapter as `before`.
     let init = dir.path().join("first/adapter").display().to_string();
     let text = run("second", &["--init-adapter", &init, "--set", "eval.completions=1"]);
-    let second = said(&read("second/eval/summary.json"))["completions"].clone();
+    let second = text_of(&read("second/eval/summary.json"))["completions"].clone();
     assert_eq!(
         (&second["started_from"], second["prompts"].as_array().map(Vec::len)),
         (&"init_adapter".into(), Some(1))
@@ -321,7 +329,7 @@ fn a_run_reports_what_the_model_says_before_and_after_training() {
     );
 }
 
-/// Conversations are continued where the answer begins, as they are trained on.
+/// As in training, the text of a conversation is generated at the start of the answer.
 #[test]
 fn a_conversation_is_answered_before_and_after_training() {
     let golden = golden::own();
@@ -338,12 +346,12 @@ fn a_conversation_is_answered_before_and_after_training() {
                 answer), "rejected": turn("assistant", "no") })
         )
     };
-    // One prompt twice: it is asked once.
+    // The repeated prompt is used once.
     std::fs::write(
         &data,
         pair("Is it\nflat?", "Round.") + &pair("Is it\nflat?", "No.") + &pair("How many?", "Two."),
     )
-    .expect("written");
+    .expect("the file is written");
     let base = ["--dtype", "f32", "--device", "cpu"];
     let args = [
         "run",
@@ -383,10 +391,10 @@ fn a_conversation_is_answered_before_and_after_training() {
             .concat(),
         );
         assert_eq!(answer["before"]["text"], alone[0]["text"]);
-        // A method that trains nothing changes nothing.
+        // A method that trains nothing does not change the answers.
         assert_eq!(answer["before"], answer["after"]);
     }
-    // A base model only has its own answers.
+    // The evaluation of a base model has only one completion per prompt.
     let args = [
         "eval",
         "--model",

@@ -1,4 +1,4 @@
-//! Models, adapters and data sets of the hub, through the command and a hub of the tests' own.
+//! Models, adapters and data sets of a local hub, used through the command.
 
 use std::path::Path;
 use std::process::Output;
@@ -10,15 +10,15 @@ use serde_json::Value;
 use crate::plugins::{BARE, library};
 use crate::{golden, transcript};
 
-/// A hub with the tiny Llama model, a LoRA of it and its pairs; and an empty home.
-struct There {
+/// A hub with the tiny Llama model, a LoRA adapter for it and its pairs, and an empty home folder.
+struct Fixture {
     hub: LocalHub,
     home: tempfile::TempDir,
     model: String,
     data: String,
 }
 
-/// The files of a folder, as the hub takes them.
+/// Returns the names and contents of the files in a folder.
 fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
     let entries = std::fs::read_dir(folder).expect("a folder").map(|e| e.expect("an entry"));
     entries
@@ -28,7 +28,7 @@ fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
         .collect()
 }
 
-impl There {
+impl Fixture {
     fn new() -> Self {
         let golden = golden::own();
         let hub = LocalHub::start();
@@ -83,12 +83,12 @@ impl There {
         command
     }
 
-    /// A short run of the hub's model on the hub's pairs.
+    /// Trains the model briefly; `extra` selects the model and the data.
     fn run(&self, out: &str, extra: &[&str]) -> Output {
         let sets = ["train.max_pairs=4", "train.batch=2", "eval.max_pairs=2"];
         let mut args = vec!["run", "--dtype", "f32", "--device", "cpu", "--out", out];
         args.extend(sets.iter().flat_map(|set| ["--set", set]).chain(extra.iter().copied()));
-        self.reprpo(&args).output().expect("it runs")
+        self.reprpo(&args).output().expect("the command runs")
     }
 
     fn text(&self, path: &str) -> String {
@@ -97,59 +97,66 @@ impl There {
 }
 
 #[test]
-fn a_model_an_adapter_and_a_data_set_of_the_hub_make_a_run_that_names_their_commits() {
-    let there = There::new();
-    let output = there.run(
+fn a_run_on_hub_repositories_records_their_commits() {
+    let fixture = Fixture::new();
+    let output = fixture.run(
         "first",
         &["--model", "org/tiny", "--dataset", "org/pairs", "--init-adapter", "org/adapter"],
     );
     assert!(output.status.success(), "{}", transcript(&output));
-    let (model, data) = (&there.model, &there.data);
+    let (model, data) = (&fixture.model, &fixture.data);
     assert!(
         transcript(&output).contains(&format!("pairs@{}, tiny@{}", &data[..7], &model[..7])),
         "{}",
         transcript(&output)
     );
-    let config: toml::Table = toml::from_str(&there.text("first/config.toml")).expect("TOML");
+    let config: toml::Table = toml::from_str(&fixture.text("first/config.toml")).expect("TOML");
     assert_eq!(config["model"].as_str(), Some(format!("org/tiny@{model}").as_str()));
     assert_eq!(config["dataset"]["repo"].as_str(), Some(format!("org/pairs@{data}").as_str()));
     let adapter: Value =
-        serde_json::from_str(&there.text("first/adapter/adapter_config.json")).expect("JSON");
+        serde_json::from_str(&fixture.text("first/adapter/adapter_config.json")).expect("JSON");
     assert_eq!(
         (adapter["base_model_name_or_path"].as_str(), adapter["revision"].as_str()),
         (Some("org/tiny"), Some(model.as_str()))
     );
 
-    // The same again, from the cache alone and from what the run wrote.
-    there.hub.requests();
-    let output = there.run("second", &["--config", "first/config.toml", "--offline"]);
+    // Repeats the run from the cache and the configuration that the first run wrote.
+    fixture.hub.requests();
+    let output = fixture.run("second", &["--config", "first/config.toml", "--offline"]);
     assert!(output.status.success(), "{}", transcript(&output));
-    assert!(there.hub.requests().is_empty(), "offline nothing is asked");
+    assert!(fixture.hub.requests().is_empty(), "an offline run must not send requests");
     let metrics = |run: &str| -> Vec<f64> {
         let losses = |line: &str| {
             serde_json::from_str::<Value>(line).expect("JSON")["loss"].as_f64().expect("a loss")
         };
-        there.text(&format!("{run}/metrics.jsonl")).lines().map(losses).collect()
+        fixture.text(&format!("{run}/metrics.jsonl")).lines().map(losses).collect()
     };
     assert_eq!(metrics("first"), metrics("second"));
 
-    // A run is evaluated, and an adapter of the hub speaks, on the model that they name.
-    let output = there.reprpo(&["eval", "first", "--offline", "--json"]).output().expect("it runs");
+    // The evaluation finds the cached model and data through the run's configuration.
+    let output = fixture
+        .reprpo(&["eval", "first", "--offline", "--json"])
+        .output()
+        .expect("the command runs");
     assert!(output.status.success(), "{}", transcript(&output));
-    assert!(there.hub.requests().is_empty());
+    assert!(fixture.hub.requests().is_empty());
 }
 
 #[test]
-fn the_doctor_says_which_hub_is_asked_by_whom() {
-    let there = There::new();
+fn doctor_reports_the_hub_the_token_and_the_certificates() {
+    let fixture = Fixture::new();
     let doctor = |variable: (&str, &str)| {
         transcript(
-            &there.reprpo(&["doctor"]).env(variable.0, variable.1).output().expect("it runs"),
+            &fixture
+                .reprpo(&["doctor"])
+                .env(variable.0, variable.1)
+                .output()
+                .expect("the command runs"),
         )
     };
     assert!(
         doctor(("HF_HUB_OFFLINE", "1"))
-            .contains(&format!("{}, offline, no token", there.hub.endpoint()))
+            .contains(&format!("{}, offline, no token", fixture.hub.endpoint()))
     );
     let text = doctor(("HF_TOKEN", TOKEN));
     assert!(text.contains("token of `HF_TOKEN`") && !text.contains(TOKEN), "{text}");
@@ -158,22 +165,22 @@ fn the_doctor_says_which_hub_is_asked_by_whom() {
         doctor(("SSL_CERT_FILE", "/nowhere"))
             .contains("the certificates that `SSL_CERT_FILE` names cannot be used")
     );
-    assert!(there.hub.requests().is_empty());
+    assert!(fixture.hub.requests().is_empty());
 }
 
 #[test]
-fn data_are_looked_at_with_the_tokenizer_alone() {
-    let there = There::new();
-    let output = there
+fn inspecting_data_fetches_only_the_tokenizer() {
+    let fixture = Fixture::new();
+    let output = fixture
         .reprpo(&["data", "inspect", "org/pairs", "--model", "org/tiny"])
         .output()
-        .expect("it runs");
+        .expect("the command runs");
     assert!(
         output.status.success() && transcript(&output).contains("in tokens of org/tiny"),
         "{}",
         transcript(&output)
     );
-    let fetched: Vec<String> = there.hub.requests().into_iter().map(|r| r.path).collect();
+    let fetched: Vec<String> = fixture.hub.requests().into_iter().map(|r| r.path).collect();
     assert!(
         fetched.iter().any(|path| path.ends_with("tokenizer.json"))
             && !fetched.iter().any(|path| path.ends_with("safetensors")),
@@ -182,8 +189,8 @@ fn data_are_looked_at_with_the_tokenizer_alone() {
 }
 
 #[test]
-fn an_adapter_of_the_hub_speaks() {
-    let there = There::new();
+fn generate_accepts_an_adapter_of_the_hub() {
+    let fixture = Fixture::new();
     let args = [
         "generate",
         "org/adapter",
@@ -196,22 +203,22 @@ fn an_adapter_of_the_hub_speaks() {
         "2",
         "--json",
     ];
-    let output = there.reprpo(&args).output().expect("it runs");
+    let output = fixture.reprpo(&args).output().expect("the command runs");
     assert!(output.status.success(), "{}", transcript(&output));
     let listed: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert_eq!(listed[0]["by"], "trained");
 }
 
 #[test]
-fn the_token_is_in_nothing_that_is_printed_or_written() {
-    let there = There::new();
-    there.hub.describe("models/org/tiny", Traits { private: true, ..Traits::default() });
-    let refused = there.run("refused", &["--model", "org/tiny", "--dataset", "org/pairs"]);
+fn the_token_is_never_printed_or_written() {
+    let fixture = Fixture::new();
+    fixture.hub.describe("models/org/tiny", Traits { private: true, ..Traits::default() });
+    let refused = fixture.run("refused", &["--model", "org/tiny", "--dataset", "org/pairs"]);
     assert_eq!(refused.status.code(), Some(1), "{}", transcript(&refused));
     assert!(
         transcript(&refused).contains("the model `org/tiny` was not found")
             && transcript(&refused).contains("HF_TOKEN")
-            && !there.home.path().join("refused").exists()
+            && !fixture.home.path().join("refused").exists()
     );
 
     let args = [
@@ -227,19 +234,19 @@ fn the_token_is_in_nothing_that_is_printed_or_written() {
         "--no-eval",
         "-vv",
     ];
-    let output = there
+    let output = fixture
         .reprpo(&args)
         .env("HF_TOKEN", TOKEN)
         .env("REPRPO_LOG", "trace")
         .env("RUST_LOG", "trace")
         .output()
-        .expect("it runs");
+        .expect("the command runs");
     assert!(output.status.success(), "{}", transcript(&output));
     assert!(
         transcript(&output).len() > 2000 && !transcript(&output).contains(TOKEN),
-        "the log is there, and the token is not in it"
+        "the log must be long and must not contain the token"
     );
-    let mut folders = vec![there.home.path().to_owned()];
+    let mut folders = vec![fixture.home.path().to_owned()];
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder).expect("a folder").map(|e| e.expect("an entry")) {
             if entry.file_type().expect("a type").is_dir() {
@@ -256,20 +263,20 @@ fn the_token_is_in_nothing_that_is_printed_or_written() {
 }
 
 #[test]
-fn what_the_hub_refuses_ends_the_command_with_what_to_do() {
-    let there = There::new();
-    there.hub.describe("models/org/tiny", Traits { gated: true, ..Traits::default() });
-    let told = |args: &[&str]| {
-        let output = there.reprpo(args).output().expect("it runs");
+fn an_error_of_the_hub_is_reported_with_a_hint() {
+    let fixture = Fixture::new();
+    fixture.hub.describe("models/org/tiny", Traits { gated: true, ..Traits::default() });
+    let error = |args: &[&str]| {
+        let output = fixture.reprpo(args).output().expect("the command runs");
         assert_eq!(output.status.code(), Some(1), "{}", transcript(&output));
         assert!(output.stdout.is_empty());
         transcript(&output)
     };
-    let generate = |model: &str| told(&["generate", "--model", model, "--plain", "--prompt", "a"]);
+    let generate = |model: &str| error(&["generate", "--model", model, "--plain", "--prompt", "a"]);
     let text = generate("org/tiny");
     assert!(
         text.contains("is gated")
-            && text.contains(&format!("accept the terms at {}/org/tiny", there.hub.endpoint())),
+            && text.contains(&format!("accept the terms at {}/org/tiny", fixture.hub.endpoint())),
         "{text}"
     );
     let text = generate("org/adapter");
@@ -280,17 +287,17 @@ fn what_the_hub_refuses_ends_the_command_with_what_to_do() {
     );
     assert!(generate("org/tiny@v9").contains("has no revision `v9`"));
     assert!(
-        told(&["generate", "--model", "org/other", "--offline", "--prompt", "a"])
+        error(&["generate", "--model", "org/other", "--offline", "--prompt", "a"])
             .contains("this run is offline")
     );
-    let text = told(&["data", "inspect", "org/none", "--offline"]);
+    let text = error(&["data", "inspect", "org/none", "--offline"]);
     assert!(text.contains("the data set `org/none` is not in the cache"), "{text}");
-    there.hub.push(
+    fixture.hub.push(
         "models/org/new",
         "main",
         &[("config.json", br#"{"model_type": "llama9"}"#), ("model.safetensors", b"large")],
     );
-    there.hub.requests();
+    fixture.hub.requests();
     let text = generate("org/new");
     assert!(
         text.contains("unknown architecture `llama9`")
@@ -299,10 +306,10 @@ fn what_the_hub_refuses_ends_the_command_with_what_to_do() {
         "{text}"
     );
     assert!(
-        !there.hub.requests().iter().any(|r| r.path.ends_with("safetensors")),
-        "its weights are not fetched first"
+        !fixture.hub.requests().iter().any(|r| r.path.ends_with("safetensors")),
+        "the architecture must be checked before the weights are fetched"
     );
-    there.hub.push(
+    fixture.hub.push(
         "models/org/quants",
         "main",
         &[("x-Q4_0.gguf", b"GGUF"), ("x-Q8_0.gguf", b"GGUF")],
@@ -311,50 +318,53 @@ fn what_the_hub_refuses_ends_the_command_with_what_to_do() {
     assert!(text.contains("2 GGUF files") && text.contains("`org/quants/x-Q4_0.gguf`"), "{text}");
     assert!(
         generate("org/quants/x-Q8_0.gguf").contains("x-Q8_0.gguf"),
-        "a GGUF of the hub is fetched, and this one is damaged"
+        "a GGUF file must be fetched, and an error must name this invalid one"
     );
 }
 
 #[test]
-fn a_transfer_that_broke_is_gone_on_with_by_the_next_command() {
-    let there = There::new();
+fn the_next_command_resumes_an_interrupted_download() {
+    let fixture = Fixture::new();
     let args =
         ["generate", "--model", "org/tiny", "--plain", "--prompt", "a", "--max-new-tokens", "1"];
-    // Something comes, and then nothing any more.
-    there.hub.fail(&[vec![Fault::Cut(100)], vec![Fault::Cut(0); 20]].concat());
-    let output = there.reprpo(&args).output().expect("it runs");
+    // The first connection closes after 100 bytes, and all later ones before the first byte.
+    fixture.hub.fail(&[vec![Fault::Cut(100)], vec![Fault::Cut(0); 20]].concat());
+    let output = fixture.reprpo(&args).output().expect("the command runs");
     assert_eq!(output.status.code(), Some(1));
     assert!(
         transcript(&output).contains("run the same command again to resume the download"),
         "{}",
         transcript(&output)
     );
-    there.hub.fail(&[]);
-    there.hub.requests();
-    let output = there.reprpo(&args).output().expect("it runs");
+    fixture.hub.fail(&[]);
+    fixture.hub.requests();
+    let output = fixture.reprpo(&args).output().expect("the command runs");
     assert!(output.status.success(), "{}", transcript(&output));
-    assert!(there.hub.requests().iter().any(|r| r.range.is_some()), "it began anew");
+    assert!(
+        fixture.hub.requests().iter().any(|r| r.range.is_some()),
+        "the download must resume instead of starting again"
+    );
 }
 
 #[test]
-fn a_data_set_that_is_loaded_fetches_as_its_host_does() {
-    let there = There::new();
-    // Large enough to be shown, and with no data besides.
+fn a_data_set_plugin_uses_the_cache_and_offline_mode_of_its_host() {
+    let fixture = Fixture::new();
+    // Large enough for a progress line, and the repository's only file.
     let row = format!(
         "{{\"prompt\": \"{}\", \"chosen\": \"c\", \"rejected\": \"r\"}}\n",
         "p".repeat(1000)
     );
-    there.hub.push("datasets/org/large", "main", &[("train.jsonl", row.repeat(2500).as_bytes())]);
+    fixture.hub.push("datasets/org/large", "main", &[("train.jsonl", row.repeat(2500).as_bytes())]);
     let library = library("builtins").display().to_string();
     let bare = |args: &[&str]| {
         let args = [&["data", "inspect", "hub:org/large", "--plugin", &library][..], args].concat();
-        let mut command = there.command(Command::new(&*BARE), &args);
-        command.env("REPRPO_PLUGIN_DIR", there.home.path()).output().expect("it runs")
+        let mut command = fixture.command(Command::new(&*BARE), &args);
+        command.env("REPRPO_PLUGIN_DIR", fixture.home.path()).output().expect("the command runs")
     };
     let output = bare(&["--offline"]);
     assert_eq!(output.status.code(), Some(1), "{}", transcript(&output));
     assert!(
-        transcript(&output).contains("this run is offline") && there.hub.requests().is_empty(),
+        transcript(&output).contains("this run is offline") && fixture.hub.requests().is_empty(),
         "{}",
         transcript(&output)
     );
@@ -365,10 +375,10 @@ fn a_data_set_that_is_loaded_fetches_as_its_host_does() {
         transcript(&output)
     );
     assert!(transcript(&output).contains("fetch train.jsonl, MB 3/3"), "{}", transcript(&output));
-    let fetched = there.hub.requests().len();
+    let fetched = fixture.hub.requests().len();
     let output = bare(&["--offline"]);
     assert!(
-        output.status.success() && fetched > 0 && there.hub.requests().is_empty(),
+        output.status.success() && fetched > 0 && fixture.hub.requests().is_empty(),
         "{}",
         transcript(&output)
     );

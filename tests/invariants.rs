@@ -1,4 +1,4 @@
-//! Checks every registered method with the conformance kit.
+//! Checks every built-in method with the conformance kit.
 
 use rayon::prelude::*;
 use reprpo_core::conformance::{
@@ -13,7 +13,7 @@ fn built_in() -> Registry {
     Registry::builtin().expect("the built-ins do not collide")
 }
 
-/// All built-in plugins of a kind, at their defaults.
+/// Returns all built-in plugins of one kind with their default settings.
 fn all<E: TypedEntry>() -> Vec<Method<&'static E>> {
     let methods: Vec<_> = built_in().all::<E>().map(Method::default_of).collect();
     assert!(!methods.is_empty());
@@ -21,25 +21,25 @@ fn all<E: TypedEntry>() -> Vec<Method<&'static E>> {
 }
 
 fn intervention(name: &str) -> Method<&'static InterventionEntry> {
-    Method::default_of(built_in().intervention(name).expect("it is built in"))
+    Method::default_of(built_in().intervention(name).expect("a built-in method"))
 }
 
 fn adapter(name: &str) -> Method<&'static AdapterEntry> {
-    Method::default_of(built_in().adapter(name).expect("it is built in"))
+    Method::default_of(built_in().adapter(name).expect("a built-in method"))
 }
 
-/// Holds every case to the statements on training and on adapters, and says of all violations at
-/// once.
-fn hold(cases: &[Case]) {
-    hold_to(&[TRAINING, ADAPTERS], cases);
+/// Checks every case against the invariants for training and for adapters, and reports all
+/// violations together.
+fn check(cases: &[Case]) {
+    check_against(&[TRAINING, ADAPTERS], cases);
 }
 
-/// Holds every case to these statements.
-fn hold_to(statements: &[&[Invariant]], cases: &[Case]) {
+/// Checks every case against `invariants`.
+fn check_against(invariants: &[&[Invariant]], cases: &[Case]) {
     let violations: Vec<String> = cases
         .par_iter()
         .flat_map_iter(|case| {
-            statements.iter().copied().flatten().filter_map(move |invariant| {
+            invariants.iter().copied().flatten().filter_map(move |invariant| {
                 match (invariant.check)(case) {
                     Ok(Verdict::Violated(how)) => {
                         Some(format!("{case}: {}: {how}", invariant.name))
@@ -59,10 +59,10 @@ fn hold_to(statements: &[&[Invariant]], cases: &[Case]) {
     );
 }
 
-/// Each with stand-ins for the other kinds, and with what it says of itself: just what an author's
-/// own test does.
+/// Checks each plugin together with stand-ins for the other kinds, like the test in a plugin's own
+/// crate.
 #[test]
-fn every_built_in_passes_the_kit() {
+fn every_built_in_plugin_passes_the_conformance_kit() {
     let registry = built_in();
     let entries: Vec<Entry> = Kind::ALL.into_iter().flat_map(|kind| registry.of(kind)).collect();
     let violations: Vec<String> = entries
@@ -78,7 +78,7 @@ fn every_built_in_passes_the_kit() {
 }
 
 #[test]
-fn every_intervention_holds_them_with_every_adapter() {
+fn every_intervention_satisfies_the_invariants_with_every_adapter() {
     let adapters = all::<AdapterEntry>();
     let with_each = |intervention: Method<&'static InterventionEntry>| {
         let case = move |adapter: &Method<_>| Case {
@@ -89,24 +89,24 @@ fn every_intervention_holds_them_with_every_adapter() {
         adapters.iter().map(case)
     };
     let cases: Vec<Case> = all().into_iter().flat_map(with_each).collect();
-    hold(&cases);
+    check(&cases);
 }
 
-/// Nothing is set: every intervention runs with the program's default adapter, and every adapter
-/// with its default intervention.
+/// Every intervention runs with the default adapter, and every adapter with the default
+/// intervention. No setting is changed.
 #[test]
-fn every_method_learns_at_the_defaults() {
+fn every_method_learns_with_default_settings() {
     let interventions = all().into_iter().map(|intervention| (intervention, adapter("lora")));
     let adapters = all().into_iter().map(|adapter| (intervention("dpo"), adapter));
     let cases: Vec<Case> = interventions
         .chain(adapters)
         .map(|(intervention, adapter)| Case { intervention, adapter, transform: None })
         .collect();
-    hold_to(&[LESSON], &cases);
+    check_against(&[LESSON], &cases);
 }
 
 #[test]
-fn every_intervention_on_states_holds_them_with_every_transform() {
+fn every_intervention_on_states_satisfies_the_invariants_with_every_transform() {
     let transforms = all::<TransformEntry>();
     let with_each = |intervention: Method<&'static InterventionEntry>| {
         let case = move |transform: &Method<_>| Case {
@@ -118,13 +118,12 @@ fn every_intervention_on_states_holds_them_with_every_transform() {
     };
     let cases: Vec<Case> =
         all().into_iter().flat_map(with_each).filter(Case::reads_states).collect();
-    hold(&cases);
+    check(&cases);
 }
 
-/// The other forms of the methods, each of which is a method of its own as far as these statements
-/// go.
+/// The invariants also apply to variants of the methods.
 #[test]
-fn the_variants_hold_them_too() {
+fn variants_of_the_methods_satisfy_the_invariants() {
     let variants: &[(Kind, &str, &'static str)] = &[
         (Kind::Adapter, "lora", r#"{"use_rslora": true, "target_modules": "all-linear"}"#),
         (Kind::Adapter, "hra", r#"{"r": 3, "target_modules": "all-linear"}"#),
@@ -170,5 +169,5 @@ fn the_variants_hold_them_too() {
             },
         })
         .collect();
-    hold(&cases);
+    check(&cases);
 }

@@ -1,4 +1,4 @@
-//! The whole program as its users run it.
+//! Tests of the complete program, run in the way that users run it.
 
 mod command;
 #[cfg(target_os = "linux")]
@@ -32,10 +32,9 @@ use std::process::Output;
 use assert_cmd::Command;
 use serde_json::Value;
 
-/// `reprpo` without colours and without the `REPRPO_*` variables of the machine that runs the
-/// tests.
+/// Returns a `reprpo` command without colours and without the user's `REPRPO_*` variables.
 ///
-/// It computes in one thread: tests run side by side, and a small model gains nothing from threads.
+/// It uses one thread, because tests run in parallel and threads do not speed up a small model.
 fn reprpo_command(args: &[&str]) -> Command {
     let mut command = Command::cargo_bin("reprpo").expect("the binary");
     for (name, _) in std::env::vars_os() {
@@ -48,10 +47,10 @@ fn reprpo_command(args: &[&str]) -> Command {
 }
 
 fn reprpo(args: &[&str]) -> Output {
-    reprpo_command(args).output().expect("it runs")
+    reprpo_command(args).output().expect("the command runs")
 }
 
-/// `reprpo` in a folder that also holds its caches, as on a machine that has fetched nothing.
+/// Returns a `reprpo` command that runs in `folder` and has its empty caches there.
 fn isolated_command(folder: &Path, args: &[&str]) -> Command {
     let mut command = reprpo_command(args);
     command.env("REPRPO_CACHE", folder.join("cache")).env("HF_HOME", folder).current_dir(folder);
@@ -59,10 +58,10 @@ fn isolated_command(folder: &Path, args: &[&str]) -> Command {
 }
 
 fn reprpo_in(folder: &Path, args: &[&str]) -> Output {
-    isolated_command(folder, args).output().expect("it runs")
+    isolated_command(folder, args).output().expect("the command runs")
 }
 
-/// Stdout of a command that succeeded.
+/// Checks that a command succeeded and returns its stdout.
 fn stdout(output: &Output) -> String {
     assert!(output.status.success(), "{}", stderr(output));
     String::from_utf8_lossy(&output.stdout).into_owned()
@@ -72,23 +71,23 @@ fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// Stdout and stderr of a command, whether it succeeded or not.
+/// Returns stdout and stderr of a command, even if the command failed.
 fn transcript(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), stderr(output))
 }
 
-/// The JSON document that a command printed.
+/// Checks that a command succeeded and parses its stdout as JSON.
 fn json(output: &Output) -> Value {
     serde_json::from_str(&stdout(output)).expect("JSON")
 }
 
-/// The JSON documents that a command printed, one per line.
+/// Checks that a command succeeded and parses each line of its stdout as JSON.
 fn json_lines(output: &Output) -> Vec<Value> {
     stdout(output).lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
 }
 
-/// Σ log p of the chosen and the rejected completion of each pair, as `reprpo score --json` printed
-/// them.
+/// Returns Σ log p of the chosen and the rejected completion of each pair from the output of
+/// `reprpo score --json`.
 fn logp_sums(output: &Output) -> Vec<[f64; 2]> {
     json_lines(output)
         .iter()
@@ -98,16 +97,16 @@ fn logp_sums(output: &Output) -> Vec<[f64; 2]> {
         .collect()
 }
 
-/// The lines of a run's metrics.jsonl.
+/// Parses the lines of a run's `metrics.jsonl`.
 fn metrics(run: &Path) -> Vec<Value> {
     let text = std::fs::read_to_string(run.join("metrics.jsonl")).expect("metrics");
     text.lines().map(|l| serde_json::from_str(l).expect("a JSON line")).collect()
 }
 
-/// Writes a file with one JSON document per line.
+/// Writes a file with one JSON document per line and returns its path.
 fn jsonl(folder: &Path, name: &str, rows: &[Value]) -> PathBuf {
     let path = folder.join(name);
     std::fs::write(&path, rows.iter().map(|row| format!("{row}\n")).collect::<String>())
-        .expect("written");
+        .expect("the file is written");
     path
 }

@@ -1,5 +1,4 @@
-//! Plugins as libraries: they work like built-in ones, and a plugin that fails affects nothing
-//! else.
+//! Plugin libraries: they work like built-in plugins, and the failure of one affects nothing else.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -13,7 +12,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The libraries of `tests/plugins`, built once.
+/// Folder of the libraries of `tests/plugins`, which are built on first use.
 static LIBRARIES: LazyLock<PathBuf> = LazyLock::new(|| {
     let target = root().join("target/plugins");
     let mut cargo = cargo(&root().join("tests/plugins"));
@@ -27,7 +26,8 @@ static LIBRARIES: LazyLock<PathBuf> = LazyLock::new(|| {
     target.join("debug")
 });
 
-/// The command without any method, which only a whole `cargo test` builds by itself.
+/// Path of the command without built-in methods. A filtered `cargo test` does not build it, so it
+/// is built here.
 pub static BARE: LazyLock<PathBuf> = LazyLock::new(|| {
     let output = cargo(root())
         .args(["build", "--locked", "--example", "bare"])
@@ -37,8 +37,7 @@ pub static BARE: LazyLock<PathBuf> = LazyLock::new(|| {
     root().join("target/debug/examples/bare").with_extension(std::env::consts::EXE_EXTENSION)
 });
 
-/// Cargo as a person starts it in `folder`: without what the cargo that runs these tests has set
-/// for them.
+/// Returns cargo in `folder`, without the variables that cargo has set for these tests.
 fn cargo(folder: &Path) -> Command {
     const SET: [&str; 6] = [
         "CARGO_PKG_",
@@ -71,7 +70,7 @@ fn faults() -> String {
     library("faults").display().to_string()
 }
 
-/// A library of one file, compiled without any crate.
+/// Compiles a library from one file without any crate and returns its path.
 fn compiled(file: &str, folder: &Path) -> String {
     let out = folder.join(file).with_extension(std::env::consts::DLL_EXTENSION);
     let mut rustc = Command::new("rustc");
@@ -91,30 +90,30 @@ fn command(program: &Path, folder: &Path, args: &[&str]) -> Output {
             command.env_remove(name);
         }
     }
-    // Nobody's own plugins.
+    // Ignores the plugins that the user has installed.
     command
         .env("REPRPO_PLUGIN_DIR", folder.join("no-plugins"))
         .env("NO_COLOR", "1")
         .env("OMP_NUM_THREADS", "1");
-    command.current_dir(folder).args(args).output().expect("it runs")
+    command.current_dir(folder).args(args).output().expect("the command runs")
 }
 
 fn reprpo(folder: &Path, args: &[&str]) -> Output {
     command(assert_cmd::cargo::cargo_bin!("reprpo"), folder, args)
 }
 
-fn told(output: &Output) -> String {
+fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// The error of a command that fails by what it was given.
+/// Checks that the command fails with exit code 1 and returns stderr.
 fn error(folder: &Path, args: &[&str]) -> String {
     let output = reprpo(folder, args);
-    assert_eq!(output.status.code(), Some(1), "{args:?}: {}", told(&output));
-    told(&output)
+    assert_eq!(output.status.code(), Some(1), "{args:?}: {}", stderr(&output));
+    stderr(&output)
 }
 
-/// A short run on the tiny Llama model and its pairs.
+/// Trains the tiny Llama model on a few of its pairs.
 fn run(program: &Path, folder: &Path, out: &str, args: &[&str]) -> Output {
     let golden = golden::own();
     let (model, pairs) = (
@@ -143,11 +142,11 @@ fn run(program: &Path, folder: &Path, out: &str, args: &[&str]) -> Output {
 }
 
 #[test]
-fn a_method_that_is_loaded_gives_the_bytes_of_the_same_one_built_in() {
+fn a_method_from_a_plugin_gives_the_same_bytes_as_the_built_in_one() {
     let dir = tempfile::tempdir().expect("a folder");
     let builtins = library("builtins").display().to_string();
-    // One of each kind, and between them every stage of a step: hooks, gradients, a trained
-    // transform, dropout.
+    // One plugin of each kind. Together they use every stage of a step: hooks, gradients, a trained
+    // transform and dropout.
     let runs: &[&[&str]] = &[
         &[
             "--intervention",
@@ -168,10 +167,10 @@ fn a_method_that_is_loaded_gives_the_bytes_of_the_same_one_built_in() {
     for (i, args) in runs.iter().enumerate() {
         let (linked, loaded) = (format!("linked{i}"), format!("loaded{i}"));
         let ours = run(assert_cmd::cargo::cargo_bin!("reprpo"), dir.path(), &linked, args);
-        assert!(ours.status.success(), "{}", told(&ours));
+        assert!(ours.status.success(), "{}", stderr(&ours));
         let theirs =
             run(&BARE, dir.path(), &loaded, &[args, &["--plugin", &builtins][..]].concat());
-        assert!(theirs.status.success(), "{}", told(&theirs));
+        assert!(theirs.status.success(), "{}", stderr(&theirs));
         for file in
             ["metrics.jsonl", "adapter/adapter_model.safetensors", "adapter/adapter_config.json"]
         {
@@ -179,13 +178,13 @@ fn a_method_that_is_loaded_gives_the_bytes_of_the_same_one_built_in() {
             assert!(read(&linked) == read(&loaded), "{args:?}: `{file}` differs");
         }
     }
-    // Without them it knows nothing.
+    // Without plugins, this command has no methods.
     let output = command(&BARE, dir.path(), &["list", "interventions", "--json"]);
     assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "[]");
 }
 
 #[test]
-fn what_is_no_plugin_of_this_build_is_refused_before_it_is_called() {
+fn a_file_that_is_not_a_plugin_of_this_build_is_rejected_before_it_is_called() {
     let dir = tempfile::tempdir().expect("a folder");
     let text = dir.path().join("text.so");
     std::fs::write(&text, "no library\n".repeat(1000)).expect("a file");
@@ -224,7 +223,7 @@ fn what_is_no_plugin_of_this_build_is_refused_before_it_is_called() {
 }
 
 #[test]
-fn a_method_that_fails_is_named_and_ends_its_run_alone() {
+fn a_method_that_fails_is_named_and_ends_only_its_run() {
     let dir = tempfile::tempdir().expect("a folder");
     let faults = faults();
     let table: &[(&[&str], &[&str])] = &[
@@ -232,16 +231,16 @@ fn a_method_that_fails_is_named_and_ends_its_run_alone() {
             &["--intervention", "panics-in-build"],
             &[
                 "`build` of intervention `panics-in-build` of `",
-                "the build gave up (faults/src/lib.rs:",
+                "a panic in build (faults/src/lib.rs:",
             ],
         ),
         (
             &["--intervention", "panics-in-needs"],
-            &["`needs` of intervention `panics-in-needs`", "no idea what it needs"],
+            &["`needs` of intervention `panics-in-needs`", "a panic in needs"],
         ),
         (
             &["--intervention", "panics-in-loss"],
-            &["step 1 failed", "`loss` of intervention `panics-in-loss`", "the loss gave up"],
+            &["step 1 failed", "`loss` of intervention `panics-in-loss`", "a panic in loss"],
         ),
         (
             &["--intervention", "panics-in-torch"],
@@ -252,12 +251,12 @@ fn a_method_that_fails_is_named_and_ends_its_run_alone() {
         ),
         (
             &["--intervention", "panics-in-hook"],
-            &["`output_grad` of intervention `panics-in-hook`", "the hook gave up"],
+            &["`output_grad` of intervention `panics-in-hook`", "a panic in the hook"],
         ),
         (
-            &["--intervention", "hook-of-another-shape"],
+            &["--intervention", "hook-changes-shape"],
             &[
-                "step 1 failed, with intervention `hook-of-another-shape`",
+                "step 1 failed, with intervention `hook-changes-shape`",
                 "a gradient hook must return a gradient of (",
                 "but returned ([], Float)",
             ],
@@ -267,15 +266,15 @@ fn a_method_that_fails_is_named_and_ends_its_run_alone() {
             &["step 1 failed, with intervention `loss-is-nan`", "the loss is NaN"],
         ),
         (
-            &["--intervention", "loss-is-no-number"],
-            &["intervention `loss-is-no-number`", "the shape [4], but has to be one number"],
+            &["--intervention", "loss-is-not-scalar"],
+            &["intervention `loss-is-not-scalar`", "the shape [4], but must be a single number"],
         ),
         (
             &["--intervention", "loss-has-no-gradient"],
             &["intervention `loss-has-no-gradient`", "has no gradient"],
         ),
         (
-            &["--intervention", "reads-what-it-did-not-ask-for"],
+            &["--intervention", "reads-unrequested-values"],
             &[
                 "failed in `loss`",
                 "which its `Needs` do not request",
@@ -288,11 +287,11 @@ fn a_method_that_fails_is_named_and_ends_its_run_alone() {
         ),
         (
             &["--adapter", "panics-in-forward"],
-            &["`forward` of adapter `panics-in-forward`", "the module gave up"],
+            &["`forward` of adapter `panics-in-forward`", "a panic in forward"],
         ),
         (
             &["--dataset", "panics-in-pairs"],
-            &["`pairs` of dataset `panics-in-pairs`", "the file gave up"],
+            &["`pairs` of dataset `panics-in-pairs`", "a panic in pairs"],
         ),
     ];
     for (args, parts) in table {
@@ -302,45 +301,45 @@ fn a_method_that_fails_is_named_and_ends_its_run_alone() {
             "out",
             &[args, &["--plugin", &faults][..]].concat(),
         );
-        let told = told(&output);
-        assert_eq!(output.status.code(), Some(1), "{args:?}: {told}");
+        let stderr = stderr(&output);
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {stderr}");
         parts
             .iter()
-            .for_each(|part| assert!(told.contains(part), "{args:?}: no `{part}` in\n{told}"));
-        assert!(!told.contains("frame #") && !told.contains("stack backtrace"), "{told}");
+            .for_each(|part| assert!(stderr.contains(part), "{args:?}: no `{part}` in\n{stderr}"));
+        assert!(!stderr.contains("frame #") && !stderr.contains("stack backtrace"), "{stderr}");
         assert!(!dir.path().join("out").exists(), "{args:?} left a folder");
     }
 }
 
 #[test]
-fn a_panic_in_drop_is_told_after_the_run_that_it_could_not_stop() {
+fn a_panic_in_drop_is_reported_after_a_run_that_it_did_not_stop() {
     let dir = tempfile::tempdir().expect("a folder");
     let args = ["--plugin", &faults(), "--intervention", "panics-in-drop"];
     let output = run(assert_cmd::cargo::cargo_bin!("reprpo"), dir.path(), "out", &args);
-    let told = told(&output);
-    assert_eq!(output.status.code(), Some(1), "{told}");
+    let stderr = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
     assert!(
-        told.contains("`drop` of intervention `panics-in-drop`")
-            && told.contains("the end gave up"),
-        "{told}"
+        stderr.contains("`drop` of intervention `panics-in-drop`")
+            && stderr.contains("a panic in drop"),
+        "{stderr}"
     );
     assert!(dir.path().join("out/adapter/adapter_model.safetensors").is_file());
 }
 
 #[test]
-fn a_plugin_logs_through_its_host() {
+fn a_plugin_writes_to_the_log_of_its_host() {
     let dir = tempfile::tempdir().expect("a folder");
     let args = ["--plugin", &faults(), "--intervention", "logs"];
     let output = run(assert_cmd::cargo::cargo_bin!("reprpo"), dir.path(), "out", &args);
     assert!(
-        told(&output).contains("WARN faults: the loss is asked for pairs=4"),
+        stderr(&output).contains("WARN faults: the loss is computed pairs=4"),
         "{}",
-        told(&output)
+        stderr(&output)
     );
 }
 
 #[test]
-fn two_plugins_of_one_name_are_both_named() {
+fn an_error_about_two_plugins_with_one_name_names_both() {
     let dir = tempfile::tempdir().expect("a folder");
     let (first, second) = (faults(), dir.path().join("again.so"));
     std::fs::copy(&first, &second).expect("a copy");
@@ -360,34 +359,34 @@ fn two_plugins_of_one_name_are_both_named() {
         e.contains(" 0.1.0, which is built in, one of reprpo-") && e.contains("libbuiltins.so`"),
         "{e}"
     );
-    // The same file twice is one plugin.
+    // The same file given twice counts as one plugin.
     assert!(reprpo(dir.path(), &["list", "--plugin", &first, "--plugin", &first]).status.success());
 }
 
 #[test]
-fn a_run_keeps_which_plugin_it_used_and_asks_for_that_one() {
+fn a_run_records_its_plugin_and_rejects_another_file() {
     let dir = tempfile::tempdir().expect("a folder");
     let library = dir.path().join("mine.so");
     std::fs::copy(faults(), &library).expect("a copy");
     let args =
         ["--plugin", "mine.so", "--intervention", "logs", "--set", "train.checkpoint_every=1"];
     let output = run(assert_cmd::cargo::cargo_bin!("reprpo"), dir.path(), "out", &args);
-    assert!(output.status.success(), "{}", told(&output));
+    assert!(output.status.success(), "{}", stderr(&output));
     let config =
         std::fs::read_to_string(dir.path().join("out/config.toml")).expect("a configuration");
     let table: toml::Table = toml::from_str(&config).expect("TOML");
-    let kept = &table["plugins"][0];
-    assert_eq!(kept["version"].as_str(), Some("0.1.0"));
-    // The path is relative to the run's folder, because the library lies in the same tree.
-    assert_eq!(kept["path"].as_str(), Some("../mine.so"));
-    assert_eq!(kept["sha256"].as_str().map(str::len), Some(64));
-    // The configuration brings its plugin along.
+    let recorded = &table["plugins"][0];
+    assert_eq!(recorded["version"].as_str(), Some("0.1.0"));
+    // The path is relative to the run's folder, because both are below the same folder.
+    assert_eq!(recorded["path"].as_str(), Some("../mine.so"));
+    assert_eq!(recorded["sha256"].as_str().map(str::len), Some(64));
+    // The configuration file loads the plugin that it lists.
     let shown = reprpo(dir.path(), &["config", "show", "--config", "out/config.toml", "--json"]);
-    assert!(shown.status.success(), "{}", told(&shown));
+    assert!(shown.status.success(), "{}", stderr(&shown));
     let shown: Value = serde_json::from_slice(&shown.stdout).expect("JSON");
     assert_eq!(shown["intervention"]["name"], "logs");
 
-    let other = config.replace(kept["sha256"].as_str().expect("a digest"), &"0".repeat(64));
+    let other = config.replace(recorded["sha256"].as_str().expect("a digest"), &"0".repeat(64));
     std::fs::write(dir.path().join("other.toml"), other).expect("a file");
     let e = error(dir.path(), &["config", "show", "--config", "other.toml"]);
     assert!(
@@ -398,7 +397,7 @@ fn a_run_keeps_which_plugin_it_used_and_asks_for_that_one() {
 }
 
 #[test]
-fn plugins_are_found_in_the_folder_the_environment_and_the_configuration() {
+fn plugins_are_found_in_the_folder_the_variable_and_the_configuration() {
     let dir = tempfile::tempdir().expect("a folder");
     let installed = dir.path().join("installed");
     std::fs::create_dir(&installed).expect("a folder");
@@ -415,29 +414,30 @@ fn plugins_are_found_in_the_folder_the_environment_and_the_configuration() {
             .current_dir(dir.path())
             .args(args)
             .output()
-            .expect("it runs")
+            .expect("the command runs")
     };
-    let there = |environment: &[(&str, &str)], args: &[&str]| {
+    let is_listed = |environment: &[(&str, &str)], args: &[&str]| {
         let output = with(environment, args);
         output.status.success()
             && String::from_utf8_lossy(&output.stdout).contains("panics-in-loss")
     };
     let (folder, file) = (installed.display().to_string(), library.display().to_string());
-    assert!(!there(&[], &["list"]));
-    assert!(there(&[("REPRPO_PLUGIN_DIR", &folder)], &["list"]));
-    assert!(there(&[("REPRPO_PLUGIN_DIR", &folder)], &["run", "--help"]));
-    assert!(there(&[("REPRPO_PLUGINS", &file)], &["list"]));
+    assert!(!is_listed(&[], &["list"]));
+    assert!(is_listed(&[("REPRPO_PLUGIN_DIR", &folder)], &["list"]));
+    assert!(is_listed(&[("REPRPO_PLUGIN_DIR", &folder)], &["run", "--help"]));
+    assert!(is_listed(&[("REPRPO_PLUGINS", &file)], &["list"]));
     std::fs::write(
         dir.path().join("c.toml"),
         format!("plugins = [{file:?}]\nintervention = \"panics-in-loss\"\n"),
     )
     .expect("a file");
-    assert!(there(&[], &["config", "show", "--config", "c.toml"]));
+    assert!(is_listed(&[], &["config", "show", "--config", "c.toml"]));
 
-    // What cannot be used is passed over in the folder, and named where a name is not found.
+    // A file in the plugin folder that cannot be used is skipped, and the error about an unknown
+    // name mentions it.
     std::fs::write(installed.join("broken.so"), "x").expect("a file");
     let output = with(&[("REPRPO_PLUGIN_DIR", &folder)], &["run", "--intervention", "twist"]);
-    let told = told(&output);
+    let stderr = stderr(&output);
     assert_eq!(output.status.code(), Some(1));
     for part in [
         "skipped a plugin: `",
@@ -445,12 +445,12 @@ fn plugins_are_found_in_the_folder_the_environment_and_the_configuration() {
         &format!("plugin files searched: `{file}`"),
         "broken.so`; run `reprpo plugin check FILE` for the reason",
     ] {
-        assert!(told.contains(part), "{part}\n{told}");
+        assert!(stderr.contains(part), "{part}\n{stderr}");
     }
 }
 
 #[test]
-fn a_listing_says_which_file_a_method_comes_from() {
+fn the_list_names_the_file_that_a_method_comes_from() {
     let dir = tempfile::tempdir().expect("a folder");
     let faults = faults();
     let output = reprpo(dir.path(), &["list", "--json", "--plugin", &faults]);
@@ -481,10 +481,10 @@ fn a_listing_says_which_file_a_method_comes_from() {
     );
 }
 
-/// Cargo in `folder`, which has to succeed.
+/// Runs cargo in `folder` and checks that it succeeds without warnings.
 fn build(folder: &Path, args: &[&str]) {
     let mut cargo = cargo(folder);
-    // The crate says itself where libtorch is.
+    // The crate's own configuration says where libtorch is.
     let output = cargo.env_remove("LIBTORCH").args(args).output().expect("cargo runs");
     let text = String::from_utf8_lossy(&output.stderr).into_owned()
         + &String::from_utf8_lossy(&output.stdout);
@@ -492,20 +492,19 @@ fn build(folder: &Path, args: &[&str]) {
     assert!(!text.contains("warning"), "{text}");
 }
 
-/// What someone does who has read one page: from an empty folder to a run with a method of their
-/// own.
+/// Follows the steps of the plugin guide: from an empty folder to a run with a new method.
 #[test]
-fn a_stranger_writes_a_method_and_runs_it() {
+fn a_new_method_can_be_written_and_trained_outside_the_repository() {
     let dir = tempfile::tempdir().expect("a folder outside the repository");
-    let made = |kind: &str, name: &str| {
+    let new_crate = |kind: &str, name: &str| {
         let output = reprpo(dir.path(), &["new", kind, name]);
-        assert!(output.status.success(), "{}", told(&output));
-        let told = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{}", stderr(&output));
+        let stderr = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(
-            told.contains(&format!(
+            stderr.contains(&format!(
                 "reprpo run --plugin target/release/lib{name}.so --{kind} {name}"
             )),
-            "{told}"
+            "{stderr}"
         );
         dir.path().join(name)
     };
@@ -515,8 +514,8 @@ fn a_stranger_writes_a_method_and_runs_it() {
         std::fs::write(file, text.replace(from, to)).expect("a file");
     };
 
-    let twist = made("intervention", "twist");
-    // Another loss, and the test's number that goes with it.
+    let twist = new_crate("intervention", "twist");
+    // Changes the loss, and the value that the crate's test expects.
     change(
         &twist.join("src/lib.rs"),
         "let value = (&moved * self.lambda - (&margin * self.beta).log_sigmoid())",
@@ -531,7 +530,7 @@ fn a_stranger_writes_a_method_and_runs_it() {
         checked.status.success(),
         "{}{}",
         String::from_utf8_lossy(&checked.stdout),
-        told(&checked)
+        stderr(&checked)
     );
     let args = [
         "--plugin",
@@ -544,30 +543,30 @@ fn a_stranger_writes_a_method_and_runs_it() {
         "1",
     ];
     let output = run(assert_cmd::cargo::cargo_bin!("reprpo"), dir.path(), "first", &args);
-    assert!(output.status.success(), "{}", told(&output));
+    assert!(output.status.success(), "{}", stderr(&output));
     let metrics = std::fs::read_to_string(dir.path().join("first/metrics.jsonl")).expect("metrics");
     assert!(metrics.lines().count() == 1 && metrics.contains("twist/margin"), "{metrics}");
 
-    let bend = made("adapter", "bend");
+    let bend = new_crate("adapter", "bend");
     build(&bend, &["test"]);
     build(&bend, &["build", "--release"]);
     let library = bend.join("target/release/libbend.so").display().to_string();
     let args =
         ["--plugin", &library, "--adapter", "bend", "--set", "adapter.target_modules=all-linear"];
     let output = run(assert_cmd::cargo::cargo_bin!("reprpo"), dir.path(), "second", &args);
-    assert!(output.status.success(), "{}", told(&output));
-    // Its adapter is one that can be judged, with the plugin that the run names.
+    assert!(output.status.success(), "{}", stderr(&output));
+    // The adapter can be evaluated with the plugin that the run records.
     let judged = reprpo(dir.path(), &["eval", "second", "--set", "eval.max_pairs=2"]);
-    assert!(judged.status.success(), "{}", told(&judged));
+    assert!(judged.status.success(), "{}", stderr(&judged));
 }
 
 #[test]
-fn every_kind_of_new_crate_works_at_once() {
+fn a_new_crate_of_every_kind_works_without_changes() {
     let dir = tempfile::tempdir().expect("a folder outside the repository");
     for kind in ["transform", "tap", "dataset"] {
         let name = format!("my-{kind}");
         let output = reprpo(dir.path(), &["new", kind, &name]);
-        assert!(output.status.success(), "{}", told(&output));
+        assert!(output.status.success(), "{}", stderr(&output));
         build(&dir.path().join(&name), &["test"]);
         build(&dir.path().join(&name), &["build"]);
         let library = dir
@@ -583,12 +582,12 @@ fn every_kind_of_new_crate_works_at_once() {
             args.extend(["--layers", "1"]);
         }
         let output = run(assert_cmd::cargo::cargo_bin!("reprpo"), dir.path(), kind, &args);
-        assert!(output.status.success(), "{kind}: {}", told(&output));
+        assert!(output.status.success(), "{kind}: {}", stderr(&output));
     }
 }
 
 #[test]
-fn a_new_crate_is_refused_before_anything_is_written() {
+fn an_invalid_new_crate_is_rejected_before_anything_is_written() {
     let dir = tempfile::tempdir().expect("a folder");
     for (name, part) in [
         ("dpo", "the intervention `dpo` already exists"),
@@ -597,7 +596,7 @@ fn a_new_crate_is_refused_before_anything_is_written() {
     ] {
         assert!(error(dir.path(), &["new", "intervention", name]).contains(part), "{name}");
     }
-    std::fs::create_dir(dir.path().join("there")).expect("a folder");
-    assert!(error(dir.path(), &["new", "tap", "there"]).contains("`there` already exists"));
+    std::fs::create_dir(dir.path().join("mine")).expect("a folder");
+    assert!(error(dir.path(), &["new", "tap", "mine"]).contains("`mine` already exists"));
     assert_eq!(std::fs::read_dir(dir.path()).expect("a folder").count(), 1);
 }

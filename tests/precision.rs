@@ -1,4 +1,4 @@
-//! The precision that a model is stored in and the one that it computes in.
+//! The number type of a model's file, and the number type of its computations.
 
 use reprpo_core::weights::{read_safetensors, write_safetensors};
 use tch::{Kind, Tensor};
@@ -7,7 +7,7 @@ use crate::resume::{Tree, model, refused};
 use crate::{json_lines, logp_sums};
 
 #[test]
-fn a_checkpoint_in_half_precision_is_read_and_computes_in_float32() {
+fn a_model_stored_in_half_precision_computes_in_float32() {
     let tree = Tree::new();
     let path = |name: &str| tree.path(name).join("model.safetensors");
     let weights = read_safetensors(&path("model")).expect("weights");
@@ -19,7 +19,7 @@ fn a_checkpoint_in_half_precision_is_read_and_computes_in_float32() {
         ("rounded", |t: &Tensor| t.to_kind(Kind::Half).to_kind(Kind::Float)),
     ] {
         model(&tree.path(name), 0, "");
-        write_safetensors(&path(name), &converted(to)).expect("written");
+        write_safetensors(&path(name), &converted(to)).expect("the file is written");
     }
     let score = |model: &str| {
         tree.reprpo(
@@ -41,13 +41,17 @@ fn a_checkpoint_in_half_precision_is_read_and_computes_in_float32() {
     let (half, rounded, whole) = (score("./half"), score("./rounded"), score("./model"));
     assert_eq!(json_lines(&half).len(), 8);
     assert_eq!(logp_sums(&half), logp_sums(&rounded));
-    assert_ne!(logp_sums(&half), logp_sums(&whole), "half precision rounds the weights");
-    // It can be trained on as well.
+    assert_ne!(
+        logp_sums(&half),
+        logp_sums(&whole),
+        "storing in half precision must round the weights"
+    );
+    // Such a model can also be trained.
     tree.run("run", &["--set", "model=./half", "--no-eval"]);
 }
 
 #[test]
-fn computing_in_half_precision_is_refused_with_the_reason() {
+fn computing_in_half_precision_is_rejected_with_a_reason() {
     let tree = Tree::new();
     for name in ["f16", "float16", "half"] {
         let text = refused(&tree.reprpo(

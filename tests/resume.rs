@@ -1,5 +1,5 @@
-//! Interrupted runs that go on, and runs that are used from another folder, on a model and pairs
-//! that the tests make themselves.
+//! Interrupted runs that are resumed, and runs that are used from another folder. The tests create
+//! the model and the pairs.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Output, Stdio};
@@ -29,7 +29,7 @@ impl Tree {
         self.0.path().join(name)
     }
 
-    /// Writes eight pairs whose lengths are the same for every `shift`, and whose words differ.
+    /// Writes eight pairs. A different `shift` gives different words but the same lengths.
     fn pairs(&self, name: &str, shift: i64) {
         let word = |i: i64| format!("w{}", (i * 7 + shift * 13) % WORDS);
         let text = |from: i64| (from..from + 3).map(word).collect::<Vec<_>>().join(" ");
@@ -53,10 +53,10 @@ impl Tree {
     }
 
     pub(crate) fn reprpo(&self, folder: &str, args: &[&str]) -> Output {
-        self.command(folder, args).output().expect("it runs")
+        self.command(folder, args).output().expect("the command runs")
     }
 
-    /// The arguments of a run on this tree's model and pairs.
+    /// Returns the arguments of a run on the model and pairs of this tree.
     pub(crate) fn run_args<'a>(&self, out: &'a str, extra: &[&'a str]) -> Vec<&'a str> {
         let mut args = vec![
             "run",
@@ -84,14 +84,14 @@ impl Tree {
         args
     }
 
-    /// Runs to the end.
+    /// Trains until the run ends and checks that it succeeds.
     pub(crate) fn run(&self, out: &str, extra: &[&str]) -> Output {
         let output = self.reprpo("", &self.run_args(out, extra));
         assert!(output.status.success(), "{}", transcript(&output));
         output
     }
 
-    /// Starts a long run and kills it once it has a checkpoint.
+    /// Starts a long run and kills it as soon as it has written a checkpoint.
     fn killed(&self, out: &str, extra: &[&str]) {
         let long = ["--set", "train.epochs=100", "--set", "train.checkpoint_every=1"];
         self.killed_when(out, &[&long, extra].concat(), |run| {
@@ -99,9 +99,10 @@ impl Tree {
         });
     }
 
+    /// Starts a run and kills it as soon as `when` returns true for its folder.
     pub(crate) fn killed_when(&self, out: &str, extra: &[&str], when: impl Fn(&Path) -> bool) {
         kill(started(self.0.path(), &self.run_args(out, extra), || when(&self.path(out))));
-        assert!(!self.path(out).join("adapter").exists(), "it was killed too late");
+        assert!(!self.path(out).join("adapter").exists(), "the run ended before it was killed");
     }
 
     fn config(&self, run: &str) -> String {
@@ -112,11 +113,11 @@ impl Tree {
         let config = self.config(run);
         assert!(config.contains(from), "{from}\n{config}");
         std::fs::write(self.path(run).join("config.toml"), config.replace(from, to))
-            .expect("written");
+            .expect("the file is written");
     }
 }
 
-/// Starts the command in a folder and waits until `when` holds.
+/// Starts the command in `folder` and waits until `when` returns true.
 pub(crate) fn started(folder: &Path, args: &[&str], when: impl Fn() -> bool) -> Child {
     let mut command = std::process::Command::new(assert_cmd::cargo::cargo_bin!("reprpo"));
     command
@@ -126,20 +127,20 @@ pub(crate) fn started(folder: &Path, args: &[&str], when: impl Fn() -> bool) -> 
         .args(args)
         .stdout(Stdio::null())
         .stderr(Stdio::null());
-    let mut child = command.spawn().expect("it runs");
+    let mut child = command.spawn().expect("the command runs");
     while !when() {
-        assert!(child.try_wait().expect("a state").is_none(), "it ended too early");
+        assert!(child.try_wait().expect("a state").is_none(), "the command ended too early");
         std::thread::sleep(std::time::Duration::from_millis(1));
     }
     child
 }
 
 pub(crate) fn kill(mut child: Child) {
-    child.kill().expect("it is killed");
-    child.wait().expect("it ends");
+    child.kill().expect("the command is killed");
+    child.wait().expect("the command ends");
 }
 
-/// Writes a Llama model of two blocks with random weights of that seed. If `extra` is not empty, it
+/// Writes a Llama model with two blocks and random weights from `seed`. If `extra` is not empty, it
 /// replaces the last word of the tokenizer.
 pub(crate) fn model(folder: &Path, seed: i64, extra: &str) {
     std::fs::create_dir_all(folder).expect("a folder");
@@ -150,7 +151,7 @@ pub(crate) fn model(folder: &Path, seed: i64, extra: &str) {
         "rope_theta": 10_000.0, "max_position_embeddings": 64,
         "bos_token_id": null, "eos_token_id": 0,
     });
-    std::fs::write(folder.join("config.json"), config.to_string()).expect("written");
+    std::fs::write(folder.join("config.json"), config.to_string()).expect("the file is written");
     tch::manual_seed(seed);
     let random = |name: &str, rows: i64, columns: i64| {
         (format!("{name}.weight"), Tensor::randn([rows, columns], (Kind::Float, Device::Cpu)) * 0.3)
@@ -196,15 +197,16 @@ pub(crate) fn model(folder: &Path, seed: i64, extra: &str) {
         "pre_tokenizer": { "type": "Whitespace" },
         "model": { "type": "WordLevel", "vocab": words, "unk_token": "<unk>" },
     });
-    std::fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).expect("written");
+    std::fs::write(folder.join("tokenizer.json"), tokenizer.to_string())
+        .expect("the file is written");
     std::fs::write(
         folder.join("tokenizer_config.json"),
         json!({ "eos_token": "<eos>" }).to_string(),
     )
-    .expect("written");
+    .expect("the file is written");
 }
 
-/// Stderr of a command that failed with exit code 1.
+/// Checks that the command failed with exit code 1 and returns its stderr.
 pub(crate) fn refused(output: &Output) -> String {
     assert_eq!(output.status.code(), Some(1), "{}", transcript(output));
     stderr(output)
@@ -222,7 +224,7 @@ pub(crate) fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// The splits' numbers in the JSON that an evaluation printed.
+/// Returns the metrics of each split from the JSON that an evaluation printed.
 fn table(output: &Output) -> Value {
     assert!(output.status.success(), "{}", transcript(output));
     let mut json: Value = serde_json::from_slice(&output.stdout)
@@ -231,7 +233,7 @@ fn table(output: &Output) -> Value {
 }
 
 #[test]
-fn an_input_that_changed_since_the_checkpoint_is_refused_and_named() {
+fn an_input_that_changed_since_the_checkpoint_is_rejected_and_named() {
     let tree = Tree::new();
     tree.killed("run", &["--no-eval"]);
     let resume = |extra: &[&str]| tree.reprpo("", &[&["run", "--resume", "run"], extra].concat());
@@ -239,7 +241,7 @@ fn an_input_that_changed_since_the_checkpoint_is_refused_and_named() {
     let model = |seed, extra: &str| model(&tree.path("model"), seed, extra);
     type Step<'a> = Box<dyn Fn() + 'a>;
     let step = |f| -> Step<'_> { f };
-    for (change, back, names, not) in [
+    for (change, back, expected, not) in [
         (
             step(Box::new(|| data(1))),
             step(Box::new(|| data(0))),
@@ -286,36 +288,36 @@ fn an_input_that_changed_since_the_checkpoint_is_refused_and_named() {
         change();
         let text = refused(&resume(&[]));
         assert!(
-            text.contains("error: cannot resume the run in `run`") && text.contains(names),
-            "{names}: {text}"
+            text.contains("error: cannot resume the run in `run`") && text.contains(expected),
+            "{expected}: {text}"
         );
         assert!(
             !text.contains(not) && text.contains("hint: `--inexact-resume` "),
-            "{names}: {text}"
+            "{expected}: {text}"
         );
         back();
     }
-    // If the number of pairs changed, the message has both numbers.
+    // If the number of pairs changed, the message states both numbers.
     std::fs::write(
         tree.path("pairs.jsonl"),
         "{\"prompt\": \"w1 \", \"chosen\": \"w2\", \"rejected\": \"w3\"}\n",
     )
-    .expect("written");
+    .expect("the file is written");
     let text = refused(&resume(&[]));
     assert!(
         text.contains("the data: 8 pairs of 112 tokens then, 1 pair of 6 tokens now"),
         "{text}"
     );
     data(0);
-    // Fields that do not change a step may differ.
+    // Fields that do not affect a training step can differ.
     tree.edit("run", "max_pairs = 100", "max_pairs = 3");
     tree.edit("run", "checkpoint_every = 1", "checkpoint_every = 100000");
-    // A checkpoint of an earlier version cannot be compared.
+    // A checkpoint of an earlier version has no fingerprints to compare.
     let kept = tree.path("kept");
     copy(&tree.path("run"), &kept);
     let step = std::fs::read_to_string(kept.join("checkpoints/latest")).expect("a step");
     std::fs::remove_file(kept.join(format!("checkpoints/step-{}/fingerprints.json", step.trim())))
-        .expect("it was there");
+        .expect("the file exists");
     let text = refused(&tree.reprpo("", &["run", "--resume", "kept"]));
     assert!(
         text.contains("its checkpoint has no fingerprints") && text.contains("--inexact-resume"),
@@ -334,9 +336,9 @@ fn an_input_that_changed_since_the_checkpoint_is_refused_and_named() {
 }
 
 #[test]
-fn reference_values_of_other_texts_are_computed_again() {
+fn reference_values_are_recomputed_for_changed_pairs() {
     let tree = Tree::new();
-    // Every pair has been seen, so that all reference values are kept.
+    // Every pair has been in a batch, so that the checkpoint contains all reference values.
     let args = ["--no-eval", "--set", "train.epochs=100", "--set", "train.checkpoint_every=5"];
     tree.killed_when("run", &args, |run| run.join("checkpoints/latest").is_file());
     tree.pairs("pairs.jsonl", 1);
@@ -345,7 +347,7 @@ fn reference_values_of_other_texts_are_computed_again() {
     let kept =
         tree.path("fresh/checkpoints").join(format!("step-{}/reference.safetensors", step.trim()));
     assert!(!reprpo_core::weights::read_safetensors(&kept).expect("values").is_empty());
-    write_safetensors(&kept, &[]).expect("written");
+    write_safetensors(&kept, &[]).expect("the file is written");
     for run in ["run", "fresh"] {
         assert!(refused(&tree.reprpo("", &["run", "--resume", run])).contains("the data is not"));
         let output = tree.reprpo("", &["run", "--resume", run, "--inexact-resume"]);
@@ -354,7 +356,7 @@ fn reference_values_of_other_texts_are_computed_again() {
             output.status.success() && text.contains("it differs from the checkpoint: the data;"),
             "{text}"
         );
-        // From now on the folder's adapter and data belong together.
+        // From here on, the adapter and the data of the run match.
         assert!(tree.reprpo("", &["eval", run]).status.success());
     }
     assert_eq!(metrics(&tree.path("run")), metrics(&tree.path("fresh")));
@@ -371,23 +373,23 @@ fn the_same_command_starts_a_run_and_continues_it_wherever_it_was_killed() {
         )
     };
     tree.run("whole", &long);
-    // `a` was killed in its first steps and `b` between two checkpoints; `d` is `b` without its
-    // checkpoints; `c` does not exist; `e` is an empty folder.
+    // `a` was killed in its first steps, `b` between two checkpoints. `d` is `b` without its
+    // checkpoints, `c` does not exist, and `e` is an empty folder.
     tree.killed_when("a", &long, |run| run.join("checkpoints/latest").is_file());
     tree.killed_when("b", &long, |run| {
         std::fs::read_to_string(run.join("metrics.jsonl"))
             .is_ok_and(|text| text.lines().count() > 40)
     });
     copy(&tree.path("b"), &tree.path("d"));
-    std::fs::remove_dir_all(tree.path("d/checkpoints")).expect("it was there");
-    // Leftovers of a checkpoint and of a file that were being written.
+    std::fs::remove_dir_all(tree.path("d/checkpoints")).expect("the file exists");
+    // Leftovers of an unfinished checkpoint and of an unfinished file.
     std::fs::create_dir_all(tree.path("a/checkpoints/step-99")).expect("a folder");
-    std::fs::write(tree.path("a/.tmpAbc"), "x").expect("written");
+    std::fs::write(tree.path("a/.tmpAbc"), "x").expect("the file is written");
     std::fs::create_dir(tree.path("e")).expect("a folder");
     let bytes = |run: &str| {
         std::fs::read(tree.path(run).join("adapter/adapter_model.safetensors")).expect("an adapter")
     };
-    for (run, says) in [
+    for (run, expected) in [
         ("a", "resuming from the last checkpoint"),
         ("b", "resuming from the last checkpoint"),
         ("c", "loading"),
@@ -396,7 +398,7 @@ fn the_same_command_starts_a_run_and_continues_it_wherever_it_was_killed() {
     ] {
         let output = auto(run, &[]);
         let text = transcript(&output);
-        assert!(output.status.success() && text.contains(says), "{run}: {text}");
+        assert!(output.status.success() && text.contains(expected), "{run}: {text}");
         assert_eq!(metrics(&tree.path(run)), metrics(&tree.path("whole")), "{run}");
         assert!(bytes(run) == bytes("whole"), "{run}");
         assert!(
@@ -405,7 +407,8 @@ fn the_same_command_starts_a_run_and_continues_it_wherever_it_was_killed() {
             "{run}"
         );
     }
-    // A job that is queued again after its end changes nothing and prints the same.
+    // A job that is queued again after the run has finished changes nothing and prints the same
+    // output.
     let first = auto("f", &[]);
     let before = std::fs::metadata(tree.path("f/eval/summary.json"))
         .expect("a summary")
@@ -425,9 +428,9 @@ fn the_same_command_starts_a_run_and_continues_it_wherever_it_was_killed() {
             .expect("a time"),
         before
     );
-    // A run that was killed during its evaluation is only evaluated.
+    // A run that was killed during its evaluation is evaluated but not trained again.
     let summary = std::fs::read(tree.path("f/eval/summary.json")).expect("a summary");
-    std::fs::remove_dir_all(tree.path("f/eval")).expect("it was there");
+    std::fs::remove_dir_all(tree.path("f/eval")).expect("the file exists");
     let output = auto("f", &["--json"]);
     assert!(
         output.status.success() && transcript(&output).contains("already trained, evaluating it"),
@@ -438,7 +441,7 @@ fn the_same_command_starts_a_run_and_continues_it_wherever_it_was_killed() {
 }
 
 #[test]
-fn a_command_that_continues_a_run_has_the_runs_configuration() {
+fn a_command_that_continues_a_run_must_have_the_same_configuration() {
     let tree = Tree::new();
     tree.killed("run", &["--no-eval"]);
     tree.pairs("others.jsonl", 1);
@@ -453,9 +456,9 @@ fn a_command_that_continues_a_run_has_the_runs_configuration() {
     ];
     let auto =
         |extra: &[&str]| tree.reprpo("", &[&tree.run_args("run", &long)[..], extra].concat());
-    for (extra, says) in [
-        (vec!["--set", "train.lr=1e-3"], "`train.lr` is 0.005 there and 0.001 here"),
-        (vec!["--seed", "1"], "`train.seed` is 0 there and 1 here"),
+    for (extra, expected) in [
+        (vec!["--set", "train.lr=1e-3"], "`train.lr` is 0.005 in the run and 0.001 here"),
+        (vec!["--seed", "1"], "`train.seed` is 0 in the run and 1 here"),
         (vec!["--set", "dataset.train=others.jsonl"], "`dataset.train` is `"),
         (vec!["--set", "eval.max_pairs=3"], "`eval.max_pairs`"),
         (vec!["--adapter", "hra"], "`adapter.name`"),
@@ -463,12 +466,12 @@ fn a_command_that_continues_a_run_has_the_runs_configuration() {
         let text = refused(&auto(&extra));
         assert!(
             text.starts_with(
-                "error: the run in `run` has another configuration than this command: "
-            ) && text.contains(says),
+                "error: the run in `run` has a different configuration from this command: "
+            ) && text.contains(expected),
             "{extra:?}: {text}"
         );
     }
-    // Data that changed under the same name are found by their content.
+    // The contents of the data file are compared, not only its name.
     tree.pairs("pairs.jsonl", 1);
     assert!(refused(&auto(&[])).contains("the data is not what its checkpoint was made with"));
     tree.pairs("pairs.jsonl", 0);
@@ -482,25 +485,25 @@ fn a_command_that_continues_a_run_has_the_runs_configuration() {
         "{text}"
     );
     std::fs::create_dir(tree.path("mine")).expect("a folder");
-    std::fs::write(tree.path("mine/thesis.txt"), "x").expect("written");
+    std::fs::write(tree.path("mine/thesis.txt"), "x").expect("the file is written");
     let text = refused(&tree.reprpo("", &tree.run_args("mine", &["--resume", "auto"])));
     assert!(
-        text.contains("`mine` is not the folder of a run: it has `thesis.txt`")
+        text.contains("`mine` is not the folder of a run: it contains `thesis.txt`")
             && tree.path("mine/thesis.txt").is_file(),
         "{text}"
     );
-    // In a run without a checkpoint, too, a file that is not the run's own is not removed.
+    // Even in a run without a checkpoint, files that do not belong to the run are kept.
     copy(&tree.path("run"), &tree.path("begun"));
-    std::fs::remove_dir_all(tree.path("begun/checkpoints")).expect("it was there");
-    std::fs::write(tree.path("begun/thesis.txt"), "x").expect("written");
+    std::fs::remove_dir_all(tree.path("begun/checkpoints")).expect("the file exists");
+    std::fs::write(tree.path("begun/thesis.txt"), "x").expect("the file is written");
     let text = refused(&tree.reprpo("", &tree.run_args("begun", &long)));
     assert!(
-        text.contains("`thesis.txt`, which no run makes")
+        text.contains("`thesis.txt`, which a run does not create")
             && tree.path("begun/metrics.jsonl").is_file(),
         "{text}"
     );
-    // `--resume DIR` takes the whole configuration from the folder, so it refuses a flag that would
-    // change it.
+    // `--resume DIR` reads the whole configuration from the folder, so it rejects flags that would
+    // change the configuration.
     let output = tree.reprpo("", &["run", "--resume", "run", "--seed", "1"]);
     assert!(
         output.status.code() == Some(2) && transcript(&output).contains("--seed"),
@@ -511,7 +514,7 @@ fn a_command_that_continues_a_run_has_the_runs_configuration() {
 
 #[cfg(unix)]
 #[test]
-fn two_processes_do_not_write_into_one_run() {
+fn two_processes_cannot_write_into_the_same_run() {
     let tree = Tree::new();
     let long = ["--no-eval", "--set", "train.epochs=100000", "--set", "train.checkpoint_every=1"];
     let child = started(&tree.path(""), &tree.run_args("run", &long), || {
@@ -553,7 +556,7 @@ fn a_run_finds_its_model_and_data_from_any_folder_and_after_its_tree_was_moved()
     )
     .expect("JSON");
     let same = |output: &Output| assert_eq!(table(output), summary["splits"]);
-    // From other folders, in one of which there is another model of that relative name.
+    // Other folders, one of which contains a different model at the same relative path.
     std::fs::create_dir_all(tree.path("other")).expect("a folder");
     model(&tree.path("other/model"), 3, "");
     tree.pairs("other/pairs.jsonl", 3);
@@ -567,10 +570,11 @@ fn a_run_finds_its_model_and_data_from_any_folder_and_after_its_tree_was_moved()
         )
     };
     same(&adapter("../tree/runs"));
-    // The run folder moved without its tree.
+    // The run folder was copied without its tree.
     copy(&tree.path("tree/runs/a"), &tree.path("lone/deep/a"));
     same(&tree.reprpo("other", &[&["eval", "../lone/deep/a"], &EVAL[..]].concat()));
-    // The tree moved: a configuration begins a new run, and an interrupted run goes on.
+    // After the tree was moved, its runs can be evaluated, and their configuration can start a new
+    // run.
     tree.reprpo(
         "tree",
         &[tree.run_args("runs/b", &["--no-eval"]), vec!["--set", "train.epochs=0.5"]].concat(),
@@ -589,7 +593,7 @@ fn a_run_finds_its_model_and_data_from_any_folder_and_after_its_tree_was_moved()
     assert!(output.status.success(), "{}", transcript(&output));
     assert_eq!(metrics(&tree.path("other/again")), metrics(&tree.path("moved/runs/a")));
 
-    // What is found there is compared with what the run recorded.
+    // The model and data found at the new place are compared with the run's record.
     let eval =
         |extra: &[&str]| tree.reprpo("", &[&["eval", "moved/runs/a"], &EVAL[..], extra].concat());
     std::fs::copy(tree.path("other/pairs.jsonl"), tree.path("moved/pairs.jsonl")).expect("a copy");
@@ -606,7 +610,7 @@ fn a_run_finds_its_model_and_data_from_any_folder_and_after_its_tree_was_moved()
         "{text}"
     );
     let output = eval(&["--dataset", "moved/pairs.jsonl"]);
-    assert_ne!(table(&output), summary["splits"], "the data that the command names are used");
+    assert_ne!(table(&output), summary["splits"], "the data given by `--dataset` must be used");
     tree.pairs("moved/pairs.jsonl", 0);
     model(&tree.path("moved/model"), 3, "");
     for args in
@@ -618,7 +622,8 @@ fn a_run_finds_its_model_and_data_from_any_folder_and_after_its_tree_was_moved()
             "{args:?}: {text}"
         );
     }
-    // A model that the command names is used, with a warning if the adapter was made for another.
+    // A model given by a flag is used, with a warning if the adapter was trained on a different
+    // one.
     let generate = |base: &str, target: &str| {
         transcript(&tree.reprpo(
             "",
@@ -683,9 +688,9 @@ fn a_run_finds_its_model_and_data_from_any_folder_and_after_its_tree_was_moved()
         transcript(&output)
     );
 
-    // If nothing is found at a path, the error says which file or flag the path came from.
-    std::fs::remove_dir_all(tree.path("moved/model")).expect("it was there");
-    std::fs::remove_file(tree.path("moved/pairs.jsonl")).expect("it was there");
+    // If a path does not exist, the error names the file or flag that the path came from.
+    std::fs::remove_dir_all(tree.path("moved/model")).expect("the file exists");
+    std::fs::remove_file(tree.path("moved/pairs.jsonl")).expect("the file exists");
     let text = refused(&tree.reprpo("", &["generate", "moved/runs/a", "--prompt", "w1"]));
     assert!(
         text.starts_with("error: `model` is `")
@@ -703,13 +708,13 @@ fn a_run_finds_its_model_and_data_from_any_folder_and_after_its_tree_was_moved()
 }
 
 #[test]
-fn errors_in_a_run_of_an_earlier_version_say_where_its_relative_paths_begin() {
+fn errors_in_a_run_of_an_earlier_version_name_the_base_of_its_relative_paths() {
     let tree = Tree::new();
     tree.run("runs/a", &["--no-eval"]);
     let config = tree.config("runs/a");
     let (old, _) = config.split_once("\n# Written by").expect("a record");
     let old = old.replace("../../model", "./model").replace("../../pairs", "pairs");
-    std::fs::write(tree.path("runs/a/config.toml"), old).expect("written");
+    std::fs::write(tree.path("runs/a/config.toml"), old).expect("the file is written");
     let output = tree.reprpo("", &[&["eval", "runs/a"], &EVAL[..]].concat());
     assert!(
         output.status.success()
@@ -731,7 +736,7 @@ fn errors_in_a_run_of_an_earlier_version_say_where_its_relative_paths_begin() {
 }
 
 #[test]
-fn an_adapter_and_a_folder_of_data_are_found_again() {
+fn a_resumed_run_finds_its_initial_adapter_and_data_folder() {
     let tree = Tree::new();
     tree.run("first", &["--no-eval"]);
     std::fs::create_dir_all(tree.path("data/sums")).expect("a folder");
@@ -743,7 +748,8 @@ fn an_adapter_and_a_folder_of_data_are_found_again() {
         Value::Array((0..8).map(row).collect()).to_string()
     };
     for split in ["train", "test"] {
-        std::fs::write(tree.path(&format!("data/sums/{split}.json")), rows(3)).expect("written");
+        std::fs::write(tree.path(&format!("data/sums/{split}.json")), rows(3))
+            .expect("the file is written");
     }
     let long = ["--set", "train.epochs=100", "--set", "train.checkpoint_every=1"];
     let args = [
@@ -764,11 +770,11 @@ fn an_adapter_and_a_folder_of_data_are_found_again() {
     }
     std::fs::create_dir(tree.path("elsewhere")).expect("a folder");
     tree.edit("runs/a", "checkpoint_every = 1\n", "checkpoint_every = 100000\n");
-    std::fs::write(tree.path("data/sums/train.json"), rows(4)).expect("written");
+    std::fs::write(tree.path("data/sums/train.json"), rows(4)).expect("the file is written");
     let resume = || tree.reprpo("elsewhere", &["run", "--resume", "../runs/a"]);
     assert!(refused(&resume()).contains("the data is not"));
-    std::fs::write(tree.path("data/sums/train.json"), rows(3)).expect("written");
-    // The reference is the adapter that training began with.
+    std::fs::write(tree.path("data/sums/train.json"), rows(3)).expect("the file is written");
+    // The reference is the adapter that training started from.
     let adapter =
         std::fs::read(tree.path("first/adapter/adapter_model.safetensors")).expect("an adapter");
     tree.run("second", &["--no-eval", "--seed", "5"]);
@@ -779,19 +785,20 @@ fn an_adapter_and_a_folder_of_data_are_found_again() {
     .expect("a copy");
     let text = refused(&resume());
     assert!(text.contains("the reference, the values that training began with are not"), "{text}");
-    std::fs::write(tree.path("first/adapter/adapter_model.safetensors"), adapter).expect("written");
+    std::fs::write(tree.path("first/adapter/adapter_model.safetensors"), adapter)
+        .expect("the file is written");
     let output = resume();
     assert!(output.status.success(), "{}", transcript(&output));
-    // Test pairs that changed are refused by the evaluation.
+    // The evaluation rejects test pairs that changed.
     let output = tree.reprpo("elsewhere", &[&["eval", "../runs/a"], &EVAL[..]].concat());
     assert!(output.status.success(), "{}", transcript(&output));
-    std::fs::write(tree.path("data/sums/test.json"), rows(5)).expect("written");
+    std::fs::write(tree.path("data/sums/test.json"), rows(5)).expect("the file is written");
     let text = refused(&tree.reprpo("elsewhere", &[&["eval", "../runs/a"], &EVAL[..]].concat()));
     assert!(text.contains("the `test` pairs: `test.json`"), "{text}");
 }
 
 #[test]
-fn a_sweep_does_not_take_over_runs_of_another_configuration() {
+fn a_sweep_does_not_reuse_runs_with_another_configuration() {
     let tree = Tree::new();
     let sweep = |lr: &str| {
         let args = [
@@ -817,22 +824,22 @@ fn a_sweep_does_not_take_over_runs_of_another_configuration() {
     );
     let text = refused(&sweep("train.lr=2e-3"));
     assert!(
-        text.matches("`train.lr` is 0.001 there and 0.002 here").count() == 2
+        text.matches("`train.lr` is 0.001 in the run and 0.002 here").count() == 2
             && text.contains("2 of 2 runs failed"),
         "{text}"
     );
 }
 
-/// The situation of a public bug report: the pairs change between the interruption and `--resume`.
+/// Reproduces a public bug report: the pairs change between the interruption and `--resume`.
 #[test]
-fn changed_data_of_equal_lengths_are_refused() {
+fn changed_data_of_the_same_length_is_rejected() {
     let golden = crate::golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let data = dir.path().join("data.jsonl");
     let pairs = std::fs::read_to_string(golden.join("trl/pairs.jsonl")).expect("pairs");
     let other = pairs.replace("nectar", "pollen");
     assert!(other != pairs && other.len() == pairs.len());
-    std::fs::write(&data, pairs).expect("written");
+    std::fs::write(&data, pairs).expect("the file is written");
     let model = golden.join("models/llama").canonicalize().expect("a path").display().to_string();
     let run = [
         "run",
@@ -850,14 +857,14 @@ fn changed_data_of_equal_lengths_are_refused() {
     kill(started(dir.path(), &[&run[..], &long].concat(), || {
         dir.path().join("run/checkpoints/latest").is_file()
     }));
-    std::fs::remove_file(&data).expect("it was there");
-    std::fs::write(&data, other).expect("written");
+    std::fs::remove_file(&data).expect("the file exists");
+    std::fs::write(&data, other).expect("the file is written");
     let output = Command::cargo_bin("reprpo")
         .expect("the binary")
         .current_dir(dir.path())
         .args(["run", "--resume", "run"])
         .output()
-        .expect("it runs");
+        .expect("the command runs");
     assert!(
         refused(&output).contains("the data is not what its checkpoint was made with"),
         "{}",

@@ -1,7 +1,7 @@
-//! Compares `reprpo score` on plain text with transformers, for models of every architecture, from
-//! folders and from GGUF files.
+//! Compares `reprpo score` on plain text with transformers for models of every architecture, in
+//! folders and in GGUF files.
 //!
-//! `score/make.py` wrote the reference values.
+//! `score/make.py` writes the reference values.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use tch::Tensor;
 
 use crate::{golden, jsonl, logp_sums, reprpo, stderr, stdout};
 
-#[allow(dead_code, reason = "the tests of the core use the rest")]
+#[allow(dead_code, reason = "tests in `core` use the rest")]
 #[path = "../core/src/testing/gguf.rs"]
 mod gguf;
 #[path = "../core/src/model/tiny/numbers.rs"]
@@ -41,7 +41,8 @@ impl Values {
         shapes.iter().map(of).collect()
     }
 
-    /// Σ log p of the chosen and the rejected completion of each pair, by transformers.
+    /// Returns Σ log p of the chosen and the rejected completion of each pair, computed by
+    /// transformers.
     fn scores(&self, architecture: &str, rule: &str) -> Vec<[f64; 2]> {
         serde_json::from_value(self.0["models"][architecture]["scores"][rule].clone())
             .expect("scores")
@@ -51,7 +52,7 @@ impl Values {
         jsonl(at, "pairs.jsonl", self.0["pairs"].as_array().expect("pairs")).display().to_string()
     }
 
-    /// Writes the model's folder after `change` has edited its configuration and tensors.
+    /// Writes the model folder after `change` has edited the configuration and the tensors.
     fn folder(
         &self,
         at: &Path,
@@ -77,12 +78,12 @@ impl Values {
             ("tokenizer.json", &tokenizer),
             ("tokenizer_config.json", &self.0["tokenizer_config"]),
         ] {
-            std::fs::write(at.join(name), value.to_string()).expect("written");
+            std::fs::write(at.join(name), value.to_string()).expect("the file is written");
         }
         at.to_owned()
     }
 
-    /// Writes the same model as a GGUF file, laid out as by llama.cpp's converter. Returns `None`
+    /// Writes the same model as a GGUF file in the layout of llama.cpp's converter. Returns `None`
     /// if llama.cpp does not have the architecture.
     fn gguf(
         &self,
@@ -151,12 +152,14 @@ impl Values {
                 .any(|end| name.ends_with(end));
             let values = match &name {
                 name if reordered && name.contains("q_proj") => {
-                    pairs_apart(&values, heads as usize)
+                    interleave_halves(&values, heads as usize)
                 }
                 name if reordered && name.contains("k_proj") => {
-                    pairs_apart(&values, kv_heads as usize)
+                    interleave_halves(&values, kv_heads as usize)
                 }
-                name if name.contains("query_key_value") => by_part(&values, heads as usize),
+                name if name.contains("query_key_value") => {
+                    group_by_projection(&values, heads as usize)
+                }
                 name if architecture.starts_with("gemma") && name.ends_with("norm.weight") => {
                     values.iter().map(|x| x + 1.0).collect()
                 }
@@ -169,12 +172,12 @@ impl Values {
             }
             w.floats(&gguf_name(architecture, &name), &axes, values)
         });
-        std::fs::write(at, w.bytes()).expect("written");
+        std::fs::write(at, w.bytes()).expect("the file is written");
         Some(at.to_owned())
     }
 }
 
-/// A size in the configuration.
+/// Returns the integer field `field` of the configuration.
 fn size(config: &Value, field: &str) -> u32 {
     config[field].as_u64().and_then(|n| u32::try_from(n).ok()).expect("a size")
 }
@@ -183,7 +186,8 @@ fn number(v: &Value) -> f32 {
     v.as_f64().expect("a number") as f32
 }
 
-/// GPT-2's settings. The converter always writes four times the width as the inner one.
+/// Adds GPT-2's settings. The converter always writes four times the hidden size as the
+/// feed-forward size.
 fn settings_of_gpt2(w: Writer, config: &Value) -> Writer {
     let width = size(config, "n_embd");
     let w = w
@@ -196,7 +200,7 @@ fn settings_of_gpt2(w: Writer, config: &Value) -> Writer {
     w.float("attention.layer_norm_epsilon", number(&config["layer_norm_epsilon"]))
 }
 
-/// The settings of the other architectures.
+/// Adds the settings of the other architectures.
 fn settings(w: Writer, architecture: &str, config: &Value) -> Writer {
     let (heads, hidden) = (size(config, "num_attention_heads"), size(config, "hidden_size"));
     let head = if config["head_dim"].is_null() { hidden / heads } else { size(config, "head_dim") };
@@ -277,17 +281,18 @@ fn settings(w: Writer, architecture: &str, config: &Value) -> Writer {
     }
 }
 
-/// The width of the heads of the models whose rows llama.cpp reorders.
+/// Width of one attention head of the models whose rows llama.cpp reorders.
 const HEAD: i64 = 8;
 
-/// Reorders the rows of each head from Hugging Face's two halves to llama.cpp's interleaved pairs.
-fn pairs_apart(values: &[f32], heads: usize) -> Vec<f32> {
+/// Reorders the rows of each head from the two halves of Hugging Face to the interleaved pairs of
+/// llama.cpp.
+fn interleave_halves(values: &[f32], heads: usize) -> Vec<f32> {
     flat(&Tensor::from_slice(values).reshape([heads as i64, 2, HEAD / 2, -1]).transpose(1, 2))
 }
 
-/// Reorders the rows of a fused projection: first the queries of all heads, then their keys, then
-/// their values.
-fn by_part(values: &[f32], heads: usize) -> Vec<f32> {
+/// Reorders the rows of a fused projection: the queries of all heads, then the keys, then the
+/// values.
+fn group_by_projection(values: &[f32], heads: usize) -> Vec<f32> {
     flat(&Tensor::from_slice(values).reshape([heads as i64, 3, -1]).transpose(0, 1))
 }
 
@@ -334,7 +339,7 @@ fn gguf_name(architecture: &str, name: &str) -> String {
     format!("blk.{layer}.{theirs}.{part}")
 }
 
-/// Scores the pairs; returns Σ log p of both completions of each, and the command's stderr.
+/// Scores the pairs. Returns Σ log p of the two completions of each pair, and stderr.
 fn scored(model: &Path, pairs: &str) -> (Vec<[f64; 2]>, String) {
     let output = reprpo(&[
         "score",
@@ -352,8 +357,8 @@ fn scored(model: &Path, pairs: &str) -> (Vec<[f64; 2]>, String) {
     (logp_sums(&output), stderr(&output))
 }
 
-/// Trains the model with a learning rate that changes nothing and exports the run, so that the
-/// returned folder must score as the model.
+/// Trains the model with a learning rate too small to change it and exports the run. The returned
+/// model must have the same scores as the original.
 fn trained_and_exported(dir: &Path, model: &Path, pairs: &str) -> PathBuf {
     let (run, merged) = (dir.join("run").display().to_string(), dir.join("merged"));
     let model = model.display().to_string();
@@ -378,7 +383,7 @@ fn trained_and_exported(dir: &Path, model: &Path, pairs: &str) -> PathBuf {
 fn assert_near(found: &[[f64; 2]], expected: &[[f64; 2]], what: &str) {
     assert_eq!(found.len(), expected.len(), "{what}");
     for (a, b) in found.iter().flatten().zip(expected.iter().flatten()) {
-        assert!((a - b).abs() < 1e-4, "{what}: {a}, not {b}");
+        assert!((a - b).abs() < 1e-4, "{what}: {a} instead of {b}");
     }
 }
 
@@ -398,7 +403,9 @@ const ARCHITECTURES: [&str; 13] = [
     "gpt_neox",
 ];
 
-fn agrees_with_transformers(rule: &str, bos: bool) {
+/// Scores the models of all architectures, from folders and from GGUF files, and compares them with
+/// transformers.
+fn assert_scores_of_transformers(rule: &str, bos: bool) {
     let (values, dir) = (Values::read(), tempfile::tempdir().expect("a folder"));
     let pairs = values.pairs(dir.path());
     let mut files = 0;
@@ -409,13 +416,13 @@ fn agrees_with_transformers(rule: &str, bos: bool) {
         for model in [Some(folder), gguf].into_iter().flatten() {
             let (found, log) = scored(&model, &pairs);
             assert_near(&found, &values.scores(architecture, rule), &model.display().to_string());
-            // For Qwen 2's folder the command warns that it splits text as the tokenizer class in
-            // transformers does.
-            let odd: Vec<&str> = log
+            // For Qwen 2's folder, the command warns that it splits text like the tokenizer class
+            // in transformers.
+            let warnings: Vec<&str> = log
                 .lines()
                 .filter(|l| l.contains("WARN") && !l.contains("`Qwen2Tokenizer`"))
                 .collect();
-            assert!(odd.is_empty(), "{odd:?}");
+            assert!(warnings.is_empty(), "{warnings:?}");
             files += 1;
         }
     }
@@ -424,19 +431,19 @@ fn agrees_with_transformers(rule: &str, bos: bool) {
 
 #[test]
 fn plain_text_scores_as_in_transformers_without_a_bos_rule() {
-    agrees_with_transformers("plain", false);
+    assert_scores_of_transformers("plain", false);
 }
 
 #[test]
 fn plain_text_scores_as_in_transformers_with_a_bos_rule() {
-    agrees_with_transformers("bos", true);
+    assert_scores_of_transformers("bos", true);
 }
 
 #[test]
-fn an_untied_head_is_used_with_a_warning_and_exported_although_the_configuration_says_tied() {
+fn an_untied_head_is_used_and_exported_despite_a_tied_configuration() {
     let (values, dir) = (Values::read(), tempfile::tempdir().expect("a folder"));
     let pairs = values.pairs(dir.path());
-    // This model's file has an untied head, although its configuration says that the head is tied.
+    // The file contains an untied head, but the configuration says that the head is tied.
     let model = values.folder(&dir.path().join("tied"), "llama", false, |config, _| {
         config["tie_word_embeddings"] = json!(true)
     });
@@ -462,7 +469,7 @@ fn an_untied_head_is_used_with_a_warning_and_exported_although_the_configuration
 }
 
 #[test]
-fn a_model_whose_tensors_lack_the_prefix_scores_the_same_and_can_be_exported() {
+fn a_model_without_the_tensor_prefix_scores_the_same_and_can_be_exported() {
     let (values, dir) = (Values::read(), tempfile::tempdir().expect("a folder"));
     let pairs = values.pairs(dir.path());
     let model = values.folder(&dir.path().join("model"), "qwen3", false, |_, tensors| {
@@ -477,7 +484,7 @@ fn a_model_whose_tensors_lack_the_prefix_scores_the_same_and_can_be_exported() {
 }
 
 #[test]
-fn keys_of_a_gguf_file_that_change_the_scores_are_used_or_refused() {
+fn gguf_keys_that_change_the_scores_are_applied_or_rejected() {
     let (values, dir) = (Values::read(), tempfile::tempdir().expect("a folder"));
     let pairs = values.pairs(dir.path());
     let at = |name: &str| dir.path().join(name);
@@ -524,7 +531,7 @@ fn keys_of_a_gguf_file_that_change_the_scores_are_used_or_refused() {
 }
 
 #[test]
-fn a_pair_scores_the_same_beside_a_longer_one_as_without_it() {
+fn a_pair_scores_the_same_with_and_without_a_longer_pair() {
     let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let pairs = [
@@ -540,7 +547,7 @@ fn a_pair_scores_the_same_beside_a_longer_one_as_without_it() {
     let long = json!({ "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0, 1.1, 1.2,
         1.3], "long_factor": [2.0, 4.0, 8.0, 16.0],
         "original_max_position_embeddings": 24 });
-    // The expected scores are those of transformers for one sequence at a time.
+    // transformers computed the expected scores one sequence at a time.
     let text = std::fs::read(golden.join("scores.json")).expect("scores");
     let expected: Value = serde_json::from_slice(&text).expect("JSON");
     for (context, rope) in
@@ -555,7 +562,7 @@ fn a_pair_scores_the_same_beside_a_longer_one_as_without_it() {
                 model.join(file),
                 std::fs::read(golden.join("models/llama").join(file)).expect("a file"),
             )
-            .expect("written");
+            .expect("the file is written");
         }
         let mut config: Value = serde_json::from_slice(
             &std::fs::read(golden.join("models/llama/config.json")).expect("a file"),
@@ -563,9 +570,9 @@ fn a_pair_scores_the_same_beside_a_longer_one_as_without_it() {
         .expect("JSON");
         config["max_position_embeddings"] = json!(context);
         config["rope_parameters"] = rope;
-        std::fs::write(model.join("config.json"), config.to_string()).expect("written");
+        std::fs::write(model.join("config.json"), config.to_string()).expect("the file is written");
         let (first, together) = (scored(&model, &alone).0, scored(&model, &both).0);
         assert_near(&first, &[expected], "alone");
-        assert_near(&together[..1], &[expected], "beside a longer one");
+        assert_near(&together[..1], &[expected], "with a longer pair");
     }
 }

@@ -1,21 +1,21 @@
-//! `reprpo selftest`, with the plugins of the program.
+//! `reprpo selftest` with the built-in plugins.
 
 use serde_json::Value;
 
 use crate::{isolated_command, json, stderr, stdout};
 
-/// The rows of the JSON that a self-test printed.
+/// Returns the rows of a self-test's JSON report.
 fn rows(report: &Value) -> &Vec<Value> {
     report["rows"].as_array().expect("rows")
 }
 
 #[test]
-fn a_selftest_needs_no_files_and_every_plugin_passes() {
+fn a_self_test_needs_no_files_and_every_plugin_passes() {
     let folder = tempfile::tempdir().expect("a folder");
     let sections = ["doctor", "products", "methods"];
     let mut args = vec!["selftest", "--device", "cpu", "--json", "--quiet"];
     args.extend(sections.iter().flat_map(|section| ["--only", section]));
-    let output = isolated_command(folder.path(), &args).output().expect("it runs");
+    let output = isolated_command(folder.path(), &args).output().expect("the command runs");
     let report = json(&output);
     assert_eq!(
         (&report["ok"], &report["device"], &report["full"]),
@@ -30,7 +30,8 @@ fn a_selftest_needs_no_files_and_every_plugin_passes() {
             assert!(worst <= row["tolerance"].as_f64().expect("a tolerance"), "{row}");
         }
     }
-    let listed = isolated_command(folder.path(), &["list", "--json"]).output().expect("it runs");
+    let listed =
+        isolated_command(folder.path(), &["list", "--json"]).output().expect("the command runs");
     let listed: Vec<Value> = serde_json::from_str(&stdout(&listed)).expect("JSON");
     for entry in listed.iter().filter(|entry| {
         ["intervention", "adapter", "transform", "tap"]
@@ -51,10 +52,10 @@ fn a_selftest_needs_no_files_and_every_plugin_passes() {
 }
 
 #[test]
-fn attention_and_models_pass_and_are_printed_as_a_table() {
+fn the_attention_and_model_checks_pass_and_are_printed_as_a_table() {
     let folder = tempfile::tempdir().expect("a folder");
     let args = ["selftest", "--device", "cpu", "--only", "attention", "--only", "models"];
-    let text = stdout(&isolated_command(folder.path(), &args).output().expect("it runs"));
+    let text = stdout(&isolated_command(folder.path(), &args).output().expect("the command runs"));
     assert!(
         text.starts_with("check")
             && text.contains("attention: padded × sdpa, f32")
@@ -65,10 +66,10 @@ fn attention_and_models_pass_and_are_printed_as_a_table() {
 }
 
 #[test]
-fn a_device_and_a_section_that_do_not_exist_are_refused() {
+fn an_unknown_device_or_section_is_rejected() {
     let folder = tempfile::tempdir().expect("a folder");
     let refused = |args: &[&str], code: i32| {
-        let output = isolated_command(folder.path(), args).output().expect("it runs");
+        let output = isolated_command(folder.path(), args).output().expect("the command runs");
         assert_eq!(output.status.code(), Some(code));
         stderr(&output)
     };

@@ -1,4 +1,4 @@
-//! Runs that a signal asks to end.
+//! Runs that receive a termination signal.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::golden;
 
-/// Starts the command from a shell that first runs `trap`, with stderr in a pipe.
+/// Starts the command from a shell that first executes `trap`, with stderr in a pipe.
 fn start(trap: &str, args: &[impl AsRef<std::ffi::OsStr>]) -> Child {
     Command::new("sh")
         .args(["-c", &format!("{trap} exec \"$@\""), "sh"])
@@ -19,7 +19,7 @@ fn start(trap: &str, args: &[impl AsRef<std::ffi::OsStr>]) -> Child {
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
-        .expect("it runs")
+        .expect("the command runs")
 }
 
 fn signal(child: &Child, name: &str) {
@@ -32,7 +32,8 @@ fn signal(child: &Child, name: &str) {
     );
 }
 
-/// SIGHUP, or SIGTERM where the tests themselves were started with it ignored, as by `nohup`.
+/// Returns SIGHUP, or SIGTERM if the test process ignores SIGHUP, e.g. because it was started by
+/// `nohup`.
 fn hang_up() -> &'static str {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status
@@ -41,11 +42,14 @@ fn hang_up() -> &'static str {
     if mask.is_some_and(|mask| mask & 1 == 1) { "TERM" } else { "HUP" }
 }
 
-/// Reads stderr up to and including a line that contains `sign`.
+/// Reads stderr up to and including the first line that contains `sign`.
 fn until(err: &mut impl BufRead, sign: &str) -> String {
     let mut text = String::new();
     while !text.contains(sign) {
-        assert!(err.read_line(&mut text).expect("text") > 0, "it ended before `{sign}`: {text}");
+        assert!(
+            err.read_line(&mut text).expect("text") > 0,
+            "the command ended before it printed `{sign}`: {text}"
+        );
     }
     text
 }
@@ -56,7 +60,7 @@ fn rest(mut err: impl BufRead) -> String {
     text
 }
 
-/// The arguments of a run that takes some seconds.
+/// Returns the arguments of a run that takes some seconds.
 fn training(golden: &Path, out: &Path, extra: &[&str]) -> Vec<String> {
     let path = |p: &Path| p.display().to_string();
     let (model, data) = (path(&golden.join("models/llama")), path(&golden.join("trl/pairs.jsonl")));
@@ -86,7 +90,7 @@ fn lines(out: &Path) -> usize {
 fn resumes(out: &Path) {
     let out = out.display().to_string();
     let child = start("", &["run", "--resume", &out]);
-    let output = child.wait_with_output().expect("it ends");
+    let output = child.wait_with_output().expect("the command ends");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
@@ -94,7 +98,7 @@ const READY: &str = "modules adapted";
 const LONG: [&str; 2] = ["--set", "train.epochs=100"];
 
 #[test]
-fn every_signal_that_asks_for_an_end_leaves_a_checkpoint() {
+fn every_termination_signal_leaves_a_checkpoint() {
     let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     for (run, name) in ["TERM", hang_up(), "USR1", "USR2"].into_iter().enumerate() {
@@ -105,7 +109,7 @@ fn every_signal_that_asks_for_an_end_leaves_a_checkpoint() {
         until(&mut err, READY);
         signal(&child, name);
         let text = rest(err);
-        assert_eq!(child.wait().expect("it ends").code(), Some(130), "{name}: {text}");
+        assert_eq!(child.wait().expect("the command ends").code(), Some(130), "{name}: {text}");
         assert!(
             text.contains("interrupted after step") && text.contains("reprpo run --resume"),
             "{name}: {text}"
@@ -114,9 +118,9 @@ fn every_signal_that_asks_for_an_end_leaves_a_checkpoint() {
     }
 }
 
-/// A failed write to the closed terminal must not end the run before its checkpoint is written.
+/// A failed write to the closed terminal must not end the run before it has written a checkpoint.
 #[test]
-fn a_closed_terminal_leaves_a_checkpoint() {
+fn a_run_whose_terminal_closes_leaves_a_checkpoint() {
     let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let out = dir.path().join("run");
@@ -125,16 +129,19 @@ fn a_closed_terminal_leaves_a_checkpoint() {
     until(&mut err, "loading");
     drop(err);
     while !out.join("metrics.jsonl").is_file() || lines(&out) == 0 {
-        assert!(child.try_wait().expect("a status").is_none(), "it ended when its terminal closed");
+        assert!(
+            child.try_wait().expect("a status").is_none(),
+            "the run ended when its terminal closed"
+        );
         std::thread::sleep(Duration::from_millis(50));
     }
     signal(&child, hang_up());
-    assert_eq!(child.wait().expect("it ends").code(), Some(130));
+    assert_eq!(child.wait().expect("the command ends").code(), Some(130));
     assert!(out.join("checkpoints/latest").is_file());
 }
 
 #[test]
-fn a_run_that_was_started_by_nohup_outlives_its_terminal() {
+fn a_run_started_by_nohup_survives_its_terminal() {
     let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let out = dir.path().join("run");
@@ -144,12 +151,12 @@ fn a_run_that_was_started_by_nohup_outlives_its_terminal() {
     until(&mut err, READY);
     signal(&child, "HUP");
     let text = rest(err);
-    assert!(child.wait().expect("it ends").success(), "{text}");
+    assert!(child.wait().expect("the command ends").success(), "{text}");
     assert!(out.join("adapter/adapter_model.safetensors").is_file());
 }
 
 #[test]
-fn a_second_signal_ends_at_once_and_the_last_checkpoint_stays_good() {
+fn a_second_signal_ends_the_run_at_once_and_keeps_the_last_checkpoint_valid() {
     let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let out = dir.path().join("run");
@@ -158,11 +165,11 @@ fn a_second_signal_ends_at_once_and_the_last_checkpoint_stays_good() {
     let mut child = start("", &args);
     let mut err = BufReader::new(child.stderr.take().expect("stderr"));
     until(&mut err, READY);
-    // Two signals in quick succession count as one request.
+    // Two signals in quick succession count as one.
     signal(&child, "TERM");
     signal(&child, "USR1");
     let text = rest(err);
-    assert_eq!(child.wait().expect("it ends").code(), Some(130), "{text}");
+    assert_eq!(child.wait().expect("the command ends").code(), Some(130), "{text}");
     assert!(text.contains("interrupted after step"), "{text}");
     let step: usize = std::fs::read_to_string(out.join("checkpoints/latest"))
         .expect("a checkpoint")
@@ -170,8 +177,8 @@ fn a_second_signal_ends_at_once_and_the_last_checkpoint_stays_good() {
         .parse()
         .expect("a step");
 
-    // Opening a pipe that nobody reads blocks, as if a step took long. The run opens its metrics
-    // after the model is loaded, and its log before that.
+    // Opening a pipe that nobody reads blocks, which simulates a long step. The run opens its log
+    // before it loads the model, and its metrics afterwards.
     let (metrics, kept) = (out.join("metrics.jsonl"), out.join("kept.jsonl"));
     std::fs::rename(&metrics, &kept).expect("moved");
     assert!(Command::new("mkfifo").arg(&metrics).status().expect("mkfifo").success());
@@ -184,30 +191,30 @@ fn a_second_signal_ends_at_once_and_the_last_checkpoint_stays_good() {
     std::thread::sleep(Duration::from_millis(2200));
     assert!(
         child.try_wait().expect("a status").is_none(),
-        "it ended at a second signal that came soon after the first: {}",
+        "a second signal shortly after the first ended the run: {}",
         rest(err)
     );
     let asked = Instant::now();
     signal(&child, "TERM");
-    assert_eq!(child.wait().expect("it ends").code(), Some(130));
+    assert_eq!(child.wait().expect("the command ends").code(), Some(130));
     assert!(asked.elapsed() < Duration::from_secs(5));
     assert!(!rest(err).contains("interrupted after step"));
     std::fs::remove_file(&metrics).expect("removed");
     std::fs::rename(&kept, &metrics).expect("moved back");
 
-    // An exit while the next checkpoint was being written leaves a file that is cut off and a
-    // temporary one.
+    // A run that ends while it writes a checkpoint leaves a truncated file and a temporary file.
     let next = out.join(format!("checkpoints/step-{}", step + 1));
-    let whole = std::fs::read(out.join(format!("checkpoints/step-{step}/parameters.safetensors")))
-        .expect("parameters");
+    let parameters =
+        std::fs::read(out.join(format!("checkpoints/step-{step}/parameters.safetensors")))
+            .expect("parameters");
     std::fs::create_dir(&next).expect("a folder");
-    std::fs::write(next.join("parameters.safetensors"), &whole[..whole.len() / 2])
-        .expect("written");
-    std::fs::write(next.join(".tmpAbCdEf"), &whole[..9]).expect("written");
+    std::fs::write(next.join("parameters.safetensors"), &parameters[..parameters.len() / 2])
+        .expect("the file is written");
+    std::fs::write(next.join(".tmpAbCdEf"), &parameters[..9]).expect("the file is written");
     resumes(&out);
     let uninterrupted = dir.path().join("whole");
     let args = training(&golden, &uninterrupted, &["--set", "train.epochs=8"]);
-    let output = start("", &args).wait_with_output().expect("it ends");
+    let output = start("", &args).wait_with_output().expect("the command ends");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let bytes = |run: &Path| {
         std::fs::read(run.join("adapter/adapter_model.safetensors")).expect("an adapter")

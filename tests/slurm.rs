@@ -1,4 +1,4 @@
-//! `docs/slurm.sh` without Slurm: `srun` and `scontrol` are scripts of the test.
+//! Tests `docs/slurm.sh` without Slurm; scripts of the test replace `srun` and `scontrol`.
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::{jsonl, metrics, resume};
 
-/// A folder with a tiny model, pairs, and the commands that the script calls.
+/// A folder with a tiny model, pairs, and the commands that the job script calls.
 struct Cluster(tempfile::TempDir);
 
 impl Cluster {
@@ -24,8 +24,8 @@ impl Cluster {
         std::fs::create_dir(cluster.path("bin")).expect("a folder");
         symlink(assert_cmd::cargo::cargo_bin!("reprpo"), cluster.path("bin/reprpo"))
             .expect("a link");
-        // srun keeps the id of the process that it becomes, so that the test can signal it as Slurm
-        // does.
+        // `exec` keeps the process id of srun for the command, so that the test can signal the
+        // command as Slurm does.
         cluster.script("srun", "echo $$ > \"$CLUSTER/srun.pid\"\nexec \"$@\"");
         cluster.script(
             "scontrol",
@@ -40,11 +40,11 @@ impl Cluster {
 
     fn script(&self, name: &str, body: &str) {
         let path = self.path("bin").join(name);
-        std::fs::write(&path, format!("#!/bin/sh\n{body}\n")).expect("written");
+        std::fs::write(&path, format!("#!/bin/sh\n{body}\n")).expect("the file is written");
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).expect("executable");
     }
 
-    /// The job script, as `sbatch` would start it with these arguments.
+    /// Returns the job script as a command, with the environment that `sbatch` would set.
     fn job(&self, args: &[&str]) -> Command {
         let mut command = Command::new("bash");
         let path =
@@ -68,24 +68,24 @@ impl Cluster {
         command
     }
 
-    /// Starts the job and sends it USR1 once the run has taken a step. Returns the exit code and
+    /// Starts the job and sends SIGUSR1 after the first training step. Returns the exit code and
     /// the output.
     fn interrupted(&self, mut job: Command, out: &str) -> (Option<i32>, String) {
-        let mut child = job.spawn().expect("it runs");
+        let mut child = job.spawn().expect("the command runs");
         while std::fs::read_to_string(self.path(out).join("metrics.jsonl"))
             .unwrap_or_default()
             .is_empty()
         {
             assert!(
                 child.try_wait().expect("a state").is_none(),
-                "it ended too early: {:?}",
+                "the job ended too early: {:?}",
                 child.wait_with_output()
             );
             std::thread::sleep(Duration::from_millis(10));
         }
         let pid = std::fs::read_to_string(self.path("srun.pid")).expect("an id");
         assert!(Command::new("kill").args(["-USR1", pid.trim()]).status().expect("kill").success());
-        let output = child.wait_with_output().expect("it ends");
+        let output = child.wait_with_output().expect("the command ends");
         (
             output.status.code(),
             format!(
@@ -121,7 +121,7 @@ fn args<'a>(out: &'a str, epochs: &'a str) -> Vec<&'a str> {
 }
 
 #[test]
-fn a_job_that_runs_out_of_time_is_requeued_and_the_next_one_resumes_it() {
+fn a_job_that_runs_out_of_time_is_requeued_and_resumed() {
     let cluster = Cluster::new();
     let args = args("runs/mine", "train.epochs=300");
     let (code, text) = cluster.interrupted(cluster.job(&args), "runs/mine");
@@ -133,19 +133,20 @@ fn a_job_that_runs_out_of_time_is_requeued_and_the_next_one_resumes_it() {
     );
     let steps = metrics(&cluster.path("runs/mine")).len();
 
-    let output = cluster.job(&args).env("SLURM_RESTART_COUNT", "1").output().expect("it runs");
+    let output =
+        cluster.job(&args).env("SLURM_RESTART_COUNT", "1").output().expect("the command runs");
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(
         output.status.success() && text.contains("resuming from the last checkpoint"),
         "{text}"
     );
-    assert_eq!(cluster.requeues(), "requeue 4711\n", "a run that is finished is not requeued");
+    assert_eq!(cluster.requeues(), "requeue 4711\n", "a finished run must not be requeued");
     assert!(cluster.path("runs/mine/adapter/adapter_model.safetensors").is_file());
     assert!(metrics(&cluster.path("runs/mine")).len() > steps);
 }
 
 #[test]
-fn an_array_has_a_run_and_a_seed_for_each_task() {
+fn each_task_of_an_array_has_its_own_run_and_seed() {
     let cluster = Cluster::new();
     let args = args("runs/seeds", "train.epochs=1");
     for task in ["3", "4"] {
@@ -154,7 +155,7 @@ fn an_array_has_a_run_and_a_seed_for_each_task() {
             .env("SLURM_ARRAY_JOB_ID", "4700")
             .env("SLURM_ARRAY_TASK_ID", task)
             .output()
-            .expect("it runs");
+            .expect("the command runs");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let config = std::fs::read_to_string(
             cluster.path("runs/seeds").join(format!("seed-{task}/config.toml")),
@@ -168,11 +169,11 @@ fn an_array_has_a_run_and_a_seed_for_each_task() {
 }
 
 #[test]
-fn a_task_of_an_array_only_requeues_itself() {
+fn a_task_of_an_array_requeues_only_itself() {
     let cluster = Cluster::new();
     let args = args("runs/seeds", "train.epochs=300");
     let mut job = cluster.job(&args);
-    // Slurm gives the id of the whole array to one of its tasks.
+    // One task of an array has the job id of the whole array.
     job.env("SLURM_JOB_ID", "4700")
         .env("SLURM_ARRAY_JOB_ID", "4700")
         .env("SLURM_ARRAY_TASK_ID", "5");
@@ -181,14 +182,14 @@ fn a_task_of_an_array_only_requeues_itself() {
 }
 
 #[test]
-fn a_job_is_not_requeued_for_an_error_nor_without_end() {
+fn a_job_is_not_requeued_after_an_error_or_too_many_restarts() {
     let cluster = Cluster::new();
     let output = cluster
         .job(&["runs/a", "--model", "./none", "--dataset", "pairs.jsonl"])
         .output()
-        .expect("it runs");
+        .expect("the command runs");
     assert_eq!((output.status.code(), cluster.requeues().as_str()), (Some(1), ""));
-    let output = cluster.job(&[]).output().expect("it runs");
+    let output = cluster.job(&[]).output().expect("the command runs");
     assert_eq!(output.status.code(), Some(2));
 
     let args = args("runs/b", "train.epochs=300");
@@ -198,7 +199,8 @@ fn a_job_is_not_requeued_for_an_error_nor_without_end() {
     assert_eq!((code, cluster.requeues().as_str()), (Some(130), ""), "{text}");
     assert!(text.contains("has been restarted 100 times"), "{text}");
 
-    // A cluster that does not allow it says so, and the same command can be submitted again.
+    // If the cluster does not allow requeueing, the message says that the same command can be
+    // submitted again.
     std::fs::remove_file(cluster.path("srun.pid")).expect("removed");
     let metrics = cluster.path("runs/b/metrics.jsonl");
     std::fs::remove_dir_all(metrics.parent().expect("a folder")).expect("removed");

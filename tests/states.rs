@@ -1,4 +1,4 @@
-//! `reprpo states`: the activations that it writes.
+//! The activations that `reprpo states` writes.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -26,7 +26,7 @@ impl Written {
             .iter()
             .map(|p| p["file"].as_str().expect("a file").to_owned())
             .collect();
-        assert!(files.iter().all(|file| *file == files[0]), "one file");
+        assert!(files.iter().all(|file| *file == files[0]), "all states must be in one file");
         Self {
             index,
             tensors: read_safetensors(&folder.join(&files[0]))
@@ -38,7 +38,7 @@ impl Written {
 }
 
 #[test]
-fn pooled_states_are_the_means_of_the_states_of_the_completions_tokens() {
+fn pooled_states_are_the_means_over_the_completions_tokens() {
     let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let (model, pairs) = (golden.join("models/llama"), golden.join("trl/pairs.jsonl"));
@@ -54,7 +54,7 @@ fn pooled_states_are_the_means_of_the_states_of_the_completions_tokens() {
             .arg(&pairs)
             .args(extra)
             .output()
-            .expect("it runs")
+            .expect("the command runs")
     };
     assert_eq!(stdout(&states("pooled", &["--layers", "1,2"])).trim(), "pooled");
     stdout(&states("tokens", &["--layers", "1,2", "--per-token"]));
@@ -90,7 +90,7 @@ fn pooled_states_are_the_means_of_the_states_of_the_completions_tokens() {
                 long[side]["prompt"].as_i64().unwrap(),
             )
         };
-        assert_eq!(ids("chosen"), ids("rejected"), "the prompt");
+        assert_eq!(ids("chosen"), ids("rejected"), "both sides must have the same prompt");
     }
     let again = states("pooled", &["--layers", "1,2"]);
     assert_eq!(again.status.code(), Some(1));
@@ -112,7 +112,7 @@ fn pooled_states_are_the_means_of_the_states_of_the_completions_tokens() {
 }
 
 #[test]
-fn the_states_of_a_run_are_those_of_its_adapter() {
+fn the_states_of_a_run_come_from_its_adapter() {
     let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let mut run = isolated_command(
@@ -136,7 +136,7 @@ fn the_states_of_a_run_are_those_of_its_adapter() {
         .arg(golden.join("models/llama"))
         .arg("--dataset")
         .arg(golden.join("trl/pairs.jsonl"));
-    stdout(&run.output().expect("it runs"));
+    stdout(&run.output().expect("the command runs"));
     let states = |out: &str, extra: &[&str]| {
         let mut command = isolated_command(
             dir.path(),
@@ -153,7 +153,7 @@ fn the_states_of_a_run_are_those_of_its_adapter() {
                 out,
             ],
         );
-        stdout(&command.args(extra).output().expect("it runs"));
+        stdout(&command.args(extra).output().expect("the command runs"));
         Written::read(&dir.path().join(out)).tensors["hidden_states.3.chosen"].shallow_clone()
     };
     let (trained, base) = (states("trained", &[]), states("base", &["--base"]));

@@ -1,4 +1,4 @@
-//! Tokenizers that several files describe, and tokens that the model does not have.
+//! Tokenizers that are described by several files, and tokens that the model does not have.
 
 use std::path::{Path, PathBuf};
 
@@ -6,16 +6,16 @@ use serde_json::{Value, json};
 
 use crate::{golden, jsonl, logp_sums, reprpo, stderr, stdout};
 
-/// Stdout and stderr of a command that succeeds.
-fn done(args: &[&str]) -> (String, String) {
+/// Runs a command, checks that it succeeds, and returns stdout and stderr.
+fn output_of(args: &[&str]) -> (String, String) {
     let output = reprpo(args);
     (stdout(&output), stderr(&output))
 }
 
-/// The name of a JSON file, and the change to make to it.
+/// The name of a JSON file and a function that edits it.
 type Edit<'a> = (&'a str, &'a dyn Fn(&mut Value));
 
-/// Copies the small model `base` into a new folder in `dir`, makes these edits to the copy, and
+/// Copies the small model `base` into a new folder in `dir`, applies the edits to the copy and
 /// returns its path.
 fn copy(golden: &Path, base: &str, dir: &Path, edits: &[Edit<'_>]) -> String {
     let from = golden.join("models").join(base);
@@ -30,7 +30,7 @@ fn copy(golden: &Path, base: &str, dir: &Path, edits: &[Edit<'_>]) -> String {
         "chat_template.jinja",
     ] {
         if let Ok(bytes) = std::fs::read(from.join(file)) {
-            std::fs::write(to.join(file), bytes).expect("written");
+            std::fs::write(to.join(file), bytes).expect("the file is written");
         }
     }
     for (file, edit) in edits {
@@ -38,7 +38,7 @@ fn copy(golden: &Path, base: &str, dir: &Path, edits: &[Edit<'_>]) -> String {
         let mut value: Value =
             serde_json::from_slice(&std::fs::read(&path).expect("a file")).expect("JSON");
         edit(&mut value);
-        std::fs::write(&path, value.to_string()).expect("written");
+        std::fs::write(&path, value.to_string()).expect("the file is written");
     }
     to.display().to_string()
 }
@@ -56,7 +56,7 @@ fn pairs(dir: &Path, name: &str, rows: &[[&str; 3]]) -> PathBuf {
     jsonl(dir, name, &rows.iter().map(row).collect::<Vec<_>>())
 }
 
-/// Σ log p of the chosen and the rejected completion of the first pair.
+/// Returns Σ log p of the chosen and the rejected completion of the first pair.
 fn score(model: &str, data: &Path) -> [f64; 2] {
     let data = data.display().to_string();
     logp_sums(&reprpo(&[
@@ -64,14 +64,15 @@ fn score(model: &str, data: &Path) -> [f64; 2] {
     ]))[0]
 }
 
-fn near(found: [f64; 2], expected: [f64; 2]) {
+fn assert_near(found: [f64; 2], expected: [f64; 2]) {
     assert!(
         found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-3),
-        "{found:?} is not {expected:?}"
+        "{found:?} instead of {expected:?}"
     );
 }
 
-/// Scores of transformers for folders that the tests write.
+/// Returns the value `name` of `scores.json`, which transformers computed for models that these
+/// tests write.
 fn expected(golden: &Path, name: &str) -> Value {
     let text = std::fs::read(golden.join("scores.json")).expect("scores");
     serde_json::from_slice::<Value>(&text).expect("JSON")[name].clone()
@@ -99,11 +100,11 @@ fn flags_in_tokenizer_config_override_those_in_tokenizer_json() {
         "pairs.jsonl",
         &[["A <|im_start|> b  <|im_end|>\n\n c", " <|im_end|>  x", "y <|im_start|>\n z"]],
     );
-    near(score(&model, &data), expected_scores(&golden, "flags"));
+    assert_near(score(&model, &data), expected_scores(&golden, "flags"));
 }
 
 #[test]
-fn a_token_that_the_model_does_not_have_is_only_an_error_in_a_text_that_has_it() {
+fn a_token_without_an_embedding_is_an_error_only_in_a_text_that_contains_it() {
     let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let add = |content: &'static str| {
@@ -117,7 +118,7 @@ fn a_token_that_the_model_does_not_have_is_only_an_error_in_a_text_that_has_it()
     let data = pairs(dir.path(), "without.jsonl", &[row]);
     let soft =
         copy(&golden, "gemma3_text", dir.path(), &[("tokenizer.json", &add("<image_soft_token>"))]);
-    near(score(&soft, &data), expected_scores(&golden, "sky.gemma3_text"));
+    assert_near(score(&soft, &data), expected_scores(&golden, "sky.gemma3_text"));
     let pad = copy(
         &golden,
         "llama",
@@ -127,7 +128,7 @@ fn a_token_that_the_model_does_not_have_is_only_an_error_in_a_text_that_has_it()
             ("tokenizer_config.json", &|c| c["pad_token"] = "[PAD]".into()),
         ],
     );
-    near(score(&pad, &data), expected_scores(&golden, "sky.llama"));
+    assert_near(score(&pad, &data), expected_scores(&golden, "sky.llama"));
 
     let with =
         pairs(dir.path(), "with.jsonl", &[row, ["A [PAD] b", " c", " d"]]).display().to_string();
@@ -136,7 +137,7 @@ fn a_token_that_the_model_does_not_have_is_only_an_error_in_a_text_that_has_it()
         .to_string();
     let out = dir.path().join("run").display().to_string();
     let cpu = ["--device", "cpu"];
-    let says = "the token `[PAD]` has the id 384, but the model's embedding has 384 rows";
+    let message = "the token `[PAD]` has the id 384, but the model's embedding has 384 rows";
     for (args, place) in [
         (vec!["score", "--model", &pad, "--data", &with], "the prompt of pair 1"),
         (vec!["score", "--model", &pad, "--data", &rejected], "the rejected completion of pair 1"),
@@ -148,7 +149,7 @@ fn a_token_that_the_model_does_not_have_is_only_an_error_in_a_text_that_has_it()
         let output = reprpo(&[&args[..], &cpu].concat());
         let text = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{args:?}: {text}");
-        assert!(text.contains(says) && text.contains(place), "{args:?}: {text}");
+        assert!(text.contains(message) && text.contains(place), "{args:?}: {text}");
     }
     assert!(!Path::new(&out).exists());
 }
@@ -172,13 +173,14 @@ fn completions_stop_at_every_end_token_that_the_model_names() {
             "f32",
             "--json",
         ];
-        let (text, log) = done(&args);
+        let (text, log) = output_of(&args);
         (serde_json::from_str::<Value>(&text).expect("JSON")[0]["tokens"].as_u64(), log)
     };
     let ends = |ids: Value| move |c: &mut Value| c["eos_token_id"] = ids.clone();
     let none = copy(&golden, "llama", dir.path(), &[]);
     assert_eq!(tokens(&none, "12").0, Some(12));
-    // The fifth token that the model generates, which is not among the first four.
+    // The fifth generated token differs from the first four, so as an end token it ends the text at
+    // length 5.
     let river: Vec<i64> = serde_json::from_value(expected(&golden, "river")).expect("ids");
     let fifth = river[4];
     assert!(!river[..4].contains(&fifth));
@@ -202,7 +204,7 @@ fn completions_stop_at_every_end_token_that_the_model_names() {
 }
 
 #[test]
-fn a_model_without_an_end_token_is_warned_about() {
+fn a_model_without_an_end_token_causes_a_warning() {
     let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let renamed = |t: &mut Value| {
@@ -219,7 +221,7 @@ fn a_model_without_an_end_token_is_warned_about() {
     let warning = "warning: neither the model nor its tokenizer names a token that ends a \
         completion, so every completion has 3 tokens";
     let generate = |model: &str| {
-        done(&[
+        output_of(&[
             "generate",
             "--model",
             model,
@@ -237,12 +239,12 @@ fn a_model_without_an_end_token_is_warned_about() {
     assert!(log.contains(warning), "{log}");
     let log = generate(&golden.join("models/llama").display().to_string());
     assert!(!log.contains("names a token"), "{log}");
-    // The same for the completions of an evaluation.
+    // The completions of an evaluation cause the same warning.
     let model = copy(&golden, "llama", dir.path(), &edits);
     let data = pairs(dir.path(), "pairs.jsonl", &[["Is it so? ", "Yes, it is.", "No, never."]])
         .display()
         .to_string();
-    let (_, log) = done(&[
+    let (_, log) = output_of(&[
         "eval",
         "--model",
         &model,
@@ -257,14 +259,14 @@ fn a_model_without_an_end_token_is_warned_about() {
 }
 
 #[test]
-fn the_progress_of_completions_ends_at_its_total() {
+fn the_progress_of_completions_reaches_its_total() {
     let golden = golden::own();
     let (model, data) = (
         golden.join("models/llama").display().to_string(),
         golden.join("trl/pairs.jsonl").display().to_string(),
     );
-    // The fourth token of one answer ends in the middle of a character, so that the answer's last
-    // text comes after its last token.
+    // The fourth token of one completion ends in the middle of a character, so the last text of the
+    // completion comes after its last token.
     let sets = [
         "--set",
         "eval.completion_tokens=4",
@@ -273,7 +275,7 @@ fn the_progress_of_completions_ends_at_its_total() {
         "--set",
         "eval.splits=[\"train[:6]\"]",
     ];
-    let (_, log) = done(
+    let (_, log) = output_of(
         &[&["eval", "--model", &model, "--dataset", &data, "--device", "cpu"][..], &sets].concat(),
     );
     let last = log
@@ -282,6 +284,6 @@ fn the_progress_of_completions_ends_at_its_total() {
         .expect("a line of progress")
         .to_owned();
     let place = last.split_whitespace().nth(1).expect("a place");
-    let (done, total) = place.split_once('/').expect("of a total");
-    assert_eq!(done, total, "{log}");
+    let (completed, total) = place.split_once('/').expect("a total");
+    assert_eq!(completed, total, "{log}");
 }

@@ -1,5 +1,5 @@
-//! The token ids of pairs, and the reports of `score`, `eval` and `run` about pairs that they drop
-//! or cut.
+//! The token ids of pairs, and the reports of `score`, `eval` and `run` about dropped and truncated
+//! pairs.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,16 +14,16 @@ fn utf8(path: &Path) -> &str {
     path.to_str().expect("UTF-8")
 }
 
-/// Each folder has a tokenizer with its chat template, and rows with the ids that TRL's own trainer
-/// produces for them.
+/// Each folder contains a tokenizer with its chat template, and rows with the ids that TRL's
+/// trainer produces for them.
 #[test]
-fn pairs_have_the_ids_that_trl_gives_them() {
+fn pairs_have_the_same_ids_as_in_trl() {
     for root in golden::roots() {
-        pairs_have_the_ids_of(&root);
+        assert_same_ids_as_in_trl(&root);
     }
 }
 
-fn pairs_have_the_ids_of(golden: &Path) {
+fn assert_same_ids_as_in_trl(golden: &Path) {
     let dir = tempfile::tempdir().expect("a folder");
     let (mut compared, mut empty_prompts) = (0, 0);
     for folder in ["plain", "bos", "think", "moved_system", "tools", "switch", "smollm2"] {
@@ -34,13 +34,13 @@ fn pairs_have_the_ids_of(golden: &Path) {
             _ => Some(golden.join("trl_tokens").join(folder)),
         };
         let Some(tokenizer) = tokenizer else {
-            eprintln!("skipped: the model smollm2-135m-instruct is not there");
+            eprintln!("skipped: the model smollm2-135m-instruct has not been downloaded");
             continue;
         };
         let text =
             std::fs::read_to_string(golden.join("trl_tokens").join(folder).join("rows.jsonl"))
                 .expect("rows");
-        // All rows of a data file must have the same shape.
+        // All rows of a data file must have the same format.
         let mut shapes: BTreeMap<(bool, bool), Vec<Value>> = BTreeMap::new();
         for line in text.lines() {
             let row: Value = serde_json::from_str(line).expect("JSON");
@@ -59,8 +59,8 @@ fn pairs_have_the_ids_of(golden: &Path) {
             for (i, (mut found, row)) in found.into_iter().zip(rows).enumerate() {
                 assert_eq!(found["index"], i);
                 if row["expect"]["prompt_ids"] == json!([]) {
-                    // The first token of a completion needs something before it, which is the BOS,
-                    // else the EOS.
+                    // The first token of a completion needs a preceding token: the BOS, or the EOS
+                    // if there is no BOS.
                     assert_eq!(found["prompt_ids"].as_array().map(Vec::len), Some(1));
                     found["prompt_ids"] = json!([]);
                     empty_prompts += 1;
@@ -78,7 +78,7 @@ fn pairs_have_the_ids_of(golden: &Path) {
     );
 }
 
-/// Writes a tokenizer of single letters that puts a BOS before a text and merges a blank with `B`.
+/// Writes a tokenizer whose tokens are single letters. It adds a BOS and merges a space with `B`.
 fn tokenizer(folder: &Path) -> PathBuf {
     let letters = ('a'..='z')
         .chain('A'..='Z')
@@ -109,12 +109,12 @@ fn tokenizer(folder: &Path) -> PathBuf {
     });
     let dir = folder.join("tokenizer");
     std::fs::create_dir_all(&dir).expect("a folder");
-    std::fs::write(dir.join("tokenizer.json"), json.to_string()).expect("written");
+    std::fs::write(dir.join("tokenizer.json"), json.to_string()).expect("the file is written");
     std::fs::write(
         dir.join("tokenizer_config.json"),
         r#"{"bos_token": "<s>", "eos_token": "</s>"}"#,
     )
-    .expect("written");
+    .expect("the file is written");
     dir
 }
 
@@ -170,7 +170,7 @@ fn tokens_are_listed_pair_by_pair_with_the_index_of_their_row() {
         json!({"split": "train", "index": 2, "dropped": "empty_chosen",
             "reason": "the chosen completion is empty"})
     );
-    // No limit, unless one is asked for.
+    // There is no limit unless a flag sets one.
     let cut = lines(&run(&["--json", "--max-length", "7"]));
     assert_eq!(
         (&cut[0]["rejected_ids"], &cut[0]["truncated"]),
@@ -189,18 +189,18 @@ fn tokens_are_listed_pair_by_pair_with_the_index_of_their_row() {
     );
 }
 
-/// Writes a small model with another tokenizer: `plain`, or `bos`, which puts a BOS before
+/// Copies a small model and gives it another tokenizer: `plain`, or `bos`, which adds a BOS to
 /// plain text.
 fn with_tokenizer(golden: &Path, model: &str, tokenizer: &str, folder: &Path) -> PathBuf {
     let made = folder.join(format!("{model}_{tokenizer}"));
     std::fs::create_dir_all(&made).expect("a folder");
     for file in ["config.json", "model.safetensors"] {
         std::fs::copy(golden.join("models").join(model).join(file), made.join(file))
-            .expect("copied");
+            .expect("the file is copied");
     }
     for file in ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"] {
         std::fs::copy(golden.join("trl_tokens").join(tokenizer).join(file), made.join(file))
-            .expect("copied");
+            .expect("the file is copied");
     }
     made
 }
@@ -226,20 +226,20 @@ fn score(folder: &Path, model: &Path, data: &Path, more: &[&str]) -> Output {
     )
 }
 
-/// The scores of chosen and rejected, pair after pair.
+/// Returns the scores of all pairs, chosen before rejected.
 fn logps(output: &Output) -> Vec<f64> {
     logp_sums(output).concat()
 }
 
-fn near(found: &[f64], want: &[f64], tolerance: f64) {
+fn assert_near(found: &[f64], want: &[f64], tolerance: f64) {
     assert_eq!(found.len(), want.len());
     assert!(
         found.iter().zip(want).all(|(a, b)| (a - b).abs() < tolerance),
-        "{found:?}, not {want:?}"
+        "{found:?} instead of {want:?}"
     );
 }
 
-/// The scores of `plain` in `tests/golden/scores.json`, for the models of `shared/golden`.
+/// Counterpart of `plain` in `tests/golden/scores.json` for the models in `shared/golden`.
 const SCORES: [(&str, &str, [f64; 4]); 16] = [
     ("gemma3_text", "plain", [-42.753752, -30.187537, -23.898395, -35.707408]),
     ("gemma3_text", "bos", [-42.788607, -30.125724, -23.999531, -35.567203]),
@@ -260,27 +260,28 @@ const SCORES: [(&str, &str, [f64; 4]); 16] = [
 ];
 
 #[test]
-fn plain_text_has_the_scores_that_transformers_gives_it() {
+fn plain_text_has_the_same_scores_as_in_transformers() {
     let golden = golden::own();
     let text = std::fs::read(golden.join("scores.json")).expect("scores");
     let scores: Value = serde_json::from_slice(&text).expect("JSON");
     let own: Vec<(String, String, [f64; 4])> =
         serde_json::from_value(scores["plain"].clone()).expect("rows");
-    scores_are_those_of_transformers(
+    assert_scores_of_transformers(
         &golden,
         &own.iter()
             .map(|(model, tokenizer, want)| (&**model, &**tokenizer, *want))
             .collect::<Vec<_>>(),
     );
     if let Some(shared) = golden::shared("golden/models") {
-        scores_are_those_of_transformers(&shared.join("golden"), &SCORES);
+        assert_scores_of_transformers(&shared.join("golden"), &SCORES);
     }
 }
 
-/// A row of `scores` has a model, a tokenizer, and the scores of two pairs, chosen before rejected.
-/// For them `tokenizer(prompt + completion + eos)` went through the model in float32, and the
-/// tokens after the ids that the prompt and both texts have in common were scored.
-fn scores_are_those_of_transformers(golden: &Path, scores: &[(&str, &str, [f64; 4])]) {
+/// Compares scores with those of transformers. A row of `scores` has a model, a tokenizer, and the
+/// scores of two pairs, chosen before rejected. transformers processed `tokenizer(prompt +
+/// completion + eos)` in float32 and scored the tokens after the ids that the prompt and both texts
+/// have in common.
+fn assert_scores_of_transformers(golden: &Path, scores: &[(&str, &str, [f64; 4])]) {
     assert_eq!(scores.len(), 16);
     let dir = tempfile::tempdir().expect("a folder");
     let rows = [
@@ -290,10 +291,10 @@ fn scores_are_those_of_transformers(golden: &Path, scores: &[(&str, &str, [f64; 
     let file = jsonl(dir.path(), "pairs.jsonl", &rows);
     for (name, tokenizer, want) in scores {
         let model = with_tokenizer(golden, name, tokenizer, dir.path());
-        near(&logps(&score(dir.path(), &model, &file, &["--json"])), want, 1e-4);
+        assert_near(&logps(&score(dir.path(), &model, &file, &["--json"])), want, 1e-4);
         if (*name, *tokenizer) == ("llama", "bos") {
             let bare = logps(&score(dir.path(), &model, &file, &["--json", "--no-special-tokens"]));
-            near(&bare, &scores[4].2, 1e-4);
+            assert_near(&bare, &scores[4].2, 1e-4);
             let prompt = [
                 "generate",
                 "--device",
@@ -307,7 +308,7 @@ fn scores_are_those_of_transformers(golden: &Path, scores: &[(&str, &str, [f64; 
                 "The sky is",
                 "--json",
             ];
-            let said: Value = serde_json::from_str(&stdout(&reprpo(
+            let generated: Value = serde_json::from_str(&stdout(&reprpo(
                 dir.path(),
                 &[&prompt[..], &["--model", utf8(&model)]].concat(),
             )))
@@ -317,7 +318,7 @@ fn scores_are_those_of_transformers(golden: &Path, scores: &[(&str, &str, [f64; 
                 &["data", "tokens", utf8(&file), "--model", utf8(&model), "--json"],
             ));
             assert_eq!(
-                said[0]["prompt_tokens"].as_u64(),
+                generated[0]["prompt_tokens"].as_u64(),
                 ids[0]["prompt_ids"].as_array().map(|ids| ids.len() as u64)
             );
         }
@@ -325,17 +326,17 @@ fn scores_are_those_of_transformers(golden: &Path, scores: &[(&str, &str, [f64; 
 }
 
 #[test]
-fn scores_without_special_tokens_and_end_are_those_of_the_reference_values() {
+fn scores_without_special_tokens_and_eos_equal_the_reference_values() {
     let Ok(model) = locate("smollm2-135m-instruct", Extent::Whole) else {
-        eprintln!("skipped: the model smollm2-135m-instruct is not there");
+        eprintln!("skipped: the model smollm2-135m-instruct has not been downloaded");
         return;
     };
     for root in golden::roots() {
-        scores_of_smollm2_are_those_in(&root, &model.path);
+        assert_scores_of_smollm2(&root, &model.path);
     }
 }
 
-fn scores_of_smollm2_are_those_in(golden: &Path, model: &Path) {
+fn assert_scores_of_smollm2(golden: &Path, model: &Path) {
     let dir = tempfile::tempdir().expect("a folder");
     let text = std::fs::read_to_string(golden.join("smollm2/pair_logps.json")).expect("pairs");
     let pairs = serde_json::from_str::<Value>(&text).expect("JSON")["pairs"]
@@ -351,11 +352,11 @@ fn scores_of_smollm2_are_those_in(golden: &Path, model: &Path) {
             ["chosen_logp_sum", "rejected_logp_sum"].map(|key| p[key].as_f64().expect("a number"))
         })
         .collect();
-    near(&found, &want, 1e-2);
+    assert_near(&found, &want, 1e-2);
 }
 
 #[test]
-fn pairs_that_are_dropped_or_cut_are_rows_with_a_reason() {
+fn dropped_and_truncated_pairs_are_listed_with_a_reason() {
     let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let model = golden.join("models/llama");
@@ -448,10 +449,10 @@ fn pairs_that_are_dropped_or_cut_are_rows_with_a_reason() {
     assert!(whole.contains("pairs are scored in full, without a length limit\n"), "{whole}");
 }
 
-/// The two completions differ only in their length and are both longer than 512 tokens, so that cut
-/// to 512 tokens they would have equal scores.
+/// Both completions are longer than 512 tokens and differ only in their length, so truncating them
+/// to 512 tokens would make their scores equal.
 #[test]
-fn long_completions_are_scored_whole_or_reported_as_cut() {
+fn long_completions_are_scored_in_full_or_reported_as_truncated() {
     let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let model = golden.join("models/llama");
@@ -509,20 +510,20 @@ fn long_completions_are_scored_whole_or_reported_as_cut() {
     assert_eq!(
         (&dropped[0]["dropped"], dropped.len()),
         (&json!("prompt_too_long"), 1),
-        "every row is reported, even if no pair can be scored"
+        "every row must be reported, even if no pair can be scored"
     );
     for command in ["inspect", "tokens"] {
         let output = reprpo(
             dir.path(),
             &["data", command, utf8(&file), "--model", utf8(&model), "--max-length", "6000"],
         );
-        let said =
+        let text =
             (stdout(&output) + &stderr(&output)).split_whitespace().collect::<Vec<_>>().join(" ");
         assert!(
-            said.contains(
+            text.contains(
                 "warning: prompts that are longer than the model's context of 2048 tokens: 1"
             ),
-            "{said}"
+            "{text}"
         );
     }
     let prompt = text(400);
@@ -549,7 +550,7 @@ fn long_completions_are_scored_whole_or_reported_as_cut() {
 }
 
 #[test]
-fn a_run_checks_every_pair_that_it_will_score_before_it_begins() {
+fn a_run_checks_every_pair_that_it_will_score_before_it_starts() {
     let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let here = dir.path();
@@ -588,7 +589,7 @@ fn a_run_checks_every_pair_that_it_will_score_before_it_begins() {
         ),
         "{log}"
     );
-    assert!(!here.join("out").exists(), "the run must not have begun");
+    assert!(!here.join("out").exists(), "the run must not start");
 
     jsonl(
         here,
@@ -614,7 +615,7 @@ fn a_run_checks_every_pair_that_it_will_score_before_it_begins() {
         (&test[0]["truncated"], &test[1]["dropped"], &test[1]["index"]),
         (&json!(true), &json!("prompt_too_long"), &json!(1))
     );
-    // The evaluation of a run keeps to the run's limit.
+    // `eval` uses the length limit of the run.
     let output = reprpo(here, &["eval", "out", "--device", "cpu", "--dtype", "f32"]);
     assert!(
         stderr(&output).contains("pairs are limited to 9 tokens (`train.max_length`, file "),
@@ -642,7 +643,7 @@ fn the_help_states_the_limits() {
     assert!(help(&["eval"]).contains("Defaults to the run's `train.max_length`, or to no limit"));
     assert!(help(&["data", "inspect"]).contains("Defaults to 512"));
     assert!(help(&["data", "tokens"]).contains("Defaults to no limit"));
-    // `score` has the flags that the hints of data sets name.
+    // `score` has the flags that the hints of the data sets mention.
     let score = help(&["score"]);
     assert!(
         ["--set", "--data-dir", "--columns", "--no-special-tokens", "--max-length"]

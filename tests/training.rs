@@ -1,4 +1,4 @@
-//! Whole training runs on tiny models, through the command.
+//! Complete training runs of the command on tiny models.
 
 use std::path::{Path, PathBuf};
 use std::process::Output;
@@ -8,10 +8,10 @@ use serde_json::Value;
 
 use crate::{golden, json, metrics, reprpo, stderr};
 
-/// `reprpo run` on the tiny Llama model and its pairs.
+/// Executes `reprpo run` on the tiny Llama model and the golden pairs.
 fn run(golden: &Path, out: &Path, extra: &[&str]) -> Output {
     let mut command = Command::cargo_bin("reprpo").expect("the binary");
-    // Tests run side by side, and a small model gains nothing from threads.
+    // Tests run in parallel, and threads do not speed up a tiny model.
     command.env("OMP_NUM_THREADS", "1").args([
         "run",
         "--dtype",
@@ -34,7 +34,7 @@ fn run(golden: &Path, out: &Path, extra: &[&str]) -> Output {
         .arg(out)
         .args(extra)
         .output()
-        .expect("it runs")
+        .expect("the command runs")
 }
 
 fn number(line: &Value, name: &str) -> f64 {
@@ -42,13 +42,13 @@ fn number(line: &Value, name: &str) -> f64 {
 }
 
 #[test]
-fn a_run_of_trl_is_reproduced_step_by_step() {
+fn a_trl_run_is_reproduced_step_by_step() {
     for root in golden::roots() {
-        the_run_of_trl_is_reproduced_in(&root);
+        assert_trl_run_is_reproduced(&root);
     }
 }
 
-fn the_run_of_trl_is_reproduced_in(golden: &Path) {
+fn assert_trl_run_is_reproduced(golden: &Path) {
     let dir = tempfile::tempdir().expect("a folder");
     let out = dir.path().join("run");
     let init = golden.join("trl/trajectory_init");
@@ -176,7 +176,7 @@ fn a_batch_of_four_equals_four_batches_of_one_accumulated() {
     }
 }
 
-/// The losses of a run of ten steps.
+/// Trains for ten steps or more and returns the first ten losses.
 fn losses(golden: &Path, extra: &[&str]) -> Vec<f64> {
     let dir = tempfile::tempdir().expect("a folder");
     let out = dir.path().join("run");
@@ -200,34 +200,34 @@ fn losses(golden: &Path, extra: &[&str]) -> Vec<f64> {
         .arg(golden.join("trl/pairs.jsonl"))
         .arg("--out")
         .arg(&out);
-    let output = command.env("OMP_NUM_THREADS", "1").output().expect("it runs");
+    let output = command.env("OMP_NUM_THREADS", "1").output().expect("the command runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     metrics(&out).iter().take(10).map(|line| number(line, "loss")).collect()
 }
 
-fn differ_at_most(by: f64, ours: &[f64], reference: &[f64]) {
+fn assert_relative_difference(by: f64, ours: &[f64], reference: &[f64]) {
     assert_eq!(ours.len(), reference.len());
     for (step, (a, b)) in ours.iter().zip(reference).enumerate() {
-        assert!((a - b).abs() <= by * b.abs().max(1.0), "step {}: {a} against {b}", step + 1);
+        assert!((a - b).abs() <= by * b.abs().max(1.0), "step {}: {a} instead of {b}", step + 1);
     }
 }
 
 #[test]
-fn bf16_stays_within_two_per_cent_of_float32() {
+fn bf16_losses_stay_within_two_per_cent_of_float32() {
     let golden = golden::own();
     for method in ["dpo", "prefvec"] {
         let run = |dtype| {
             losses(&golden, &["--intervention", method, "--device", "cpu", "--dtype", dtype])
         };
-        differ_at_most(0.02, &run("bf16"), &run("f32"));
+        assert_relative_difference(0.02, &run("bf16"), &run("f32"));
     }
 }
 
 #[test]
-fn a_card_gives_the_losses_of_the_cpu() {
+fn a_gpu_gives_the_same_losses_as_the_cpu() {
     let golden = golden::own();
     if !tch::Cuda::is_available() {
-        eprintln!("skipped: no CUDA card");
+        eprintln!("skipped: this machine has no CUDA device");
         return;
     }
     for method in ["dpo", "prefvec"] {
@@ -235,13 +235,13 @@ fn a_card_gives_the_losses_of_the_cpu() {
             losses(&golden, &["--intervention", method, "--device", device, "--dtype", dtype])
         };
         let reference = run("cpu", "f32");
-        differ_at_most(1e-4, &run("cuda:0", "f32"), &reference);
-        differ_at_most(0.02, &run("cuda:0", "bf16"), &reference);
+        assert_relative_difference(1e-4, &run("cuda:0", "f32"), &reference);
+        assert_relative_difference(0.02, &run("cuda:0", "bf16"), &reference);
     }
 }
 
 #[test]
-fn a_loss_that_is_no_number_ends_the_run_and_leaves_nothing() {
+fn a_loss_that_is_not_finite_ends_the_run_and_leaves_no_files() {
     let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let out = dir.path().join("run");
@@ -266,7 +266,7 @@ fn a_loss_that_is_no_number_ends_the_run_and_leaves_nothing() {
 }
 
 #[test]
-fn a_method_that_trains_nothing_saves_its_adapter_as_it_starts() {
+fn a_method_without_a_loss_saves_the_initial_adapter_unchanged() {
     let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let (init, out) = (golden.join("trl/adapter"), dir.path().join("run"));
@@ -291,9 +291,9 @@ fn the_loss_of_every_method_falls() {
     let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let original = &["--set", "intervention.variant=original"][..];
-    // With a logarithm the retain term begins at its lowest, and outweighs the other unless α is
-    // small.
-    let log_of_reroute =
+    // With a logarithm, the retain term starts at its minimum and outweighs the reroute term unless
+    // α is small.
+    let logarithm_only =
         &["--set", "intervention.variant=original", "--set", "intervention.alpha=0"][..];
     let reroute = &[
         "--set",
@@ -319,7 +319,7 @@ fn the_loss_of_every_method_falls() {
         ("dpo", several),
         ("mse", &[]),
         ("mse", reroute),
-        ("mse", log_of_reroute),
+        ("mse", logarithm_only),
         ("rank", &[]),
         ("rank", original),
         ("prefvec", original),
@@ -349,7 +349,7 @@ fn the_loss_of_every_method_falls() {
             String::from_utf8_lossy(&output.stderr)
         );
         let lines = metrics(&out);
-        // The same pairs in the first and in the last epoch.
+        // The first and the last epoch contain the same pairs.
         let sum = |lines: &[Value]| lines.iter().map(|l| number(l, "loss")).sum::<f64>();
         let (first, last) = (sum(&lines[..3]), sum(&lines[lines.len() - 3..]));
         assert!(last < first, "{name} {extra:?}: {first} then {last}");
@@ -357,7 +357,7 @@ fn the_loss_of_every_method_falls() {
 }
 
 #[test]
-fn a_pair_of_equal_completions_teaches_nothing_and_is_counted() {
+fn a_pair_with_equal_completions_is_excluded_from_the_loss_and_counted() {
     let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let pair = |prompt: &str, chosen: &str, rejected: &str| {
@@ -385,7 +385,7 @@ fn a_pair_of_equal_completions_teaches_nothing_and_is_counted() {
                 dir.path().join(format!("{method}-{name}.jsonl")),
                 dir.path().join(format!("{method}-{name}")),
             );
-            std::fs::write(&data, text).expect("written");
+            std::fs::write(&data, text).expect("the file is written");
             let mut command = Command::cargo_bin("reprpo").expect("the binary");
             command.env("OMP_NUM_THREADS", "1").args([
                 "run",
@@ -419,7 +419,7 @@ fn a_pair_of_equal_completions_teaches_nothing_and_is_counted() {
                 .map(|s| ["--set", s])
                 .concat(),
             );
-            let output = command.args(extra).output().expect("it runs");
+            let output = command.args(extra).output().expect("the command runs");
             let text = String::from_utf8_lossy(&output.stderr).into_owned();
             assert!(output.status.success(), "{method}, {name}: {text}");
             let log = std::fs::read_to_string(out.join("log.txt")).expect("a log");
@@ -432,12 +432,13 @@ fn a_pair_of_equal_completions_teaches_nothing_and_is_counted() {
             ("equal", format!("{plain}{equal}"), &[][..]),
             ("cut", format!("{cut}{plain}"), &short),
         ] {
-            let (with, said, log) = losses(name, &text, extra);
+            let (with, text, log) = losses(name, &text, extra);
             for (a, b) in with.iter().zip(&without) {
-                // In float32, whose rounding depends on the batch.
+                // The tolerance allows for rounding in float32, which depends on the size of the
+                // batch.
                 assert!((a - b).abs() < 1e-3, "{method}, {name}: {with:?} {without:?}");
             }
-            for text in [said, log] {
+            for text in [text, log] {
                 assert!(
                     text.contains(
                         "warning: 4 of the 16 pairs seen did not count in the loss: \
@@ -451,7 +452,7 @@ fn a_pair_of_equal_completions_teaches_nothing_and_is_counted() {
 }
 
 #[test]
-fn a_flat_start_is_left_by_seeded_noise_that_is_logged() {
+fn seeded_noise_perturbs_a_flat_start_and_is_logged() {
     let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let of = |name: &str, extra: &[&str]| {
@@ -461,27 +462,27 @@ fn a_flat_start_is_left_by_seeded_noise_that_is_logged() {
             &out,
             &[&["--set", "train.epochs=10", "--set", "train.schedule=constant"], extra].concat(),
         );
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success(), "{said}");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{text}");
         (
             std::fs::read(out.join("adapter/adapter_model.safetensors")).expect("an adapter"),
             metrics(&out),
-            said,
+            text,
         )
     };
     for adapter in ["lora", "hra"] {
         let rr = ["--intervention", "rr", "--adapter", adapter];
-        let ((bytes, lines, said), (again, ..)) =
+        let ((bytes, lines, text), (again, ..)) =
             (of(&format!("{adapter}-a"), &rr), of(&format!("{adapter}-b"), &rr));
         assert!(
-            said.contains(
+            text.contains(
                 "the loss is flat at the reference, so training starts from a perturbed adapter: \
             noise of standard deviation 0.01 "
             ),
-            "{said}"
+            "{text}"
         );
         assert_eq!(bytes, again);
-        // The rejected states turn away. Without the noise they would stay where they are.
+        // The rejected states turn away from the reference; without the noise they would not move.
         let reroute = |l: &Value| number(l, "rr/reroute");
         assert!(
             reroute(&lines[0]) > 0.9 && reroute(&lines[lines.len() - 1]) < 0.7,
@@ -496,7 +497,7 @@ fn a_flat_start_is_left_by_seeded_noise_that_is_logged() {
 }
 
 #[test]
-fn a_run_that_learnt_nothing_says_so_in_its_last_lines() {
+fn a_run_that_learned_nothing_warns_in_its_last_lines() {
     let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let last = |name: &str, extra: &[&str]| {
@@ -505,22 +506,22 @@ fn a_run_that_learnt_nothing_says_so_in_its_last_lines() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let log = std::fs::read_to_string(out.join("log.txt")).expect("a log");
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
-        // The very last line on the terminal, which the log does not have, names the run's folder.
+        // The last line on the terminal names the run's folder; the log does not contain this line.
         let lines = |text: &str, skip: usize| {
             text.lines().rev().skip(skip).take(2).map(str::to_owned).collect::<Vec<_>>()
         };
         assert_eq!(lines(&text, 1), lines(&log, 0));
         lines(&log, 0)
     };
-    let still = last(
-        "still",
+    let unmoved = last(
+        "unmoved",
         &["--intervention", "dpo", "--set", "train.lr=1e-12", "--set", "train.epochs=3"],
     );
     assert!(
-        still[0].starts_with("warning: the margin did not move: `rewards/margins` was "),
-        "{still:?}"
+        unmoved[0].starts_with("warning: the margin did not move: `rewards/margins` was "),
+        "{unmoved:?}"
     );
-    // The retain term of the original begins at its minimum, so the loss can only rise.
+    // The retain term of the original variant starts at its minimum, so the loss can only rise.
     let rising = last(
         "rising",
         &[
@@ -536,8 +537,8 @@ fn a_run_that_learnt_nothing_says_so_in_its_last_lines() {
         rising.iter().any(|l| l.starts_with("warning: the loss ended no lower than it began: ")),
         "{rising:?}"
     );
-    let learnt = last("learnt", &["--intervention", "dpo", "--set", "train.epochs=3"]);
-    assert!(!learnt.iter().any(|l| l.contains("warning")), "{learnt:?}");
+    let learned = last("learned", &["--intervention", "dpo", "--set", "train.epochs=3"]);
+    assert!(!learned.iter().any(|l| l.contains("warning")), "{learned:?}");
 }
 
 #[test]
@@ -575,20 +576,21 @@ fn every_architecture_learns() {
                 &std::fs::read(out.join("eval/summary.json")).expect("a summary"),
             )
             .expect("JSON");
-            let said = &summary["completions"]["prompts"][0];
+            let completions = &summary["completions"]["prompts"][0];
             assert!(
                 ["before", "after"]
                     .iter()
-                    .all(|when| said[when]["tokens"] == 4 || said[when]["ended"] == true),
+                    .all(|when| completions[when]["tokens"] == 4
+                        || completions[when]["ended"] == true),
                 "{name}, {method}: {summary}"
             );
         }
     }
 }
 
-/// A run of 20 steps whose loss falls; what it said.
+/// Trains for 20 steps, checks that the loss falls, and returns stderr.
 fn learns(golden: &Path, out: &Path, extra: &[&str]) -> String {
-    // Four pairs a step of 20 pairs: the first and the last five steps see the same pairs.
+    // With 20 pairs and 4 pairs per step, the first and the last five steps see the same pairs.
     let sets = [
         "train.batch=4",
         "train.accumulate=1",
@@ -597,18 +599,18 @@ fn learns(golden: &Path, out: &Path, extra: &[&str]) -> String {
         "train.shuffle=false",
     ];
     let output = run(golden, out, &[extra, &sets.map(|s| ["--set", s]).concat()].concat());
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{extra:?}: {said}");
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{extra:?}: {text}");
     let lines = metrics(out);
     assert_eq!(lines.len(), 20, "{extra:?}");
     let sum = |lines: &[Value]| lines.iter().map(|l| number(l, "loss")).sum::<f64>();
     let (first, last) = (sum(&lines[..5]), sum(&lines[15..]));
     assert!(last < first, "{extra:?}: {first} then {last}");
-    said
+    text
 }
 
 #[test]
-fn parts_of_fused_modules_learn() {
+fn adapters_on_parts_of_fused_modules_learn() {
     let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     for (name, part, layers) in [
@@ -622,7 +624,7 @@ fn parts_of_fused_modules_learn() {
             [("dpo", "lora"), ("projgrad", "lora"), ("projbp", "lora"), ("prefvec", "hra")]
         {
             let out = dir.path().join(format!("{name}-{method}"));
-            let said = learns(
+            let text = learns(
                 &golden,
                 &out,
                 &[
@@ -636,12 +638,12 @@ fn parts_of_fused_modules_learn() {
                     &targets,
                 ],
             );
-            assert!(said.contains(" parts of modules adapted, "), "{said}");
-            // What PEFT cannot read is said when the run begins.
+            assert!(text.contains(" parts of modules adapted, "), "{text}");
+            // The run warns at its start if PEFT cannot read the adapter.
             assert_eq!(
-                said.contains("warning: PEFT cannot read this adapter"),
+                text.contains("warning: PEFT cannot read this adapter"),
                 adapter == "hra",
-                "{said}"
+                "{text}"
             );
             let tensors = reprpo_core::weights::read_safetensors(
                 &out.join("adapter/adapter_model.safetensors"),
@@ -659,7 +661,9 @@ fn parts_of_fused_modules_learn() {
     }
 }
 
-/// Starts `reprpo run`, and asks it to stop as Ctrl-C does once its stderr holds `sign`.
+/// Starts `reprpo run` and sends it SIGINT, as Ctrl-C does, when a line of its stderr contains
+/// `sign`.
+/// Returns the exit code and stderr.
 #[cfg(unix)]
 fn interrupted(golden: &Path, out: &Path, sign: &str, extra: &[&str]) -> (Option<i32>, String) {
     use std::io::{BufRead, BufReader};
@@ -673,7 +677,8 @@ fn interrupted(golden: &Path, out: &Path, sign: &str, extra: &[&str]) -> (Option
         .arg("--out")
         .arg(out)
         .args(extra);
-    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("it runs");
+    let mut child =
+        command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the command runs");
     let mut text = String::new();
     for line in BufReader::new(child.stderr.take().expect("stderr")).lines() {
         let line = line.expect("text");
@@ -685,13 +690,18 @@ fn interrupted(golden: &Path, out: &Path, sign: &str, extra: &[&str]) -> (Option
         }
         text += &format!("{line}\n");
     }
-    (child.wait().expect("it ends").code(), text)
+    (child.wait().expect("the command ends").code(), text)
 }
 
-/// Interrupts a run in training and resumes it: it ends as one that was never interrupted, in its
-/// metrics and in `files`.
+/// Interrupts a run during training, resumes it, and checks that its metrics and `files` equal
+/// those of an uninterrupted run.
 #[cfg(unix)]
-fn goes_on_as_if_nothing_had_been(golden: &Path, args: &[&str], sign: &str, files: &[&str]) {
+fn assert_resumed_run_equals_an_uninterrupted_one(
+    golden: &Path,
+    args: &[&str],
+    sign: &str,
+    files: &[&str],
+) {
     let dir = tempfile::tempdir().expect("a folder");
     let out = dir.path().join("run");
     let data = golden.join("trl/pairs.jsonl");
@@ -717,7 +727,7 @@ fn goes_on_as_if_nothing_had_been(golden: &Path, args: &[&str], sign: &str, file
             .args(["run", "--resume"])
             .arg(&out)
             .output()
-            .expect("it runs")
+            .expect("the command runs")
     };
     let output = resume();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -742,9 +752,9 @@ fn goes_on_as_if_nothing_had_been(golden: &Path, args: &[&str], sign: &str, file
 
 #[cfg(unix)]
 #[test]
-fn ctrl_c_in_training_leaves_a_run_that_goes_on_as_if_nothing_had_been() {
+fn a_run_resumed_after_ctrl_c_equals_an_uninterrupted_one() {
     let golden = golden::own();
-    // With dropout and trained transforms, so that chance and everything that is kept take part.
+    // Dropout and trained transforms, so that the test covers random numbers and all saved state.
     let args = [
         "--intervention",
         "prefvec",
@@ -770,7 +780,7 @@ fn ctrl_c_in_training_leaves_a_run_that_goes_on_as_if_nothing_had_been() {
         "transform/transform.safetensors",
         "eval/summary.json",
     ];
-    goes_on_as_if_nothing_had_been(
+    assert_resumed_run_equals_an_uninterrupted_one(
         &golden,
         &[&args[..], &judged].concat(),
         "modules adapted",
@@ -778,10 +788,11 @@ fn ctrl_c_in_training_leaves_a_run_that_goes_on_as_if_nothing_had_been() {
     );
 }
 
-/// On disk LoRA's parts are whole modules, and what a run goes on with are the parts.
+/// A saved LoRA adapter has merged the parts of a module into the whole module, but a resumed run
+/// needs the separate parts.
 #[cfg(unix)]
 #[test]
-fn ctrl_c_in_training_keeps_parts_of_modules_apart() {
+fn ctrl_c_in_training_keeps_the_parts_of_modules_separate() {
     let golden = golden::own();
     let model = format!("model={}", golden.join("models/phi3").display());
     let targets = "adapter.target_modules=[\"qkv_proj.q_proj\", \"qkv_proj.v_proj\"]";
@@ -795,7 +806,7 @@ fn ctrl_c_in_training_keeps_parts_of_modules_apart() {
         "--set",
         "adapter.lora_dropout=0.1",
     ];
-    goes_on_as_if_nothing_had_been(
+    assert_resumed_run_equals_an_uninterrupted_one(
         &golden,
         &args,
         "parts of modules adapted",
@@ -805,7 +816,7 @@ fn ctrl_c_in_training_keeps_parts_of_modules_apart() {
 
 #[cfg(unix)]
 #[test]
-fn ctrl_c_in_the_evaluation_keeps_the_adapter_and_says_how_to_judge_it() {
+fn ctrl_c_in_the_evaluation_keeps_the_adapter_and_suggests_eval() {
     let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let out = dir.path().join("run");
@@ -830,11 +841,11 @@ fn ctrl_c_in_the_evaluation_keeps_the_adapter_and_says_how_to_judge_it() {
 
 #[cfg(unix)]
 #[test]
-fn ctrl_c_in_the_completions_keeps_the_adapter() {
+fn ctrl_c_during_the_completions_keeps_the_adapter() {
     let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let out = dir.path().join("run");
-    // So many tokens that nobody waits for them, and a model that is too small to come to an end.
+    // More tokens than the test could wait for; a tiny model does not end its text by itself.
     let args = [
         "--dataset",
         "synthetic",
@@ -854,7 +865,7 @@ fn ctrl_c_in_the_completions_keeps_the_adapter() {
 }
 
 #[test]
-fn an_error_after_a_checkpoint_says_what_is_left() {
+fn an_error_after_a_checkpoint_says_that_the_checkpoint_is_kept() {
     let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let out = dir.path().join("run");
@@ -874,8 +885,8 @@ fn a_data_file_that_cannot_be_used_is_named_with_its_line() {
     let dir = tempfile::tempdir().expect("a folder");
     let out = dir.path().join("run");
     let good = r#"{"prompt": "x", "chosen": "y", "rejected": "z"}"#;
-    for (name, text, says) in [
-        ("empty.jsonl", String::new(), "`empty.jsonl` holds no pairs"),
+    for (name, text, expected) in [
+        ("empty.jsonl", String::new(), "`empty.jsonl` has no pairs"),
         ("foreign.jsonl", "hello".to_owned(), "cannot read line 1 of `foreign.jsonl`"),
         ("columns.jsonl", r#"{"question": "x"}"#.to_owned(), "there is no column `chosen`"),
         (
@@ -885,28 +896,28 @@ fn a_data_file_that_cannot_be_used_is_named_with_its_line() {
         ),
         (
             "foreign.parquet",
-            "hello, I am no table".to_owned(),
+            "this is not a table".to_owned(),
             "`foreign.parquet` is not a complete parquet file",
         ),
         ("columns.csv", "a,b".to_owned(), "there is no column `chosen`"),
         ("table.xlsx", "a,b".to_owned(), "no dataset opens files like `table.xlsx`"),
     ] {
-        std::fs::write(dir.path().join(name), text).expect("written");
+        std::fs::write(dir.path().join(name), text).expect("the file is written");
         let mut command = Command::cargo_bin("reprpo").expect("the binary");
         command
             .current_dir(dir.path())
             .args(["run", "--dataset", name, "--out", "run", "--model"])
             .arg(std::path::absolute(golden.join("models/llama")).expect("a path"));
-        let output = command.output().expect("it runs");
+        let output = command.output().expect("the command runs");
         let text = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{name}: {text}");
-        assert!(text.contains(says), "{name}: {text}");
+        assert!(text.contains(expected), "{name}: {text}");
         assert!(!out.exists(), "{name}");
     }
 }
 
 #[test]
-fn a_run_that_cannot_learn_says_so() {
+fn a_run_that_cannot_learn_warns() {
     let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     for (name, warmup, warns) in
@@ -923,7 +934,7 @@ fn a_run_that_cannot_learn_says_so() {
 }
 
 #[test]
-fn a_split_to_judge_by_is_looked_for_before_training() {
+fn an_unknown_evaluation_split_is_reported_before_training() {
     let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let out = dir.path().join("run");
@@ -933,7 +944,7 @@ fn a_split_to_judge_by_is_looked_for_before_training() {
         .arg(golden.join("models/llama"))
         .arg("--out")
         .arg(&out);
-    let output = command.output().expect("it runs");
+    let output = command.output().expect("the command runs");
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert!(
@@ -944,11 +955,11 @@ fn a_split_to_judge_by_is_looked_for_before_training() {
 }
 
 #[test]
-fn what_cannot_be_used_is_named_before_anything_is_written() {
+fn an_unusable_setting_is_named_and_no_run_folder_is_created() {
     let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let (out, phi3) = (dir.path().join("run"), golden.join("models/phi3").display().to_string());
-    for (extra, says) in [
+    for (extra, expected) in [
         (vec!["--device", "cuda:77"], "the device `cuda:77` is not available"),
         (vec!["--device", "gpu"], "`device` is `gpu`"),
         (vec!["--model", "/no/such/model"], "/no/such/model"),
@@ -995,16 +1006,16 @@ fn what_cannot_be_used_is_named_before_anything_is_written() {
         if !extra.contains(&"--model") {
             command.arg("--model").arg(golden.join("models/llama"));
         }
-        let output = command.args(&extra).output().expect("it runs");
+        let output = command.args(&extra).output().expect("the command runs");
         let text = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{extra:?}: {text}");
-        assert!(text.contains(says), "{extra:?}: {text}");
+        assert!(text.contains(expected), "{extra:?}: {text}");
         assert!(!out.exists(), "{extra:?}");
     }
 }
 
 #[test]
-fn a_sweep_runs_every_combination_and_goes_on_where_it_was_left() {
+fn a_sweep_runs_every_combination_and_resumes_where_it_stopped() {
     let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let sweep = |out: &str, extra: &[&str]| {
@@ -1027,7 +1038,7 @@ fn a_sweep_runs_every_combination_and_goes_on_where_it_was_left() {
             .arg(golden.join("trl/pairs.jsonl"))
             .args(extra)
             .output()
-            .expect("it runs")
+            .expect("the command runs")
     };
     let over = ["--over", "intervention=dpo,prefvec", "--over", "adapter=lora,hra"];
     let output = sweep("grid", &over);
@@ -1043,33 +1054,39 @@ fn a_sweep_runs_every_combination_and_goes_on_where_it_was_left() {
             && dir.path().join("grid/summary.md").is_file()
     );
 
-    std::fs::remove_dir_all(dir.path().join("grid/dpo-hra")).expect("it was there");
+    std::fs::remove_dir_all(dir.path().join("grid/dpo-hra")).expect("the file exists");
     let again = sweep("grid", &over);
     let text = String::from_utf8_lossy(&again.stderr);
     assert!(again.status.success() && text.matches("already finished").count() == 3, "{text}");
     assert_eq!(serde_json::from_slice::<Vec<Value>>(&again.stdout).expect("JSON"), rows);
 
-    // Sweeps generate no sample completions unless they are configured.
+    // Sweeps generate sample completions only if `eval.completions` is set.
     let config = |run: &str| {
         std::fs::read_to_string(dir.path().join(run).join("config.toml")).expect("a configuration")
     };
     assert!(config("grid/dpo-lora").contains("\ncompletions = 0\n"), "{}", config("grid/dpo-lora"));
     assert!(
-        sweep("heard", &["--over", "adapter=lora", "--set", "eval.completions=2"]).status.success()
+        sweep("completions", &["--over", "adapter=lora", "--set", "eval.completions=2"])
+            .status
+            .success()
     );
-    assert!(config("heard/lora").contains("\ncompletions = 2\n"), "{}", config("heard/lora"));
-
-    // A slip in the last of them is found before the first one runs.
-    let slip = sweep("slip", &["--over", "intervention=dpo,prefvek"]);
-    assert_eq!(slip.status.code(), Some(1));
     assert!(
-        String::from_utf8_lossy(&slip.stderr).contains("did you mean `prefvec`?")
-            && !dir.path().join("slip").exists()
+        config("completions/lora").contains("\ncompletions = 2\n"),
+        "{}",
+        config("completions/lora")
+    );
+
+    // An error in the last combination is found before the first one runs.
+    let mistake = sweep("mistake", &["--over", "intervention=dpo,prefvek"]);
+    assert_eq!(mistake.status.code(), Some(1));
+    assert!(
+        String::from_utf8_lossy(&mistake.stderr).contains("did you mean `prefvec`?")
+            && !dir.path().join("mistake").exists()
     );
 }
 
-/// A transform that can shrink and turn what it compares, so that training it shows.
-const LEARNT: [&str; 8] = [
+/// A transform that can scale and rotate the states, so that training it changes the loss.
+const LEARNED_TRANSFORM: [&str; 8] = [
     "--transform",
     "ether",
     "--set",
@@ -1079,16 +1096,19 @@ const LEARNT: [&str; 8] = [
     "--set",
     "transform.reduce=4",
 ];
-/// What reads the states that it maps.
-const READ: [&str; 4] = ["--intervention", "prefvec", "--layers", "1,2"];
+/// An intervention that reads the transformed states.
+const STATE_READER: [&str; 4] = ["--intervention", "prefvec", "--layers", "1,2"];
 
 fn trained(
     golden: &Path,
     out: &Path,
     extra: &[&str],
 ) -> std::collections::BTreeMap<String, tch::Tensor> {
-    let output =
-        run(golden, out, &[&LEARNT[..], &READ[..], &["--set", "train.epochs=3"], extra].concat());
+    let output = run(
+        golden,
+        out,
+        &[&LEARNED_TRANSFORM[..], &STATE_READER[..], &["--set", "train.epochs=3"], extra].concat(),
+    );
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     reprpo_core::weights::read_safetensors(&out.join("transform/transform.safetensors"))
         .expect("tensors")
@@ -1097,7 +1117,7 @@ fn trained(
 }
 
 #[test]
-fn a_transform_trains_at_its_own_rate_or_not_at_all() {
+fn a_transform_trains_at_its_own_learning_rate_or_stays_fixed() {
     let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let of = |name: &str, extra: &[&str]| trained(&golden, &dir.path().join(name), extra);
@@ -1130,7 +1150,7 @@ fn a_transform_trains_at_its_own_rate_or_not_at_all() {
 }
 
 #[test]
-fn a_loss_cannot_fall_by_changing_the_transform_alone() {
+fn training_only_the_transform_does_not_lower_the_loss() {
     let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let out = dir.path().join("run");
@@ -1141,7 +1161,7 @@ fn a_loss_cannot_fall_by_changing_the_transform_alone() {
 }
 
 #[test]
-fn a_run_starts_from_the_transforms_of_another() {
+fn a_run_starts_from_the_saved_transforms_of_another() {
     let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     trained(&golden, &dir.path().join("first"), &[]);
@@ -1161,26 +1181,27 @@ fn a_run_starts_from_the_transforms_of_another() {
     let saved = "are `ether` with form = plus, blocks = 2, reduce = 4, but those of this run are ";
     let taps =
         "are one each of the taps `hidden_states.1`, `hidden_states.2`, but those of this run are ";
-    for (args, says) in [
-        ([&READ[..], &["--transform", "none"]].concat(), format!("{saved}`none`")),
+    for (args, expected) in [
+        ([&STATE_READER[..], &["--transform", "none"]].concat(), format!("{saved}`none`")),
         (
-            [&READ[..], &LEARNT, &["--set", "transform.blocks=1"]].concat(),
+            [&STATE_READER[..], &LEARNED_TRANSFORM, &["--set", "transform.blocks=1"]].concat(),
             format!("{saved}`ether` with form = plus, blocks = 1"),
         ),
         (
-            [&LEARNT[..], &["--intervention", "prefvec", "--layers", "0,2"]].concat(),
+            [&LEARNED_TRANSFORM[..], &["--intervention", "prefvec", "--layers", "0,2"]].concat(),
             format!("{taps}one each of the taps `hidden_states.0`"),
         ),
         (
-            [&READ[..], &LEARNT, &["--set", "train.share_transform=true"]].concat(),
+            [&STATE_READER[..], &LEARNED_TRANSFORM, &["--set", "train.share_transform=true"]]
+                .concat(),
             format!("{taps}shared ones"),
         ),
         (
-            [&LEARNT[..], &["--intervention", "dpo"]].concat(),
+            [&LEARNED_TRANSFORM[..], &["--intervention", "dpo"]].concat(),
             "but the intervention `dpo` reads no states".to_owned(),
         ),
         (
-            [&READ[..], &["--set", "init_transform=/no/such/folder"]].concat(),
+            [&STATE_READER[..], &["--set", "init_transform=/no/such/folder"]].concat(),
             "/no/such/folder".to_owned(),
         ),
     ] {
@@ -1188,7 +1209,7 @@ fn a_run_starts_from_the_transforms_of_another() {
         let output = run(&golden, &out, &[&from[..], &args].concat());
         let text = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{args:?}: {text}");
-        assert!(text.contains(&says), "{args:?}: {text}");
+        assert!(text.contains(&expected), "{args:?}: {text}");
         assert!(!out.exists(), "{args:?}");
     }
 }
@@ -1244,7 +1265,7 @@ fn every_transform_tap_and_pooling_trains() {
             "{name}: {losses:?}"
         );
     }
-    for (args, says) in [
+    for (args, expected) in [
         (
             ["--transform", "svd", "--tap", "side", "--layers", "-1"],
             "the transform `svd` needs states of the width of the embeddings, 32, but those at",
@@ -1261,7 +1282,7 @@ fn every_transform_tap_and_pooling_trains() {
         );
         assert_eq!(output.status.code(), Some(1));
         assert!(
-            String::from_utf8_lossy(&output.stderr).contains(says),
+            String::from_utf8_lossy(&output.stderr).contains(expected),
             "{}",
             String::from_utf8_lossy(&output.stderr)
         );
@@ -1269,7 +1290,7 @@ fn every_transform_tap_and_pooling_trains() {
 }
 
 #[test]
-fn a_rotation_changes_nothing_for_a_loss_of_lengths_and_angles() {
+fn a_rotation_does_not_change_a_loss_of_lengths_and_angles() {
     let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let losses = |transform: &str| {
@@ -1300,10 +1321,10 @@ fn a_rotation_changes_nothing_for_a_loss_of_lengths_and_angles() {
     }
 }
 
-/// A run that goes on from another's adapter is compared with that adapter, as TRL compares it, or
-/// with the base.
+/// The reference of a run that starts from a saved adapter is that adapter, as in TRL, or with
+/// `train.reference=base` the base model.
 #[test]
-fn a_run_that_goes_on_from_an_adapter_keeps_it_as_the_reference() {
+fn a_run_that_starts_from_an_adapter_uses_it_as_the_reference() {
     let golden = golden::own();
     let dir = tempfile::tempdir().expect("a folder");
     let first = dir.path().join("first");
@@ -1324,15 +1345,15 @@ fn a_run_that_goes_on_from_an_adapter_keeps_it_as_the_reference() {
     assert!(start.abs() < 1e-5 && (loss - std::f64::consts::LN_2).abs() < 1e-5, "{start} {loss}");
     let (base, loss) = margin("base", &["--set", "train.reference=base"]);
     assert!(base > 0.01 && loss < std::f64::consts::LN_2, "{base} {loss}");
-    // What is trained is not what it is compared with.
+    // Training the adapter leaves the reference unchanged.
     let (_, end) = margin("again", &["--set", "train.epochs=3"]);
     assert!((end - std::f64::consts::LN_2).abs() < 1e-5, "{end}");
     let lines = metrics(&dir.path().join("again"));
     assert!(number(&lines[lines.len() - 1], "rewards/margins") > 0.0);
 }
 
-/// The settings of a saved adapter apply: a setting that contradicts them is refused, dropout can
-/// be changed, and `config show` shows what the run does.
+/// The settings of a saved adapter apply to the new run. A different value for one of them is an
+/// error, except for dropout, and `config show` prints the values that the run uses.
 #[test]
 fn a_run_that_starts_from_an_adapter_keeps_its_settings() {
     let golden = golden::own();
@@ -1348,7 +1369,7 @@ fn a_run_that_starts_from_an_adapter_keeps_its_settings() {
             &[&["--init-adapter", adapter.as_str()], extra].concat(),
         )
     };
-    for (extra, says) in [
+    for (extra, expected) in [
         (vec!["--adapter", "hra"], "`adapter.name` is `hra` (flag --adapter), but the adapter in"),
         (vec!["--set", "adapter.r=2"], "`adapter.r` is `2` (--set), but the adapter in"),
         (
@@ -1359,7 +1380,7 @@ fn a_run_that_starts_from_an_adapter_keeps_its_settings() {
         let output = second("refused", &extra);
         let text = stderr(&output);
         assert_eq!(output.status.code(), Some(1), "{extra:?}: {text}");
-        assert!(text.contains(says), "{extra:?}: {text}");
+        assert!(text.contains(expected), "{extra:?}: {text}");
     }
     let shown = |extra: &[&str]| {
         json(&reprpo(
@@ -1394,7 +1415,7 @@ fn a_run_that_starts_from_an_adapter_keeps_its_settings() {
             .arg(&first)
             .args(extra)
             .output()
-            .expect("it runs")
+            .expect("the command runs")
     };
     let output = judged(&["--set", "adapter.r=2"]);
     assert_eq!(output.status.code(), Some(1));
@@ -1407,7 +1428,7 @@ fn a_run_that_starts_from_an_adapter_keeps_its_settings() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// PEFT passes over names in a saved adapter that match nothing; so does the command, with a
+/// Like PEFT, the command skips names in a saved adapter that match nothing; it also prints a
 /// warning.
 #[test]
 fn a_saved_adapter_is_used_without_the_names_that_match_nothing() {
@@ -1416,12 +1437,13 @@ fn a_saved_adapter_is_used_without_the_names_that_match_nothing() {
     let (from, to) = (golden.join("peft/lora"), dir.path().join("lora"));
     std::fs::create_dir(&to).expect("a folder");
     std::fs::copy(from.join("adapter_model.safetensors"), to.join("adapter_model.safetensors"))
-        .expect("copied");
+        .expect("the file is copied");
     let text = std::fs::read_to_string(from.join("adapter_config.json")).expect("a file");
     let mut config: Value = serde_json::from_str(&text).expect("JSON");
     config["rank_pattern"] = serde_json::json!({ "q_porj": 2 });
     config["target_modules"].as_array_mut().expect("a list").push("w_pack".into());
-    std::fs::write(to.join("adapter_config.json"), config.to_string()).expect("written");
+    std::fs::write(to.join("adapter_config.json"), config.to_string())
+        .expect("the file is written");
     let score = |adapter: &Path| {
         let mut command = Command::cargo_bin("reprpo").expect("the binary");
         command
@@ -1432,7 +1454,7 @@ fn a_saved_adapter_is_used_without_the_names_that_match_nothing() {
             .arg(golden.join("models/llama"))
             .arg("--data")
             .arg(golden.join("trl/pairs.jsonl"));
-        let output = command.arg("--load-adapter").arg(adapter).output().expect("it runs");
+        let output = command.arg("--load-adapter").arg(adapter).output().expect("the command runs");
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "{text}");
         (output.stdout, text)
@@ -1440,10 +1462,10 @@ fn a_saved_adapter_is_used_without_the_names_that_match_nothing() {
     let ((plain, quiet), (same, warned)) = (score(&from), score(&to));
     assert_eq!(plain, same);
     assert!(!quiet.contains("WARN"), "{quiet}");
-    for says in [
-        "unknown target module `w_pack`; the saved adapter is used without it",
+    for expected in [
+        "unknown target module `w_pack`; this part of the saved adapter is ignored",
         "`q_porj` in `adapter.rank_pattern` matches none",
     ] {
-        assert!(warned.contains(says), "{warned}");
+        assert!(warned.contains(expected), "{warned}");
     }
 }

@@ -1,4 +1,4 @@
-//! Runs that validate on held-out pairs while they train.
+//! Runs that validate on held-out pairs during training.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::resume::{Tree, WORDS, kill, refused, started};
 use crate::{jsonl, metrics, stderr, transcript};
 
-/// A tree with `n` pairs of different prompts in `pairs.jsonl`.
+/// Creates a tree whose `pairs.jsonl` contains `n` pairs with distinct prompts.
 fn tree(n: i64) -> Tree {
     let tree = Tree::new();
     jsonl(&tree.path(""), "pairs.jsonl", &rows(n));
@@ -32,7 +32,7 @@ fn sets<'a>(fields: &[&'a str]) -> Vec<&'a str> {
     fields.iter().flat_map(|field| ["--set", *field]).collect()
 }
 
-/// What `validation.json` holds.
+/// Reads `validation.json` of the run.
 fn outcome(run: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(run.join("validation.json")).expect("an outcome"))
         .expect("JSON")
@@ -46,7 +46,7 @@ fn step(line: &Value) -> u64 {
     line["step"].as_u64().expect("a step")
 }
 
-/// The files of the adapter and of the transforms, with their bytes.
+/// Returns the names and contents of the adapter and transform files.
 fn trained(run: &Path) -> Vec<(String, Vec<u8>)> {
     let tensors = ["adapter/adapter_model.safetensors", "transform/transform.safetensors"];
     tensors
@@ -56,7 +56,7 @@ fn trained(run: &Path) -> Vec<(String, Vec<u8>)> {
 }
 
 #[test]
-fn a_run_validates_every_so_many_steps_and_after_the_last() {
+fn a_run_validates_at_every_interval_and_after_the_last_step() {
     let tree = tree(40);
     let output = tree.run("run", &sets(&["train.validate_every=4"]));
     let text = transcript(&output);
@@ -72,7 +72,7 @@ fn a_run_validates_every_so_many_steps_and_after_the_last() {
     };
     assert_eq!(steps(false), (1..=18).collect::<Vec<_>>());
     assert_eq!(steps(true), [4, 8, 12, 16, 18]);
-    // The line follows that of its step.
+    // A validation line comes after the line of its training step.
     assert!(
         lines.windows(2).all(|pair| !is_validation(&pair[1]) || step(&pair[0]) == step(&pair[1]))
     );
@@ -92,7 +92,7 @@ fn a_run_validates_every_so_many_steps_and_after_the_last() {
         ["loss", "lr", "grad_norm", "rewards/margins"].iter().all(|name| last.get(name).is_none()),
         "{last}"
     );
-    // DPO's rewards are β = 0.1 times the growth of the log-probabilities.
+    // DPO's rewards are β = 0.1 times the change of the log-probabilities.
     let number = |name: &str| last[name].as_f64().expect("a number");
     assert!((number("eval_rewards/margins") - 0.1 * number("eval_margin")).abs() < 1e-4, "{last}");
     let log = std::fs::read_to_string(run.join("log.txt")).expect("a log");
@@ -106,11 +106,12 @@ fn a_run_validates_every_so_many_steps_and_after_the_last() {
     assert_eq!(outcome["rows"].as_array().map(Vec::len), Some(4));
     assert!(
         text.matches("the loss on 4 held-out pairs was best after step").count() == 2,
-        "at the end of training, and in the last lines: {text}"
+        "the line must appear after training and among the last lines: {text}"
     );
 }
 
-/// The method, adapter and settings of a run. The usual layers leave none of so small a model.
+/// The method, adapter and settings of each run. A model this small has none of the default layers,
+/// so the layers are set.
 const METHODS: [&[&str]; 8] = [
     &["--intervention", "dpo", "--adapter", "lora", "--set", "adapter.lora_dropout=0.4"],
     &[
@@ -174,11 +175,11 @@ fn validations_do_not_change_what_is_trained() {
     }
 }
 
-/// A learning rate at which the loss of the held-out pairs rises and falls.
+/// Settings under which the loss on the held-out pairs both rises and falls.
 const UNSTEADY: [&str; 3] = ["train.lr=0.15", "train.schedule=constant", "train.epochs=3"];
 
 #[test]
-fn the_best_state_is_what_the_run_leaves() {
+fn keep_best_saves_the_state_with_the_lowest_validation_loss() {
     let tree = tree(40);
     for (i, method) in METHODS.into_iter().take(2).enumerate() {
         let run = |name: &str, fields: &[&str]| {
@@ -207,7 +208,7 @@ fn the_best_state_is_what_the_run_leaves() {
             "{text}"
         );
         assert!(!kept.join("checkpoints").exists());
-        // The lowest loss, and the first of equal ones.
+        // The best step has the lowest loss; if several are equal, it is the first of them.
         let losses: Vec<(u64, f64)> = metrics(&kept)
             .iter()
             .filter(|line| is_validation(line))
@@ -218,12 +219,12 @@ fn the_best_state_is_what_the_run_leaves() {
             losses.iter().find(|(_, loss)| *loss == lowest).map(|(step, _)| *step),
             Some(at)
         );
-        // A run that ends at that step has the same adapter. 18 steps are an epoch.
+        // A run that ends at that step has the same adapter. An epoch has 18 steps.
         let epochs = format!("train.epochs={}", at as f64 / 18.0);
         let (short, _) = run(&format!("short-{i}"), &[&epochs]);
         assert_eq!(outcome(&short)["last_step"], best["best_step"]);
         assert!(trained(&kept) == trained(&short), "{method:?}");
-        // Without `keep_best`, the run leaves its last state.
+        // Without `keep_best`, the run saves its last state.
         let (ends, text) = run(&format!("ends-{i}"), &[]);
         assert!(trained(&ends) != trained(&kept) && outcome(&ends)["adapter_step"] == json!(last));
         assert!(
@@ -234,7 +235,7 @@ fn the_best_state_is_what_the_run_leaves() {
 }
 
 #[test]
-fn a_run_that_runs_out_of_patience_stops_and_is_finished() {
+fn a_run_whose_patience_runs_out_stops_and_counts_as_finished() {
     let tree = tree(40);
     let fields = [
         &UNSTEADY[..],
@@ -253,12 +254,12 @@ fn a_run_that_runs_out_of_patience_stops_and_is_finished() {
     let number = |name: &str| outcome[name].as_u64().expect("a number");
     let (last, best) = (number("last_step"), number("best_step"));
     assert!(outcome["stopped_early"] == json!(true) && last == best + 6 && last < 360, "{outcome}");
-    let says = format!(
+    let expected = format!(
         "stopped early after step {last} of 360: the loss did not improve in 3 validations in a \
             row (`train.patience`)"
     );
     assert!(
-        text.contains(&says)
+        text.contains(&expected)
             && text
                 .trim_end()
                 .lines()
@@ -266,11 +267,11 @@ fn a_run_that_runs_out_of_patience_stops_and_is_finished() {
         "{text}"
     );
     assert!(run.join("eval/summary.json").is_file() && !run.join("checkpoints").exists());
-    // The steps are those of the whole run: the learning rate falls over all of its steps.
+    // The learning rate still falls over all 360 steps, so the steps equal those of the whole run.
     tree.run("whole", &[&sets(&fields)[..], &["--no-eval"]].concat());
     let (stopped, whole) = (metrics(&run), metrics(&tree.path("whole")));
     assert_eq!(stopped, whole[..stopped.len()]);
-    // It is complete, so the same command has nothing left to do.
+    // The run is finished, so repeating the command changes nothing.
     let again = tree
         .reprpo("", &[&tree.run_args("run", &sets(&patient))[..], &["--resume", "auto"]].concat());
     assert!(
@@ -320,9 +321,9 @@ fn a_resumed_run_validates_like_an_uninterrupted_one() {
 
 #[cfg(unix)]
 #[test]
-fn a_signal_during_a_validation_leaves_a_checkpoint_that_validates_first() {
+fn a_run_stopped_during_a_validation_resumes_with_that_validation() {
     let tree = tree(160);
-    // Nearly all of the time is spent in validations.
+    // Validations take nearly all of the time, so the signal most likely arrives during one.
     let fields = [
         "train.validate_every=1",
         "train.validation_pairs=150",
@@ -344,7 +345,7 @@ fn a_signal_during_a_validation_leaves_a_checkpoint_that_validates_first() {
                 .expect("kill")
                 .success()
         );
-        assert_eq!(child.wait().expect("it ends").code(), Some(130));
+        assert_eq!(child.wait().expect("the command ends").code(), Some(130));
         let output = tree.reprpo("", &["run", "--resume", &name]);
         assert!(output.status.success(), "{}", transcript(&output));
         assert_eq!(metrics(&tree.path(&name)), metrics(&tree.path("whole")), "{name}");
@@ -353,7 +354,7 @@ fn a_signal_during_a_validation_leaves_a_checkpoint_that_validates_first() {
 }
 
 #[test]
-fn a_checkpoint_belongs_to_its_held_out_pairs() {
+fn a_run_cannot_be_resumed_with_other_held_out_pairs() {
     let tree = tree(40);
     let args = [
         &sets(&["train.validate_every=5", "train.checkpoint_every=1", "train.epochs=100"])[..],
@@ -364,7 +365,7 @@ fn a_checkpoint_belongs_to_its_held_out_pairs() {
         tree.path("run/checkpoints/latest").is_file()
     });
     kill(child);
-    // Which pairs are held out does not depend on their completions.
+    // The choice of held-out pairs does not depend on their completions.
     let mut changed = rows(40);
     tree.run(
         "short",
@@ -381,7 +382,7 @@ fn a_checkpoint_belongs_to_its_held_out_pairs() {
         tree.path("run/config.toml"),
         config.replace("validate_every = 5", "validate_every = 4"),
     )
-    .expect("written");
+    .expect("the file is written");
     let text = refused(&tree.reprpo("", &["run", "--resume", "run"]));
     assert!(text.contains("`train.validate_every`: 5 then, 4 now"), "{text}");
     let output = tree.reprpo("", &["run", "--resume", "run", "--inexact-resume"]);
@@ -393,7 +394,7 @@ fn a_checkpoint_belongs_to_its_held_out_pairs() {
 }
 
 #[test]
-fn a_number_that_cannot_be_held_out_is_refused() {
+fn a_number_of_pairs_that_cannot_be_held_out_is_rejected() {
     let tree = tree(10);
     let run = |fields: &[&str]| refused(&tree.reprpo("", &tree.run_args("run", &sets(fields))));
     let text = run(&["train.keep_best=true"]);
@@ -428,7 +429,7 @@ fn a_number_that_cannot_be_held_out_is_refused() {
 }
 
 #[test]
-fn a_sweep_validates_where_something_is_trained() {
+fn a_sweep_validates_only_the_runs_that_train() {
     let tree = tree(40);
     let args = [
         "sweep",
@@ -466,12 +467,12 @@ fn a_sweep_validates_where_something_is_trained() {
     assert!(!tree.path("grid/none/validation.json").exists());
     let outcome = outcome(&tree.path("grid/mse"));
     assert_eq!(outcome["pairs"], json!(2));
-    // A method without log-probabilities of its own is judged by them all the same.
+    // The validation uses log-probabilities even if the method does not.
     let lines = metrics(&tree.path("grid/mse"));
     assert_eq!(
         lines.iter().filter(|line| line.get("loss").is_some()).count(),
         3,
-        "20 pairs in steps of 8"
+        "20 pairs with 8 pairs per step"
     );
     assert!(lines.last().is_some_and(|line| line["eval_accuracy"].is_f64()
         && line["eval_margin"].is_f64()

@@ -17,7 +17,7 @@ constexpr int64_t LANES = 16;
 
 #define INLINE static inline __attribute__((always_inline))
 
-// Computes y for R adjacent rows of W. x is only loaded once for all of them.
+// Computes y for R adjacent rows of W. x is only loaded once for all R rows.
 template <int R>
 INLINE void rows_at(const float *w, const float *x, float *y, int64_t columns) {
   Lanes sums[R] = {};
@@ -46,11 +46,13 @@ INLINE void all_rows(const float *w, const float *x, float *y, int64_t rows, int
   for (; i < rows; i++) rows_at<1>(w + i * columns, x, y + i, columns);
 }
 
-__attribute__((target("avx512f"))) void with_avx512(const float *w, const float *x, float *y, int64_t rows, int64_t columns) {
+__attribute__((target("avx512f"))) void with_avx512(const float *w, const float *x, float *y,
+                                                    int64_t rows, int64_t columns) {
   all_rows(w, x, y, rows, columns);
 }
 
-__attribute__((target("avx2,fma"))) void with_avx2(const float *w, const float *x, float *y, int64_t rows, int64_t columns) {
+__attribute__((target("avx2,fma"))) void with_avx2(const float *w, const float *x, float *y,
+                                                   int64_t rows, int64_t columns) {
   all_rows(w, x, y, rows, columns);
 }
 
@@ -58,7 +60,8 @@ __attribute__((target("avx2,fma"))) void with_avx2(const float *w, const float *
 
 // Writes W·x [rows] to y, given W [rows columns] and x [columns]. Returns false and writes nothing
 // if the processor has neither AVX-512 nor AVX2 with FMA.
-extern "C" bool reprpo_row_product(const float *w, const float *x, float *y, int64_t rows, int64_t columns) {
+extern "C" bool reprpo_row_product(const float *w, const float *x, float *y, int64_t rows,
+                                   int64_t columns) {
   if (__builtin_cpu_supports("avx512f"))
     with_avx512(w, x, y, rows, columns);
   else if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
@@ -70,6 +73,8 @@ extern "C" bool reprpo_row_product(const float *w, const float *x, float *y, int
 
 #else
 
-extern "C" bool reprpo_row_product(const float *, const float *, float *, int64_t, int64_t) { return false; }
+extern "C" bool reprpo_row_product(const float *, const float *, float *, int64_t, int64_t) {
+  return false;
+}
 
 #endif

@@ -31,7 +31,8 @@ char* guarded(F f) {
 }
 
 const at::Generator& generator(int device) {
-  return at::globalContext().defaultGenerator(device < 0 ? c10::Device(c10::kCPU) : c10::Device(c10::kCUDA, device));
+  return at::globalContext().defaultGenerator(
+      device < 0 ? c10::Device(c10::kCPU) : c10::Device(c10::kCUDA, device));
 }
 }  // namespace
 
@@ -79,7 +80,8 @@ char* reprpo_libtorch_file(const char** out) {
   return guarded([&] {
     Dl_info info;
     const auto symbol = reinterpret_cast<const void*>(&at::globalContext);
-    if (dladdr(symbol, &info) == 0 || info.dli_fname == nullptr) throw std::runtime_error("dladdr does not find libtorch");
+    if (dladdr(symbol, &info) == 0 || info.dli_fname == nullptr)
+      throw std::runtime_error("dladdr cannot find libtorch");
     *out = info.dli_fname;
   });
 }
@@ -92,13 +94,15 @@ char* reprpo_cuda_version(int64_t* out) {
 
 char* reprpo_set_deterministic(bool on) {
   return guarded([&] {
-    // cuBLAS reads this variable when its first handle is made, and is not reproducible without it.
+    // cuBLAS reads this variable when its first handle is created. Without it, results are not
+    // reproducible.
     if (on) setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", /*overwrite=*/0);
     auto& context = at::globalContext();
-    // With `warn_only` libtorch would still run kernels that are not reproducible, attention's
-    // backward pass among them.
+    // With `warn_only`, libtorch would still run kernels that are not reproducible, for example in
+    // the backward pass of attention.
     context.setDeterministicAlgorithms(on, /*warn_only=*/false);
-    // Filling new memory costs time, and changes no results because kernels overwrite it.
+    // Filling new memory takes time, but does not change results, because kernels overwrite the
+    // memory.
     context.setDeterministicFillUninitializedMemory(false);
     context.setBenchmarkCuDNN(!on);
   });

@@ -70,7 +70,7 @@ pub fn checks() -> Vec<Check> {
     ]
 }
 
-/// Checks that libtorch computes, and shows its version and folder.
+/// Checks that libtorch works, and shows its version and folder.
 fn libtorch() -> Check {
     let found = format!("{LIBTORCH_VERSION}, in {}", libtorch_folder().display());
     let broken = |why: String| {

@@ -50,10 +50,11 @@ impl Fingerprint {
 pub(crate) struct Parts(Sha256);
 
 impl Parts {
-    /// Begins a hash with the name of the kind of values.
-    pub(crate) fn new(sort: &str) -> Self {
+    /// Starts a hash. `kind` names the kind of values, and values of different kinds have different
+    /// hashes.
+    pub(crate) fn new(kind: &str) -> Self {
         let mut parts = Self(Sha256::new());
-        parts.add(sort.as_bytes());
+        parts.add(kind.as_bytes());
         parts
     }
 
@@ -201,8 +202,8 @@ pub fn of_tensors(
 }
 
 /// Combines several fingerprints into one.
-pub(crate) fn together(sort: &str, all: &[&Fingerprint]) -> Fingerprint {
-    let mut parts = Parts::new(sort);
+pub(crate) fn together(kind: &str, all: &[&Fingerprint]) -> Fingerprint {
+    let mut parts = Parts::new(kind);
     for one in all {
         parts.add(one.sha256.as_bytes());
     }

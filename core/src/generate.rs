@@ -21,8 +21,8 @@ pub struct Sampling {
     pub max_new_tokens: usize,
     /// Divisor of the logits, 0 or more. 0 always takes the most likely token.
     pub temperature: f64,
-    /// Nucleus sampling (Holtzman et al. 2020): tokens are only sampled from the most likely ones
-    /// whose probabilities add up to this value, above 0 and at most 1.
+    /// Nucleus sampling (Holtzman et al. 2020): only sample from the most likely tokens whose
+    /// probabilities add up to this value, which is greater than 0 and at most 1.
     pub top_p: f64,
     /// Seed of the random numbers.
     pub seed: u64,
@@ -48,7 +48,12 @@ impl Sampling {
                 self.temperature,
                 "0 or more",
             ),
-            (self.top_p > 0.0 && self.top_p <= 1.0, "top-p", self.top_p, "above 0 and at most 1"),
+            (
+                self.top_p > 0.0 && self.top_p <= 1.0,
+                "top-p",
+                self.top_p,
+                "greater than 0 and at most 1",
+            ),
         ];
         match rules.into_iter().find(|(holds, ..)| !holds) {
             Some((_, name, value, must)) => {
@@ -64,8 +69,9 @@ impl Sampling {
 const TURN_ENDS: [&str; 5] =
     ["<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>"];
 
-/// Ids of the tokens that end a completion, sorted. They are the ids in `named`, which come from
-/// the model's files, the tokenizer's EOS token, and the tokens with which chat models end a turn.
+/// Returns the ids of the tokens that end a completion, in ascending order: the ids in `named`,
+/// which come from the model's files, the tokenizer's EOS token, and the tokens that chat models
+/// use to end a turn.
 pub fn stops(tokenizer: &Tokenizer, named: &[i64]) -> Vec<i64> {
     let own = tokenizer
         .eos()
@@ -78,8 +84,8 @@ pub fn stops(tokenizer: &Tokenizer, named: &[i64]) -> Vec<i64> {
     stops
 }
 
-/// The warning for a model without a token that ends a completion. `most` is the maximum number of
-/// new tokens.
+/// Returns the warning for a model without a token that ends a completion. `most` is the maximum
+/// number of new tokens.
 pub fn endless(most: usize) -> String {
     format!(
         "warning: neither the model nor its tokenizer names a token that ends a completion, so \
@@ -111,7 +117,7 @@ pub struct Answer {
     pub ended: bool,
     /// Number of tokens in the prompt.
     pub prompt: usize,
-    /// Time to the first token, which includes the forward pass over the prompt.
+    /// Time until the first token, including the forward pass over the prompt.
     pub read: Duration,
     /// Time from the first token to the last.
     pub generated: Duration,
@@ -123,19 +129,19 @@ impl Answer {
         self.prompt as f64 / self.read.as_secs_f64()
     }
 
-    /// Generated tokens per second. The first token does not count, because it comes from the pass
-    /// over the prompt; `None` if there is no other.
+    /// Generated tokens per second. The first token does not count, because the pass over the
+    /// prompt produces it. `None` if there is only one token.
     pub fn generated_per_second(&self) -> Option<f64> {
         (self.tokens > 1).then(|| (self.tokens - 1) as f64 / self.generated.as_secs_f64())
     }
 }
 
 impl Generator<'_> {
-    /// Continues `prompt`. `on_text` receives the text that each token adds, which may be empty,
-    /// and returns false to stop.
+    /// Continues `prompt`. `on_text` receives the text of each new token, which may be empty, and
+    /// returns false to stop.
     ///
     /// # Errors
-    /// Fails as [`generate`] does, and also if the model does not have a token of the prompt, or if
+    /// Fails as [`generate`] does, if a token of the prompt is not in the model's vocabulary, or if
     /// the new tokens cannot be decoded as text.
     pub fn answer(
         &self,
@@ -150,7 +156,8 @@ impl Generator<'_> {
             first.get_or_insert_with(Instant::now);
             ids.push(id);
             match self.tokenizer.decode(&ids) {
-                // A character may consist of several tokens. Nothing is sent until it is complete.
+                // A character may consist of several tokens. No text is passed on until the
+                // character is complete.
                 Ok(text) if text.ends_with(char::REPLACEMENT_CHARACTER) => on_text(""),
                 Ok(text) => {
                     let more = on_text(text.strip_prefix(sent.as_str()).unwrap_or_default());
@@ -185,9 +192,8 @@ impl Generator<'_> {
 }
 
 /// Continues `prompt` and returns the new tokens. Generation ends after one of `stops`, which is
-/// then the last token, after the maximum number of tokens, or when the model has no more
-/// positions. `on_token` receives each token except a stop token, and returns false to end
-/// generation.
+/// then the last token, after the maximum number of tokens, or at the model's maximum length.
+/// `on_token` receives each token except a stop token, and returns false to end generation.
 ///
 /// # Errors
 /// Fails if the prompt is empty, if a sampling setting is out of range, if the logits are NaN, or

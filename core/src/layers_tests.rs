@@ -46,7 +46,7 @@ fn modules_only_import_lower_modules() {
         ORDER
             .iter()
             .position(|m| *m == module)
-            .unwrap_or_else(|| panic!("module `{module}` is missing in `ORDER`"))
+            .unwrap_or_else(|| panic!("module `{module}` is missing from `ORDER`"))
     };
     let upward: Vec<&Import> = found.iter().filter(|(from, to)| level(from) < level(to)).collect();
     assert!(upward.is_empty(), "these modules import a higher one: {upward:?}");
@@ -121,7 +121,7 @@ fn every_module_is_in_the_order() {
     let modules: BTreeSet<String> = files(&root).iter().map(|file| module(&root, file)).collect();
     let missing: Vec<&String> =
         modules.iter().filter(|module| !ORDER.contains(&module.as_str())).collect();
-    assert!(missing.is_empty(), "these modules are missing in `ORDER`: {missing:?}");
+    assert!(missing.is_empty(), "these modules are missing from `ORDER`: {missing:?}");
 }
 
 #[test]

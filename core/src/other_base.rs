@@ -13,7 +13,7 @@ use crate::weights::{Located, ModelFiles, locate_adapter};
 /// record, or `None` if the adapter was not written by a run.
 ///
 /// # Errors
-/// Fails if the `config.toml` beside the folder cannot be read.
+/// Fails if the `config.toml` next to the adapter's folder cannot be read.
 pub fn run_of(adapter: &Path) -> Result<Option<(PathBuf, Record)>> {
     let adapter = if adapter.as_os_str().is_empty() { Path::new(".") } else { adapter };
     let Ok(adapter) = std::path::absolute(adapter) else { return Ok(None) };

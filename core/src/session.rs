@@ -171,7 +171,7 @@ impl Session {
             && let Some(pair) = tokenised.pairs.iter().find(|pair| pair.longest() > most)
         {
             let text = format!(
-                "the pair of row {} has {} tokens, but the model only has positions for {most}",
+                "the pair in row {} has {} tokens, but the model only has positions for {most}",
                 pair.row,
                 pair.longest()
             );

@@ -1,7 +1,7 @@
-//! Helpers for tests: the folders of reference values, paths of real models, and a clock.
+//! Helpers for tests: the folders of reference values, the paths of real models, and a clock.
 //!
-//! The real models are not part of the repository. If one is missing, a test prints a message and is
-//! skipped. In continuous integration, SmolLM2 must be there.
+//! The real models are not part of the repository. A test whose model is missing prints a message
+//! and is skipped, except that continuous integration must have SmolLM2.
 
 pub mod gguf;
 #[path = "../../tests/golden.rs"]
@@ -28,8 +28,8 @@ pub fn smollm2() -> Option<PathBuf> {
     None
 }
 
-/// Runs `work` and returns its result with the processor time of this thread in seconds. Unlike
-/// elapsed time, it does not depend on the load of the machine.
+/// Runs `work` and returns its result and the processor time of this thread in seconds. Unlike
+/// elapsed time, processor time does not depend on the load of the machine.
 pub fn seconds_of<T>(work: impl FnOnce() -> T) -> (T, f64) {
     // Linux provides the processor time in nanoseconds.
     let computed = || {
@@ -57,8 +57,8 @@ pub fn gemma3() -> Option<PathBuf> {
         .ok()
         .map(|found| found.path)
         .filter(|path| path.is_file());
-    // The model is too large for continuous integration, where the small `models/gemma3_text` covers
-    // the architecture.
+    // The model is too large for continuous integration, where the tiny model `models/gemma3_text`
+    // covers the architecture.
     if found.is_none() {
         eprintln!("skipped: the model gemma3-270m (`cargo xtask model gemma3-270m`) not found");
     }

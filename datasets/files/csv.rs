@@ -1,4 +1,4 @@
-//! Comma- and tab-separated values, with a header.
+//! Reads comma- and tab-separated values with a header.
 
 use std::cell::Cell;
 use std::io::{self, Read};
@@ -14,7 +14,7 @@ use super::place::Place;
 use super::row::Row;
 use super::value::not_utf8;
 
-/// The rows of a file with a header.
+/// Iterates over the rows of a file with a header.
 pub struct Rows {
     path: PathBuf,
     reader: Reader<Metered>,
@@ -86,12 +86,12 @@ impl Rows {
         let place = e.position().map_or(place, |at| Place::Line(at.line() as usize));
         let why = match e.kind() {
             ErrorKind::UnequalLengths { expected_len, len, .. } => {
-                Error::new(format!("it has {len} fields, and the header has {expected_len}"))
-                    .hint("put fields with commas, quotes or line breaks into quotes")
+                Error::new(format!("it has {len} fields, but the header has {expected_len}"))
+                    .hint("quote fields that contain commas, quotes or line breaks")
             }
-            // The crate hands the meter's refusal through as it got it.
+            // The error of `Metered` below, which the csv crate passes on unchanged.
             ErrorKind::Io(io) if io.kind() == io::ErrorKind::FileTooLarge => {
-                too_long(self.longest).hint("is a quote not closed?")
+                too_long(self.longest).hint("check that every quote is closed")
             }
             _ => Error::new(e.to_string()),
         };
@@ -111,8 +111,8 @@ impl Iterator for Rows {
     }
 }
 
-/// Limits the size of a record, because a quote that is never closed would make the rest of the
-/// file one record.
+/// Limits the size of a record: if a quote is never closed, the rest of the file would be one
+/// record.
 struct Metered {
     bytes: Bytes,
     left: Rc<Cell<usize>>,

@@ -1,8 +1,8 @@
-//! Values that other tools write and that a row cannot hold: `NaN`, numbers that are too large,
-//! half surrogate pairs.
+//! Values in a file that JSON cannot represent: `NaN`, numbers that are too large, half surrogate
+//! pairs.
 //!
-//! Python writes all of them into JSON and reads them back. A row remembers their places, and they
-//! are an error only if a pair needs one of those places.
+//! Python writes all of them into JSON and reads them back. A row remembers where they were. They
+//! are an error only if a pair needs one of them.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -13,21 +13,21 @@ use reprpo_plugin::serde_json::{Map, Value};
 use super::row::{Columns, RESPONSES};
 use super::sharegpt;
 
-/// A row by column, with the places of values that it cannot hold. Those places hold null instead,
-/// or U+FFFD within a text.
+/// The values of a row by column, and a list of those that JSON cannot represent. Each of these is
+/// replaced by null, or by U+FFFD within a text.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Row {
     cells: Map<String, Value>,
     flaws: Vec<Flaw>,
 }
 
-/// A place in a row, and the value that it had in the file.
+/// A place in a row, and the value that was lost there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Flaw {
-    /// The column, then keys and indices.
+    /// Path of the value: the column, then keys and indices.
     pub path: Vec<Step>,
     /// The value in the file.
-    pub what: What,
+    pub value: LostValue,
 }
 
 /// A step of a path into a row.
@@ -39,26 +39,26 @@ pub enum Step {
     Index(usize),
 }
 
-/// A value that a row cannot hold.
+/// A value that JSON cannot represent.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum What {
+pub enum LostValue {
     /// `NaN`, `Infinity` or `-Infinity`.
     NotFinite(String),
-    /// A number that is too large for 64 bits, as it is written.
+    /// The digits of a number that is too large for 64 bits.
     TooLarge(String),
-    /// Half of a surrogate pair, as it is written: `\ud83d`.
+    /// The escape of half a surrogate pair, such as `\ud83d`.
     Surrogate(String),
     /// Bytes that are not UTF-8.
     Bytes,
 }
 
-impl fmt::Display for What {
+impl fmt::Display for LostValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            What::NotFinite(word) => {
+            LostValue::NotFinite(word) => {
                 write!(f, "is {word}, which is neither text nor a JSON number")
             }
-            What::TooLarge(number) if number.len() > 40 => {
+            LostValue::TooLarge(number) if number.len() > 40 => {
                 write!(
                     f,
                     "is the number {}… of {} characters, which is too large",
@@ -66,18 +66,18 @@ impl fmt::Display for What {
                     number.len()
                 )
             }
-            What::TooLarge(number) => write!(f, "is the number {number}, which is too large"),
-            What::Surrogate(half) => {
-                write!(f, "holds `{half}`, half of a surrogate pair, which is not a character")
+            LostValue::TooLarge(number) => write!(f, "is the number {number}, which is too large"),
+            LostValue::Surrogate(half) => {
+                write!(f, "contains `{half}`, half of a surrogate pair, which is not a character")
             }
-            What::Bytes => f.write_str("holds bytes that are not UTF-8"),
+            LostValue::Bytes => f.write_str("contains bytes that are not UTF-8"),
         }
     }
 }
 
-/// Fields of a message that chat templates read. Other fields, such as a score, are for other
-/// tools.
-const OF_MESSAGES: [&str; 10] = [
+/// Fields of a message that chat templates usually read. Other fields, such as a score, are rarely
+/// used.
+const MESSAGE_FIELDS: [&str; 10] = [
     "role",
     "content",
     "from",
@@ -91,55 +91,56 @@ const OF_MESSAGES: [&str; 10] = [
 ];
 
 impl Row {
-    /// A row with the places of values that it cannot hold.
+    /// Creates a row from its values and the list of those that were lost.
     pub fn new(cells: Map<String, Value>, flaws: Vec<Flaw>) -> Self {
         Self { cells, flaws }
     }
 
-    /// Splits the row into its cells and the places of values that they do not hold.
+    /// Splits the row into its values and the list of those that were lost.
     pub fn into_parts(self) -> (Map<String, Value>, Vec<Flaw>) {
         (self.cells, self.flaws)
     }
 
-    /// Adds the place of a value that the row does not hold.
-    pub fn flawed(&mut self, flaw: Flaw) {
+    /// Records the place of a lost value.
+    pub fn add_flaw(&mut self, flaw: Flaw) {
         self.flaws.push(flaw);
     }
 
-    /// Checks that the row holds every value that a pair needs.
+    /// Checks that the row has every value that a pair needs.
     ///
     /// # Errors
-    /// Fails if a pair needs a value that the row cannot hold, and names its place.
+    /// Fails if a pair needs a value that was lost, and names its place.
     pub fn check(&self, columns: &Columns) -> Result<()> {
         let Some(flaw) = self.flaws.iter().find(|flaw| self.reads(flaw, columns) == Some(true))
         else {
             return Ok(());
         };
-        let e = Error::new(format!("`{}` {}", place(&flaw.path), flaw.what));
-        Err(match flaw.what {
-            What::Surrogate(_) => e.hint(
-                "the text was cut within a character, such as an emoji: repair it where it was cut",
+        let e = Error::new(format!("`{}` {}", place(&flaw.path), flaw.value));
+        Err(match flaw.value {
+            LostValue::Surrogate(_) => e.hint(
+                "the text was cut in the middle of a character, such as an emoji: fix the program \
+                that cut it",
             ),
             _ => e,
         }
-        .hint("`--set dataset.bad_rows=skip` passes such rows over"))
+        .hint("use `--set dataset.bad_rows=skip` to skip such rows"))
     }
 
-    /// A warning if a message has a further field whose value the row cannot hold: a chat template
-    /// would read another value.
+    /// Returns a warning if the lost value belongs to an unusual field of a message: a chat
+    /// template that reads this field would see the replacement.
     pub fn altered(&self, columns: &Columns) -> Option<String> {
         let flaw = self.flaws.iter().find(|flaw| self.reads(flaw, columns) == Some(false))?;
         let instead =
-            if matches!(flaw.what, What::Surrogate(_)) { "U+FFFD in its place" } else { "`none`" };
+            if matches!(flaw.value, LostValue::Surrogate(_)) { "U+FFFD" } else { "`none`" };
         Some(format!(
-            "`{}` {}: a chat template that reads it gets {instead}",
+            "`{}` {}: a chat template that reads this field gets {instead} instead",
             place(&flaw.path),
-            flaw.what
+            flaw.value
         ))
     }
 
-    /// True if a pair needs the value, false if only a chat template may read it as a further field
-    /// of a message, and `None` if nothing reads it.
+    /// Returns true if a pair needs the lost value, false if it belongs to an unusual field of a
+    /// message, which few chat templates read, and `None` if nothing reads it.
     fn reads(&self, flaw: &Flaw, columns: &Columns) -> Option<bool> {
         let [Step::Key(column), rest @ ..] = &flaw.path[..] else { return None };
         let texts =
@@ -149,14 +150,14 @@ impl Row {
                 [Step::Index(_), Step::Key(field), ..] | [Step::Key(field), ..] => Some(field),
                 _ => None,
             };
-            return Some(inner.is_none_or(|field| OF_MESSAGES.contains(&field.as_str())));
+            return Some(inner.is_none_or(|field| MESSAGE_FIELDS.contains(&field.as_str())));
         }
         let scored = column == RESPONSES && !self.cells.contains_key(&columns.chosen);
         (scored || TemplateArgs::COLUMNS.contains(&column.as_str())).then_some(true)
     }
 }
 
-/// A path as Python and JavaScript write it: `chosen[1].content`.
+/// Formats a path as in Python and JavaScript: `chosen[1].content`.
 fn place(path: &[Step]) -> String {
     let mut text = String::new();
     for step in path {

@@ -1,4 +1,4 @@
-//! Fields of the configuration for the format of rows, shared by all data sets of files.
+//! Configuration of the format of rows, shared by the data sets `file` and `hub`.
 
 use reprpo_plugin::prelude::*;
 
@@ -12,13 +12,13 @@ use super::source::Reading;
 pub struct Format {
     /// Column of the prompt; `none` = the common beginning of both completions is the prompt.
     pub prompt_column: Option<String>,
-    /// Column of the preferred completion.
+    /// Column of the chosen completion.
     pub chosen_column: String,
-    /// Column of the other completion.
+    /// Column of the rejected completion.
     pub rejected_column: String,
-    /// Delimiter of the fields of a line; none = a comma in `.csv`, a tab in `.tsv`.
+    /// Delimiter between the fields of a line; none = a comma in `.csv`, a tab in `.tsv`.
     pub delimiter: Option<char>,
-    /// How to treat a row that is not a pair, such as one whose completion is missing.
+    /// How to treat a row that is not a pair, for example because a completion is missing.
     pub bad_rows: BadRows,
     /// Maximum size of a row in MiB. Reading stops with an error at a longer row.
     pub max_row_mib: usize,
@@ -49,7 +49,7 @@ impl Default for Format {
 }
 
 impl Format {
-    /// Checks the fields, and returns them in the form for reading.
+    /// Checks the fields and converts them to the options for reading a file.
     ///
     /// # Errors
     /// Fails if the delimiter or the size is invalid, or if two parts of a pair have the same
@@ -57,8 +57,8 @@ impl Format {
     pub fn reading(&self) -> Result<Reading> {
         let delimiter = self.delimiter.map(|d| {
             let refused = || {
-                Error::new(format!("the `delimiter` is `{d}`"))
-                    .hint("valid: one ASCII character, no quote and no line break")
+                Error::new(format!("`delimiter` must be one ASCII character, got `{d}`"))
+                    .hint("quotes and line breaks are not valid delimiters either")
             };
             u8::try_from(d)
                 .ok()
@@ -66,8 +66,10 @@ impl Format {
                 .ok_or_else(refused)
         });
         if !(1..=1024).contains(&self.max_row_mib) {
-            return Err(Error::new(format!("`max_row_mib` is {}", self.max_row_mib))
-                .hint("valid: 1 to 1024"));
+            return Err(Error::new(format!(
+                "`max_row_mib` must be between 1 and 1024, got {}",
+                self.max_row_mib
+            )));
         }
         let (prompt, chosen, rejected) =
             (self.prompt_column.clone(), self.chosen_column.clone(), self.rejected_column.clone());
@@ -78,9 +80,9 @@ impl Format {
             let twice =
                 if chosen == rejected { &rejected } else { prompt.as_ref().unwrap_or(&chosen) };
             return Err(Error::new(format!(
-                "the column `{twice}` is named for two parts of a pair"
+                "the column `{twice}` is used for two parts of a pair"
             ))
-            .hint("prompt, chosen and rejected are three columns"));
+            .hint("set three different columns for prompt, chosen and rejected"));
         }
         let columns = Columns { prompt, chosen, rejected };
         Ok(Reading {

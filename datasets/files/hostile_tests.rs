@@ -1,5 +1,5 @@
-//! Files that are cut, hostile or merely odd: each is an error that says where, soon and without
-//! much memory.
+//! Tests of files that are cut off, hostile or just unusual. Faulty files give an error with the
+//! place of the fault, without taking much memory.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -10,28 +10,29 @@ use super::*;
 
 const GOOD: &str = r#"{"prompt": "p", "chosen": "c", "rejected": "r"}"#;
 
-/// How many pairs a file gives, and the error behind them, with `FILE` for its path.
+/// Writes a file and reads it. Returns the number of pairs and the error after them, with `FILE`
+/// instead of the path.
 fn read_with(name: &str, bytes: &[u8], config: Files) -> (usize, String) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(name);
     fs::write(&path, bytes).unwrap();
-    from(&path, config)
+    read_path(&path, config)
 }
 
-fn from(path: &Path, config: Files) -> (usize, String) {
-    let told = |e: Error| format!("{e:?}").replace(&path.display().to_string(), "FILE");
-    // Not through `build`, which ends at the first pair.
+fn read_path(path: &Path, config: Files) -> (usize, String) {
+    let message = |e: Error| format!("{e:?}").replace(&path.display().to_string(), "FILE");
+    // `build` only reads the first pair, so open the source directly.
     let source = match Source::open(path, config.format.reading().unwrap(), &[])
         .and_then(|source| source.pairs())
     {
         Ok(pairs) => pairs,
-        Err(e) => return (0, told(e)),
+        Err(e) => return (0, message(e)),
     };
     let (mut good, mut error) = (0, String::new());
     for pair in source {
         match pair {
             Ok(_) => good += 1,
-            Err(e) => error += &told(e),
+            Err(e) => error += &message(e),
         }
     }
     (good, error)
@@ -55,7 +56,7 @@ fn blank_lines_line_ends_and_a_byte_order_mark_do_not_matter() {
 }
 
 #[test]
-fn an_error_names_file_and_line_and_is_the_last_item() {
+fn an_error_names_the_file_and_the_line_and_is_the_last_item() {
     let (good, error) = read(
         "x.jsonl",
         &format!("{GOOD}\n\n{{\"prompt\": \"p\", \"chosen\": 1, \"rejected\": \"r\"}}\n{GOOD}"),
@@ -79,14 +80,14 @@ fn an_error_names_file_and_line_and_is_the_last_item() {
     assert!(
         good == 1
             && error.starts_with(
-                "cannot read line 4 of `FILE`\n  because it has 2 fields, and the header has 3\n"
+                "cannot read line 4 of `FILE`\n  because it has 2 fields, but the header has 3\n"
             ),
         "{error}"
     );
 }
 
 #[test]
-fn what_is_not_json_says_where_it_stops_being_it() {
+fn an_error_in_json_names_its_place() {
     let (_, error) = read("x.jsonl", &format!("{GOOD}\n{{\"prompt\": \"p\", }}"));
     assert_eq!(
         error,
@@ -105,12 +106,12 @@ fn what_is_not_json_says_where_it_stops_being_it() {
         ),
         (
             format!("[{GOOD},]"),
-            "line 1 of `FILE`\n  because it is not JSON: a row is missing behind a comma",
+            "line 1 of `FILE`\n  because it is not JSON: a row is missing after a comma",
         ),
         (
             format!("[{GOOD}] x"),
-            "line 1 of `FILE`\n  because it is not JSON: something stands behind the `]` that \
-                closes the list",
+            "line 1 of `FILE`\n  because it is not JSON: there is text after the `]` that closes \
+                the list",
         ),
         (
             format!("[{GOOD},\n{}", &GOOD[..20]),
@@ -120,7 +121,7 @@ fn what_is_not_json_says_where_it_stops_being_it() {
         ("hello".to_owned(), "line 1 of `FILE`\n  because it begins with neither `[` nor `{`"),
         (
             r#"{"chosen": ["a"], "rejected": ["b", "c"]}"#.to_owned(),
-            "`rejected` has 2 values, and the columns before it have 1",
+            "`rejected` has 2 values, but the columns before it have 1",
         ),
     ] {
         let (_, error) = read("x.json", &text);
@@ -129,14 +130,14 @@ fn what_is_not_json_says_where_it_stops_being_it() {
 }
 
 #[test]
-fn what_is_not_utf8_says_so() {
+fn text_that_is_not_utf8_is_an_error() {
     let line = b"{\"prompt\": \"\xff\"}";
     let (good, error) =
         read_with("x.jsonl", &[GOOD.as_bytes(), b"\n", line].concat(), Files::default());
     assert_eq!(good, 1);
     assert!(
         error.starts_with(
-            "cannot read line 2 of `FILE`\n  because it is not UTF-8: byte 13 does not belong"
+            "cannot read line 2 of `FILE`\n  because it is not UTF-8: byte 13 is invalid"
         ),
         "{error}"
     );
@@ -150,8 +151,8 @@ fn what_is_not_utf8_says_so() {
     assert!(
         good == 1
             && error.starts_with(
-                "cannot read line 3 of `FILE`\n  because `chosen` is \
-        not text\n  because it is not UTF-8"
+                "cannot read line 3 of `FILE`\n  because `chosen` is not text\n  because it is \
+                not UTF-8"
             ),
         "{error}"
     );
@@ -162,9 +163,13 @@ fn what_is_not_utf8_says_so() {
 }
 
 #[test]
-fn an_empty_completion_is_read_unless_it_may_be_a_missing_cell() {
+fn an_empty_completion_is_only_an_error_in_csv() {
     let empty = r#"{"prompt": "p", "chosen": "", "rejected": "r"}"#;
-    let silent = r#"{"prompt": [{"role": "user", "content": "p"}], "chosen": [{"role": "assistant", "content": ""}], "rejected": [{"role": "assistant", "content": "x"}]}"#;
+    let silent = concat!(
+        r#"{"prompt": [{"role": "user", "content": "p"}], "#,
+        r#""chosen": [{"role": "assistant", "content": ""}], "#,
+        r#""rejected": [{"role": "assistant", "content": "x"}]}"#
+    );
     assert_eq!(read("x.jsonl", &format!("{GOOD}\n{empty}\n{GOOD}")), (3, String::new()));
     assert_eq!(read("x.jsonl", silent), (1, String::new()));
     let null = r#"{"prompt": "p", "chosen": null, "rejected": "r"}"#;
@@ -174,8 +179,8 @@ fn an_empty_completion_is_read_unless_it_may_be_a_missing_cell() {
         (good, error.as_str()),
         (
             1,
-            "cannot read line 3 of `FILE`\n  because `chosen` is empty\n  hint: `--set \
-                dataset.bad_rows=skip` passes such rows over"
+            "cannot read line 3 of `FILE`\n  because `chosen` is empty\n  hint: use `--set \
+                dataset.bad_rows=skip` to skip such rows"
         )
     );
     let skip = || Files {
@@ -193,12 +198,12 @@ fn an_empty_completion_is_read_unless_it_may_be_a_missing_cell() {
     let (good, error) = read_with("x.jsonl", format!("{GOOD}\n{null}\n{{").as_bytes(), skip());
     assert!(
         good == 1 && error.contains("line 3 of `FILE`\n  because it is not JSON"),
-        "a line that is not a row is still an error: {error}"
+        "a line that is not JSON is still an error: {error}"
     );
 }
 
 #[test]
-fn a_file_of_which_every_row_is_passed_over_says_why() {
+fn the_error_for_a_file_whose_rows_are_all_skipped_gives_the_reason() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.jsonl");
     fs::write(&path, "{}\n{}\n").unwrap();
@@ -209,7 +214,7 @@ fn a_file_of_which_every_row_is_passed_over_says_why() {
     };
     let e = format!("{:?}", config.build().err().unwrap());
     assert!(
-        e.contains("holds no pairs\n  because cannot read line 1 of")
+        e.contains("has no pairs\n  because cannot read line 1 of")
             && e.contains("2 rows were skipped"),
         "{e}"
     );
@@ -217,19 +222,19 @@ fn a_file_of_which_every_row_is_passed_over_says_why() {
 
 #[test]
 fn rows_of_different_kinds_do_not_mix() {
-    let said = |role: &str, text: &str| format!(r#"[{{"role": "{role}", "content": "{text}"}}]"#);
+    let turn = |role: &str, text: &str| format!(r#"[{{"role": "{role}", "content": "{text}"}}]"#);
     let chat = format!(
         r#"{{"prompt": {}, "chosen": {}, "rejected": {}}}"#,
-        said("user", "p"),
-        said("assistant", "c"),
-        said("assistant", "r")
+        turn("user", "p"),
+        turn("assistant", "c"),
+        turn("assistant", "r")
     );
     let (good, error) = read("x.jsonl", &format!("{GOOD}\n{chat}"));
     assert!(
         good == 1
             && error.contains(
-                "line 2 of `FILE`\n  because it is a list of messages, \
-        and the rows before it are plain text"
+                "line 2 of `FILE`\n  because it is a list of messages, but the rows before it are \
+                plain text"
             ),
         "{error}"
     );
@@ -247,11 +252,12 @@ fn rows_of_different_kinds_do_not_mix() {
     );
     assert!(
         error.contains(
-            "line 2 of `FILE`\n  because there is no column `chosen`\n  hint: is it `choosen`?"
+            "line 2 of `FILE`\n  because there is no column `chosen`\n  hint: did you mean \
+            `choosen`?"
         ),
         "{error}"
     );
-    // More columns than the first row's are nobody's business.
+    // A row can have columns that the first row does not have.
     assert_eq!(
         read(
             "x.jsonl",
@@ -263,7 +269,7 @@ fn rows_of_different_kinds_do_not_mix() {
 }
 
 #[test]
-fn a_csv_header_that_cannot_be_is_an_error() {
+fn an_invalid_csv_header_is_an_error() {
     assert!(
         read("x.csv", "prompt,chosen,chosen\n")
             .1
@@ -272,7 +278,7 @@ fn a_csv_header_that_cannot_be_is_an_error() {
     assert!(
         read("x.csv", "prompt;chosen;rejected\na;b;c\n")
             .1
-            .contains("does `;` separate the fields?")
+            .contains("if `;` separates the fields, use ")
     );
     assert!(
         read("x.csv", "").1.contains("line 1 of `FILE`\n  because there is no column `chosen`")
@@ -280,9 +286,10 @@ fn a_csv_header_that_cannot_be_is_an_error() {
     assert_eq!(read("x.csv", "prompt,chosen,rejected\n"), (0, String::new()));
 }
 
-/// A row without end: a sparse file of 2 GB, which costs no disk and would cost all memory.
+/// Each file is sparse, so that it takes no space on the disk. Reading all of it would take 2 GiB
+/// of memory.
 #[test]
-fn a_row_of_two_gigabytes_is_refused_at_once() {
+fn a_row_of_two_gigabytes_is_refused_immediately() {
     let dir = tempfile::tempdir().unwrap();
     for (name, begin) in [
         ("x.jsonl", "{\"prompt\": \""),
@@ -296,7 +303,7 @@ fn a_row_of_two_gigabytes_is_refused_at_once() {
         file.write_all(begin.as_bytes()).unwrap();
         file.set_len(2 << 30).unwrap();
         let began = Instant::now();
-        let (good, error) = from(
+        let (good, error) = read_path(
             &path,
             Files { format: Format { max_row_mib: 1, ..Format::default() }, ..Files::default() },
         );
@@ -310,29 +317,29 @@ fn a_row_of_two_gigabytes_is_refused_at_once() {
 }
 
 #[test]
-fn values_without_number_and_depth_without_end_are_errors() {
+fn too_many_values_and_too_deep_nesting_are_errors() {
     let (_, error) = read("x.jsonl", &format!("{{\"prompt\": [{}0]}}", "0,".repeat(1 << 21)));
-    assert!(error.contains("it holds more than 500000 values"), "{error}");
+    assert!(error.contains("it has more than 500000 values"), "{error}");
     for name in ["x.jsonl", "x.json"] {
         let (_, error) = read(name, &format!("[{}", "{\"a\":[".repeat(50_000)));
         assert!(error.contains("recursion limit"), "{name}: {error}");
     }
 }
 
-/// The size that a page unpacks to stands in its header, and the reader would make room for it.
+/// A page header declares the unpacked size, and the reader would allocate that much memory.
 #[test]
-fn a_page_that_says_it_is_of_gigabytes_is_refused() {
+fn a_page_that_declares_gigabytes_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("pairs.parquet");
-    let long = |name| written::Column::Text(name, vec!["ab".repeat(40_000)]);
-    written::write(
+    let long = |name| parquet_fixtures::Column::Text(name, vec!["ab".repeat(40_000)]);
+    parquet_fixtures::write(
         &path,
         &["prompt", "chosen", "rejected"].map(long),
         ::parquet::basic::Compression::SNAPPY,
     );
     let mut bytes = fs::read(&path).unwrap();
-    // The first page's header: its sort, and then its size in three bytes, which here become the
-    // largest of as many.
+    // In the first page's header, the size is a varint of three bytes. Replace it with the largest
+    // 32-bit size.
     let size = (5..40)
         .find(|at| {
             bytes[*at] == 0x15
@@ -343,18 +350,19 @@ fn a_page_that_says_it_is_of_gigabytes_is_refused() {
         .unwrap();
     bytes.splice(size + 1..size + 4, [0xfe, 0xff, 0xff, 0xff, 0x0f]);
     fs::write(&path, &bytes).unwrap();
-    let (_, error) = from(&path, Files::default());
+    let (_, error) = read_path(&path, Files::default());
     assert!(
         error.contains(
-            "a page of it says that it unpacks to 2147483647 bytes, and 134217728 are read"
+            "one of its pages declares an unpacked size of 2147483647 bytes, but the limit is \
+            134217728"
         ),
         "{error}"
     );
 }
 
-/// A few kilobytes that unpack to a row of a quarter of a gigabyte.
+/// Each file has less than 4 MiB and unpacks to a row of 256 MiB.
 #[test]
-fn a_packed_row_without_end_is_refused_at_once() {
+fn a_packed_row_that_is_too_long_is_refused_immediately() {
     use std::io::{self, Read};
     let dir = tempfile::tempdir().unwrap();
     let long =
@@ -381,7 +389,7 @@ fn a_packed_row_without_end_is_refused_at_once() {
                 fs::copy(&path, &other).unwrap();
             }
             let began = Instant::now();
-            let (good, error) = from(
+            let (good, error) = read_path(
                 &other,
                 Files {
                     format: Format { max_row_mib: 1, ..Format::default() },
@@ -404,7 +412,7 @@ fn a_packed_row_without_end_is_refused_at_once() {
 }
 
 #[test]
-fn a_packed_file_that_is_cut_or_not_packed_says_so() {
+fn a_packed_file_that_is_cut_off_or_not_packed_is_an_error() {
     let text = [GOOD; 3].join("\n");
     for (name, packed) in [
         ("x.jsonl.gz", input::packed::gzip(text.as_bytes())),
@@ -412,10 +420,10 @@ fn a_packed_file_that_is_cut_or_not_packed_says_so() {
     ] {
         for length in 0..packed.len() {
             let (_, error) = read_with(name, &packed[..length], Files::default());
-            // To zstd, an empty file is a packed file without content.
-            let says = error.contains("data cannot be unpacked: ") && error.contains("`FILE`");
+            // To zstd, an empty file is a valid packed file without content.
+            let reported = error.contains("data cannot be unpacked: ") && error.contains("`FILE`");
             assert!(
-                says || (length == 0 && name.ends_with("zst")),
+                reported || (length == 0 && name.ends_with("zst")),
                 "{name} cut at {length}: {error}"
             );
         }
@@ -433,8 +441,8 @@ fn a_git_lfs_pointer_is_recognised_in_every_format() {
         assert!(
             good == 0
                 && error.starts_with(
-                    "`FILE` is a Git LFS pointer, not the file \
-            itself\n  hint: fetch the file itself: `git -C "
+                    "`FILE` is a Git LFS pointer, not the file itself\n  hint: fetch the file \
+                    itself: `git -C "
                 ),
             "{name}: {error}"
         );
@@ -442,11 +450,17 @@ fn a_git_lfs_pointer_is_recognised_in_every_format() {
     }
 }
 
-const SHAREGPT: &str = r#"{"conversations": [{"from": "human", "value": "Sky?"}], "chosen": {"from": "gpt", "value": "b"}, "rejected": {"from": "gpt", "value": "g"}}"#;
-const PYTHON: &str = r#"{"prompt": "p", "chosen": "c", "rejected": "r", "score": NaN, "x": [-Infinity, 1e400, 123456789012345678901234567890], "t": "\ud83d"}"#;
+const SHAREGPT: &str = concat!(
+    r#"{"conversations": [{"from": "human", "value": "Sky?"}], "#,
+    r#""chosen": {"from": "gpt", "value": "b"}, "rejected": {"from": "gpt", "value": "g"}}"#
+);
+const PYTHON: &str = concat!(
+    r#"{"prompt": "p", "chosen": "c", "rejected": "r", "score": NaN, "#,
+    r#""x": [-Infinity, 1e400, 123456789012345678901234567890], "t": "\ud83d"}"#
+);
 
 #[test]
-fn values_that_only_python_reads_matter_only_in_fields_that_are_used() {
+fn values_that_only_python_accepts_are_an_error_only_in_fields_that_are_used() {
     let skip = || Files {
         format: Format { bad_rows: BadRows::Skip, ..Format::default() },
         ..Files::default()
@@ -468,11 +482,11 @@ fn values_that_only_python_reads_matter_only_in_fields_that_are_used() {
         ),
         (
             r#"{"prompt": "Smile", "chosen": " ok \ud83d end", "rejected": " no"}"#,
-            "`chosen` holds `\\ud83d`, half of a surrogate pair, which is not a character",
+            "`chosen` contains `\\ud83d`, half of a surrogate pair, which is not a character",
         ),
         (
             r#"{"prompt": [{"role": "user", "content": "\uDE00"}], "chosen": [], "rejected": []}"#,
-            "`prompt[0].content` holds `\\uDE00`, half of a surrogate pair, which is not a \
+            "`prompt[0].content` contains `\\uDE00`, half of a surrogate pair, which is not a \
                 character",
         ),
         (
@@ -481,8 +495,11 @@ fn values_that_only_python_reads_matter_only_in_fields_that_are_used() {
         ),
         (r#"{"prompt": "p", "responses": {"a": 1, "b": NaN}}"#, "`responses.b` is NaN"),
         (
-            r#"{"conversations": [{"from": "human", "value": "\ud800"}], "chosen": "c", "rejected": "r"}"#,
-            "`conversations[0].value` holds `\\ud800`",
+            concat!(
+                r#"{"conversations": [{"from": "human", "value": "\ud800"}], "#,
+                r#""chosen": "c", "rejected": "r"}"#
+            ),
+            "`conversations[0].value` contains `\\ud800`",
         ),
     ] {
         for (name, text) in rows(row) {
@@ -493,7 +510,7 @@ fn values_that_only_python_reads_matter_only_in_fields_that_are_used() {
                 "{name}: {error}"
             );
             assert!(
-                error.contains("`--set dataset.bad_rows=skip` passes such rows over"),
+                error.contains("use `--set dataset.bad_rows=skip` to skip such rows"),
                 "{error}"
             );
             assert_eq!(
@@ -503,13 +520,23 @@ fn values_that_only_python_reads_matter_only_in_fields_that_are_used() {
             );
         }
     }
-    // A message field that templates do not read is not needed either.
-    let scored = r#"{"prompt": [{"role": "user", "content": "p", "score": NaN}], "chosen": [{"role": "assistant", "content": "c"}], "rejected": [{"role": "assistant", "content": "r"}]}"#;
+    // Chat templates do not usually read the field `score` of a message, so NaN is allowed there.
+    let scored = concat!(
+        r#"{"prompt": [{"role": "user", "content": "p", "score": NaN}], "#,
+        r#""chosen": [{"role": "assistant", "content": "c"}], "#,
+        r#""rejected": [{"role": "assistant", "content": "r"}]}"#
+    );
     assert_eq!(read("x.jsonl", scored), (1, String::new()));
     for whole in [
-        r#"{"data": [{"prompt": "p", "chosen": "c", "rejected": "r", "s": NaN}, {"prompt": "p", "chosen": NaN, "rejected": "r"}]}"#,
+        concat!(
+            r#"{"data": [{"prompt": "p", "chosen": "c", "rejected": "r", "s": NaN}, "#,
+            r#"{"prompt": "p", "chosen": NaN, "rejected": "r"}]}"#
+        ),
         r#"{"prompt": ["p", "p"], "chosen": ["c", NaN], "rejected": ["r", "r"], "s": [NaN, 1]}"#,
-        r#"{"prompt": {"0": "p", "1": "p"}, "chosen": {"0": "c", "1": NaN}, "rejected": {"0": "r", "1": "r"}}"#,
+        concat!(
+            r#"{"prompt": {"0": "p", "1": "p"}, "chosen": {"0": "c", "1": NaN}, "#,
+            r#""rejected": {"0": "r", "1": "r"}}"#
+        ),
     ] {
         let (good, error) = read("x.json", whole);
         assert!(
@@ -521,9 +548,10 @@ fn values_that_only_python_reads_matter_only_in_fields_that_are_used() {
     }
 }
 
-/// Bytes that were changed anywhere give pairs or one error, and never a panic.
+/// Changes or cuts a file at every byte. Reading it then gives pairs or an error, but never panics
+/// or loops.
 #[test]
-fn any_byte_changed_ends() {
+fn a_file_with_any_byte_changed_does_not_panic() {
     let rows: Vec<&str> = vec![GOOD; 3];
     let genies = r#"[{"prompt": "p", "responses": {"a": 1, "b": 0}}]"#;
     for (name, text) in [
@@ -542,10 +570,10 @@ fn any_byte_changed_ends() {
                 let mut bytes = text.clone().into_bytes();
                 bytes[at] = byte;
                 fs::write(&path, &bytes).unwrap();
-                assert!(from(&path, Files::default()).0 <= 4);
+                assert!(read_path(&path, Files::default()).0 <= 4);
             }
             fs::write(&path, &text.as_bytes()[..at]).unwrap();
-            assert!(from(&path, Files::default()).0 <= 4);
+            assert!(read_path(&path, Files::default()).0 <= 4);
         }
     }
 }

@@ -1,13 +1,15 @@
-//! Implicit prompts: the longest common beginning of both completions, as in TRL's
+//! Extracts implicit prompts: the longest common beginning of both completions, as in TRL's
 //! `extract_prompt`.
 
 use reprpo_plugin::prelude::*;
 
-/// Splits off the common beginning; `None` if there is none, or if the types differ.
+/// Splits off the common beginning of two completions as their prompt. Returns `None` if they have
+/// no common beginning, or if one is text and the other a conversation.
 ///
-/// For texts, it is the characters before the first difference, without a space at its end. For
-/// conversations, it is the messages before the first difference. If one is the beginning of the
-/// other, its last character or message stays in the completions, so that neither is empty.
+/// For texts, the prompt is the characters before the first difference, without a space at the end.
+/// For conversations, it is the messages before the first difference. If one completion is the
+/// beginning of the other, its last character or message is not part of the prompt, so that neither
+/// completion becomes empty.
 pub fn extract(chosen: &Text, rejected: &Text) -> Option<PreferencePair> {
     match (chosen, rejected) {
         (Text::Plain(a), Text::Plain(b)) => {
@@ -30,8 +32,6 @@ fn shared_text(a: &str, b: &str) -> Option<usize> {
     let mut last = None;
     for ((at, x), y) in a.char_indices().zip(b.chars()) {
         if x != y {
-            // TRL looks for the blank before the first character too, which in Python is the text's
-            // last.
             return Some(if before == Some(' ') { at - 1 } else { at }).filter(|at| *at > 0);
         }
         (before, last) = (Some(x), Some(at));
@@ -51,11 +51,11 @@ mod tests {
         }))
     }
 
-    fn said(turns: &[(&str, &str)]) -> Text {
+    fn messages(turns: &[(&str, &str)]) -> Text {
         Text::Messages(turns.iter().map(|(role, content)| Message::new(*role, *content)).collect())
     }
 
-    /// Every expectation here is what TRL 1.16's `extract_prompt` returns.
+    /// The expected values are results of `extract_prompt` in TRL 1.16.
     #[test]
     fn texts_are_split_where_trl_splits_them() {
         for (chosen, rejected, want) in [
@@ -94,15 +94,23 @@ mod tests {
             ("assistant", "It is blue."),
             ("assistant", "It is green."),
         );
-        let pair = extract(&said(&[asked, blue]), &said(&[asked, green])).unwrap();
-        assert_eq!(pair, PreferencePair::new(said(&[asked]), said(&[blue]), said(&[green])));
-        let pair = extract(&said(&[asked, blue, asked, green]), &said(&[asked, blue])).unwrap();
+        let pair = extract(&messages(&[asked, blue]), &messages(&[asked, green])).unwrap();
         assert_eq!(
             pair,
-            PreferencePair::new(said(&[asked]), said(&[blue, asked, green]), said(&[blue]))
+            PreferencePair::new(messages(&[asked]), messages(&[blue]), messages(&[green]))
         );
-        assert_eq!(extract(&said(&[blue]), &said(&[green])), None);
-        assert_eq!(extract(&said(&[]), &said(&[green])), None);
-        assert_eq!(extract(&said(&[blue]), &"text".into()), None);
+        let pair =
+            extract(&messages(&[asked, blue, asked, green]), &messages(&[asked, blue])).unwrap();
+        assert_eq!(
+            pair,
+            PreferencePair::new(
+                messages(&[asked]),
+                messages(&[blue, asked, green]),
+                messages(&[blue])
+            )
+        );
+        assert_eq!(extract(&messages(&[blue]), &messages(&[green])), None);
+        assert_eq!(extract(&messages(&[]), &messages(&[green])), None);
+        assert_eq!(extract(&messages(&[blue]), &"text".into()), None);
     }
 }

@@ -1,7 +1,7 @@
-//! Opens files of rows: plain ones, packed ones (`.gz`, `.zst`), and standard input (`-`).
+//! Opens files of rows: plain files, packed files (`.gz`, `.zst`), and standard input (`-`).
 //!
-//! A packed file is unpacked as it is read, so the limit on the length of a row applies to it too.
-//! If a few bytes unpack to gigabytes, reading stops at that limit.
+//! A packed file is unpacked as it is read, so the limit on the length of a row also applies to the
+//! unpacked data. If a few bytes unpack to gigabytes, reading stops at that limit.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -19,19 +19,19 @@ pub const STDIN: &str = "-";
 /// Maximum number of bytes of standard input. All of them are kept in memory.
 const MOST_STDIN: u64 = 2 << 30;
 
-/// Number of bytes at the start of a file that are enough to recognise a Git LFS pointer.
+/// Number of bytes that are read from the start of a file to recognise a Git LFS pointer.
 const HEAD: u64 = 1024;
 
-/// The bytes of a file of rows, unpacked.
+/// Reader of the unpacked bytes of a file.
 pub type Bytes = Box<dyn Read>;
 
-/// True if a path stands for standard input.
+/// Returns true if a path stands for standard input.
 pub fn is_stdin(path: &Path) -> bool {
     path.as_os_str() == OsStr::new(STDIN)
 }
 
-/// Opens a file, and unpacks it if its name ends in `.gz` or `.zst`. Standard input has no name: it
-/// is unpacked if its first bytes are those of a packed file.
+/// Opens a file, and unpacks it if its name ends in `.gz` or `.zst`. Standard input has no name, so
+/// it is unpacked if its first bytes are those of a packed file.
 ///
 /// # Errors
 /// Fails if the file cannot be opened, or if it is a Git LFS pointer.
@@ -62,7 +62,7 @@ fn cannot_open(path: &Path) -> String {
     format!("cannot open `{}`", path.display())
 }
 
-/// How a file is packed.
+/// Compression format of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Packing {
     Gzip,
@@ -91,7 +91,7 @@ fn unpacked(bytes: impl Read + 'static, packing: Option<Packing>) -> io::Result<
     let (name, unpacked): (_, Bytes) = match packing {
         None => return Ok(Box::new(bytes)),
         Some(Packing::Gzip) => ("gzip", Box::new(MultiGzDecoder::new(bytes))),
-        // A frame that asks for a window of more than 128 MiB is refused.
+        // By default, the decoder refuses frames with a window of more than 128 MiB.
         Some(Packing::Zstd) => ("zstd", Box::new(zstd::stream::read::Decoder::new(bytes)?)),
     };
     Ok(Box::new(Unpacked { name, bytes: unpacked }))
@@ -108,9 +108,7 @@ impl Read for Unpacked {
         self.bytes.read(buffer).map_err(|e| {
             let why = match e.kind() {
                 io::ErrorKind::Interrupted => return e,
-                io::ErrorKind::UnexpectedEof => {
-                    "they end too early: the file was cut short".to_owned()
-                }
+                io::ErrorKind::UnexpectedEof => "the file was cut short".to_owned(),
                 _ => e.to_string(),
             };
             io::Error::new(e.kind(), format!("its {} data cannot be unpacked: {why}", self.name))
@@ -118,10 +116,11 @@ impl Read for Unpacked {
     }
 }
 
-/// All of standard input. It can be read only once, so its bytes are kept for the next caller.
+/// Returns all bytes of standard input. It can only be read once, so they are kept for the next
+/// call.
 ///
 /// # Errors
-/// Fails if standard input cannot be read, or if it holds more than 2 GiB.
+/// Fails if standard input cannot be read, or if it has more than 2 GiB.
 pub fn stdin() -> Result<Arc<[u8]>> {
     static READ: OnceLock<Result<Arc<[u8]>, String>> = OnceLock::new();
     let read = READ.get_or_init(|| {
@@ -129,7 +128,7 @@ pub fn stdin() -> Result<Arc<[u8]>> {
         let read = io::stdin().lock().take(MOST_STDIN + 1).read_to_end(&mut bytes);
         match read {
             Ok(n) if n as u64 > MOST_STDIN => {
-                Err(format!("it holds more than {} GiB", MOST_STDIN >> 30))
+                Err(format!("it has more than {} GiB", MOST_STDIN >> 30))
             }
             Ok(_) => Ok(bytes.into()),
             Err(e) => Err(e.to_string()),
@@ -138,11 +137,11 @@ pub fn stdin() -> Result<Arc<[u8]>> {
     read.clone().map_err(|why| {
         Error::new("cannot read standard input")
             .because(Error::new(why))
-            .hint("write the pairs to a file and name the file")
+            .hint("write the pairs to a file, and use that file instead")
     })
 }
 
-/// True if standard input is a terminal.
+/// Returns true if standard input is a terminal.
 pub fn stdin_is_terminal() -> bool {
     io::stdin().is_terminal()
 }

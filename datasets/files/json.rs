@@ -1,9 +1,9 @@
 //! JSON that is not in lines: a list of objects, objects one after another, or one object that
-//! holds the rows.
+//! contains all rows.
 //!
-//! A list and a sequence are cut into their objects as they are read, so that the file can be
-//! larger than memory. A single object with all rows must be read at once, so the maximum size of a
-//! row applies to it.
+//! A list or a sequence is cut into its objects as it is read, so the file can be larger than
+//! memory. A single object with all rows must be read as a whole, so the maximum size of a row
+//! applies to the object.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -20,14 +20,14 @@ use super::row::Row;
 use super::source::Rows;
 use super::value;
 
-/// Keys under which one object may hold the list of rows.
+/// Keys under which an object can contain the list of rows.
 const WRAPPERS: [&str; 3] = ["data", "rows", "train"];
 
-/// The rows of a JSON file.
+/// Opens a JSON file and iterates over its rows. A row can have up to `longest` bytes.
 ///
 /// # Errors
-/// Fails if the file cannot be opened or has none of these forms. An item is an error if its row is
-/// not a JSON object.
+/// Fails if the file cannot be opened, or does not have one of the supported forms. An item is an
+/// error if its row is not a JSON object.
 pub fn rows(path: &Path, longest: usize) -> Result<Rows> {
     let mut scanner = Scanner {
         path: path.to_owned(),
@@ -50,18 +50,22 @@ pub fn rows(path: &Path, longest: usize) -> Result<Rows> {
                 });
                 return Ok(Box::new(std::iter::once(Ok((place, object))).chain(rest)));
             }
-            let rows = held(object).within(|| format!("cannot use `{}`", path.display()))?;
+            let rows = contained(object).within(|| format!("cannot use `{}`", path.display()))?;
             Ok(Box::new(rows.into_iter().enumerate().map(|(i, row)| Ok((Place::Row(i + 1), row)))))
         }
         Some(_) => Err(Error::new("it begins with neither `[` nor `{`")
-            .hint("a JSON file holds a list of objects, an object a line, or one object of columns")
+            .hint(
+                "write a list of objects, one object per line, or one object with a list for \
+                each column",
+            )
             .within(format!("cannot read line {} of `{}`", scanner.line, path.display()))),
     }
 }
 
-/// The rows in the one object of a file: under a key of their own, a list or a table by column, or
-/// itself.
-fn held(object: Row) -> Result<Vec<Row>> {
+/// Returns the rows of a file that consists of one object. The object either has a list of rows
+/// under one of the [`WRAPPERS`], or it has a list of values for each column, or it is itself the
+/// only row.
+fn contained(object: Row) -> Result<Vec<Row>> {
     let (mut object, flaws) = object.into_parts();
     let wrapper = WRAPPERS.into_iter().find(|key| {
         object
@@ -77,11 +81,11 @@ fn held(object: Row) -> Result<Vec<Row>> {
                 if let Value::Object(row) = row { Some(row.into_iter().collect()) } else { None }
             })
             .collect();
-        for Flaw { path, what } in flaws {
+        for Flaw { path, value } in flaws {
             if let [Step::Key(first), Step::Index(i), rest @ ..] = &path[..]
                 && first == key
             {
-                rows[*i].flawed(Flaw { path: rest.to_vec(), what });
+                rows[*i].add_flaw(Flaw { path: rest.to_vec(), value });
             }
         }
         return Ok(rows);
@@ -90,7 +94,8 @@ fn held(object: Row) -> Result<Vec<Row>> {
         return Ok(vec![Row::new(object, flaws)]);
     }
     let mut rows: Option<Vec<Map<String, Value>>> = None;
-    // The keys of each column that is an object, in the order of the rows.
+    // pandas writes a column as an object. Keep its keys in the order of the rows, because a flaw
+    // names a cell by its key.
     let mut named: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (name, column) in object {
         let cells: Vec<Value> = match column {
@@ -101,7 +106,7 @@ fn held(object: Row) -> Result<Vec<Row>> {
             }
             other => {
                 return Err(Error::new(format!(
-                    "`{name}` is {}, and the columns beside it are lists",
+                    "`{name}` is {}, but the other columns are lists",
                     json_kind(&other)
                 )));
             }
@@ -109,7 +114,7 @@ fn held(object: Row) -> Result<Vec<Row>> {
         let rows = rows.get_or_insert_with(|| vec![Map::new(); cells.len()]);
         if rows.len() != cells.len() {
             return Err(Error::new(format!(
-                "`{name}` has {} values, and the columns before it have {}",
+                "`{name}` has {} values, but the columns before it have {}",
                 cells.len(),
                 rows.len()
             )));
@@ -118,21 +123,22 @@ fn held(object: Row) -> Result<Vec<Row>> {
     }
     let mut rows: Vec<Row> =
         rows.unwrap_or_default().into_iter().map(|cells| Row::new(cells, Vec::new())).collect();
-    for Flaw { path, what } in flaws {
+    for Flaw { path, value } in flaws {
         let [column @ Step::Key(name), cell, rest @ ..] = &path[..] else { continue };
         let index = match cell {
             Step::Index(i) => Some(*i),
             Step::Key(key) => named.get(name).and_then(|keys| keys.iter().position(|k| k == key)),
         };
         if let Some(row) = index.and_then(|i| rows.get_mut(i)) {
-            row.flawed(Flaw { path: [std::slice::from_ref(column), rest].concat(), what });
+            row.add_flaw(Flaw { path: [std::slice::from_ref(column), rest].concat(), value });
         }
     }
     Ok(rows)
 }
 
-/// True if a value is a column of texts or conversations: a list of them, or an object of them by
-/// index, as pandas writes it. A list of messages is one conversation.
+/// Returns true if a value is a column of texts or conversations: either a list, or an object with
+/// the row numbers as keys, as pandas writes it. A list of messages is a single conversation, not a
+/// column.
 fn is_column(value: &Value) -> bool {
     let cell = |value: &Value| value.is_string() || value.is_array();
     match value {
@@ -144,7 +150,7 @@ fn is_column(value: &Value) -> bool {
     }
 }
 
-/// Cuts a file into JSON values without understanding them.
+/// Cuts a file into JSON values without parsing them.
 struct Scanner {
     path: PathBuf,
     reader: BufReader<Bytes>,
@@ -153,6 +159,7 @@ struct Scanner {
 }
 
 impl Scanner {
+    /// Skips the byte order mark, if there is one.
     fn skip_mark(&mut self) -> Result<()> {
         let mark = "\u{feff}".as_bytes();
         let marked = self.filled()?.starts_with(mark);
@@ -168,7 +175,7 @@ impl Scanner {
         self.reader.consume(by);
     }
 
-    /// Peeks at the next byte that is not whitespace.
+    /// Skips whitespace and returns the byte after it, without consuming that byte.
     fn peek(&mut self) -> Result<Option<u8>> {
         loop {
             let bytes = self.filled()?;
@@ -186,15 +193,16 @@ impl Scanner {
         }
     }
 
-    /// The row that begins here.
+    /// Reads the row that begins at the current position.
     fn row(&mut self) -> Result<(Place, Row)> {
         let place = Place::Line(self.line);
         let bytes = self.value(place)?;
         Ok((place, value::parse_row(&bytes).within(|| place.reading(&self.path))?))
     }
 
-    /// The bytes of the value that begins here. It ends at its closing bracket, or if it has no
-    /// bracket, at the next comma, bracket or line.
+    /// Reads the bytes of the value that begins at the current position. The value ends at its
+    /// closing bracket; if it has no brackets, it ends before the next comma, closing bracket or
+    /// line break.
     fn value(&mut self, place: Place) -> Result<Vec<u8>> {
         let mut value = Vec::new();
         let (mut depth, mut quoted, mut escaped) = (0usize, false, false);
@@ -202,7 +210,7 @@ impl Scanner {
             let room = self.longest.saturating_sub(value.len());
             let bytes = self.filled()?;
             if bytes.is_empty() {
-                // The parser reports an incomplete value.
+                // The file was cut off within the value. The JSON parser reports that.
                 return Ok(value);
             }
             let (mut taken, mut ended) = (0, false);
@@ -247,7 +255,7 @@ impl Scanner {
     }
 }
 
-/// The rows of a list.
+/// Iterates over the rows of a JSON list.
 struct Listed {
     scanner: Scanner,
     first: bool,
@@ -260,7 +268,7 @@ impl Listed {
             self.scanner.advance(1);
             return match self.scanner.peek()? {
                 None => Ok(None),
-                Some(_) => Err(self.wrong("something stands behind the `]` that closes the list")),
+                Some(_) => Err(self.wrong("there is text after the `]` that closes the list")),
             };
         }
         if !self.first {
@@ -276,7 +284,7 @@ impl Listed {
         self.first = false;
         match self.scanner.peek()? {
             None => Err(self.wrong("the list is not closed: the file was cut short")),
-            Some(b']' | b',') => Err(self.wrong("a row is missing behind a comma")),
+            Some(b']' | b',') => Err(self.wrong("a row is missing after a comma")),
             Some(_) => self.scanner.row().map(Some),
         }
     }

@@ -1,5 +1,4 @@
-//! Reads JSON lines one at a time, so that a file can be larger than memory and a bad line is found
-//! early.
+//! Reads a file of JSON lines one line at a time, so that it can be larger than memory.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -11,7 +10,7 @@ use super::place::Place;
 use super::row::Row;
 use super::value;
 
-/// The rows of a file of JSON lines. Blank lines are skipped.
+/// Iterates over the rows of a file of JSON lines. Blank lines are skipped.
 pub struct Rows {
     path: PathBuf,
     reader: BufReader<Bytes>,
@@ -20,7 +19,7 @@ pub struct Rows {
 }
 
 impl Rows {
-    /// Opens the file; no line of it may have more than `longest` bytes.
+    /// Opens the file. A line can have up to `longest` bytes; a longer one is an error.
     ///
     /// # Errors
     /// Fails if the file cannot be opened.
@@ -48,7 +47,7 @@ impl Rows {
             }
             if read > longest {
                 return Err(too_long(longest)
-                    .hint("a file of JSON lines has one object on every line")
+                    .hint("write one JSON object on every line")
                     .within(place.reading(&self.path)));
             }
             let bytes = if self.line == 1 { without_mark(&bytes) } else { &bytes };
@@ -61,8 +60,8 @@ impl Rows {
     }
 }
 
-/// True if the first line of a file is a row and more text follows. If not, the file may be JSON in
-/// another form, such as one object that holds all rows.
+/// Returns true if the first line of a file is a row and more text follows. If not, the file may be
+/// JSON in another form, such as one object that contains all rows.
 ///
 /// # Errors
 /// Fails if the file cannot be opened or read.
@@ -88,7 +87,7 @@ pub fn is_jsonl(path: &Path, longest: usize) -> Result<bool> {
 /// The error for a row that is longer than the limit.
 pub fn too_long(longest: usize) -> Error {
     Error::new(format!("it is longer than {} MiB", longest >> 20))
-        .hint("`--set dataset.max_row_mib=N` allows longer rows")
+        .hint("use `--set dataset.max_row_mib=N` to allow longer rows")
 }
 
 /// Removes the byte order mark that some editors write at the start of a file.

@@ -1,4 +1,4 @@
-//! Pairs from the user's own files, in the columns that TRL reads.
+//! The data set `file`: pairs from the user's own files, in TRL's format.
 
 mod csv;
 mod flaws;
@@ -63,18 +63,18 @@ that JSON lacks (times, decimals, intervals) are left out.
 `--dataset -` reads JSON lines or JSON, plain or compressed, from standard input. The run records
 their SHA-256: to resume or evaluate it later, pipe in the same pairs.
 
-ShareGPT's format is read too. Its messages are {from, value} with the speakers human, gpt,
+ShareGPT's format is also supported. Its messages are {from, value} with the speakers human, gpt,
 system, tool, observation and function_call (whose value is JSON with name and arguments). If
 there is no column `prompt`, the prompt is the text in the column `system`, if there is one,
 followed by the column `conversations`. As in LLaMA-Factory, chosen and rejected can each be a
 single message.
 
-It is an error that names the line if a column is missing or has another type, if a completion in
-a .csv or .tsv is an empty field, or if conversations are mixed with plain texts. `bad_rows=skip`
-skips such rows and reports their number. A file that is not JSON, CSV or UTF-8 is always an
-error, and so is a row of more than `max_row_mib`. NaN, Infinity, numbers beyond 64 bits and half
-surrogate pairs (\\ud83d), which Python writes into JSON, are allowed in places that a pair does
-not need. In other places they make the row a bad row.",
+Reading stops with an error that names the line if a column is missing or has another type, if a
+completion in a .csv or .tsv is an empty field, or if conversations are mixed with plain texts.
+`bad_rows=skip` skips such rows and reports their number. A file that is not JSON, CSV or UTF-8 is
+always an error, and so is a row of more than `max_row_mib`. Python writes NaN, Infinity, numbers
+beyond 64 bits and half surrogate pairs (\\ud83d) into JSON. They are allowed in fields that a
+pair does not need; in other fields, they make the row a bad row.",
     example(train = "pairs.jsonl", test = "held_out.jsonl"),
     argument = "train",
     extensions = &source::ENDINGS,
@@ -94,7 +94,7 @@ pub struct Files {
     /// File with unrelated pairs.
     #[schemars(extend("format" = "path"))]
     pub rnd: Option<PathBuf>,
-    /// SHA-256 of the pairs that came from standard input. A run records it; to use the run again,
+    /// SHA-256 of the pairs from standard input. A run records it; to resume or evaluate the run,
     /// pipe in the same pairs.
     pub stdin: Option<String>,
     /// Format of the rows.
@@ -129,13 +129,13 @@ impl DatasetPlugin for Files {
     }
 }
 
-/// Returns the configuration with the SHA-256 of standard input, as JSON, if one of the files is
-/// standard input. A later command reads other bytes there unless the same pairs are piped in
-/// again, and that must not go unnoticed.
+/// If one of the files is standard input, returns the configuration as JSON with the SHA-256 of its
+/// bytes. A later command, such as a resumed run, uses the SHA-256 to detect that other pairs were
+/// piped in.
 ///
 /// # Errors
 /// Fails if several splits are standard input, if standard input cannot be read, or if its bytes
-/// are not those that were recorded.
+/// differ from the recorded SHA-256.
 fn stdin(config: &Files) -> Result<Option<String>> {
     let splits = [
         ("train", Some(&config.train)),
@@ -153,7 +153,7 @@ fn stdin(config: &Files) -> Result<Option<String>> {
         [_] => {}
         _ => {
             return Err(Error::new(format!(
-                "`-`, standard input, is named for several splits: {}",
+                "standard input (`-`) is used for several splits: {}",
                 named.join(", ")
             ))
             .hint("standard input can only be read once: write the other splits to files"));
@@ -161,8 +161,8 @@ fn stdin(config: &Files) -> Result<Option<String>> {
     }
     let other = |why: &str| {
         Error::new(format!("the pairs came from standard input, {why}"))
-            .hint("pipe in the same pairs again, or name other pairs with `--dataset FILE`")
-            .hint("`--set dataset.stdin=none` takes whatever standard input holds")
+            .hint("pipe in the same pairs again, or use other pairs with `--dataset FILE`")
+            .hint("use `--set dataset.stdin=none` to accept any pairs from standard input")
     };
     if config.stdin.is_some() && input::stdin_is_terminal() {
         return Err(other("which is a terminal now"));
@@ -173,7 +173,7 @@ fn stdin(config: &Files) -> Result<Option<String>> {
         Some(_) if bytes.is_empty() => return Err(other("which is empty now")),
         Some(recorded) if *recorded != found => {
             return Err(other(&format!(
-                "which holds other pairs now: their SHA-256 is {found}, not {recorded}"
+                "which has other pairs now: their SHA-256 is {found}, not {recorded}"
             )));
         }
         _ => {}
@@ -184,7 +184,7 @@ fn stdin(config: &Files) -> Result<Option<String>> {
 
 struct Splits {
     splits: Vec<(&'static str, Source)>,
-    /// The configuration that a run records, if it differs from the given one.
+    /// The configuration as JSON that a run records, if it differs from the given one.
     pinned: Option<String>,
 }
 
@@ -226,6 +226,6 @@ impl Dataset for Splits {
 #[cfg(test)]
 mod hostile_tests;
 #[cfg(test)]
-mod tests;
+pub(crate) mod parquet_fixtures;
 #[cfg(test)]
-pub(crate) mod written;
+mod tests;

@@ -1,17 +1,21 @@
 //! Checks the unpacked sizes in the page headers of a parquet file before anything is unpacked. The
-//! reader allocates these sizes, and a damaged page of a few bytes can declare two gigabytes.
+//! reader allocates as much memory as a header declares, and in a damaged file that can be two
+//! gigabytes for a page of a few bytes.
 
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
 
-/// Maximum unpacked size of a page. Writers end a page after a mebibyte, or after a longer row.
+/// Maximum unpacked size of a page in bytes. Writers usually start a new page after about 1 MiB; a
+/// page is only larger if a single row is.
 pub const LARGEST: i64 = 128 << 20;
 
 /// Maximum nesting of structs; a page header has two levels.
 const DEEPEST: usize = 16;
 
-/// The size that the first page of more than [`LARGEST`] bytes says it has, among the pages in
-/// `start..end` of the file. What cannot be understood is left to the reader, whose errors say
-/// more.
+/// Returns the unpacked size in bytes of the first page larger than [`LARGEST`] in the byte range
+/// `start..end` of the file, or `None` if there is none.
+///
+/// The search ends at the first malformed header. The parquet reader reports that with a better
+/// error.
 ///
 /// # Errors
 /// Fails if the file cannot be read.
@@ -36,8 +40,8 @@ struct Header {
     packed: i64,
 }
 
-/// Reads a header to its end: Thrift's compact protocol, in which the second and third field of a
-/// page are its sizes.
+/// Reads a page header, which is a struct in Thrift's compact protocol. Its second and third field
+/// are the unpacked and the packed size. Returns `None` if it is malformed.
 fn header(bytes: &mut (impl Read + Seek)) -> io::Result<Option<Header>> {
     let (mut unpacked, mut packed, mut field) = (None, None, 0);
     while let Some((kind, id)) = next_field(bytes, field)? {
@@ -66,7 +70,7 @@ fn next_field(bytes: &mut impl Read, before: i64) -> io::Result<Option<(u8, i64)
 fn skip(bytes: &mut (impl Read + Seek), kind: u8, deeper: usize) -> io::Result<bool> {
     let Some(deeper) = deeper.checked_sub(1) else { return Ok(false) };
     match kind {
-        // A truth value is its own type.
+        // A boolean has no data: its type code is its value.
         1 | 2 => Ok(true),
         3 => Ok(byte(bytes)?.is_some()),
         4..=6 => Ok(varint(bytes)?.is_some()),
@@ -85,7 +89,7 @@ fn skip(bytes: &mut (impl Read + Seek), kind: u8, deeper: usize) -> io::Result<b
             }
             Ok(true)
         }
-        // Lists and maps: a page's header has none.
+        // Lists and maps do not occur in a page header.
         _ => Ok(false),
     }
 }
@@ -117,7 +121,7 @@ mod tests {
 
     use super::*;
 
-    /// A data page of that many bytes unpacked, with three bytes of content.
+    /// A data page that declares an unpacked size of `unpacked` bytes, with three bytes of content.
     fn page(unpacked: u64) -> Vec<u8> {
         let mut bytes = vec![0x15, 0];
         let varint = |bytes: &mut Vec<u8>, mut n: u64| {
@@ -131,7 +135,7 @@ mod tests {
         varint(&mut bytes, unpacked << 1);
         bytes.push(0x15);
         varint(&mut bytes, 3 << 1);
-        // A struct with a number and a text, and the end of both.
+        // A nested struct with a number and a text, then the ends of both structs.
         bytes.extend([0x2c, 0x15, 8, 0x18, 2, b'x', b'y', 0, 0]);
         bytes.extend(b"abc");
         bytes
@@ -148,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_header_ends_the_search() {
+    fn a_malformed_header_ends_the_search() {
         for length in 0..page(5).len() {
             assert_eq!(
                 too_large(Cursor::new(&page(5)[..length]), 0, 1 << 40).unwrap(),

@@ -1,5 +1,5 @@
-//! Reads parquet files row by row, without arrow: preference pairs are few and short, so that
-//! dependency would not pay off.
+//! Reads parquet files row by row. Arrow would be faster, but preference data is small, so it is
+//! not worth the dependency.
 
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,12 +13,12 @@ use reprpo_plugin::prelude::*;
 use reprpo_plugin::serde_json::{Map, Number, Value};
 use reprpo_plugin::tracing;
 
-use super::flaws::{Flaw, Step, What};
+use super::flaws::{Flaw, LostValue, Step};
 use super::place::Place;
 use super::row::{Columns, Row};
 use super::{input, pages, sharegpt};
 
-/// A parquet file whose footer has been read and whose columns fit.
+/// A parquet file whose footer and columns have been checked.
 #[derive(Clone, Debug)]
 pub struct Table {
     path: PathBuf,
@@ -28,7 +28,7 @@ pub struct Table {
 }
 
 impl Table {
-    /// Reads the footer; `extra` are columns that are wanted besides a pair's.
+    /// Reads the footer and checks that the file has the columns of a pair and the `extra` columns.
     ///
     /// # Errors
     /// Fails if the file cannot be opened, is not a complete parquet file, or lacks a column.
@@ -38,10 +38,10 @@ impl Table {
         let prompt =
             columns.find(root(&reader).get_fields().iter().map(|f| f.name())).within(cannot)?;
         let there: Vec<&str> = root(&reader).get_fields().iter().map(|f| f.name()).collect();
-        let beside = beside(&reader, columns).within(cannot)?;
+        let template_columns = template_columns(&reader, columns).within(cannot)?;
         let pair = prompt.into_iter().chain([columns.chosen.as_str(), columns.rejected.as_str()]);
         let wanted = pair
-            .chain(beside)
+            .chain(template_columns)
             .chain(extra.iter().copied())
             .chain(sharegpt::columns(|name| there.contains(&name), columns));
         let wanted: Vec<String> = wanted.map(str::to_owned).collect();
@@ -57,8 +57,8 @@ impl Table {
         let mut rows = 0;
         for group in reader.metadata().row_groups() {
             let counted = usize::try_from(group.num_rows()).ok();
-            // Texts are flat columns: a chunk that holds another number of values than its group
-            // has rows was damaged.
+            // A column without lists has one value per row. If a chunk has another number of
+            // values, the file is damaged.
             let agrees = group.columns().iter().all(|c| {
                 c.column_descr().max_rep_level() > 0
                     || Some(c.num_values()) == Some(group.num_rows())
@@ -76,14 +76,15 @@ impl Table {
                     return Err(damaged(
                         path,
                         format!(
-                            "a page of it says that it unpacks to {size} bytes, and {} are read",
+                            "one of its pages declares an unpacked size of {size} bytes, but the \
+                            limit is {}",
                             pages::LARGEST
                         ),
                     ));
                 }
             }
             rows += counted.filter(|_| agrees).ok_or_else(|| {
-                damaged(path, "its footer counts rows that its columns do not have")
+                damaged(path, "its footer and its columns have different numbers of rows")
             })?;
         }
         Ok(Self { path: path.to_owned(), wanted, texts: columns.clone(), rows })
@@ -94,7 +95,7 @@ impl Table {
         self.rows
     }
 
-    /// The rows in order; after an error it ends.
+    /// Returns the rows in order. The iterator ends after an error.
     ///
     /// # Errors
     /// Fails if the file was removed after it was opened. An item is an error if its row cannot be
@@ -121,12 +122,15 @@ impl Table {
     }
 }
 
-/// Names of the columns with tools and template variables that the file has.
+/// Returns the names of the columns with tools and template variables that the file has.
 ///
 /// # Errors
-/// Fails if a column holds images, audio or video. Their values are not read, so such a column is
-/// an error unless its statistics show that every value is null.
-fn beside(reader: &SerializedFileReader<File>, columns: &Columns) -> Result<Vec<&'static str>> {
+/// Fails if a column can contain images, audio or video. Its values are not read, so it is an error
+/// unless the statistics in the footer show that every value is null.
+fn template_columns(
+    reader: &SerializedFileReader<File>,
+    columns: &Columns,
+) -> Result<Vec<&'static str>> {
     let fields = root(reader).get_fields();
     let there = |name: &&str| {
         fields.iter().any(|f| f.name() == *name) && !columns.names().any(|column| column == *name)
@@ -169,8 +173,10 @@ fn unpacks(compression: Compression) -> Result<()> {
         other => {
             let name = other.to_string();
             let name = name.split('(').next().unwrap_or_default();
-            Err(Error::new(format!("its columns are compressed with {name}, which is not read"))
-                .hint("write it again with zstd, snappy or gzip, or without compression"))
+            Err(Error::new(format!(
+                "its columns are compressed with {name}, which is not supported"
+            ))
+            .hint("write it again with zstd, snappy or gzip, or without compression"))
         }
     }
 }
@@ -185,12 +191,12 @@ fn damaged(path: &Path, why: impl std::fmt::Display) -> Error {
 fn guarded<T>(path: &Path, f: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T> {
     match catch_unwind(AssertUnwindSafe(f)) {
         Ok(done) => done.map_err(|e| damaged(path, e)),
-        Err(_) => Err(damaged(path, "its bytes contradict each other")),
+        Err(_) => Err(damaged(path, "its contents are inconsistent")),
     }
 }
 
-/// The schema reduced to the wanted columns, so that no other is decoded, and to the fields in them
-/// that JSON has types for. Also returns the names of the fields that are left out.
+/// Reduces the schema to the wanted columns, so that only these are decoded, and to the fields
+/// whose types JSON can represent. Also returns the names of the fields that are left out.
 fn projection(
     reader: &SerializedFileReader<File>,
     wanted: &[String],
@@ -208,11 +214,11 @@ fn projection(
                 "nested".to_owned()
             };
             return Err(Error::new(format!("column `{column}` is {is}, not text"))
-                .hint("a text is a string, or a list of {role, content}"));
+                .hint("write a text as a string, or as a list of {role, content}"));
         }
         let none = || {
             Error::new(format!(
-                "column `{column}` is of type {}, which is not read",
+                "column `{column}` is of type {}, which is not supported",
                 type_name(field)
             ))
         };
@@ -243,14 +249,15 @@ fn holds_text(field: &TypePtr) -> bool {
         );
         return text && field.get_physical_type() == Physical::BYTE_ARRAY;
     }
-    // A struct may be a single message, as in ShareGPT's form.
+    // A struct can be a single message, as in ShareGPT's format.
     let has = |name: &str| field.get_fields().iter().any(|f| f.name() == name);
     converted == ConvertedType::LIST
         || (has("from") && has("value"))
         || (has("role") && has("content"))
 }
 
-/// Removes the fields of a type that JSON has no type for; `None` if no field is left.
+/// Removes the fields of a column whose types JSON cannot represent, and adds their names to
+/// `left_out`. Returns `None` if no field is left.
 fn plain(field: &TypePtr, place: &str, left_out: &mut Vec<String>) -> Option<TypePtr> {
     let info = field.get_basic_info();
     if field.is_primitive() {
@@ -260,7 +267,7 @@ fn plain(field: &TypePtr, place: &str, left_out: &mut Vec<String>) -> Option<Typ
         }
         return kept.then(|| field.clone());
     }
-    // The inner groups of lists and maps have fixed names, which would tell a reader nothing.
+    // The inner groups of lists and maps have fixed names, which are not part of a field's name.
     let within_a_list = matches!(
         info.converted_type(),
         ConvertedType::LIST | ConvertedType::MAP | ConvertedType::MAP_KEY_VALUE
@@ -278,7 +285,7 @@ fn plain(field: &TypePtr, place: &str, left_out: &mut Vec<String>) -> Option<Typ
             (false, _) => plain(f, &format!("{place}.{}", f.name()), left_out),
         })
         .collect();
-    // A map needs its keys and its values.
+    // A map cannot be read without its keys or its values, so it is left out entirely.
     if within_a_list
         && info.converted_type() != ConvertedType::LIST
         && leaves(&fields) != leaves(inner)
@@ -289,8 +296,8 @@ fn plain(field: &TypePtr, place: &str, left_out: &mut Vec<String>) -> Option<Typ
     rebuilt(field, fields)
 }
 
-/// Applies [`plain`] to a field in the inner group of a list or a map: the element, or a field of a
-/// struct.
+/// Applies [`plain`] to a field in the inner group of a list or a map. This is the element itself,
+/// or a field of the element if it is a struct.
 fn plain_below(field: &TypePtr, place: &str, left_out: &mut Vec<String>) -> Option<TypePtr> {
     let named =
         !matches!(field.name(), "element" | "item" | "array" | "key" | "value" | "array_element");
@@ -301,12 +308,12 @@ fn plain_below(field: &TypePtr, place: &str, left_out: &mut Vec<String>) -> Opti
     }
 }
 
-/// Number of leaf columns.
+/// Counts the leaf columns.
 fn leaves(fields: &[TypePtr]) -> usize {
     fields.iter().map(|f| if f.is_primitive() { 1 } else { leaves(f.get_fields()) }).sum()
 }
 
-/// The group with only these of its fields; `None` if there are none.
+/// Returns the group with only these of its fields, or `None` if there are none.
 fn rebuilt(group: &TypePtr, fields: Vec<TypePtr>) -> Option<TypePtr> {
     if fields.is_empty() {
         return None;
@@ -320,7 +327,7 @@ fn rebuilt(group: &TypePtr, fields: Vec<TypePtr>) -> Option<TypePtr> {
     builder.with_fields(fields).build().ok().map(TypePtr::new)
 }
 
-/// True if JSON has a type for the values of this column.
+/// Returns true if JSON can represent the type of this column.
 fn is_plain(field: &Type) -> bool {
     let info = field.get_basic_info();
     let time = matches!(
@@ -350,7 +357,7 @@ fn is_plain(field: &Type) -> bool {
     }
 }
 
-/// Converts the values of a row, and collects the places of those that it cannot hold.
+/// Converts the values of a row to JSON, and records those that JSON cannot represent.
 struct Cells {
     path: Vec<Step>,
     flaws: Vec<Flaw>,
@@ -377,8 +384,8 @@ impl Cells {
         value
     }
 
-    fn lost(&mut self, what: What) -> Value {
-        self.flaws.push(Flaw { path: self.path.clone(), what });
+    fn lost(&mut self, value: LostValue) -> Value {
+        self.flaws.push(Flaw { path: self.path.clone(), value });
         Value::Null
     }
 
@@ -391,7 +398,7 @@ impl Cells {
             "-Infinity"
         };
         Number::from_f64(x)
-            .map_or_else(|| self.lost(What::NotFinite(word.to_owned())), Value::Number)
+            .map_or_else(|| self.lost(LostValue::NotFinite(word.to_owned())), Value::Number)
     }
 
     fn value(&mut self, field: Field) -> Result<Value, String> {
@@ -412,7 +419,7 @@ impl Cells {
             Field::Str(text) => text.into(),
             Field::Bytes(bytes) => match String::from_utf8(bytes.data().to_vec()) {
                 Ok(text) => text.into(),
-                Err(_) => self.lost(What::Bytes),
+                Err(_) => self.lost(LostValue::Bytes),
             },
             Field::ListInternal(list) => {
                 let items = list.elements().iter().cloned().enumerate();
@@ -434,7 +441,7 @@ impl Cells {
                 Value::Object(entries)
             }
             Field::Group(row) => Value::Object(self.fields(row)?),
-            other => return Err(format!("`{other}` is of a type that is not read")),
+            other => return Err(format!("`{other}` is of a type that is not supported")),
         })
     }
 }

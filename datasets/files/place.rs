@@ -8,12 +8,12 @@ use std::path::Path;
 pub enum Place {
     /// Line on which the row begins, counted from 1.
     Line(usize),
-    /// Number of the row, counted from 1, in a file without lines.
+    /// Number of the row, counted from 1, in a file without lines such as parquet.
     Row(usize),
 }
 
 impl Place {
-    /// Context for an error about the row at this place.
+    /// Returns the context for an error about the row at this place.
     pub fn reading(self, path: &Path) -> String {
         format!("cannot read {self} of `{}`", path.display())
     }

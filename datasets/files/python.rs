@@ -1,15 +1,15 @@
-//! Turns JSON as Python's `json` module writes it into standard JSON: tokens that only Python reads
-//! are replaced by others of the same length.
+//! Converts the JSON of Python's `json` module to standard JSON. Tokens that only Python accepts
+//! are replaced by tokens of the same length.
 
-use super::flaws::What;
+use super::flaws::LostValue;
 
 /// Replaces `NaN`, `Infinity`, `-Infinity`, numbers beyond 64 bits and half surrogate pairs. Also
 /// returns each replaced value, with the number of values and keys that begin before it.
 ///
-/// Within strings, only escapes of half pairs are replaced.
-pub fn mended(text: &str) -> (String, Vec<(usize, What)>) {
+/// Within strings, only the escapes of half surrogate pairs are replaced.
+pub fn standard_json(text: &str) -> (String, Vec<(usize, LostValue)>) {
     let bytes = text.as_bytes();
-    let (mut written, mut spots, mut count) = (String::with_capacity(text.len()), Vec::new(), 0);
+    let (mut written, mut lost, mut count) = (String::with_capacity(text.len()), Vec::new(), 0);
     let (mut at, mut copied) = (0, 0);
     while at < bytes.len() {
         let begin = at;
@@ -18,14 +18,14 @@ pub fn mended(text: &str) -> (String, Vec<(usize, What)>) {
                 let end = end_of_text(bytes, at);
                 let halves = halves(&text[at..end]);
                 if let Some(first) = halves.first() {
-                    spots.push((
+                    lost.push((
                         count,
-                        What::Surrogate(text[at + first..at + first + ESCAPE].to_owned()),
+                        LostValue::Surrogate(text[at + first..at + first + ESCAPE].to_owned()),
                     ));
                 }
                 for half in halves {
                     written.push_str(&text[copied..at + half]);
-                    // The replacement character, in an escape of the same length.
+                    // The escape of the replacement character has the same length.
                     written.push_str(r"\ufffd");
                     copied = at + half + ESCAPE;
                 }
@@ -41,8 +41,8 @@ pub fn mended(text: &str) -> (String, Vec<(usize, What)>) {
                     .position(ends)
                     .map_or(bytes.len(), |length| begin + length);
                 let token = &text[begin..at];
-                if let Some(what) = odd(token) {
-                    spots.push((count, what));
+                if let Some(value) = lost_value(token) {
+                    lost.push((count, value));
                     written.push_str(&text[copied..begin]);
                     written.push('0');
                     written.extend(std::iter::repeat_n(' ', token.len() - 1));
@@ -53,24 +53,24 @@ pub fn mended(text: &str) -> (String, Vec<(usize, What)>) {
         }
     }
     written.push_str(&text[copied..]);
-    (written, spots)
+    (written, lost)
 }
 
-/// Describes the value of a token that a row cannot hold; `None` for any other token.
-fn odd(token: &str) -> Option<What> {
+/// Returns the value of a token that standard JSON cannot represent, and `None` for other tokens.
+fn lost_value(token: &str) -> Option<LostValue> {
     match token {
-        "NaN" | "Infinity" | "-Infinity" => Some(What::NotFinite(token.to_owned())),
+        "NaN" | "Infinity" | "-Infinity" => Some(LostValue::NotFinite(token.to_owned())),
         _ if !is_number(token) => None,
         _ if token.contains(['.', 'e', 'E']) => token
             .parse::<f64>()
             .is_ok_and(f64::is_infinite)
-            .then(|| What::TooLarge(token.to_owned())),
+            .then(|| LostValue::TooLarge(token.to_owned())),
         _ if token.parse::<u64>().is_ok() || token.parse::<i64>().is_ok() => None,
-        _ => Some(What::TooLarge(token.to_owned())),
+        _ => Some(LostValue::TooLarge(token.to_owned())),
     }
 }
 
-/// True if a token is a number in JSON's grammar.
+/// Returns true if a token is a number in JSON's grammar.
 fn is_number(token: &str) -> bool {
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     let unsigned = token.strip_prefix('-').unwrap_or(token);
@@ -83,10 +83,10 @@ fn is_number(token: &str) -> bool {
         && exponent.is_none_or(|e| digits(e.strip_prefix(['+', '-']).unwrap_or(e)))
 }
 
-/// Bytes of `\ud83d`.
+/// Length in bytes of an escape such as `\ud83d`.
 const ESCAPE: usize = 6;
 
-/// Index of the first byte after the string token that begins at `at`.
+/// Returns the index of the first byte after the string token that begins at `at`.
 fn end_of_text(bytes: &[u8], at: usize) -> usize {
     let mut at = at + 1;
     while let Some(byte) = bytes.get(at) {
@@ -99,7 +99,7 @@ fn end_of_text(bytes: &[u8], at: usize) -> usize {
     bytes.len()
 }
 
-/// Positions of the escapes of half pairs in a string token.
+/// Returns the positions of half surrogate pairs in a string token.
 fn halves(text: &str) -> Vec<usize> {
     let bytes = text.as_bytes();
     let code = |at: usize| -> Option<u16> {

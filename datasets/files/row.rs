@@ -1,4 +1,4 @@
-//! Converts a row to a pair. The rules for columns are the same for all file formats.
+//! Converts a row to a pair, with the same rules for columns in all file formats.
 
 use reprpo_plugin::error::{nearest, quoted};
 use reprpo_plugin::prelude::*;
@@ -31,7 +31,7 @@ impl Default for Columns {
 }
 
 impl Columns {
-    /// Their names.
+    /// Names of the three columns, or of two if the prompt has no column.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.prompt.as_deref().into_iter().chain([self.chosen.as_str(), self.rejected.as_str()])
     }
@@ -40,9 +40,9 @@ impl Columns {
     /// both completions.
     ///
     /// # Errors
-    /// Fails if a column is missing. The prompt may be missing, unless the user gave it a name or
-    /// another column looks like the prompt: then the beginning that both answers happen to share
-    /// would be used without notice.
+    /// Fails if a column is missing from `there`. Only the prompt's column can be missing, and not
+    /// if the user named it or if another column looks like the prompt: the beginning that both
+    /// completions happen to share would then be taken as the prompt without a warning.
     pub fn find<'a>(&self, there: impl IntoIterator<Item = &'a str>) -> Result<Option<&str>> {
         let there: Vec<&str> = there.into_iter().collect();
         for name in [&self.chosen, &self.rejected] {
@@ -78,35 +78,35 @@ impl Columns {
         let mut e = Error::new(format!("there is no column `{column}`"));
         if let Some(near) = nearest(column, &spare).or(like.map(String::as_str)) {
             e = e.hint(format!(
-                "is it `{near}`? `--columns {}` says so",
+                "did you mean `{near}`? set it with `--columns {}`",
                 quoted(format!("{role}={near}"))
             ));
         }
         if role == PROMPT {
             e = e.hint(format!(
-                "`--columns {PROMPT}=none` takes the beginning that `{}` and `{}` \
-                share as the prompt",
+                "use `--columns {PROMPT}=none` if the prompt is the common beginning of `{}` and \
+                `{}`",
                 self.chosen, self.rejected
             ));
         }
         if there.is_empty() {
             e.hint("there are no columns at all")
         } else {
-            e.hint(format!("columns there: {}", there.join(", ")))
+            e.hint(format!("existing columns: {}", there.join(", ")))
         }
     }
 }
 
-/// Names of the prompt in other data sets.
+/// Other common names of the prompt's column.
 const PROMPTS: [&str; 8] =
     ["instruction", "question", "query", "input", "prompts", "context", "problem", "user"];
 
-/// The pairs in a row: one, or one for each worse response in GENIES' format. Other columns are
-/// ignored.
+/// Returns the pairs in a row. There is one, or in GENIES' format one for each worse response.
+/// Columns that do not belong to a pair are ignored.
 ///
 /// # Errors
 /// Fails if a column is missing, if it is neither text nor a list of messages, if the columns have
-/// different types, or if there is no prompt, neither as a column nor as a common beginning.
+/// different types, or if there is no prompt, neither in a column nor as a common beginning.
 pub fn pairs(mut row: Row, columns: &Columns) -> Result<Vec<PreferencePair>> {
     row.check(columns)?;
     sharegpt::convert(&mut row, columns)?;
@@ -129,18 +129,18 @@ pub fn pairs(mut row: Row, columns: &Columns) -> Result<Vec<PreferencePair>> {
             columns.rejected,
             form(&rejected)
         ))
-        .hint("both are plain text, or both are lists of {role, content}"));
+        .hint("make both plain text, or both lists of {role, content}"));
     }
     let pair = match prompt {
         Some(prompt) if form(&prompt) == form(&chosen) => {
             PreferencePair::new(prompt, chosen, rejected)
         }
-        // A conversation whose completions are plain text: each completion is an assistant turn.
+        // In a conversation, a completion of plain text is one assistant turn.
         Some(prompt @ Text::Messages(_)) => {
             PreferencePair::new(prompt, turn(chosen), turn(rejected))
         }
-        // A prompt of another type than the completions is only for display: both completions
-        // contain it as well.
+        // If the prompt is text and the completions are conversations, the prompt is only for
+        // display: both completions begin with it as well.
         other => implicit::extract(&chosen, &rejected).ok_or_else(|| match other {
             Some(prompt) => Error::new(format!(
                 "`{}` is {}, but `{}` is {} and shares no beginning with `{}`",
@@ -150,16 +150,15 @@ pub fn pairs(mut row: Row, columns: &Columns) -> Result<Vec<PreferencePair>> {
                 form(&chosen),
                 columns.rejected
             ))
-            .hint("all three are plain text, or all three are lists of {role, content}"),
+            .hint("make all three plain text, or all three lists of {role, content}"),
             None => Error::new(format!(
                 "there is no prompt: `{}` and `{}` share no beginning",
                 columns.chosen, columns.rejected
             ))
-            .hint("name the prompt's column with `--columns prompt=NAME`"),
+            .hint("set the prompt's column with `--columns prompt=NAME`"),
         })?,
     };
-    // Only a chat template sees these columns. Plain text has no template, and TRL ignores them
-    // there too.
+    // Only chat templates read these columns. They are ignored for plain text, as in TRL.
     let [tools, kwargs] = args;
     let args = if matches!(pair.prompt, Text::Messages(_)) {
         TemplateArgs::new(tools, kwargs)?
@@ -169,11 +168,11 @@ pub fn pairs(mut row: Row, columns: &Columns) -> Result<Vec<PreferencePair>> {
     Ok(vec![pair.with_template_args(args)])
 }
 
-/// Checks that no column besides those of the pair holds images, audio or video.
+/// Checks that no column except those of the pair contains images, audio or video.
 fn refuse_other_modalities(row: &Row, columns: &Columns) -> Result<()> {
-    let beside =
+    let others =
         row.iter().filter(|(name, _)| !columns.names().any(|column| column == name.as_str()));
-    Message::check_text_only(beside.map(|(name, value)| (name.as_str(), value)))
+    Message::check_text_only(others.map(|(name, value)| (name.as_str(), value)))
         .within(|| "the row is not a pair of texts".to_owned())
 }
 
@@ -185,7 +184,8 @@ fn turn(text: Text) -> Text {
     }
 }
 
-/// GENIES' own form: `{"prompt": "…", "responses": {"a good one": 1, "a worse one": 0, …}}`.
+/// Column of the scored responses in GENIES' format: `{"prompt": "…", "responses": {"a good
+/// response": 1, "a worse response": 0, …}}`.
 pub const RESPONSES: &str = "responses";
 
 fn scored(mut row: Row, columns: &Columns) -> Result<Vec<PreferencePair>> {
@@ -197,7 +197,7 @@ fn scored(mut row: Row, columns: &Columns) -> Result<Vec<PreferencePair>> {
     let prompt = text(column, prompt)?;
     if let Text::Messages(_) = prompt {
         return Err(Error::new(format!(
-            "`{column}` is a list of messages, but `{RESPONSES}` holds plain text"
+            "`{column}` is a list of messages, but `{RESPONSES}` contains plain text"
         ))
         .hint("write the row with the columns `prompt`, `chosen` and `rejected`"));
     }
@@ -210,13 +210,13 @@ fn scored(mut row: Row, columns: &Columns) -> Result<Vec<PreferencePair>> {
     let best: Vec<&str> = of(1.0).collect();
     let &[chosen] = best.as_slice() else {
         return Err(Error::new(format!("{} of its responses are scored 1", best.len()))
-            .hint("one response is scored 1, and those that are worse 0"));
+            .hint("give one response the score 1, and the worse ones 0"));
     };
     let pairs: Vec<PreferencePair> =
         of(0.0).map(|rejected| PreferencePair::new(prompt.clone(), chosen, rejected)).collect();
     if pairs.is_empty() {
         return Err(Error::new("none of its responses is scored 0")
-            .hint("one response is scored 1, and those that are worse 0"));
+            .hint("give one response the score 1, and the worse ones 0"));
     }
     Ok(pairs)
 }
@@ -237,12 +237,12 @@ fn text(column: &str, value: Value) -> Result<Text> {
         }
         Value::Array(items) => {
             let messages = items.into_iter().enumerate().map(|(i, item)| {
-                message(item).within(|| format!("message {} of `{column}` is not right", i + 1))
+                message(item).within(|| format!("message {} of `{column}` is invalid", i + 1))
             });
             Ok(Text::Messages(messages.collect::<Result<_>>()?))
         }
         other => Err(Error::new(format!("`{column}` is {}, not text", json_kind(&other)))
-            .hint("a text is a string, or a list of {role, content}")),
+            .hint("write a text as a string, or as a list of {role, content}")),
     }
 }
 
@@ -279,7 +279,7 @@ mod tests {
         format!("{:?}", pairs(row(value), &Columns::default()).unwrap_err())
     }
 
-    fn said(turns: &[(&str, &str)]) -> Value {
+    fn messages(turns: &[(&str, &str)]) -> Value {
         turns
             .iter()
             .map(|(role, content)| json!({"role": role, "content": content, "name": null}))
@@ -300,14 +300,15 @@ mod tests {
 
     #[test]
     fn messages_stay_messages() {
-        let got = pair(json!({"prompt": said(&[("user", "p")]), "chosen": said(&[("assistant",
-            "c")]), "rejected": said(&[("assistant", "r")])}))
-        .unwrap();
+        let got =
+            pair(json!({"prompt": messages(&[("user", "p")]), "chosen": messages(&[("assistant",
+            "c")]), "rejected": messages(&[("assistant", "r")])}))
+            .unwrap();
         assert_eq!(got.chosen, Text::Messages(vec![Message::new("assistant", "c")]));
     }
 
     #[test]
-    fn columns_may_have_other_names() {
+    fn columns_can_have_other_names() {
         let columns = Columns {
             prompt: Some("question".into()),
             chosen: "best".into(),
@@ -327,23 +328,24 @@ mod tests {
     }
 
     #[test]
-    fn a_prompt_in_both_completions_is_taken_out_where_it_has_no_column() {
+    fn a_prompt_without_a_column_is_the_common_beginning_of_both_completions() {
         assert_eq!(
             pair(json!({"chosen": "Sky? Blue", "rejected": "Sky? Green", "score": 3})).unwrap(),
             plain("Sky?", " Blue", " Green")
         );
         let (asked, c, r) = (("user", "Sky?"), ("assistant", "Blue"), ("assistant", "Green"));
-        let want =
-            pair(json!({"prompt": said(&[asked]), "chosen": said(&[c]), "rejected": said(&[r])}))
-                .unwrap();
+        let want = pair(json!({"prompt": messages(&[asked]), "chosen": messages(&[c]),
+                "rejected": messages(&[r])}))
+        .unwrap();
         assert_eq!(
-            pair(json!({"chosen": said(&[asked, c]), "rejected": said(&[asked, r])})).unwrap(),
+            pair(json!({"chosen": messages(&[asked, c]), "rejected": messages(&[asked, r])}))
+                .unwrap(),
             want
         );
-        // HuggingFaceH4/ultrafeedback_binarized has the prompt as text besides.
+        // HuggingFaceH4/ultrafeedback_binarized also has the prompt as text.
         assert_eq!(
-            pair(json!({"prompt": "Sky?", "chosen": said(&[asked, c]),
-            "rejected": said(&[asked, r])}))
+            pair(json!({"prompt": "Sky?", "chosen": messages(&[asked, c]),
+            "rejected": messages(&[asked, r])}))
             .unwrap(),
             want
         );
@@ -358,16 +360,17 @@ mod tests {
     }
 
     #[test]
-    fn a_column_that_may_be_the_prompt_is_not_passed_over() {
+    fn a_column_that_could_be_the_prompt_is_an_error() {
         assert_eq!(
             error(json!({"question": "Sky?", "chosen": "It is blue", "rejected": "It is green"})),
-            "there is no column `prompt`\n  hint: is it `question`? `--columns prompt=question` \
-                says so\n  hint: `--columns prompt=none` takes the beginning that `chosen` and \
-                `rejected` share as the prompt\n  hint: columns there: question, chosen, rejected"
+            "there is no column `prompt`\n  hint: did you mean `question`? set it with `--columns \
+                prompt=question`\n  hint: use `--columns prompt=none` if the prompt is the common \
+                beginning of `chosen` and `rejected`\n  hint: existing columns: question, chosen, \
+                rejected"
         );
         assert!(
             error(json!({"promt": "Sky?", "chosen": "It is blue", "rejected": "It is green"}))
-                .contains("is it `promt`?")
+                .contains("did you mean `promt`?")
         );
         assert!(
             error(json!({"chosen": "blue", "rejected": "green"}))
@@ -376,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_of_genies_gives_a_pair_for_each_worse_response() {
+    fn a_row_of_genies_has_a_pair_for_each_worse_response() {
         let columns = Columns::default();
         let got = pairs(
             row(json!({"prompt": "p", "responses": {"b": 0, "a": 1, "c": 0.0, "d": 0.5},
@@ -397,32 +400,35 @@ mod tests {
             error(json!({"responses": {"a": 1, "b": 0}}))
                 .starts_with("there is no column `prompt`\n")
         );
-        let asked = error(json!({"prompt": said(&[("user", "p")]), "responses": {"a": 1, "b": 0}}));
+        let asked =
+            error(json!({"prompt": messages(&[("user", "p")]), "responses": {"a": 1, "b": 0}}));
         assert!(
-            asked.starts_with("`prompt` is a list of messages, but `responses` holds plain text\n"),
+            asked.starts_with(
+                "`prompt` is a list of messages, but `responses` contains plain text\n"
+            ),
             "{asked}"
         );
     }
 
     #[test]
-    fn a_missing_column_brings_the_nearest_and_all_that_are_there() {
+    fn the_error_for_a_missing_column_names_the_nearest_one_and_all_others() {
         assert_eq!(
             error(json!({"prompt": "p", "choosen": "c", "rejected": "r"})),
-            "there is no column `chosen`\n  hint: is it `choosen`? `--columns chosen=choosen` \
-                says so\n  hint: columns there: prompt, choosen, rejected"
+            "there is no column `chosen`\n  hint: did you mean `choosen`? set it with `--columns \
+                chosen=choosen`\n  hint: existing columns: prompt, choosen, rejected"
         );
     }
 
     #[test]
-    fn a_column_that_is_present_is_no_guess_for_one_that_is_not() {
+    fn another_column_of_the_pair_is_not_suggested_for_a_missing_one() {
         assert_eq!(
             error(json!({"prompt": "p", "chosen": "c"})),
-            "there is no column `rejected`\n  hint: columns there: prompt, chosen"
+            "there is no column `rejected`\n  hint: existing columns: prompt, chosen"
         );
     }
 
     #[test]
-    fn what_is_not_text_is_named() {
+    fn the_error_names_a_column_that_is_not_text() {
         assert!(
             error(json!({"prompt": "p", "chosen": 3, "rejected": "r"}))
                 .starts_with("`chosen` is a number, not text")
@@ -437,7 +443,7 @@ mod tests {
         );
         assert_eq!(
             error(json!({"prompt": [{"role": "user"}], "chosen": "c", "rejected": "r"})),
-            "message 1 of `prompt` is not right\n  because there is no `content`"
+            "message 1 of `prompt` is invalid\n  because there is no `content`"
         );
     }
 
@@ -447,11 +453,11 @@ mod tests {
             json!([{"role": "assistant", "content": "",
             "tool_calls": [{"function": {"name": "f", "arguments": {"city": city}}}]}])
         };
-        let ask = said(&[("user", "Oslo?")]);
+        let ask = messages(&[("user", "Oslo?")]);
         let got =
             pair(json!({"prompt": ask, "chosen": call("Oslo"), "rejected": call("Rome")})).unwrap();
         assert_ne!(got.chosen, got.rejected);
-        // A prompt that is taken out of both ends where any field differs.
+        // A common prompt ends at the first message that differs in any field.
         let turns = |first: &Value, last: &Value| {
             Value::from(
                 [first.as_array().unwrap().clone(), last.as_array().unwrap().clone()].concat(),
@@ -466,7 +472,7 @@ mod tests {
             "tool_calls": [{"function": {"name": "f"}}]}]);
         assert!(
             pair(json!({"prompt": ask, "chosen": silent, "rejected": call("Rome")})).is_ok(),
-            "a content of null beside a call"
+            "a message with a tool call can have null as its content"
         );
     }
 
@@ -474,8 +480,11 @@ mod tests {
     fn tools_and_template_variables_are_read_for_conversations() {
         let tools = json!([{"type": "function", "function": {"name": "f"}}]);
         let row = |tools: Value, kwargs: Value| {
-            let (p, c, r) =
-                (said(&[("user", "p")]), said(&[("assistant", "c")]), said(&[("assistant", "r")]));
+            let (p, c, r) = (
+                messages(&[("user", "p")]),
+                messages(&[("assistant", "c")]),
+                messages(&[("assistant", "r")]),
+            );
             json!({"prompt": p, "chosen": c, "rejected": r, "tools": tools,
                 "chat_template_kwargs": kwargs})
         };
@@ -498,25 +507,30 @@ mod tests {
                 .starts_with("`chat_template_kwargs` sets `add_generation_prompt`")
         );
         let plain = json!({"prompt": "p", "chosen": "c", "rejected": "r", "tools": tools});
-        assert!(pair(plain).unwrap().template_args.is_empty(), "plain text has no template");
-    }
-
-    #[test]
-    fn a_conversation_with_texts_for_answers_has_one_turn_of_the_assistant() {
-        let asked = said(&[("user", "Deepest?")]);
-        let got =
-            pair(json!({"prompt": asked, "chosen": "Baikal", "rejected": "Balaton"})).unwrap();
-        let want = json!({"prompt": asked, "chosen": said(&[("assistant", "Baikal")]),
-            "rejected": said(&[("assistant", "Balaton")])});
-        assert_eq!(got, pair(want).unwrap());
         assert!(
-            error(json!({"prompt": asked, "chosen": "a", "rejected": said(&[("assistant", "b")])}))
-                .starts_with("`chosen` is plain text, but")
+            pair(plain).unwrap().template_args.is_empty(),
+            "plain text does not use a template"
         );
     }
 
     #[test]
-    fn another_modality_is_refused_by_name() {
+    fn completions_of_plain_text_in_a_conversation_are_assistant_turns() {
+        let asked = messages(&[("user", "Deepest?")]);
+        let got =
+            pair(json!({"prompt": asked, "chosen": "Baikal", "rejected": "Balaton"})).unwrap();
+        let want = json!({"prompt": asked, "chosen": messages(&[("assistant", "Baikal")]),
+            "rejected": messages(&[("assistant", "Balaton")])});
+        assert_eq!(got, pair(want).unwrap());
+        assert!(
+            error(
+                json!({"prompt": asked, "chosen": "a", "rejected": messages(&[("assistant", "b")])})
+            )
+            .starts_with("`chosen` is plain text, but")
+        );
+    }
+
+    #[test]
+    fn the_error_names_a_column_of_another_modality() {
         for (column, value) in [
             ("images", json!(["cat.png"])),
             ("image", json!({"bytes": "x"})),
@@ -524,7 +538,7 @@ mod tests {
             ("videos", json!([[1]])),
         ] {
             let e = error(json!({"prompt": "p", "chosen": "c", "rejected": "r", column: value}));
-            assert!(e.contains(&format!("`{column}` holds something other than text")), "{e}");
+            assert!(e.contains(&format!("`{column}` contains something other than text")), "{e}");
         }
         for nothing in [json!(null), json!([]), json!("")] {
             assert!(
@@ -534,14 +548,14 @@ mod tests {
         }
         let scored =
             error(json!({"prompt": "p", "responses": {"b": 0, "a": 1}, "images": ["cat.png"]}));
-        assert!(scored.contains("`images` holds something other than text"), "{scored}");
+        assert!(scored.contains("`images` contains something other than text"), "{scored}");
         let part = json!([{"role": "user", "content": [{"type": "image"}, {"type": "text",
             "text": "What?"}]}]);
         let e = error(json!({"prompt": part, "chosen": "c", "rejected": "r"}));
         assert!(
             e.contains("message 1 of `prompt`")
                 && e.contains("part 1 of `content`")
-                && e.contains("`image` holds"),
+                && e.contains("`image` contains"),
             "{e}"
         );
         let text = json!([{"role": "user", "content": [{"type": "text", "text": "Who "},
@@ -559,23 +573,23 @@ mod tests {
         assert!(
             pairs(row(json!({"image": "described", "chosen": "c", "rejected": "r"})), &columns)
                 .is_ok(),
-            "a column of a pair is text"
+            "a column of the pair can be called `image`"
         );
     }
 
     #[test]
     fn plain_text_and_messages_do_not_mix_in_a_row() {
-        let c = said(&[("assistant", "c")]);
+        let c = messages(&[("assistant", "c")]);
         assert!(
             error(json!({"prompt": "p", "chosen": "c", "rejected": c}))
                 .starts_with("`chosen` is plain text, but `rejected` is a list of messages\n")
         );
-        let r = said(&[("assistant", "r")]);
+        let r = messages(&[("assistant", "r")]);
         let e = error(json!({"prompt": "p", "chosen": c, "rejected": r}));
         assert!(
             e.starts_with(
-                "`prompt` is plain text, but `chosen` is a list of messages and \
-            shares no beginning with `rejected`\n"
+                "`prompt` is plain text, but `chosen` is a list of messages and shares no \
+                beginning with `rejected`\n"
             ),
             "{e}"
         );

@@ -1,19 +1,19 @@
-//! Conversations as ShareGPT and LLaMA-Factory write them: `{"from": "human", "value": "…"}`
+//! Conversations in the format of ShareGPT and LLaMA-Factory: `{"from": "human", "value": "…"}`
 //! instead of `{"role": "user", "content": "…"}`, and the prompt in a column `conversations`.
 //!
-//! They are converted to the columns and messages that TRL reads before the row becomes a pair.
+//! They are converted to TRL's columns and messages before the row becomes a pair.
 
 use reprpo_plugin::prelude::*;
 use reprpo_plugin::serde_json::{self, Map, Value, json};
 
 use super::row::Columns;
 
-/// The column of the prompt.
+/// Column with the messages of the prompt.
 pub const CONVERSATIONS: &str = "conversations";
-/// The column of a system prompt beside it.
+/// Column with the system prompt.
 const SYSTEM: &str = "system";
 
-/// Speakers and their roles.
+/// ShareGPT's speakers and the roles that they are converted to.
 const SPEAKERS: [(&str, &str); 12] = [
     ("human", "user"),
     ("user", "user"),
@@ -29,21 +29,21 @@ const SPEAKERS: [(&str, &str); 12] = [
     ("tool_call", CALL),
 ];
 
-/// Role of the speakers whose messages are function calls. They become messages of the assistant.
+/// Marks the speakers whose messages are function calls. These become messages of the assistant.
 const CALL: &str = "call";
 
-/// The columns in ShareGPT's form that a pair is made of; none if the prompt has its own column.
-/// `has` is true for the names of columns that exist.
+/// Returns the names of ShareGPT's columns that make up the prompt. The result is empty if the row
+/// has a column for the prompt. `has` returns true if a column exists.
 pub fn columns(has: impl Fn(&str) -> bool, columns: &Columns) -> Vec<&'static str> {
     let used = columns.prompt.as_ref().is_some_and(|prompt| !has(prompt)) && has(CONVERSATIONS);
     [CONVERSATIONS, SYSTEM].into_iter().filter(|name| used && has(name)).collect()
 }
 
-/// Converts ShareGPT's form to TRL's. Rows in another form stay as they are.
+/// Converts a row from ShareGPT's format to TRL's. Rows in other formats stay as they are.
 ///
 /// # Errors
-/// Fails if TRL's form has no counterpart for a speaker, for a message, or for the order of the
-/// messages.
+/// Fails if a speaker is unknown, if a message has no counterpart in TRL's format, or if the prompt
+/// ends with an answer.
 pub fn convert(row: &mut Map<String, Value>, columns: &Columns) -> Result<()> {
     for column in columns.names() {
         if let Some(value) = row.get_mut(column) {
@@ -74,22 +74,22 @@ pub fn convert(row: &mut Map<String, Value>, columns: &Columns) -> Result<()> {
 /// Converts a whole conversation to a prompt, with the system prompt at its start.
 fn prompt_of(conversation: &mut Value, system: Option<String>) -> Result<()> {
     messages(conversation)?;
-    let Value::Array(said) = conversation else { return Ok(()) };
+    let Value::Array(turns) = conversation else { return Ok(()) };
     let role = |message: &Value| {
         message.get("role").and_then(Value::as_str).unwrap_or_default().to_owned()
     };
-    let Some(last) = said.last() else { return Err(Error::new("it has no messages")) };
+    let Some(last) = turns.last() else { return Err(Error::new("it has no messages")) };
     if role(last) == "assistant" {
         return Err(Error::new(
-            "it ends with an answer, but the answers belong in their own columns",
+            "it ends with an answer, but the answers belong in columns of their own",
         )
         .hint(
-            "remove the last message, or name another column for the prompt with `--columns \
+            "remove the last message, or set another column for the prompt with `--columns \
                 prompt=NAME`",
         ));
     }
     if let Some(system) = system {
-        let first = said.first().filter(|first| role(first) == "system");
+        let first = turns.first().filter(|first| role(first) == "system");
         match first.map(|first| first.get("content").and_then(Value::as_str) == Some(&system)) {
             Some(true) => {}
             Some(false) => {
@@ -97,19 +97,19 @@ fn prompt_of(conversation: &mut Value, system: Option<String>) -> Result<()> {
                     "its system message differs from the column `{SYSTEM}`"
                 )));
             }
-            None => said.insert(0, json!({"role": "system", "content": system})),
+            None => turns.insert(0, json!({"role": "system", "content": system})),
         }
     }
     Ok(())
 }
 
-/// Converts a list of messages, or a single message, to TRL's form.
+/// Converts a list of messages, or a single message, to TRL's format.
 fn messages(value: &mut Value) -> Result<()> {
-    let is_one = |value: &Value| {
+    let is_message = |value: &Value| {
         let has = |key: &str| value.get(key).is_some();
         (has("from") && has("value") && !has("role")) || (has("role") && has("content"))
     };
-    if value.is_object() && is_one(value) {
+    if value.is_object() && is_message(value) {
         *value = Value::Array(vec![value.take()]);
     }
     let Value::Array(items) = value else { return Ok(()) };
@@ -118,7 +118,7 @@ fn messages(value: &mut Value) -> Result<()> {
             && fields.contains_key("from")
             && !fields.contains_key("role")
         {
-            *item = message(fields).within(|| format!("message {} is not right", i + 1))?;
+            *item = message(fields).within(|| format!("message {} is invalid", i + 1))?;
         }
     }
     Ok(())
@@ -134,22 +134,22 @@ fn message(fields: &mut Map<String, Value>) -> Result<Value> {
     let role = SPEAKERS.iter().find(|(name, _)| *name == from).map(|(_, role)| *role);
     let role =
         role.ok_or_else(|| Error::unknown("speaker", &from, SPEAKERS.map(|(name, _)| name)))?;
-    let mut said = Map::new();
+    let mut converted = Map::new();
     if role == CALL {
-        said.insert("role".to_owned(), "assistant".into());
-        said.insert("content".to_owned(), "".into());
-        said.insert("tool_calls".to_owned(), calls(&value)?);
+        converted.insert("role".to_owned(), "assistant".into());
+        converted.insert("content".to_owned(), "".into());
+        converted.insert("tool_calls".to_owned(), calls(&value)?);
     } else {
-        said.insert("role".to_owned(), role.into());
-        said.insert("content".to_owned(), value.into());
+        converted.insert("role".to_owned(), role.into());
+        converted.insert("content".to_owned(), value.into());
     }
-    // Other fields of the message are for the chat template.
-    said.extend(std::mem::take(fields));
-    Ok(Value::Object(said))
+    // Keep the other fields of the message: the chat template may read them.
+    converted.extend(std::mem::take(fields));
+    Ok(Value::Object(converted))
 }
 
-/// Reads `{"name": …, "arguments": …}`, or a list of such objects, as the `tool_calls` of a
-/// message.
+/// Parses `{"name": …, "arguments": …}`, or a list of such objects, and converts it to the
+/// `tool_calls` of a message.
 fn calls(text: &str) -> Result<Value> {
     let wrong = || {
         Error::new("a function call is not JSON with `name` and `arguments`")
@@ -157,7 +157,7 @@ fn calls(text: &str) -> Result<Value> {
     };
     let calls = match serde_json::from_str(text).map_err(|_| wrong())? {
         Value::Array(calls) => calls,
-        one => vec![one],
+        call => vec![call],
     };
     if calls.is_empty() {
         return Err(wrong());
@@ -185,8 +185,8 @@ mod tests {
     }
 
     #[test]
-    fn a_ranked_pair_of_llama_factory_becomes_one_of_trl() {
-        let said = |role: &str, content: &str| json!({"role": role, "content": content});
+    fn a_ranked_pair_of_llama_factory_becomes_a_pair_of_trl() {
+        let turn = |role: &str, content: &str| json!({"role": role, "content": content});
         let row = json!({
             "conversations": [
                 {"from": "human", "value": "Sky?"},
@@ -199,18 +199,19 @@ mod tests {
             "tools": "[]",
         });
         let want = json!({
-            "chosen": [said("assistant", "blue")],
-            "rejected": [said("assistant", "green")],
+            "chosen": [turn("assistant", "blue")],
+            "rejected": [turn("assistant", "green")],
             "tools": "[]",
             "prompt": [
-                said("system", "Be brief."),
-                said("user", "Sky?"),
+                turn("system", "Be brief."),
+                turn("user", "Sky?"),
                 {"role": "assistant", "content": "Which?", "weight": 1},
-                said("user", "Ours."),
+                turn("user", "Ours."),
             ],
         });
         assert_eq!(converted(row).unwrap(), want);
-        // TRL's own names of roles, a prompt with a column of its own, and whole conversations.
+        // TRL's names of the roles, and a prompt in a column `prompt`, so that `conversations` is
+        // not read.
         let row = json!({
             "prompt": [{"from": "system", "value": "s"}, {"from": "user", "value": "p"}],
             "chosen": [{"from": "assistant", "value": "c"}],
@@ -218,9 +219,9 @@ mod tests {
             "conversations": "kept",
         });
         let want = json!({
-            "prompt": [said("system", "s"), said("user", "p")],
-            "chosen": [said("assistant", "c")],
-            "rejected": [said("assistant", "r")],
+            "prompt": [turn("system", "s"), turn("user", "p")],
+            "chosen": [turn("assistant", "c")],
+            "rejected": [turn("assistant", "r")],
             "conversations": "kept",
         });
         assert_eq!(converted(row).unwrap(), want);
@@ -231,7 +232,8 @@ mod tests {
         let row = json!({
             "conversations": [
                 {"from": "human", "value": "Weather?"},
-                {"from": "function_call", "value": "{\"name\": \"weather\", \"arguments\": {\"city\": \"Oslo\"}}"},
+                {"from": "function_call",
+                "value": "{\"name\": \"weather\", \"arguments\": {\"city\": \"Oslo\"}}"},
                 {"from": "observation", "value": "rain"},
             ],
             "chosen": {"from": "gpt", "value": "It rains."},
@@ -249,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_in_another_form_stay_as_they_are() {
+    fn rows_in_another_format_stay_as_they_are() {
         for row in [
             json!({"prompt": "p", "chosen": "c", "rejected": "r", "system": 3}),
             json!({"prompt": [{"role": "user", "content": "p", "from": "x"}], "chosen": "c",
@@ -262,16 +264,16 @@ mod tests {
     }
 
     #[test]
-    fn a_speaker_or_a_message_without_a_counterpart_is_refused_by_name() {
+    fn the_error_names_a_speaker_or_a_message_without_a_counterpart() {
         let row = |from: &str, value: Value| {
-            json!({"conversations": [{"from": from,
-            "value": value}], "chosen": {"from": "gpt", "value": "c"}, "rejected": "r"})
+            json!({"conversations": [{"from": from, "value": value}],
+                "chosen": {"from": "gpt", "value": "c"}, "rejected": "r"})
         };
         let e = error(row("humn", "x".into()));
         assert!(
             e.starts_with(
-                "`conversations` cannot be read\n  because message 1 is not \
-            right\n  because unknown speaker `humn`"
+                "`conversations` cannot be read\n  because message 1 is invalid\n  because unknown \
+                speaker `humn`"
             ),
             "{e}"
         );

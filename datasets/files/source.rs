@@ -1,4 +1,4 @@
-//! One file of rows, whatever its format, and the pairs in it.
+//! A file of rows in any supported format, and the pairs in it.
 
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use super::place::Place;
 use super::row::{self, Columns, Row};
 use super::{csv, input, json, jsonl};
 
-/// Endings of supported files.
+/// Endings of the supported files.
 pub const ENDINGS: [&str; 13] = [
     "jsonl",
     "json",
@@ -30,7 +30,7 @@ pub const ENDINGS: [&str; 13] = [
     "tsv.zst",
 ];
 
-/// The ending of a file that can be read, without `.gz` or `.zst`.
+/// Returns the ending of a file without `.gz` or `.zst`, or `None` if the file is not supported.
 pub fn ending(path: &Path) -> Option<&'static str> {
     let name = path.file_name()?.to_string_lossy().to_lowercase();
     let found = ENDINGS
@@ -44,7 +44,7 @@ pub fn ending(path: &Path) -> Option<&'static str> {
 pub struct Reading {
     /// Names of the columns.
     pub columns: Columns,
-    /// Delimiter of `.csv` and `.tsv`; `None` for the usual one of the ending.
+    /// Delimiter of `.csv` and `.tsv`; `None` for the usual delimiter of the format.
     pub delimiter: Option<u8>,
     /// Maximum size of a row in bytes.
     pub longest: usize,
@@ -78,8 +78,8 @@ enum Format {
 pub type Rows = Box<dyn Iterator<Item = Result<(Place, Row)>>>;
 
 impl Source {
-    /// Finds out what the file is, and where that is cheap whether it has the columns; `extra` are
-    /// columns that are wanted besides a pair's.
+    /// Recognises the format of a file. A parquet file is also checked for the columns of a pair
+    /// and the `extra` columns; in other formats, missing columns are only found by reading.
     ///
     /// # Errors
     /// Fails if the file is missing, if its ending is unknown, or if it is a parquet file that is
@@ -102,13 +102,13 @@ impl Source {
             _ => {
                 let ending = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
                 return Err(Error::unknown("file ending", &ending, ENDINGS)
-                    .within(format!("`{}` is of no known kind", path.display())));
+                    .within(format!("the format of `{}` is not supported", path.display())));
             }
         };
         Ok(Self { path: path.to_owned(), format, reading })
     }
 
-    /// The rows in order.
+    /// Returns the rows in order.
     ///
     /// # Errors
     /// Fails if the file cannot be opened, or if it lacks a column. An item is an error if its row
@@ -127,13 +127,14 @@ impl Source {
         })
     }
 
-    /// Checks the columns in the header, so that a missing column is one error of the file.
+    /// Checks the columns in the header, so that a missing column is reported once for the file and
+    /// not for every row.
     fn check_header(&self, header: &[String], delimiter: u8) -> Result<()> {
         let Err(e) = self.reading.columns.find(header.iter().map(String::as_str)) else {
             return Ok(());
         };
-        // One column whose name holds another delimiter is a header that was cut in the wrong
-        // places.
+        // If there is only one column and its name contains another delimiter, the file probably
+        // uses that delimiter.
         let other = match header {
             [only] => [";", "\t", "|", ","]
                 .into_iter()
@@ -141,28 +142,31 @@ impl Source {
             _ => None,
         };
         Err(match other {
-            Some("\t") => e.hint("do tabs separate the fields? rename the file to `.tsv`"),
+            Some("\t") => e.hint("if tabs separate the fields, rename the file to `.tsv`"),
             Some(other) => e.hint(format!(
-                "does `{other}` separate the fields? set it with `--set {}`",
+                "if `{other}` separates the fields, use `--set {}`",
                 quoted(format!("dataset.delimiter={other}"))
             )),
             None => e,
         })
     }
 
-    /// The pairs in order, each with the place of its row, counted from 0; after an error it ends.
+    /// Returns the pairs in order, each with the number of its row, counted from 0. The iterator
+    /// ends after an error.
     ///
     /// # Errors
-    /// Fails as [`rows`](Self::rows) does. An item is an error if its row is not a pair.
+    /// Fails for the same reasons as [`rows`](Self::rows). An item is an error if its row is not a
+    /// pair.
     pub fn pairs(&self) -> Result<Pairs> {
         self.pairs_after(&Rc::default())
     }
 
-    /// The same pairs, with places that continue after the `read` rows of other files. This file's
-    /// rows are added to `read` as they are read.
+    /// Returns the pairs like [`pairs`](Self::pairs), but counts their rows from `read`, the number
+    /// of rows that were read from other files of the split. The counter is increased for every row
+    /// of this file.
     ///
     /// # Errors
-    /// Fails as [`pairs`](Self::pairs) does.
+    /// Fails for the same reasons as [`pairs`](Self::pairs).
     pub fn pairs_after(&self, read: &Rc<Cell<usize>>) -> Result<Pairs> {
         Ok(Pairs {
             path: self.path.clone(),
@@ -179,7 +183,7 @@ impl Source {
         })
     }
 
-    /// Number of pairs, if the file states it.
+    /// Number of pairs, if it is known without reading the rows.
     pub fn count(&self) -> Option<usize> {
         match &self.format {
             Format::Parquet(table) if !self.reading.skip => Some(table.rows()),
@@ -198,25 +202,28 @@ impl Source {
     }
 }
 
-/// The pairs of a file.
+/// Iterates over the pairs of a file.
 pub struct Pairs {
     path: PathBuf,
     columns: Columns,
     skip: bool,
-    /// True for CSV and TSV, where an empty cell may be a missing value.
+    /// True for CSV and TSV, in which an empty cell can mean a missing value.
     cells: bool,
     rows: Rows,
     /// Number of rows that were read, including skipped rows.
     read: Rc<Cell<usize>>,
+    /// Pairs of the last row that have not been returned yet.
     waiting: std::vec::IntoIter<PreferencePair>,
+    /// Shape of the first row.
     shape: Option<Shape>,
+    /// Number of skipped rows, and the error of the first one.
     skipped: Option<(usize, Error)>,
-    /// True after the warning about a field that a chat template would read as another value.
+    /// True after the warning about a message field whose value JSON cannot represent.
     altered: bool,
     ended: bool,
 }
 
-/// Properties that all rows of a file share.
+/// Properties that must be the same for all rows of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Shape {
     prompt: bool,
@@ -224,7 +231,11 @@ struct Shape {
 }
 
 impl Pairs {
-    /// The pairs in a row. A file whose rows are of several kinds was put together by mistake.
+    /// Returns the pairs in a row.
+    ///
+    /// # Errors
+    /// Fails if the row is not a pair, or if its shape differs from the rows before it: such files
+    /// are usually a mistake.
     fn of(&mut self, row: Row) -> Result<Vec<PreferencePair>> {
         let prompt = self.columns.prompt.as_ref().is_some_and(|p| row.contains_key(p));
         let pairs = row::pairs(row, &self.columns)?;
@@ -233,14 +244,10 @@ impl Pairs {
             match *self.shape.get_or_insert(shape) {
                 before if before.form != shape.form => {
                     return Err(Error::new(format!(
-                        "it is {}, and the rows before it are \
-                        {}",
+                        "it is {}, but the rows before it are {}",
                         shape.form, before.form
                     ))
-                    .hint(
-                        "a file holds plain texts or conversations; put the others into \
-                            another file",
-                    ));
+                    .hint("put plain texts and conversations into different files"));
                 }
                 before if before.prompt != shape.prompt => {
                     let (name, has) = (
@@ -259,7 +266,7 @@ impl Pairs {
                 completions.iter().find(|(_, text)| self.cells && **text == Text::from(""))
             {
                 return Err(Error::new(format!("`{name}` is empty"))
-                    .hint("`--set dataset.bad_rows=skip` passes such rows over"));
+                    .hint("use `--set dataset.bad_rows=skip` to skip such rows"));
             }
         }
         Ok(pairs)
@@ -289,15 +296,15 @@ impl Pairs {
         }
     }
 
-    /// The first pair, which is read as a check when a file is opened.
+    /// Returns the first pair. Reading it is a cheap check that the file is usable.
     ///
     /// # Errors
-    /// Fails if there is no pair.
+    /// Fails if there is no pair, or if the first row is not a pair.
     pub fn first(mut self) -> Result<PreferencePair> {
         let first = self.next().transpose()?.map(|(_, pair)| pair);
         let skipped = self.skipped.take();
         first.ok_or_else(|| {
-            let none = Error::new(format!("`{}` holds no pairs", self.path.display()));
+            let none = Error::new(format!("`{}` has no pairs", self.path.display()));
             match skipped {
                 Some((count, e)) => none
                     .because(e)

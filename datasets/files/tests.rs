@@ -5,8 +5,8 @@ use ::parquet::basic::{Compression, GzipLevel, ZstdLevel};
 use reprpo_plugin::serde_json::json;
 
 use super::input::packed;
-use super::written::{
-    Column, numbered, pair_columns, write, write_columns, write_conversation, write_odd,
+use super::parquet_fixtures::{
+    Column, numbered, pair_columns, write, write_all_types, write_columns, write_conversation,
     write_sharegpt,
 };
 use super::*;
@@ -15,8 +15,9 @@ fn open(train: &Path) -> Result<Box<dyn Dataset>> {
     Files { train: train.to_owned(), ..Files::default() }.build()
 }
 
+/// Returns the error of opening a file, with `FILE` instead of its path.
 fn error(train: &Path) -> String {
-    format!("{:?}", open(train).err().expect("it should not open"))
+    format!("{:?}", open(train).err().expect("opening the file should fail"))
         .replace(&train.display().to_string(), "FILE")
 }
 
@@ -75,7 +76,7 @@ fn every_format_gives_the_same_pairs() {
         fs::write(&path, &text).unwrap();
         assert_eq!(read(open(&path).unwrap().as_ref(), "train"), want, "{name}");
         let (gzip, zstd) = (packed::gzip(text.as_bytes()), packed::zstd(text.as_bytes()));
-        // Several gzip files in a row are a gzip file too.
+        // Several gzip files one after another are also a valid gzip file.
         let (first, second) = text.split_at(text.len() / 2);
         let several = [packed::gzip(first.as_bytes()), packed::gzip(second.as_bytes())].concat();
         for (ending, bytes) in [("gz", gzip), ("GZ", several), ("zst", zstd)] {
@@ -99,10 +100,14 @@ fn every_format_gives_the_same_pairs() {
 }
 
 #[test]
-fn genies_own_json_gives_a_pair_for_each_worse_response() {
+fn a_row_in_the_json_of_genies_has_a_pair_for_each_worse_response() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("train.json");
-    fs::write(&path, r#"[{"prompt": "p", "responses": {"a": 1, "b": 0, "c": 0}}, {"prompt": "q", "responses": {"d": 0, "e": 1}}]"#).unwrap();
+    let rows = json!([
+        {"prompt": "p", "responses": {"a": 1, "b": 0, "c": 0}},
+        {"prompt": "q", "responses": {"d": 0, "e": 1}},
+    ]);
+    fs::write(&path, rows.to_string()).unwrap();
     let pair =
         |prompt: &str, chosen: &str, rejected: &str| PreferencePair::new(prompt, chosen, rejected);
     assert_eq!(
@@ -112,7 +117,7 @@ fn genies_own_json_gives_a_pair_for_each_worse_response() {
 }
 
 #[test]
-fn columns_and_delimiter_may_be_others() {
+fn columns_and_delimiter_can_be_set() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("pairs.csv");
     fs::write(&path, "question;best;worst\n\"a; b\";c;\"r\nr\"\n").unwrap();
@@ -128,25 +133,23 @@ fn columns_and_delimiter_may_be_others() {
     assert_eq!(pairs, [PreferencePair::new("a; b", "c", "r\nr")]);
     let wrong = |format: Format| format!("{:?}", build(format).err().unwrap());
     assert!(
-        wrong(Format { delimiter: Some('é'), ..format() }).starts_with("the `delimiter` is `é`\n")
+        wrong(Format { delimiter: Some('é'), ..format() })
+            .starts_with("`delimiter` must be one ASCII character, got `é`\n")
     );
     assert!(
         wrong(Format { rejected_column: "best".into(), ..format() })
-            .starts_with("the column `best` is named for two parts of a pair\n")
+            .starts_with("the column `best` is used for two parts of a pair\n")
     );
-    assert!(
-        wrong(Format { max_row_mib: 0, ..format() })
-            .starts_with("`max_row_mib` is 0\n  hint: valid: 1 to 1024")
+    assert_eq!(
+        wrong(Format { max_row_mib: 0, ..format() }),
+        "`max_row_mib` must be between 1 and 1024, got 0"
     );
     let e = wrong(Format { delimiter: None, ..format() });
-    assert!(
-        e.contains("does `;` separate the fields? set it with `--set 'dataset.delimiter=;'`"),
-        "{e}"
-    );
+    assert!(e.contains("if `;` separates the fields, use `--set 'dataset.delimiter=;'`"), "{e}");
 }
 
 #[test]
-fn parquet_without_a_prompt_has_it_in_both_completions() {
+fn in_parquet_without_a_prompt_column_the_common_beginning_is_the_prompt() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("pairs.parquet");
     let text = |name: &'static str, text: &str| Column::Text(name, vec![text.to_owned()]);
@@ -160,17 +163,17 @@ fn parquet_without_a_prompt_has_it_in_both_completions() {
 }
 
 #[test]
-fn conversations_come_from_both_formats() {
+fn conversations_are_read_from_parquet_and_json() {
     let dir = tempfile::tempdir().unwrap();
     let (parquet, jsonl) = (dir.path().join("pairs.parquet"), dir.path().join("pairs.jsonl"));
     write_conversation(&parquet, &[]);
-    let said =
+    let turn =
         |role: &str, content: &str| format!(r#"[{{"role": "{role}", "content": "{content}"}}]"#);
     let row = format!(
         r#"{{"prompt": {}, "chosen": {}, "rejected": {}}}"#,
-        said("user", "Who?"),
-        said("assistant", "You."),
-        said("assistant", "Me.")
+        turn("user", "Who?"),
+        turn("assistant", "You."),
+        turn("assistant", "Me.")
     );
     fs::write(&jsonl, row).unwrap();
     let pairs = read(open(&parquet).unwrap().as_ref(), "train");
@@ -179,7 +182,7 @@ fn conversations_come_from_both_formats() {
 }
 
 #[test]
-fn a_parquet_conversation_may_have_tools_but_no_images() {
+fn a_parquet_conversation_can_have_tools_but_not_images() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("pairs.parquet");
     write_conversation(
@@ -197,11 +200,15 @@ fn a_parquet_conversation_may_have_tools_but_no_images() {
         TemplateArgs::new(tools, json!({"enable_thinking": false})).unwrap()
     );
     write_conversation(&path, &[("images", "cat.png")]);
-    assert!(error(&path).contains("`images` holds something other than text"), "{}", error(&path));
+    assert!(
+        error(&path).contains("`images` contains something other than text"),
+        "{}",
+        error(&path)
+    );
 }
 
 #[test]
-fn each_split_is_a_file_and_the_table_keeps_their_order() {
+fn each_split_is_a_file_and_the_splits_are_listed_in_order() {
     let dir = tempfile::tempdir().unwrap();
     let file = |name: &str| {
         let path = dir.path().join(name);
@@ -229,7 +236,7 @@ fn each_split_is_a_file_and_the_table_keeps_their_order() {
 }
 
 #[test]
-fn a_file_that_cannot_serve_is_refused_when_it_is_opened() {
+fn an_unusable_file_is_an_error_when_it_is_opened() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str, text: &str| {
         let path = dir.path().join(name);
@@ -237,7 +244,7 @@ fn a_file_that_cannot_serve_is_refused_when_it_is_opened() {
         path
     };
     assert!(error(&dir.path().join("none.jsonl")).contains("cannot open `FILE`"));
-    assert!(error(&at("empty.jsonl", "\n\n")).contains("`FILE` holds no pairs"));
+    assert!(error(&at("empty.jsonl", "\n\n")).contains("`FILE` has no pairs"));
     assert!(
         error(&at("pairs.jsnl", &line(0)))
             .contains("unknown file ending `jsnl`\n  hint: did you mean `jsonl`?")
@@ -246,9 +253,7 @@ fn a_file_that_cannot_serve_is_refused_when_it_is_opened() {
         error(&at("short.jsonl", "{\"prompt\": \"p\"}"))
             .contains("cannot read line 1 of `FILE`\n  because there is no column `chosen`")
     );
-    assert!(
-        error(&at("text.parquet", "no parquet")).contains("`FILE` is not a complete parquet file")
-    );
+    assert!(error(&at("text.parquet", "text")).contains("`FILE` is not a complete parquet file"));
     fs::create_dir(dir.path().join("folder.jsonl")).unwrap();
     assert!(error(&dir.path().join("folder.jsonl")).contains("is a folder"));
     let nothing = format!("{:?}", Files::default().build().err().unwrap());
@@ -256,7 +261,7 @@ fn a_file_that_cannot_serve_is_refused_when_it_is_opened() {
 }
 
 #[test]
-fn parquet_with_other_columns_names_them() {
+fn the_error_for_a_column_missing_from_parquet_names_the_others() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("pairs.parquet");
     let mut columns = pair_columns(2);
@@ -265,8 +270,8 @@ fn parquet_with_other_columns_names_them() {
     let got = error(&path);
     assert!(
         got.contains(
-            "there is no column `chosen`\n  hint: is it `choosen`? `--columns chosen=choosen` \
-                says so\n  hint: columns there: prompt, choosen, rejected"
+            "there is no column `chosen`\n  hint: did you mean `choosen`? set it with `--columns \
+                chosen=choosen`\n  hint: existing columns: prompt, choosen, rejected"
         ),
         "{got}"
     );
@@ -274,11 +279,11 @@ fn parquet_with_other_columns_names_them() {
     write(&path, &columns, Compression::SNAPPY);
     assert!(error(&path).contains("column `chosen` is of type INT32, not text"));
     write(&path, &pair_columns(0), Compression::SNAPPY);
-    assert!(error(&path).contains("holds no pairs"));
+    assert!(error(&path).contains("has no pairs"));
 }
 
 #[test]
-fn parquet_cut_anywhere_is_an_error() {
+fn a_parquet_file_cut_off_anywhere_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("pairs.parquet");
     write(&path, &pair_columns(20), Compression::SNAPPY);
@@ -289,10 +294,10 @@ fn parquet_cut_anywhere_is_an_error() {
     }
 }
 
-/// Bytes that were changed may still make a file, but never a panic, and never more rows than the
-/// footer counts.
+/// A file with a changed byte may still be valid, but reading it never panics, and never gives more
+/// rows than the footer states.
 #[test]
-fn parquet_with_any_byte_changed_ends() {
+fn a_parquet_file_with_any_byte_changed_does_not_panic() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("pairs.parquet");
     write(&path, &pair_columns(20), Compression::SNAPPY);
@@ -311,16 +316,16 @@ fn parquet_with_any_byte_changed_ends() {
 }
 
 #[test]
-fn a_slip_in_the_configuration_is_an_error() {
+fn an_unknown_field_in_the_configuration_is_an_error() {
     let got = reprpo_plugin::serde_json::from_str::<Files>(r#"{"tests": "a.jsonl"}"#)
         .unwrap_err()
         .to_string();
     assert!(got.contains("unknown field `tests`"), "{got}");
 }
 
-/// A user looks for the row in the file, so skipped rows count too.
+/// The user looks up the row in the file, so the number includes skipped rows.
 #[test]
-fn a_pair_has_the_place_of_its_row() {
+fn a_pair_has_the_number_of_its_row() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("pairs.jsonl");
     fs::write(&path, format!("{}\n{{\"prompt\": 1}}\n{}{{}}\n{}", line(0), line(2), line(4)))
@@ -337,48 +342,54 @@ fn a_pair_has_the_place_of_its_row() {
     );
 }
 
-/// In GENIES' own form, one row makes several pairs.
+/// In GENIES' JSON, a row can have several pairs.
 #[test]
-fn pairs_of_one_row_share_its_place() {
+fn pairs_of_the_same_row_have_its_number() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("pairs.json");
-    fs::write(&path, r#"[{"prompt": "p", "responses": {"a": 1, "b": 0, "c": 0}}, {"prompt": "q", "responses": {"a": 1, "b": 0}}]"#).unwrap();
+    let rows = json!([
+        {"prompt": "p", "responses": {"a": 1, "b": 0, "c": 0}},
+        {"prompt": "q", "responses": {"a": 1, "b": 0}},
+    ]);
+    fs::write(&path, rows.to_string()).unwrap();
     let data = open(&path).unwrap();
     let rows: Vec<usize> = data.rows("train").unwrap().map(|row| row.unwrap().0).collect();
     assert_eq!(rows, [0, 0, 1]);
 }
 
 #[test]
-fn only_one_split_may_be_standard_input_and_a_file_needs_no_record() {
-    // The process's own standard input is read by the tests of the command.
+fn only_one_split_can_be_standard_input_and_a_file_needs_no_record() {
+    // The integration tests in `tests` read real standard input.
     let two = Files { train: "-".into(), test: Some("-".into()), ..Files::default() };
     let e = format!("{:?}", two.build().err().unwrap());
-    assert!(
-        e.starts_with("`-`, standard input, is named for several splits: train, test\n"),
-        "{e}"
-    );
+    assert!(e.starts_with("standard input (`-`) is used for several splits: train, test\n"), "{e}");
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("pairs.jsonl");
     fs::write(&path, line(0)).unwrap();
     let file = Files { train: path, stdin: Some("0".into()), ..Files::default() }.build().unwrap();
-    assert_eq!(file.pinned(), None, "a file needs no record");
+    assert_eq!(file.pinned(), None);
 }
 
 #[test]
-fn sharegpts_conversations_are_pairs_in_json_and_in_parquet() {
+fn sharegpt_conversations_are_read_from_json_and_parquet() {
     let dir = tempfile::tempdir().unwrap();
     let (jsonl, parquet) = (dir.path().join("pairs.jsonl"), dir.path().join("pairs.parquet"));
-    let row = r#"{"conversations": [{"from": "human", "value": "Sky?"}], "chosen": {"from": "gpt", "value": "blue"}, "rejected": {"from": "gpt", "value": "green"}, "system": "Be brief."}"#;
-    fs::write(&jsonl, row).unwrap();
+    let row = json!({
+        "conversations": [{"from": "human", "value": "Sky?"}],
+        "chosen": {"from": "gpt", "value": "blue"},
+        "rejected": {"from": "gpt", "value": "green"},
+        "system": "Be brief.",
+    });
+    fs::write(&jsonl, row.to_string()).unwrap();
     write_sharegpt(&parquet, ["Sky?", "blue", "green", "Be brief."]);
-    let said = |turns: &[(&str, &str)]| {
+    let messages = |turns: &[(&str, &str)]| {
         Text::Messages(turns.iter().map(|(role, text)| Message::new(*role, *text)).collect())
     };
-    let prompt = said(&[("system", "Be brief."), ("user", "Sky?")]);
+    let prompt = messages(&[("system", "Be brief."), ("user", "Sky?")]);
     let want = PreferencePair::new(
         prompt,
-        said(&[("assistant", "blue")]),
-        said(&[("assistant", "green")]),
+        messages(&[("assistant", "blue")]),
+        messages(&[("assistant", "green")]),
     );
     for path in [jsonl, parquet] {
         assert_eq!(
@@ -390,12 +401,11 @@ fn sharegpts_conversations_are_pairs_in_json_and_in_parquet() {
     }
 }
 
-/// The file has columns and fields of every type; those that a pair does not need are not read.
 #[test]
-fn parquet_columns_and_fields_that_are_not_needed_may_have_any_type() {
+fn parquet_columns_and_fields_that_are_not_needed_can_have_any_type() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("pairs.parquet");
-    write_odd(&path);
+    write_all_types(&path);
     let pairs = read(open(&path).unwrap().as_ref(), "train");
     let roles: Vec<_> = [&pairs[0].prompt, &pairs[0].chosen, &pairs[0].rejected]
         .into_iter()
@@ -410,7 +420,7 @@ fn parquet_columns_and_fields_that_are_not_needed_may_have_any_type() {
 }
 
 #[test]
-fn a_column_of_another_type_or_compression_is_named() {
+fn the_error_names_a_parquet_column_of_the_wrong_type() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("pairs.parquet");
     write_columns(

@@ -1,5 +1,5 @@
-//! Parses JSON of unknown origin. The number of values is limited, because one byte of text can
-//! take a hundred bytes of memory.
+//! Parses JSON that can come from any tool. The number of values is limited, because a value of one
+//! byte in the text takes up to a hundred bytes of memory.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -8,20 +8,21 @@ use reprpo_plugin::prelude::*;
 use reprpo_plugin::serde::de::{self, DeserializeSeed, MapAccess, SeqAccess, Visitor};
 use reprpo_plugin::serde_json::{self, Map, Value};
 
-use super::flaws::{Flaw, Row, Step, What};
+use super::flaws::{Flaw, LostValue, Row, Step};
 use super::python;
 
-/// Maximum number of values in a row, which take about 40 MB of memory.
+/// Maximum number of values in a row. This many values take about 40 MB of memory.
 const MOST: usize = 500_000;
 
-/// Numbers from here on may be whole numbers of more than 64 bits, which serde_json rounds.
+/// A float of at least this size may have been an integer of more than 64 bits, which serde_json
+/// rounds.
 const ROUNDED: f64 = i64::MAX as f64;
 
-/// Parses a JSON text, and returns the places of values that the result cannot hold: Python writes
-/// `NaN`, `Infinity`, half surrogate pairs and whole numbers of any length into JSON.
+/// Parses a JSON text, and returns the places of values that the result cannot represent: Python
+/// writes `NaN`, `Infinity`, half surrogate pairs and integers of any length into JSON.
 ///
 /// # Errors
-/// Fails if the text is not UTF-8 or not JSON, is nested too deep, or has too many values.
+/// Fails if the text is not UTF-8 or not JSON, is nested too deeply, or has too many values.
 fn parse(bytes: &[u8]) -> Result<(Value, Vec<Flaw>)> {
     let text = std::str::from_utf8(bytes).map_err(|e| not_utf8(e.valid_up_to()))?;
     let strict = Walk::of(&[]);
@@ -29,13 +30,13 @@ fn parse(bytes: &[u8]) -> Result<(Value, Vec<Flaw>)> {
         Ok(value) if !strict.rounded.get() => return Ok((value, Vec::new())),
         Err(_) if strict.left.get() == 0 => {}
         outcome => {
-            let (mended, spots) = python::mended(text);
-            if spots.is_empty() {
+            let (standard, lost) = python::standard_json(text);
+            if lost.is_empty() {
                 return outcome.map(|value| (value, Vec::new())).map_err(|e| not_json(&e));
             }
-            // The mended text has the same length, so that errors name the right byte.
-            let walk = Walk::of(&spots);
-            let outcome = walk.read(&mended);
+            // The converted text has the same length, so errors name the right byte.
+            let walk = Walk::of(&lost);
+            let outcome = walk.read(&standard);
             if walk.left.get() > 0 {
                 return outcome
                     .map(|value| (value, walk.flaws.into_inner()))
@@ -43,12 +44,12 @@ fn parse(bytes: &[u8]) -> Result<(Value, Vec<Flaw>)> {
             }
         }
     }
-    Err(Error::new(format!("it holds more than {MOST} values"))
+    Err(Error::new(format!("it has more than {MOST} values"))
         .hint(r#"a row is {"prompt": "…", "chosen": "…", "rejected": "…"}"#))
 }
 
-/// The error for text that is not JSON. It counts lines within the text; the caller adds where the
-/// text is.
+/// The error for text that is not JSON. Its line numbers count from the start of this text; the
+/// caller adds the place of the text in the file.
 fn not_json(e: &serde_json::Error) -> Error {
     let message = e.to_string();
     let message = message.rsplit_once(" at line ").map_or(message.as_str(), |(head, _)| head);
@@ -56,10 +57,10 @@ fn not_json(e: &serde_json::Error) -> Error {
     Error::new(format!("it is not JSON: {message}, at byte {}{line}", e.column()))
 }
 
-/// One JSON text as a row.
+/// Parses one JSON text as a row.
 ///
 /// # Errors
-/// Fails as [`parse`] does, or if the text is not an object.
+/// Fails for the same reasons as [`parse`], or if the text is not an object.
 pub fn parse_row(bytes: &[u8]) -> Result<Row> {
     match parse(bytes)? {
         (Value::Object(cells), flaws) => Ok(Row::new(cells, flaws)),
@@ -73,23 +74,23 @@ pub fn not_a_row(value: &Value) -> Error {
         .hint(r#"a row is {"prompt": "…", "chosen": "…", "rejected": "…"}"#)
 }
 
-/// The error for text in another encoding; `before` bytes of it were right.
-pub fn not_utf8(before: usize) -> Error {
-    Error::new(format!("it is not UTF-8: byte {} does not belong", before + 1))
+/// The error for text in another encoding; its first `valid` bytes are UTF-8.
+pub fn not_utf8(valid: usize) -> Error {
+    Error::new(format!("it is not UTF-8: byte {} is invalid", valid + 1))
         .hint("save the file as UTF-8")
 }
 
-/// Builds a value, counts its parts, and finds the paths of the spots that were mended.
+/// Builds a value, counts its parts, and finds the paths of the values that were replaced.
 struct Walk<'a> {
     /// Number of further values that are allowed.
     left: Cell<usize>,
     /// Number of values and keys so far.
     count: Cell<usize>,
-    /// The mended spots that are still to come, each with that count.
-    spots: Cell<&'a [(usize, What)]>,
-    /// True if there were any spots.
-    mended: bool,
-    /// Path of the current value; only kept if there were any spots.
+    /// The replaced values that are still to come, each with the `count` at which it occurs.
+    lost: Cell<&'a [(usize, LostValue)]>,
+    /// True if any value was replaced.
+    any_lost: bool,
+    /// Path of the current value; only tracked if `any_lost` is true.
     path: RefCell<Vec<Step>>,
     flaws: RefCell<Vec<Flaw>>,
     /// True if a number may have been rounded.
@@ -97,12 +98,12 @@ struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    fn of(spots: &'a [(usize, What)]) -> Self {
+    fn of(lost: &'a [(usize, LostValue)]) -> Self {
         Self {
             left: Cell::new(MOST),
             count: Cell::new(0),
-            spots: Cell::new(spots),
-            mended: !spots.is_empty(),
+            lost: Cell::new(lost),
+            any_lost: !lost.is_empty(),
             path: RefCell::default(),
             flaws: RefCell::default(),
             rounded: Cell::new(false),
@@ -115,23 +116,23 @@ impl<'a> Walk<'a> {
         json.end().map(|()| value)
     }
 
-    /// Counts a value or a key, and returns what was mended in it, if anything.
-    fn next(&self) -> Option<What> {
+    /// Counts a value or a key, and returns the original if it was replaced.
+    fn next(&self) -> Option<LostValue> {
         let count = self.count.get();
         self.count.set(count + 1);
-        let spots = self.spots.get();
-        let (_, what) = spots.first().filter(|(at, _)| *at == count)?;
-        self.spots.set(&spots[1..]);
-        Some(what.clone())
+        let lost = self.lost.get();
+        let (_, value) = lost.first().filter(|(at, _)| *at == count)?;
+        self.lost.set(&lost[1..]);
+        Some(value.clone())
     }
 
-    fn found(&self, what: What) {
-        self.flaws.borrow_mut().push(Flaw { path: self.path.borrow().clone(), what });
+    fn add_flaw(&self, value: LostValue) {
+        self.flaws.borrow_mut().push(Flaw { path: self.path.borrow().clone(), value });
     }
 
     /// Calls `read` with `step` added to the current path.
     fn within<T>(&self, step: impl FnOnce() -> Step, read: impl FnOnce() -> T) -> T {
-        if !self.mended {
+        if !self.any_lost {
             return read();
         }
         self.path.borrow_mut().push(step());
@@ -149,10 +150,10 @@ impl<'de> DeserializeSeed<'de> for &Walk<'_> {
         if self.left.get() == 0 {
             return Err(de::Error::custom("too many values"));
         }
-        if let Some(what) = self.next() {
-            // A number that the row cannot hold becomes null.
-            let kept = matches!(what, What::Surrogate(_));
-            self.found(what);
+        if let Some(lost) = self.next() {
+            // Keep a text, which has the replacement character in it. A number becomes null.
+            let kept = matches!(lost, LostValue::Surrogate(_));
+            self.add_flaw(lost);
             let value = from.deserialize_any(self)?;
             return Ok(if kept { value } else { Value::Null });
         }
@@ -211,9 +212,10 @@ impl<'de> Visitor<'de> for &Walk<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
         let mut all = Map::new();
         while let Some(key) = entries.next_key::<String>()? {
-            let flawed = self.next();
-            if self.mended && all.contains_key(&key) {
-                // Of several values with the same name, the last one counts.
+            let lost = self.next();
+            if self.any_lost && all.contains_key(&key) {
+                // If a key occurs several times, the last value replaces the earlier ones, so
+                // their flaws are forgotten too.
                 let mut path = self.path.borrow().clone();
                 path.push(Step::Key(key.clone()));
                 self.flaws.borrow_mut().retain(|flaw| !flaw.path.starts_with(&path));
@@ -221,7 +223,7 @@ impl<'de> Visitor<'de> for &Walk<'_> {
             let value = self.within(
                 || Step::Key(key.clone()),
                 || {
-                    flawed.into_iter().for_each(|what| self.found(what));
+                    lost.into_iter().for_each(|value| self.add_flaw(value));
                     entries.next_value_seed(self)
                 },
             )?;
@@ -236,7 +238,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_reads_what_serde_json_reads() {
+    fn standard_json_is_parsed_as_by_serde_json() {
         let text = r#"{"b": [1, -2, 2.5, true, null, "é\n"], "a": {}}"#;
         assert_eq!(
             parse(text.as_bytes()).unwrap(),
@@ -246,16 +248,13 @@ mod tests {
     }
 
     #[test]
-    fn a_row_of_millions_of_values_is_refused_without_keeping_them() {
+    fn a_row_of_millions_of_values_is_an_error() {
         let text = format!("[{}0]", "0,".repeat(2 * MOST));
-        assert_eq!(
-            parse(text.as_bytes()).unwrap_err().message(),
-            "it holds more than 500000 values"
-        );
+        assert_eq!(parse(text.as_bytes()).unwrap_err().message(), "it has more than 500000 values");
     }
 
     #[test]
-    fn deep_nesting_is_an_error_and_no_overflow() {
+    fn deep_nesting_is_an_error_instead_of_a_stack_overflow() {
         assert!(
             parse("[".repeat(100_000).as_bytes())
                 .unwrap_err()
@@ -264,17 +263,17 @@ mod tests {
         );
     }
 
-    /// The places of values that are lost, as `path what`.
+    /// The lost values of a text, each with its path.
     fn flaws(text: &str) -> Vec<String> {
         let (_, flaws) = parse(text.as_bytes()).unwrap_or_else(|e| panic!("{text}: {e:?}"));
-        flaws.iter().map(|flaw| format!("{:?} {}", flaw.path, flaw.what)).collect()
+        flaws.iter().map(|flaw| format!("{:?} {}", flaw.path, flaw.value)).collect()
     }
 
-    /// Every text here is one that Python's `json` reads.
+    /// Python's `json` parses all of these texts.
     #[test]
-    fn what_python_writes_is_read_and_noted() {
+    fn values_that_only_python_accepts_are_replaced_and_recorded() {
         let key = |key: &str| format!("Key({key:?})");
-        for (text, path, what) in [
+        for (text, path, value) in [
             (r#"{"a": NaN, "b": 1}"#, key("a"), "is NaN, which is neither text nor a JSON number"),
             (
                 r#"{"a":[1,-Infinity]}"#,
@@ -304,17 +303,17 @@ mod tests {
             (
                 r#"{"t": "ok \ud83d end"}"#,
                 key("t"),
-                r"holds `\ud83d`, half of a surrogate pair, which is not a character",
+                r"contains `\ud83d`, half of a surrogate pair, which is not a character",
             ),
             (
                 r#"{"t": "\uDE00\ud83d\ude00"}"#,
                 key("t"),
-                r"holds `\uDE00`, half of a surrogate pair, which is not a character",
+                r"contains `\uDE00`, half of a surrogate pair, which is not a character",
             ),
             (
                 r#"{"t": "\ud83d\ud83d\ude00"}"#,
                 key("t"),
-                r"holds `\ud83d`, half of a surrogate pair, which is not a character",
+                r"contains `\ud83d`, half of a surrogate pair, which is not a character",
             ),
             (
                 r#"{"a": NaN, "b": 2, "a": [NaN]}"#,
@@ -324,10 +323,10 @@ mod tests {
             (
                 r#"{"x\ud800": 1}"#,
                 key("x\u{fffd}"),
-                r"holds `\ud800`, half of a surrogate pair, which is not a character",
+                r"contains `\ud800`, half of a surrogate pair, which is not a character",
             ),
         ] {
-            assert_eq!(flaws(text), [format!("[{path}] {what}")], "{text}");
+            assert_eq!(flaws(text), [format!("[{path}] {value}")], "{text}");
         }
         let long = format!(r#"{{"n": {}}}"#, "7".repeat(400));
         assert_eq!(
@@ -348,9 +347,8 @@ mod tests {
         assert_eq!(value, serde_json::json!({"a": null, "t": "x\u{fffd}y", "n": null}));
     }
 
-    /// These texts are not JSON, and Python does not read them either.
     #[test]
-    fn text_that_python_does_not_read_either_is_an_error_in_the_right_place() {
+    fn an_error_in_text_that_python_also_rejects_names_the_right_byte() {
         for (text, place) in [
             (r#"{"a": NaN, "b": nan}"#, 18),
             (r#"{"a": NaN "b": 1}"#, 11),

@@ -1,11 +1,12 @@
-//! The benchmark's folder, with one folder per distribution that has the files of its splits.
+//! Finds the distributions of the benchmark and their files. Each distribution is a folder with the
+//! files of its splits.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use reprpo_plugin::prelude::*;
 
-/// A folder of distributions.
+/// A folder with one subfolder per distribution.
 #[derive(Debug)]
 pub struct Folder {
     path: PathBuf,
@@ -31,7 +32,7 @@ impl Folder {
         {
             let entry =
                 entry.within(|| format!("cannot read the data folder `{}`", path.display()))?;
-            // A name that is not Unicode cannot be given on the command line.
+            // Skip names that are not Unicode: they cannot be given on the command line.
             if let Ok(name) = entry.file_name().into_string()
                 && entry.path().is_dir()
                 && ["train", "test"]
@@ -44,7 +45,7 @@ impl Folder {
         if names.is_empty() {
             return Err(Error::new(format!("`{}` has no GENIES distributions", path.display()))
                 .hint(
-                    "it should hold <distribution>/train-*.parquet and \
+                    "it should contain <distribution>/train-*.parquet and \
                     <distribution>/test-*.parquet, or train.json and test.json",
                 ));
         }
@@ -56,7 +57,7 @@ impl Folder {
         self.names.contains(name)
     }
 
-    /// All names, separated by commas.
+    /// Returns all names, separated by commas.
     pub fn list(&self) -> String {
         self.names.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
     }
@@ -64,7 +65,7 @@ impl Folder {
     /// Checks that there is a distribution `name`.
     ///
     /// # Errors
-    /// Fails if there is none, and names the nearest one and all others.
+    /// Fails if there is none. The error names the nearest name and lists all of them.
     pub fn check(&self, name: &str) -> Result<()> {
         if self.has(name) {
             Ok(())
@@ -74,10 +75,10 @@ impl Folder {
         }
     }
 
-    /// The files of a split of a distribution, in order.
+    /// Returns the files of a split of a distribution, in order.
     ///
     /// # Errors
-    /// Fails if there are no files, or fewer than their names say.
+    /// Fails if there are no files, or fewer than the total in their names (`-of-00003`).
     pub fn files(&self, name: &str, split: &str) -> Result<Vec<PathBuf>> {
         let folder = self.path.join(name);
         let found = shards(&folder, split)?;
@@ -86,24 +87,24 @@ impl Folder {
                 "there is no `{}`",
                 folder.join(format!("{split}-*.parquet")).display()
             ))
-            .hint("fetch the distribution again"));
+            .hint("download the distribution again"));
         };
-        let said = last
+        let total = last
             .file_stem()
             .and_then(|stem| stem.to_str()?.rsplit_once("-of-")?.1.parse::<usize>().ok());
-        if said.is_some_and(|said| said != found.len()) {
-            let said = said.unwrap_or_default();
+        if let Some(total) = total.filter(|total| *total != found.len()) {
             return Err(Error::new(format!(
-                "`{}` has {} of the {said} files of its `{split}` split",
+                "`{}` has {} of the {total} files of its `{split}` split",
                 folder.display(),
                 found.len()
             ))
-            .hint("fetch the missing ones"));
+            .hint("download the missing files"));
         }
         Ok(found)
     }
 }
 
+/// Lists the files of a split in the folder of a distribution, sorted by name.
 fn shards(folder: &Path, split: &str) -> Result<Vec<PathBuf>> {
     let doing = || format!("cannot read the folder `{}`", folder.display());
     let mut found = Vec::new();
@@ -118,10 +119,10 @@ fn shards(folder: &Path, split: &str) -> Result<Vec<PathBuf>> {
         }
     }
     found.sort();
-    // The benchmark's JSON files, which may not have been converted to parquet.
-    let own = folder.join(format!("{split}.json"));
-    if found.is_empty() && own.is_file() {
-        found.push(own);
+    // The original files of the benchmark are JSON.
+    let json = folder.join(format!("{split}.json"));
+    if found.is_empty() && json.is_file() {
+        found.push(json);
     }
     Ok(found)
 }

@@ -15,25 +15,25 @@ use crate::files::{Place, Reading, Row, Source, pairs};
 /// Default distribution of `rnd`.
 const UNRELATED: &str = "ranking_logic";
 
-/// A distribution of GENIES, with a shifted and an unrelated one to evaluate on: `--dataset
-/// genies:math`.
+/// A distribution of GENIES to train on, and a shifted and an unrelated distribution to evaluate
+/// on: `--dataset genies:math`.
 #[dataset(
     name = "genies",
     summary = "the GENIES benchmark: train on one distribution, test on a shifted one",
     reference = "Clymer, Baker, Subramani, Wang: Generalization Analogies (GENIES), 2023, \
         arXiv:2311.07723",
     explain = "\
-There are four splits: `train` and `test` are those of the named distribution, `oos` has the test
-pairs of the distribution that the benchmark's shift lists name as its target, and `rnd` has the
-test pairs of an unrelated distribution. `--dataset genies:math` trains on math; `oos` is then
-change_my_view.
+There are four splits. `train` and `test` are those of the given distribution. `oos` has the test
+pairs of the shifted distribution: the benchmark's shift lists name a target for each distribution.
+`rnd` has the test pairs of an unrelated distribution. `--dataset genies:math` trains on math, and
+`oos` is then change_my_view.
 
-The data are files `<data_dir>/<distribution>/{train,test}-*.parquet` with the columns prompt,
+The data files are `<data_dir>/<distribution>/{train,test}-*.parquet` with the columns prompt,
 chosen and rejected, and example_id if `one_per_instruction` is on. This is the layout of
 wassname/genies_preferences on the hub. The files can also be `train.json` and `test.json`, as in
-the `distributions` folder of the benchmark. The shift lists GENIES.json and all.json are searched
-in `<data_dir>/genies_shifts`, `<data_dir>/../genies_shifts` and `<data_dir>/distribution_shifts`.
-If they name no target, there is no `oos` split unless the field `oos` names one.",
+the `distributions` folder of the benchmark. The shift lists are GENIES.json and all.json in
+`<data_dir>/genies_shifts`, `<data_dir>/../genies_shifts` or `<data_dir>/distribution_shifts`. If
+they do not list the distribution, there is only an `oos` split if the field `oos` is set.",
     example(distribution = "math"),
     argument = "distribution"
 )]
@@ -41,18 +41,18 @@ pub struct Genies {
     /// Name of the distribution to train on, such as `math`. Required; `--dataset genies:NAME`
     /// sets it.
     pub distribution: String,
-    /// Folder of the distributions, or a folder with `genies` or `distributions` in it.
-    /// `--data-dir` sets it. Default: the environment variable `REPRPO_DATA`.
+    /// Folder with the distributions, or its parent folder if it is called `genies` or
+    /// `distributions`. `--data-dir` sets it. Default: the environment variable `REPRPO_DATA`.
     #[schemars(extend("format" = "path"))]
     pub data_dir: Option<PathBuf>,
     /// Name of the shifted distribution, whose test pairs are `oos`. Default: the first target that
     /// the benchmark's shift lists name for `distribution`.
     pub oos: Option<String>,
-    /// Name of the unrelated distribution, whose test pairs are `rnd`; `none` for none.
+    /// Name of the unrelated distribution, whose test pairs are `rnd`; `none` for no `rnd` split.
     #[default(Some(UNRELATED.to_owned()))]
     pub rnd: Option<String>,
-    /// Only takes the first pair of each instruction (one per `example_id`), in every split. An
-    /// instruction with k worse responses has k pairs.
+    /// Only takes the first pair of each instruction (one per `example_id`), in every split.
+    /// Otherwise, an instruction with k worse responses has k pairs.
     pub one_per_instruction: bool,
 }
 
@@ -82,8 +82,8 @@ impl DatasetPlugin for Genies {
             None => match shifts::target(&data_dir, &source)? {
                 Some(name) if !folder.has(&name) => {
                     tracing::warn!(
-                        "`{source}` shifts to `{name}`, which is not in `{}`: there is no oos \
-                            split",
+                        "the shifted distribution of `{source}` is `{name}`, which is not in \
+                            `{}`: there is no oos split",
                         data_dir.display()
                     );
                     None
@@ -97,7 +97,7 @@ impl DatasetPlugin for Genies {
         };
         wanted.extend(oos.clone().map(|name| ("oos", name, "test")));
         match self.rnd {
-            // A folder of the user's own distributions may lack the default one.
+            // A folder with the user's own distributions may not have the default one.
             Some(name) if name == UNRELATED && !folder.has(&name) => {
                 tracing::info!("`{name}` is not in `{}`: there is no rnd split", data_dir.display())
             }
@@ -182,8 +182,8 @@ impl Dataset for Splits {
         let (firsts, mut seen) = (self.one_per_instruction, HashSet::new());
         let mut of = move |source: &Source, (place, row): (Place, Row)| {
             let within = || place.reading(source.path());
-            // In the benchmark's JSON files, a row is an instruction. In other files, rows with the
-            // same `example_id` share one.
+            // In the benchmark's JSON files, a row is an instruction. In other files, several rows
+            // can belong to the same instruction; their `example_id` is then the same.
             if firsts && !row.contains_key("responses") {
                 let id = row.get(INSTRUCTION).filter(|id| !id.is_null()).map(ToString::to_string);
                 let id = id

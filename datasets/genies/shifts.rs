@@ -1,12 +1,12 @@
-//! Targets of distribution shifts, from the lists that come with the benchmark.
+//! Looks up the targets of distribution shifts in the lists that come with the benchmark.
 
 use std::path::{Path, PathBuf};
 
 use reprpo_plugin::prelude::*;
 use reprpo_plugin::serde_json;
 
-/// The lists in the order of their search: the fifteen shifts of the benchmark, then a longer list
-/// with further sources.
+/// Files of the lists, in search order: the fifteen shifts of the benchmark, then a longer list
+/// with more sources.
 const LISTS: [&str; 2] = ["GENIES.json", "all.json"];
 
 /// An entry of a list. Other fields, such as label and category, are ignored.
@@ -17,7 +17,7 @@ struct Shift {
     target: String,
 }
 
-/// Returns the first target that the lists name for `source`; `None` if there is none.
+/// Returns the first target that the lists give for `source`, or `None` if they do not list it.
 ///
 /// # Errors
 /// Fails if a list cannot be read or parsed.
@@ -39,8 +39,8 @@ pub fn target(data_dir: &Path, source: &str) -> Result<Option<String>> {
     Ok(None)
 }
 
-/// Possible folders of the lists: in or next to the data folder, or as in the benchmark's
-/// repository.
+/// Folders that can contain the lists: `genies_shifts` in or next to the data folder, or
+/// `distribution_shifts` as in the benchmark's repository.
 fn places(data_dir: &Path) -> impl Iterator<Item = PathBuf> {
     ["genies_shifts", "../genies_shifts", "distribution_shifts"]
         .into_iter()

@@ -4,7 +4,7 @@ use std::path::Path;
 use ::parquet::basic::Compression;
 
 use super::*;
-use crate::files::written::{Column, pair_columns, write};
+use crate::files::parquet_fixtures::{Column, pair_columns, write};
 
 #[path = "../../tests/golden.rs"]
 mod golden;
@@ -19,7 +19,7 @@ fn open(data_dir: &Path, distribution: &str) -> Result<Box<dyn Dataset>> {
 }
 
 fn error(result: Result<Box<dyn Dataset>>) -> String {
-    format!("{:?}", result.err().expect("it should not open"))
+    format!("{:?}", result.err().expect("opening the data set should fail"))
 }
 
 fn table(data: &dyn Dataset) -> Vec<(String, String, Option<usize>)> {
@@ -38,9 +38,9 @@ fn read(data: &dyn Dataset, split: &str) -> Vec<PreferencePair> {
     data.pairs(split).unwrap().collect::<Result<_>>().unwrap()
 }
 
-/// A folder with distributions `cats`, `dogs` and `ranking_logic`, and a list that shifts cats to
-/// dogs.
-fn made() -> tempfile::TempDir {
+/// Writes a data folder with the distributions `cats`, `dogs` and `ranking_logic`, and with shift
+/// lists. `GENIES.json` shifts cats to dogs; `all.json` also shifts dogs to cats.
+fn data_folder() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     for name in ["cats", "dogs", "ranking_logic"] {
         let folder = dir.path().join("genies").join(name);
@@ -71,8 +71,8 @@ fn made() -> tempfile::TempDir {
 }
 
 #[test]
-fn every_split_of_a_shift_is_listed_and_reads_to_its_end_in_the_files_order() {
-    let dir = made();
+fn every_split_of_a_shift_has_its_pairs_in_the_order_of_the_files() {
+    let dir = data_folder();
     let want = [
         entry("train", "cats (train)", 6),
         entry("test", "cats (test)", 4),
@@ -85,9 +85,10 @@ fn every_split_of_a_shift_is_listed_and_reads_to_its_end_in_the_files_order() {
         for split in data.splits() {
             let prompts: Vec<_> =
                 read(data.as_ref(), &split.name).into_iter().map(|p| p.prompt).collect();
-            let expected: Vec<_> = (0..split.pairs.expect("it is known"))
-                .map(|i| Text::from(format!("prompt {i}")))
-                .collect();
+            let expected: Vec<_> =
+                (0..split.pairs.expect("parquet files state the number of pairs"))
+                    .map(|i| Text::from(format!("prompt {i}")))
+                    .collect();
             assert_eq!(prompts, expected, "{}", split.name);
         }
     }
@@ -112,7 +113,7 @@ fn math_shifts_to_change_my_view() {
 }
 
 #[test]
-fn every_distribution_of_the_benchmark_reads_to_its_end() {
+fn every_distribution_of_the_benchmark_can_be_read() {
     let Some(shared) = golden::shared("genies") else { return };
     let mut distributions = 0;
     for entry in
@@ -133,7 +134,7 @@ fn every_distribution_of_the_benchmark_reads_to_its_end() {
 }
 
 #[test]
-fn the_rows_of_math_are_in_the_benchmarks_order_and_form() {
+fn the_pairs_of_math_are_in_the_benchmarks_order() {
     let Some(shared) = golden::shared("genies") else { return };
     let pairs = read(open(&shared, "math").unwrap().as_ref(), "train");
     let (Text::Plain(prompt), Text::Plain(chosen), Text::Plain(rejected)) =
@@ -146,7 +147,7 @@ fn the_rows_of_math_are_in_the_benchmarks_order_and_form() {
         chosen.contains("\\boxed{22}") && !rejected.contains("\\boxed{22}"),
         "{chosen}\n{rejected}"
     );
-    // The second pair is the first one's instruction with another worse response.
+    // The second pair has the instruction of the first pair, with another worse response.
     assert_eq!((&pairs[1].prompt, &pairs[1].chosen), (&pairs[0].prompt, &pairs[0].chosen));
     assert_ne!(pairs[1].rejected, pairs[0].rejected);
 }
@@ -168,8 +169,8 @@ fn one_pair_per_instruction_leaves_600_of_math() {
 }
 
 #[test]
-fn the_benchmarks_own_list_goes_before_the_longer_one() {
-    let dir = made();
+fn the_list_of_the_benchmark_takes_precedence_over_the_longer_list() {
+    let dir = data_folder();
     assert_eq!(
         table(open(dir.path(), "cats").unwrap().as_ref())[2],
         entry("oos", "dogs (test)", 4)
@@ -181,8 +182,8 @@ fn the_benchmarks_own_list_goes_before_the_longer_one() {
 }
 
 #[test]
-fn a_split_that_no_list_names_is_absent_and_a_named_one_is_there() {
-    let dir = made();
+fn without_a_listed_shift_there_is_only_an_oos_split_if_it_is_set() {
+    let dir = data_folder();
     let data = open(dir.path(), "ranking_logic").unwrap();
     assert_eq!(
         table(data.as_ref()),
@@ -200,7 +201,7 @@ fn a_split_that_no_list_names_is_absent_and_a_named_one_is_there() {
 
 #[test]
 fn the_first_pair_of_each_instruction_is_kept() {
-    let dir = made();
+    let dir = data_folder();
     let config = Genies {
         distribution: "cats".into(),
         data_dir: Some(dir.path().to_owned()),
@@ -213,12 +214,15 @@ fn the_first_pair_of_each_instruction_is_kept() {
 }
 
 #[test]
-fn the_benchmarks_own_json_is_read_where_there_is_no_parquet() {
+fn the_json_of_the_benchmark_is_read_if_there_is_no_parquet() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path().join("distributions/cats");
     fs::create_dir_all(&folder).unwrap();
     for split in ["train", "test"] {
-        let rows = r#"[{"prompt": "p", "responses": {"a": 1, "b": 0, "c": 0}}, {"prompt": "q", "responses": {"a": 1, "b": 0}}]"#;
+        let rows = concat!(
+            r#"[{"prompt": "p", "responses": {"a": 1, "b": 0, "c": 0}}, "#,
+            r#"{"prompt": "q", "responses": {"a": 1, "b": 0}}]"#
+        );
         fs::write(folder.join(format!("{split}.json")), rows).unwrap();
     }
     assert_eq!(
@@ -236,13 +240,13 @@ fn the_benchmarks_own_json_is_read_where_there_is_no_parquet() {
 }
 
 #[test]
-fn an_unknown_distribution_brings_the_nearest_and_all() {
-    let dir = made();
+fn the_error_for_an_unknown_distribution_names_the_nearest_one_and_all_others() {
+    let dir = data_folder();
     let got = error(open(dir.path(), "cat"));
     assert!(
         got.contains(
-            "unknown distribution `cat`\n  hint: did you mean `cats`?\n  hint: \
-        valid: cats, dogs, ranking_logic"
+            "unknown distribution `cat`\n  hint: did you mean `cats`?\n  hint: valid: cats, dogs, \
+            ranking_logic"
         ),
         "{got}"
     );
@@ -261,17 +265,17 @@ fn an_unknown_distribution_brings_the_nearest_and_all() {
 }
 
 #[test]
-fn a_folder_without_distributions_says_what_it_should_hold() {
+fn the_error_for_a_folder_without_distributions_names_the_expected_files() {
     let dir = tempfile::tempdir().unwrap();
     assert!(error(open(dir.path(), "math")).contains(
-        "has no GENIES distributions\n  hint: it should hold <distribution>/train-*.parquet"
+        "has no GENIES distributions\n  hint: it should contain <distribution>/train-*.parquet"
     ));
     assert!(error(open(&dir.path().join("none"), "math")).contains("cannot read the data folder"));
 }
 
 #[test]
-fn a_missing_or_damaged_file_is_named() {
-    let dir = made();
+fn the_error_names_a_missing_or_damaged_file() {
+    let dir = data_folder();
     let file = dir.path().join("genies/cats/test-00000-of-00001.parquet");
     let bytes = fs::read(&file).unwrap();
     fs::write(&file, &bytes[..bytes.len() / 2]).unwrap();
@@ -292,8 +296,8 @@ fn a_missing_or_damaged_file_is_named() {
 }
 
 #[test]
-fn a_column_that_is_missing_is_named_before_anything_is_read() {
-    let dir = made();
+fn a_missing_column_is_an_error_when_the_data_set_is_opened() {
+    let dir = data_folder();
     let file = dir.path().join("genies/cats/train-00000-of-00001.parquet");
     write(&file, &pair_columns(3), Compression::SNAPPY);
     assert!(open(dir.path(), "cats").is_ok());

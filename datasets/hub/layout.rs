@@ -13,27 +13,28 @@ use reprpo_plugin::serde_json::Value;
 
 use crate::files::ending;
 
-/// The branch with the hub's own conversion to parquet.
+/// Branch in which the hub puts its automatic conversion to parquet.
 pub const CONVERTED: &str = "refs/convert/parquet";
 
-/// Words in a path that identify a split, in the order of the search.
+/// Words in a path that identify a split, in search order.
 const KEYWORDS: [(&str, &[&str]); 3] = [
     ("train", &["train", "training"]),
     ("validation", &["validation", "valid", "dev", "val"]),
     ("test", &["test", "testing", "eval", "evaluation"]),
 ];
 
-/// The files of each split of a configuration.
+/// The splits of a configuration and their files.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Layout {
+    /// Name and files of each split.
     pub splits: Vec<(String, Vec<String>)>,
-    /// Files that are missing, each with the split that it belongs to.
+    /// Missing files, as pairs of the split and the path.
     pub missing: Vec<(String, String)>,
 }
 
 impl Layout {
-    /// Reads the layout from the repository's card, else from the names of its files; `None` if no
-    /// file has a supported format.
+    /// Reads the layout from the repository's card or, if the card does not have it, from the names
+    /// of the files. Returns `None` if no file has a supported format.
     pub fn of(snapshot: &Snapshot<'_>, config: Option<&str>) -> Result<Option<Self>> {
         Self::read(snapshot.files(), snapshot.card(), config)
     }
@@ -48,7 +49,7 @@ impl Layout {
             _ => "default".to_owned(),
         };
         if configs.is_empty() {
-            // A folder is a configuration if the user names it.
+            // Without configurations in the card, the user can set a folder as the configuration.
             let within = |file: &&String| {
                 config.is_none_or(|c| c == "default" || file.starts_with(&format!("{c}/")))
             };
@@ -77,7 +78,7 @@ impl Layout {
                 .or_else(|| names.iter().position(|n| n == "default"))
                 .ok_or_else(|| {
                     Error::new(format!(
-                        "the data set has {} configurations, and none of them is its default",
+                        "the data set has {} configurations, and none of them is the default",
                         names.len()
                     ))
                     .hint(format!(
@@ -103,7 +104,7 @@ impl Layout {
             let globs = patterns.iter().map(|p| glob(p)).collect::<Result<Vec<_>>>()?;
             let held: Vec<String> =
                 files.iter().filter(|f| globs.iter().any(|g| g.is_match(f))).cloned().collect();
-            // A pattern may match nothing, but a name without wildcards must.
+            // A pattern can match nothing, but a file that is named without wildcards must exist.
             let named =
                 patterns.iter().filter(|p| !p.contains(['*', '?', '[', '{']) && !files.contains(p));
             missing.extend(named.map(|file| (split.clone(), file.clone())));
@@ -121,10 +122,10 @@ impl Layout {
         Ok((!splits.is_empty() || !missing.is_empty()).then_some(Self { splits, missing }))
     }
 
-    /// Checks that all files of a split are there.
+    /// Checks that all files of a split exist.
     ///
     /// # Errors
-    /// Fails if one is missing, and names it.
+    /// Fails if a file is missing, and names it.
     pub fn check(&self, split: &str, data_set: &str) -> Result<()> {
         let missing: Vec<&str> = self
             .missing
@@ -139,16 +140,16 @@ impl Layout {
             (String::new(), "is")
         };
         Err(Error::new(format!(
-            "`{first}`{more} of the split `{split}` of `{data_set}` {are} \
-            missing"
+            "`{first}`{more} of the split `{split}` of `{data_set}` {are} missing"
         ))
         .hint(
-            "fetch the whole data set: a tool that filled the cache may have taken only \
-                some of its files",
+            "download the whole data set: the cache may have been filled by a tool that only \
+                downloaded some of its files",
         ))
     }
 
-    /// Assigns files to splits by the words in their names. Without such words, all are `train`.
+    /// Assigns files to splits by the words in their names. If no name has such a word, all files
+    /// belong to `train`.
     fn by_names<'a>(files: impl Iterator<Item = &'a String>) -> Option<Self> {
         let hidden = |f: &str| f.split('/').any(|part| part.starts_with(['.', '_']));
         let about = |f: &str| {
@@ -182,7 +183,7 @@ impl Layout {
             .or_else(|| by(&|_| Some("train".to_owned())))
     }
 
-    /// The layout of the hub's conversion: `CONFIG/SPLIT/0000.parquet`.
+    /// Reads the layout of the hub's conversion, which has files `CONFIG/SPLIT/0000.parquet`.
     pub fn converted(snapshot: &Snapshot<'_>, config: Option<&str>) -> Result<Self> {
         Self::of_conversion(snapshot.files(), config)
     }
@@ -207,7 +208,7 @@ impl Layout {
             (None, _) if configs.contains(&"default") => "default",
             (None, _) => {
                 return Err(Error::new(format!(
-                    "the data set has {} configurations, and none of them is its default",
+                    "the data set has {} configurations, and none of them is the default",
                     configs.len()
                 ))
                 .hint(format!(
@@ -219,7 +220,7 @@ impl Layout {
         let mut splits: Vec<(String, Vec<String>)> = Vec::new();
         let mut missing = Vec::new();
         for (_, split, file) in parts.into_iter().filter(|(config, ..)| *config == chosen) {
-            // The hub only converts the beginning of very large data sets, and marks these splits.
+            // If the hub only converted the beginning of a large split, its name has this prefix.
             let split = split.strip_prefix("partial-").unwrap_or(split).to_owned();
             match splits.iter_mut().find(|(name, _)| *name == split) {
                 Some((_, held)) => held.push(file.clone()),
@@ -227,7 +228,8 @@ impl Layout {
             }
         }
         for (split, held) in &splits {
-            // The files are numbered from 0, without their count.
+            // The files are numbered from 0. Their names do not give the number of files, so only
+            // gaps can be found.
             let numbered = held.iter().filter_map(|f| {
                 f.rsplit('/').next()?.strip_suffix(".parquet")?.parse::<usize>().ok()
             });
@@ -241,14 +243,14 @@ impl Layout {
         Ok(Self { splits, missing })
     }
 
-    /// True if all files have a supported format.
+    /// Returns true if all files have a supported format.
     pub fn is_read(&self) -> bool {
         let missing = self.missing.iter().map(|(_, file)| file);
         self.splits.iter().flat_map(|(_, files)| files).chain(missing).all(|f| is_read(f))
     }
 }
 
-/// True if all files have the layout of the hub's conversion.
+/// Returns true if all files have the layout of the hub's conversion.
 pub fn is_conversion(files: &[String]) -> bool {
     let mut shown = files.iter().filter(|f| !f.starts_with('.')).peekable();
     let numbered = |name: &str| {
@@ -260,13 +262,14 @@ pub fn is_conversion(files: &[String]) -> bool {
             .all(|f| matches!(f.split('/').collect::<Vec<_>>()[..], [_, _, name] if numbered(name)))
 }
 
-/// The field `data_files` of a card: one or several patterns, either for all or for each split.
+/// Parses the field `data_files` of a card into patterns for each split. The field can be one
+/// pattern or a list, which are for `train`, or patterns for each split.
 fn stated_splits(stated: &Value) -> Vec<(String, Vec<String>)> {
     let patterns = |value: &Value| -> Vec<String> {
         match value {
-            Value::String(one) => vec![one.clone()],
-            Value::Array(several) => {
-                several.iter().filter_map(|v| v.as_str().map(str::to_owned)).collect()
+            Value::String(pattern) => vec![pattern.clone()],
+            Value::Array(list) => {
+                list.iter().filter_map(|v| v.as_str().map(str::to_owned)).collect()
             }
             _ => Vec::new(),
         }
@@ -284,14 +287,12 @@ fn stated_splits(stated: &Value) -> Vec<(String, Vec<String>)> {
     }
 }
 
-/// A pattern of files: `*` stays within a folder, `**` does not.
+/// Compiles a pattern of files, in which `*` does not match `/`, but `**` does.
 fn glob(pattern: &str) -> Result<GlobMatcher> {
     let glob = GlobBuilder::new(pattern).literal_separator(true).build();
     glob.map(|g| g.compile_matcher()).map_err(|e| {
-        Error::new(format!(
-            "the data set's card names the files `{pattern}`, which is not a valid pattern"
-        ))
-        .because(e)
+        Error::new(format!("the pattern `{pattern}` in the data set's card is not valid"))
+            .because(e)
     })
 }
 
@@ -299,8 +300,8 @@ fn is_read(file: &str) -> bool {
     ending(Path::new(file)).is_some()
 }
 
-/// A file's name as one of several parts: `data/train-`, 0, 2 and `.parquet` for
-/// `data/train-00000-of-00002.parquet`.
+/// Splits the path of a part into its beginning, number, total and ending: `data/train-`, 0, 2 and
+/// `.parquet` for `data/train-00000-of-00002.parquet`. Returns `None` for other paths.
 fn part_of(file: &str) -> Option<(&str, usize, usize, &str)> {
     let (head, rest) = file.rsplit_once("-of-")?;
     let digits = |text: &str| text.len() == 5 && text.bytes().all(|b| b.is_ascii_digit());
@@ -311,9 +312,10 @@ fn part_of(file: &str) -> Option<(&str, usize, usize, &str)> {
     fits.then(|| Some((stem, number.parse().ok()?, count.parse().ok()?, &rest[5..])))?
 }
 
-/// The most likely names of the parts that are missing from `files` beside those in `held`.
+/// Returns the likely names of missing parts: those that belong to the same series as a file in
+/// `held`, but are not in `files`.
 fn lost_parts(held: &[String], files: &[String]) -> Vec<String> {
-    // Some tools put a hash after the numbers, a different one for each part.
+    // Ignore the endings: some tools put a hash after the numbers, which differs between parts.
     let there: HashSet<(&str, usize, usize)> = files
         .iter()
         .filter_map(|f| part_of(f))
@@ -322,7 +324,7 @@ fn lost_parts(held: &[String], files: &[String]) -> Vec<String> {
     let (mut seen, mut lost) = (HashSet::new(), Vec::new());
     for (stem, _, count, tail) in held.iter().filter_map(|f| part_of(f)) {
         if seen.insert((stem, count)) {
-            // Data sets count from 0, model files from 1.
+            // Most data sets number the parts from 0, some from 1.
             let first = usize::from(there.contains(&(stem, count, count)));
             let missing = (first..count + first).filter(|n| !there.contains(&(stem, *n, count)));
             lost.extend(missing.map(|n| format!("{stem}{n:05}-of-{count:05}{tail}")));
@@ -331,7 +333,7 @@ fn lost_parts(held: &[String], files: &[String]) -> Vec<String> {
     lost
 }
 
-/// The split of `train_prefs-00000-of-00001.parquet`.
+/// Returns the split of a part: `train_prefs` for `train_prefs-00000-of-00001.parquet`.
 fn shard_of(name: &str) -> Option<String> {
     let (head, rest) = name.split_once("-of-")?;
     let (split, number) = head.rsplit_once('-')?;
@@ -339,7 +341,8 @@ fn shard_of(name: &str) -> Option<String> {
     (five(number) && number.len() == 5 && five(rest) && !split.is_empty()).then(|| split.to_owned())
 }
 
-/// The split whose word occurs in a text as a separate word.
+/// Returns the first split in [`KEYWORDS`] that has one of its words in the text. The word must be
+/// delimited by punctuation, a digit, or the ends of the text.
 fn keyword(text: &str) -> Option<String> {
     let text = text.to_lowercase();
     let has = |word: &&str| {
@@ -362,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_that_is_missing_is_named() {
+    fn missing_parts_are_found() {
         let of =
             |list: &[&str], card: &Value| Layout::read(&files(list), card, None).unwrap().unwrap();
         let none: [&str; 0] = [];
@@ -405,12 +408,12 @@ mod tests {
         let e = format!("{:?}", two.check("test", "org/x").unwrap_err());
         assert!(
             e.starts_with(
-                "`data/test-00001-of-00003.parquet` and 1 more of the split `test` \
-            of `org/x` are missing\n"
+                "`data/test-00001-of-00003.parquet` and 1 more of the split `test` of `org/x` are \
+                missing\n"
             ),
             "{e}"
         );
-        // Data sets of one part, and names that only look like parts.
+        // A data set of one part, and names that only resemble those of parts.
         assert_eq!(
             missing(&of(
                 &["train-00000-of-00001.parquet", "x-of-y.parquet", "-of-00001.csv"],
@@ -425,7 +428,7 @@ mod tests {
             missing(&of(&whole[..1], &card(json!("data/train-*")))),
             ["train: data/train-00001-of-00002.parquet"]
         );
-        // A card may name a single part on purpose.
+        // A card can use a single part on purpose.
         assert_eq!(missing(&of(&whole[..1], &card(json!(whole[0])))), none);
         assert_eq!(missing(&of(&whole, &card(json!(whole[0])))), none);
         assert_eq!(
@@ -438,7 +441,7 @@ mod tests {
         assert_eq!(
             missing(&of(&whole, &split)),
             ["test: test.jsonl"],
-            "a file that the card names"
+            "the card names a file that does not exist"
         );
 
         let converted =
@@ -459,7 +462,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_card_names_decide() {
+    fn without_a_card_file_names_determine_the_splits() {
         let of = |list: &[&str]| {
             shown(&Layout::read(&files(list), &Value::Null, None).unwrap().unwrap())
         };
@@ -513,7 +516,7 @@ mod tests {
     }
 
     #[test]
-    fn a_card_says_which_files_are_which_split() {
+    fn a_card_assigns_files_to_splits() {
         let list = files(&[
             "data/test.parquet",
             "data/train-1.parquet",
@@ -554,7 +557,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hubs_conversion_has_a_folder_a_configuration_and_one_a_split() {
+    fn the_hubs_conversion_has_a_folder_per_configuration_and_split() {
         let list = files(&[
             "default/partial-test/0000.parquet",
             "default/train/0000.parquet",

@@ -1,4 +1,4 @@
-//! Pairs from a data set of the Hugging Face hub.
+//! The data set `hub`: pairs from a data set of the Hugging Face hub.
 
 mod layout;
 mod part;
@@ -21,19 +21,19 @@ use crate::files::{Format, Source};
         formats",
     explain = "\
 `--dataset org/name` trains on the split `train` of that data set, and evaluates on `test` if
-there is one. Set other names with `--set dataset.train=train_prefs --set
+there is one. Set other splits with `--set dataset.train=train_prefs --set
 dataset.test=test_prefs`. For a data set with several configurations, choose one with `--set
 dataset.config_name=NAME`. The shift can be in another data set: `--set
 dataset.oos=org/other:CONFIG:test`.
 
-The files of each split are found as in Hugging Face's `datasets`: from the header of the README,
-else from the names of the files. For formats that are not supported here (arrow, scripts), the
-parquet files that the hub converts itself are used instead.
+The files of each split are found as in Hugging Face's `datasets`: from the header of the README
+or, if it does not list them, from the names of the files. For formats that are not supported here
+(arrow, scripts), the hub's automatic conversion to parquet is used instead.
 
 Files are downloaded when they are needed, into the cache of the Hugging Face libraries
 (`HF_HOME`). `HF_TOKEN` gives access to private and gated data sets, `--offline` only uses the
 cache, and `HF_ENDPOINT` sets another hub. The configuration of a run records the commit, so that
-it finds the same pairs again.
+the run uses the same pairs when it is resumed.
 
 Columns and rows are as in the dataset `file`.",
     example(repo = "trl-lib/ultrafeedback_binarized"),
@@ -63,7 +63,7 @@ pub struct OfHub {
     pub format: Format,
 }
 
-/// Usual name of the split with held-out pairs.
+/// Default name of the split with held-out pairs.
 const TEST: &str = "test";
 
 impl DatasetPlugin for OfHub {
@@ -74,7 +74,7 @@ impl DatasetPlugin for OfHub {
 
 fn open(config: &OfHub, hub: &Hub) -> Result<Box<dyn Dataset>> {
     if config.repo.is_empty() {
-        return Err(Error::new("no data set of the hub was named").hint("`--dataset org/name`"));
+        return Err(Error::new("no data set of the hub is given").hint("use `--dataset org/name`"));
     }
     let home = RepoId::read(RepoKind::Dataset, &config.repo)?;
     let named = [
@@ -122,7 +122,7 @@ fn open(config: &OfHub, hub: &Hub) -> Result<Box<dyn Dataset>> {
     Ok(Box::new(Splits { splits, pinned }))
 }
 
-/// Repositories that have been looked up, to do so only once for each.
+/// The repositories that have been opened, so that each is only looked up once.
 struct Opened<'h> {
     hub: &'h Hub,
     snapshots: Vec<(RepoId, Snapshot<'h>)>,
@@ -139,7 +139,7 @@ impl<'h> Opened<'h> {
         }
     }
 
-    /// The files of a split and their repository; `None` if there is no such split.
+    /// Returns the files of a split and their repository, or `None` if there is no such split.
     fn files(&mut self, part: &Part) -> Result<Option<(Vec<String>, &Snapshot<'h>)>> {
         let (i, layout) = self.layout(part)?;
         layout.check(&part.split, &part.repo.to_string())?;
@@ -150,10 +150,11 @@ impl<'h> Opened<'h> {
             .map(|(_, files)| (files, &self.snapshots[i].1)))
     }
 
-    /// The splits of a configuration, and the repository that has its files.
+    /// Returns the index of the repository with the files of a configuration, and its splits.
     fn layout(&mut self, part: &Part) -> Result<(usize, Layout)> {
         let own = self.at(&part.repo)?;
-        // A run that used the hub's conversion records the commit of the conversion.
+        // A run that used the hub's conversion recorded the commit of the conversion, so the
+        // repository can already be a conversion.
         if layout::is_conversion(self.snapshots[own].1.files()) {
             return Ok((own, Layout::converted(&self.snapshots[own].1, part.config.as_deref())?));
         }
@@ -162,13 +163,11 @@ impl<'h> Opened<'h> {
             return Ok((own, layout));
         }
         let none = || {
-            Error::new(format!("the data set `{}` has no files that are read", part.repo))
-                .hint(format!("read: {}", crate::files::ENDINGS.join(", ")))
+            Error::new(format!("the data set `{}` has no files of a supported format", part.repo))
+                .hint(format!("supported: {}", crate::files::ENDINGS.join(", ")))
         };
         if !part.repo.is_main() {
-            return Err(
-                none().hint("leave the revision out: the hub only converts `main` to parquet")
-            );
+            return Err(none().hint("omit the revision: the hub only converts `main` to parquet"));
         }
         let converted = self.at(&part.repo.at(layout::CONVERTED)).map_err(|e| none().because(e))?;
         Ok((converted, Layout::converted(&self.snapshots[converted].1, part.config.as_deref())?))
@@ -188,7 +187,7 @@ impl<'h> Opened<'h> {
         let opened = |repo: &RepoId| {
             self.snapshots.iter().find(|(id, _)| id == repo).map(|(_, snapshot)| snapshot.pinned())
         };
-        // If a conversion is used, the pairs come from its commit.
+        // If the hub's conversion was used, record its commit instead.
         let at = |repo: &RepoId| {
             opened(&repo.at(layout::CONVERTED))
                 .or_else(|| opened(repo))

@@ -1,10 +1,10 @@
-//! The notation of a split in the configuration: `SPLIT`, `CONFIG:SPLIT` or
+//! Parses the notation of a split in the configuration: `SPLIT`, `CONFIG:SPLIT` or
 //! `org/name:CONFIG:SPLIT`.
 
 use reprpo_plugin::hub::{RepoId, RepoKind};
 use reprpo_plugin::prelude::*;
 
-/// A split of a configuration of a repository.
+/// A split of a configuration in a repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Part {
     pub repo: RepoId,
@@ -13,10 +13,11 @@ pub struct Part {
 }
 
 impl Part {
-    /// Parses the notation. Omitted parts are those of the data set itself.
+    /// Parses the notation. An omitted repository is `home`, and an omitted configuration of `home`
+    /// is `config`.
     pub fn read(text: &str, home: &RepoId, config: Option<&str>) -> Result<Self> {
         let wrong = || {
-            Error::new(format!("`{text}` names no split"))
+            Error::new(format!("`{text}` is not a valid split"))
                 .hint("write `SPLIT`, `CONFIG:SPLIT` or `org/name:CONFIG:SPLIT`")
         };
         let (rest, split) =
@@ -37,7 +38,7 @@ impl Part {
                 RepoId::read(RepoKind::Dataset, repo).map_err(|e| e.within(wrong().message()))
             })
             .transpose()?;
-        // Another data set does not have the same configurations.
+        // `config` only applies to `home`: other data sets have other configurations.
         let config = named.or(config.filter(|_| other.is_none()));
         Ok(Self {
             repo: other.unwrap_or_else(|| home.clone()),
@@ -46,7 +47,7 @@ impl Part {
         })
     }
 
-    /// Writes the notation, with the repository `pinned` unless it is `home`.
+    /// Formats the notation. If the repository is not `home`, it is replaced by `pinned`.
     pub fn text(&self, home: &RepoId, pinned: RepoId) -> String {
         let repo = (self.repo != *home).then(|| pinned.to_string());
         [repo.as_deref(), self.config.as_deref(), Some(&self.split)]
@@ -62,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_split_is_named_with_its_configuration_and_data_set_or_without() {
+    fn a_split_can_have_a_configuration_and_a_data_set() {
         let home = RepoId::read(RepoKind::Dataset, "org/name").unwrap();
         let of = |text: &str| Part::read(text, &home, Some("own")).unwrap();
         let part = |text: &str| {

@@ -2,7 +2,7 @@ use local_hub::{LocalHub, Traits};
 use reprpo_plugin::hub::Settings;
 
 use super::*;
-use crate::files::written::{pair_columns, write};
+use crate::files::parquet_fixtures::{pair_columns, write};
 
 const REPO: &str = "datasets/org/pairs";
 
@@ -12,12 +12,13 @@ fn rows(from: usize, to: usize) -> String {
         .collect()
 }
 
-struct There {
+/// A local hub, and a folder for the cache.
+struct TestHub {
     dir: tempfile::TempDir,
     hub: LocalHub,
 }
 
-impl There {
+impl TestHub {
     fn new() -> Self {
         Self { dir: tempfile::tempdir().unwrap(), hub: LocalHub::start() }
     }
@@ -46,8 +47,8 @@ impl There {
         open(config, &Hub::new(self.settings()).unwrap())
     }
 
-    fn told(&self, config: &OfHub) -> String {
-        format!("{:?}", self.open(config).err().expect("it should not open"))
+    fn error(&self, config: &OfHub) -> String {
+        format!("{:?}", self.open(config).err().expect("opening the data set should fail"))
     }
 }
 
@@ -57,15 +58,15 @@ fn pairs() -> OfHub {
 
 fn prompts(data: &dyn Dataset, split: &str) -> Vec<String> {
     let prompt = |pair: PreferencePair| {
-        if let Text::Plain(text) = pair.prompt { text } else { panic!("no plain text") }
+        if let Text::Plain(text) = pair.prompt { text } else { panic!("not plain text") }
     };
     data.pairs(split).unwrap().map(|pair| prompt(pair.unwrap())).collect()
 }
 
 #[test]
 fn splits_are_files_of_the_repository_in_order() {
-    let there = There::new();
-    let commit = there.push(
+    let test_hub = TestHub::new();
+    let commit = test_hub.push(
         REPO,
         "main",
         &[
@@ -75,7 +76,7 @@ fn splits_are_files_of_the_repository_in_order() {
             ("data/test-00000-of-00001.jsonl", &rows(9, 10)),
         ],
     );
-    let data = there.open(&pairs()).unwrap();
+    let data = test_hub.open(&pairs()).unwrap();
     let described: Vec<_> =
         data.splits().into_iter().map(|s| format!("{}: {}", s.name, s.describes)).collect();
     assert_eq!(
@@ -87,33 +88,33 @@ fn splits_are_files_of_the_repository_in_order() {
     );
     assert_eq!(prompts(data.as_ref(), "train"), ["p0", "p1", "p2", "p3", "p4"]);
     let places: Vec<usize> = data.rows("train").unwrap().map(|row| row.unwrap().0).collect();
-    assert_eq!(places, [0, 1, 2, 3, 4], "counted over all files of the split");
+    assert_eq!(places, [0, 1, 2, 3, 4], "rows are counted over all files of the split");
     assert_eq!(prompts(data.as_ref(), "test"), ["p9"]);
     assert!(data.pairs("oos").is_err());
 }
 
 #[test]
-fn parquet_is_read_and_its_pairs_are_counted() {
-    let there = There::new();
-    let path = there.dir.path().join("x.parquet");
+fn the_number_of_pairs_in_parquet_is_known() {
+    let test_hub = TestHub::new();
+    let path = test_hub.dir.path().join("x.parquet");
     write(&path, &pair_columns(7), ::parquet::basic::Compression::SNAPPY);
-    there.hub.push(
+    test_hub.hub.push(
         REPO,
         "main",
         &[("data/train-00000-of-00001.parquet", &std::fs::read(path).unwrap())],
     );
-    let data = there.open(&pairs()).unwrap();
+    let data = test_hub.open(&pairs()).unwrap();
     assert_eq!(
         (data.splits().len(), data.splits()[0].pairs),
         (1, Some(7)),
-        "there is no test split, and none was asked for"
+        "the default test split is ignored if it does not exist"
     );
 }
 
 #[test]
-fn a_configuration_and_a_shift_from_elsewhere_are_chosen() {
-    let there = There::new();
-    there.push(
+fn a_configuration_and_a_shift_from_another_data_set_can_be_chosen() {
+    let test_hub = TestHub::new();
+    test_hub.push(
         REPO,
         "main",
         &[
@@ -122,12 +123,19 @@ fn a_configuration_and_a_shift_from_elsewhere_are_chosen() {
             ("law/test.jsonl", &rows(4, 5)),
         ],
     );
-    there.hub.describe(
+    test_hub.hub.describe(
         REPO,
-        Traits { card: r#"{"configs": [{"config_name": "math", "data_dir": "math"}, {"config_name": "law", "data_dir": "law"}]}"#.into(), ..Traits::default() },
+        Traits {
+            card: concat!(
+                r#"{"configs": [{"config_name": "math", "data_dir": "math"}, "#,
+                r#"{"config_name": "law", "data_dir": "law"}]}"#
+            )
+            .into(),
+            ..Traits::default()
+        },
     );
-    let other = there.push("datasets/org/other", "v1", &[("validation.jsonl", &rows(7, 8))]);
-    let e = there.told(&pairs());
+    let other = test_hub.push("datasets/org/other", "v1", &[("validation.jsonl", &rows(7, 8))]);
+    let e = test_hub.error(&pairs());
     assert!(e.contains("2 configurations") && e.contains("math, law"), "{e}");
     let config = OfHub {
         config_name: Some("math".into()),
@@ -135,22 +143,22 @@ fn a_configuration_and_a_shift_from_elsewhere_are_chosen() {
         rnd: Some("org/other@v1:validation".into()),
         ..pairs()
     };
-    let data = there.open(&config).unwrap();
+    let data = test_hub.open(&config).unwrap();
     let all: Vec<_> =
         ["train", "test", "oos", "rnd"].iter().flat_map(|s| prompts(data.as_ref(), s)).collect();
     assert_eq!(all, ["p0", "p1", "p2", "p4", "p7"]);
 
-    // What a run keeps opens the same pairs after both have moved on.
+    // The recorded configuration opens the same pairs after both repositories have new commits.
     let pinned: OfHub = serde_json::from_str(&data.pinned().unwrap()).unwrap();
     assert_eq!(pinned.rnd, Some(format!("org/other@{other}:validation")));
-    there.push(
+    test_hub.push(
         REPO,
         "main",
         &[("math/train.jsonl", &rows(50, 51)), ("law/test.jsonl", &rows(50, 51))],
     );
-    there.push("datasets/org/other", "v1", &[("validation.jsonl", &rows(50, 51))]);
-    assert_eq!(prompts(there.open(&config).unwrap().as_ref(), "train"), ["p50"]);
-    let again = there.open(&pinned).unwrap();
+    test_hub.push("datasets/org/other", "v1", &[("validation.jsonl", &rows(50, 51))]);
+    assert_eq!(prompts(test_hub.open(&config).unwrap().as_ref(), "train"), ["p50"]);
+    let again = test_hub.open(&pinned).unwrap();
     assert_eq!(
         ["train", "test", "oos", "rnd"]
             .iter()
@@ -161,20 +169,20 @@ fn a_configuration_and_a_shift_from_elsewhere_are_chosen() {
 }
 
 #[test]
-fn what_is_not_read_here_is_taken_from_the_hubs_conversion() {
-    let there = There::new();
-    let path = there.dir.path().join("x.parquet");
+fn the_hubs_conversion_is_used_for_formats_that_are_not_supported() {
+    let test_hub = TestHub::new();
+    let path = test_hub.dir.path().join("x.parquet");
     write(&path, &pair_columns(3), ::parquet::basic::Compression::SNAPPY);
-    there.push(REPO, "main", &[("train.arrow", "columns"), ("test.arrow", "columns")]);
-    let e = there.told(&pairs());
+    test_hub.push(REPO, "main", &[("train.arrow", "columns"), ("test.arrow", "columns")]);
+    let e = test_hub.error(&pairs());
     assert!(
-        e.contains("no files that are read")
+        e.contains("no files of a supported format")
             && e.contains("no revision `refs/convert/parquet`")
             && e.contains("parquet"),
         "{e}"
     );
     let parquet = std::fs::read(path).unwrap();
-    let commit = there.hub.push(
+    let commit = test_hub.hub.push(
         REPO,
         layout::CONVERTED,
         &[
@@ -183,73 +191,77 @@ fn what_is_not_read_here_is_taken_from_the_hubs_conversion() {
         ],
     );
     let config = OfHub { train: "train_prefs".into(), ..pairs() };
-    let data = there.open(&config).unwrap();
+    let data = test_hub.open(&config).unwrap();
     assert_eq!(
         (prompts(data.as_ref(), "train").len(), prompts(data.as_ref(), "test").len()),
         (3, 3)
     );
-    // A run that keeps its configuration finds the same pairs, whatever becomes of the branches.
+    // The recorded configuration opens the same pairs after the branch has a new commit.
     let pinned: OfHub = serde_json::from_str(&data.pinned().unwrap()).unwrap();
     assert_eq!(pinned.repo, format!("org/pairs@{commit}"));
-    there.push(REPO, layout::CONVERTED, &[("other/x/0000.parquet", "")]);
-    assert_eq!(prompts(there.open(&pinned).unwrap().as_ref(), "train").len(), 3);
-    let e = there.told(&OfHub { repo: "org/pairs@v1".into(), ..pairs() });
+    test_hub.push(REPO, layout::CONVERTED, &[("other/x/0000.parquet", "")]);
+    assert_eq!(prompts(test_hub.open(&pinned).unwrap().as_ref(), "train").len(), 3);
+    let e = test_hub.error(&OfHub { repo: "org/pairs@v1".into(), ..pairs() });
     assert!(e.contains("no revision `v1`"), "{e}");
 }
 
 #[test]
-fn what_cannot_be_is_named() {
-    let there = There::new();
-    there.push(
+fn errors_name_the_data_set_or_the_split() {
+    let test_hub = TestHub::new();
+    test_hub.push(
         REPO,
         "main",
         &[("train.jsonl", &rows(0, 2)), ("test.jsonl", "{\"question\": 1}\n")],
     );
-    assert!(there.told(&OfHub::default()).contains("`--dataset org/name`"));
+    assert!(test_hub.error(&OfHub::default()).contains("`--dataset org/name`"));
     assert!(
-        there
-            .told(&OfHub { repo: "pairs".into(), ..pairs() })
+        test_hub
+            .error(&OfHub { repo: "pairs".into(), ..pairs() })
             .contains("`pairs` is not a valid id")
     );
     assert!(
-        there
-            .told(&OfHub { repo: "org/none".into(), ..pairs() })
+        test_hub
+            .error(&OfHub { repo: "org/none".into(), ..pairs() })
             .contains("the data set `org/none` was not found")
     );
-    let e = there.told(&OfHub { train: "trian".into(), ..pairs() });
+    let e = test_hub.error(&OfHub { train: "trian".into(), ..pairs() });
     assert!(e.contains("the `train` pairs") && e.contains("did you mean `train`"), "{e}");
-    let e = there.told(&pairs());
+    let e = test_hub.error(&pairs());
     assert!(
         e.contains("the `test` pairs cannot be used")
             && e.contains("chosen")
             && e.contains("test.jsonl"),
-        "a test split of another kind: {e}"
+        "the test split has another format: {e}"
     );
-    assert!(there.open(&OfHub { test: None, ..pairs() }).is_ok());
+    assert!(test_hub.open(&OfHub { test: None, ..pairs() }).is_ok());
 }
 
 #[test]
-fn offline_the_cache_is_enough() {
-    let there = There::new();
-    there.push(
+fn offline_the_pairs_are_read_from_the_cache() {
+    let test_hub = TestHub::new();
+    test_hub.push(
         REPO,
         "main",
         &[("math/train.jsonl", &rows(0, 2)), ("law/train.jsonl", &rows(4, 5))],
     );
-    there.hub.describe(
+    test_hub.hub.describe(
         REPO,
         Traits {
-            card: r#"{"configs": [{"config_name": "m", "data_files": "math/*"}, {"config_name": "l", "data_files": "law/*"}]}"#.into(),
+            card: concat!(
+                r#"{"configs": [{"config_name": "m", "data_files": "math/*"}, "#,
+                r#"{"config_name": "l", "data_files": "law/*"}]}"#
+            )
+            .into(),
             ..Traits::default()
         },
     );
     let config = OfHub { config_name: Some("m".into()), ..pairs() };
-    there.open(&config).unwrap();
-    let offline = Hub::new(Settings { offline: true, ..there.settings() }).unwrap();
+    test_hub.open(&config).unwrap();
+    let offline = Hub::new(Settings { offline: true, ..test_hub.settings() }).unwrap();
     assert_eq!(
         prompts(open(&config, &offline).unwrap().as_ref(), "train"),
         ["p0", "p1"],
-        "the card is known as well"
+        "the card is in the cache too"
     );
     let e = format!(
         "{:?}",
@@ -258,36 +270,39 @@ fn offline_the_cache_is_enough() {
     assert!(e.contains("`law/train.jsonl` of `org/pairs` is not in the cache"), "{e}");
 }
 
-/// Fills a cache as another tool leaves it, with files of one commit but without the hub's listing.
-fn staged(there: &There, name: &str, files: &[(&str, &str)]) -> Hub {
+/// Fills the cache like another tool would, with files of one commit but without the hub's listing
+/// of all files. Returns an offline hub with that cache.
+fn staged(test_hub: &TestHub, name: &str, files: &[(&str, &str)]) -> Hub {
     let commit = "93efa2f097d58c2a74874c7e644dbc9b0cee75a2";
     let folder =
-        there.dir.path().join("cache").join(format!("datasets--{}", name.replace('/', "--")));
+        test_hub.dir.path().join("cache").join(format!("datasets--{}", name.replace('/', "--")));
     for (file, text) in files.iter().chain([&("../../refs/main", commit)]) {
         let path = folder.join("snapshots").join(commit).join(file);
         std::fs::create_dir_all(folder.join("snapshots").join(commit)).unwrap();
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, text).unwrap();
     }
-    Hub::new(Settings { offline: true, ..there.settings() }).unwrap()
+    Hub::new(Settings { offline: true, ..test_hub.settings() }).unwrap()
 }
 
 #[test]
 fn in_a_cache_that_another_tool_filled_the_readme_assigns_files_to_splits() {
-    let there = There::new();
+    let test_hub = TestHub::new();
     let card = "---\nlicense: mit\nconfigs:\n- config_name: default\n  data_files:\n  - split: \
         train\n    path: prefs_v2.jsonl\n---\n# Pairs\n";
     let hub = staged(
-        &there,
+        &test_hub,
         "acme/named",
         &[("README.md", card), ("prefs_v2.jsonl", &rows(0, 1)), ("raw.jsonl", &rows(5, 7))],
     );
     let named = OfHub { repo: "acme/named".into(), ..OfHub::default() };
     assert_eq!(prompts(open(&named, &hub).unwrap().as_ref(), "train"), ["p0"]);
-    // The card names a file with test pairs, so its absence is an error also for the default split.
+    // The card names a file for the test split, so it is an error that the file is missing, even
+    // though the user did not set a test split.
     let two =
         card.replace("---\n# Pairs", "  - split: test\n    path: held_out.jsonl\n---\n# Pairs");
-    let hub = staged(&there, "acme/two", &[("README.md", &two), ("prefs_v2.jsonl", &rows(0, 1))]);
+    let hub =
+        staged(&test_hub, "acme/two", &[("README.md", &two), ("prefs_v2.jsonl", &rows(0, 1))]);
     let config = OfHub { repo: "acme/two".into(), ..OfHub::default() };
     let e = format!("{:?}", open(&config, &hub).err().unwrap());
     assert!(e.contains("`held_out.jsonl` of the split `test` of `acme/two` is missing"), "{e}");
@@ -296,7 +311,7 @@ fn in_a_cache_that_another_tool_filled_the_readme_assigns_files_to_splits() {
         ["p0"]
     );
     let hub = staged(
-        &there,
+        &test_hub,
         "acme/broken",
         &[("README.md", "---\nconfigs:\n- a: [\n---\n"), ("x.jsonl", &rows(0, 1))],
     );
@@ -306,36 +321,38 @@ fn in_a_cache_that_another_tool_filled_the_readme_assigns_files_to_splits() {
     );
     assert!(
         e.contains(
-            "README.md`\n  because `configs` in the head of `README.md` cannot be read as YAML"
+            "README.md`\n  because `configs` in the front matter of `README.md` cannot be read \
+            as YAML"
         ),
         "{e}"
     );
 }
 
 #[test]
-fn in_a_cache_that_another_tool_filled_a_missing_part_is_named() {
-    let there = There::new();
+fn in_a_cache_that_another_tool_filled_a_missing_part_is_an_error() {
+    let test_hub = TestHub::new();
     let part = |n: usize| format!("data/train-{n:05}-of-00002.jsonl");
-    let hub = staged(&there, "acme/pairs", &[("README.md", "# Pairs\n"), (&part(0), &rows(0, 6))]);
+    let hub =
+        staged(&test_hub, "acme/pairs", &[("README.md", "# Pairs\n"), (&part(0), &rows(0, 6))]);
     let config = OfHub { repo: "acme/pairs".into(), ..OfHub::default() };
     let e = format!("{:?}", open(&config, &hub).err().unwrap());
     assert!(
         e.starts_with(
-            "the `train` pairs cannot be used\n  because \
-            `data/train-00001-of-00002.jsonl` of the split `train` of `acme/pairs` is missing\n"
+            "the `train` pairs cannot be used\n  because `data/train-00001-of-00002.jsonl` of the \
+            split `train` of `acme/pairs` is missing\n"
         ),
         "{e}"
     );
-    staged(&there, "acme/pairs", &[(&part(1), &rows(6, 10))]);
+    staged(&test_hub, "acme/pairs", &[(&part(1), &rows(6, 10))]);
     assert_eq!(prompts(open(&config, &hub).unwrap().as_ref(), "train").len(), 10);
 }
 
 #[test]
-fn packed_files_and_json_from_python_are_read_from_the_hub_too() {
-    let there = There::new();
+fn packed_files_and_json_from_python_are_also_read_from_the_hub() {
+    let test_hub = TestHub::new();
     let text = rows(0, 2)
         + "{\"prompt\": \"p2\", \"chosen\": \"good\", \"rejected\": \"bad\", \"score\": NaN}\n";
     let packed = crate::files::input::packed::gzip(text.as_bytes());
-    there.hub.push(REPO, "main", &[("train.jsonl.gz", &packed)]);
-    assert_eq!(prompts(there.open(&pairs()).unwrap().as_ref(), "train"), ["p0", "p1", "p2"]);
+    test_hub.hub.push(REPO, "main", &[("train.jsonl.gz", &packed)]);
+    assert_eq!(prompts(test_hub.open(&pairs()).unwrap().as_ref(), "train"), ["p0", "p1", "p2"]);
 }

@@ -14,7 +14,7 @@ fn plain(text: &Text) -> &str {
 }
 
 #[test]
-fn a_seed_makes_the_same_pairs_again_and_another_seed_others() {
+fn a_seed_always_generates_the_same_pairs_and_another_seed_others() {
     let (zero, one) = (Synthetic::default(), Synthetic { seed: 1, ..Synthetic::default() });
     for split in ["train", "test", "oos", "rnd"] {
         assert_eq!(read(&zero, split), read(&zero, split), "{split}");
@@ -22,7 +22,7 @@ fn a_seed_makes_the_same_pairs_again_and_another_seed_others() {
     }
 }
 
-/// Figures that were published with these pairs hold for as long as the pairs do.
+/// Published figures were measured on these pairs.
 #[test]
 fn the_pairs_of_seed_0_do_not_change() {
     let is = |split, want: [&str; 3]| {
@@ -57,7 +57,7 @@ fn the_pairs_of_seed_0_do_not_change() {
 }
 
 #[test]
-fn splits_have_the_sizes_asked_for_and_a_split_of_none_is_absent() {
+fn splits_have_the_configured_sizes_and_a_split_of_size_0_is_absent() {
     let config = Synthetic { train: 7, test: 0, oos: 3, rnd: 5, ..Synthetic::default() };
     let data = config.clone().build().unwrap();
     let splits: Vec<_> = data.splits().into_iter().map(|s| (s.name, s.pairs)).collect();
@@ -72,20 +72,20 @@ fn splits_have_the_sizes_asked_for_and_a_split_of_none_is_absent() {
 }
 
 #[test]
-fn a_size_that_cannot_be_made_is_an_error() {
+fn a_size_outside_the_limits_is_an_error() {
     let error = |config: Synthetic| format!("{:?}", config.build().err().unwrap());
     assert_eq!(
         error(Synthetic { train: 0, ..Synthetic::default() }),
-        "`train` of `synthetic` is 0\n  hint: valid: 1 to 10000"
+        "`train` of `synthetic` must be between 1 and 10000, got 0"
     );
     assert_eq!(
         error(Synthetic { rnd: 10_001, ..Synthetic::default() }),
-        "`rnd` of `synthetic` is 10001\n  hint: valid: 0 to 10000"
+        "`rnd` of `synthetic` must be between 0 and 10000, got 10001"
     );
 }
 
 #[test]
-fn no_prompt_comes_twice_even_in_the_largest_splits() {
+fn no_prompt_occurs_twice_even_in_the_largest_splits() {
     let all = Synthetic {
         train: LARGEST,
         test: LARGEST,
@@ -104,7 +104,7 @@ fn no_prompt_comes_twice_even_in_the_largest_splits() {
 }
 
 #[test]
-fn a_split_does_not_depend_on_the_size_of_any() {
+fn a_split_does_not_depend_on_the_sizes_of_the_others() {
     let (small, large) = (
         Synthetic { train: 50, ..Synthetic::default() },
         Synthetic { train: 500, oos: 0, ..Synthetic::default() },
@@ -122,9 +122,9 @@ fn no_claim_of_test_is_in_train() {
     assert!(claims("train").is_disjoint(&claims("test")));
 }
 
-/// Otherwise length, wording or place would be learnt in place of the preference.
+/// Otherwise a model could learn a length, a word or a position instead of the preference.
 #[test]
-fn nothing_but_the_prompt_tells_chosen_from_rejected() {
+fn chosen_and_rejected_can_only_be_told_apart_by_the_prompt() {
     let config =
         Synthetic { train: 4000, test: 2000, oos: 4000, rnd: 4000, ..Synthetic::default() };
     for split in ["train", "test", "oos", "rnd"] {
@@ -139,24 +139,29 @@ fn nothing_but_the_prompt_tells_chosen_from_rejected() {
                 .filter(|(a, b)| a != b)
                 .collect::<Vec<_>>()
                 .try_into()
-                .expect("they differ in one word");
+                .expect("chosen and rejected should differ in exactly one word");
             assert_eq!(chosen.split(' ').count(), rejected.split(' ').count());
             let at = |word: &str| {
-                prompt.find(word.trim_end_matches('.')).expect("both are in the prompt")
+                prompt
+                    .find(word.trim_end_matches('.'))
+                    .expect("the prompt should contain both words")
             };
             first += usize::from(at(differs.0) < at(differs.1));
             *uses.entry(differs.0).or_default() += 1;
             *uses.entry(differs.1).or_default() -= 1;
         }
         let share = first as f64 / pairs.len() as f64;
-        // The middle one of three is named twice, so the rejected name comes first more often
-        // there.
+        // In `rnd`, the prompt contains the middle name of the three twice, so the rejected name is
+        // more often the first.
         let balanced = if split == "rnd" { 0.3..0.7 } else { 0.45..0.55 };
-        assert!(balanced.contains(&share), "{split}: the chosen word comes first in {share}");
+        assert!(
+            balanced.contains(&share),
+            "{split}: the chosen word comes first in {share} of the pairs"
+        );
         let most = uses.values().map(|n| n.unsigned_abs()).max().unwrap_or_default();
         assert!(
             most < pairs.len() as u64 / 20,
-            "{split}: a word is chosen {most} times more than rejected"
+            "{split}: a word is chosen and rejected with a difference of {most} pairs"
         );
     }
 }

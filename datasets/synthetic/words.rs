@@ -1,5 +1,5 @@
-//! The words of the synthetic shift. A completion never tells which one is preferred: both are one
-//! sentence with a word from the same list in it.
+//! The words of the data set `synthetic`. Both completions of a pair are the same sentence with a
+//! different word from the same list, so the completions themselves do not show which is chosen.
 
 /// Containers and their contents, in the training distribution.
 pub const HELD: [(&str, &str); 8] = [
@@ -67,6 +67,6 @@ pub const NAMES: [&str; 16] = [
     "Jim", "Kim", "Dan",
 ];
 
-/// Comparatives and superlatives of the unrelated judgement.
+/// Comparatives and superlatives, in the unrelated judgement.
 pub const COMPARED: [(&str, &str); 4] =
     [("taller", "tallest"), ("older", "oldest"), ("faster", "fastest"), ("richer", "richest")];

@@ -2,53 +2,52 @@
 
 use reprpo_plugin::prelude::*;
 
-/// Rows `[n k·b]` as k blocks of rows `[k n b]`.
+/// Splits rows `[n k·b]` into k blocks of rows `[k n b]`.
 pub fn split(x: &Tensor, k: i64) -> Result<Tensor> {
     Ok(x.f_unflatten(1, [k, -1])?.f_transpose(0, 1)?)
 }
 
-/// The rows `[n k·b]` of k blocks of rows `[k n b]`.
+/// Joins k blocks of rows `[k n b]` into rows `[n k·b]`.
 pub fn join(blocks: &Tensor) -> Result<Tensor> {
     Ok(blocks.f_transpose(0, 1)?.f_flatten(1, 2)?)
 }
 
-/// Size up to which blocks are combined into larger ones, because the overhead of many small
-/// products exceeds the cost of their arithmetic.
+/// Size up to which small blocks are combined into larger ones. The overhead of many small products
+/// exceeds the cost of the additional arithmetic.
 const SMALL: i64 = 32;
 
-/// x·diag(R₀, …, R_{k−1}) of rows x `[n k·b]` and R `[k b b]`, in the dtype of x. R `[1 b b]`
-/// applies to every block.
+/// Returns x·diag(R₀, …, R_{k−1}) for rows x `[n k·b]` and R `[k b b]`, in the dtype of x. If R is
+/// `[1 b b]`, it applies to every block.
 pub fn rotate(x: &Tensor, r: &Tensor) -> Result<Tensor> {
     let (r, b) = (r.f_to_kind(x.kind())?, r.size()[1]);
     if r.size()[0] == 1 {
         return Ok(x.f_reshape([-1, b])?.f_matmul(&r.select(0, 0))?.f_reshape(x.size())?);
     }
-    let r = gathered(&r)?;
+    let r = combined(&r)?;
     join(&split(x, r.size()[0])?.f_bmm(&r)?)
 }
 
-/// Combines blocks `[k b b]` into larger ones `[k/g g·b g·b]` that have g of them on the diagonal,
-/// with g·b up to [`SMALL`].
-fn gathered(r: &Tensor) -> Result<Tensor> {
+/// Combines g neighbouring blocks of R `[k b b]` into one block-diagonal matrix, which gives `[k/g
+/// g·b g·b]`. It uses the largest g that divides k with g·b ≤ [`SMALL`].
+fn combined(r: &Tensor) -> Result<Tensor> {
     let (k, b) = (r.size()[0], r.size()[1]);
     let Some(g) = (2..=SMALL / b).rev().find(|g| k % g == 0) else { return Ok(r.shallow_clone()) };
-    // [k/g g b b] to [k/g b b g g], which is 0 off the diagonal of the last two, to rows (g b) and
-    // columns (g b).
+    // Permute [k/g g b b] to [k/g b b g], embed it in [k/g b b g g] with zeros off the diagonal,
+    // and reorder that into rows (g b) and columns (g b).
     let apart = r.f_view([k / g, g, b, b])?.f_permute([0, 2, 3, 1])?.f_diag_embed(0, -2, -1)?;
     Ok(apart.f_permute([0, 3, 1, 4, 2])?.f_reshape([k / g, g * b, g * b])?)
 }
 
-/// (I − Q)(I + Q)⁻¹ of skew-symmetric Q `[… b b]`: rotations.
+/// Returns the rotations (I − Q)(I + Q)⁻¹ of skew-symmetric Q `[… b b]`.
 pub fn cayley(q: &Tensor) -> Result<Tensor> {
     let eye = Tensor::eye(q.size()[q.dim() - 1], (q.kind(), q.device()));
-    // The factors commute. I + Q is never singular, so the check for errors, which would
-    // synchronise with the GPU, is skipped.
+    // The two factors commute. I + Q is never singular, so the error check, which would synchronise
+    // with the GPU, is skipped.
     let (r, _) = Tensor::f_linalg_solve_ex(&(&eye + q), &(&eye - q), true, false)?;
     Ok(r)
 }
 
-/// Returns `width` divided by `value`, which is the number or the size of blocks in
-/// `adapter.<field>`.
+/// Returns `width` divided by `value`, the number or size of blocks in `adapter.<field>`.
 ///
 /// # Errors
 /// Fails if `value` does not divide `width`.
@@ -71,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn blocks_of_every_size_act_as_one_matrix() {
+    fn blocks_of_every_size_act_like_one_block_diagonal_matrix() {
         for (k, b) in [(1, 5), (2, 3), (6, 4), (7, 5), (11, 2), (3, 40), (64, 1)] {
             let (x, r) = (rows(3, k * b), random(&[k, b, b]));
             let whole = Tensor::block_diag(&(0..k).map(|i| r.get(i)).collect::<Vec<_>>());

@@ -1,4 +1,4 @@
-//! One linear module for the methods' own tests.
+//! A linear module and helpers for the tests of adapters.
 
 use reprpo_plugin::prelude::*;
 use reprpo_plugin::tch::{self, Device};
@@ -6,14 +6,14 @@ use reprpo_plugin::testkit::random;
 
 pub const DOUBLE: (Kind, Device) = (Kind::Double, Device::Cpu);
 
-/// A module `name` in float64, with a bias.
+/// Returns the module `name` in float64 with a bias and random weights.
 pub fn module(name: &str, inputs: i64, outputs: i64) -> (LinearInfo, Frozen) {
     let info =
         LinearInfo { name: format!("model.layers.0.{name}"), layer: Some(0), inputs, outputs };
     (info, Frozen::new(random(&[outputs, inputs]), Some(random(&[outputs]))))
 }
 
-/// `adapter` on a module.
+/// Attaches `adapter` to a module.
 pub fn attach(
     adapter: &dyn Adapter,
     (info, frozen): &(LinearInfo, Frozen),
@@ -25,13 +25,13 @@ pub fn attach(
     )
 }
 
-/// An adapter as it starts, on a `q_proj` of 8 inputs and 4 outputs.
+/// Attaches an adapter to a `q_proj` with 8 inputs and 4 outputs.
 pub fn attached<P: AdapterPlugin>(config: P) -> (Box<dyn AdaptedLinear>, Frozen) {
     let module = module("self_attn.q_proj", 8, 4);
     (attach(&*config.build().unwrap(), &module).unwrap(), module.1)
 }
 
-/// Moves every parameter away from where it starts.
+/// Adds noise to every parameter, so that the adapter is no longer in its initial state.
 pub fn disturb(parameters: &[Parameter]) {
     let _guard = tch::no_grad_guard();
     for p in parameters {
@@ -43,18 +43,18 @@ pub fn disturb(parameters: &[Parameter]) {
     }
 }
 
-/// Rows `[n h]` of float64.
+/// Returns random rows `[n h]` in float64.
 pub fn rows(n: i64, h: i64) -> Tensor {
     random(&[n, h])
 }
 
-/// The largest difference.
+/// Returns the largest absolute difference.
 pub fn off(a: &Tensor, b: &Tensor) -> f64 {
     assert_eq!(a.size(), b.size());
     (a - b).abs().max().double_value(&[])
 }
 
-/// The error of a configuration that `build` must refuse.
+/// Returns the error of a configuration that `build` must reject.
 pub fn refused<P: AdapterPlugin>(config: P) -> String {
-    format!("{:?}", config.build().err().expect("it is refused"))
+    format!("{:?}", config.build().err().expect("`build` must fail"))
 }

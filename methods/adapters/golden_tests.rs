@@ -1,5 +1,5 @@
-//! The adapters in a whole model against what PEFT computed: logits, gradients, merged weights and
-//! files.
+//! Compares adapters in a complete model with values computed by PEFT: logits, gradients, merged
+//! weights and files.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -18,16 +18,16 @@ use reprpo_plugin::testkit::random;
 
 fn logits(model: &Model, adapted: Option<&Adapted>, stream: &Stream) -> Result<Tensor> {
     let reached = model.forward(stream, Request { adapted, hidden: true, ..Request::default() })?;
-    model.logits(&reached.hidden.expect("it was asked for"))
+    model.logits(&reached.hidden.expect("the hidden states were requested"))
 }
 
-fn agrees_with_peft(name: &str) {
+fn assert_agrees_with_peft(name: &str) {
     for root in roots() {
-        agrees_with_peft_in(&root, name);
+        assert_agrees_with_peft_in(&root, name);
     }
 }
 
-fn agrees_with_peft_in(golden: &Path, name: &str) {
+fn assert_agrees_with_peft_in(golden: &Path, name: &str) {
     let (dir, files) =
         (golden.join("peft").join(name), ModelFiles::open(&golden.join("models/llama")).unwrap());
     let model = Model::load(&files, Kind::Float, Device::Cpu).unwrap();
@@ -42,7 +42,7 @@ fn agrees_with_peft_in(golden: &Path, name: &str) {
     let adapted = Adapted::attach(&*adapter, &model, model.info().layers, 0).unwrap();
     let start = logits(&model, Some(&adapted), &stream).unwrap();
     assert!(error(&logits(&model, None, &stream).unwrap(), &rows("base_logits")) < 1e-4);
-    // Neither an odd number of reflections nor a reflected space can start as the identity.
+    // With an odd number of reflections or with Gram–Schmidt, HRA cannot start as the identity.
     assert_eq!(
         error(&start, &rows("base_logits")) < 1e-4,
         !["hra_odd_all", "hra_gs"].contains(&name)
@@ -56,14 +56,14 @@ fn agrees_with_peft_in(golden: &Path, name: &str) {
         error(&ours, &rows("logits"))
     );
 
-    // Padding is not in the stream, so the sum over real tokens is the masked one.
+    // The stream has no padding, so the sum over its tokens equals PEFT's masked sum.
     let loss = ours.square().sum(Kind::Float) / (real.size()[0] * model.info().vocab) as f64;
     assert!(error(&loss.reshape(io["loss"].size()), &io["loss"]) < 1e-4);
     loss.backward();
     let (parameters, mut worst) = (adapted.parameters(), 0.0f64);
     assert_eq!(parameters.len(), io.keys().filter(|k| k.starts_with("grad.")).count());
     for (key, tensor) in parameters {
-        // In memory PEFT's name of some tensors ends in `.weight`, which it leaves out on disk.
+        // PEFT appends `.weight` to the names of some tensors in memory, but not in the file.
         let reference = ["", ".weight"]
             .iter()
             .find_map(|end| io.get(&format!("grad.base_model.model.{key}{end}")));
@@ -96,7 +96,7 @@ fn agrees_with_peft_in(golden: &Path, name: &str) {
     let file = "adapter_model.safetensors";
     assert!(
         std::fs::read(folder.path().join(file)).unwrap() == std::fs::read(dir.join(file)).unwrap(),
-        "{name}: not the bytes that PEFT wrote"
+        "{name}: the file differs from the one that PEFT wrote"
     );
     let fields = |dir: &Path| -> BTreeSet<String> {
         let config: Map<String, Value> =
@@ -105,7 +105,7 @@ fn agrees_with_peft_in(golden: &Path, name: &str) {
         config.into_iter().map(|(field, _)| field).collect()
     };
     let stray: Vec<String> = fields(folder.path()).difference(&fields(&dir)).cloned().collect();
-    assert!(stray.is_empty(), "{name}: PEFT would warn of {stray:?}");
+    assert!(stray.is_empty(), "{name}: PEFT does not know the fields {stray:?}");
     let again = Saved::read(folder.path(), &Registry::builtin().unwrap()).unwrap();
     assert_eq!(again.entry.about.name, saved.entry.about.name);
     let fresh = again.entry.build(&Value::Object(again.config).to_string()).unwrap();
@@ -116,69 +116,69 @@ fn agrees_with_peft_in(golden: &Path, name: &str) {
 
 #[test]
 fn lora_agrees_with_peft() {
-    agrees_with_peft("lora");
+    assert_agrees_with_peft("lora");
 }
 
 #[test]
 fn lora_on_every_module_agrees_with_peft() {
-    agrees_with_peft("lora_all");
+    assert_agrees_with_peft("lora_all");
 }
 
 #[test]
 fn rslora_agrees_with_peft() {
-    agrees_with_peft("rslora");
+    assert_agrees_with_peft("rslora");
 }
 
 #[test]
 fn hra_agrees_with_peft() {
-    agrees_with_peft("hra");
+    assert_agrees_with_peft("hra");
 }
 
 #[test]
 fn hra_with_an_odd_rank_agrees_with_peft() {
-    agrees_with_peft("hra_odd_all");
+    assert_agrees_with_peft("hra_odd_all");
 }
 
 #[test]
 fn dora_agrees_with_peft() {
-    agrees_with_peft("dora");
+    assert_agrees_with_peft("dora");
 }
 
 #[test]
 fn hra_with_gram_schmidt_agrees_with_peft() {
-    agrees_with_peft("hra_gs");
+    assert_agrees_with_peft("hra_gs");
 }
 
 #[test]
 fn oft_agrees_with_peft() {
-    agrees_with_peft("oft");
+    assert_agrees_with_peft("oft");
 }
 
 #[test]
 fn oft_with_the_power_series_agrees_with_peft() {
-    agrees_with_peft("oft_neumann");
+    assert_agrees_with_peft("oft_neumann");
 }
 
 #[test]
 fn boft_agrees_with_peft() {
-    // PEFT made this file without its CUDA extension: it trained one factor, but saved the two that
-    // it was asked for.
-    agrees_with_peft("boft");
+    // PEFT wrote this file without its CUDA extension. It trained one factor but saved a
+    // configuration with the two that were requested.
+    assert_agrees_with_peft("boft");
 }
 
 #[test]
 fn ia3_agrees_with_peft() {
-    agrees_with_peft("ia3");
+    assert_agrees_with_peft("ia3");
 }
 
 #[test]
 fn vera_agrees_with_peft() {
-    agrees_with_peft("vera");
+    assert_agrees_with_peft("vera");
 }
 
-/// Every adapter of the registry, as it is when nothing is said.
+/// Tests every built-in adapter with its default settings.
 #[test]
-fn an_adapter_is_restored_from_its_file_and_a_file_that_does_not_fit_is_refused() {
+fn an_adapter_is_restored_from_its_file_and_a_file_that_does_not_fit_is_rejected() {
     let golden = own();
     let model = Model::load(
         &ModelFiles::open(&golden.join("models/llama")).unwrap(),
@@ -233,14 +233,14 @@ fn an_adapter_is_restored_from_its_file_and_a_file_that_does_not_fit_is_refused(
         fresh.restore(&values().collect()).unwrap();
         assert!(
             logits(&model, Some(&fresh), &stream).unwrap().equal(&changed),
-            "{name} is not what was saved"
+            "the restored {name} differs from the saved one"
         );
     }
 }
 
-/// An adapter of the residual stream has no counterpart in PEFT, but the same life in a model.
+/// PEFT has no adapters of the residual stream, so this adapter is compared with itself.
 #[test]
-fn an_adapter_of_blocks_is_saved_and_restored_and_cannot_be_merged() {
+fn an_adapter_on_blocks_can_be_saved_and_restored_but_not_merged() {
     let golden = own();
     let mut model = Model::load(
         &ModelFiles::open(&golden.join("models/llama")).unwrap(),
@@ -255,12 +255,12 @@ fn an_adapter_of_blocks_is_saved_and_restored_and_cannot_be_merged() {
     let adapter = entry.build(r#"{"r": 2, "layers": "0,-1", "positions": "f1+l2"}"#).unwrap();
     let layers = model.info().layers;
     let base = logits(&model, None, &stream).unwrap();
-    // A run that does not compute the last block trains, and saves, only the first.
+    // A run that does not compute the last block trains and saves only the first one.
     for (blocks, written) in [(layers, Value::Null), (layers - 1, vec![0].into())] {
         let adapted = Adapted::attach(&*adapter, &model, blocks, 0).unwrap();
         assert!(
             error(&logits(&model, Some(&adapted), &stream).unwrap(), &base) < 1e-5,
-            "it starts as the identity"
+            "the adapter must start as the identity"
         );
         super::fixture::disturb(&adapted.changed().flat_map(|c| c.parameters).collect::<Vec<_>>());
         let changed = logits(&model, Some(&adapted), &stream).unwrap();

@@ -1,8 +1,8 @@
 //! Trainable changes of a frozen model, saved in PEFT's format if PEFT has the method.
 //!
-//! Each adapter's `learning_rate_factor` was chosen on training pairs only: 30 steps of dpo with
-//! SmolLM2-135M-Instruct on 40 pairs of the synthetic data. With it, the accuracy on these pairs
-//! rises as fast as with LoRA, and the chosen completions do not become less likely.
+//! Each adapter's `learning_rate_factor` was chosen using only training pairs: 30 steps of dpo with
+//! SmolLM2-135M-Instruct on 40 pairs of the synthetic data. With the factor, the accuracy on these
+//! pairs rises as fast as with LoRA, and the chosen completions do not become less likely.
 
 mod blocks;
 mod boft;
@@ -28,12 +28,12 @@ mod tests;
 use reprpo_plugin::prelude::*;
 use reprpo_plugin::serde_json::Value;
 
-/// PEFT's default targets for models of the Llama family.
+/// Returns PEFT's default targets for models of the Llama family.
 fn default_targets() -> Targets {
     ["q_proj", "v_proj"].into()
 }
 
-/// Returns r as a tensor size.
+/// Converts r to a tensor size.
 ///
 /// # Errors
 /// Fails if r is 0.
@@ -53,13 +53,14 @@ fn check_dropout(field: &str, p: f64) -> Result<()> {
     }
 }
 
-/// Dropout: in training, zeroes a share p of the entries of x and scales the others by 1/(1 − p).
-fn dropped(x: &Tensor, p: f64, train: bool) -> Result<Tensor> {
+/// Applies dropout: in training, zeroes a share p of the entries of x and scales the others by 1/(1
+/// − p).
+fn dropout(x: &Tensor, p: f64, train: bool) -> Result<Tensor> {
     Ok(if train && p > 0.0 { x.f_dropout(p, true)? } else { x.shallow_clone() })
 }
 
-/// Reads `layers_to_transform` of PEFT's configuration, which is a list or one number. In PEFT an
-/// empty list means every layer.
+/// Reads `layers_to_transform` from PEFT's configuration, which is a list or one number. An empty
+/// list means every layer.
 fn peft_layers(peft: &PeftConfig) -> Result<Option<Vec<usize>>> {
     match peft.get::<Value>("layers_to_transform")? {
         Some(Value::Number(_)) => Ok(Some(vec![peft.need("layers_to_transform")?])),

@@ -1,4 +1,5 @@
-//! Adapters of parts of fused modules: against modules of the parts' own rows, merged, and on disk.
+//! Adapters on parts of fused modules, compared with adapters on separate modules, merged, and
+//! saved.
 
 use std::collections::BTreeSet;
 
@@ -15,14 +16,14 @@ use reprpo_plugin::tch::{self, Device};
 use super::fixture::{disturb, off};
 use crate::golden::own;
 
-/// The models with fused modules, and some parts of theirs.
+/// Models with fused modules, and some of the parts of those modules.
 const FUSED: [(&str, &[&str]); 3] = [
     ("phi3", &["qkv_proj.q_proj", "qkv_proj.v_proj", "gate_up_proj.up_proj"]),
     ("gpt_neox", &["query_key_value.k_proj", "query_key_value.v_proj"]),
     ("gpt2", &["c_attn.q_proj", "c_attn.v_proj"]),
 ];
 
-/// A small model with its files and a batch for it.
+/// Loads a small model, its files and a batch.
 fn open(name: &str, kind: Kind) -> (ModelFiles, Model, Stream) {
     let dir = own().join("models").join(name);
     let files = ModelFiles::open(&dir).unwrap();
@@ -32,16 +33,16 @@ fn open(name: &str, kind: Kind) -> (ModelFiles, Model, Stream) {
     (files, model, stream)
 }
 
-/// The outputs of a fused module that make each of its parts, written down apart from the model's
-/// own table.
+/// Returns the output rows of each part of a fused module. The test states them independently of
+/// the model's own table.
 fn parts(module: &str) -> Vec<(&'static str, Vec<i64>)> {
     let range = |from: i64, to: i64| (from..to).collect::<Vec<i64>>();
-    // Four heads of 8, each with its query, key and value.
+    // Four heads of width 8, each with a query, key and value.
     let of_heads = |i: i64| {
         (0..4).flat_map(|head| range(24 * head + 8 * i, 24 * head + 8 * (i + 1))).collect()
     };
     match module.rsplit('.').next().unwrap() {
-        // Four heads of 8, and two of keys and values.
+        // Four query heads of width 8, and two key and value heads.
         "qkv_proj" => {
             vec![("q_proj", range(0, 32)), ("k_proj", range(32, 48)), ("v_proj", range(48, 64))]
         }
@@ -49,7 +50,7 @@ fn parts(module: &str) -> Vec<(&'static str, Vec<i64>)> {
         "query_key_value" => {
             vec![("q_proj", of_heads(0)), ("k_proj", of_heads(1)), ("v_proj", of_heads(2))]
         }
-        // Four heads of 8, with as many keys and values.
+        // Four heads of width 8, with the same number of key and value heads.
         "c_attn" => {
             vec![("q_proj", range(0, 32)), ("k_proj", range(32, 64)), ("v_proj", range(64, 96))]
         }
@@ -57,7 +58,7 @@ fn parts(module: &str) -> Vec<(&'static str, Vec<i64>)> {
     }
 }
 
-/// The built-in adapters that change linear modules.
+/// Returns the built-in adapters that change linear modules.
 fn adapters() -> Vec<&'static AdapterEntry> {
     Registry::builtin()
         .unwrap()
@@ -70,16 +71,16 @@ fn entry(name: &str) -> &'static AdapterEntry {
     Registry::builtin().unwrap().adapter(name).unwrap()
 }
 
-/// The adapter with its defaults, on other modules.
+/// Builds an adapter with default settings except for `fields`.
 fn build(entry: &AdapterEntry, fields: Value) -> Box<dyn Adapter> {
     let mut config = entry.about.defaults().unwrap();
-    // Those of IA³ have to be among the targets.
+    // The default feed-forward modules of IA³ must be targets, and these tests use other targets.
     config.entry("feedforward_modules").and_modify(|f| *f = json!([]));
     config.extend(fields.as_object().unwrap().clone());
     entry.build(&Value::Object(config).to_string()).unwrap()
 }
 
-/// Attached, and away from where it starts.
+/// Attaches an adapter and adds noise to its parameters.
 fn attached(adapter: &dyn Adapter, model: &Model) -> Adapted {
     let adapted = Adapted::attach(adapter, model, model.info().layers, 0).unwrap();
     disturb(&adapted.changed().flat_map(|c| c.parameters).collect::<Vec<_>>());
@@ -93,14 +94,14 @@ fn logits(model: &Model, adapted: Option<&Adapted>, stream: &Stream) -> Tensor {
 }
 
 #[test]
-fn an_adapter_of_a_part_sees_the_rows_of_the_part_and_no_other() {
+fn an_adapter_on_a_part_changes_only_the_rows_of_the_part() {
     for (name, targets) in FUSED {
         let (files, model, stream) = open(name, Kind::Double);
         let _guard = tch::no_grad_guard();
         let weights = files.load(Kind::Double, Device::Cpu).unwrap();
         for entry in adapters() {
             let adapted = attached(&*build(entry, json!({ "target_modules": targets })), &model);
-            let mut looked_at = 0;
+            let mut checked = 0;
             for module in &model.info().linears {
                 let parts = parts(&module.name);
                 let named = |part: &str| format!("{}.{part}", module.name);
@@ -124,7 +125,7 @@ fn an_adapter_of_a_part_sees_the_rows_of_the_part_and_no_other() {
                         rows.len() as i64
                     );
                     let rows = Tensor::from_slice(rows);
-                    // The outputs of a `Conv1D` are the columns of its weight.
+                    // A `Conv1D` stores its outputs in the columns of its weight.
                     let of_outputs = |t: &Tensor| {
                         if name == "gpt2" && t.dim() == 2 { t.tr() } else { t.shallow_clone() }
                     };
@@ -137,7 +138,7 @@ fn an_adapter_of_a_part_sees_the_rows_of_the_part_and_no_other() {
                     let plain = frozen.forward(x).unwrap();
                     let expected = match adapted.get(&named(part)) {
                         Some(adapter) => {
-                            looked_at += 1;
+                            checked += 1;
                             let changed = adapter.forward(x, &frozen, false).unwrap();
                             assert!(
                                 off(&changed, &plain) > 1e-4,
@@ -158,14 +159,15 @@ fn an_adapter_of_a_part_sees_the_rows_of_the_part_and_no_other() {
                     );
                 }
             }
-            assert_eq!(looked_at, targets.len() * model.info().layers);
+            assert_eq!(checked, targets.len() * model.info().layers);
         }
     }
 }
 
-/// Phi-3's block is Llama's with modules put together, so its model is a model of Llama's as well.
+/// Phi-3's block is Llama's block with fused modules, so its weights can be split into a Llama
+/// model.
 #[test]
-fn a_fused_model_adapted_in_part_is_the_unfused_one_adapted_so() {
+fn adapted_parts_equal_the_adapted_modules_of_the_unfused_model() {
     let (files, model, stream) = open("phi3", Kind::Double);
     let mut config = files.config().clone();
     config["model_type"] = "llama".into();
@@ -229,9 +231,10 @@ fn a_fused_model_adapted_in_part_is_the_unfused_one_adapted_so() {
     }
 }
 
-/// The change of a whole module is that of all its parts: one A for all, and to each its rows of B.
+/// LoRA on a whole module equals LoRA on all of its parts with the same A and the matching rows of
+/// B.
 #[test]
-fn lora_on_a_whole_module_is_lora_on_all_of_its_parts() {
+fn lora_on_a_whole_module_equals_lora_on_all_of_its_parts() {
     for (name, module) in
         [("phi3", "qkv_proj"), ("gpt_neox", "query_key_value"), ("gpt2", "c_attn")]
     {
@@ -267,7 +270,7 @@ fn lora_on_a_whole_module_is_lora_on_all_of_its_parts() {
 }
 
 #[test]
-fn merged_parts_compute_the_same_and_leave_the_other_rows_alone() {
+fn merged_parts_compute_the_same_and_do_not_change_other_rows() {
     for (name, targets) in FUSED {
         let (_, mut model, stream) = open(name, Kind::Double);
         let _guard = tch::no_grad_guard();
@@ -295,15 +298,16 @@ fn merged_parts_compute_the_same_and_leave_the_other_rows_alone() {
             model.unmerge(merged);
             assert!(
                 logits(&model, None, &stream) == base,
-                "{name}, {}: the unmerged model is not the base",
+                "{name}, {}: the unmerged model differs from the base",
                 entry.about.name
             );
         }
     }
 }
 
-/// Written and read again: its configuration, and the error of its logits.
-fn through_a_folder(
+/// Saves an adapter and loads it again. Returns the saved configuration, the names of the saved
+/// tensors, and the error of the logits.
+fn save_and_load(
     entry: &AdapterEntry,
     adapter: &dyn Adapter,
     model: &Model,
@@ -321,7 +325,7 @@ fn through_a_folder(
         let bytes = |dir: &tempfile::TempDir| std::fs::read(dir.path().join(file)).unwrap();
         assert!(
             bytes(&first) == bytes(&second),
-            "{}: `{file}` has other bytes when it is written again",
+            "{}: `{file}` differs when it is written again",
             entry.about.name
         );
     }
@@ -342,7 +346,7 @@ fn through_a_folder(
 }
 
 #[test]
-fn on_disk_parts_are_whole_modules_where_the_method_can_put_them_so() {
+fn parts_are_saved_as_whole_modules_if_the_method_allows_it() {
     for (model_name, module, other) in [
         ("phi3", "qkv_proj", "o_proj"),
         ("gpt_neox", "query_key_value", "dense_4h_to_h"),
@@ -358,7 +362,7 @@ fn on_disk_parts_are_whole_modules_where_the_method_can_put_them_so() {
             let adapter = build(entry, json!({ "target_modules": targets }));
             let unreadable =
                 peft::unreadable(entry, &*adapter, &attached(&*adapter, &model), &model).unwrap();
-            let (config, tensors, error) = through_a_folder(entry, &*adapter, &model, &stream);
+            let (config, tensors, error) = save_and_load(entry, &*adapter, &model, &stream);
             let in_part = tensors.iter().any(|t| t.contains(&format!("{module}.q_proj.")));
             match unreadable {
                 None => {
@@ -401,9 +405,9 @@ fn lora_of_parts_keeps_its_scale_in_a_file_of_whole_modules() {
             (json!({ "r": 2, "lora_alpha": 8.0, "layers_to_transform": [1] }), 4, 16.0),
         ] {
             let mut fields = fields;
-            // A regular expression for names of parts, which PEFT gets as the names of modules.
+            // A regular expression over names of parts, which is saved as a list of module names.
             fields["target_modules"] = json!(format!(r".*\.{module}\.[qv]_proj"));
-            let (config, tensors, error) = through_a_folder(
+            let (config, tensors, error) = save_and_load(
                 entry("lora"),
                 &*build(entry("lora"), fields.clone()),
                 &model,
@@ -415,7 +419,7 @@ fn lora_of_parts_keeps_its_scale_in_a_file_of_whole_modules() {
                 (&json!(rank), &json!(alpha)),
                 "{fields}"
             );
-            // PEFT ignores `layers_to_transform` for modules that are listed by their whole names.
+            // PEFT ignores `layers_to_transform` for modules that are listed by their full names.
             let names = config["target_modules"].as_array().unwrap();
             let layers =
                 fields["layers_to_transform"].as_array().map_or(model.info().layers, Vec::len);
@@ -431,7 +435,7 @@ fn lora_of_parts_keeps_its_scale_in_a_file_of_whole_modules() {
 }
 
 #[test]
-fn on_disk_an_adapter_of_conv1d_modules_says_so_where_peft_has_it() {
+fn a_saved_adapter_on_conv1d_modules_sets_fan_in_fan_out_if_peft_supports_it() {
     let (_, model, stream) = open("gpt2", Kind::Float);
     let _guard = tch::no_grad_guard();
     let mut readable = Vec::new();
@@ -440,7 +444,7 @@ fn on_disk_an_adapter_of_conv1d_modules_says_so_where_peft_has_it() {
         let adapter = build(entry, json!({ "target_modules": ["q_proj", "o_proj"] }));
         let unreadable =
             peft::unreadable(entry, &*adapter, &attached(&*adapter, &model), &model).unwrap();
-        let (config, _, error) = through_a_folder(entry, &*adapter, &model, &stream);
+        let (config, _, error) = save_and_load(entry, &*adapter, &model, &stream);
         assert_eq!(config["target_modules"], json!(["c_attn", "attn.c_proj"]), "{name}");
         assert_eq!(error, 0.0, "{name}");
         match unreadable {

@@ -1,5 +1,5 @@
-//! Checks saved adapters against PEFT's own rules, which this file implements a second time, and
-//! reads files of PEFT whose configuration does not match their tensors.
+//! Checks saved adapters against PEFT's rules, which this file implements independently, and reads
+//! PEFT files whose configuration does not match their tensors.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -26,7 +26,7 @@ fn adapters() -> Vec<&'static AdapterEntry> {
         .collect()
 }
 
-/// Builds the adapter from its defaults and these fields, with sizes that fit the small model.
+/// Builds the adapter from its defaults and `fields`, with sizes that fit the small model.
 fn build(entry: &AdapterEntry, fields: &Value) -> Box<dyn Adapter> {
     let mut config = entry.about.defaults().unwrap();
     for (field, value) in [
@@ -35,8 +35,7 @@ fn build(entry: &AdapterEntry, fields: &Value) -> Box<dyn Adapter> {
         ("boft_block_size", json!(8)),
         ("blocks", json!(2)),
     ] {
-        // OFT takes either the size of its blocks or their number; the one that is not used stays
-        // 0.
+        // OFT takes the size of its blocks or their number; the setting that is not used stays 0.
         if config.get(field).is_some_and(|old| *old != json!(0)) {
             config.insert(field.to_owned(), value);
         }
@@ -49,7 +48,7 @@ fn json_file(path: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
-/// Returns the modules that PEFT adapts for an `adapter_config.json`; panics where PEFT refuses the
+/// Returns the modules that PEFT adapts for an `adapter_config.json`. Panics if PEFT rejects the
 /// file.
 fn found_by_peft(config: &Value, model: &ModelInfo) -> BTreeSet<String> {
     let kind = config["peft_type"].as_str().unwrap();
@@ -57,7 +56,7 @@ fn found_by_peft(config: &Value, model: &ModelInfo) -> BTreeSet<String> {
         serde_json::from_value(config["layers_to_transform"].clone()).unwrap();
     assert!(
         kind != "IA3" || config.get("layers_to_transform").is_none(),
-        "PEFT's IA³ does not know `layers_to_transform`"
+        "PEFT's IA³ does not support `layers_to_transform`"
     );
     let names = model.linears.iter().map(|l| l.name.clone());
     match &config["target_modules"] {
@@ -68,7 +67,7 @@ fn found_by_peft(config: &Value, model: &ModelInfo) -> BTreeSet<String> {
             );
             assert!(
                 !text.contains("(?<") && !text.contains("*+"),
-                "Python's `re` reads this differently: {text}"
+                "Python's `re` interprets this differently: {text}"
             );
             let regex = regex::Regex::new(&format!("^(?:{text})$")).unwrap();
             names.filter(|n| text == "all-linear" || regex.is_match(n)).collect()
@@ -89,8 +88,8 @@ fn found_by_peft(config: &Value, model: &ModelInfo) -> BTreeSet<String> {
     }
 }
 
-/// Returns the modules whose input PEFT's IA³ scales, out of the adapted ones.
-fn fed_forward(config: &Value, names: &BTreeSet<String>) -> BTreeSet<String> {
+/// Returns those of the adapted modules whose input PEFT's IA³ scales.
+fn feedforward_modules(config: &Value, names: &BTreeSet<String>) -> BTreeSet<String> {
     match &config["feedforward_modules"] {
         Value::String(text) => {
             let regex = regex::Regex::new(&format!("^(?:{text})$")).unwrap();
@@ -109,8 +108,8 @@ fn fed_forward(config: &Value, names: &BTreeSet<String>) -> BTreeSet<String> {
     }
 }
 
-/// Forms of `target_modules`: a list of suffixes, of whole names, or of both; a regular expression;
-/// `all-linear`; and expressions of Rust's that Python refuses or reads differently.
+/// Forms of `target_modules`: a list of suffixes, of full names, or of both; a regular expression;
+/// `all-linear`; and Rust regular expressions that Python rejects or interprets differently.
 fn forms() -> Vec<(&'static str, Value)> {
     vec![
         ("ends", json!(["v_proj", "down_proj"])),
@@ -135,7 +134,7 @@ const RESTRICTIONS: [(Option<&[usize]>, usize); 5] =
     [(None, 3), (Some(&[1, 2]), 3), (Some(&[0, 1, 2]), 3), (None, 2), (Some(&[1, 2]), 2)];
 
 #[test]
-fn every_saved_adapter_is_what_peft_reads_of_it() {
+fn peft_finds_the_adapted_modules_of_every_saved_adapter() {
     let model = conformance::model(Kind::Float).unwrap();
     let registry = Registry::builtin().unwrap();
     for entry in adapters() {
@@ -156,14 +155,16 @@ fn every_saved_adapter_is_what_peft_reads_of_it() {
                     } else if inner != json!(["down_proj"]) {
                         continue;
                     }
-                    saved_as_peft_reads_it(&what, entry, &fields, &model, blocks, &registry);
+                    assert_peft_reads_the_saved_adapter(
+                        &what, entry, &fields, &model, blocks, &registry,
+                    );
                 }
             }
         }
     }
 }
 
-fn saved_as_peft_reads_it(
+fn assert_peft_reads_the_saved_adapter(
     what: &str,
     entry: &'static AdapterEntry,
     fields: &Value,
@@ -182,7 +183,7 @@ fn saved_as_peft_reads_it(
     let found = found_by_peft(&config, model.info());
     assert_eq!(found, names, "{what}: {config}");
     if config.get("feedforward_modules").is_some() {
-        for name in &fed_forward(&config, &names) {
+        for name in &feedforward_modules(&config, &names) {
             assert_eq!(
                 tensors[&format!("base_model.model.{name}.ia3_l")].size()[0],
                 1,
@@ -190,14 +191,15 @@ fn saved_as_peft_reads_it(
             );
         }
         let inputs = tensors.values().filter(|t| t.size()[0] == 1).count();
-        assert_eq!(inputs, fed_forward(&config, &names).len(), "{what}: {config}");
+        assert_eq!(inputs, feedforward_modules(&config, &names).len(), "{what}: {config}");
     }
-    // Reading the file gives the same adapter, and writing that again gives the same configuration.
+    // Reading the file gives the same adapter, and writing that adapter gives the same
+    // configuration.
     let saved = Saved::read(folder.path(), registry).unwrap();
     let fresh = entry.build(&Value::Object(saved.config).to_string()).unwrap();
     let warnings: Vec<String> =
         unmatched(&*fresh, model.info()).unwrap().iter().map(|e| e.to_string()).collect();
-    // A list keeps the entries that match nothing in the blocks that the run computes.
+    // A list keeps entries that match nothing in the blocks that the run computes.
     assert!(
         warnings
             .iter()
@@ -219,7 +221,7 @@ fn saved_as_peft_reads_it(
 }
 
 #[test]
-fn ranks_by_pattern_are_those_that_peft_finds() {
+fn peft_finds_the_ranks_of_rank_pattern() {
     let model = conformance::model(Kind::Float).unwrap();
     let lora = Registry::builtin().unwrap().adapter("lora").unwrap();
     for patterns in [
@@ -246,7 +248,7 @@ fn ranks_by_pattern_are_those_that_peft_finds() {
                 let r = key.map_or(2, |k| ranks[k].as_i64().unwrap());
                 assert!(
                     ranks.keys().all(|k| !k.contains("(?")),
-                    "Python's `re` reads this differently: {config}"
+                    "Python's `re` interprets this differently: {config}"
                 );
                 assert_eq!(tensor.size()[0], r, "{name}: {config}");
             }
@@ -255,7 +257,7 @@ fn ranks_by_pattern_are_those_that_peft_finds() {
 }
 
 #[test]
-fn a_name_that_matches_no_module_is_an_error_in_a_new_adapter_and_is_ignored_in_a_saved_one() {
+fn a_name_that_matches_no_module_is_an_error_only_in_a_new_adapter() {
     let model = conformance::model(Kind::Float).unwrap();
     let entry = |name: &str| Registry::builtin().unwrap().adapter(name).unwrap();
     let cases = [
@@ -325,7 +327,7 @@ fn a_name_that_matches_no_module_is_an_error_in_a_new_adapter_and_is_ignored_in_
     );
 }
 
-/// Writes a folder in PEFT's format with this configuration and one tensor.
+/// Writes a folder in PEFT's format with the given configuration and one tensor.
 fn saved(config: &Value, key: &str, shape: &[i64]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("adapter_config.json"), config.to_string()).unwrap();
@@ -343,13 +345,13 @@ fn read(folder: &Path) -> Saved {
 }
 
 #[test]
-fn one_butterfly_factor_in_the_file_counts_for_more_than_the_configuration() {
+fn one_butterfly_factor_in_the_file_overrides_the_configuration() {
     let config = |factors: u32| {
         json!({ "peft_type": "BOFT", "boft_block_size": 8,
         "boft_block_num": 0, "boft_n_butterfly_factor": factors, "target_modules": ["q_proj"] })
     };
-    let with = |asked: u32, held: i64| {
-        let saved = read(saved(&config(asked), "q_proj.boft_R", &[held, 4, 8, 8]).path());
+    let with = |configured: u32, stored: i64| {
+        let saved = read(saved(&config(configured), "q_proj.boft_R", &[stored, 4, 8, 8]).path());
         (saved.config["boft_n_butterfly_factor"].clone(), saved.warnings)
     };
     let (factors, warnings) = with(2, 1);
@@ -357,12 +359,12 @@ fn one_butterfly_factor_in_the_file_counts_for_more_than_the_configuration() {
     assert!(
         warnings.len() == 1
             && warnings[0]
-                .contains("`boft_n_butterfly_factor` is 2, but each `boft_R` holds 1 factor"),
+                .contains("`boft_n_butterfly_factor` is 2, but each `boft_R` contains 1 factor"),
         "{warnings:?}"
     );
     assert_eq!(with(2, 2), (json!(2), vec![]));
     assert_eq!(with(1, 1), (json!(1), vec![]));
-    // PEFT refuses this file too.
+    // PEFT rejects this file too.
     assert_eq!(with(3, 2), (json!(3), vec![]));
 }
 
@@ -398,7 +400,7 @@ fn an_adapter_with_the_older_series_of_oft_gets_a_warning() {
 }
 
 #[test]
-fn a_pickled_adapter_is_refused_by_name() {
+fn an_error_names_a_pickled_adapter_file() {
     let folder = saved(
         &json!({ "peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"] }),
         "q_proj.lora_A.weight",
@@ -443,7 +445,7 @@ fn layers_pattern_must_name_the_models_list_of_layers() {
     );
 }
 
-/// Adapters that PEFT wrote, with the versions that other releases of PEFT write.
+/// Adapters that PEFT saved, with the version fields of other releases.
 #[test]
 fn files_of_other_versions_of_peft_get_a_warning() {
     let changed = |name: &str, field: &str, value: Option<&str>| {
@@ -476,7 +478,7 @@ fn files_of_other_versions_of_peft_get_a_warning() {
     let boft = read(&golden::own().join("peft/boft"));
     assert!(boft.warnings[0].contains("boft_n_butterfly_factor"), "{:?}", boft.warnings);
 
-    // Files of PEFT before 0.14 do not have this field.
+    // Files of PEFT before 0.14 do not contain this field.
     let older = changed("oft", "oft_block_size", None);
     assert!(Saved::read(older.path(), &Registry::builtin().unwrap()).is_err());
 
@@ -488,9 +490,9 @@ fn files_of_other_versions_of_peft_get_a_warning() {
     assert!(format!("{e:?}").contains("is a pickle"), "{e:?}");
 }
 
-/// The files were written by PEFT itself, some by older versions and some by the current one.
+/// Files that different versions of PEFT wrote.
 #[test]
-fn files_that_older_versions_of_peft_wrote_get_a_warning() {
+fn files_written_by_older_versions_of_peft_get_a_warning() {
     let Some(shared) = golden::shared("cases/42-oft-versions") else { return };
     let cases = shared.join("cases");
     for (name, warned) in [

@@ -1,5 +1,4 @@
-//! What holds for every adapter, whoever wrote it: each of the registry on one module, or on one
-//! block.
+//! Invariants of all adapters, tested on one module or one block.
 
 use reprpo_plugin::api::PeftFile;
 use reprpo_plugin::registry::{AdapterEntry, Registry};
@@ -10,7 +9,7 @@ use reprpo_plugin::testkit::random;
 use super::fixture::{disturb, off};
 use super::*;
 
-/// Widths that every method's default blocks divide.
+/// Widths that the default blocks of every method divide.
 const INPUTS: i64 = 64;
 const OUTPUTS: i64 = 32;
 
@@ -43,7 +42,7 @@ fn model() -> ModelInfo {
     }
 }
 
-/// One adapted module or block, whatever it is.
+/// An adapted module or block.
 enum Place {
     Linear(Box<dyn AdaptedLinear>, Frozen),
     Block(Box<dyn AdaptedResidual>),
@@ -73,12 +72,12 @@ impl Place {
     }
 }
 
-/// The adapter of `entry` at its defaults.
+/// Builds the adapter with its default settings.
 fn adapter(entry: &AdapterEntry) -> Box<dyn Adapter> {
     entry.build(&Value::Object(entry.about.defaults().unwrap()).to_string()).unwrap()
 }
 
-/// Its first place in the model.
+/// Attaches the adapter to the first module or block that it targets.
 fn attached(entry: &AdapterEntry, seed: u64, kind: Kind) -> Place {
     let (adapter, model) = (adapter(entry), model());
     let init = |scope: &str| Init::new(seed, scope, kind, Device::Cpu);
@@ -104,13 +103,13 @@ fn attached(entry: &AdapterEntry, seed: u64, kind: Kind) -> Place {
 
 fn for_every_adapter(check: impl Fn(&'static AdapterEntry)) {
     let registry = Registry::builtin().unwrap();
-    let mut seen = 0;
+    let mut tested = 0;
     for entry in registry.all::<AdapterEntry>() {
         println!("{}", entry.about.name);
         check(entry);
-        seen += 1;
+        tested += 1;
     }
-    assert!(seen > 0);
+    assert!(tested > 0);
 }
 
 fn x(kind: Kind) -> Tensor {
@@ -118,7 +117,7 @@ fn x(kind: Kind) -> Tensor {
 }
 
 #[test]
-fn every_adapter_explains_itself_and_every_field() {
+fn every_adapter_has_an_explanation_and_describes_every_field() {
     for_every_adapter(|entry| {
         assert!(
             !entry.about.summary.is_empty()
@@ -137,7 +136,7 @@ fn every_adapter_explains_itself_and_every_field() {
 }
 
 #[test]
-fn every_parameter_is_a_leaf_that_learns_and_whose_axis_is_as_wide_as_it_says() {
+fn every_parameter_is_a_trainable_leaf_with_the_declared_axis_width() {
     for_every_adapter(|entry| {
         let place = attached(entry, 0, Kind::Double);
         disturb(&place.parameters());
@@ -152,7 +151,7 @@ fn every_parameter_is_a_leaf_that_learns_and_whose_axis_is_as_wide_as_it_says() 
             let gradient = p.tensor.grad();
             assert!(
                 gradient.defined() && gradient.abs().max().double_value(&[]) > 1e-9,
-                "{} gets no gradient",
+                "{} has no gradient",
                 p.key
             );
             if let Some(axis) = p.axis {
@@ -162,14 +161,14 @@ fn every_parameter_is_a_leaf_that_learns_and_whose_axis_is_as_wide_as_it_says() 
                 };
                 assert_eq!(p.tensor.size()[axis.dim()], width, "{}", p.key);
             }
-            assert!(!keys.contains(&p.key), "{} comes twice", p.key);
+            assert!(!keys.contains(&p.key), "{} occurs twice", p.key);
             keys.push(p.key);
         }
     });
 }
 
 #[test]
-fn every_merged_module_computes_what_the_adapted_one_does() {
+fn every_merged_module_computes_the_same_as_the_adapted_one() {
     for_every_adapter(|entry| {
         let place = attached(entry, 0, Kind::Double);
         disturb(&place.parameters());
@@ -178,7 +177,7 @@ fn every_merged_module_computes_what_the_adapted_one_does() {
         let merged = adapted.merge(frozen).unwrap();
         assert!(off(&merged.forward(&x).unwrap(), &place.forward(&x)) < 1e-10);
         assert!(off(&merged.dense().unwrap(), &before) > 1e-3, "nothing was merged");
-        assert!(frozen.dense().unwrap().equal(&before), "the frozen weights moved");
+        assert!(frozen.dense().unwrap().equal(&before), "the frozen weights changed");
         let half = frozen.to_kind(Kind::BFloat16);
         let merged = adapted.merge(&half).unwrap();
         assert_eq!(
@@ -189,7 +188,7 @@ fn every_merged_module_computes_what_the_adapted_one_does() {
 }
 
 #[test]
-fn every_adapter_in_float32_serves_a_model_of_half_precision() {
+fn every_float32_adapter_works_on_a_model_in_bf16() {
     for_every_adapter(|entry| {
         let place = attached(entry, 0, Kind::Float);
         disturb(&place.parameters());
@@ -202,7 +201,7 @@ fn every_adapter_in_float32_serves_a_model_of_half_precision() {
 }
 
 #[test]
-fn every_adapter_computes_the_same_from_its_parameters_put_into_another() {
+fn copying_the_parameters_copies_the_adapter() {
     for_every_adapter(|entry| {
         let (one, other) = (attached(entry, 0, Kind::Double), attached(entry, 0, Kind::Double));
         disturb(&one.parameters());
@@ -212,7 +211,7 @@ fn every_adapter_computes_the_same_from_its_parameters_put_into_another() {
         }
         let x = x(Kind::Double);
         let other = match (&one, other) {
-            // The same frozen module under both: only the adapter is carried over.
+            // Both adapters use the same frozen module, so that only the adapters are compared.
             (Place::Linear(_, frozen), Place::Linear(adapted, _)) => {
                 Place::Linear(adapted, frozen.to_kind(Kind::Double))
             }
@@ -228,7 +227,7 @@ fn every_adapter_reads_the_configuration_that_it_writes() {
         let adapter = adapter(entry);
         let mut config: serde_json::Map<String, Value> =
             serde_json::from_str(&adapter.peft_config()).unwrap();
-        // What the engine adds for every method.
+        // Fields that the host adds for every method.
         config
             .insert("target_modules".to_owned(), serde_json::to_value(adapter.targets()).unwrap());
         config.insert(
@@ -241,7 +240,7 @@ fn every_adapter_reads_the_configuration_that_it_writes() {
         assert_eq!(warnings, Vec::<String>::new());
         let again: Value = serde_json::from_str(&again).unwrap();
         assert_eq!(again, Value::Object(entry.about.defaults().unwrap()));
-        assert!(read("{}").is_err(), "a configuration that says nothing was read");
+        assert!(read("{}").is_err(), "an empty configuration must be rejected");
     });
 }
 

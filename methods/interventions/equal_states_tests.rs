@@ -1,5 +1,5 @@
-//! A pair whose reference states are equal has no preference direction, so it must contribute
-//! nothing to a loss and must not dilute the mean over the other pairs.
+//! A pair whose reference states are equal has no preference direction. It must not contribute to a
+//! loss, nor to the number of pairs by which the loss is divided.
 
 use reprpo_core::conformance::{model, pairs};
 use reprpo_core::model::Adapted;
@@ -25,8 +25,8 @@ fn methods() -> [(&'static str, Box<dyn Intervention>); 4] {
     ]
 }
 
-/// Builds a batch of the pairs in `rows`, with completions of two tokens.
-fn of_rows(policy: &[Sides], reference: &[Sides], logp: &[Sides; 2], rows: &[i64]) -> Pairs {
+/// Returns a batch of the pairs in `rows`, whose completions have two tokens.
+fn batch_of_rows(policy: &[Sides], reference: &[Sides], logp: &[Sides; 2], rows: &[i64]) -> Pairs {
     let index = Tensor::from_slice(rows);
     let pick = |x: &Sides| map(x, |x| x.index_select(0, &index));
     let taps = policy.iter().zip(reference).map(|(p, r)| tap(&pick(p), &pick(r))).collect();
@@ -36,7 +36,7 @@ fn of_rows(policy: &[Sides], reference: &[Sides], logp: &[Sides; 2], rows: &[i64
     Pairs::new(rows.len(), taps, Some(of(&logp[0])), Some(of(&logp[1])))
 }
 
-/// Returns `reference` with pair 1's rejected state replaced by its chosen state times 1 + `off`.
+/// Replaces the rejected state of pair 1 in `reference` by its chosen state times 1 + `off`.
 fn with_equal(reference: &Sides, off: f64) -> Sides {
     let rejected = reference.rejected.copy();
     rejected.get(1).copy_(&(reference.chosen.get(1) * (1.0 + off)));
@@ -44,7 +44,7 @@ fn with_equal(reference: &Sides, off: f64) -> Sides {
 }
 
 #[test]
-fn a_pair_of_equal_states_is_left_out_and_does_not_dilute_the_others() {
+fn a_pair_with_equal_states_is_left_out_and_does_not_dilute_the_others() {
     for off in [0.0, 4e-16] {
         let (policy, logp) = (
             [random_sides(&[3, 5]), random_sides(&[3, 4])],
@@ -59,7 +59,8 @@ fn a_pair_of_equal_states_is_left_out_and_does_not_dilute_the_others() {
                 let _ = leaf.set_requires_grad(true);
             }
             let mut run = |rows: &[i64]| {
-                let loss = method.loss(&of_rows(&policy, &reference, &logp, rows), STEP).unwrap();
+                let loss =
+                    method.loss(&batch_of_rows(&policy, &reference, &logp, rows), STEP).unwrap();
                 let gradients = Tensor::run_backward(&[&loss.value], &leaves, false, false);
                 (loss, gradients)
             };
@@ -90,7 +91,7 @@ fn a_pair_counts_only_at_the_taps_where_its_states_differ() {
     for (name, mut method) in methods() {
         let value = |method: &mut dyn Intervention, taps: std::ops::Range<usize>, rows: &[i64]| {
             method
-                .loss(&of_rows(&policy[taps.clone()], &half[taps], &logp, rows), STEP)
+                .loss(&batch_of_rows(&policy[taps.clone()], &half[taps], &logp, rows), STEP)
                 .unwrap()
                 .value
                 .double_value(&[])
@@ -103,7 +104,7 @@ fn a_pair_counts_only_at_the_taps_where_its_states_differ() {
 }
 
 #[test]
-fn a_batch_of_only_such_pairs_has_loss_zero_and_no_gradient() {
+fn a_batch_of_only_pairs_with_equal_states_has_no_loss_and_no_gradient() {
     let policy = random_sides(&[1, 5]);
     let equal = tensor(&[1.0, -2.0, 3.0, 0.5, 4.0], &[1, 5]);
     let logp = [random_sides(&[2]), random_sides(&[2])];
@@ -111,7 +112,7 @@ fn a_batch_of_only_such_pairs_has_loss_zero_and_no_gradient() {
     for (name, mut method) in methods() {
         let loss = method
             .loss(
-                &of_rows(
+                &batch_of_rows(
                     &[map(&policy, Tensor::shallow_clone)],
                     &[sides(&equal, &equal)],
                     &logp,
@@ -127,7 +128,7 @@ fn a_batch_of_only_such_pairs_has_loss_zero_and_no_gradient() {
 }
 
 #[test]
-fn at_a_temperature_that_leaves_only_rounding_no_pair_counts() {
+fn no_pair_counts_at_a_temperature_that_leaves_only_rounding_errors() {
     let states = map(&random_sides(&[4, 16]), |x| x.to_kind(Kind::Float));
     let counted = |temperature: f64| {
         let mut method = Rank { temperature, ..Rank::default() };
@@ -138,8 +139,8 @@ fn at_a_temperature_that_leaves_only_rounding_no_pair_counts() {
     assert_eq!((counted(1.0), counted(1e6)), (4.0, 0.0));
 }
 
-/// Runs one step of the engine with LoRA on the small model; returns its outcome and the gradient
-/// of every parameter.
+/// Runs one training step with LoRA on the small model. Returns its outcome and the gradient of
+/// every parameter.
 fn step(
     method: Box<dyn Intervention>,
     pairs: &[TokenPair],
@@ -172,7 +173,7 @@ fn step(
         ..Taps::default()
     };
     let mut objective = Objective::new(method, taps, Reference::default(), &adapted).unwrap();
-    let done = accumulate(
+    let accumulated = accumulate(
         &mut objective,
         &model,
         &adapted,
@@ -182,7 +183,7 @@ fn step(
     )
     .unwrap();
     (
-        done,
+        accumulated,
         adapted
             .parameters()
             .iter()
@@ -192,7 +193,7 @@ fn step(
 }
 
 #[test]
-fn every_pair_that_counts_weighs_alike_in_a_step_of_uneven_micro_batches() {
+fn every_counted_pair_has_the_same_weight_in_uneven_micro_batches() {
     let plain = pairs();
     let twin = |index| TokenPair { index, chosen: vec![1], rejected: vec![1], ..plain[0].clone() };
     let mut mixed = plain.clone();
@@ -204,13 +205,14 @@ fn every_pair_that_counts_weighs_alike_in_a_step_of_uneven_micro_batches() {
         };
         let ((without, expected), name) = (of(&plain, 6), methods()[i].0);
         assert_eq!(without.left_out.unwrap().pairs, 0, "{name}");
-        // A micro-batch of these sizes holds several pairs that count, one, or none.
+        // Micro-batches of these sizes contain several counted pairs, one, or none.
         for batch in [8, 2, 1] {
             let (with, gradients) = of(&mixed, batch);
             assert_eq!(with.left_out.unwrap().pairs, 2, "{name}");
             near(with.loss, without.loss);
-            let metric =
-                |done: &Accumulated| done.metrics.iter().find(|(n, _)| n == name).unwrap().1;
+            let metric = |accumulated: &Accumulated| {
+                accumulated.metrics.iter().find(|(n, _)| n == name).unwrap().1
+            };
             assert!((metric(&with) - metric(&without)).abs() < 1e-6, "{name}");
             for (a, b) in gradients.iter().zip(&expected) {
                 assert!(
@@ -223,12 +225,15 @@ fn every_pair_that_counts_weighs_alike_in_a_step_of_uneven_micro_batches() {
         let (nothing, gradients) = of(&[twin(7), twin(8)], 1);
         assert_eq!((nothing.loss, nothing.left_out.unwrap().pairs), (0.0, 2), "{name}");
         assert!(gradients.iter().all(|g| g.abs().max().double_value(&[]) == 0.0), "{name}");
-        assert!(nothing.metrics.iter().all(|(n, _)| n != name), "a mean over no pair was logged");
+        assert!(
+            nothing.metrics.iter().all(|(n, _)| n != name),
+            "a mean over zero pairs was logged"
+        );
     }
 }
 
 #[test]
-fn the_originals_count_every_pair() {
+fn the_original_variants_count_every_pair() {
     use super::original::Variant;
 
     let mse = Mse { variant: Variant::Original, ..Mse::default() };

@@ -1,8 +1,8 @@
 //! Training objectives on preference pairs.
 //!
-//! Each `learning_rate` was chosen on training pairs only, with SmolLM2-135M-Instruct and LoRA: on
-//! the synthetic data and on one GENIES distribution. Losses on states need a higher rate than
-//! losses on log-probabilities, which the engine's default suits.
+//! Each `learning_rate` was chosen using only training pairs, with SmolLM2-135M-Instruct and LoRA
+//! on the synthetic data and on one GENIES distribution. Losses on states need a higher rate than
+//! losses on log-probabilities, for which the default rate is suitable.
 
 mod dpo;
 mod mse;

@@ -36,10 +36,10 @@ pub struct Padded<'a> {
 }
 
 impl<'a> OriginalTap<'a> {
-    /// The taps of the engine's batches, which have no padding.
+    /// Returns the taps of a training batch, which has no padding.
     ///
     /// # Errors
-    /// Fails if the method did not ask for the states of every token in its `Needs`.
+    /// Fails if the method's `Needs` do not request the states of every token.
     pub fn all(pairs: &'a Pairs) -> Result<Vec<Self>> {
         let of_tap = |tap: &'a TapStates| {
             let (policy, reference) = tap.tokens()?;
@@ -51,8 +51,8 @@ impl<'a> OriginalTap<'a> {
         pairs.taps.iter().map(of_tap).collect()
     }
 
-    /// The policy's and the reference's states after `map` (`[m h]` → `[m w]`, token by token),
-    /// each pooled to `[b w]`.
+    /// Applies `map` (`[m h]` → `[m w]`) to the policy's and the reference's token states and pools
+    /// each to `[b w]`.
     pub fn pooled(&self, map: impl Fn(&Tensor) -> Tensor) -> [Sides; 2] {
         let pool = |side: Padded<'_>| {
             outliers::pool(side.tokens, &map(&side.tokens.states), side.attended)
@@ -61,7 +61,7 @@ impl<'a> OriginalTap<'a> {
     }
 }
 
-/// The mean of `per_tap` over the taps.
+/// Returns the mean of `per_tap` over the taps.
 ///
 /// # Errors
 /// Fails if there is no tap.

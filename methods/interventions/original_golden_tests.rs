@@ -1,4 +1,5 @@
-//! The original variants against what the original implementation computed, without a transform.
+//! Compares losses and gradients of the original variants with reference values, without a
+//! transform.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,7 +15,7 @@ use super::rank::Rank;
 use crate::golden;
 use reprpo_plugin::testkit::{token_states, tokens};
 
-/// The tensors of the file, by name, and the pairs made of them.
+/// The tensors of the file by name.
 struct Inputs {
     tensors: BTreeMap<String, Tensor>,
 }
@@ -25,7 +26,7 @@ impl Inputs {
         Sides { chosen: side("cho"), rejected: side("rej") }
     }
 
-    /// The leaves of the policy that the file may have gradients of, by name.
+    /// Returns the leaves of the policy, for which the file can contain gradients, by name.
     fn leaves(&self) -> impl Iterator<Item = (&String, &Tensor)> {
         let leaf = |name: &str| name.starts_with("pi_") && !name.ends_with(".logits");
         self.tensors.iter().filter(move |(name, _)| leaf(name))
@@ -40,7 +41,7 @@ impl Inputs {
         [of_model("pi", 1), of_model("ref", 1), of_model("pi", 2), of_model("ref", 2)]
     }
 
-    /// False for the padding of each side `[m]`.
+    /// Returns the attention mask of each side `[m]`, which is false for padding.
     fn attended(&self) -> Sides {
         Sides::of(|side| {
             self.tensors[&format!("{}_mask", side.name())].reshape([-1]).to_kind(Kind::Bool)
@@ -73,7 +74,7 @@ impl Inputs {
     }
 }
 
-/// An original variant.
+/// A method with an original variant.
 enum Original {
     Mse(Mse),
     Rank(Rank),
@@ -101,13 +102,13 @@ impl Original {
 }
 
 #[test]
-fn losses_and_gradients_are_the_originals() {
+fn losses_and_gradients_equal_those_of_the_originals() {
     for root in golden::roots() {
-        losses_and_gradients_are_those_in(&root);
+        assert_losses_and_gradients(&root);
     }
 }
 
-fn losses_and_gradients_are_those_in(folder: &Path) {
+fn assert_losses_and_gradients(folder: &Path) {
     let inputs = Inputs {
         tensors: read_safetensors(&folder.join("original.safetensors"))
             .unwrap()
@@ -165,7 +166,7 @@ fn losses_and_gradients_are_those_in(folder: &Path) {
                 Some(reference) => worst = worst.max(golden::error(&grad, reference)),
                 None => assert!(
                     !grad.defined() || grad.abs().max().double_value(&[]) == 0.0,
-                    "{name}: {leaf} has a gradient that the original has not"
+                    "{name}: {leaf} has a gradient, but not in the original"
                 ),
             }
             if grad.defined() {
@@ -175,7 +176,7 @@ fn losses_and_gradients_are_those_in(folder: &Path) {
         eprintln!("{name}: loss {ours} off by {off:.1e}, gradients by {worst:.1e}");
         assert!(
             off < 1e-5 && worst < 1e-4,
-            "{name}: loss is {ours}, not {reference}; gradients off by {worst}"
+            "{name}: loss is {ours} instead of {reference}; gradients off by {worst}"
         );
     }
 }

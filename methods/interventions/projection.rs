@@ -6,7 +6,7 @@ use reprpo_plugin::prelude::*;
 use super::ranges::{above_zero, within, zero_or_more};
 use super::vectors::{EPS, norm};
 
-/// Signs of a gradient's coefficient c along the preference direction that pass.
+/// Filter on the sign of c, the coefficient of a gradient along the preference direction.
 ///
 /// A descent step moves against the gradient, so c > 0 moves the state towards the rejected
 /// completion.
@@ -22,7 +22,7 @@ pub enum Sign {
 }
 
 impl Sign {
-    /// lrelu(c).
+    /// Returns lrelu(c).
     pub fn clip(self, c: &Tensor, neg_slope: f64) -> Tensor {
         match self {
             Sign::Both => c.shallow_clone(),
@@ -32,17 +32,17 @@ impl Sign {
     }
 }
 
-/// ‖x‖ over the last dimension, which is kept with size 1.
+/// Returns ‖x‖ over the last dimension, which is kept with size 1.
 pub fn length(x: &Tensor) -> Tensor {
     norm(x).unsqueeze(-1)
 }
 
-/// `direction` `[… w]` at unit length over its last dimension; 0 stays 0.
+/// Scales `direction` `[… w]` to unit length over its last dimension; 0 stays 0.
 pub fn unit(direction: &Tensor) -> Tensor {
     direction / (length(direction) + EPS)
 }
 
-/// Divisor that reduces a length `x` to at most `limit`; 1 if `x` is within the limit.
+/// Returns the divisor that reduces a length `x` to at most `limit`; 1 if `x` is within the limit.
 pub fn excess(x: &Tensor, limit: &Tensor) -> Tensor {
     (x / (limit + EPS)).clamp_min(1.0)
 }

@@ -12,9 +12,9 @@ pub fn zero_or_more(field: &str, value: f64) -> Result<()> {
     within(field, value, value >= 0.0 && value.is_finite(), "0 or more")
 }
 
-/// Fails unless `fine`. The message says that `intervention.FIELD` must be `wanted`.
-pub fn within(field: &str, value: f64, fine: bool, wanted: &str) -> Result<()> {
-    if fine {
+/// Fails unless `valid` is true. The message says that `intervention.FIELD` must be `wanted`.
+pub fn within(field: &str, value: f64, valid: bool, wanted: &str) -> Result<()> {
+    if valid {
         Ok(())
     } else {
         Err(Error::new(format!("`intervention.{field}` is {value}, but must be {wanted}")))

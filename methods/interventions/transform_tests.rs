@@ -1,4 +1,4 @@
-//! Tests that a loss cannot become small by training only the transform.
+//! Checks that training only the transform cannot make a loss small.
 
 use reprpo_core::config::TrainConfig;
 use reprpo_core::registry::Registry;
@@ -12,10 +12,10 @@ use super::rank::Rank;
 use reprpo_plugin::testkit::{STEP, map, model, random, random_sides, tap};
 
 const WIDTH: i64 = 8;
-/// Enough of them that T cannot fit itself to their chance directions.
+/// Number of pairs, large enough that T cannot fit their random directions.
 const PAIRS: i64 = 8192;
 
-/// T(x) = xW with nothing that holds W.
+/// T(x) = xW without any constraint on W.
 struct Free {
     w: Tensor,
 }
@@ -55,7 +55,7 @@ fn free() -> Box<dyn Transform> {
     Box::new(Free { w: Tensor::eye(WIDTH, (Kind::Double, Device::Cpu)).set_requires_grad(true) })
 }
 
-/// The singular values of T, largest first.
+/// Returns the singular values of T, largest first.
 fn singular_values(t: &dyn Transform) -> Vec<f64> {
     let _guard = tch::no_grad_guard();
     let matrix =
@@ -63,7 +63,7 @@ fn singular_values(t: &dyn Transform) -> Vec<f64> {
     Vec::try_from(matrix.svd(true, false).1).unwrap()
 }
 
-/// Trains T alone on states that do not change; gives the loss before and after.
+/// Trains only T on fixed states. Returns the loss before and after.
 fn train(
     method: &mut dyn Intervention,
     t: &dyn Transform,
@@ -96,21 +96,22 @@ fn train(
 }
 
 #[test]
-fn a_transform_alone_does_not_bring_a_loss_down() {
+fn training_only_the_transform_does_not_lower_the_loss() {
     let reference = random_sides(&[PAIRS, WIDTH]);
-    // As in the middle of training: the policy has moved, not all in one direction.
+    // As in the middle of training, the policy's states have moved in different directions.
     let policy = map(&reference, |r| r + random(&[PAIRS, WIDTH]) * 0.5);
-    // Each with the least share of its loss that has to be left, and whether a free T keeps its
-    // rank. In prefvec it may lose directions: the less T has beside v̂, the less there is to pay
-    // for off it, which is a few hundredths in all.
+    // Each method with the smallest allowed ratio of the last loss to the first, and true if an
+    // unconstrained T must keep its rank. With prefvec, T can lose directions: the smaller the
+    // components orthogonal to v̂, the smaller the orthogonal term, which is only a few hundredths
+    // of the loss.
     let methods: [(&str, Box<dyn Intervention>, f64, bool); 3] = [
         ("mse", Box::new(Mse::default()), 0.99, true),
         ("rank", Box::new(Rank::default()), 0.98, true),
-        // The likelihood does not go through T.
+        // The likelihood term does not depend on T.
         ("prefvec", Box::new(PrefVec { lambda_nll: 0.0, ..PrefVec::default() }), 0.97, false),
     ];
     for (name, mut method, least, keeps_rank) in methods {
-        // What keeps lengths by construction is not worth as many steps.
+        // Transforms that keep lengths by construction need fewer steps.
         let transforms = [
             ("ortho", built_in("ortho", "{}"), 40),
             ("hra", built_in("hra", r#"{"r": 4}"#), 40),
@@ -120,7 +121,10 @@ fn a_transform_alone_does_not_bring_a_loss_down() {
             let (first, last) = train(method.as_mut(), t.as_ref(), &policy, &reference, steps);
             let values = singular_values(t.as_ref());
             eprintln!("{name}, {transform}: {first:.3} → {last:.3}, singular values {values:.2?}");
-            assert!(last > least * first, "{name}, {transform}: {first} became {last}");
+            assert!(
+                last > least * first,
+                "{name}, {transform}: the loss fell from {first} to {last}"
+            );
             let (largest, smallest) = (values[0], values[values.len() - 1]);
             let scale = if transform == "free" { 0.5..10.0 } else { 0.999..1.001 };
             assert!(scale.contains(&largest), "{name}, {transform}: {values:?}");
@@ -133,7 +137,7 @@ fn a_transform_alone_does_not_bring_a_loss_down() {
 }
 
 #[test]
-fn a_transform_that_keeps_lengths_changes_nothing_but_rank() {
+fn a_transform_that_keeps_lengths_only_changes_the_loss_of_rank() {
     let (policy, reference) = (random_sides(&[PAIRS, WIDTH]), random_sides(&[PAIRS, WIDTH]));
     let t = built_in("ortho", "{}");
     let through = |x: &Sides| map(x, |x| t.forward(x, &Around::default()).unwrap());

@@ -14,22 +14,22 @@ pub fn safe(scale: &Tensor, counts: &Tensor) -> Tensor {
     scale.where_self(counts, &scale.ones_like())
 }
 
-/// ⟨a, b⟩: `[… h]` → `[…]`.
+/// Returns ⟨a, b⟩: `[… h]` → `[…]`.
 pub fn dot(a: &Tensor, b: &Tensor) -> Tensor {
     (a * b).sum_dim_intlist(-1, false, None::<Kind>)
 }
 
-/// ‖a‖: `[… h]` → `[…]`; its gradient at 0 is 0.
+/// Returns ‖a‖: `[… h]` → `[…]`; its gradient at 0 is 0.
 pub fn norm(a: &Tensor) -> Tensor {
     a.norm_scalaropt_dim(2.0, -1, false)
 }
 
-/// cos(a, b): `[… h]` → `[…]`.
+/// Returns cos(a, b): `[… h]` → `[…]`.
 pub fn cos(a: &Tensor, b: &Tensor) -> Tensor {
     Tensor::cosine_similarity(a, b, -1, EPS)
 }
 
-/// The mean over h: `[… h]` → `[…]`.
+/// Returns the mean over h: `[… h]` → `[…]`.
 pub fn mean(a: &Tensor) -> Tensor {
     a.mean_dim(-1, false, None::<Kind>)
 }

@@ -1,4 +1,4 @@
-//! The recipes as the configuration takes them.
+//! The recipes as layers of the configuration.
 
 use reprpo_core::api::Layers;
 use reprpo_core::config::{Layering, Resolved};
@@ -6,13 +6,13 @@ use reprpo_core::registry::{Kind, Registry};
 use reprpo_plugin::prelude::*;
 use reprpo_plugin::serde_json::json;
 
-/// A data set that holds nothing: the built-in ones are another crate's.
+/// An empty data set, because the built-in ones belong to another crate.
 #[dataset(name = "synthetic", summary = "for tests", reference = "", explain = "")]
 struct Empty {}
 
 impl DatasetPlugin for Empty {
     fn build(self) -> Result<Box<dyn Dataset>> {
-        Err(Error::new("for tests of the configuration alone"))
+        Err(Error::new("this data set is only for tests of the configuration"))
     }
 }
 
@@ -24,14 +24,14 @@ fn resolve(registry: &Registry, recipe: &str) -> Result<Resolved> {
 }
 
 #[test]
-fn every_recipe_resolves_and_says_where_its_values_come_from() {
+fn every_recipe_resolves_and_is_the_origin_of_its_values() {
     let registry = Registry::builtin().unwrap();
     let names: Vec<&str> = registry.recipes().map(|r| r.name.as_str()).collect();
     assert_eq!(names, ["dpo", "reprpo_hra", "reprpo_ortho", "reprpo_side"]);
     for recipe in registry.recipes() {
         let chosen = recipe.values["intervention"]["name"].as_str().unwrap();
         if registry.get(Kind::Intervention, chosen).is_err() {
-            // A build without that method: the error says whose wish it was.
+            // In a build without the method, the error names the recipe.
             let e = format!("{:?}", resolve(&registry, &recipe.name).unwrap_err());
             assert!(
                 e.starts_with(&format!(
@@ -65,7 +65,7 @@ fn every_recipe_resolves_and_says_where_its_values_come_from() {
 }
 
 #[test]
-fn the_layers_of_the_recipes_are_those_of_the_table_at_its_depth() {
+fn the_layers_of_the_recipes_equal_the_published_ones() {
     let registry = Registry::builtin().unwrap();
     let layers = |name: &str, places: usize| {
         let recipe = registry.recipe(name).unwrap();

@@ -11,7 +11,7 @@ mod tests;
 
 use reprpo_plugin::prelude::*;
 
-/// Layers from 30% of the depth on, without the last two.
+/// Returns the default layers: from 30% of the depth on, without the last two.
 fn default_layers() -> Layers {
     Layers("range(.3,-2)".to_owned())
 }
@@ -19,8 +19,8 @@ fn default_layers() -> Layers {
 /// Returns the linear modules that a tap reads in each chosen block, in the order in which they
 /// run.
 ///
-/// `chosen` has the last parts of module names. If it is `None`, the modules are those that are one
-/// of `usual` or contain it as a fused part.
+/// `chosen` contains the last parts of module names. If it is `None`, the modules are those that
+/// are in `usual` or have a fused part in `usual`.
 ///
 /// # Errors
 /// Fails if a layer is outside the model, if a block lacks a chosen module, or if a block has none

@@ -22,7 +22,7 @@ pub enum Pooling {
 }
 
 impl Pooling {
-    /// The engine's pooling over the same tokens.
+    /// Returns the plugin API's pooling over the same tokens.
     pub fn tokens(self) -> prelude::Pooling {
         match self {
             Self::Completion => prelude::Pooling::Completion,
@@ -32,7 +32,8 @@ impl Pooling {
         }
     }
 
-    /// The pooling of transformed states that replaces the mean; `None` for the mean.
+    /// Returns the pooling of transformed states that replaces the mean, or `None` if the mean is
+    /// used.
     pub fn of_states(self) -> Option<Box<dyn TokenPooling>> {
         (self == Self::Original).then(|| Box::new(WithoutOutliers) as _)
     }

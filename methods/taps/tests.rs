@@ -59,7 +59,7 @@ fn hidden_states_count_the_embeddings_and_the_final_norm() {
 }
 
 #[test]
-fn side_in_reads_both_writers_of_each_block() {
+fn side_in_reads_both_modules_that_write_to_the_residual_stream() {
     let tap = SideIn {
         layers: Layers("1,-1".to_owned()),
         pooling: super::pooling::Pooling::Last,
@@ -84,7 +84,7 @@ fn side_in_reads_both_writers_of_each_block() {
 }
 
 #[test]
-fn side_out_reads_all_five_readers_of_each_block() {
+fn side_out_reads_all_five_modules_that_read_the_residual_stream() {
     let tap = SideOut { layers: Layers("4".to_owned()), ..SideOut::default() }.build().unwrap();
     let names: Vec<String> = tap.sites(&model(true)).unwrap().iter().map(Site::to_string).collect();
     let readers = [
@@ -99,7 +99,7 @@ fn side_out_reads_all_five_readers_of_each_block() {
 }
 
 #[test]
-fn modules_choose_what_a_side_tap_reads() {
+fn modules_selects_what_a_side_tap_reads() {
     let of = |modules: &[&str]| {
         let modules = Some(modules.iter().map(|m| (*m).to_owned()).collect());
         SideOut { layers: Layers("0,-1".to_owned()), modules, ..SideOut::default() }
@@ -119,14 +119,14 @@ fn modules_choose_what_a_side_tap_reads() {
 }
 
 #[test]
-fn every_tap_reads_what_transformers_has_there() {
+fn every_tap_reads_the_same_states_as_in_transformers() {
     let _guard = tch::no_grad_guard();
     for root in golden::roots() {
-        every_tap_reads_what_transformers_has_in(&root.join("models/llama"));
+        assert_same_states_as_in_transformers(&root.join("models/llama"));
     }
 }
 
-fn every_tap_reads_what_transformers_has_in(dir: &Path) {
+fn assert_same_states_as_in_transformers(dir: &Path) {
     let model = Model::load(&ModelFiles::open(dir).unwrap(), Kind::Float, Device::Cpu).unwrap();
     let io = read_safetensors(&dir.join("io.safetensors")).unwrap();
     let mask = &io["attention_mask"];

@@ -14,7 +14,7 @@ pub struct RowSpace {
 }
 
 impl RowSpace {
-    /// Decomposes the stack of `matrices` `[vocab h]`. Several matrices are each scaled to a
+    /// Decomposes the stack of `matrices` `[vocab h]`. If there are several, each is scaled to a
     /// Frobenius norm of 1.
     ///
     /// WᵀW = V σ² Vᵀ is only h×h, whereas U in the singular value decomposition of W has vocab·h
@@ -47,7 +47,7 @@ impl RowSpace {
     }
 }
 
-/// WᵀW `[h h]` in float64.
+/// Returns WᵀW `[h h]` in float64.
 fn gram(matrix: &Tensor) -> Result<Tensor> {
     let (rows, h) = matrix.size2()?;
     let mut sum = Tensor::f_zeros([h, h], (Kind::Double, matrix.device()))?;

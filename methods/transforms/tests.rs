@@ -1,4 +1,5 @@
-//! What every built-in transform promises, and the values of each against its definition.
+//! Checks the properties that every built-in transform declares, and compares its values with its
+//! definition.
 
 use reprpo_core::registry::{Registry, TransformEntry};
 use reprpo_plugin::prelude::*;
@@ -7,16 +8,16 @@ use reprpo_plugin::testkit::{model, random, seeded};
 
 const WIDTH: i64 = 12;
 
-/// What a row of the table claims.
+/// Properties that a transform must have with the given settings.
 #[derive(Debug)]
 struct Claim {
     name: &'static str,
     json: &'static str,
     linear: bool,
     orthogonal: bool,
-    /// The identity before a step is taken.
+    /// True if the transform is the identity before training.
     identity: bool,
-    /// h'.
+    /// h′, the output width.
     outputs: i64,
     trained: usize,
 }
@@ -31,7 +32,7 @@ const fn claim(
     Claim { name, json, linear, orthogonal, identity, outputs, trained }
 }
 
-/// Every registered transform, with every form that it has.
+/// Every built-in transform in every form.
 const ALL: [Claim; 20] = [
     claim("none", "{}", [true, true, true], WIDTH, 0),
     claim("hra", r#"{"r": 4}"#, [true, true, true], WIDTH, 1),
@@ -73,7 +74,7 @@ const ALL: [Claim; 20] = [
     ),
 ];
 
-/// What the transforms are made for: fixed matrices of a model with a vocabulary of 31.
+/// The inputs of a transform's `build`: the matrices of a model with 31 tokens.
 struct Model {
     embedding: Tensor,
     unembedding: Tensor,
@@ -123,12 +124,12 @@ fn off(a: &Tensor, b: &Tensor) -> f64 {
     (a - b).abs().max().double_value(&[])
 }
 
-/// Two sequences of two and three tokens, for what reads around a state.
+/// Returns the context of two sequences with two and three tokens.
 fn around(previous: Option<Tensor>) -> Around {
     Around { previous, last: Some(Tensor::from_slice(&[1i64, 1, 4, 4, 4])) }
 }
 
-/// T of 5 tokens, whose states at the tap before are noise that does not depend on them.
+/// Applies T to 5 tokens. Their states at the previous tap are independent noise.
 fn apply(t: &dyn Transform, x: &Tensor) -> Tensor {
     t.forward(x, &around(Some(seeded(3, &[5, WIDTH])))).unwrap()
 }
@@ -145,7 +146,7 @@ fn every_registered_transform_is_in_the_table() {
 }
 
 #[test]
-fn each_is_linear_and_orthogonal_just_where_it_says_so() {
+fn every_transform_is_linear_or_orthogonal_if_it_declares_so() {
     let _guard = tch::no_grad_guard();
     let model = Model::new();
     for c in &ALL {
@@ -155,7 +156,7 @@ fn each_is_linear_and_orthogonal_just_where_it_says_so() {
             (c.linear, c.orthogonal, c.trained),
             "{c:?}"
         );
-        // Off the start, where some are the identity.
+        // Moves away from the initial state, in which some transforms are the identity.
         for mut p in t.parameters() {
             p.tensor += random(&p.tensor.size()) * 0.3;
         }
@@ -168,7 +169,7 @@ fn each_is_linear_and_orthogonal_just_where_it_says_so() {
         let turned =
             if c.outputs == WIDTH { off(&dot(&tx, &ty), &dot(&x, &y)) } else { f64::INFINITY };
         assert_eq!(turned < 1e-11, c.orthogonal, "{c:?}: {turned}");
-        // A single state, or a batch of any shape, for transforms that do not read its context.
+        // Transforms that do not depend on the context accept inputs of any shape.
         if c.linear {
             let whole = t.forward(&x.reshape([1, 5, WIDTH]), &Around::default()).unwrap();
             assert!(off(&whole.squeeze_dim(0), &tx) < 1e-12, "{c:?}");
@@ -177,7 +178,7 @@ fn each_is_linear_and_orthogonal_just_where_it_says_so() {
 }
 
 #[test]
-fn they_start_as_the_identity_where_they_say_so() {
+fn only_the_listed_transforms_start_as_the_identity() {
     let model = Model::new();
     for c in &ALL {
         let x = random(&[5, WIDTH]);
@@ -203,7 +204,7 @@ fn the_same_seed_gives_the_same_bytes() {
 }
 
 #[test]
-fn gradients_are_those_of_finite_differences() {
+fn gradients_equal_finite_differences() {
     let model = Model::new();
     for c in &ALL {
         let t = model.build(c.name, c.json).unwrap();
@@ -232,8 +233,8 @@ fn gradients_are_those_of_finite_differences() {
 }
 
 #[test]
-fn values_out_of_range_are_refused_with_the_valid_ones() {
-    for (name, json, says) in [
+fn an_error_about_a_value_out_of_range_lists_the_valid_values() {
+    for (name, json, expected) in [
         ("hra", r#"{"r": 3}"#, "transform.r"),
         ("hra", r#"{"r": 0}"#, "transform.r"),
         ("ortho", r#"{"map": "other"}"#, "map"),
@@ -258,8 +259,8 @@ fn values_out_of_range_are_refused_with_the_valid_ones() {
         (
             "svd",
             r#"{"top": 12}"#,
-            "`transform.top` is 12, which is not a part of the 12 directions\n  hint: valid: a \
-                share above 0 and below 1, or a whole number from 1 to 11",
+            "`transform.top` is 12, but must select some and not all of the 12 directions\n  \
+                hint: valid: a share greater than 0 and less than 1, or a whole number from 1 to 11",
         ),
         ("svd", r#"{"top": 0}"#, "`transform.top` is 0"),
         ("svd", r#"{"top": -1}"#, "`transform.top` is -1"),
@@ -267,7 +268,7 @@ fn values_out_of_range_are_refused_with_the_valid_ones() {
         ("svd", r#"{"soft": 1.5}"#, "`transform.soft` is 1.5"),
         ("suppressed", r#"{"threshold": -0.1}"#, "`transform.threshold` is -0.1"),
     ] {
-        assert!(message(name, json).contains(says), "{name} {json}: {}", message(name, json));
+        assert!(message(name, json).contains(expected), "{name} {json}: {}", message(name, json));
     }
     let model = Model::new();
     let at = |site: Site, width, name: &str| {
@@ -285,14 +286,14 @@ fn values_out_of_range_are_refused_with_the_valid_ones() {
     assert!(at(Site::Residual(0), 30, "suppressed").contains("width of the embeddings"));
 }
 
-/// I − 2ûûᵀ in float64.
+/// Returns I − 2ûûᵀ in float64.
 fn reflection(u: &Tensor) -> Tensor {
     let u = u / u.norm();
     Tensor::eye(u.size()[0], (Kind::Double, Device::Cpu)) - u.outer(&u) * 2.0
 }
 
 #[test]
-fn ether_is_the_block_diagonal_matrix_of_its_definition() {
+fn ether_equals_the_block_diagonal_matrix_of_its_definition() {
     let _guard = tch::no_grad_guard();
     let eye = |n: i64| Tensor::eye(n, (Kind::Double, Device::Cpu));
     let unit = |u: &Tensor| {
@@ -331,11 +332,11 @@ fn ether_is_the_block_diagonal_matrix_of_its_definition() {
 }
 
 #[test]
-fn svd_takes_the_main_directions_of_the_matrix_away() {
+fn svd_removes_the_main_directions_of_the_matrix() {
     let model = Model::new();
     let x = random(&[5, WIDTH]);
     let of = |json: &str| apply(model.build("svd", json).unwrap().as_ref(), &x);
-    // The definition, by the decomposition of the whole matrix.
+    // The definition, computed from the singular value decomposition of the full matrix.
     let directions = |w: &Tensor| {
         let (_, s, v) = w.svd(true, true);
         (s, v.tr())
@@ -354,16 +355,17 @@ fn svd_takes_the_main_directions_of_the_matrix_away() {
     let (s, v) = directions(&model.unembedding);
     let weights = (&s / s.quantile_scalar(0.75, 0, false, "linear")).clamp_max(1.0);
     assert!(off(&of(r#"{"soft": 0.75}"#), &(&x - (x.matmul(&v.tr()) * weights).matmul(&v))) < 1e-9);
-    // What stays holds nothing of the directions, and is not touched a second time.
+    // The remaining part has no component along the removed directions, so a second application
+    // changes nothing.
     let t = model.build("svd", "{}").unwrap();
     assert!(off(&apply(t.as_ref(), &of("{}")), &of("{}")) < 1e-12);
 }
 
 #[test]
-fn suppressed_masks_by_what_the_head_sees_move_at_the_last_token() {
+fn suppressed_keeps_the_coordinates_whose_contribution_to_the_head_changes() {
     let mut model = Model::new();
     for rank in [WIDTH, 5] {
-        // A head of lower rank sees only a part of what moves.
+        // A head of lower rank depends only on a part of the change.
         model.unembedding = random(&[31, rank]).matmul(&random(&[rank, WIDTH]));
         let (x, before) = (random(&[5, WIDTH]), random(&[5, WIDTH]));
         let w = &model.unembedding;
@@ -377,7 +379,7 @@ fn suppressed_masks_by_what_the_head_sees_move_at_the_last_token() {
                 t.forward(&x, &around(Some(before.shallow_clone()))).unwrap().equal(&(&x * mask)),
                 "{rank} {json}"
             );
-            // The first tap of a run has none before it.
+            // The first tap of a run has no previous tap.
             assert!(t.forward(&x, &around(None)).unwrap().equal(&x));
             assert!(t.forward(&x, &Around::default()).is_err());
         }

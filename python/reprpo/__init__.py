@@ -9,25 +9,25 @@ __all__ = ["__version__", "read_run"]
 
 
 def read_run(path, frames=None):
-    """Reads the folder of a run, also while the run goes on.
+    """Reads the folder of a run, which may still be in progress.
 
     With `frames=None`, tables are pandas data frames if pandas is installed, and lists of
     dictionaries otherwise. Pass `frames=False` to always get lists, or `frames=True` to always get
-    data frames (ImportError without pandas). A nested value of a list, such as
-    `row["base"]["chosen"]["logp_sum"]`, has the column `base.chosen.logp_sum` in a data frame.
+    data frames (ImportError without pandas). In a data frame, the column of a nested value such as
+    `row["base"]["chosen"]["logp_sum"]` is called `base.chosen.logp_sum`.
 
     Returns a dictionary:
 
     - `config`: the resolved configuration, a dictionary
-    - `metrics`: table with a row for each line of `metrics.jsonl`. A line need not have every key,
-      e.g. a validation has `eval_…` and no `loss`. Missing values are NaN in a data frame.
+    - `metrics`: table with a row for each line of `metrics.jsonl`. Not every line has every key:
+      the line of a validation has `eval_…`, but no `loss`. Missing values are NaN in a data frame.
     - `validation`: the best step and its values, a dictionary; None without validation
     - `summary`: the evaluation as a dictionary, whose `splits` is a table with a row for each
       split; None before the end
     - `pairs`: table with the scores of each evaluated pair; None before the end
 
-    Raises FileNotFoundError if `path` is not the folder of a run, and ValueError if a file of it is
-    damaged.
+    Raises FileNotFoundError if `path` is not the folder of a run, and ValueError if one of its
+    files is damaged.
     """
     try:
         import tomllib
@@ -53,7 +53,7 @@ def read_run(path, frames=None):
 
 
 def _tables(frames):
-    """A function that makes a table of a list of dictionaries."""
+    """Returns a function that converts a list of dictionaries to a table."""
     try:
         if frames is not False:
             from pandas import json_normalize
@@ -66,7 +66,7 @@ def _tables(frames):
 
 
 def _parsed(path, parse):
-    """The parsed text of a file; None if there is no such file."""
+    """Parses the text of a file. Returns None if there is no such file."""
     if not path.exists():
         return None
     try:
@@ -76,9 +76,9 @@ def _parsed(path, parse):
 
 
 def _lines(path):
-    """The objects in a file of JSON lines; None if there is no such file.
+    """Parses a file of JSON lines. Returns None if there is no such file.
 
-    A last line without its end is left out, because it is still being written.
+    A last line without a line break is left out, because it is still being written.
     """
     if not path.exists():
         return None

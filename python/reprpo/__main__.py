@@ -1,4 +1,4 @@
-"""`python -m reprpo` is the command `reprpo`."""
+"""Runs the command `reprpo` for `python -m reprpo`."""
 
 from ._launch import main
 

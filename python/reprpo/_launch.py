@@ -1,7 +1,6 @@
-"""The command `reprpo`: finds the libtorch of the installed torch, and becomes the binary.
+"""The command `reprpo`: finds the libtorch of the installed torch, and starts the binary with it.
 
-torch is located but never imported, because the import takes seconds and the binary needs none of
-it.
+torch is only located and never imported, because the import takes seconds.
 """
 
 import importlib.util
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from ._version import TORCH, __version__
 
-# With links resolved, as the loader does before it looks for libtorch from here.
+# Symbolic links are resolved, as by the loader when it looks for libtorch relative to the binary.
 BINARY = (Path(__file__).parent / "bin" / "reprpo").resolve()
 
 
@@ -25,18 +24,18 @@ LIBTORCH = ("libtorch_cpu.so", "libc10.so")
 
 
 class LaunchError(Exception):
-    """The binary cannot be started. The arguments are what is wrong and what to do about it."""
+    """The binary cannot be started. The arguments are the message and the hint."""
 
 
 def main() -> None:
-    """Replaces this process by the binary, or exits with 1."""
+    """Replaces this process with the binary, or exits with 1."""
     try:
         torch = find_torch()
         check_version(torch)
         library_path = new_library_path(torch / "lib", os.environ.get("LD_LIBRARY_PATH", ""))
         if library_path is not None:
             os.environ["LD_LIBRARY_PATH"] = library_path
-        # Python ignores these signals, and a process that replaces it inherits that.
+        # Python ignores these signals, and the binary would inherit that.
         for number in (signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)
         try:
@@ -50,9 +49,9 @@ def main() -> None:
 
 
 def find_torch() -> Path:
-    """The folder of the package `torch`."""
+    """Returns the folder of the package `torch`."""
     spec = importlib.util.find_spec("torch")
-    # A folder of this name without `__init__.py` has no origin.
+    # A folder `torch` without `__init__.py` is a namespace package, whose origin is None.
     if spec is None or spec.origin is None:
         what = f"torch is not installed for `{sys.executable}`, but {NEED}"
         raise LaunchError(what, f"run `{install_command()} torch=={TORCH}`")
@@ -64,9 +63,9 @@ def find_torch() -> Path:
 
 
 def check_version(torch: Path) -> None:
-    """Refuses a version of torch that the binary is not built for.
+    """Raises LaunchError for a version of torch that the binary was not built for.
 
-    The local part of a version, such as `+cu130`, does not matter.
+    The local part of a version, such as `+cu130`, is ignored.
     """
     version = version_of(torch)
     if version.split("+")[0] != TORCH:
@@ -79,7 +78,7 @@ def check_version(torch: Path) -> None:
 
 
 def version_of(torch: Path) -> str:
-    """The version of the torch in a folder, such as `2.11.0+cu130`."""
+    """Returns the version of the torch in a folder, such as `2.11.0+cu130`."""
     try:
         text = (torch / "version.py").read_text(encoding="utf-8")
         found = re.search(r"^__version__\s*=\s*['\"]([^'\"]+)", text, re.MULTILINE)
@@ -92,21 +91,21 @@ def version_of(torch: Path) -> str:
     try:
         return metadata.version("torch")
     except metadata.PackageNotFoundError:
-        what = f"the torch in `{torch}` does not say which version it is"
+        what = f"the version of the torch in `{torch}` cannot be found"
         raise LaunchError(
             what, f"run `{install_command()} --force-reinstall torch=={TORCH}`"
         ) from None
 
 
 def new_library_path(lib: Path, current: str) -> "str | None":
-    """The value that LD_LIBRARY_PATH needs so that the binary loads the libtorch in `lib`.
+    """Returns the LD_LIBRARY_PATH with which the binary loads the libtorch in `lib`.
 
-    None if it can stay as it is. The binary looks for libtorch in `../../torch/lib`, where it is if
-    both packages are in one `site-packages`. The loader searches LD_LIBRARY_PATH first, so `lib`
-    must come before a folder with another libtorch.
+    Returns None if the current value is right. The binary looks for libtorch in `../../torch/lib`,
+    which is correct if both packages are in the same `site-packages`. The loader searches
+    LD_LIBRARY_PATH first, so `lib` must come before a folder with another libtorch.
     """
     folders = current.split(":") if current else []
-    # An empty name on the path is the current folder.
+    # An empty entry means the current folder.
     libtorches = [
         Path(folder or ".")
         for folder in folders
@@ -117,7 +116,7 @@ def new_library_path(lib: Path, current: str) -> "str | None":
 
 
 def same(a: Path, b: Path) -> bool:
-    """True if both paths lead to one folder that exists."""
+    """Returns true if both paths exist and are the same folder."""
     try:
         return a.samefile(b)
     except OSError:
@@ -125,7 +124,10 @@ def same(a: Path, b: Path) -> bool:
 
 
 def install_command() -> str:
-    """The command that installs packages for this Python. Environments of uv do not have pip."""
+    """Returns the command that installs packages for this Python.
+
+    Environments made by uv do not have pip, so uv must install packages into them.
+    """
     python = shlex.quote(sys.executable or "python3")
     try:
         settings = (Path(sys.prefix) / "pyvenv.cfg").read_text(encoding="utf-8")

@@ -1,6 +1,8 @@
-//! What an adapter's training step costs against LoRA's at the same rank and targets, on
-//! SmolLM2-135M: `cargo bench --bench adapters`. Each is measured in a process of its own, in turn,
-//! so that memory is its own and a slow minute hits all.
+//! Compares the cost of one training step between adapters and LoRA with the same rank and target
+//! modules, on SmolLM2-135M: `cargo bench --bench adapters`.
+//!
+//! Each measurement runs in a separate process, so that peak memory belongs to one adapter. The
+//! adapters take turns, so that a slow phase of the machine affects all of them.
 
 use std::process::Command;
 use std::time::Instant;
@@ -29,7 +31,7 @@ fn main() {
     }
 }
 
-/// Median seconds a step (the first one warms up) and peak memory in MB, to stdout.
+/// Prints the median seconds per step, without the first step, and the peak memory in MB.
 fn measure(adapter: &str) {
     let registry = Registry::builtin().expect("plugins");
     let files = ModelFiles::open(
@@ -54,7 +56,7 @@ fn measure(adapter: &str) {
         vec![Group { parameters: adapted.parameters(), scale: 1.0 }],
         &TrainConfig::default(),
     );
-    // The lengths of a short chat: what is in them does not matter to the clock.
+    // The lengths of a short chat. The token ids do not affect the time.
     let tokens = |n: usize, from: usize| {
         (0..n).map(|i| ((from + i * 7919) % 40_000) as i64).collect::<Vec<_>>()
     };
@@ -103,7 +105,7 @@ fn compare() {
             let output = Command::new(std::env::current_exe().expect("this program"))
                 .arg(adapter)
                 .output()
-                .expect("it runs");
+                .expect("the command runs");
             let text = String::from_utf8_lossy(&output.stdout);
             assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
             let numbers: Vec<f64> =

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Produces the reference values in this folder from transformers, PEFT and TRL.
+"""Computes the reference values in this folder with transformers, PEFT and TRL.
 
     python make.py [--only models,peft,trl,tokens,scores,original,data] [--smollm2 FILE.gguf]
 
 README.md lists the pinned versions and describes each file. Everything is computed on the CPU in
-float32 with eager attention, and from the texts in texts.py. The project imports nothing of this.
+float32 with eager attention from the texts in texts.py. Nothing is imported from this project.
 """
 import argparse
 import copy
@@ -27,7 +27,7 @@ from transformers import (AutoConfig, AutoModelForCausalLM, AutoTokenizer,
 import texts
 
 HERE = Path(__file__).resolve().parent
-# Three layers are the fewest on which the default layers of a run, range(.3,-2), hold one.
+# Three layers are the fewest for which the default layers of a run, range(.3,-2), select one.
 VOCAB, WIDTH, LAYERS, HEADS, KV_HEADS, INNER = 384, 32, 3, 4, 2, 72
 
 
@@ -57,22 +57,22 @@ ANSWER = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif
 EACH, END = "{% for m in messages %}", "{% endfor %}"
 TEMPLATES = {
     "plain": EACH + TURN + END + ANSWER,
-    # The template writes a BOS, and so does the tokenizer for plain text.
+    # Both the template and the tokenizer (for plain text) add a BOS.
     "bos": "{{ bos_token }}" + EACH + TURN + END + ANSWER,
-    # The generation prompt opens a thought that a finished turn does not have.
+    # The generation prompt opens a thought, but a finished turn has none.
     "think": EACH + "{% if m.role == 'assistant' %}{{ '<|im_start|>assistant\\n' }}"
              "{% if m.reasoning_content %}"
              "{{ '<think>\\n' ~ m.reasoning_content ~ '\\n</think>\\n' }}{% endif %}"
              "{{ m.content ~ '<|im_end|>\\n' }}{% else %}" + TURN + "{% endif %}" + END
              + "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n<think>\\n' }}"
                "{% endif %}",
-    # The system's words stand in the last user turn, if that is the last turn.
+    # The system message is part of the last turn if the user wrote that turn.
     "moved_system": "{% set rule = namespace(text='') %}" + EACH
                     + "{% if m.role == 'system' %}{% set rule.text = m.content %}"
                       "{% elif loop.last and m.role == 'user' and rule.text %}"
                       "{{ '<|im_start|>user\\n' ~ rule.text ~ '\\n\\n' ~ m.content "
                       "~ '<|im_end|>\\n' }}{% else %}" + TURN + "{% endif %}" + END + ANSWER,
-    # Tools are listed first, and calls are written as JSON.
+    # Tools are listed first, and tool calls are written as JSON.
     "tools": "{% if tools %}{{ '<|im_start|>system\\nYou may call:\\n' }}"
              "{% for t in tools %}{{ t.function | tojson }}{{ '\\n' }}{% endfor %}"
              "{{ '<|im_end|>\\n' }}{% endif %}" + EACH
@@ -80,7 +80,7 @@ TEMPLATES = {
                "{% for c in (m.tool_calls or []) %}"
                "{{ '[' ~ c.function.name ~ ' ' ~ (c.function.arguments | tojson) ~ ']' }}"
                "{% endfor %}{{ '<|im_end|>\\n' }}" + END + ANSWER,
-    # A switch that the rows of a data set may set.
+    # A switch that rows of a data set can set.
     "switch": EACH + TURN + END + ANSWER
               + "{% if add_generation_prompt and enable_thinking is defined "
                 "and not enable_thinking %}{{ '<think>\\n\\n</think>\\n' }}{% endif %}",
@@ -90,7 +90,7 @@ TEMPLATES = {
 # Models.
 
 def write_tokenizer(out):
-    """Trains a small byte-level BPE tokenizer."""
+    """Trains and saves a small byte-level BPE tokenizer."""
     corpus = list(texts.PARAGRAPHS)
     for pair in pairs():
         corpus += pair.values()
@@ -151,7 +151,7 @@ OUTPUTS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
 
 
 def ragged(seed, rows, low, high):
-    """Random ids `[rows, t]`, padded on the right, and their mask."""
+    """Returns random ids `[rows, t]`, padded on the right, and their mask."""
     g = rng(seed)
     lengths = torch.randint(low, high, (rows,), generator=g)
     mask = (torch.arange(int(lengths.max()))[None] < lengths[:, None]).long()
@@ -172,7 +172,8 @@ def write_models(out):
         model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
         g = rng(200 + number)
         for parameter in model.parameters():
-            # Norms and biases would hide errors at their initial values of one and zero.
+            # With the initial values, one and zero, a norm or bias that is not applied goes
+            # unnoticed.
             if parameter.dim() == 1:
                 parameter.data += 0.2 * torch.randn(parameter.shape, generator=g)
         folder = out / "models" / name
@@ -238,7 +239,7 @@ def write_peft(out):
         trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
         g = rng(600 + number)
         for parameter in trained.values():
-            # An adapter that does nothing must not pass.
+            # Makes sure that the adapter changes the output.
             parameter.data += 0.15 * torch.randn(parameter.shape, generator=g)
         folder = out / "peft" / name
         save_adapter(model, folder)
@@ -257,10 +258,10 @@ def write_peft(out):
 
 
 def save_adapter(model, folder, **more):
-    """Saves an adapter without the model card, and with a base model that is no local path."""
+    """Saves an adapter without a model card and without a local path as its base model."""
     for config in model.peft_config.values():
         config.base_model_name_or_path = "llama"
-        # A set, whose order changes from run to run.
+        # The modules are a set, whose order differs between runs.
         config.target_modules = sorted(config.target_modules)
     model.save_pretrained(folder, **more)
     (folder / "README.md").unlink(missing_ok=True)
@@ -293,14 +294,14 @@ def write_trl(out):
         model = get_peft_model(load(out / "models/llama"), config)
         args = DPOConfig(**common, logging_steps=1, lr_scheduler_type="linear", warmup_steps=0,
                          train_sampling_strategy="sequential", seed=0, data_seed=0, **fields)
-        made = DPOTrainer(model=model, args=args, train_dataset=Dataset.from_list(rows),
-                          processing_class=tokenizer)
-        # The trainer has fixed its reference by now, which stays the base model.
+        dpo = DPOTrainer(model=model, args=args, train_dataset=Dataset.from_list(rows),
+                         processing_class=tokenizer)
+        # The reference has been created by now, so it stays the base model.
         g = rng(701)
-        for parameter in made.model.parameters():
+        for parameter in dpo.model.parameters():
             if noise and parameter.requires_grad:
                 parameter.data += noise * torch.randn(parameter.shape, generator=g)
-        return made
+        return dpo
 
     cases = {name: {"loss_type": [name]} for name in [
         "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard",
@@ -316,26 +317,26 @@ def write_trl(out):
     values = {}
     for name, fields in cases.items():
         fields["beta"] = 0.1
-        made = trainer(0.1, learning_rate=1e-3, **fields)
-        batch = next(iter(made.get_train_dataloader()))
-        made.model.train()
-        loss = made.compute_loss(made.model, batch)
+        dpo = trainer(0.1, learning_rate=1e-3, **fields)
+        batch = next(iter(dpo.get_train_dataloader()))
+        dpo.model.train()
+        loss = dpo.compute_loss(dpo.model, batch)
         loss.backward()
-        values[name] = {"args": fields, "loss": float(loss), "grad_norm": grad_norm(made.model),
-                        "metrics": {k: v[-1] for k, v in made._metrics["train"].items()}}
+        values[name] = {"args": fields, "loss": float(loss), "grad_norm": grad_norm(dpo.model),
+                        "metrics": {k: v[-1] for k, v in dpo._metrics["train"].items()}}
         if name == "sigmoid":
-            save_adapter(made.model, folder / "adapter", selected_adapters=["default"])
+            save_adapter(dpo.model, folder / "adapter", selected_adapters=["default"])
             save_file({k: v.contiguous() for k, v in batch.items() if torch.is_tensor(v)},
                       folder / "batch.safetensors")
     write_json(folder / "losses.json", {"values": values})
 
-    made = trainer(0.0, loss_type=["sigmoid"], beta=0.1, learning_rate=2e-3, num_train_epochs=5,
-                   max_grad_norm=1.0, weight_decay=0.0, optim="adamw_torch")
-    save_adapter(made.model, folder / "trajectory_init", selected_adapters=["default"])
-    made.train()
-    save_adapter(made.model, folder / "trajectory_final", selected_adapters=["default"])
+    dpo = trainer(0.0, loss_type=["sigmoid"], beta=0.1, learning_rate=2e-3, num_train_epochs=5,
+                  max_grad_norm=1.0, weight_decay=0.0, optim="adamw_torch")
+    save_adapter(dpo.model, folder / "trajectory_init", selected_adapters=["default"])
+    dpo.train()
+    save_adapter(dpo.model, folder / "trajectory_final", selected_adapters=["default"])
     write_json(folder / "trajectory.json",
-               {"steps": [step for step in made.state.log_history if "loss" in step]})
+               {"steps": [step for step in dpo.state.log_history if "loss" in step]})
     shutil.rmtree(scratch)
 
 
@@ -351,10 +352,10 @@ def trl_ids(tokenizer, model, row):
     with tempfile.TemporaryDirectory() as scratch:
         args = DPOConfig(output_dir=scratch, report_to="none", use_cpu=True, bf16=False,
                          gradient_checkpointing=False, max_length=None, disable_tqdm=True)
-        # The trainer changes the objects that it is given.
-        made = DPOTrainer(model=model, args=args, processing_class=tokenizer,
-                          train_dataset=Dataset.from_list([copy.deepcopy(row)]))
-        return {k: made.train_dataset[0][k] for k in ("prompt_ids", "chosen_ids", "rejected_ids")}
+        # The trainer changes its arguments.
+        dpo = DPOTrainer(model=model, args=args, processing_class=tokenizer,
+                         train_dataset=Dataset.from_list([copy.deepcopy(row)]))
+        return {k: dpo.train_dataset[0][k] for k in ("prompt_ids", "chosen_ids", "rejected_ids")}
 
 
 def write_tokens(out, smollm2):
@@ -395,7 +396,7 @@ def common_prefix(*lists):
 
 
 def log_probabilities(model, ids):
-    """log p of each token but the first, given those before it: `[t - 1]`."""
+    """Returns log p of each token except the first, given the tokens before it: `[t - 1]`."""
     ids = torch.tensor([ids])
     with torch.no_grad():
         logp = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
@@ -403,7 +404,7 @@ def log_probabilities(model, ids):
 
 
 def score(model_folder, tokenizer_folder, rows):
-    """Σ log p of each pair's chosen and rejected completion, with EOS, one sequence at a time."""
+    """Returns Σ log p of the completions of each pair with EOS, computed one sequence at a time."""
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     found = []
     for prompt, chosen, rejected in rows:
@@ -412,14 +413,15 @@ def score(model_folder, tokenizer_folder, rows):
                 for text in (chosen, rejected)]
         start = common_prefix(alone, *both)
         for ids in both:
-            # A new model each time: a rotary embedding may remember the longest sequence.
+            # The model is loaded anew, because a rotary embedding can depend on the longest
+            # sequence so far.
             logp = log_probabilities(load(model_folder), ids)
             found.append(float(logp[max(start, 1) - 1:].sum()))
     return found
 
 
 def edited(folder, into, edits):
-    """A copy of a model whose JSON files have other fields."""
+    """Copies a model and changes fields in its JSON files."""
     shutil.copytree(folder, into)
     for file, fields in edits.items():
         value = json.loads((into / file).read_text())
@@ -458,22 +460,22 @@ def write_scores(out):
             model = edited(llama, scratch / name, {"config.json": {
                 "max_position_embeddings": context, "rope_parameters": rope}})
             scores[name] = score(model, model, texts.SCORED["sky"])
-    # The tokens that the model says first, for a test of the ends of completions.
+    # The first tokens that the model generates, for a test of end tokens.
     tokenizer = AutoTokenizer.from_pretrained(llama)
     chat = tokenizer.apply_chat_template([texts.user("Name a river.")], tokenize=False,
                                          add_generation_prompt=True)
     ids = tokenizer(chat, return_tensors="pt", add_special_tokens=False)["input_ids"]
     with torch.no_grad():
-        said = load(llama).generate(ids, attention_mask=torch.ones_like(ids), do_sample=False,
-                                    max_new_tokens=12)
-    scores["river"] = said[0, ids.shape[1]:].tolist()
+        generated = load(llama).generate(ids, attention_mask=torch.ones_like(ids), do_sample=False,
+                                         max_new_tokens=12)
+    scores["river"] = generated[0, ids.shape[1]:].tolist()
     write_json(out / "scores.json", scores)
 
 
-# The original project's objectives, from their formulas in docs/methods.md.
+# Objectives of the original project, computed from their formulas in docs/methods.md.
 
 def write_original(out):
-    """Losses and gradients of mse, rank and prefvec, computed apart from the project's code."""
+    """Writes losses and gradients of mse, rank and prefvec from an independent implementation."""
     b, t, h, v, eps = 3, 9, 12, 16, 1e-12
     g = rng(800)
     io, shift = {}, torch.randn((1, 1, h), generator=g)
@@ -483,7 +485,7 @@ def write_original(out):
         io[f"{side}_ids"] = torch.randint(0, v, (b, t), generator=g)
         for tap in (1, 2):
             base = torch.randn((b, t, h), generator=g) + (0.7 * shift if other == "cho" else 0)
-            # Tokens of unusual length, which the original pooling leaves out.
+            # Tokens of unusual norm, which the original pooling excludes.
             base[:, 2] *= 4
             io[f"ref_{other}.hs.{tap}"] = base
             io[f"pi_{other}.hs.{tap}"] = base + 0.3 * torch.randn((b, t, h), generator=g)
@@ -494,7 +496,7 @@ def write_original(out):
               if name.startswith("pi_") and not name.endswith(".logits")}
 
     def pool(x, mask):
-        """The mean of the attended tokens whose norm is at most one deviation above the mean."""
+        """Averages the attended tokens whose norm is at most mean + one standard deviation."""
         n = x.norm(dim=-1)
         limit = n.mean(-1, keepdim=True) + n.std(-1, keepdim=True)
         kept = ((n <= limit) & (mask == 1)).to(x.dtype)[..., None]
@@ -576,7 +578,7 @@ def write_original(out):
               out / "original.safetensors")
 
 
-# Data files as other programs write them.
+# Data files in the formats that other programs write.
 
 def write_data(out):
     import datetime
@@ -602,7 +604,7 @@ def write_data(out):
              "big": pa.array([2 ** 63] * 6, pa.uint64()),
              "kind": pa.array(["x", "y"] * 3).dictionary_encode()}
     write("types", types)
-    # JSON as Python writes it, with numbers that JSON does not have.
+    # JSON as written by Python, with numbers that JSON does not allow.
     (folder / "nan.jsonl").write_text(
         '{"prompt": "a", "chosen": "b", "rejected": "c", "score": NaN}\n'
         '{"prompt": "d", "chosen": "e", "rejected": "f", "score": -Infinity}\n')
@@ -639,11 +641,11 @@ def write_smollm2(out, file):
                                                             add_generation_prompt=more)
         prompt = torch.tensor([ids_of(render(True))])
         with torch.no_grad():
-            said = model.generate(prompt, attention_mask=torch.ones_like(prompt),
-                                  max_new_tokens=64, do_sample=False)[0, prompt.shape[1]:]
+            generated = model.generate(prompt, attention_mask=torch.ones_like(prompt),
+                                       max_new_tokens=64, do_sample=False)[0, prompt.shape[1]:]
         chats.append({"messages": messages, "text": render(False),
-                      "text_generation": render(True), "greedy_ids": said.tolist(),
-                      "greedy_text": tokenizer.decode(said, skip_special_tokens=True)})
+                      "text_generation": render(True), "greedy_ids": generated.tolist(),
+                      "greedy_text": tokenizer.decode(generated, skip_special_tokens=True)})
     write_json(folder / "chats.json", chats)
 
     io = {}
@@ -672,9 +674,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=HERE, help="folder to write to")
     parser.add_argument("--only", default="models,peft,trl,tokens,scores,original,data",
-                        help="groups to produce; each needs those before it")
+                        help="groups to compute; each group needs the groups before it")
     parser.add_argument("--smollm2", type=Path,
-                        help="SmolLM2-135M-Instruct as GGUF, for smollm2/ and trl_tokens/smollm2/")
+                        help="GGUF file of SmolLM2-135M-Instruct, for smollm2/ and "
+                             "trl_tokens/smollm2/")
     args = parser.parse_args()
     torch.use_deterministic_algorithms(True)
     torch.set_num_threads(1)

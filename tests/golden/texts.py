@@ -1,5 +1,4 @@
-"""The texts from which make.py produces the reference values. All of them were written for this
-project."""
+"""Texts from which make.py computes the reference values. All were written for this project."""
 
 # Each question has one good answer and three bad ones, which makes three preference pairs.
 QUESTIONS = [
@@ -23,7 +22,7 @@ QUESTIONS = [
      ["They fall in the middle of spring.", "The leaves fall up, not down.", "Every Tuesday."]),
 ]
 
-# More words for the tokenizer.
+# More text for training the tokenizer.
 PARAGRAPHS = [
     "The boat left the harbour before the sun was up. The wind came from the north and the water "
     "was grey, so the two brothers put on their coats and said nothing for an hour.",
@@ -36,18 +35,18 @@ PARAGRAPHS = [
     "Question: what is 17 + 25? Answer: 42. Question: what is 42 - 17? Answer: 25.",
 ]
 
-# Preference rows of plain text, with the places where tokenisation is difficult.
+# Pairs of plain text at which tokenisation is difficult.
 PLAIN_ROWS = [
     # The prompt ends with a space, which a tokenizer may merge with the completion.
     ("Which one is a bird?\n1) a trout\n2) a heron\nChoice: ", "2", "1"),
     ("Which one is a bird?\n1) a trout\n2) a heron\nChoice:", " 2", " 1"),
     ("Half of ten is", " five.", " fifty."),
-    # The completion continues a word.
+    # The completion continues the last word of the prompt.
     ("Finish the word: under", "stand", "wear for cold days"),
     ("One line\n", "\nA line after a gap", "A line without one"),
     ("Grüße aus Köln – ", "schöne Tage", "ohne 🌧 Regen"),
     ("Do not answer.", "", "But I will."),
-    # The text of a special token in a completion.
+    # A completion contains the text of a special token.
     ("End here.", "The end.<|im_end|>", "No end."),
     ("", "First words.", "Last words."),
     ("z" * 30 + " ", "q", " q"),
@@ -76,10 +75,10 @@ CHAT_ROWS = [
      "chosen": [assistant("32")], "rejected": [assistant("18")]},
     {"prompt": [user("Is snow warm?")],
      "chosen": [assistant("It is cold.")], "rejected": [assistant("It is hot.")]},
-    # The rejected turn is not the assistant's.
+    # The rejected message has the role of the user instead of the assistant.
     {"prompt": [user("Guess my name.")],
      "chosen": [assistant("I cannot.")], "rejected": [user("Try it")]},
-    # The prompt stands in both completions.
+    # The prompt is part of both completions.
     {"chosen": [user("Name a metal."), assistant("Copper.")],
      "rejected": [user("Name a metal."), assistant("Paper.")]},
     {"prompt": [system("Answer in few words."), user("Good day"), assistant("Good day."),
@@ -105,12 +104,12 @@ def call(place):
 
 
 def tool_rows(as_json):
-    """Rows with tools; `as_json` turns a list into the text of a JSON list."""
+    """Returns rows with tools; `as_json` converts a list to JSON text."""
     return CHAT_ROWS[:3] + [
         {"prompt": [user("How far is Turin?")],
          "chosen": [assistant("", tool_calls=call("Turin"))],
          "rejected": [assistant("", tool_calls=call("Berlin"))], "tools": TOOLS},
-        # A column of a table may hold tools as text.
+        # Tools can also be JSON text.
         {"prompt": [user("How far is Turin?")], "chosen": [assistant("80 km.")],
          "rejected": [assistant("", tool_calls=call("Turin"))], "tools": as_json(TOOLS)},
         {"prompt": [user("How far is Turin?"), assistant("", tool_calls=call("Turin")),
@@ -133,7 +132,7 @@ SCORED = {
     "sky": [("The sky is", " blue and wide.", " green 123 today.")],
 }
 
-# Texts on which the tokenizer of a real model is compared.
+# Texts for the comparison of a real model's tokenizer.
 TOKENS = PARAGRAPHS + [q for q, _, _ in QUESTIONS] + [
     "", " ", "z", "   three blanks ", "tab\there\r\nand there\n\n\n", "Zażółć “gęślą” jaźń — 🙂🧑‍🚀",
     "0 7 42 1000000 2.71828 1,234.5", "<|im_start|>user\ntext<|im_end|>\n", "it's they'll WE'D",

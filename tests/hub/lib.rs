@@ -1,8 +1,7 @@
-//! A hub of the tests' own: Hugging Face's routes on this machine, with the faults of a real
-//! network.
+//! A local server for tests with the routes of the Hugging Face hub and simulated network faults.
 //!
-//! Small files come from the hub itself, large ones by a redirect from another host, as there.
-//! Every request is kept.
+//! As on the real hub, small files come from the hub's host, and large files are redirected to
+//! another host. The server records every request.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -13,59 +12,59 @@ use rustls::pki_types::PrivateKeyDer;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use sha2::{Digest, Sha256};
 
-/// The token that opens what is private or gated.
+/// Token that gives access to private and gated repositories.
 pub const TOKEN: &str = "hf_thisOneMayEnter";
-/// Where large files are, on another host than the hub's.
+/// Path prefix of large files on the second host.
 const CDN: &str = "/cdn/";
-/// Where the hub keeps small files, behind a redirect within itself.
+/// Path prefix on the hub's host to which requests for small files are redirected.
 const KEPT: &str = "/api/resolve-cache/";
-/// Ends of the names of files that are large, whatever their size.
+/// Suffixes of file names that are treated as large, whatever their size.
 const LARGE: [&str; 4] = [".safetensors", ".gguf", ".parquet", ".bin"];
 
-/// What goes wrong, once for each time that it is in the list.
+/// A fault that the hub simulates once for each time it is listed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The connection breaks after so many bytes of a file.
+    /// The connection closes after this many bytes of a file.
     Cut(usize),
-    /// The same, and nothing had said how many bytes there are.
+    /// Like `Cut`, and the response has no Content-Length header.
     CutUnannounced(usize),
-    /// Every byte of a file is another.
+    /// Every byte of a file is inverted.
     Garbled,
-    /// The whole file comes, whatever range was asked for.
+    /// The response contains the whole file, even if a range was requested.
     Whole,
-    /// Status 503.
+    /// The response has status 503.
     Busy,
-    /// Status 401, as for a token that is none any more.
+    /// The response has status 401, as for an invalid token.
     Credentials,
-    /// A tag that would lead out of the cache.
+    /// The ETag is a path that leads out of the cache.
     Tag,
-    /// A redirect to nowhere that makes sense.
+    /// The response redirects to an invalid location.
     Astray,
 }
 
-/// A request as it came.
+/// A request that the hub received.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
     /// True for a HEAD request.
     pub head: bool,
     /// Path and query.
     pub path: String,
-    /// The host that was asked.
+    /// Value of the `Host` header.
     pub host: String,
-    /// The whole `Authorization` header.
+    /// Value of the `Authorization` header.
     pub authorization: Option<String>,
-    /// The whole `Range` header.
+    /// Value of the `Range` header.
     pub range: Option<String>,
 }
 
-/// What a repository is, besides its files.
+/// Access rules and metadata of a repository.
 #[derive(Clone, Debug, Default)]
 pub struct Traits {
-    /// Its files need the token; what it holds is for everybody.
+    /// Files need the token, but metadata is public.
     pub gated: bool,
-    /// Without the token it is as if it were not there.
+    /// Without the token, the repository appears not to exist.
     pub private: bool,
-    /// The head of its README, as JSON.
+    /// The metadata at the top of its README, as JSON.
     pub card: String,
 }
 
@@ -74,7 +73,7 @@ struct State {
     repos: BTreeMap<String, Repo>,
     renamed: BTreeMap<String, String>,
     mirrored: Option<String>,
-    /// The other host, where large files are.
+    /// URL of the second host, which serves large files.
     elsewhere: String,
     faults: Vec<Fault>,
     requests: Vec<Request>,
@@ -83,7 +82,7 @@ struct State {
 #[derive(Default)]
 struct Repo {
     traits: Traits,
-    /// Commits by branch.
+    /// Commit of each branch.
     branches: BTreeMap<String, String>,
     commits: BTreeMap<String, BTreeMap<String, Vec<u8>>>,
 }
@@ -91,18 +90,18 @@ struct Repo {
 /// A hub that runs until the process ends.
 pub struct LocalHub {
     endpoint: String,
-    /// Its certificate, as PEM, where it is asked over TLS.
+    /// Its certificate as PEM, if the hub uses TLS.
     certificate: Option<String>,
     state: Arc<Mutex<State>>,
 }
 
 impl LocalHub {
-    /// An empty one, on a port that is free.
+    /// Starts an empty hub on a free port.
     pub fn start() -> Self {
         Self::with(None)
     }
 
-    /// An empty one that is asked over TLS, with a certificate that nobody knows.
+    /// Starts an empty hub that uses TLS with a self-signed certificate.
     pub fn start_secure() -> Self {
         Self::with(Some(
             rcgen::generate_simple_self_signed(["127.0.0.1", "localhost"].map(str::to_owned))
@@ -114,7 +113,7 @@ impl LocalHub {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = listener.local_addr().expect("an address").port();
         let scheme = if identity.is_some() { "https" } else { "http" };
-        // Large files are on a host of another name.
+        // Large files come from a second host, which is this server under another name.
         let state = Arc::new(Mutex::new(State {
             elsewhere: format!("{scheme}://localhost:{port}"),
             ..State::default()
@@ -149,18 +148,21 @@ impl LocalHub {
         }
     }
 
-    /// What `HF_ENDPOINT` is set to.
+    /// Returns the value for `HF_ENDPOINT`.
     pub fn endpoint(&self) -> String {
         self.endpoint.clone()
     }
 
-    /// The certificate, as PEM, of one that is asked over TLS.
+    /// Returns the self-signed certificate as PEM.
+    ///
+    /// # Panics
+    /// Panics if the hub does not use TLS.
     pub fn certificate(&self) -> &str {
         self.certificate.as_deref().expect("a hub that was started with `start_secure`")
     }
 
-    /// Puts a commit with just these files onto a branch of `models/org/name` or
-    /// `datasets/org/name`; gives the commit.
+    /// Adds a commit with these files to a branch of `models/org/name` or `datasets/org/name`.
+    /// Returns the commit's hash.
     pub fn push(&self, repo: &str, branch: &str, files: &[(&str, &[u8])]) -> String {
         let files: BTreeMap<String, Vec<u8>> =
             files.iter().map(|(name, bytes)| ((*name).to_owned(), bytes.to_vec())).collect();
@@ -172,32 +174,33 @@ impl LocalHub {
         commit
     }
 
-    /// Says what a repository is.
+    /// Sets the access rules and metadata of a repository.
     pub fn describe(&self, repo: &str, traits: Traits) {
         self.state().repos.entry(repo.to_owned()).or_default().traits = traits;
     }
 
-    /// Leads from an old name, as `models/org/old`, to a new one.
+    /// Redirects an old repository name such as `models/org/old` to a new one.
     pub fn rename(&self, old: &str, new: &str) {
         self.state().renamed.insert(old.to_owned(), new.to_owned());
     }
 
-    /// From here on every request is led to the hub at that address.
+    /// Redirects every later request to the hub at `endpoint`.
     pub fn mirror(&self, endpoint: &str) {
         self.state().mirrored = Some(endpoint.to_owned());
     }
 
-    /// From here on this goes wrong, in this order: what concerns files at each file's transfer.
+    /// Simulates these faults in this order. A fault of a file occurs when the hub next sends a
+    /// file.
     pub fn fail(&self, faults: &[Fault]) {
         self.state().faults = faults.to_vec();
     }
 
-    /// The faults that nobody met yet.
+    /// Returns the number of faults that have not occurred yet.
     pub fn faults_left(&self) -> usize {
         self.state().faults.len()
     }
 
-    /// The requests so far; from here on they are counted anew.
+    /// Returns the requests since the last call.
     pub fn requests(&self) -> Vec<Request> {
         std::mem::take(&mut self.state().requests)
     }
@@ -207,14 +210,14 @@ impl LocalHub {
     }
 }
 
-/// An answer: status, headers, body.
+/// An HTTP response.
 struct Answer {
     status: u16,
     headers: Vec<(&'static str, String)>,
     body: Vec<u8>,
-    /// Whether the length of the body is said.
+    /// True if the response has a Content-Length header.
     announced: bool,
-    /// After so many bytes of the body the connection ends.
+    /// Number of bytes of the body after which the connection closes.
     cut: Option<usize>,
 }
 
@@ -227,7 +230,7 @@ impl Answer {
     fn error(status: u16, code: &str) -> Self {
         Self::new(
             status,
-            &[("X-Error-Code", code), ("X-Error-Message", "told by the local hub")],
+            &[("X-Error-Code", code), ("X-Error-Message", "sent by the local hub")],
             b"no",
         )
     }
@@ -260,7 +263,7 @@ fn serve(mut connection: impl Read + Write, state: &Mutex<State>) -> Option<()> 
         state.requests.push(request.clone());
         state.answer(&request)
     };
-    let mut head = format!("HTTP/1.1 {} Said\r\nConnection: close\r\n", answer.status);
+    let mut head = format!("HTTP/1.1 {} Response\r\nConnection: close\r\n", answer.status);
     for (name, value) in &answer.headers {
         head += &format!("{name}: {value}\r\n");
     }
@@ -326,9 +329,9 @@ impl State {
             );
             return Answer::new(307, &[("Location", &new)], b"");
         }
-        let enters = request.authorization.as_deref() == Some(&format!("Bearer {TOKEN}"));
-        let Some(repo) = self.repos.get(&full).filter(|r| enters || !r.traits.private) else {
-            // Who may not see a repository cannot tell whether it is there.
+        let authorized = request.authorization.as_deref() == Some(&format!("Bearer {TOKEN}"));
+        let Some(repo) = self.repos.get(&full).filter(|r| authorized || !r.traits.private) else {
+            // Without access, a client cannot tell whether the repository exists.
             return Answer::error(
                 if request.authorization.is_some() { 404 } else { 401 },
                 "RepoNotFound",
@@ -354,7 +357,7 @@ impl State {
         if api || verb != "resolve" {
             return Answer::error(404, "");
         }
-        if repo.traits.gated && !enters {
+        if repo.traits.gated && !authorized {
             return Answer::error(
                 if request.authorization.is_some() { 403 } else { 401 },
                 "GatedRepo",
@@ -399,7 +402,7 @@ impl State {
         Answer::new(307, &[("X-Repo-Commit", &commit), ("Location", &format!("{KEPT}{tag}"))], b"")
     }
 
-    /// The bytes that were asked for, or what a fault makes of them.
+    /// Returns the requested range of a file, changed by the next fault.
     fn part(
         &mut self,
         request: &Request,
@@ -426,10 +429,10 @@ impl State {
             );
         }
         let whole = range.is_none() || fault == Some(Fault::Whole);
-        let said = format!("bytes {start}-{}/{}", end.saturating_sub(1), bytes.len());
+        let content_range = format!("bytes {start}-{}/{}", end.saturating_sub(1), bytes.len());
         let mut answer = Answer::new(if whole { 200 } else { 206 }, headers, &bytes[start..end]);
         if !whole {
-            answer.headers.push(("Content-Range", said));
+            answer.headers.push(("Content-Range", content_range));
         }
         match fault {
             Some(Fault::Cut(n)) => answer.cut = Some(n),
@@ -441,7 +444,7 @@ impl State {
     }
 }
 
-/// SHA-256 as the hub writes it.
+/// Returns the SHA-256 in hexadecimal, as the hub writes it.
 fn hash(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }

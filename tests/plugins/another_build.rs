@@ -1,4 +1,4 @@
-//! A library that says that it is a plugin, and of another build. Compiled by itself, without any
+//! A library that declares itself a plugin of another build of reprpo. It is compiled without any
 //! crate.
 
 #[repr(C)]
@@ -16,7 +16,7 @@ extern "C" fn register(_: *const u8) {
 }
 
 const fn first(text: &'static std::ffi::CStr) -> &'static std::ffi::c_char {
-    // SAFETY: the pointer of a constant.
+// SAFETY: the text is a constant, so the pointer is always valid.
     unsafe { &*text.as_ptr() }
 }
 
@@ -28,7 +28,8 @@ pub static REPRPO_PLUGIN: Decl = Decl {
     layout: 7,
     text: [
         first(c"rustc=1.80.0 \
-            (051478957371);target=x86_64-unknown-linux-gnu;panic=unwind;core=0.0.1;sources=00;tch=0.22.0;libtorch=2.9.0"),
+            (051478957371);target=x86_64-unknown-linux-gnu;panic=unwind;core=0.0.1;sources=00;\
+            tch=0.22.0;libtorch=2.9.0"),
         first(c"oldtwist"),
         first(c"0.0.1"),
     ],

@@ -1,4 +1,5 @@
-//! The command without any method or data set: whatever it knows, it has loaded.
+//! The command without built-in methods and data sets, so that everything it lists comes from
+//! plugins.
 
 fn main() -> std::process::ExitCode {
     reprpo_cli::main(include_str!("../../methods/defaults.toml"))

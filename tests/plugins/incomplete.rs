@@ -1,4 +1,4 @@
-//! A library that needs a function which nobody has.
+//! A library that needs a function which no library defines.
 
 unsafe extern "C" {
     fn reprpo_function_that_nobody_has();
@@ -6,6 +6,6 @@ unsafe extern "C" {
 
 #[unsafe(no_mangle)]
 pub extern "C" fn call() {
-    // SAFETY: never called; the library is refused.
+    // SAFETY: this function is never called, because the library cannot be loaded.
     unsafe { reprpo_function_that_nobody_has() }
 }

@@ -1,12 +1,14 @@
-"""Whether Python's PEFT and transformers read what reprpo writes: logits of both sides, compared.
+"""Checks that PEFT and transformers can read the adapters and models that reprpo writes.
 
     python tests/python/interchange.py REPRPO MODEL PAIRS
 
-REPRPO is the command, MODEL a small Hugging Face folder, PAIRS a file of preference pairs. It trains an adapter of every
-kind that PEFT has too, and of parts of MODEL's fused modules where it has any, loads it with PeftModel, loads the
-exported model with AutoModelForCausalLM, and compares the log-probabilities of the pairs' completions with those that
-`reprpo score` prints. Then it does the same, without the export, for every adapter with every form of the target
-modules and every restriction of layers, and checks that PEFT adapts exactly the modules in the file. Needs torch, transformers and peft.
+REPRPO is the command, MODEL is a small Hugging Face folder, and PAIRS is a file of preference
+pairs. For every adapter kind that PEFT supports, and for parts of MODEL's fused modules if there
+are any, the script trains an adapter, loads it with PeftModel, and loads the exported model with
+AutoModelForCausalLM. It compares the log-probabilities of the completions with those that `reprpo
+score` prints. Then it does the same, without the export, for every adapter with every form of
+target modules and every restriction of layers, and checks that PEFT adapts exactly the modules in
+the file. It needs torch, transformers and peft.
 """
 
 import json
@@ -32,7 +34,8 @@ ADAPTERS = {
     "ia3": [],
     "vera": [],
 }
-# Parts of fused modules, which PEFT gets as whole ones.
+# Parts of fused modules. The saved adapter contains the whole modules, because PEFT cannot adapt
+# parts.
 PARTS = {
     "phi3": ["qkv_proj.q_proj", "qkv_proj.v_proj"],
     "gpt_neox": ["query_key_value.q_proj", "query_key_value.v_proj"],
@@ -44,23 +47,23 @@ IN_PARTS = {
     "dora-parts": ["adapter.use_dora=true"],
     "ia3-parts": ["adapter.feedforward_modules=[]"],
 }
-# Ends of the names of the adapted modules, for models that do not have Llama's names.
+# Name suffixes of the adapted modules, for models with other module names than Llama.
 ENDS = {
     "gpt_neox": ["query_key_value", "dense_4h_to_h"],
     "phi3": ["qkv_proj", "down_proj"],
     "gpt2": ["c_attn", "mlp.c_proj"],
 }
-# Adapters that PEFT does not have for the modules of a model: GPT-2's are `Conv1D`.
+# Adapters that PEFT does not support for the modules of a model. GPT-2's modules are `Conv1D`.
 NOT_IN_PEFT = {"gpt2": ["hra", "oft", "boft"]}
-# Forms of `target_modules` that stand for those ends, or for every linear module.
+# Forms of `target_modules` that select the modules with these suffixes, or all linear modules.
 FORMS = {
     "ends": lambda ends: json.dumps(ends),
     "expression": lambda ends: rf".*\.({'|'.join(ends)})",
     "expression of Rust's": lambda ends: rf".*\.(?<which>{'|'.join(ends)})",
     "all-linear": lambda ends: "all-linear",
 }
-# Layers are restricted by the user, or by the deepest tap, because later layers do not change what
-# it reads.
+# The layers are restricted by the user or by the deepest tap: later layers do not affect the states
+# that it reads.
 RESTRICTIONS = {
     "every layer": ["--intervention", "dpo"],
     "layers 0 and 2": ["--intervention", "dpo", "--set", "adapter.layers_to_transform=[0, 2]"],
@@ -76,12 +79,15 @@ GRID = {
     "ia3 by expression": [],
 }
 LIMIT = 1e-4
-# What PEFT says of a field that it does not know.
+# PEFT warns with this text about an unknown field of a saved adapter.
 warnings.filterwarnings("error", message="Unexpected keyword")
 
 
 def logps(model, tokenizer, pairs):
-    """Sum of the completion's log-probabilities, of every pair's two sides; prompt and completion apart, EOS at the end."""
+    """Returns Σ log p of both completions of each pair.
+
+    Prompt and completion are tokenised separately, and EOS is added to the completion.
+    """
     sums = []
     for pair in pairs:
         prompt = tokenizer(pair["prompt"], add_special_tokens=False)["input_ids"]
@@ -98,7 +104,7 @@ def logps(model, tokenizer, pairs):
 
 
 def grid(kind):
-    """Names and flags of one adapter for every form of its targets and every restriction of layers."""
+    """Yields the name and flags of each adapter with each form of targets and of layers."""
     ends = ENDS.get(kind, ["v_proj", "down_proj"])
     for adapter, more in GRID.items():
         if adapter in NOT_IN_PEFT.get(kind, []):
@@ -137,15 +143,15 @@ def main(reprpo, model, pairs_file):
     }
     worst = 0.0
     with tempfile.TemporaryDirectory() as folder:
-        some = Path(folder) / "pairs.jsonl"
-        some.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+        pairs_copy = Path(folder) / "pairs.jsonl"
+        pairs_copy.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
 
         def run(*args):
-            done = subprocess.run([reprpo, *map(str, args)], capture_output=True, text=True)
-            if done.returncode:
-                sys.exit(f"{' '.join(map(str, args))}\n{done.stderr}")
-            unreadable.append("PEFT cannot read this adapter" in done.stderr)
-            return done.stdout
+            process = subprocess.run([reprpo, *map(str, args)], capture_output=True, text=True)
+            if process.returncode:
+                sys.exit(f"{' '.join(map(str, args))}\n{process.stderr}")
+            unreadable.append("PEFT cannot read this adapter" in process.stderr)
+            return process.stdout
 
         unreadable = []
 
@@ -161,7 +167,7 @@ def main(reprpo, model, pairs_file):
                 "--load-adapter",
                 adapter,
                 "--data",
-                some,
+                pairs_copy,
                 "--json",
             )
             return torch.tensor(
@@ -190,7 +196,7 @@ def main(reprpo, model, pairs_file):
                 "--model",
                 model,
                 "--dataset",
-                some,
+                pairs_copy,
                 "--adapter",
                 method,
                 "--out",
@@ -204,9 +210,10 @@ def main(reprpo, model, pairs_file):
             has = kind not in NOT_IN_PEFT.get(kind_of_model, [])
             if warned == has:
                 sys.exit(
-                    f"{name}: a warning that PEFT cannot read the adapter is {'wrong' if has else 'missing'}"
+                    f"{name}: the warning that PEFT cannot read the adapter is"
+                    f" {'wrong' if has else 'missing'}"
                 )
-            # What PEFT does not have is only compared with the exported model.
+            # If PEFT does not support the adapter, only the exported model is compared.
             theirs = (
                 logps(PeftModel.from_pretrained(base, out / "adapter"), tokenizer, pairs)
                 if has
@@ -222,7 +229,8 @@ def main(reprpo, model, pairs_file):
             off, off_merged = relative(ours, theirs), relative(exported, theirs)
             worst = max(worst, off, off_merged)
             print(
-                f"{name:12} in PEFT off by {off:.1e}, exported off by {off_merged:.1e}, moved from the base by {relative(theirs, before):.1e}"
+                f"{name:12} in PEFT off by {off:.1e}, exported off by {off_merged:.1e},"
+                f" moved from the base by {relative(theirs, before):.1e}"
             )
 
         base = logps(
@@ -245,7 +253,7 @@ def main(reprpo, model, pairs_file):
                 "--model",
                 model,
                 "--dataset",
-                some,
+                pairs_copy,
                 "--out",
                 out,
                 *sets,
@@ -256,8 +264,8 @@ def main(reprpo, model, pairs_file):
             )
             theirs = logps(peft, tokenizer, pairs)
             off, moved = relative(scores(out / "adapter"), theirs), relative(theirs, base)
-            # An untrained adapter changes nothing, so the numbers do not show a module that PEFT
-            # adds: compare the names too.
+            # An untrained adapter does not change the scores, so a module that PEFT adds would go
+            # unnoticed. The names are therefore compared too.
             adapted = {
                 name for name, module in peft.named_modules() if isinstance(module, BaseTunerLayer)
             }
@@ -269,7 +277,8 @@ def main(reprpo, model, pairs_file):
             trained = {next((a for a in adapted if key.startswith(f"{a}.")), key) for key in keys}
             if adapted != trained or moved == 0:
                 sys.exit(
-                    f"{name}: PEFT adapts {sorted(adapted)}, but the file holds {sorted(trained)}; moved by {moved:.1e}"
+                    f"{name}: PEFT adapts {sorted(adapted)}, but the file contains"
+                    f" {sorted(trained)}; moved by {moved:.1e}"
                 )
             worst = max(worst, off)
             print(

@@ -1,12 +1,14 @@
-"""Compares the runs of two builds of reprpo, byte by byte.
+"""Compares the runs of two builds of reprpo byte by byte.
 
     python tests/python/same_runs.py OLD NEW MODEL PAIRS
 
-OLD and NEW are two builds of the command, MODEL is a small Hugging Face folder, and PAIRS is a file of preference pairs.
-The script makes one short run with every intervention, adapter, transform and tap that OLD lists, and some runs that are
-killed after their checkpoint and then resumed. It prints a table and exits with 1 if any file differs. Files in `adapter/`,
-`transform/`, `checkpoints/` and `eval/` must have the same bytes, and `metrics.jsonl` the same values. Run it before and
-after a change that must not affect any result. It only needs Python's standard library.
+OLD and NEW are two builds of the command, MODEL is a small Hugging Face folder, and PAIRS is a
+file of preference pairs. The script makes a short run with every intervention, adapter, transform
+and tap that OLD lists, and some runs that are killed after a checkpoint and then resumed. It
+prints a table and exits with 1 if any file differs. Files in `adapter/`, `transform/`,
+`checkpoints/` and `eval/` must have the same bytes, and `metrics.jsonl` the same values. Run it
+before and after a change that must not affect any result. It only needs Python's standard
+library.
 """
 
 import json
@@ -17,13 +19,13 @@ import tempfile
 import time
 from pathlib import Path
 
-# The method that each kind is tried with. The transform is trained and not linear, the intervention
-# reads its states.
+# The methods used while another kind varies. `STATES` uses an intervention that reads states, so
+# that taps and transforms have an effect.
 PLAIN = {"intervention": "dpo", "adapter": "lora", "transform": "none", "tap": "hs"}
 STATES = {**PLAIN, "intervention": "prefvec"}
 SETTINGS = ["train.max_pairs=20", "train.batch=2", "train.accumulate=2", "train.max_length=96"]
 SETTINGS += ["eval.max_pairs=6", "eval.completions=1", "eval.completion_tokens=8"]
-# Runs with settings of their own: name, methods, settings.
+# Runs with additional settings: name, methods, settings.
 SPECIAL = [
     ("mse per token", {**STATES, "intervention": "mse", "transform": "ether"}, []),
     ("original prefvec", STATES, ["intervention.variant=original"]),
@@ -53,12 +55,12 @@ def methods(binary):
 
 
 def runs(binary):
-    """Name, chosen methods and settings of each run."""
+    """Yields the name, chosen methods and settings of each run."""
     known = methods(binary)
     for kind, names in known.items():
         base = PLAIN if kind in ("intervention", "adapter") else STATES
         for name in names:
-            # The default layers of some taps hold none of a small model's.
+            # The default layers of some taps select no layer of a small model.
             yield (
                 f"{kind} {name}",
                 {**base, kind: name},
@@ -92,7 +94,7 @@ def call(arguments):
 
 
 def killed(arguments, out):
-    """Starts the run and kills it when its checkpoint is there, before it ends."""
+    """Starts the run and kills it after its checkpoint is written and before it ends."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "REPRPO_NO_PROGRESS": "1"}
     process = subprocess.Popen(
         arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
@@ -109,7 +111,7 @@ def killed(arguments, out):
 
 
 def contents(folder):
-    """Every compared file of a run: its bytes, or its values for `metrics.jsonl`."""
+    """Returns the compared files of a run: their bytes, or the values of `metrics.jsonl`."""
     found = {}
     for part in KEPT:
         for path in sorted((folder / part).rglob("*")):
@@ -154,9 +156,9 @@ def main():
             found = []
             for build, binary in (("old", old), ("new", new)):
                 out = root / f"{build}-{number}"
-                done = call(command(binary, model, pairs, chosen, settings, out))
-                if done.returncode != 0:
-                    print(done.stderr, file=sys.stderr)
+                process = call(command(binary, model, pairs, chosen, settings, out))
+                if process.returncode != 0:
+                    print(process.stderr, file=sys.stderr)
                     raise SystemExit(f"`{name}` failed with {binary}")
                 found.append(contents(out))
             report(name, found)
@@ -164,7 +166,7 @@ def main():
             stopped, resumed = [], []
             for build, binary in (("old", old), ("new", new)):
                 out = root / f"{build}-resumed-{number}"
-                # One checkpoint, of the fourth of seven steps.
+                # The runs have seven steps and one checkpoint, after the fourth step.
                 killed(
                     command(
                         binary,
@@ -179,9 +181,9 @@ def main():
                 files = contents(out)
                 files.pop("metrics.jsonl", None)
                 stopped.append(files)
-                done = call([binary, "run", "--resume", str(out)])
-                if done.returncode != 0:
-                    raise SystemExit(f"{done.stderr}\n`{name}` was not resumed by {binary}")
+                process = call([binary, "run", "--resume", str(out)])
+                if process.returncode != 0:
+                    raise SystemExit(f"{process.stderr}\n{binary} could not resume `{name}`")
                 resumed.append(contents(out))
             report(f"checkpoint of {name}", stopped)
             report(name, resumed)

@@ -2,14 +2,14 @@
 
     python tests/python/wheel.py WHEEL [--tarball TARBALL] [--plugin LIBRARY] [--skip-training]
 
-WHEEL and TARBALL are made by `cargo xtask wheel` and `cargo xtask dist`. LIBRARY is a plugin that
-was built from the same sources, as by `cargo build` in `plugins/examples`. pip downloads torch (530
-MB) and the two CUDA libraries that even the CPU needs, so the script needs about 3 GB of disk below
-TMPDIR. It never has more than one such environment. The commands run with a PATH without cargo.
-Training fetches the default model, unless it is in the cache of reprpo.
+`cargo xtask wheel` and `cargo xtask dist` build WHEEL and TARBALL. LIBRARY is a plugin that was
+built from the same sources, e.g. by `cargo build` in `plugins/examples`. pip downloads torch (530
+MB) and the two CUDA libraries that torch needs even on the CPU, so the script needs about 3 GB of
+disk space below TMPDIR; only one environment with torch exists at a time. The commands run with a
+PATH without cargo. Training downloads the default model if it is not in reprpo's cache.
 
-Every check prints a line. The script exits with 1 if one of them fails. It only needs Python's
-standard library, and readelf.
+The script prints a line for each check and exits with 1 if a check fails. It needs Python's
+standard library and readelf.
 """
 
 import argparse
@@ -24,20 +24,20 @@ import venv
 from pathlib import Path
 
 TORCH = "2.11.0"
-# torch's dependencies are 5 GB of CUDA libraries and some Python packages. libtorch_cpu.so only
-# needs these two.
+# torch declares 5 GB of CUDA libraries and some Python packages as dependencies, but
+# libtorch_cpu.so only needs these two.
 TORCH_AND_LIBRARIES = [
     f"torch=={TORCH}",
     "nvidia-cuda-runtime==13.0.96",
     "nvidia-cuda-cupti==13.0.85",
 ]
 MODEL = "smollm2-135m-instruct"
-# The README's first command, with fewer pairs.
+# The first command of the README with fewer pairs.
 COMMAND = (
     "run --intervention prefvec --adapter hra --set intervention.lambda_dpo=1"
     " --set train.max_pairs=30 --set train.lr=2e-3"
 )
-# No library that RHEL 8 has is newer.
+# Newest symbol versions in the libraries of RHEL 8.
 NEWEST = {"GLIBC": (2, 28), "GLIBCXX": (3, 4, 25), "CXXABI": (1, 3, 11), "GCC": (8, 0, 0)}
 
 failures = 0
@@ -52,7 +52,7 @@ def check(what, good, detail=""):
 
 
 def clean_environment(**more):
-    """The environment without Rust, without a libtorch, and without Python's own variables."""
+    """Returns the environment without Rust, without libtorch, and without Python's variables."""
     dropped = {
         "LIBTORCH",
         "LD_LIBRARY_PATH",
@@ -77,14 +77,14 @@ def clean_environment(**more):
 
 
 def run(command, cwd, **env):
-    done = subprocess.run(
+    process = subprocess.run(
         [str(word) for word in command],
         cwd=cwd,
         env=clean_environment(**env),
         capture_output=True,
         text=True,
     )
-    return done.returncode, done.stdout, done.stderr
+    return process.returncode, process.stdout, process.stderr
 
 
 class Environment:
@@ -95,11 +95,11 @@ class Environment:
         self.folder = folder
         self.python = folder / "bin" / "python"
         self.command = folder / "bin" / "reprpo"
-        # The base of a symbolic link to python3 has the version in its name.
+        # The name of the folder contains Python's version, e.g. `python3.11`.
         self.site = next((folder / "lib").glob("python3*")) / "site-packages"
 
     def install(self, *what):
-        """Installs with the pip of the Python that runs this script. The environment has none."""
+        """Installs with the pip of the Python that runs this script; the environment has no pip."""
         pip = [
             sys.executable,
             "-m",
@@ -111,17 +111,17 @@ class Environment:
             "--no-deps",
             "--no-cache-dir",
         ]
-        done = subprocess.run(
+        process = subprocess.run(
             [str(word) for word in [*pip, "--disable-pip-version-check", *what]],
             capture_output=True,
             text=True,
         )
-        if done.returncode != 0:
-            sys.exit(f"pip could not install {' '.join(map(str, what))}\n{done.stderr}")
+        if process.returncode != 0:
+            sys.exit(f"pip could not install {' '.join(map(str, what))}\n{process.stderr}")
 
 
 def fake_torch(site, version, library=b""):
-    """A package that looks like torch to the launcher, and fails if it is imported."""
+    """Creates a package that looks like torch to the launcher but fails if it is imported."""
     folder = site / "torch"
     (folder / "lib").mkdir(parents=True)
     (folder / "__init__.py").write_text("raise ImportError('the launcher must not import torch')\n")
@@ -132,7 +132,7 @@ def fake_torch(site, version, library=b""):
 
 
 def versions(binary):
-    """The versions of the system's libraries that the binary requires, as readelf prints them."""
+    """Returns the versions of system libraries that the binary requires, as readelf prints them."""
     text = subprocess.run(
         ["readelf", "--version-info", "--wide", str(binary)],
         capture_output=True,
@@ -144,7 +144,7 @@ def versions(binary):
 
 
 def check_binary(wheel, binary):
-    """Compares what readelf says about the binary with the tag of the wheel."""
+    """Compares the binary's required versions, as printed by readelf, with the wheel's tag."""
     minor = int(re.search(r"manylinux_2_(\d+)_x86_64", wheel.name)[1])
     newest = {**NEWEST, "GLIBC": (2, minor)} if minor <= 28 else {"GLIBC": (2, minor)}
     found = versions(binary)
@@ -158,7 +158,7 @@ def check_binary(wheel, binary):
         for family, version in found
         if family in newest and number(version) > newest[family]
     ]
-    check(f"no symbol is newer than manylinux_2_{minor}", found and not newer, newer)
+    check(f"the binary needs no symbol newer than manylinux_2_{minor}", found and not newer, newer)
     dynamic = subprocess.run(
         ["readelf", "--dynamic", "--wide", str(binary)], capture_output=True, text=True, check=True
     ).stdout
@@ -170,14 +170,14 @@ def check_binary(wheel, binary):
     )
     needed = re.findall(r"\(NEEDED\).*\[(.*)\]", dynamic)
     check(
-        "of libtorch it needs libtorch_cpu and libc10",
+        "the only libraries of libtorch that it needs are libtorch_cpu and libc10",
         {n for n in needed if "torch" in n or "c10" in n} == {"libtorch_cpu.so", "libc10.so"},
         needed,
     )
 
 
 def check_from_pypi(work, wheel, plugin, training):
-    """(a) An environment with torch from PyPI."""
+    """(a) Tests an environment with torch from PyPI."""
     environment = Environment(work / "pypi")
     environment.install(*TORCH_AND_LIBRARIES)
     environment.install(wheel)
@@ -207,7 +207,7 @@ def check_from_pypi(work, wheel, plugin, training):
     )
     libraries = loaded(environment.command, empty)
     check(
-        "torch from PyPI: CUDA's libraries come from the wheels beside torch",
+        "torch from PyPI: CUDA's libraries come from the wheels next to torch",
         from_folder(
             libraries,
             environment.site,
@@ -216,7 +216,7 @@ def check_from_pypi(work, wheel, plugin, training):
         libraries,
     )
 
-    # (c) The path of the loader has the libtorch of somebody else.
+    # (c) LD_LIBRARY_PATH contains a foreign libtorch.
     foreign = work / "foreign"
     foreign.mkdir()
     for name in ("libtorch_cpu.so", "libc10.so"):
@@ -224,13 +224,13 @@ def check_from_pypi(work, wheel, plugin, training):
     for path in (f"{foreign}", f"/nowhere:{foreign}:"):
         code, out, err = run([environment.command, "--version"], empty, LD_LIBRARY_PATH=path)
         check(
-            f"LD_LIBRARY_PATH `{path.replace(str(work), '…')}` has another libtorch, not used",
+            f"the libtorch on LD_LIBRARY_PATH `{path.replace(str(work), '…')}` is not used",
             code == 0,
             err,
         )
     code, out, err = run([binary, "--version"], empty, LD_LIBRARY_PATH=str(foreign))
     check(
-        "a foreign libtorch on LD_LIBRARY_PATH: without the launcher the binary does not start",
+        "a foreign libtorch on LD_LIBRARY_PATH: the binary does not start without the launcher",
         code == 127,
         err,
     )
@@ -238,7 +238,7 @@ def check_from_pypi(work, wheel, plugin, training):
     check_beside(work, wheel, environment)
     if plugin:
         code, out, err = run([environment.command, "plugin", "check", plugin], empty)
-        check("a plugin that was built from the same sources is loaded", code == 0, out + err)
+        check("a plugin built from the same sources can be loaded", code == 0, out + err)
     if training:
         code, out, err = run([environment.command, "model", "fetch", MODEL], empty)
         check("`reprpo model fetch` prints the path of the model", code == 0 and MODEL in out, err)
@@ -255,7 +255,7 @@ def check_from_pypi(work, wheel, plugin, training):
 
 
 def check_read_run(environment, folder):
-    """`reprpo.read_run` on the run in `folder`, by the environment's Python, without pandas."""
+    """Tests `reprpo.read_run` on the run in `folder` with the environment's Python, no pandas."""
     lines = [
         "import json, sys, reprpo",
         "run = reprpo.read_run('run')",
@@ -285,12 +285,13 @@ def check_read_run(environment, folder):
 
 
 def check_beside(work, wheel, environment):
-    """(b) torch is elsewhere: in the system's site-packages, and for `pip install --target`."""
+    """(b) Tests torch in the system's site-packages, and `pip install --target`."""
     other = Environment(work / "system")
-    # Before the other packages are visible, where pip would find this wheel installed already.
+    # Install the wheel while the packages of `environment` are not visible; otherwise pip would
+    # find the wheel installed already.
     other.install(wheel)
-    # A virtual environment cannot see the packages of another one, so a line in a .pth file stands
-    # for the system.
+    # A virtual environment cannot see the packages of another one. A line in a .pth file makes them
+    # visible, as if they were the system's.
     (other.site / "system.pth").write_text(f"{environment.site}\n")
     shutil.move(environment.site / "reprpo", work / "reprpo-aside")
     code, out, err = run([other.command, "--version"], work)
@@ -326,7 +327,7 @@ def check_beside(work, wheel, environment):
 
 
 def loaded(command, cwd):
-    """The paths from which the loader takes libtorch and the CUDA libraries that it needs."""
+    """Returns the paths from which the loader takes libtorch and the CUDA libraries it needs."""
     _, out, err = run([command, "--version"], cwd, LD_DEBUG="libs")
     return sorted(
         set(re.findall(r"calling init: (\S*/lib(?:torch_cpu|c10|cudart|cupti)\.so\S*)", out + err))
@@ -334,7 +335,7 @@ def loaded(command, cwd):
 
 
 def from_folder(libraries, folder, names):
-    """True if the libraries were found, and all of them below `folder`."""
+    """Returns true if all named libraries were loaded and all loaded ones are below `folder`."""
     real = [Path(path).resolve() for path in libraries]
     return all(any(path.name.startswith(name) for path in real) for name in names) and all(
         folder.resolve() in path.parents for path in real
@@ -342,7 +343,7 @@ def from_folder(libraries, folder, names):
 
 
 def check_refusals(work, wheel):
-    """(d) No torch, and the wrong one."""
+    """(d) Tests environments without torch and with the wrong version."""
     environment = Environment(work / "wrong")
     environment.install(wheel)
     pip = f"{environment.python} -m pip install torch=={TORCH}"
@@ -358,7 +359,11 @@ def check_refusals(work, wheel):
     settings.write_text(f"{text}uv = 0.9.0\n")
     code, out, err = run([environment.command, "list"], work)
     command = f"uv pip install --python {environment.python} torch=={TORCH}"
-    check("in an environment of uv, the command is one of uv", code == 1 and command in err, err)
+    check(
+        "in an environment created by uv, the error shows a uv command",
+        code == 1 and command in err,
+        err,
+    )
     settings.write_text(text)
     for version, end in [
         ("2.10.0", "`"),
@@ -373,20 +378,25 @@ def check_refusals(work, wheel):
             and f"torch {version} is installed in" in err
             and pip + end in err
         )
-        check(f"torch {version} is refused with the pip command", good, (code, err))
+        check(f"torch {version} is rejected and the error shows the pip command", good, (code, err))
         shutil.rmtree(environment.site / "torch")
-    # The version fits, so the binary starts, and the loader finds that this is not a library.
+    # The version is right, so the binary starts, and the loader reports that the file is not a
+    # library.
     fake_torch(environment.site, f"{TORCH}+cu128", b"not a library")
     code, out, err = run([environment.command, "list"], work)
-    check("a local version does not matter", code == 127 and "libtorch_cpu.so" in err, (code, err))
+    check(
+        "a local version suffix is accepted", code == 127 and "libtorch_cpu.so" in err, (code, err)
+    )
     shutil.rmtree(environment.folder)
 
 
 def check_tarball(work, tarball, environment, training):
-    """The tarball, with the python3 of the environment on the PATH."""
+    """Tests the tarball with the environment's python3 on the PATH."""
     subprocess.run(["tar", "xzf", str(tarball)], cwd=work, check=True)
     [folder] = [path for path in work.iterdir() if re.fullmatch(r"reprpo-[\d.]+", path.name)]
-    check("the tarball has less than 40 MB", tarball.stat().st_size < 40e6, tarball.stat().st_size)
+    check(
+        "the tarball is smaller than 40 MB", tarball.stat().st_size < 40e6, tarball.stat().st_size
+    )
     empty = work / "empty-tarball"
     empty.mkdir()
     link = work / "links" / "reprpo"
@@ -404,36 +414,36 @@ def check_tarball(work, tarball, environment, training):
             and "python3" in err
         )
         check(
-            f"`{start.relative_to(work)} --version` runs and says which libtorch it uses",
+            f"`{start.relative_to(work)} --version` runs and names the libtorch that it uses",
             good,
             out + err,
         )
     code, out, err = run([folder / "reprpo", "list", "--json"], empty, PATH=path)
     check(
-        "`reprpo list --json` has nothing else on stdout and stderr",
+        "`reprpo list --json` prints only JSON",
         code == 0 and json.loads(out) and err == "",
         err,
     )
     code, out, err = run([folder / "reprpo", "--version"], empty, LIBTORCH=str(torch))
-    check("LIBTORCH comes first", code == 0 and "(from LIBTORCH)" in err, err)
+    check("LIBTORCH takes precedence", code == 0 and "(from LIBTORCH)" in err, err)
     for name in ("prefvec-hra.toml", "dpo-lora.toml"):
         code, out, err = run(
             [folder / "reprpo", "config", "show", "--config", folder / "examples" / name],
             empty,
             PATH=path,
         )
-        check(f"`examples/{name}` is a configuration", code == 0, err)
+        check(f"`examples/{name}` is a valid configuration", code == 0, err)
     for name in ("pairs.jsonl", "conversations.jsonl"):
         file = folder / "examples" / name
         code, out, err = run([folder / "reprpo", "data", "inspect", file], empty, PATH=path)
-        check(f"`examples/{name}` has usable pairs", code == 0, out + err)
+        check(f"`examples/{name}` contains usable pairs", code == 0, out + err)
     bare = work / "bare"
     bare.mkdir()
     for tool in ("sh", "dirname", "readlink", "sed", "tr"):
         (bare / tool).symlink_to(shutil.which(tool))
     code, out, err = run([folder / "reprpo", "list"], empty, PATH=str(bare))
     check(
-        "without python3 and LIBTORCH the launcher says what to do",
+        "without python3 and LIBTORCH the launcher prints a hint",
         code == 1 and "there is no `python3`" in err and "hint:" in err,
         err,
     )
@@ -441,7 +451,7 @@ def check_tarball(work, tarball, environment, training):
     fake_torch(wrong, "2.10.0+cpu")
     code, out, err = run([folder / "reprpo", "list"], empty, LIBTORCH=str(wrong / "torch"))
     check(
-        "a wrong libtorch is refused",
+        "a libtorch of the wrong version is rejected",
         code == 1 and "libtorch 2.10.0+cpu is in" in err and TORCH in err,
         err,
     )
@@ -466,7 +476,7 @@ def main():
     parser.add_argument(
         "--skip-training",
         action="store_true",
-        help="leave out the two runs, which take a minute each",
+        help="skip the two runs, which take a minute each",
     )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="reprpo-wheel-") as folder:

@@ -1,10 +1,10 @@
-"""Writes values.json: the scores of plain text in transformers, by a tiny model of every architecture.
+"""Writes values.json: scores of plain text by a tiny model of every architecture in transformers.
 
-Run with torch 2.11 and transformers 5.23: `python make.py` in this folder.
+Run `python make.py` in this folder with torch 2.11 and transformers 5.23.
 
-Everything goes through transformers' own files and loaders: a folder with config.json, model.safetensors and
-tokenizer.json is written, and AutoTokenizer and AutoModelForCausalLM read it. The weights are not stored: the tests
-compute them as `weight` in core/src/model/fixtures/make.py does.
+The script writes folders with config.json, model.safetensors and tokenizer.json, and reads them
+with AutoTokenizer and AutoModelForCausalLM. The weights are not stored: the tests compute the
+same values as `weight` in core/src/model/fixtures/make.py.
 """
 
 import importlib.util
@@ -41,8 +41,9 @@ PAIRS = [
     ("s", " so it is said here and there again.", " no"),
 ]
 SIZES = dict(
-    vocab_size=len(VOCAB), hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
-    max_position_embeddings=128, tie_word_embeddings=False, bos_token_id=0, eos_token_id=1, pad_token_id=2,
+    vocab_size=len(VOCAB), hidden_size=32, intermediate_size=48, num_hidden_layers=3,
+    num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
+    tie_word_embeddings=False, bos_token_id=0, eos_token_id=1, pad_token_id=2,
     rope_parameters=dict(rope_type="default", rope_theta=1e4),
 )  # fmt: skip
 LAYERS = ["sliding_attention", "full_attention", "sliding_attention"]
@@ -65,18 +66,25 @@ ARCHITECTURES = {
     "qwen2": dict(SIZES, rms_norm_eps=1e-6),
     "qwen3": dict(SIZES, rms_norm_eps=1e-6, head_dim=12, tie_word_embeddings=True),
     "phi3": dict(SIZES, rms_norm_eps=1e-5, sliding_window=None),
-    "gemma3_text": dict(SIZES, rms_norm_eps=1e-6, head_dim=12, query_pre_attn_scalar=12, sliding_window=6, rope_parameters=GEMMA_ROPE,
-        layer_types=LAYERS, final_logit_softcapping=7.0, tie_word_embeddings=True),
-    "gemma2": dict(SIZES, rms_norm_eps=1e-6, head_dim=12, query_pre_attn_scalar=12, sliding_window=6, layer_types=LAYERS,
-        attn_logit_softcapping=2.0, final_logit_softcapping=7.0, tie_word_embeddings=True),
+    "gemma3_text": dict(SIZES, rms_norm_eps=1e-6, head_dim=12, query_pre_attn_scalar=12,
+        sliding_window=6, rope_parameters=GEMMA_ROPE, layer_types=LAYERS,
+        final_logit_softcapping=7.0, tie_word_embeddings=True),
+    "gemma2": dict(SIZES, rms_norm_eps=1e-6, head_dim=12, query_pre_attn_scalar=12,
+        sliding_window=6, layer_types=LAYERS, attn_logit_softcapping=2.0,
+        final_logit_softcapping=7.0, tie_word_embeddings=True),
     "olmo2": dict(SIZES, rms_norm_eps=1e-6),
     "olmo3": dict(SIZES, rms_norm_eps=1e-6, sliding_window=6, layer_types=LAYERS,
-        rope_parameters=dict(full_attention=YARN, sliding_attention=dict(rope_type="default", rope_theta=1e4))),
+        rope_parameters=dict(
+            full_attention=YARN, sliding_attention=dict(rope_type="default", rope_theta=1e4))),
     "smollm3": dict(SIZES, rms_norm_eps=1e-6, num_hidden_layers=5, tie_word_embeddings=True),
-    "granite": dict(SIZES, rms_norm_eps=1e-6, attention_bias=True, mlp_bias=True, attention_multiplier=0.2, embedding_multiplier=3.0,
-        residual_multiplier=0.4, logits_scaling=2.0),
-    "gpt2": dict(vocab_size=len(VOCAB), n_embd=32, n_inner=48, n_layer=3, n_head=4, n_positions=128, layer_norm_epsilon=1e-5, bos_token_id=0, eos_token_id=1),
-    "gpt_neox": {k: v for k, v in dict(SIZES, layer_norm_eps=1e-5, rope_parameters=dict(rope_type="default", rope_theta=1e4, partial_rotary_factor=0.5)).items() if k != "num_key_value_heads"},
+    "granite": dict(SIZES, rms_norm_eps=1e-6, attention_bias=True, mlp_bias=True,
+        attention_multiplier=0.2, embedding_multiplier=3.0, residual_multiplier=0.4,
+        logits_scaling=2.0),
+    "gpt2": dict(vocab_size=len(VOCAB), n_embd=32, n_inner=48, n_layer=3, n_head=4, n_positions=128,
+        layer_norm_epsilon=1e-5, bos_token_id=0, eos_token_id=1),
+    "gpt_neox": {k: v for k, v in dict(SIZES, layer_norm_eps=1e-5, rope_parameters=dict(
+        rope_type="default", rope_theta=1e4, partial_rotary_factor=0.5)).items()
+        if k != "num_key_value_heads"},
 }  # fmt: skip
 
 
@@ -102,10 +110,12 @@ def tokenizer_json(bos):
         special_tokens={"<s>": dict(id="<s>", ids=[0], tokens=["<s>"])} if bos else {},
     )
     level = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=True)
-    model = dict(type="BPE", dropout=None, unk_token=None, continuing_subword_prefix=None, end_of_word_suffix=None, fuse_unk=False,
-        byte_fallback=False, ignore_merges=False, vocab={t: i for i, t in enumerate(VOCAB)}, merges=[m.split(" ") for m in MERGES])  # fmt: skip
-    return dict(version="1.0", truncation=None, padding=None, added_tokens=added, normalizer=None, pre_tokenizer=level,
-        post_processor=template, decoder=level, model=model)  # fmt: skip
+    model = dict(type="BPE", dropout=None, unk_token=None, continuing_subword_prefix=None,
+        end_of_word_suffix=None, fuse_unk=False, byte_fallback=False, ignore_merges=False,
+        vocab={t: i for i, t in enumerate(VOCAB)},
+        merges=[m.split(" ") for m in MERGES])  # fmt: skip
+    return dict(version="1.0", truncation=None, padding=None, added_tokens=added, normalizer=None,
+        pre_tokenizer=level, post_processor=template, decoder=level, model=model)  # fmt: skip
 
 
 TOKENIZER_CONFIG = dict(
@@ -148,7 +158,7 @@ def main():
             with tempfile.TemporaryDirectory() as at:
                 config, shapes = folder(at, architecture, bos)
                 tokenizer = AutoTokenizer.from_pretrained(at)
-                # Other implementations of attention leave out the cap of Gemma 2.
+                # Only eager attention applies the soft cap of Gemma 2.
                 eager = dict(attn_implementation="eager") if architecture == "gemma2" else {}
                 model = AutoModelForCausalLM.from_pretrained(
                     at, dtype=torch.float32, **eager
@@ -162,8 +172,9 @@ def main():
             )
         models[architecture] = dict(config=config, tensors=shapes, scores=scores)
     pairs = [dict(prompt=p, chosen=c, rejected=r) for p, c, r in PAIRS]
-    common = dict(pairs=pairs, tokens=VOCAB, special=len(SPECIAL), merges=MERGES, tokenizer=tokenizer_json(False),
-        with_bos=tokenizer_json(True)["post_processor"], tokenizer_config=TOKENIZER_CONFIG)  # fmt: skip
+    common = dict(pairs=pairs, tokens=VOCAB, special=len(SPECIAL), merges=MERGES,
+        tokenizer=tokenizer_json(False), with_bos=tokenizer_json(True)["post_processor"],
+        tokenizer_config=TOKENIZER_CONFIG)  # fmt: skip
     lines = ",\n".join(
         f"{json.dumps(k)}: {json.dumps(v, ensure_ascii=False)}" for k, v in common.items()
     )

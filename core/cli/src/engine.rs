@@ -1,5 +1,5 @@
-//! Evaluation and scoring, as `reprpo eval`, `score` and `data` call them: resolved experiments in,
-//! results out.
+//! Evaluation and scoring for the commands that read pairs. The functions take a resolved
+//! experiment and return the results.
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;

@@ -1,5 +1,6 @@
-//! Signals that ask the process to end. After the first, the computation stops at a point from
-//! which it can be resumed; another one, more than [`PATIENCE`] later, ends the process at once.
+//! Handles signals that ask the process to end. After the first signal, the computation stops at a
+//! point from which it can be resumed. A further signal more than [`PATIENCE`] later ends the
+//! process immediately.
 //!
 //! A terminal sends SIGHUP when it is closed, and a batch system sends SIGUSR1 or SIGUSR2 before a
 //! job's time is over (`sbatch --signal`). They are handled like SIGINT and SIGTERM.
@@ -25,8 +26,8 @@ pub fn stop_requested() -> bool {
     STOP.get().is_some_and(|flag| flag.load(Ordering::Relaxed))
 }
 
-/// Starts listening for signals, and returns a flag that becomes true when one asks the process to
-/// end. Further calls return the same flag.
+/// Starts listening for signals, and returns a flag that becomes true when a signal asks the
+/// process to end. Further calls return the same flag.
 ///
 /// # Errors
 /// Fails if the signal handlers or the thread that serves them cannot be set up.

@@ -83,7 +83,7 @@ pub fn main(defaults: &str) -> ExitCode {
     transfer::show(&printer);
     let work = || {
         // `reprpo plugin` must not load installed plugins: the library that it checks may be one of
-        // them, and its names would be taken.
+        // them, and its names would then be taken already.
         if !matches!(cli.command, Command::Plugin(_)) {
             install(&mut registry);
         }

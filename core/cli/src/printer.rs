@@ -97,8 +97,8 @@ impl Printer {
         let _ = anstream::stderr().lock().write_all(text.as_bytes());
     }
 
-    /// The display for the progress of a computation: a bar on a terminal, lines elsewhere, and
-    /// nothing with `--quiet` or `REPRPO_NO_PROGRESS`.
+    /// Returns the display for the progress of a computation: a bar on a terminal, lines elsewhere,
+    /// and nothing with `--quiet` or `REPRPO_NO_PROGRESS`.
     pub fn progress(&self) -> Box<dyn Progress> {
         let silenced = std::env::var_os("REPRPO_NO_PROGRESS").is_some_and(|v| !v.is_empty());
         match () {

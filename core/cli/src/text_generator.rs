@@ -139,8 +139,8 @@ impl TextGenerator {
     }
 }
 
-/// The models that answer each prompt, in order, as name and whether the adapter is on. With
-/// `--compare`, the base model comes before the trained one.
+/// Returns the variants of the model that answer each prompt, in order: their names, and true if
+/// the adapter is used. With `--compare`, the base model comes before the trained model.
 pub fn variants(args: &GenerationArgs) -> Vec<(&'static str, bool)> {
     match (args.compare, args.target.is_some()) {
         (true, _) => vec![("base", false), ("trained", true)],

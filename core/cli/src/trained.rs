@@ -57,9 +57,9 @@ impl TrainedAdapter {
         }
         let base = match (peft::Base::of_adapter(folder)?, model) {
             (Some(named), _) => {
-                let beside = other_base::beside(folder, &named.name)
+                let sibling = other_base::beside(folder, &named.name)
                     .map(|path| path.to_string_lossy().into_owned());
-                Base::Named { config: peft, model: beside.unwrap_or(named.name) }
+                Base::Named { config: peft, model: sibling.unwrap_or(named.name) }
             }
             (None, Some(_)) => Base::Unknown,
             (None, None) => {
@@ -73,8 +73,7 @@ impl TrainedAdapter {
         Ok(Self { adapter: folder.to_owned(), base })
     }
 
-    /// Adds the settings that the run or the adapter implies to `layers`, below the user's own
-    /// settings.
+    /// Adds the settings of the run or the adapter to `layers`, below the user's own settings.
     ///
     /// # Errors
     /// Fails if a configuration cannot be read.

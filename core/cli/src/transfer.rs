@@ -1,4 +1,4 @@
-//! Progress of downloads, on stderr.
+//! Shows the progress of downloads on stderr.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
@@ -12,7 +12,8 @@ use crate::printer::Printer;
 
 const MEGABYTE: u64 = 1_000_000;
 
-/// Shows every file that is fetched from here on, until Ctrl-C.
+/// Shows the progress of all downloads from the hub after this call. A signal that asks the process
+/// to end stops them.
 pub fn show(printer: &Printer) {
     let shown = Mutex::new(Shown { progress: printer.progress(), file: None });
     hub::watch(Box::new(move |file, done, size| {
@@ -21,44 +22,48 @@ pub fn show(printer: &Printer) {
     }));
 }
 
+/// The display of downloads from the hub.
 struct Shown {
     progress: Box<dyn Progress>,
-    file: Option<Under>,
+    file: Option<CurrentFile>,
 }
 
-/// The file under way.
-struct Under {
+/// The file that is being downloaded.
+struct CurrentFile {
     name: String,
+    /// Megabytes that the display shows.
     megabytes: u64,
-    /// Bytes that were there before, and when that was.
+    /// Bytes that an interrupted download had left before this one started.
     before: u64,
+    /// Time at which this download started.
     began: Instant,
 }
 
 impl Shown {
+    /// Shows that `done` of the `size` bytes of `file` have been downloaded.
     fn at(&mut self, file: &str, done: u64, size: u64) {
-        // What is there at once needs no bar.
+        // Small files need no progress bar.
         if size < MEGABYTE {
             return;
         }
-        if self.file.as_ref().is_none_or(|under| under.name != file) {
+        if self.file.as_ref().is_none_or(|current| current.name != file) {
             self.progress.stage(&format!("fetch {file}, MB"), Some(size.div_ceil(MEGABYTE)));
             self.progress.skip(done / MEGABYTE);
-            self.file = Some(Under {
+            self.file = Some(CurrentFile {
                 name: file.to_owned(),
                 megabytes: done / MEGABYTE,
                 before: done,
                 began: Instant::now(),
             });
         }
-        let Some(under) = &mut self.file else { return };
+        let Some(current) = &mut self.file else { return };
         let megabytes = if done == size { size.div_ceil(MEGABYTE) } else { done / MEGABYTE };
-        let rate = done.saturating_sub(under.before) as f64
+        let rate = done.saturating_sub(current.before) as f64
             / MEGABYTE as f64
-            / under.began.elapsed().as_secs_f64().max(1e-3);
-        if megabytes > under.megabytes {
-            self.progress.advance(megabytes - under.megabytes, &[("MB/s", rate)]);
-            under.megabytes = megabytes;
+            / current.began.elapsed().as_secs_f64().max(1e-3);
+        if megabytes > current.megabytes {
+            self.progress.advance(megabytes - current.megabytes, &[("MB/s", rate)]);
+            current.megabytes = megabytes;
         }
         if done == size {
             self.progress.finish();
@@ -66,18 +71,18 @@ impl Shown {
     }
 }
 
-/// Shows a download from the package index.
+/// The display of a download from the package index.
 pub struct Download<'a> {
     printer: &'a Printer,
     progress: Box<dyn Progress>,
-    /// Bytes of the step; 0 if the step is not shown.
+    /// Number of bytes of the current step; 0 if the step is not shown.
     total: u64,
     done: u64,
     began: Instant,
 }
 
 impl<'a> Download<'a> {
-    /// Nothing is shown yet.
+    /// Creates a display that shows nothing until the first step begins.
     pub fn new(printer: &'a Printer) -> Self {
         Self { printer, progress: printer.progress(), total: 0, done: 0, began: Instant::now() }
     }
@@ -89,7 +94,7 @@ impl Report for Download<'_> {
     }
 
     fn begin(&mut self, step: Step, file: &str, total: u64) {
-        // Checking and unpacking a model take a second.
+        // Checking and unpacking a model only take a second, so only downloads are shown.
         let shown = step == Step::Fetch && total >= MEGABYTE;
         (self.total, self.done, self.began) = (if shown { total } else { 0 }, 0, Instant::now());
         if shown {
@@ -103,7 +108,7 @@ impl Report for Download<'_> {
         if self.total == 0 {
             return;
         }
-        // The last megabyte is rarely whole.
+        // Round up at the end, because the last megabyte is rarely full.
         let whole = |bytes: u64| {
             if bytes == self.total { bytes.div_ceil(MEGABYTE) } else { bytes / MEGABYTE }
         };

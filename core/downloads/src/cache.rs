@@ -1,4 +1,4 @@
-//! The lock of the cache, and removal of files that an interrupted download has left.
+//! Locks the cache, and removes files that an interrupted download left behind.
 
 use std::fs::{self, File, TryLockError};
 use std::io::ErrorKind;
@@ -6,8 +6,9 @@ use std::path::Path;
 
 use crate::{Failure, Report, Result};
 
-/// Keeps other processes from changing the cache until it is dropped. The system also releases it
-/// when the process ends. On a file system without locks, as some clusters have, it does nothing.
+/// A lock that keeps other processes from changing the cache. It is released when it is dropped or
+/// when the process ends. On a file system that does not support locks, as on some clusters, it
+/// does nothing.
 pub struct Lock {
     _file: File,
 }
@@ -28,7 +29,8 @@ pub fn lock(cache: &Path, report: &mut dyn Report) -> Result<Lock> {
         }
         Err(TryLockError::Error(_)) => {
             report.line(&format!(
-                "the file system of `{}` has no locks: do not run this twice at the same time",
+                "the file system of `{}` does not support locks: do not run this command twice at \
+                the same time",
                 cache.display()
             ));
         }
@@ -53,18 +55,18 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::report::tests::Kept;
+    use crate::report::tests::Recorder;
 
     #[test]
-    fn a_lock_is_free_again_when_dropped() {
+    fn a_dropped_lock_can_be_taken_again() {
         let folder = tempfile::tempdir().unwrap();
-        let mut report = Kept::default();
+        let mut report = Recorder::default();
         drop(lock(folder.path(), &mut report).unwrap());
         let held = lock(folder.path(), &mut report).unwrap();
         let other = File::create(folder.path().join(".lock")).unwrap();
         assert!(matches!(other.try_lock(), Err(TryLockError::WouldBlock)));
         drop(held);
-        // Another test may be starting a program. Its process has a copy of the lock for a moment.
+        // Another test may be starting a process, which has a copy of the lock for a moment.
         let is_free = (0..500).any(|_| {
             std::thread::sleep(Duration::from_millis(10));
             other.try_lock().is_ok()

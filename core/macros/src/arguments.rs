@@ -109,8 +109,8 @@ impl Parse for ExampleField {
         let value = literal_text(&expression).ok_or_else(|| {
             Error::new_spanned(
                 &expression,
-                "the value of an example must be a string, a number, \
-                `true` or `false`, as after `--set`",
+                "the value of an example must be a string, a number, `true` or `false`, as after \
+                `--set`",
             )
         })?;
         let path = parts.iter().map(|part| part.unraw().to_string()).collect::<Vec<_>>().join(".");

@@ -52,11 +52,12 @@ pub fn intervention(arguments: TokenStream, item: TokenStream) -> TokenStream {
 /// - `learning_rate_factor`: factor on the default of `train.lr`, which is 1 for LoRA. It is larger
 ///   for an adapter whose parameters must move further to change the model by the same amount.
 /// - `adjustable`: fields, such as dropout, that may change when training continues from a saved
-///   adapter, e.g. `&["lora_dropout"]`. They must not affect the shapes of the saved tensors or the
-///   function that these compute. Any other field that contradicts the saved adapter is an error.
+///   adapter, e.g. `&["lora_dropout"]`. They must not affect the shapes of the saved tensors or how
+///   the adapter computes its output from them. Any other field that contradicts the saved adapter
+///   is an error.
 /// - `peft_has_layers`: `false` if PEFT's configuration class for this type has no
-///   `layers_to_transform`. An adapter of only some layers is then saved with the full names of its
-///   modules.
+///   `layers_to_transform`. If an adapter only changes some layers, it is then saved with the full
+///   names of its modules.
 #[proc_macro_attribute]
 pub fn adapter(arguments: TokenStream, item: TokenStream) -> TokenStream {
     plugin::expand(Kind::Adapter, arguments.into(), item.into()).into()
@@ -64,7 +65,7 @@ pub fn adapter(arguments: TokenStream, item: TokenStream) -> TokenStream {
 
 /// Turns a struct with `impl TransformPlugin` into a transform, a map of the states at a tap.
 ///
-/// It only has the [common arguments](crate).
+/// This attribute only has the [common arguments](crate).
 #[proc_macro_attribute]
 pub fn transform(arguments: TokenStream, item: TokenStream) -> TokenStream {
     plugin::expand(Kind::Transform, arguments.into(), item.into()).into()
@@ -72,7 +73,7 @@ pub fn transform(arguments: TokenStream, item: TokenStream) -> TokenStream {
 
 /// Turns a struct with `impl TapPlugin` into a tap, a choice of sites where states are read.
 ///
-/// It only has the [common arguments](crate).
+/// This attribute only has the [common arguments](crate).
 #[proc_macro_attribute]
 pub fn tap(arguments: TokenStream, item: TokenStream) -> TokenStream {
     plugin::expand(Kind::Tap, arguments.into(), item.into()).into()

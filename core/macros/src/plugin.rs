@@ -170,7 +170,7 @@ fn default(item: &ItemStruct, values: Vec<Option<Expr>>) -> TokenStream {
     }
 }
 
-/// Implements `Plugin`, i.e. the name and the texts.
+/// Implements `Plugin`, which has the name and the texts of the method.
 fn plugin_impl(item: &ItemStruct, arguments: &Arguments) -> TokenStream {
     let ident = &item.ident;
     let text = |key: &str| arguments.get(key).map(ToTokens::to_token_stream).unwrap_or_default();
@@ -236,8 +236,14 @@ fn registration(kind: Kind, item: &ItemStruct, arguments: &Arguments) -> TokenSt
     quote! {
         const _: () = {
             static ENTRY: ::reprpo_plugin::registry::#entry =
-                ::reprpo_plugin::registry::#entry::of::<#name>(#peft_type ::core::env!("CARGO_PKG_NAME"), ::core::env!("CARGO_PKG_VERSION"))#(#settings)*;
-            ::reprpo_plugin::inventory::submit! { ::reprpo_plugin::registry::Entry::#variant(&ENTRY) }
+                ::reprpo_plugin::registry::#entry::of::<#name>(
+                    #peft_type
+                    ::core::env!("CARGO_PKG_NAME"),
+                    ::core::env!("CARGO_PKG_VERSION")
+                )#(#settings)*;
+            ::reprpo_plugin::inventory::submit! {
+                ::reprpo_plugin::registry::Entry::#variant(&ENTRY)
+            }
         };
     }
 }
@@ -266,7 +272,13 @@ mod tests {
 
     #[test]
     fn a_struct_becomes_a_plugin_and_keeps_its_fields() {
-        let item = r#"pub struct Twist { #[doc = "b"] #[default(0.5)] pub beta: f64, #[default("x")] text: String, other: bool }"#;
+        let item = r#"
+            pub struct Twist {
+                #[doc = "b"] #[default(0.5)] pub beta: f64,
+                #[default("x")] text: String,
+                other: bool
+            }
+        "#;
         let code = expanded(
             Kind::Intervention,
             &format!("{TEXTS}, learning_rate = 2e-3, example(beta = -0.30)"),
@@ -278,7 +290,8 @@ mod tests {
             "(\"beta\" , \"-0.30\")",
             "InterventionEntry :: of :: < Twist >",
             ". learning_rate (2e-3)",
-            "Self { beta : 0.5 , text : :: core :: convert :: Into :: into (\"x\") , other : :: core :: default :: Default :: default () }",
+            "Self { beta : 0.5 , text : :: core :: convert :: Into :: into (\"x\") , other : :: \
+                core :: default :: Default :: default () }",
         ] {
             assert!(code.contains(part), "{part} is not in {code}");
         }

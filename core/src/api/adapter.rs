@@ -18,8 +18,8 @@ pub struct LinearSite<'a> {
 
 /// The adapter of one linear module.
 pub trait AdaptedLinear: Send {
-    /// Computes the output y `[n out]` of the base module and the adapter together for the input x
-    /// `[n in]`. Parameters are stored in float32 and must be cast if x has a lower precision.
+    /// Computes the output y `[n out]` of the base module with the adapter, given the input x `[n
+    /// in]`. Parameters are stored in float32 and must be cast if x has a lower precision.
     ///
     /// # Errors
     /// Fails if the shapes or kinds do not match.
@@ -67,7 +67,7 @@ pub struct FusedSite<'a> {
     pub parts: Vec<AdaptedPart<'a>>,
 }
 
-/// The result of [`Adapter::fuse`]: adapters of whole modules, made from the adapters of their
+/// The result of [`Adapter::fuse`]: adapters of whole modules, converted from the adapters of their
 /// parts.
 pub struct Fused {
     /// The adapter configuration that describes the whole modules. Its `peft_config` is saved; the
@@ -124,15 +124,15 @@ pub trait TargetModules {
 
 /// A configured adapter method. It changes linear modules, the outputs of blocks, or both.
 pub trait Adapter: TargetModules + Send {
-    /// Fields other than the targets that select some of the adapted modules, such as
-    /// `rank_pattern`. An entry that matches no adapted module is an error in a new configuration,
-    /// and a warning in a saved adapter.
+    /// Fields besides the targets that select some of the adapted modules, such as `rank_pattern`.
+    /// An entry that matches no adapted module is an error in a new configuration, and a warning in
+    /// a saved adapter.
     fn selections(&self) -> Vec<Selection> {
         Vec::new()
     }
 
-    /// Makes the tensors that all modules share, frozen or trained. Their keys in the saved file do
-    /// not begin with the name of a module.
+    /// Creates the tensors that all modules share, which may be frozen or trained. Their keys in
+    /// the saved file do not begin with the name of a module.
     ///
     /// # Errors
     /// Fails if the targets cannot share the tensors, e.g. because their widths differ.
@@ -140,7 +140,7 @@ pub trait Adapter: TargetModules + Send {
         Ok(Vec::new())
     }
 
-    /// Makes the adapter of one module.
+    /// Creates the adapter of one module.
     ///
     /// # Errors
     /// Fails if the configuration does not fit the module.
@@ -154,7 +154,7 @@ pub trait Adapter: TargetModules + Send {
         Ok(Vec::new())
     }
 
-    /// Makes the adapter of the output of block `block`.
+    /// Creates the adapter of the output of block `block`.
     ///
     /// # Errors
     /// Fails if the configuration does not fit the model.
@@ -199,13 +199,13 @@ pub trait Adapter: TargetModules + Send {
     fn peft_config(&self) -> String;
 }
 
-/// A configuration that makes an [`Adapter`].
+/// A configuration that builds an [`Adapter`].
 #[diagnostic::on_unimplemented(
     message = "`{Self}` does not implement `AdapterPlugin`",
     label = "write `impl AdapterPlugin for {Self}`"
 )]
 pub trait AdapterPlugin: Plugin {
-    /// Checks the configuration and makes the adapter.
+    /// Checks the configuration and builds the adapter.
     ///
     /// # Errors
     /// Fails if a value is out of range.

@@ -53,7 +53,7 @@ pub struct PreferencePair {
 }
 
 impl PreferencePair {
-    /// Makes a pair without tools or template variables.
+    /// Creates a pair without tools or template variables.
     pub fn new(
         prompt: impl Into<Text>,
         chosen: impl Into<Text>,
@@ -108,7 +108,7 @@ pub trait Dataset: Send {
     /// Reads the same pairs as [`pairs`](Self::pairs), each with the index of its row, which is
     /// shown to the user as `index`.
     ///
-    /// The default implementation counts the pairs. A data set that skips rows, or that makes
+    /// The default implementation counts the pairs. A data set that skips rows, or that creates
     /// several pairs from one row, must override it.
     ///
     /// # Errors

@@ -15,7 +15,7 @@ pub struct Frozen {
 }
 
 impl Frozen {
-    /// Makes a module from weights W `[out in]` and a bias b `[out]`.
+    /// Creates a module from weights W `[out in]` and a bias b `[out]`.
     pub fn new(weight: Tensor, bias: Option<Tensor>) -> Self {
         Self { weight, bias }
     }
@@ -115,7 +115,7 @@ impl Frozen {
         }
     }
 
-    /// Returns the module that only computes the outputs `rows` of this one.
+    /// Returns a module that only computes the outputs `rows` of this module.
     ///
     /// # Errors
     /// Fails if the number of outputs is not `groups · width` of `rows`.
@@ -126,7 +126,7 @@ impl Frozen {
         })
     }
 
-    /// Returns a module that shares the memory of this one.
+    /// Returns a module that shares the memory of this module.
     pub(crate) fn shared(&self) -> Self {
         Self {
             weight: self.weight.shallow_clone(),
@@ -150,7 +150,7 @@ impl Frozen {
         })
     }
 
-    /// Overwrites the outputs `rows` of this module with those of `part`.
+    /// Overwrites the outputs `rows` of this module with the outputs of `part`.
     ///
     /// # Errors
     /// Fails if the shapes do not match.

@@ -8,8 +8,8 @@ use tch::{Device, Kind, Tensor};
 
 /// A source of random initial values that only depend on the seed and on the name of the tensor.
 ///
-/// Adding a module, moving to another device or using another precision therefore does not change
-/// the values of any other tensor.
+/// Therefore, adding a module or changing the device or the precision does not change the values of
+/// other tensors.
 #[derive(Debug)]
 pub struct Init {
     seed: u64,
@@ -19,8 +19,8 @@ pub struct Init {
 }
 
 impl Init {
-    /// Makes a source for parameters whose names begin with `scope`. Their tensors have kind `kind`
-    /// and are on `device`.
+    /// Creates a source for parameters whose names begin with `scope`. Their tensors have kind
+    /// `kind` and are on `device`.
     pub fn new(seed: u64, scope: &str, kind: Kind, device: Device) -> Self {
         Self { seed, scope: scope.to_owned(), kind, device }
     }
@@ -65,7 +65,7 @@ impl Init {
     pub fn normal(&mut self, key: &str, shape: &[i64], std: f64) -> Tensor {
         let mut rng = self.rng(key);
         let n = shape.iter().product::<i64>() as usize;
-        // The Box–Muller transform makes two normal values from two uniform ones; both are used.
+        // The Box–Muller transform converts two uniform values to two normal values. Both are used.
         let mut values = Vec::with_capacity(n + 1);
         while values.len() < n {
             let (u, v): (f64, f64) = (1.0 - rng.random::<f64>(), rng.random::<f64>());

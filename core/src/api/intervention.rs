@@ -74,7 +74,7 @@ pub struct Needs {
 }
 
 impl Needs {
-    /// The default, which needs nothing, as a constant.
+    /// The default as a constant. It needs nothing.
     pub const NONE: Self = Self {
         logprobs: Completions::None,
         reference_logprobs: false,
@@ -105,7 +105,7 @@ impl Needs {
     /// Checks that the fields are consistent.
     ///
     /// # Errors
-    /// Fails if a field is set that only makes sense together with another one that is not set.
+    /// Fails if a field is set that requires another field, and that field is not set.
     pub fn check(&self) -> Result<()> {
         let wrong = |field: &str, with: &str| {
             Err(Error::internal(format!("the method's `Needs` set `{field}`, but not `{with}`")))
@@ -202,7 +202,7 @@ pub struct OutputGrad {
     /// The module's output.
     pub site: Site,
     /// Preference direction d of each pair at this output, `[b out]`, float32. It is 0 for a pair
-    /// whose two states are equal there, up to rounding.
+    /// whose two states are equal at this output, up to rounding.
     pub direction: Tensor,
     /// Index of the pair (0 to b − 1) that each row of the token stream belongs to, `[n]`, int64.
     /// With [`Needs::output_grads`], a prompt may be shared by the two completions of a pair but
@@ -228,7 +228,8 @@ pub struct StepInfo {
 /// A loss and the metrics to log with it.
 #[derive(Debug)]
 pub struct Loss {
-    /// A scalar with a gradient: the mean over the pairs of the batch, or over those that count.
+    /// A scalar with a gradient: the mean over the pairs of the batch, or over the pairs that
+    /// count.
     pub value: Tensor,
     /// Names and values of the metrics: TRL's names (e.g. `rewards/margins`) with means over the
     /// pairs. A metric with the name of one of the engine's own (e.g. `logps/chosen`) replaces it.
@@ -324,8 +325,8 @@ pub trait Intervention: Send {
 
     /// Computes the loss of these pairs, as a mean over them.
     ///
-    /// Validation during training calls it on a separate instance of the method, without gradients,
-    /// so that it cannot change the state of the instance used for training.
+    /// Validation during training calls this function on a separate instance of the method, without
+    /// gradients, so that the state of the instance used for training does not change.
     ///
     /// # Errors
     /// Fails if `pairs` lacks a value that the method reads.
@@ -348,8 +349,8 @@ pub trait Intervention: Send {
     /// parameters that have an [`Axis`].
     ///
     /// `direction` `[w]` is the mean of the preference directions d in the space that `axis` runs
-    /// over. The mean is over the pairs of the step whose two states differ there. It is 0 if no
-    /// pair's states differ, or if the directions cancel.
+    /// over. The mean is over the pairs of the step whose two states differ in that space. It is 0
+    /// if no pair's states differ, or if the directions cancel.
     ///
     /// # Errors
     /// Fails if the shapes do not match, or if memory runs out.
@@ -359,13 +360,13 @@ pub trait Intervention: Send {
     }
 }
 
-/// A configuration that makes an [`Intervention`].
+/// A configuration that builds an [`Intervention`].
 #[diagnostic::on_unimplemented(
     message = "`{Self}` does not implement `InterventionPlugin`",
     label = "write `impl InterventionPlugin for {Self}`"
 )]
 pub trait InterventionPlugin: Plugin {
-    /// Checks the configuration and makes the method.
+    /// Checks the configuration and builds the method.
     ///
     /// # Errors
     /// Fails if a value is out of range, or if the method does not support the model.

@@ -97,7 +97,7 @@ impl Message {
 
     /// The error for a column, a field or a part that is not text.
     pub fn not_text(name: &str) -> Error {
-        Error::new(format!("`{name}` holds something other than text")).hint(format!(
+        Error::new(format!("`{name}` contains something other than text")).hint(format!(
             "reprpo trains language models on text only; remove `{name}` if the \
                 pairs make sense without it"
         ))
@@ -175,8 +175,8 @@ fn is_blank(value: &Value) -> bool {
     }
 }
 
-/// Checks one part of a message's content, and removes its null fields: in a table, all parts have
-/// the fields that any of them has.
+/// Checks one part of a message's content, and removes its null fields: in a table, every part has
+/// the fields of all parts, and those that it does not use are null.
 fn check_part(part: &mut Value) -> Result<()> {
     let Value::Object(fields) = part else {
         return Err(Error::new(format!("a part must be an object, got {}", json_kind(part)))
@@ -239,7 +239,7 @@ struct Columns {
 const TOOLS: &str = TemplateArgs::COLUMNS[0];
 const KWARGS: &str = TemplateArgs::COLUMNS[1];
 
-/// Arguments that TRL sets itself. A row that sets one of them is an error in TRL too.
+/// Arguments that TRL sets itself. In TRL too, a row that sets one of them is an error.
 const TAKEN: [&str; 8] = [
     "add_generation_prompt",
     "conversation",
@@ -359,7 +359,7 @@ impl TemplateArgs {
     }
 }
 
-/// Parses a column that may be encoded as JSON text. A blank text is an empty cell, and becomes
+/// Parses a column that may be encoded as JSON text. A blank text is an empty cell and becomes
 /// null.
 fn from_json_text(column: &str, value: Value) -> Result<Value> {
     match value {
@@ -474,7 +474,7 @@ mod tests {
             let e = e(part);
             assert!(
                 e.starts_with("part 2 of `content` cannot be used\n")
-                    && e.contains(&format!("`{name}` holds something other than text")),
+                    && e.contains(&format!("`{name}` contains something other than text")),
                 "{e}"
             );
         }
@@ -482,7 +482,7 @@ mod tests {
         assert!(e(json!({"type": "text"})).contains("there is no `text`"));
         assert!(e(json!({"text": "a"})).contains("there is no `type`"));
         let e = message(json!({"role": "user", "content": "a", "images": ["x.png"]})).unwrap_err();
-        assert!(e.message().starts_with("`images` holds"), "{e:?}");
+        assert!(e.message().starts_with("`images` contains"), "{e:?}");
     }
 
     #[test]

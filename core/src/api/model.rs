@@ -21,7 +21,7 @@ pub enum Site {
     /// The output of the linear module, or part of a module, with this name.
     Output(String),
     /// Some columns of the activations at another site, such as the input that `o_proj` receives
-    /// from one attention head. Made by [`Site::columns`].
+    /// from one attention head. Created by [`Site::columns`].
     Columns {
         /// The other site, which must not be `Columns` itself.
         of: Box<Site>,

@@ -7,7 +7,7 @@ use super::{Side, Sides, Site};
 use crate::error::{Error, Result};
 
 /// Tolerance, in multiples of the relative precision of a kind, up to which two states count as
-/// equal. A mean over some hundreds of equal states that is summed in a different order is off by
+/// equal. If a mean over some hundreds of equal states is summed in a different order, it is off by
 /// up to a few dozen times that precision.
 pub(crate) const ROUNDING: f64 = 64.0;
 
@@ -17,7 +17,7 @@ impl Sides<Tensor> {
     ///
     /// ‖chosen − rejected‖ is compared with 64 ε times the length of the longer vector, where ε is
     /// the precision of their kind. Identical completions share their rows of a batch, so their
-    /// states are equal to the bit, even in a model that computes in bf16.
+    /// states are bitwise equal, even in a model that computes in bf16.
     pub fn differ(&self) -> Tensor {
         let _guard = tch::no_grad_guard();
         let length = |x: &Tensor| x.norm_scalaropt_dim(2.0, -1, false);
@@ -76,7 +76,7 @@ pub struct TokenStates {
 }
 
 impl TokenStates {
-    /// Sums `values` `[m …]` over the tokens of each sequence: `[b …]`.
+    /// Sums `values` `[m …]` over the tokens of each sequence. The result is `[b …]`.
     pub fn sum_by_sequence(&self, values: &Tensor) -> Tensor {
         let mut size = values.size();
         size[0] = self.sequences;
@@ -139,8 +139,8 @@ pub struct TapStates {
 }
 
 impl TapStates {
-    /// Makes the states of a tap from those of the policy, and of the reference if the method needs
-    /// them. Each is a [`Sides`] or a [`PerSide`].
+    /// Creates the states of a tap from the states of the policy, and of the reference if the
+    /// method needs them. Each is a [`Sides`] or a [`PerSide`].
     pub fn new<S: Into<PerSide>>(site: Site, policy: S, reference: Option<S>) -> Self {
         Self { site, pooled: (policy.into(), reference.map(Into::into)), raw: None, tokens: None }
     }
@@ -273,7 +273,7 @@ pub struct TokenLogprobs {
 }
 
 impl TokenLogprobs {
-    /// Makes a value without `log_collision` and `kl`. The arguments are the fields of the same
+    /// Creates a value without `log_collision` and `kl`. The arguments are the fields of the same
     /// names.
     pub fn new(per_token: Tensor, owner: Tensor, tokens: Tensor) -> Self {
         Self { per_token, owner, tokens, log_collision: None, kl: None }
@@ -380,7 +380,7 @@ pub struct Pairs {
 }
 
 impl Pairs {
-    /// Makes the values of a batch. The engine calls it, and tests of methods may.
+    /// Creates the values of a batch. Called by the engine and by tests of methods.
     pub fn new(
         len: usize,
         taps: Vec<TapStates>,
@@ -435,7 +435,8 @@ impl Pairs {
         Ok(models.map(|(policy, reference)| policy.sum() - reference.sum()))
     }
 
-    /// Averages the results of `per_tap` over the taps. They may have any shape, but all the same.
+    /// Averages the results of `per_tap` over the taps. The results may have any shape, but all
+    /// must have the same shape.
     ///
     /// # Errors
     /// Fails if there is no tap, or if `per_tap` fails at one of them.

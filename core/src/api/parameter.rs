@@ -33,7 +33,7 @@ pub struct Parameter {
 }
 
 impl Parameter {
-    /// Makes a parameter that shares the memory of `tensor`, without an axis.
+    /// Creates a parameter that shares the memory of `tensor`, without an axis.
     pub fn new(key: &str, tensor: &Tensor) -> Self {
         Self { key: key.to_owned(), tensor: tensor.shallow_clone(), axis: None }
     }

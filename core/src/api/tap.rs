@@ -109,7 +109,7 @@ pub trait Tap: Send {
     /// The sites, in the order in which a forward pass computes them.
     ///
     /// # Errors
-    /// Fails if a layer is out of range, or if the model does not have a module.
+    /// Fails if a layer is out of range, or if the model does not have one of the modules.
     fn sites(&self, model: &ModelInfo) -> Result<Vec<Site>>;
 
     /// How the states of a completion's tokens are pooled into one vector.
@@ -122,23 +122,23 @@ pub trait Tap: Send {
     }
 }
 
-/// A pooling that depends on the values of the states, and not only on their positions.
+/// A pooling that depends on the values of the states, and not only on the positions of the tokens.
 pub trait TokenPooling: Send {
-    /// Pools the transformed states of all tokens of b sequences into one vector per sequence:
-    /// `[b h]`.
+    /// Pools the transformed states of all tokens of b sequences into one vector per sequence. The
+    /// result is `[b h]`.
     ///
     /// # Errors
     /// Fails if memory runs out.
     fn pool(&self, tokens: &TokenStates) -> Result<Tensor>;
 }
 
-/// A configuration that makes a [`Tap`].
+/// A configuration that builds a [`Tap`].
 #[diagnostic::on_unimplemented(
     message = "`{Self}` does not implement `TapPlugin`",
     label = "write `impl TapPlugin for {Self}`"
 )]
 pub trait TapPlugin: Plugin {
-    /// Makes the tap.
+    /// Creates the tap.
     ///
     /// # Errors
     /// Fails if a value is out of range.

@@ -263,13 +263,13 @@ impl Targets {
     }
 }
 
-/// True if the text is `all-linear` in any case. PEFT ignores the case too.
+/// True if the text is `all-linear`, regardless of upper and lower case, as in PEFT.
 fn is_all(text: &str) -> bool {
     text.eq_ignore_ascii_case(ALL)
 }
 
-/// The shortest valid names, in a list of targets, for the modules of `model` and their parts. They
-/// are sorted.
+/// The shortest names that are valid in a list of targets, for the modules of `model` and their
+/// parts, sorted.
 fn valid_names(model: &ModelInfo) -> Vec<String> {
     let parts = model.parts.iter().map(|p| format!("{}.{}", last(&p.holder), last(&p.linear.name)));
     let mut names: Vec<String> =
@@ -458,12 +458,12 @@ pub enum Selected {
 }
 
 impl Selection {
-    /// The selection that a field of type [`Targets`] makes.
+    /// Creates the selection of a field of type [`Targets`].
     pub fn targets(field: &str, targets: &Targets) -> Self {
         Self { field: field.to_owned(), modules: Selected::Targets(targets.clone()) }
     }
 
-    /// The selection that a field of type [`Patterns`] makes.
+    /// Creates the selection of a field of type [`Patterns`].
     pub fn patterns<V: JsonSchema>(field: &str, patterns: &Patterns<V>) -> Self {
         Self {
             field: field.to_owned(),
@@ -661,7 +661,7 @@ mod tests {
             hits(&pattern(r".*query_key_value\.[qk]_proj")),
             [part, "query_key_value.k_proj"]
         );
-        // A pattern that matches the module selects the module only, and not its parts as well.
+        // A pattern that matches a whole module selects the module, and not its parts as well.
         assert_eq!(
             hits(&pattern("all-linear")),
             ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]
@@ -748,7 +748,13 @@ mod tests {
                 && one.contains("a whole name is `gpt_neox.layers.0.attention.query_key_value`"),
             "{one}"
         );
-        assert!(one.contains(r#"did you mean `adapter.target_modules=["query_key_value"]` or `adapter.target_modules=.*query_key_value`?"#), "{one}");
+        assert!(
+            one.contains(
+                "did you mean `adapter.target_modules=[\"query_key_value\"]` or \
+                `adapter.target_modules=.*query_key_value`?"
+            ),
+            "{one}"
+        );
         for text in [
             "query_key_value,dense",
             "query_key_value, dense",
@@ -756,7 +762,13 @@ mod tests {
             "query_key_valu,dense",
         ] {
             let e = refused(&pattern(text));
-            assert!(e.contains(r#"`adapter.target_modules=["query_key_value", "dense"]` or `adapter.target_modules=.*(query_key_value|dense)`"#), "{e}");
+            assert!(
+                e.contains(
+                    "`adapter.target_modules=[\"query_key_value\", \"dense\"]` or \
+                    `adapter.target_modules=.*(query_key_value|dense)`"
+                ),
+                "{e}"
+            );
         }
         assert!(refused(&pattern("q_proj")).contains(r#"`adapter.target_modules=["q_proj"]`"#));
         assert!(
@@ -767,7 +779,7 @@ mod tests {
             refused(&pattern(r"attention\.query"))
                 .contains(r"`adapter.target_modules=.*(attention\.query).*`")
         );
-        // The suggested forms work.
+        // The suggested values select these modules.
         assert_eq!(
             hits(&pattern(".*(query_key_value|dense)")),
             hits(&of(&["query_key_value", "dense"]))
@@ -790,7 +802,7 @@ mod tests {
     }
 
     #[test]
-    fn layers_restrict_all_but_whole_names() {
+    fn layers_restrict_all_targets_except_whole_names() {
         let model = fused();
         let names = |targets: &Targets, layers: &[usize]| -> Vec<String> {
             targets.select(&model, Some(layers)).unwrap().iter().map(|l| l.name.clone()).collect()

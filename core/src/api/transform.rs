@@ -40,9 +40,9 @@ pub trait Transform: Send {
 /// The model and the site that a [`Transform`] is built for.
 #[derive(Debug)]
 pub struct TransformCx<'a> {
-    /// The shape of the model.
+    /// Architecture and dimensions of the model.
     pub model: &'a ModelInfo,
-    /// The site whose states it transforms.
+    /// The site whose states the transform receives.
     pub site: &'a Site,
     /// Width h of the states at the site.
     pub width: i64,
@@ -53,13 +53,13 @@ pub struct TransformCx<'a> {
     pub unembedding: &'a Tensor,
 }
 
-/// A configuration that makes a [`Transform`].
+/// A configuration that builds a [`Transform`].
 #[diagnostic::on_unimplemented(
     message = "`{Self}` does not implement `TransformPlugin`",
     label = "write `impl TransformPlugin for {Self}`"
 )]
 pub trait TransformPlugin: Plugin {
-    /// Makes the transform of one tap.
+    /// Creates the transform of one tap.
     ///
     /// # Errors
     /// Fails if a value is out of range for this width.

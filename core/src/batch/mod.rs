@@ -55,7 +55,8 @@ impl BatchSpec {
     pub const SCORED: Self =
         Self { logprobs: Completions::Both, states: Completions::Both, sharing: Sharing::Prefixes };
 
-    /// The completions that the batch contains. This is the chosen one if none is needed.
+    /// The completions that the batch contains: those that are scored or whose states are read. If
+    /// there are none, it contains the chosen completions.
     fn completions(self) -> Completions {
         let needed = self.logprobs.or(self.states);
         if needed.any() { needed } else { Completions::Chosen }
@@ -73,12 +74,12 @@ pub struct Rows {
     pub completion: Tensor,
     /// For each row, the position (0 to m − 1) of the last row of the same pair, `[m]`, int64.
     pub last: Tensor,
-    /// Number of rows of each pair `[b]`.
+    /// Number of rows of each pair, `[b]`.
     counts: Tensor,
 }
 
 impl Rows {
-    /// Selects these rows of `states` `[n …]`: `[m …]`.
+    /// Selects these rows of `states` `[n …]`. The result is `[m …]`.
     ///
     /// # Errors
     /// Fails if memory runs out.
@@ -86,7 +87,7 @@ impl Rows {
         Ok(states.f_index_select(0, &self.index)?)
     }
 
-    /// Averages `values` `[m w]` over the rows of each pair: `[b w]`.
+    /// Averages `values` `[m w]` over the rows of each pair. The result is `[b w]`.
     ///
     /// # Errors
     /// Fails if memory runs out.
@@ -158,9 +159,9 @@ impl PairBatch {
         Self::new(pairs, spec, model.kind(), model.device(), |tokens| model.rotation_of(tokens))
     }
 
-    /// Lays out `pairs` for a model of kind `kind`. `rotation_of` returns the rotation for a
-    /// sequence of a given length. Sequences only share a prompt if their rotations are equal,
-    /// because the states of the prompt depend on the rotation.
+    /// Lays out `pairs` for a model whose weights have the kind `kind`. `rotation_of` returns the
+    /// rotation for a sequence of a given length. Sequences only share a prompt if their rotations
+    /// are equal, because the states of the prompt depend on the rotation.
     ///
     /// # Errors
     /// Fails if the device runs out of memory.
@@ -375,7 +376,8 @@ impl PairBatch {
         })
     }
 
-    /// Pools states `[n w]` for one side of the pairs: `[b w]`, of kind [`kind`](Self::kind).
+    /// Pools states `[n w]` for one side of the pairs. The result is `[b w]`, of kind
+    /// [`kind`](Self::kind).
     ///
     /// # Errors
     /// Fails if the batch does not contain that side, or if memory runs out.

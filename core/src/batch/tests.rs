@@ -40,7 +40,7 @@ fn states(batch: &PairBatch) -> Tensor {
     Tensor::stack(&[&ids * 1.0, ids.square() / 7.0], 1)
 }
 
-/// The tokens of a pair's sequence that `pooling` averages over, by definition.
+/// The tokens of a pair's sequence that `pooling` averages over, derived from its definition.
 fn pooled_tokens(pair: &TokenPair, pooling: Pooling, side: Side) -> Vec<i64> {
     let own = pair.completion(side);
     let whole: Vec<i64> = pair.prompt.iter().chain(own).copied().collect();
@@ -71,7 +71,7 @@ fn rows_are_the_tokens_that_a_pooling_averages_over() {
                 integers(&rows.owner),
                 integers(&rows.last),
             );
-            let completion = Vec::<bool>::try_from(&rows.completion).expect("truths");
+            let completion = Vec::<bool>::try_from(&rows.completion).expect("booleans");
             let mut at = 0;
             for (i, pair) in pairs.iter().enumerate() {
                 let expected = pooled_tokens(pair, pooling, side);
@@ -131,14 +131,14 @@ fn shared_tokens_are_in_the_stream_only_once() {
 }
 
 #[test]
-fn means_keep_the_precision_of_their_values_and_carry_gradients() {
+fn means_have_the_kind_of_their_values_and_propagate_gradients() {
     let pairs = pairs();
     let batch = batch(&pairs, Sharing::Prefixes);
     let h = states(&batch).set_requires_grad(true);
     batch.pool(&h, Pooling::Last, Side::Chosen).expect("pooled").sum(Kind::Double).backward();
     // Exactly one row per pair receives a gradient.
-    let moved: f64 = h.grad().sum(Kind::Double).double_value(&[]);
-    assert_eq!(moved, 2.0 * pairs.len() as f64);
+    let total: f64 = h.grad().sum(Kind::Double).double_value(&[]);
+    assert_eq!(total, 2.0 * pairs.len() as f64);
     let rows = batch.rows(Pooling::All, Side::Chosen).expect("rows");
     assert_eq!(
         rows.mean(&rows.gather(&h.to_kind(Kind::Float)).expect("rows")).expect("a mean").kind(),

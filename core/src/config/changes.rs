@@ -6,8 +6,8 @@ use serde_json::{Map, Value};
 
 use super::value::equal;
 
-/// The values of an experiment's fields by path (`section.field`), for the paths for which `counts`
-/// is true.
+/// Returns the values of an experiment's fields by path (`section.field`), for the paths that
+/// `counts` accepts.
 pub(crate) fn flat(experiment: &Value, counts: impl Fn(&str) -> bool) -> BTreeMap<String, Value> {
     let none = Map::new();
     let mut fields = BTreeMap::new();
@@ -41,7 +41,7 @@ pub(crate) fn changed_fields(
     pairs.filter(|(_, then, now)| !equal(then, now)).collect()
 }
 
-/// A value as text for messages.
+/// Formats a value for messages.
 pub(crate) fn shown(value: &Value) -> String {
     match value {
         Value::Null => "none".to_owned(),
@@ -65,6 +65,10 @@ mod tests {
         let c = of(r#"{"train": {"lr": 2, "betas": [0, 1], "new": true}}"#);
         let changed: Vec<String> =
             changed_fields(&a, &c).into_iter().map(|(path, ..)| path).collect();
-        assert_eq!(changed, ["train.lr", "train.new"], "a field that only one of them has counts");
+        assert_eq!(
+            changed,
+            ["train.lr", "train.new"],
+            "a field of only one experiment is also a difference"
+        );
     }
 }

@@ -11,7 +11,7 @@ struct Rule {
     must: &'static str,
 }
 
-/// The requirement for optional fields that only have an effect in a run with validations.
+/// The requirement for optional fields that only have an effect if the run validates.
 const UNVALIDATED_NONE: &str = "be `none` unless `train.validate_every` is set";
 
 fn rule(path: &'static str, value: impl ToString, holds: bool, must: &'static str) -> Rule {
@@ -41,22 +41,22 @@ pub(super) fn check(e: &Experiment, origins: &Origins) -> Result<()> {
             !t.split.trim().is_empty(),
             "name a split, e.g. `train` or `train[:750]`",
         ),
-        rule("train.lr", t.lr, positive(t.lr), "be above 0"),
+        rule("train.lr", t.lr, positive(t.lr), "be greater than 0"),
         rule("train.warmup", t.warmup, not_negative(t.warmup), "be 0 or more"),
         rule(
             "train.decay",
             t.decay,
             t.schedule != Schedule::Wsd || (t.decay > 0.0 && t.decay <= 1.0),
-            "be a share of the steps, above 0 and at most 1",
+            "be a share of the steps, greater than 0 and at most 1",
         ),
         rule("train.batch", t.batch, t.batch >= 1, "be 1 or more"),
         rule("train.accumulate", t.accumulate, t.accumulate >= 1, "be 1 or more"),
-        rule("train.epochs", t.epochs, positive(t.epochs), "be above 0"),
+        rule("train.epochs", t.epochs, positive(t.epochs), "be greater than 0"),
         rule("train.clip", t.clip, not_negative(t.clip), "be 0 (no clipping) or more"),
         rule("train.weight_decay", t.weight_decay, not_negative(t.weight_decay), "be 0 or more"),
-        rule("train.beta1", t.beta1, share(t.beta1), "be 0 or more and below 1"),
-        rule("train.beta2", t.beta2, share(t.beta2), "be 0 or more and below 1"),
-        rule("train.eps", t.eps, positive(t.eps), "be above 0"),
+        rule("train.beta1", t.beta1, share(t.beta1), "be at least 0 and less than 1"),
+        rule("train.beta2", t.beta2, share(t.beta2), "be at least 0 and less than 1"),
+        rule("train.eps", t.eps, positive(t.eps), "be greater than 0"),
         rule("train.max_length", t.max_length, t.max_length >= 2, "be 2 or more"),
         rule(
             "train.max_prompt_length",
@@ -76,7 +76,7 @@ pub(super) fn check(e: &Experiment, origins: &Origins) -> Result<()> {
             "train.transform_lr",
             t.transform_lr.unwrap_or_default(),
             t.transform_lr.is_none_or(positive),
-            "be above 0, or `none`",
+            "be greater than 0, or `none`",
         ),
         rule(
             "train.checkpoint_every",

@@ -75,7 +75,7 @@ mod tests {
         let seed = of("seed");
         assert_eq!(
             (seed.path.as_str(), seed.help.as_str(), seed.number),
-            ("train.seed", "Seed of initial values, order and dropout.", true)
+            ("train.seed", "Seed of initial values, order of the pairs and dropout.", true)
         );
         assert_eq!(of("dtype").help, "Precision of the frozen model: `auto`, `f32` or `bf16`.");
         assert_eq!(

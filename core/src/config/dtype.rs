@@ -4,22 +4,22 @@ use schemars::JsonSchema;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
 
-/// Precision of the frozen model. Trained parameters are float32 whatever it is.
+/// Precision of the frozen model. Trained parameters are always float32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Dtype {
-    /// bf16 on cards that compute in it (compute capability 8.0 and above), f32 elsewhere.
+    /// bf16 on GPUs that support it (compute capability 8.0 or above), f32 elsewhere.
     #[default]
     Auto,
-    /// 32-bit floats.
+    /// 32-bit floating point.
     F32,
-    /// Brain floats of 16 bits. Older cards emulate them slowly.
+    /// bfloat16. Older GPUs only emulate it, which is slow.
     Bf16,
 }
 
-/// The words that a configuration may hold.
+/// The valid values in a configuration.
 const WORDS: [&str; 3] = ["auto", "f32", "bf16"];
-/// The names of half precision, which users of other programs try.
+/// Names of half precision in other programs. They get their own error message.
 const HALF: [&str; 4] = ["f16", "fp16", "float16", "half"];
 
 impl<'de> Deserialize<'de> for Dtype {
@@ -30,8 +30,8 @@ impl<'de> Deserialize<'de> for Dtype {
             "bf16" => Ok(Self::Bf16),
             half if HALF.contains(&half) => Err(D::Error::custom(format!(
                 "`{half}` has too small a range: gradients underflow to 0 in it, and loss scaling \
-                    would change the gradients that methods \
-                 read; choose `f32`, or `bf16` on a card of compute capability 8.0 or above"
+                would change the gradients that methods read; choose `f32`, or `bf16` on a GPU of \
+                compute capability 8.0 or above"
             ))),
             other => Err(D::Error::unknown_variant(other, &WORDS)),
         }
@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_word_of_the_schema_is_read() {
+    fn every_value_in_the_schema_is_accepted() {
         for (word, dtype) in WORDS.iter().zip([Dtype::Auto, Dtype::F32, Dtype::Bf16]) {
             assert_eq!(serde_json::from_str::<Dtype>(&format!("\"{word}\"")).unwrap(), dtype);
             assert_eq!(serde_json::to_string(&dtype).unwrap(), format!("\"{word}\""));

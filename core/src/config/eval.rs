@@ -43,7 +43,7 @@ pub struct EvalConfig {
     /// Number of prompts for which completions are generated before and after training, to check
     /// that the model still writes coherent text; 0 = none. Sweeps generate none by default.
     pub completions: usize,
-    /// Maximum number of tokens in such a completion.
+    /// Maximum number of tokens in each of these completions.
     pub completion_tokens: usize,
 }
 

@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn a_schema_becomes_types_in_words() {
+    fn types_of_a_schema_are_shown_in_words() {
         let kinds: Vec<String> = ["beta", "rank", "fall", "layers", "targets", "on"]
             .iter()
             .map(|n| of(n).kind)
@@ -388,7 +388,7 @@ mod tests {
         assert_eq!(of("layers").read("none"), json!("none"));
         assert_eq!(of("targets").read("[\"q_proj\"]"), json!(["q_proj"]));
         assert_eq!(of("on").read("false"), json!(false));
-        assert_eq!(of("layers").read(".5"), json!(".5"), "text stays text");
+        assert_eq!(of("layers").read(".5"), json!(".5"), "text is not converted");
         assert_eq!(of("layers").read("a\nb = 2"), json!("a\nb = 2"));
     }
 

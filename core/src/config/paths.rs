@@ -64,8 +64,8 @@ pub(crate) fn recorded(
     json[SECTION] = serde_json::to_value(record).unwrap_or_default();
     let text = toml_text::write(&json, &Origins::default());
     let explains = "# Written by `reprpo run`. Relative paths in this file are resolved against \
-        its folder. The model
-# and the data that they lead to are compared with these fingerprints.";
+        its folder.
+# The model and the data that are found there are compared with these fingerprints.";
     text.replace(&format!("\n[{SECTION}]\n"), &format!("\n{explains}\n[{SECTION}]\n"))
 }
 

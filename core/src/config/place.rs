@@ -84,7 +84,11 @@ mod tests {
         let of = |path: &str, here: &Path| stored(&root.join(path), &run, here);
         assert_eq!(of("tree/models/x", &tree), "../../models/x");
         assert_eq!(of("tree/models/../models/x", &tree), "../../models/x");
-        assert_eq!(of("tree/runs/pairs.jsonl", Path::new("/")), "../pairs.jsonl", "beside the run");
+        assert_eq!(
+            of("tree/runs/pairs.jsonl", Path::new("/")),
+            "../pairs.jsonl",
+            "next to the run"
+        );
         assert_eq!(of("tree/runs/a/x", Path::new("/")), "./x");
         assert_eq!(of("tree/runs/a", &tree), ".");
         assert_eq!(of("other/y", &tree), root.join("other/y").to_string_lossy());

@@ -1,4 +1,4 @@
-//! The `record` section of a run's `config.toml`, and the relative paths in such a file.
+//! The `record` section of a run's `config.toml`, and the relative paths in this file.
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};

@@ -20,7 +20,8 @@ pub struct Sources {
     records: BTreeMap<PathBuf, Record>,
 }
 
-/// Always equal, because two experiments are equal if their values are, whatever their origins.
+/// Always equal, because two experiments are equal if their values are equal, no matter where the
+/// values came from.
 impl PartialEq for Sources {
     fn eq(&self, _: &Self) -> bool {
         true
@@ -68,11 +69,11 @@ impl Sources {
         }
     }
 
-    /// Compares the fingerprint of the model that was found with the record of the run that the
-    /// setting `model` came from. Does nothing if it did not come from a run.
+    /// Compares the fingerprint of the loaded model with the record of the run that the setting
+    /// `model` came from. Does nothing if the setting did not come from a run.
     ///
     /// # Errors
-    /// Fails if the run used another model.
+    /// Fails if the fingerprints differ.
     pub fn check_model(&self, model: &str, found: &Fingerprint) -> Result<()> {
         let Some((file, record)) = self.record("model") else { return Ok(()) };
         let Some(change) = record.model.change(found) else { return Ok(()) };
@@ -84,8 +85,8 @@ impl Sources {
         .hint("restore the run's model, or choose a model with `--model`"))
     }
 
-    /// Compares the data that were found with the record of the run that the data set came from.
-    /// Returns a description of each difference that the user caused by choosing other data.
+    /// Compares the loaded data with the record of the run that the data set came from. Returns a
+    /// description of each difference that the user caused by choosing other data.
     ///
     /// # Errors
     /// Fails if the data differ from the run's although the user did not choose other data.

@@ -266,7 +266,7 @@ fn every_layer_overrides_the_layers_below() {
 }
 
 #[test]
-fn the_defaults_of_a_plugin_have_it_as_their_origin() {
+fn the_origin_of_a_plugins_defaults_is_the_plugin() {
     let r = good(|l| l.flag("--intervention", "intervention", "strong"));
     assert_eq!(r.experiment.intervention.json(), r#"{"beta":0.1,"rank":8}"#);
     let origin = |path: &str| r.origins.get(path).map(ToString::to_string).unwrap_or_default();
@@ -452,7 +452,7 @@ fn errors_about_data_sets_explain_the_choices() {
 }
 
 #[test]
-fn an_unknown_field_is_answered_with_the_nearest_one() {
+fn the_error_for_an_unknown_field_names_the_nearest_field() {
     assert_eq!(
         set("modle=x"),
         "unknown configuration field `modle` (--set)\n  hint: did you mean `model`?\n  hint: \
@@ -493,7 +493,7 @@ fn an_unknown_field_is_answered_with_the_nearest_one() {
 }
 
 #[test]
-fn an_unknown_variable_is_answered_with_the_nearest_one() {
+fn the_error_for_an_unknown_variable_names_the_nearest_variable() {
     let of = |name: &str| {
         bad(|l| {
             environment(l, name, "1");
@@ -526,7 +526,7 @@ fn errors_about_values_name_the_origin() {
             type: string \"abc\", expected a number\n  hint: see `reprpo explain strong` for its \
             fields"
     );
-    assert_eq!(set("train.lr=0"), "`train.lr` is 0 (--set), but must be above 0");
+    assert_eq!(set("train.lr=0"), "`train.lr` is 0 (--set), but must be greater than 0");
     assert_eq!(
         set("train.lr=nan"),
         "`train.lr` is not valid (--set)\n  because invalid type: string \"NaN\", expected a \
@@ -544,7 +544,7 @@ fn errors_about_values_name_the_origin() {
         set("dtype=f16"),
         "`dtype` is not valid (--set)\n  because `f16` has too small a range: gradients underflow \
             to 0 in it, and loss scaling would change the gradients that methods read; choose \
-            `f32`, or `bf16` on a card of compute capability 8.0 or above\n  hint: see `reprpo \
+            `f32`, or `bf16` on a GPU of compute capability 8.0 or above\n  hint: see `reprpo \
             config schema` for all fields"
     );
     assert_eq!(
@@ -736,7 +736,7 @@ fn an_experiment_with_a_recipe_is_read_back_unchanged() {
 }
 
 #[test]
-fn an_unknown_recipe_is_answered_with_the_nearest_one() {
+fn the_error_for_an_unknown_recipe_names_the_nearest_recipe() {
     assert_eq!(
         bad(|l| {
             l.flag("--recipe", "recipe", "mild-mix");
@@ -782,7 +782,7 @@ fn starts_from(l: &mut Layering<'_>, dir: &tempfile::TempDir) {
 }
 
 #[test]
-fn a_saved_adapter_sets_its_configuration_and_is_its_origin() {
+fn a_saved_adapter_sets_the_adapter_fields_and_is_their_origin() {
     let dir = saved_adapter();
     let r = good(|l| starts_from(l, &dir));
     assert_eq!(r.experiment.adapter.name, "tune");
@@ -795,7 +795,7 @@ fn a_saved_adapter_sets_its_configuration_and_is_its_origin() {
     for field in ["adapter.name", "adapter.r", "adapter.dropout", "adapter.pattern"] {
         assert_eq!(origin(&r, field), format!("adapter {}", dir.path().display()));
     }
-    // A setting that agrees with it is accepted, in any spelling.
+    // A setting that agrees with the saved adapter is accepted, however the value is written.
     let again = [
         "adapter.name=tuner",
         "adapter.r=16",
@@ -808,7 +808,7 @@ fn a_saved_adapter_sets_its_configuration_and_is_its_origin() {
         again.iter().for_each(|s| l.set(s).expect("a path"));
     });
     assert_eq!(same.experiment.adapter, r.experiment.adapter);
-    // A field that does not change a tensor may differ.
+    // A field that does not change any saved tensor may differ.
     let changed = good(|l| {
         starts_from(l, &dir);
         l.set("adapter.dropout=0.5").expect("a path");
@@ -818,7 +818,8 @@ fn a_saved_adapter_sets_its_configuration_and_is_its_origin() {
         (origin(&changed, "adapter.dropout"), origin(&changed, "adapter.r")),
         ("--set".to_owned(), origin(&r, "adapter.r"))
     );
-    // Without the call, for example when a run is read back, the adapter's files are not read.
+    // Without `start_from_adapter`, the adapter's files are not read, for example when a run is
+    // read back.
     assert_eq!(
         good(|l| l.flag("--init-adapter", "init_adapter", "/no/such/folder"))
             .experiment
@@ -873,7 +874,7 @@ fn a_setting_that_contradicts_a_saved_adapter_is_refused_with_both_values_and_th
         e.contains(r#"`adapter.pattern` is `{"a":4,"b":2}` (--set)"#) && e.contains(r#"`{"a":4}`"#),
         "{e}"
     );
-    // An unknown field of the saved adapter keeps its own error.
+    // An unknown field of the saved adapter has the usual error.
     assert!(with(&|l| l.set("adapter.rr=2").expect("a path")).contains("has no field `rr`"));
     assert!(
         with(&|l| l.flag("--init-adapter", "init_adapter", "/no/such/folder"))

@@ -1,55 +1,56 @@
-//! How a run trains. The doc comments are the documentation that `reprpo config schema` prints.
+//! The settings of the training loop. `reprpo config schema` prints the doc comments of the fields.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::flag::{Flag, Group};
 
-/// How the learning rate moves after the warm-up.
+/// The course of the learning rate after the warm-up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Schedule {
-    /// Stays.
+    /// Constant.
     Constant,
-    /// Falls in a line to 0 at the last step.
+    /// Linear decrease to 0 at the last step.
     #[default]
     Linear,
-    /// Falls along half a cosine to 0.
+    /// Decrease to 0 at the last step along half a cosine.
     Cosine,
-    /// Warm-up, stable, decay: stays, and falls in a line over the share `decay` at the end.
+    /// Constant, then a linear decrease to 0 over the last `decay` of the steps
+    /// ("warmup-stable-decay").
     Wsd,
 }
 
-/// What the policy is compared with while it is trained.
+/// The model that the policy is compared with during training.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ReferenceModel {
-    /// The model as training finds it: the base, with `init_adapter` where one is given, as TRL has
-    /// it.
+    /// The model that training starts from: the base model, with `init_adapter` if it is set. TRL
+    /// does the same.
     #[default]
     Start,
-    /// The base model, whatever training starts from.
+    /// The base model, even if training starts from `init_adapter`.
     Base,
 }
 
-/// The value on the held-out pairs by which validations are compared.
+/// The metric on the held-out pairs that validations are compared by.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum BestMetric {
-    /// The method's own loss, of which the lowest value is the best. If the method weighs its terms
-    /// by the step, they have the weights of the last step, so that all values can be compared.
+    /// The loss of the method; lower is better. If a method weights its terms by the step, the
+    /// weights of the last step are used, so that all values can be compared.
     #[default]
     Loss,
-    /// The share of pairs whose chosen completion scores higher, as `acc` in the evaluation's
-    /// table. It has few different values, so that many validations are equal.
+    /// The share of pairs whose chosen completion scores higher, which is `acc` in the evaluation's
+    /// table. It has few distinct values, so equal values are common.
     Accuracy,
-    /// The mean growth of log p(chosen) − log p(rejected) over the start of training, in nats, as
-    /// `margin gain` in the evaluation's table.
+    /// The mean increase of log p(chosen) − log p(rejected) since the start of training, in nats,
+    /// which is `margin gain` in the evaluation's table.
     Margin,
 }
 
 impl BestMetric {
-    /// Its name, as it is written in a configuration.
+    /// The name of the metric in a configuration.
     pub fn name(self) -> &'static str {
         match self {
             BestMetric::Loss => "loss",
@@ -59,76 +60,81 @@ impl BestMetric {
     }
 }
 
-/// How the run trains.
+/// The settings of the training loop.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainConfig {
-    /// Peak learning rate of the adapter. The chosen intervention can bring its own default, and
-    /// the chosen adapter can multiply the default by a factor.
+    /// Peak learning rate of the adapter. The chosen intervention can declare a different default,
+    /// and the chosen adapter can multiply the default by a factor.
     pub lr: f64,
-    /// How the learning rate moves after the warm-up.
+    /// The course of the learning rate after the warm-up.
     pub schedule: Schedule,
-    /// Linear warm-up: a share of all steps where below 1, else a number of steps.
+    /// Length of the linear warm-up: below 1, a share of all steps; otherwise, a number of steps.
     pub warmup: f64,
-    /// Share of all steps over which `wsd` decays; the other schedules do not read it.
+    /// Share of all steps over which `wsd` decays. Other schedules ignore it.
     pub decay: f64,
-    /// Pairs in a micro-batch.
+    /// Number of pairs in a micro-batch.
     pub batch: usize,
-    /// Micro-batches in an optimiser step.
+    /// Number of micro-batches in an optimiser step.
     pub accumulate: usize,
-    /// Passes over the training pairs; may be a fraction.
+    /// Number of passes over the training pairs; can be a fraction.
     pub epochs: f64,
-    /// Largest global norm of the gradient; 0 = no clipping.
+    /// Maximum global norm of the gradient; 0 = no clipping.
     pub clip: f64,
     /// Decoupled weight decay of AdamW, per unit of learning rate.
     pub weight_decay: f64,
-    /// AdamW's decay of the first moment.
+    /// AdamW's β₁, the decay of the first moment.
     pub beta1: f64,
-    /// AdamW's decay of the second moment.
+    /// AdamW's β₂, the decay of the second moment.
     pub beta2: f64,
-    /// AdamW's addition to the denominator.
+    /// AdamW's ε, which is added to the denominator.
     pub eps: f64,
-    /// Draw the pairs in a new random order every epoch.
+    /// Shuffle the pairs again in every epoch.
     pub shuffle: bool,
-    /// Most tokens of prompt and completion together.
+    /// Maximum number of tokens in prompt and completion together.
     #[schemars(extend("flags" = [Flag::new(Group::Data, "N")]))]
     pub max_length: usize,
-    /// Most tokens of the prompt, the last ones are kept; none = as `max_length` leaves it.
+    /// Maximum number of tokens in the prompt. A longer prompt loses its first tokens; none = only
+    /// limited by `max_length`.
     pub max_prompt_length: Option<usize>,
-    /// The split to train on, or a part of one: `train[:750]`, `train[10%:20%]`, `train[-100:]`,
-    /// several with `+`.
+    /// The split to train on, or a part of a split, e.g. `train[:750]`, `train[10%:20%]` or
+    /// `train[-100:]`. Several parts can be joined with `+`.
     #[schemars(extend("flags" = [Flag::new(Group::Data, "SPLIT")]))]
     pub split: String,
-    /// Train on the first so many pairs; none = all. Pairs that `validate_every` holds out are read
-    /// in addition, if the split has more; otherwise they are taken from these.
+    /// Only train on the first `max_pairs` pairs; none = all pairs. Pairs that are held out for
+    /// validation are read in addition if the split has enough pairs, and otherwise taken from
+    /// these.
     pub max_pairs: Option<usize>,
-    /// Seed of initial values, order and dropout.
+    /// Seed of initial values, order of the pairs and dropout.
     #[schemars(extend("flags" = [Flag::new(Group::Training, "N").hyphens()]))]
     pub seed: u64,
-    /// Train the transform's own parameters together with the adapter.
+    /// Train the transform's parameters together with the adapter.
     pub transform: bool,
     /// Peak learning rate of the transform; none = `lr`.
     pub transform_lr: Option<f64>,
-    /// One transform for all taps, which then need the same width, instead of one each.
+    /// Use one transform for all taps, which must have the same width, and not one for each tap.
     pub share_transform: bool,
-    /// What the policy is compared with.
+    /// The model that the policy is compared with.
     pub reference: ReferenceModel,
-    /// Optimiser steps between two checkpoints; none = only when interrupted.
+    /// Number of optimiser steps between checkpoints; none = only when interrupted.
     pub checkpoint_every: Option<usize>,
-    /// Optimiser steps between two validations on pairs of `split` that are held out from training;
-    /// another one follows the last step; none = no validation, and all pairs are trained on.
+    /// Number of optimiser steps between validations. They use pairs of `split` that are held out
+    /// from training. There is also a validation after the last step; none = no validation, and all
+    /// pairs are trained on.
     pub validate_every: Option<usize>,
-    /// Pairs to hold out, drawn by `seed`. Pairs with the same prompt are held out together; none =
-    /// a tenth of the training pairs, at most 64, and fewer if prompts have several pairs.
+    /// Number of pairs to hold out, drawn with `seed`. Pairs with the same prompt are held out
+    /// together; none = a tenth of the training pairs, at most 64, and fewer if prompts have
+    /// several pairs.
     pub validation_pairs: Option<usize>,
-    /// Write the adapter and the transforms of the best validated step instead of those of the last
-    /// step. Needs `validate_every`.
+    /// Write the adapter and transforms of the best validation, and not those of the last step.
+    /// Requires `validate_every`.
     pub keep_best: bool,
-    /// The value by which `keep_best` and `patience` compare validations. Of equal values, the
-    /// earlier one is the best.
+    /// The metric by which `keep_best` and `patience` compare validations. If several have the best
+    /// value, the earliest is the best.
     pub best_metric: BestMetric,
-    /// Stop training after so many validations in a row without a new best value. The schedule of
-    /// the learning rate does not change. Needs `validate_every`; none = train to the last step.
+    /// Stop training after this many validations in a row without a new best value. The
+    /// learning-rate schedule does not change. Requires `validate_every`; none = train to the last
+    /// step.
     pub patience: Option<usize>,
 }
 

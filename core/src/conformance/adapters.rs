@@ -19,10 +19,10 @@ use crate::model::peft::{self, Saved};
 use crate::registry::Registry;
 use crate::train::accumulate;
 
-/// The invariants for adapters, independent of the intervention.
+/// The invariants for adapters, besides those of training.
 pub const ADAPTERS: &[Invariant] = &[
     Invariant {
-        name: "its tensors have unique names, and axes of the declared width",
+        name: "the tensors have unique names, and axes of the declared width",
         check: naming,
     },
     Invariant { name: "the adapter starts as the identity if it claims to", check: identity },
@@ -41,7 +41,7 @@ pub const ADAPTERS: &[Invariant] = &[
     },
 ];
 
-/// Logits at the chosen and rejected tokens. The adapter is active if `on` is true.
+/// Returns the logits at the chosen and rejected tokens, with the adapter if `on` is true.
 fn logits(bench: &Bench, on: bool) -> Result<Tensor> {
     let _guard = tch::no_grad_guard();
     let pairs = pairs();
@@ -63,7 +63,7 @@ fn naming(case: &Case) -> Result<Verdict> {
     if let Some((name, _)) =
         bench.adapted.tensors().into_iter().find(|(name, _)| !seen.insert(name.clone()))
     {
-        return Ok(Verdict::Violated(format!("two tensors are called `{name}`")));
+        return Ok(Verdict::Violated(format!("two tensors have the name `{name}`")));
     }
     let info = bench.model.info();
     for place in bench.adapted.changed() {
@@ -96,7 +96,9 @@ fn identity(case: &Case) -> Result<Verdict> {
     Ok(if off > 1e-10 {
         Verdict::Holds
     } else {
-        Verdict::Violated("it claims to change the model at the start, but does not".to_owned())
+        Verdict::Violated(
+            "the adapter claims to change the model at the start, but does not".to_owned(),
+        )
     })
 }
 
@@ -151,7 +153,7 @@ fn merging(case: &Case) -> Result<Verdict> {
 }
 
 fn folder() -> Result<tempfile::TempDir> {
-    tempfile::tempdir().within(|| "cannot make a folder for temporary files".to_owned())
+    tempfile::tempdir().within(|| "cannot create a temporary folder".to_owned())
 }
 
 fn saving(case: &Case) -> Result<Verdict> {
@@ -172,9 +174,12 @@ fn saving(case: &Case) -> Result<Verdict> {
     let registry = Registry::holding([case.adapter.entry.into()])?;
     let saved = Saved::read(dir.path(), &registry)?;
     if saved.entry.about.name != case.adapter.entry.about.name {
-        return Ok(Verdict::Violated(format!("it was loaded as `{}`", saved.entry.about.name)));
+        return Ok(Verdict::Violated(format!(
+            "the adapter was loaded as `{}`",
+            saved.entry.about.name
+        )));
     }
-    // Builds the adapter again from nothing but the file.
+    // Build another adapter from the saved file only.
     let config = serde_json::Value::Object(saved.config).to_string();
     let fresh = Bench::new(&Case { adapter: Method::new(saved.entry, config), ..case.clone() }, 5)?;
     fresh.adapted.restore(&saved.values)?;
@@ -191,12 +196,12 @@ fn saving(case: &Case) -> Result<Verdict> {
     Ok(Verdict::within("a logit of the loaded adapter", off, 1e-4))
 }
 
-/// Fuses the adapters of a module that has two groups of rows, one per head, each with a query, a
-/// key and a value. The keys are not adapted.
+/// Fuses the adapters of a module with two groups of rows. Each group has a query, a key and a
+/// value, and the keys are not adapted.
 fn fusing(case: &Case) -> Result<Verdict> {
     let bench = Bench::new(case, 0)?;
     if bench.adapted.names().next().is_none() {
-        return Ok(Verdict::DoesNotApply("it changes no linear modules"));
+        return Ok(Verdict::DoesNotApply("the adapter does not change linear modules"));
     }
     let (groups, len, inputs) = (2, 8, 32);
     let init = |scope: &str| Init::new(3, scope, Kind::Double, bench.model.device());
@@ -249,7 +254,10 @@ fn fusing(case: &Case) -> Result<Verdict> {
         return Ok(Verdict::DoesNotApply("the method cannot fuse adapters of parts"));
     };
     let [whole] = &modules[..] else {
-        return Ok(Verdict::Violated(format!("it made {} adapters for one module", modules.len())));
+        return Ok(Verdict::Violated(format!(
+            "there are {} fused adapters for one module",
+            modules.len()
+        )));
     };
 
     let _guard = tch::no_grad_guard();

@@ -1,4 +1,4 @@
-//! Assembles a case on its own small model.
+//! A case, assembled on its own small model.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use crate::run::AdapterChoice;
 use crate::run::assembled::{Assembled, Parts};
 use crate::train::{Objective, Taps};
 
-/// The tap of interventions that do not bring one. Its last site is after the final norm, so that
+/// The tap for interventions without their own tap. Its last site is after the final norm, so that
 /// the output of every block affects it.
 struct FirstAndLast;
 
@@ -28,10 +28,10 @@ impl Tap for FirstAndLast {
     }
 }
 
-/// A case that is assembled on its own small model.
+/// A case, assembled on its own small model.
 pub(crate) struct Bench {
     pub model: Model,
-    /// All weights of the model by name. They share the model's memory.
+    /// All weights of the model by name. They share memory with the model.
     pub frozen: Vec<(String, Tensor)>,
     pub adapter: Box<dyn Adapter>,
     pub adapted: Adapted,
@@ -53,7 +53,7 @@ impl Bench {
         };
         let taps = Taps::build(tap.as_ref(), &intervention.needs(), &model, &train, build)?;
         let adapter = AdapterChoice::of_new(case.adapter.entry, &case.adapter.json)?;
-        // The checks that need it leave a flat start themselves.
+        // Checks that need to leave a flat start add noise themselves.
         let parts = Parts {
             intervention,
             taps,
@@ -66,7 +66,7 @@ impl Bench {
         Ok(Self { model, frozen, adapter, adapted, objective })
     }
 
-    /// All trained tensors by name: those of the adapter and of the transforms.
+    /// Returns all trained tensors by name: those of the adapter and of the transforms.
     pub fn named(&self) -> Vec<(String, Tensor)> {
         let of_transforms = self
             .objective
@@ -77,12 +77,12 @@ impl Bench {
         self.adapted.parameters().into_iter().chain(of_transforms).collect()
     }
 
-    /// All trained tensors.
+    /// Returns all trained tensors.
     pub fn trained(&self) -> Vec<Tensor> {
         self.named().into_iter().map(|(_, t)| t).collect()
     }
 
-    /// Adds noise to all trained tensors, because many of them are 0 at the start by design.
+    /// Adds noise to all trained tensors, because many of them start at 0.
     pub fn disturb(&self) {
         let _guard = tch::no_grad_guard();
         let mut init = Init::new(7, "disturbance", Kind::Double, self.model.device());

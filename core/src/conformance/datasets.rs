@@ -1,4 +1,4 @@
-//! Invariants of data sets. They only apply if the data set can be opened here.
+//! Invariants of data sets. They only apply if the data is available on this machine.
 
 use std::collections::HashSet;
 
@@ -10,20 +10,20 @@ use crate::registry::DatasetEntry;
 
 /// The invariants for data sets.
 pub const DATASETS: &[Invariant<Method<&'static DatasetEntry>>] = &[
-    Invariant { name: "its splits have unique names", check: splits },
+    Invariant { name: "the splits have unique names", check: splits },
     Invariant { name: "the pairs of every split can be read and are complete", check: readable },
     Invariant { name: "reading a split twice gives the same pairs", check: repeatable },
     Invariant { name: "a split has as many pairs as it declares", check: counts },
     Invariant { name: "an unknown split is an error", check: unknown },
 ];
 
-/// Number of pairs of each split that are read.
+/// Number of pairs to read from each split.
 const FIRST: usize = 200;
-/// Largest declared number of pairs that is checked by counting.
+/// Largest declared number of pairs that is verified by counting.
 const COUNTED: usize = 20_000;
 
-/// Runs `check` on the data set with its given configuration. If it cannot be opened with that, its
-/// documented example is used.
+/// Runs `check` on the data set with its given configuration. If this cannot be opened, the
+/// documented example is used instead.
 fn of_open(
     method: &Method<&'static DatasetEntry>,
     check: impl FnOnce(&dyn Dataset) -> Result<Verdict>,
@@ -32,7 +32,7 @@ fn of_open(
     match build(&method.json).or_else(|_| build(&of_example(method.entry.into())?.json)) {
         Ok(dataset) => check(dataset.as_ref()),
         Err(e) if e.is_panic() => Err(e),
-        Err(_) => Ok(Verdict::DoesNotApply("its data is not available")),
+        Err(_) => Ok(Verdict::DoesNotApply("the data is not available")),
     }
 }
 
@@ -41,7 +41,7 @@ fn splits(method: &Method<&'static DatasetEntry>) -> Result<Verdict> {
         let mut seen = HashSet::new();
         let splits = dataset.splits();
         if splits.is_empty() {
-            return Ok(Verdict::Violated("it has no splits".to_owned()));
+            return Ok(Verdict::Violated("the data set has no splits".to_owned()));
         }
         let odd =
             splits.into_iter().find(|s| s.name.trim().is_empty() || !seen.insert(s.name.clone()));
@@ -133,7 +133,7 @@ fn counts(method: &Method<&'static DatasetEntry>) -> Result<Verdict> {
         Ok(if declared {
             Verdict::Holds
         } else {
-            Verdict::DoesNotApply("it declares no number of pairs, or a very large one")
+            Verdict::DoesNotApply("the data set declares no number of pairs, or a very large one")
         })
     })
 }
@@ -145,7 +145,7 @@ fn unknown(method: &Method<&'static DatasetEntry>) -> Result<Verdict> {
             dataset
                 .pairs(STRAY)
                 .is_ok()
-                .then(|| format!("it returns pairs for the unknown split `{STRAY}`")),
+                .then(|| format!("the data set returns pairs for the unknown split `{STRAY}`")),
         ))
     })
 }

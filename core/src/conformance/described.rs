@@ -16,13 +16,13 @@ use crate::registry::Entry;
 pub const DESCRIBED: &[Invariant<Method>] = &[
     Invariant { name: "the method and all its fields are documented", check: documented },
     Invariant {
-        name: "its defaults have the fields of its schema, and survive serialisation unchanged",
+        name: "the defaults have the fields of the schema, and survive serialisation unchanged",
         check: round_trip,
     },
     Invariant { name: "no field is called `name`, which is reserved", check: names },
     Invariant { name: "an unknown field is an error", check: unknown_field },
     Invariant { name: "a configuration with values of a wrong type is an error", check: misfit },
-    Invariant { name: "its documented example is valid and runs", check: example },
+    Invariant { name: "the documented example is valid and runs", check: example },
 ];
 
 /// The method's JSON schema.
@@ -36,12 +36,12 @@ fn documented(method: &Method) -> Result<Verdict> {
         [("summary", about.summary), ("explanation", about.explain), ("reference", about.reference)]
     {
         if text.trim().is_empty() {
-            return Ok(Verdict::Violated(format!("its {what} is empty")));
+            return Ok(Verdict::Violated(format!("the {what} is empty")));
         }
     }
     if about.summary.contains('\n') || about.summary.trim_end().ends_with('.') {
         return Ok(Verdict::Violated(format!(
-            "its summary must be one line without a full stop, got {:?}",
+            "the summary must be one line without a full stop, got {:?}",
             about.summary
         )));
     }
@@ -53,8 +53,8 @@ fn documented(method: &Method) -> Result<Verdict> {
     ))
 }
 
-/// Adds to `bare` all fields below `part` for which neither the field nor its type has a
-/// description. `root` is the whole schema.
+/// Adds to `bare` all fields below `part` that have no description, in the field itself or in its
+/// type. `root` is the whole schema.
 fn undescribed(root: &Value, part: &Value, path: &str, bare: &mut Vec<String>) {
     let described = |v: &Value| {
         v.get("description").and_then(Value::as_str).is_some_and(|text| !text.trim().is_empty())
@@ -82,7 +82,7 @@ fn undescribed(root: &Value, part: &Value, path: &str, bare: &mut Vec<String>) {
             .flatten()
             .for_each(|inner| undescribed(root, inner, path, bare));
     }
-    // Named types are defined here once, and referred to from elsewhere.
+    // Named types are checked here, and not again where they are referenced.
     for (name, inner) in part.get("$defs").and_then(Value::as_object).into_iter().flatten() {
         undescribed(root, inner, name, bare);
     }
@@ -107,7 +107,7 @@ fn round_trip(method: &Method) -> Result<Verdict> {
         && let Some(stray) = adapter.adjustable.iter().find(|field| !defaults.contains_key(**field))
     {
         return Ok(Verdict::Violated(format!(
-            "`{stray}` is listed as adjustable, but there is no such field"
+            "`{stray}` is listed as adjustable, but the configuration has no such field"
         )));
     }
     let written = Value::Object(defaults);
@@ -159,9 +159,7 @@ fn misfit(method: &Method) -> Result<Verdict> {
     for text in ["", "{", "7", "\"text\""] {
         match build(method.entry, text) {
             Ok(()) => {
-                return Ok(Verdict::Violated(format!(
-                    "it can be built from the configuration `{text}`"
-                )));
+                return Ok(Verdict::Violated(format!("the configuration `{text}` was accepted")));
             }
             Err(e) if e.is_panic() => return Err(e),
             Err(_) => {}
@@ -185,7 +183,7 @@ fn misfit(method: &Method) -> Result<Verdict> {
     Ok(Verdict::Holds)
 }
 
-/// Builds the method from the text of a configuration.
+/// Builds the method from a configuration in JSON.
 fn build(entry: Entry, json: &str) -> Result<()> {
     let model = fixture::model(Dtype::Double)?;
     match entry {

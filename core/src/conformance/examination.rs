@@ -80,7 +80,7 @@ pub fn examine_quickly(method: impl Into<Method>) -> impl Iterator<Item = Findin
     examine_with(method, &[])
 }
 
-/// Examines a method. `lesson` has the invariants that need a longer training run.
+/// Checks a method. `lesson` contains the invariants that need a longer training run.
 fn examine_with(
     method: impl Into<Method>,
     lesson: &'static [Invariant],
@@ -108,7 +108,7 @@ fn examine_with(
     check(method, [DESCRIBED]).chain(of_kind)
 }
 
-/// Checks one subject against the invariants of several tables.
+/// Checks a subject against the invariants of several tables.
 fn check<S, const N: usize>(
     subject: S,
     tables: [&'static [Invariant<S>]; N],

@@ -7,7 +7,7 @@ use crate::config::{Example, Layering};
 use crate::error::{Context, Result};
 use crate::registry::{Entry, Kind, Registry};
 
-/// Returns the method with the fields of its documented example set.
+/// Returns the method with the settings of its documented example.
 pub(super) fn of_example(entry: Entry) -> Result<Method> {
     let registry = Registry::holding(
         stand_ins::ALL.into_iter().filter(|e| e.kind() != entry.kind()).chain([entry]),
@@ -33,7 +33,7 @@ pub(super) fn of_example(entry: Entry) -> Result<Method> {
     Ok(Method::new(entry, choice.json()))
 }
 
-/// Applies the example that `reprpo explain` shows. Then trains with it, resolves its sites or
+/// Applies the example that `reprpo explain` shows, and then trains with it, resolves its sites or
 /// opens the data set, depending on the kind.
 pub(super) fn example(method: &Method) -> Result<Verdict> {
     let command = Example::of(method.entry)?.command();
@@ -56,7 +56,7 @@ pub(super) fn example(method: &Method) -> Result<Verdict> {
         Entry::Dataset(entry) => {
             if entry.build(&json).is_err_and(|e| !e.is_panic()) {
                 return Ok(Verdict::DoesNotApply(
-                    "its fields are valid, but the data is not available",
+                    "the fields are valid, but the data is not available",
                 ));
             }
         }

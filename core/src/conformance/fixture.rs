@@ -1,4 +1,4 @@
-//! A small model, and pairs for it.
+//! A small model, and preference pairs for it.
 
 use indexmap::IndexMap;
 use rand::{RngExt, SeedableRng};
@@ -18,11 +18,11 @@ const KEY_VALUES: i64 = 16;
 /// Number of blocks of the model that methods are trained on.
 pub(super) const BLOCKS: usize = 3;
 
-/// Number of blocks of the model that taps are checked on. It is typical of small chat models.
+/// Number of blocks of the model that taps are checked on, which is typical of small chat models.
 pub(super) const DEEP: usize = 30;
 
-/// Makes a Llama model with random weights on the CPU. It has three blocks of hidden size 32, with
-/// two attention heads that share one key-value head.
+/// Creates a Llama model with random weights on the CPU. It has three blocks of hidden size 32,
+/// with two attention heads that share one key-value head.
 ///
 /// # Errors
 /// Fails if memory runs out.
@@ -30,7 +30,7 @@ pub fn model(kind: Kind) -> Result<Model> {
     of_weights(BLOCKS, weights(BLOCKS, kind), kind)
 }
 
-/// Describes the same model with another number of blocks.
+/// Describes the same model with `blocks` blocks.
 ///
 /// # Errors
 /// Fails if memory runs out.
@@ -38,7 +38,7 @@ pub(super) fn info(blocks: usize) -> Result<ModelInfo> {
     Ok(of_weights(blocks, weights(blocks, Kind::Float), Kind::Float)?.info().clone())
 }
 
-/// Makes a model with `blocks` blocks from the given weights.
+/// Creates a model with `blocks` blocks from `weights`.
 pub(super) fn of_weights(
     blocks: usize,
     weights: IndexMap<String, Tensor>,
@@ -53,7 +53,7 @@ pub(super) fn of_weights(
     Model::from_tensors(&config, weights, kind, Device::Cpu)
 }
 
-/// Makes random weights, under PyTorch's names.
+/// Creates random weights with PyTorch's names.
 pub(super) fn weights(blocks: usize, kind: Kind) -> IndexMap<String, Tensor> {
     let mut init = Init::new(0, "fixture", kind, Device::Cpu);
     let mut tensors = IndexMap::new();
@@ -89,7 +89,8 @@ pub(super) fn weights(blocks: usize, kind: Kind) -> IndexMap<String, Tensor> {
     tensors
 }
 
-/// Six pairs of a few tokens each. Two of them have the same prompt and the same chosen completion.
+/// Returns six pairs of a few tokens each. Two of them have the same prompt and the same chosen
+/// completion.
 pub fn pairs() -> Vec<TokenPair> {
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     let mut tokens = |n: usize| (0..n).map(|_| rng.random_range(0..VOCAB)).collect::<Vec<_>>();
@@ -139,7 +140,7 @@ pub(super) fn pairs_with_common_beginnings() -> Vec<TokenPair> {
     .collect()
 }
 
-/// A pair whose two completions consist of the same token.
+/// Returns a pair with two identical completions.
 pub(super) fn twins() -> TokenPair {
     let first = &pairs()[0];
     TokenPair { index: 6, row: 6, prompt: first.prompt.clone(), chosen: vec![1], rejected: vec![1] }

@@ -7,22 +7,24 @@ use super::{Bench, Case, Invariant, Verdict};
 use crate::api::{Logprobs, Pairs, Sides, Site, TapStates, TokenLogprobs};
 use crate::error::Result;
 
-/// The invariants for interventions, independent of the adapter.
-pub const INTERVENTIONS: &[Invariant] =
-    &[Invariant { name: "a batch without the values that it needs is an error", check: bare }];
+/// The invariants for interventions, besides those of training.
+pub const INTERVENTIONS: &[Invariant] = &[Invariant {
+    name: "a batch without the values that the method needs is an error",
+    check: bare,
+}];
 
 fn bare(case: &Case) -> Result<Verdict> {
     let mut bench = Bench::new(case, 0)?;
     match bench.objective.intervention().loss(&Pairs::new(1, Vec::new(), None, None), STEP) {
         Ok(_) => {
             return Ok(Verdict::Violated(
-                "it computed a loss from a batch without any values".to_owned(),
+                "the method computed a loss from a batch without any values".to_owned(),
             ));
         }
         Err(e) if e.is_panic() => return Err(e),
         Err(_) => {}
     }
-    // With some values present, a loss is acceptable, but a panic is not.
+    // With some of the values, the method may return a loss or an error, but must not panic.
     match bench.objective.intervention().loss(&partial(), STEP) {
         Err(e) if e.is_panic() => Err(e),
         _ => Ok(Verdict::Holds),

@@ -1,5 +1,5 @@
-//! A small task that every method must learn with its defaults. A method fails if its default
-//! learning rate, its initialisation or a sign in its loss is wrong.
+//! A small task that every method must learn with its default settings. It detects a wrong learning
+//! rate, a wrong initialisation, or a wrong sign in the loss.
 
 use std::sync::atomic::AtomicBool;
 
@@ -18,8 +18,7 @@ use crate::report::Silent;
 use crate::text::TokenPair;
 use crate::train::{AdamW, Group, accumulate, learning_rate, leave_flat_start};
 
-/// The invariant of interventions and adapters with their default fields and their default learning
-/// rate.
+/// The invariant of interventions and adapters with their default settings and learning rate.
 pub const LESSON: &[Invariant] = &[Invariant {
     name: "60 steps with the defaults lower the loss and raise the accuracy on the training pairs",
     check: learnt,
@@ -27,8 +26,8 @@ pub const LESSON: &[Invariant] = &[Invariant {
 
 /// Number of steps, as stated in the name of the invariant.
 const STEPS: usize = 60;
-/// Numbers of pairs that the base model orders rightly and wrongly. Most are wrong, as if the model
-/// followed the opinion and not the evidence.
+/// Numbers of pairs that the base model orders correctly and incorrectly. Most are incorrect, as if
+/// the model followed the user's opinion and not the evidence.
 const RIGHT: usize = 8;
 const WRONG: usize = 24;
 
@@ -53,7 +52,7 @@ fn claim(rng: &mut ChaCha8Rng) -> TokenPair {
     }
 }
 
-/// The share of `pairs` that the model orders rightly. The adapter is active if `on` is true.
+/// Returns the share of `pairs` that the model orders correctly, with the adapter if `on` is true.
 fn accuracy(bench: &Bench, on: bool, pairs: &[TokenPair]) -> Result<f64> {
     let scores = score_pairs(
         &bench.model,
@@ -67,7 +66,7 @@ fn accuracy(bench: &Bench, on: bool, pairs: &[TokenPair]) -> Result<f64> {
     Ok(summary.base_accuracy.ok_or_else(|| Error::internal("no pair has a score"))?.value)
 }
 
-/// Draws pairs of which the base model orders [`RIGHT`] rightly and [`WRONG`] wrongly.
+/// Draws pairs until the base model orders [`RIGHT`] of them correctly and [`WRONG`] incorrectly.
 fn pairs(bench: &Bench) -> Result<Vec<TokenPair>> {
     let mut rng = ChaCha8Rng::seed_from_u64(2);
     let (mut right, mut wrong) = (Vec::new(), Vec::new());
@@ -90,8 +89,8 @@ fn pairs(bench: &Bench) -> Result<Vec<TokenPair>> {
         .collect())
 }
 
-/// The loss of all pairs in one batch, always computed for the same step of the schedule. It leaves
-/// no gradients behind.
+/// Returns the loss of all pairs in one batch, always for the same step of the schedule. Clears the
+/// gradients.
 fn loss(bench: &mut Bench, pairs: &[TokenPair]) -> Result<f64> {
     let batch = bench.objective.batch(&refs(pairs), &bench.model)?;
     let loss = bench
@@ -110,7 +109,7 @@ struct Lesson {
     accuracy: [f64; 2],
 }
 
-/// Trains the case with the settings of a run with defaults. `None` if it trains nothing.
+/// Trains the case with the default settings of a run. Returns `None` if the method trains nothing.
 fn lesson(case: &Case) -> Result<Option<Lesson>> {
     let mut bench = Bench::new(case, 0)?;
     if bench.objective.needs().evaluate_only {
@@ -156,7 +155,7 @@ fn learnt(case: &Case) -> Result<Verdict> {
             loss[0], loss[1], accuracy[0], accuracy[1]
         )
     };
-    // These comparisons are false for NaN, which therefore counts as a violation.
+    // Both comparisons are false for NaN, which is therefore a violation.
     Ok(if loss[1] < loss[0] && accuracy[1] > accuracy[0] {
         Verdict::Holds
     } else {

@@ -2,13 +2,13 @@
 
 use tch::Tensor;
 
-/// The largest absolute entry of a tensor. NaN if any entry is NaN.
+/// Returns the largest absolute entry of a tensor, or NaN if an entry is NaN.
 pub fn largest(t: &Tensor) -> f64 {
     if t.numel() == 0 { 0.0 } else { t.detach().abs().max().double_value(&[]) }
 }
 
-/// The largest absolute difference between corresponding entries of two lists of tensors. NaN if
-/// any difference is NaN.
+/// Returns the largest absolute difference between corresponding entries of two lists of tensors,
+/// or NaN if a difference is NaN.
 pub fn difference(a: &[Tensor], b: &[Tensor]) -> f64 {
     // `f64::max` would ignore a NaN.
     a.iter()

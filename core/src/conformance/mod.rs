@@ -1,9 +1,10 @@
 //! The conformance tests: invariants that every registered method must satisfy.
 //!
-//! [`examine`] checks one method against all invariants for its kind: first its description, then
-//! its behaviour. Interventions, adapters and transforms are trained together with stand-ins for
-//! the other kinds, on a small float64 model. Each [`Invariant`] holds, does not apply, or is
-//! violated. The invariants have no code for specific methods.
+//! [`examine`] checks one method against all invariants for its kind, first those of its
+//! description and then those of its behaviour. Interventions, adapters and transforms are trained
+//! on a small float64 model, together with stand-ins for the other kinds. The result of each
+//! [`Invariant`] is that it holds, that it does not apply, or that it is violated. No invariant has
+//! code for a specific method.
 
 mod adapters;
 mod bench;
@@ -45,12 +46,12 @@ pub struct Method<E = Entry> {
 }
 
 impl<E> Method<E> {
-    /// Makes a method with the fields of the JSON object `json` set.
+    /// Creates a method with a configuration in JSON. Missing fields have their defaults.
     pub fn new(entry: E, json: impl Into<Cow<'static, str>>) -> Self {
         Self { entry, json: json.into() }
     }
 
-    /// Makes a method with its default configuration.
+    /// Creates a method with its default configuration.
     pub fn default_of(entry: E) -> Self {
         Self::new(entry, "{}")
     }
@@ -80,7 +81,7 @@ pub struct Case {
 }
 
 impl Case {
-    /// The stand-in intervention and adapter, without a transform.
+    /// Combines the stand-in intervention and adapter, without a transform.
     pub(crate) fn of_stand_ins() -> Self {
         Self {
             intervention: Method::default_of(&stand_ins::INTERVENTION),
@@ -135,9 +136,9 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    /// Holds if `error`, the error of `what`, is at most `limit`.
+    /// Returns `Holds` if `error`, the error of `what`, is at most `limit`.
     fn within(what: &str, error: f64, limit: f64) -> Self {
-        // This comparison is false for NaN, which therefore counts as a violation.
+        // The comparison is false for NaN, which is therefore a violation.
         if error <= limit {
             Verdict::Holds
         } else {
@@ -145,13 +146,13 @@ impl Verdict {
         }
     }
 
-    /// Holds if `violation` is `None`.
+    /// Returns `Holds` if `violation` is `None`.
     fn unless(violation: Option<String>) -> Self {
         violation.map_or(Verdict::Holds, Verdict::Violated)
     }
 }
 
-/// An invariant of [`Case`]s or of single [`Method`]s.
+/// An invariant of a [`Case`] or of a single [`Method`].
 pub struct Invariant<S: 'static = Case> {
     /// The invariant as a statement, which also serves as its name.
     pub name: &'static str,

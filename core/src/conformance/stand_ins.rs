@@ -1,8 +1,9 @@
-//! Stand-ins: one simple method of each kind, to be combined with the method under test. They are
-//! not in the registry.
+//! Stand-ins: one simple method of each kind, to combine with the method under test. They are not
+//! registered.
 //!
-//! The intervention reads both log-probabilities and states, and the adapter can represent any
-//! change to any linear module. Every effect of the method under test is therefore visible.
+//! The stand-in intervention reads both log-probabilities and states, and the stand-in adapter can
+//! represent any change to a linear module. This makes every effect of the method under test
+//! visible.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -26,16 +27,16 @@ const ORIGIN: &str = env!("CARGO_PKG_NAME");
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 const REFERENCE: &str = "this project's conformance tests";
 
-/// The intervention.
+/// The stand-in intervention.
 pub static INTERVENTION: InterventionEntry =
     InterventionEntry::of::<MarginAndStates>(ORIGIN, VERSION);
-/// The adapter.
+/// The stand-in adapter.
 pub static ADAPTER: AdapterEntry = AdapterEntry::of::<FullChange>("STAND_IN", ORIGIN, VERSION);
-/// The transform.
+/// The stand-in transform.
 pub static TRANSFORM: TransformEntry = TransformEntry::of::<Untransformed>(ORIGIN, VERSION);
-/// The tap.
+/// The stand-in tap.
 pub static TAP: TapEntry = TapEntry::of::<HiddenStates>(ORIGIN, VERSION);
-/// The data set.
+/// The stand-in data set.
 pub static DATASET: DatasetEntry = DatasetEntry::of::<ThreePairs>(ORIGIN, VERSION);
 
 /// All stand-ins.
@@ -64,7 +65,7 @@ impl Default for MarginAndStates {
 impl Plugin for MarginAndStates {
     const NAME: &'static str = NAME;
     const SUMMARY: &'static str =
-        "a logistic loss of the margin, plus a distance between states in their coordinates";
+        "a logistic loss of the margin, plus a coordinate-wise distance between states";
     const EXPLAIN: &'static str = "L = −log σ(βθ) + mean over taps of [D(p⁻ − r⁺) + D(p⁺ − \
         r⁺)]    D(x) = mean over coordinates of √(1 + x²) − 1";
     const REFERENCE: &'static str = REFERENCE;
@@ -91,8 +92,8 @@ impl Intervention for MarginAndStates {
     fn loss(&mut self, pairs: &Pairs, _: StepInfo) -> Result<Loss> {
         let Sides { chosen, rejected } = pairs.log_ratios()?;
         let margin = -((chosen - rejected) * self.beta).log_sigmoid();
-        // A squared length would not change under a rotation, so it could not test a transform that
-        // is a rotation.
+        // This distance depends on the coordinates. A squared length would not change under a
+        // rotation, and could not detect an error in a transform that is a rotation.
         let distance = |a: &Tensor, b: &Tensor| {
             ((a - b).square() + 1.0).sqrt().mean_dim(1, false, None::<Kind>) - 1.0
         };
@@ -108,7 +109,7 @@ impl Intervention for MarginAndStates {
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct FullChange {
-    /// The linear modules to adapt: a list of ends of names (`qkv_proj.q_proj` selects a part of a
+    /// The linear modules to adapt: a list of name suffixes (`qkv_proj.q_proj` selects a part of a
     /// fused module), a regular expression for whole names, or `all-linear`.
     target_modules: Targets,
     /// The blocks to adapt, counted from 0. By default, all blocks are adapted.
@@ -183,7 +184,7 @@ impl AdaptedLinear for Change {
     }
 }
 
-/// The identity.
+/// The identity transform.
 #[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Untransformed {}
@@ -215,11 +216,11 @@ impl Transform for Untransformed {
     }
 }
 
-/// The residual stream.
+/// A tap that reads the residual stream.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct HiddenStates {
-    /// The hidden states to read; 0 is the embeddings.
+    /// The hidden states to read, where 0 is the embeddings.
     layers: Layers,
 }
 
@@ -253,7 +254,7 @@ impl Tap for HiddenStates {
     }
 }
 
-/// Three pairs.
+/// A data set with three pairs.
 #[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ThreePairs {}

@@ -10,8 +10,8 @@ use crate::registry::TapEntry;
 
 /// The invariants for taps.
 pub const TAPS: &[Invariant<Method<&'static TapEntry>>] = &[
-    Invariant { name: "its sites exist in the model, or it returns an error", check: places },
-    Invariant { name: "its sites are unique, and in the order of a forward pass", check: order },
+    Invariant { name: "the sites exist in the model, or the tap returns an error", check: places },
+    Invariant { name: "the sites are unique, and in the order of a forward pass", check: order },
     Invariant { name: "a layer out of range is an error", check: outside },
 ];
 
@@ -23,17 +23,17 @@ fn places(method: &Method<&'static TapEntry>) -> Result<Verdict> {
     let deep = fixture::info(fixture::DEEP)?;
     if sites(method, &deep)?.is_empty() {
         return Ok(Verdict::Violated(format!(
-            "it selects no sites in a model of {} blocks",
+            "the tap selects no sites in a model of {} blocks",
             deep.layers
         )));
     }
-    // A tap may reject these models, but it must not return sites that they do not have.
+    // A tap may reject a model without modules, but it must not return sites that do not exist.
     let without_modules = ModelInfo { linears: Vec::new(), ..deep.clone() };
     for model in [deep, fixture::info(fixture::BLOCKS)?, fixture::info(1)?, without_modules] {
         for site in sites(method, &model).unwrap_or_default() {
             if let Err(e) = model.width(&site) {
                 return Ok(Verdict::Violated(format!(
-                    "in a model of {} blocks and {} modules it selects `{site}`: {e}",
+                    "in a model of {} blocks and {} modules the tap selects `{site}`: {e}",
                     model.layers,
                     model.linears.len()
                 )));
@@ -49,11 +49,11 @@ fn order(method: &Method<&'static TapEntry>) -> Result<Verdict> {
     let reached = sites.iter().map(|site| reached(&model, site)).collect::<Result<Vec<_>>>()?;
     for (i, site) in sites.iter().enumerate() {
         if sites[..i].contains(site) {
-            return Ok(Verdict::Violated(format!("it selects `{site}` twice")));
+            return Ok(Verdict::Violated(format!("the tap selects `{site}` twice")));
         }
         if i > 0 && reached[i - 1] > reached[i] {
             return Ok(Verdict::Violated(format!(
-                "it lists `{}` before `{site}`, which is computed earlier",
+                "the tap lists `{}` before `{site}`, which is computed earlier",
                 sites[i - 1]
             )));
         }
@@ -61,8 +61,8 @@ fn order(method: &Method<&'static TapEntry>) -> Result<Verdict> {
     Ok(Verdict::Holds)
 }
 
-/// When a forward pass computes a site, as a sort key: the number of blocks that it has begun, and
-/// the position within the last of them.
+/// Returns a sort key for when a forward pass computes a site: the number of blocks that have
+/// started by then, and a position within the last of these blocks.
 fn reached(model: &ModelInfo, site: &Site) -> Result<(usize, usize)> {
     let begun = model.block(site)?.map_or(0, |k| k + 1);
     let module = |name: &str| {
@@ -85,7 +85,7 @@ fn outside(method: &Method<&'static TapEntry>) -> Result<Verdict> {
     const LAYERS: &str = "layers";
     let far = json!("1000");
     if !plugin_fields(&method.entry.about)?.iter().any(|f| f.name == LAYERS && !f.refuses(&far)) {
-        return Ok(Verdict::DoesNotApply("it has no field `layers`"));
+        return Ok(Verdict::DoesNotApply("the tap has no field `layers`"));
     }
     let mut config: Value =
         serde_json::from_str(&method.json).map_err(|e| Error::internal(e.to_string()))?;

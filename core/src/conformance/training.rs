@@ -58,8 +58,8 @@ fn finite(case: &Case) -> Result<Verdict> {
     if bench.objective.needs().evaluate_only {
         return Ok(UNTRAINED);
     }
-    // A single pair has no standard deviation, and identical completions have no difference. The
-    // other invariants use larger batches.
+    // These batches are edge cases: a single pair has no standard deviation, and identical
+    // completions have no difference. The other invariants use larger batches.
     let batches = [("a single pair", &pairs()[0]), ("a pair with identical completions", &twins())];
     for place in ["at the start", "after a disturbance"] {
         for (what, pair) in batches {
@@ -69,8 +69,8 @@ fn finite(case: &Case) -> Result<Verdict> {
             if let Some((name, value)) = step.metrics.iter().find(|(_, value)| !value.is_finite()) {
                 return Ok(Verdict::Violated(format!("{place}, `{name}` of {what} is {value}")));
             }
-            // Gradients accumulate. Those of earlier batches were finite, so this batch is at
-            // fault.
+            // Gradients accumulate over the batches. Those of earlier batches were finite, so a
+            // non-finite gradient comes from this batch.
             if let Some((name, _)) = bench
                 .named()
                 .iter()
@@ -86,8 +86,8 @@ fn finite(case: &Case) -> Result<Verdict> {
     Ok(Verdict::Holds)
 }
 
-/// Largest accepted ratio of the gradient norms of a pair with identical completions and any
-/// ordinary pair. A loss that divides by a distance of 0 exceeds it by many orders of magnitude.
+/// Largest accepted ratio between the gradient norms of a pair with identical completions and of an
+/// ordinary pair. A loss that divides by a distance of 0 exceeds this by orders of magnitude.
 const LONGEST: f64 = 1e3;
 
 fn twin_weight(case: &Case) -> Result<Verdict> {
@@ -110,8 +110,8 @@ fn twin_weight(case: &Case) -> Result<Verdict> {
     let longest = lengths.into_iter().fold(0.0, f64::max);
     let description = || {
         format!(
-            "the norm of its gradient is {twin:.2e}, and that of any other pair at most \
-                {longest:.2e}"
+            "the gradient norm is {twin:.2e} for this pair, and at most {longest:.2e} for the \
+                others"
         )
     };
     Ok(if twin <= LONGEST * longest { Verdict::Holds } else { Verdict::Violated(description()) })
@@ -135,10 +135,10 @@ fn gradients(case: &Case) -> Result<Verdict> {
     }
     const H: f64 = 1e-4;
     let mut worst: f64 = 0.0;
-    // Each tensor is checked separately, along a random direction, so that large gradients of other
-    // tensors cannot hide an error.
+    // Each tensor is checked separately, along a random direction. Otherwise, large gradients of
+    // one tensor could hide an error in another.
     for (i, (tensor, gradient)) in tensors.iter().zip(&gradients).enumerate() {
-        // libtorch's generator cannot be used, because tests in other threads share it.
+        // Do not use libtorch's generator, which is shared with tests in other threads.
         let direction = Init::new(11, "direction", Kind::Double, tensor.device())
             .normal(&i.to_string(), &tensor.size(), 1.0)
             .detach();
@@ -166,7 +166,7 @@ fn reach(case: &Case) -> Result<Verdict> {
     bench.disturb();
     let of_adapter: Vec<_> =
         bench.adapted.tensors().into_iter().filter(|(_, t)| !t.requires_grad()).collect();
-    // The weights of the base model before the adapter was attached.
+    // The weights of the base model before an adapter was attached.
     let before: Vec<Tensor> = fixture::weights(fixture::BLOCKS, Kind::Double)
         .into_values()
         .chain(of_adapter.iter().map(|(_, t)| t.copy()))
@@ -242,8 +242,8 @@ fn optimiser(bench: &Bench) -> AdamW {
     AdamW::new(vec![Group { parameters: bench.named(), scale: 1.0 }], &TrainConfig::default())
 }
 
-/// Trains for some steps, from the start or from disturbed values. Returns the loss of each step
-/// and copies of the trained tensors; `None` if the method trains nothing.
+/// Trains for `steps` steps, from the initial values or from disturbed ones. Returns the loss of
+/// each step and copies of the trained tensors, or `None` if the method trains nothing.
 pub(super) fn trained(
     case: &Case,
     seed: u64,
@@ -263,7 +263,7 @@ pub(super) fn trained(
     let mut losses = Vec::new();
     for _ in 0..steps {
         tch::manual_seed(seed as i64);
-        // Always the same step of the schedule, so that all losses are values of one function.
+        // Always use the same step of the schedule, so that the losses can be compared.
         losses.push(
             accumulate(&mut bench.objective, &bench.model, &bench.adapted, &refs(&pairs), 6, STEP)?
                 .loss,
@@ -275,7 +275,7 @@ pub(super) fn trained(
 
 fn determinism(case: &Case) -> Result<Verdict> {
     let run = |before: i64| {
-        // The state of libtorch's generator must not matter.
+        // The result must not depend on the state of libtorch's generator.
         tch::manual_seed(before);
         trained(case, 1, 2, 1e-3, false)
     };
@@ -290,8 +290,8 @@ fn determinism(case: &Case) -> Result<Verdict> {
 }
 
 fn learning(case: &Case) -> Result<Verdict> {
-    // Some losses, such as a cosine between states, are flat where policy and reference are equal.
-    // So this starts from disturbed values.
+    // Start from disturbed values, because some losses are flat where policy and reference are
+    // equal, for example a cosine between states.
     let Some((losses, _)) = trained(case, 0, 12, 2e-3, true)? else { return Ok(UNTRAINED) };
     let (first, last) = (losses[0], losses[losses.len() - 1]);
     Ok(if last < first {

@@ -12,15 +12,19 @@ use crate::registry::TransformEntry;
 
 /// The invariants for transforms.
 pub const TRANSFORMS: &[Invariant<Method<&'static TransformEntry>>] = &[
-    Invariant { name: "its parameters are trainable leaves with unique names", check: naming },
-    Invariant { name: "it only depends on the seed", check: seeded },
-    Invariant { name: "it is linear if it claims to be", check: linear },
-    Invariant { name: "it preserves lengths and angles if it claims to", check: orthogonal },
+    Invariant { name: "the parameters are trainable leaves with unique names", check: naming },
+    Invariant { name: "the transform only depends on the seed", check: seeded },
+    Invariant { name: "the transform is linear if it claims to be", check: linear },
+    Invariant {
+        name: "the transform preserves lengths and angles if it claims to",
+        check: orthogonal,
+    },
 ];
 
 const ROWS: i64 = 6;
 
-/// Builds the transform for a site in the middle of the model. Returns it with the width h.
+/// Builds the transform for a site in the middle of the model. Returns it with the width of the
+/// states.
 fn build(method: &Method<&'static TransformEntry>, seed: u64) -> Result<(Box<dyn Transform>, i64)> {
     let model = fixture::model(Kind::Double)?;
     let site = Site::Residual(2);
@@ -52,7 +56,8 @@ fn noise(key: &str, shape: &[i64]) -> Tensor {
     Init::new(3, "noise", Kind::Double, Device::Cpu).normal(key, shape, 1.0).detach()
 }
 
-/// Applies T to the tokens of two sequences. The states at the previous tap are independent of x.
+/// Applies the transform to the tokens of two sequences. The states at the previous tap do not
+/// depend on `x`.
 fn apply(transform: &dyn Transform, x: &Tensor) -> Result<Tensor> {
     let around = Around {
         previous: Some(noise("previous", &x.size())),
@@ -81,7 +86,7 @@ fn naming(method: &Method<&'static TransformEntry>) -> Result<Verdict> {
 
 fn seeded(method: &Method<&'static TransformEntry>) -> Result<Verdict> {
     let run = |before: i64| {
-        // The state of libtorch's generator must not matter.
+        // The result must not depend on the state of libtorch's generator.
         tch::manual_seed(before);
         build(method, 1)
     };
@@ -103,13 +108,13 @@ fn linear(method: &Method<&'static TransformEntry>) -> Result<Verdict> {
     let _guard = tch::no_grad_guard();
     let (transform, width) = disturbed(method)?;
     if !transform.linear() {
-        return Ok(Verdict::DoesNotApply("it does not claim to be"));
+        return Ok(Verdict::DoesNotApply("the transform does not claim to be linear"));
     }
     let (x, y) = (noise("x", &[ROWS, width]), noise("y", &[ROWS, width]));
     let (tx, ty) = (apply(transform.as_ref(), &x)?, apply(transform.as_ref(), &y)?);
     let mixed = apply(transform.as_ref(), &(&x * 2.0 - &y * 3.0))?;
     let off = largest(&(mixed - (&tx * 2.0 - ty * 3.0)));
-    // Pooled states come without a context.
+    // Pooled states have no context.
     let pooled = transform.forward(&x, &Around::default())?;
     Ok(match Verdict::within("T(2x − 3y)", off, 1e-9) {
         Verdict::Holds => {
@@ -123,11 +128,11 @@ fn orthogonal(method: &Method<&'static TransformEntry>) -> Result<Verdict> {
     let _guard = tch::no_grad_guard();
     for (transform, width) in [build(method, 0)?, disturbed(method)?] {
         if !transform.orthogonal() {
-            return Ok(Verdict::DoesNotApply("it does not claim to"));
+            return Ok(Verdict::DoesNotApply("the transform does not claim to preserve them"));
         }
         let x = noise("x", &[ROWS, width]);
         let y = apply(transform.as_ref(), &x)?;
-        // The inner products give the lengths of the rows and the angles between them.
+        // The inner products determine the lengths of the rows and the angles between them.
         let off = largest(&(y.matmul(&y.tr()) - x.matmul(&x.tr())));
         let outcome = Verdict::within("an inner product", off, 1e-9);
         if outcome != Verdict::Holds {

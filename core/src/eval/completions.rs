@@ -62,8 +62,8 @@ pub fn completions(
         };
         let mut reported = 0;
         let answer = generator.answer(&prompt.ids, sampling, &mut |_| {
-            // There may be one call more than there are tokens, because the last one can only pass
-            // on the rest of the text.
+            // `answer` can call this once more after the last token, to pass on the rest of the
+            // text. Such a call is not counted.
             if reported < most {
                 (tokens, reported) = (tokens + 1, reported + 1);
                 progress.advance(1, &rate(tokens));

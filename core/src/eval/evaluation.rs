@@ -134,8 +134,8 @@ impl ScoreRow<'_> {
         fields
     }
 
-    /// The reason why the pair was dropped, or why only a part of it was scored; `None` if all of
-    /// it was scored.
+    /// The reason why the pair was dropped, or why only a part of it was scored; `None` if the
+    /// whole pair was scored.
     pub fn reason(&self, split: &SplitScores) -> Option<String> {
         match self {
             ScoreRow::Dropped(DroppedPair { why: why @ SkipReason::PromptTooLong, .. }) => {

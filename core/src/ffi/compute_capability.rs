@@ -40,7 +40,8 @@ fn query_driver(index: c_int) -> Option<(i32, i32)> {
     // a card.
     let driver = unsafe { Library::new("libcuda.so.1") }.ok()?;
     // SAFETY: these are the types of the functions in `cuda.h`.
-    let (init, get, attribute): (Symbol<'_, Init>, Symbol<'_, Get>, Symbol<'_, Attribute>) = unsafe {
+    type Symbols<'a> = (Symbol<'a, Init>, Symbol<'a, Get>, Symbol<'a, Attribute>);
+    let (init, get, attribute): Symbols<'_> = unsafe {
         (
             driver.get(b"cuInit\0").ok()?,
             driver.get(b"cuDeviceGet\0").ok()?,
@@ -70,7 +71,7 @@ mod tests {
     fn only_a_card_has_a_compute_capability() {
         assert_eq!(compute_capability(Device::Cpu), None);
         assert!(bf16_supported(Device::Cpu));
-        // No machine has that many cards.
+        // No machine has 4001 cards.
         assert_eq!(compute_capability(Device::Cuda(4000)), None);
         if tch::Cuda::is_available() {
             assert!(

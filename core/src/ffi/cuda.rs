@@ -2,8 +2,8 @@
 //!
 //! The program only links libtorch's CPU library, so that one binary works on machines with and
 //! without a card. The CUDA library registers its kernels and hooks when it is opened. libtorch
-//! looks up the hooks once and stores the result, so the library must be opened before any other
-//! call asks libtorch for CUDA.
+//! looks up the hooks once and stores the result, so the library must be opened before the first
+//! call that checks whether CUDA is available.
 
 use std::ffi::{CStr, c_char};
 use std::path::{Path, PathBuf};
@@ -19,13 +19,13 @@ unsafe extern "C" {
     fn reprpo_cuda_version(out: *mut i64) -> *mut c_char;
 }
 
-/// The driver's own library. Without it there is no card to use.
+/// The driver's own library. Without it, no card can be used.
 const DRIVER: &str = "libcuda.so.1";
 
 /// Name of libtorch's CUDA library.
 const LIBRARY: &str = "libtorch_cuda.so";
 
-/// The state of libtorch's CUDA library in this process.
+/// The result of loading libtorch's CUDA library.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CudaLibrary {
     /// The driver's library cannot be opened.
@@ -77,8 +77,8 @@ fn load() -> CudaLibrary {
     if !file.exists() {
         return CudaLibrary::NotInLibtorch;
     }
-    // The symbols must be global, because libtorch's other CUDA libraries look for them. SAFETY:
-    // this runs the initialisers of a library that belongs to this process's libtorch.
+    // The symbols must be global, because libtorch's other CUDA libraries need them. SAFETY: this
+    // runs the initialisers of a library that belongs to this process's libtorch.
     match unsafe { Library::open(Some(&file), RTLD_NOW | RTLD_GLOBAL) } {
         Ok(library) => std::mem::forget(library),
         Err(e) => {
@@ -158,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_cargo_s_own_folders_count_as_built() {
+    fn only_files_in_cargos_target_folder_count_as_built() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("bin/reprpo");
         assert!(!is_cargos(&file));

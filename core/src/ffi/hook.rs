@@ -86,7 +86,7 @@ extern "C" fn call(context: *mut c_void, grad: *mut C_tensor) -> *mut C_tensor {
     let context = unsafe { &mut *context.cast::<Context>() };
     // SAFETY: the shim passes a new tensor on the heap, which this function owns.
     let grad = unsafe { Tensor::from_ptr(grad) };
-    // The gradient is undefined if the loss does not depend on the tensor.
+    // The gradient is undefined if the loss does not depend on the hooked tensor.
     let mapped = if grad.defined() { context.call(&grad) } else { None };
     mapped.map_or(std::ptr::null_mut(), |t| {
         let pointer = t.as_ptr().cast_mut();
@@ -97,8 +97,8 @@ extern "C" fn call(context: *mut c_void, grad: *mut C_tensor) -> *mut C_tensor {
 }
 
 extern "C" fn drop_context(context: *mut c_void) {
-    // SAFETY: the pointer was made by `Box::into_raw` below, and is dropped once, with the last
-    // copy of the hook.
+    // SAFETY: the pointer comes from `Box::into_raw` below, and is dropped once, with the last copy
+    // of the hook.
     let context = unsafe { Box::from_raw(context.cast::<Context>()) };
     // Dropping values that the map captured may panic, and the panic must not unwind into C++.
     let _ = catch_unwind(AssertUnwindSafe(|| drop(context)));

@@ -1,5 +1,5 @@
-//! The product of a matrix with one vector in float32. It takes most of the time when a model
-//! generates text token by token.
+//! The product of a matrix and one vector in float32. Generating text token by token spends most of
+//! its time here.
 
 use std::slice;
 
@@ -17,8 +17,8 @@ unsafe extern "C" {
     ) -> bool;
 }
 
-/// Minimum number of bytes of W per thread, about a third of a millisecond's work. Smaller pieces
-/// do not pay off on a busy machine, because the product waits for the slowest core.
+/// Minimum number of bytes of W per thread, which take about a third of a millisecond. Smaller
+/// pieces would be slower on a busy machine, because the product waits for the slowest core.
 const PIECE: usize = 8 << 20;
 
 /// Computes xWᵀ `[1 out]` from x `[1 in]` and W `[out in]`.
@@ -83,7 +83,7 @@ fn in_pieces(w: &[f32], x: &[f32], y: &mut [f32], pieces: usize) -> bool {
     let mut shares = w.chunks(each * columns).zip(y.chunks_mut(each));
     let Some((first, first_y)) = shares.next() else { return false };
     std::thread::scope(|scope| {
-        // The result of one thread is enough, because all run on the same processor.
+        // The result of one thread is enough, because all threads run on the same processor.
         shares.for_each(|(w, y)| drop(scope.spawn(move || product(w, y))));
         product(first, first_y)
     })

@@ -157,7 +157,7 @@ mod tests {
     fn a_restored_generator_draws_the_same_numbers() {
         let draw = || Tensor::rand([4], (Kind::Float, Device::Cpu));
         // The process has only one generator, and tests in other threads may draw from it at the
-        // same time. So the test passes if one of many attempts succeeds.
+        // same time. Therefore, the test passes if one of many attempts succeeds.
         let repeats = || {
             let state = RngState::of(Device::Cpu).unwrap();
             let first = draw();

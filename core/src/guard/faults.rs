@@ -1,7 +1,7 @@
 //! Faults in functions of a method that cannot return an error, such as `drop`.
 //!
-//! The engine continues with a harmless value until its next call of [`check`]. The command calls
-//! it once more at its end, so that no fault is lost.
+//! The engine continues with a harmless value until the next time it calls [`check`]. Each command
+//! calls [`check`] once more before it ends, so that no fault is lost.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -26,7 +26,7 @@ pub(crate) fn of_plugin(message: &str, cause: &str) {
     report(if cause.is_empty() { error } else { error.because(Error::new(cause)) });
 }
 
-/// Checks if a method failed in a function that cannot return an error.
+/// Checks whether a method failed in a function that cannot return an error.
 ///
 /// # Errors
 /// Returns the first fault since the last call. Any others are only in the log.

@@ -1,8 +1,8 @@
 //! Wrappers around the objects of a method that turn panics into errors which name the method.
 //!
 //! A panic that leaves a plugin library ends the process, so the library's own copy of this code
-//! has to catch it. Registry entries therefore wrap all objects that a method builds in code that
-//! is compiled in the method's crate. Methods that are linked in get the same wrappers.
+//! must catch it. Registry entries therefore wrap all objects that a method builds in code that is
+//! compiled in the method's crate. Methods that are linked in get the same wrappers.
 
 use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -63,7 +63,7 @@ pub(crate) fn guard<T>(
 }
 
 /// Runs a function of a method that cannot return an error. If it panics, the panic is reported as
-/// a fault, and the result is that of `otherwise`.
+/// a fault, and the result of `otherwise` is returned.
 fn guard_or<T>(
     method: MethodId,
     doing: &str,
@@ -275,12 +275,12 @@ impl Dataset for Guarded<dyn Dataset> {
 
     fn pairs(&self, split: &str) -> Result<PairIter<'_>> {
         let pairs = guard(self.method, "pairs", || self.inner.pairs(split))?;
-        Ok(Box::new(GuardedPairs { pairs: Guarded::new(self.method, pairs), over: false }))
+        Ok(Box::new(GuardedPairs { pairs: Guarded::new(self.method, pairs), ended: false }))
     }
 
     fn rows(&self, split: &str) -> Result<RowIter<'_>> {
         let pairs = guard(self.method, "rows", || self.inner.rows(split))?;
-        Ok(Box::new(GuardedPairs { pairs: Guarded::new(self.method, pairs), over: false }))
+        Ok(Box::new(GuardedPairs { pairs: Guarded::new(self.method, pairs), ended: false }))
     }
 
     fn files(&self, split: &str) -> Vec<PathBuf> {
@@ -296,20 +296,20 @@ impl Dataset for Guarded<dyn Dataset> {
 struct GuardedPairs<'a, T> {
     pairs: Guarded<dyn Iterator<Item = Result<T>> + 'a>,
     /// True after a panic.
-    over: bool,
+    ended: bool,
 }
 
 impl<T> Iterator for GuardedPairs<'_, T> {
     type Item = Result<T>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.over {
+        if self.ended {
             return None;
         }
         match self.pairs.run_mut("pairs", |pairs| Ok(pairs.next())) {
             Ok(next) => next,
             Err(e) => {
-                self.over = true;
+                self.ended = true;
                 Some(Err(e))
             }
         }

@@ -7,7 +7,7 @@ use crate::error::Error;
 /// The host, in a plugin's copy of this crate. It is never set in the program itself.
 static HOST: OnceLock<HostSide> = OnceLock::new();
 
-/// The values from its host that a plugin stores.
+/// The values that a plugin receives from its host and stores.
 pub(crate) struct HostSide {
     label: &'static str,
     fault: extern "C" fn(*const u8, usize, *const u8, usize),
@@ -32,7 +32,7 @@ pub(crate) fn host() -> Option<&'static HostSide> {
     HOST.get()
 }
 
-/// Stores the host. Returns false, and does nothing, if there is one already.
+/// Stores the host. Returns false and does nothing if a host is already stored.
 pub(crate) fn keep(
     label: &'static str,
     fault: extern "C" fn(*const u8, usize, *const u8, usize),

@@ -1,5 +1,5 @@
-//! Reads the field of a data set's README that assigns files to splits. The hub sends it as JSON; a
-//! cache that another tool filled only has the README itself.
+//! Reads the field of a data set's README that assigns files to splits. The hub sends this field as
+//! JSON, but a cache that another tool filled only contains the README itself.
 
 use std::borrow::Cow;
 
@@ -16,44 +16,49 @@ const MAX_DEPTH: usize = 16;
 /// tenth as many.
 const MAX_EVENTS: usize = 100_000;
 
-/// The card of a README: `{"configs": […]}`, or null if the README's head does not have that field.
+/// Returns the card of a README: `{"configs": […]}`, or null if the front matter does not have this
+/// field.
 ///
 /// # Errors
 /// Fails if the field is not YAML, uses an alias, or is too large.
 pub(super) fn of_readme(text: &str) -> Result<Value> {
-    let Some(field) = head(text).and_then(|head| field(&head)) else { return Ok(Value::Null) };
+    let Some(field) = front_matter(text).and_then(|lines| field(&lines)) else {
+        return Ok(Value::Null);
+    };
     parse(&field)
 }
 
-/// The lines between the first two `---`, if the text begins with one.
-fn head(text: &str) -> Option<Vec<&str>> {
+/// Returns the lines of the front matter, which are between the first two `---`. Returns `None` if
+/// the text does not begin with `---`.
+fn front_matter(text: &str) -> Option<Vec<&str>> {
     let mut lines = text.strip_prefix('\u{feff}').unwrap_or(text).lines();
     if lines.next()?.trim_end() != "---" {
         return None;
     }
-    let mut head = Vec::new();
+    let mut found = Vec::new();
     for line in lines {
         if line.trim_end() == "---" {
-            return Some(head);
+            return Some(found);
         }
-        head.push(line);
+        found.push(line);
     }
     None
 }
 
-/// The lines of the field. Others are not parsed, so that errors in them do not matter.
-fn field(head: &[&str]) -> Option<String> {
+/// Returns the lines of the field. Other lines are not parsed, so errors in them do not matter.
+fn field(lines: &[&str]) -> Option<String> {
     let key = |line: &str| {
         line.strip_prefix(CONFIGS).is_some_and(|rest| rest.trim_start().starts_with(':'))
     };
-    let start = head.iter().position(|line| key(line))?;
+    let start = lines.iter().position(|line| key(line))?;
     // YAML allows a list in the same column as the key above it.
     let inner = |line: &&&str| line.is_empty() || line.starts_with([' ', '\t', '-', '#', ']', '}']);
-    let rest = head[start + 1..].iter().take_while(inner);
-    Some(std::iter::once(&head[start]).chain(rest).map(|line| format!("{line}\n")).collect())
+    let rest = lines[start + 1..].iter().take_while(inner);
+    Some(std::iter::once(&lines[start]).chain(rest).map(|line| format!("{line}\n")).collect())
 }
 
-/// A collection whose end has not been read yet. A table also has the key whose value comes next.
+/// A collection whose end has not been read yet. A table also stores the key whose value comes
+/// next.
 enum Open {
     List(Vec<Value>),
     Table(Map<String, Value>, Option<String>),
@@ -75,7 +80,9 @@ impl Open {
 
 fn parse(text: &str) -> Result<Value> {
     let wrong = |why: &str| {
-        Error::new(format!("`{CONFIGS}` in the head of `README.md` cannot be read as YAML: {why}"))
+        Error::new(format!(
+            "`{CONFIGS}` in the front matter of `README.md` cannot be read as YAML: {why}"
+        ))
     };
     let mut open: Vec<Open> = Vec::new();
     let mut whole = Value::Null;
@@ -113,7 +120,8 @@ fn parse(text: &str) -> Result<Value> {
     Ok(whole)
 }
 
-/// Converts a scalar. Numbers stay text, because they are names of configurations or of files here.
+/// Converts a scalar. Numbers stay text, because in this field they are names of configurations or
+/// files.
 fn scalar(text: Cow<'_, str>, style: ScalarStyle) -> Value {
     match (style, &*text) {
         (ScalarStyle::Plain, "true" | "True" | "TRUE") => Value::Bool(true),
@@ -130,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_field_is_read_as_the_hub_reads_it() {
+    fn the_field_is_parsed_as_on_the_hub() {
         let readme = "---\nlicense: mit\nconfigs:\n- config_name: prefs  # the good ones\n  \
             default: true\n  data_files:\n  - split: train\n    \
             path: \"prefs_v2.jsonl\"\n  - split: test\n    path:\n    - a-*.parquet\n    - \
@@ -174,8 +182,9 @@ mod tests {
         ] {
             let e = of_readme(&format!("---\n{text}---\n")).unwrap_err();
             assert!(
-                e.message()
-                    .starts_with("`configs` in the head of `README.md` cannot be read as YAML: "),
+                e.message().starts_with(
+                    "`configs` in the front matter of `README.md` cannot be read as YAML: "
+                ),
                 "{e:?}"
             );
         }

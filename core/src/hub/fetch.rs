@@ -1,6 +1,6 @@
 //! Downloads one file from the hub into the cache. The paths, the names of partial files and the
-//! locks are the same as in the hub's Python client, so either program can resume a download that
-//! the other one started.
+//! locks are the same as in the hub's Python client, so each program can resume downloads that the
+//! other one started.
 //!
 //! hf-hub's own download is not used, because it sends the token to the host of large files, checks
 //! neither length nor hash, and resumes at the wrong byte.
@@ -24,7 +24,7 @@ const MAX_RETRIES: u32 = 5;
 const REPORT_INTERVAL: Duration = Duration::from_millis(100);
 /// Maximum number of redirects.
 const MAX_REDIRECTS: u32 = 8;
-/// Hint for errors after which a partial download stays in the cache.
+/// Hint for errors that leave a partial download in the cache.
 const RESUME: &str = "run the same command again to resume the download";
 
 /// A file of a repository at a commit.
@@ -70,7 +70,7 @@ struct RemoteFile {
 impl File<'_> {
     /// Downloads the file into the cache.
     pub fn fetch(&self) -> Result<()> {
-        // The name becomes part of a URL without escaping.
+        // The name is inserted into a URL without escaping.
         if !self.name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.+=@,~()/".contains(&b)) {
             return Err(Error::new("the file's name contains characters that a URL cannot have"));
         }
@@ -94,7 +94,7 @@ impl File<'_> {
                 }
                 Err(TransferError::Damaged) => damaged = true,
                 Err(TransferError::Cut(e)) => {
-                    // An unreliable connection still downloads the whole file, as long as each
+                    // Even over an unreliable connection, the download completes as long as each
                     // attempt adds some bytes.
                     without_progress = if had > before { 0 } else { without_progress + 1 };
                     if without_progress >= MAX_RETRIES {
@@ -119,8 +119,9 @@ impl File<'_> {
             commit = header("x-repo-commit").map(str::to_owned).or(commit);
             let target = redirect_target(&address, &response)?;
             // The hub redirects to a renamed repository or to its store of small files, and a
-            // mirror redirects to the hub. The metadata comes from the target then. A redirect to
-            // the host of large files carries the metadata itself, in `x-linked-*` headers.
+            // mirror redirects to the hub. In these cases, the target sends the metadata. A
+            // redirect to the host of large files contains the metadata itself, in `x-linked-*`
+            // headers.
             if let Some(target) =
                 target.as_ref().filter(|to| self.is_on_hub(to) || header("x-linked-etag").is_none())
             {
@@ -137,7 +138,7 @@ impl File<'_> {
                 .trim_start_matches("W/")
                 .trim_matches('"')
                 .to_owned();
-            // The ETag becomes a file name.
+            // The ETag is used as a file name.
             if etag.is_empty()
                 || etag.len() > 128
                 || !etag.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))
@@ -191,7 +192,7 @@ impl File<'_> {
             fs::rename(&file.part, &file.blob).map_err(|e| self.unwritable(e))?;
         }
         if fs::symlink_metadata(&file.pointer).is_ok() && !file.pointer.exists() {
-            // The link's target was deleted.
+            // The link exists, but its target was deleted.
             fs::remove_file(&file.pointer).map_err(|e| self.unwritable(e))?;
         }
         if file.pointer.exists() {
@@ -201,7 +202,7 @@ impl File<'_> {
         }
     }
 
-    /// Downloads the bytes that the partial file does not have yet.
+    /// Downloads the bytes that the partial file is missing.
     fn transfer(&self, file: &RemoteFile) -> Result<(), TransferError> {
         let mut start = length(&file.part);
         if start > file.size {
@@ -259,7 +260,7 @@ impl File<'_> {
     /// token is only sent to the hub, not to other hosts.
     fn ask(&self, head: bool, address: &str, start: u64) -> Result<Response<Body>, TransferError> {
         let agent = &self.hub.agent;
-        // A compressed response would have another length.
+        // A compressed response would have a different length.
         let mut request = if head { agent.head(address) } else { agent.get(address) }
             .header("Accept-Encoding", "identity");
         if let Some(token) = self.hub.settings.token.as_ref().filter(|_| self.is_on_hub(address)) {
@@ -309,7 +310,7 @@ impl File<'_> {
                 Err(TryLockError::WouldBlock) => {
                     if !warned {
                         tracing::warn!(
-                            "waiting for another process that downloads `{}` of `{}`",
+                            "waiting for another process to download `{}` of `{}`",
                             self.name,
                             self.repo.name
                         );

@@ -102,8 +102,8 @@ pub(super) fn is_commit(text: &str) -> bool {
     text.len() == 40 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// True if a text is allowed as a part of an id. The hub's rules apply, and the text must not lead
-/// out of a folder when it is used as a path.
+/// True if a text is allowed as a part of an id. The rules are the same as on the hub. In addition,
+/// the text must not lead out of a folder if it is used as a path.
 fn plain(text: &str) -> bool {
     !text.is_empty()
         && text.len() <= 96

@@ -54,7 +54,7 @@ pub struct Hub {
 }
 
 impl fmt::Debug for Hub {
-    /// Leaves out hf-hub's client, because its output includes the token.
+    /// Leaves out hf-hub's client, because its debug output includes the token.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Hub").field("settings", &self.settings).finish_non_exhaustive()
     }
@@ -69,8 +69,8 @@ enum LookupError {
 }
 
 impl Hub {
-    /// Creates a client with the settings of the environment. It is offline if [`stay_offline`] was
-    /// called, even if the environment does not ask for that.
+    /// Creates a client with the settings of the environment. The client is offline if the
+    /// environment says so, or if [`stay_offline`] was called.
     ///
     /// # Errors
     /// Fails if a setting is not valid.
@@ -118,8 +118,8 @@ impl Hub {
     /// revision is a commit that was looked up before, or if the hub cannot be reached.
     ///
     /// # Errors
-    /// Fails if the repository does not exist or this user cannot access it, and if the cache does
-    /// not have it when the cache is used.
+    /// Fails if the repository does not exist, if this user cannot access it, or if the cache is
+    /// used and does not contain it.
     pub fn open(&self, repo: &RepoId) -> Result<Snapshot<'_>> {
         if self.settings.offline {
             return Snapshot::cached(self, repo).map_err(|e| {
@@ -233,7 +233,7 @@ impl Hub {
                 self.with_token_hint(Error::new("the hub does not accept the token"))
             }
             // The hub does not reveal whether a private repository exists, and for some missing
-            // ones it only replies with status 401.
+            // repositories it only replies with status 401.
             (_, "RepoNotFound") | (401, "") => {
                 let e = Error::new(format!(
                     "the {what} `{id}` was not found on the hub, or you cannot access it"

@@ -24,7 +24,7 @@ pub struct Settings {
     pub offline: bool,
     /// Access token: `HF_TOKEN`, or the file that `hf auth login` writes.
     pub token: Option<Token>,
-    /// Certificate authorities to trust, and nothing else: `SSL_CERT_FILE`, `REQUESTS_CA_BUNDLE`,
+    /// The only certificate authorities to trust: `SSL_CERT_FILE`, `REQUESTS_CA_BUNDLE`,
     /// `CURL_CA_BUNDLE`. `None` means the public authorities that Mozilla trusts.
     pub authorities: Option<Authorities>,
 }

@@ -18,7 +18,7 @@ pub(super) struct Listing {
     pub files: Vec<String>,
     /// True if users must accept the repository's terms before they can download files.
     pub gated: bool,
-    /// Metadata from the head of the README, as JSON.
+    /// Metadata from the front matter of the README, as JSON.
     pub card: Value,
 }
 
@@ -54,8 +54,8 @@ impl Listing {
         Ok(listing)
     }
 
-    /// The listing of a commit that an earlier run stored. It stays valid, because a commit never
-    /// changes.
+    /// Reads the listing of a commit that an earlier run stored. A stored listing stays valid,
+    /// because commits never change.
     pub fn stored(hub: &Hub, repo: &RepoId, commit: &str) -> Option<Self> {
         let bytes =
             read_bounded(&listing_path(hub, repo, commit), super::MAX_LISTING_BYTES).ok()?;
@@ -64,7 +64,7 @@ impl Listing {
             .filter(|l| l.commit == commit && l.files.iter().all(|f| is_inside(f)))
     }
 
-    /// Lists the files of a snapshot in the cache, if the cache has no listing from the hub.
+    /// Lists the files of a snapshot in the cache, for which there is no listing from the hub.
     fn of_folder(folder: &Path, repo: &RepoId, commit: String) -> Result<Self> {
         let mut files = Vec::new();
         walk(folder, "", &mut files)?;
@@ -98,7 +98,7 @@ impl Listing {
                 &serde_json::to_vec(self).map_err(|e| Error::internal(e.to_string()))?,
             )
         };
-        // If this fails, a later run asks the hub again.
+        // If storing fails, a later run requests the listing from the hub again.
         if let Err(e) = written() {
             tracing::debug!("the listing of `{repo}` was not stored: {e:?}");
         }
@@ -125,7 +125,7 @@ pub struct Snapshot<'h> {
     listing: Listing,
     /// True if files that are not in the cache may be downloaded.
     fetches: bool,
-    /// True if the listing was made from the cache. The repository may have more files then.
+    /// True if the listing was created from the cache, so that the repository may have more files.
     partial: bool,
 }
 
@@ -152,7 +152,7 @@ impl<'h> Snapshot<'h> {
         let named = match std::fs::read_to_string(folder.join("refs").join(&repo.revision)) {
             Ok(commit) => Some(commit.trim().to_owned()),
             Err(_) if repo.is_commit() => Some(repo.revision.clone()),
-            // A cache that was filled by hand has no refs. If it has only one snapshot, that one is
+            // A cache that was filled by hand has no refs. If there is only one snapshot, it is
             // used.
             Err(_) => only(&snapshots).filter(|_| repo.revision == "main"),
         };
@@ -171,7 +171,7 @@ impl<'h> Snapshot<'h> {
         &self.listing.commit
     }
 
-    /// The repository's id with the commit as revision, so that it always means the same files.
+    /// The repository's id with the commit as revision. It always refers to the same files.
     pub fn pinned(&self) -> RepoId {
         self.repo.at(&self.listing.commit)
     }
@@ -186,8 +186,8 @@ impl<'h> Snapshot<'h> {
         self.listing.files.binary_search_by(|f| f.as_str().cmp(file)).is_ok()
     }
 
-    /// Metadata from the head of the README, as JSON; null if the README does not have any, or if
-    /// the cache does not have the README.
+    /// Metadata from the front matter of the README, as JSON; null if the README does not have any,
+    /// or if the cache does not have the README.
     pub fn card(&self) -> &Value {
         &self.listing.card
     }
@@ -245,7 +245,7 @@ impl<'h> Snapshot<'h> {
     /// Downloads several files that are not in the cache yet, and returns their common folder.
     ///
     /// # Errors
-    /// Fails as [`get`](Self::get) does.
+    /// Fails in the same cases as [`get`](Self::get).
     pub fn get_all<S: AsRef<str>>(&self, files: impl IntoIterator<Item = S>) -> Result<PathBuf> {
         files.into_iter().try_for_each(|file| self.get(file.as_ref()).map(drop))?;
         Ok(self.folder())

@@ -9,7 +9,8 @@ use crate::error::Fault as ErrorFault;
 const MODEL: &str = "models/org/name";
 const WEIGHTS: &str = "model.safetensors";
 
-/// `n` bytes whose pattern differs between any two ranges, so that swapped ranges are noticed.
+/// Returns `n` bytes with a pattern that changes from range to range, so that swapped ranges are
+/// noticed.
 fn weights(n: usize) -> Vec<u8> {
     (0..n).map(|i| (i * 31 + i / 251) as u8).collect()
 }
@@ -22,7 +23,7 @@ struct Fixture {
 }
 
 impl Fixture {
-    /// Starts a hub with one model.
+    /// Starts a hub that contains one model.
     fn new() -> Self {
         Self::of(LocalHub::start())
     }
@@ -112,7 +113,7 @@ fn downloaded_files_have_the_cache_layout_of_the_python_client() {
 
     fixture.hub.requests();
     assert_eq!(snapshot.get(WEIGHTS).unwrap(), path);
-    assert!(fixture.hub.requests().is_empty(), "a cached file does not cause a request");
+    assert!(fixture.hub.requests().is_empty(), "a cached file must not cause a request");
 }
 
 #[test]
@@ -141,7 +142,7 @@ fn cached_files_are_found_without_a_network() {
         offline.open(&id("org/name@v2")).is_err()
             && offline.open(&id(&format!("org/name@{}", fixture.commit))).is_ok()
     );
-    assert!(fixture.hub.requests().is_empty(), "an offline client makes no requests");
+    assert!(fixture.hub.requests().is_empty(), "an offline client must not send requests");
 
     // The cache is used if the hub cannot be reached.
     let nowhere =
@@ -168,29 +169,29 @@ fn a_known_commit_is_not_looked_up_again() {
 }
 
 #[test]
-fn files_that_other_programs_put_into_the_cache_are_found() {
+fn files_that_other_programs_stored_in_the_cache_are_found() {
     let fixture = Fixture::new();
-    let put = |path: &str, text: &str| {
+    let write = |path: &str, text: &str| {
         let path = fixture.cache().join(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, text).unwrap();
     };
-    put("snapshots/aaa/config.json", "{}");
-    put("snapshots/aaa/sub/x", "");
+    write("snapshots/aaa/config.json", "{}");
+    write("snapshots/aaa/sub/x", "");
     let offline = fixture.offline();
     assert_eq!(
         offline.open(&id("org/name")).unwrap().files(),
         ["config.json", "sub/x"],
         "the only snapshot is used"
     );
-    put("snapshots/bbb/config.json", "{}");
+    write("snapshots/bbb/config.json", "{}");
     assert!(
         offline.open(&id("org/name")).is_err(),
         "with two snapshots and no refs, `main` is unknown"
     );
-    put("refs/main", "bbb\n");
+    write("refs/main", "bbb\n");
     assert_eq!(offline.open(&id("org/name")).unwrap().commit(), "bbb");
-    put("refs/main", "../../../secret");
+    write("refs/main", "../../../secret");
     assert!(offline.open(&id("org/name")).is_err());
 }
 
@@ -209,10 +210,10 @@ fn only_changed_files_are_downloaded_when_a_branch_moves() {
     assert!(folder.ends_with(&second));
     assert_eq!(fs::read(folder.join(WEIGHTS)).unwrap(), fixture.weights);
     assert_eq!(fs::read(folder.join("config.json")).unwrap(), b"{\"new\": 1}");
-    let moved = transfers(&fixture.hub);
+    let downloads = transfers(&fixture.hub);
     assert!(
-        moved.len() == 1 && moved[0].path.contains("resolve-cache"),
-        "the unchanged weights are linked: {moved:?}"
+        downloads.len() == 1 && downloads[0].path.contains("resolve-cache"),
+        "the unchanged weights must only be linked: {downloads:?}"
     );
     assert_eq!(fs::read_to_string(fixture.cache().join("refs/main")).unwrap(), second);
 }
@@ -238,7 +239,7 @@ fn the_next_process_resumes_a_failed_download() {
     let fixture = Fixture::new();
     let client = fixture.client();
     let snapshot = client.open(&id("org/name")).unwrap();
-    // One attempt with some bytes, followed by attempts without any.
+    // One attempt receives some bytes, and the following attempts receive none.
     fixture.hub.fail(&[vec![Fault::Cut(1000)], vec![Fault::Cut(0); 20]].concat());
     let e = snapshot.get(WEIGHTS).unwrap_err();
     assert!(
@@ -269,7 +270,7 @@ fn a_corrupt_partial_file_is_downloaded_again() {
         snapshot.get(WEIGHTS).unwrap();
         let blob = snapshot.folder().join(WEIGHTS).canonicalize().unwrap();
         fs::remove_file(&blob).unwrap();
-        // A process that was killed at the wrong moment leaves such a file.
+        // A process that is killed at the wrong moment can leave a file like this.
         fs::write(blob.with_extension("incomplete"), vec![7; length]).unwrap();
         assert_eq!(fs::read(snapshot.get(WEIGHTS).unwrap()).unwrap(), fixture.weights, "{length}");
     }
@@ -295,7 +296,7 @@ fn damaged_downloads_are_discarded() {
     assert!(message_of(&e).contains("does not match the length or hash"), "{e:?}");
     assert!(!snapshot.folder().join(WEIGHTS).exists());
 
-    // A server without support for ranges sends the whole file when the download resumes.
+    // A server that does not support ranges sends the whole file when the download resumes.
     let fixture = Fixture::new();
     let client = fixture.client();
     fixture.hub.fail(&[Fault::Cut(1000), Fault::Whole]);
@@ -306,7 +307,7 @@ fn damaged_downloads_are_discarded() {
 }
 
 #[test]
-fn private_and_gated_repositories_need_the_token() {
+fn private_and_gated_repositories_need_a_token_with_access() {
     let fixture = Fixture::new();
     fixture.hub.describe(MODEL, Traits { gated: true, ..Traits::default() });
     for (client, who) in [
@@ -342,7 +343,7 @@ fn private_and_gated_repositories_need_the_token() {
 }
 
 #[test]
-fn an_invalid_token_has_another_error_than_a_missing_repository() {
+fn an_invalid_token_and_a_missing_repository_have_different_errors() {
     let fixture = Fixture::new();
     fixture.hub.fail(&[Fault::Credentials]);
     let text = message_of(&fixture.client_with("hf_old").open(&id("org/name")).unwrap_err());
@@ -405,19 +406,19 @@ fn a_tls_connection_requires_a_trusted_certificate() {
             && !fixture.hub.requests().is_empty()
     );
 
-    // The certificate of another hub is not valid for this one.
+    // A certificate from another hub is not valid for this hub.
     fs::write(&file, LocalHub::start_secure().certificate()).unwrap();
     let other = trusting(&file).unwrap();
     let e = other.open(&id("org/other")).unwrap_err();
     assert!(message_of(&e).contains("own.pem`: `SSL_CERT_FILE` makes it"), "{e:?}");
-    for (text, says) in [
+    for (text, expected) in [
         ("no certificate here", "does not contain a certificate"),
         ("-----BEGIN CERTIFICATE-----\n!\n", "not a valid PEM file"),
     ] {
         fs::write(&file, text).unwrap();
         let e = trusting(&file).unwrap_err();
         assert!(
-            message_of(&e).contains("`SSL_CERT_FILE`") && message_of(&e).contains(says),
+            message_of(&e).contains("`SSL_CERT_FILE`") && message_of(&e).contains(expected),
             "{e:?}"
         );
     }
@@ -445,7 +446,7 @@ fn errors_name_the_missing_repository_revision_or_file() {
 }
 
 #[test]
-fn renamed_repositories_are_followed_and_a_busy_hub_is_asked_again() {
+fn renamed_repositories_are_followed_and_requests_to_a_busy_hub_are_retried() {
     let fixture = Fixture::new();
     fixture.hub.rename("models/org/old", MODEL);
     let client = fixture.client();
@@ -460,7 +461,7 @@ fn renamed_repositories_are_followed_and_a_busy_hub_is_asked_again() {
 #[test]
 fn a_mirrors_token_is_not_sent_to_the_hub_it_redirects_to() {
     let (fixture, mirror) = (Fixture::new(), LocalHub::start());
-    // A mirror has another host name than the hub.
+    // The mirror and the hub have different host names.
     mirror.mirror(&fixture.hub.endpoint().replace("127.0.0.1", "localhost"));
     let token = Some(Token { secret: TOKEN.into(), source: "`HF_TOKEN`".into() });
     let client =
@@ -468,8 +469,11 @@ fn a_mirrors_token_is_not_sent_to_the_hub_it_redirects_to() {
     let snapshot = client.open(&id("org/name")).unwrap();
     assert_eq!(fs::read(snapshot.get(WEIGHTS).unwrap()).unwrap(), fixture.weights);
     assert_eq!(fs::read(snapshot.get("config.json").unwrap()).unwrap(), b"{}");
-    let led = fixture.hub.requests();
-    assert!(!led.is_empty() && led.iter().all(|r| r.authorization.is_none()), "{led:?}");
+    let redirected = fixture.hub.requests();
+    assert!(
+        !redirected.is_empty() && redirected.iter().all(|r| r.authorization.is_none()),
+        "{redirected:?}"
+    );
     assert!(mirror.requests().iter().all(|r| r.authorization.is_some()));
 }
 
@@ -479,13 +483,13 @@ fn invalid_responses_are_errors() {
         Path::new(fixture.dir.path()).join("outside").exists()
             || fixture.cache().join("outside").exists()
     };
-    for (fault, says) in [(Fault::Tag, "ETag"), (Fault::Astray, "an invalid URL")] {
+    for (fault, expected) in [(Fault::Tag, "ETag"), (Fault::Astray, "an invalid URL")] {
         let fixture = Fixture::new();
         let client = fixture.client();
         let snapshot = client.open(&id("org/name")).unwrap();
         fixture.hub.fail(std::slice::from_ref(&fault));
         let e = snapshot.get("config.json").unwrap_err();
-        assert!(message_of(&e).contains(says) && !outside(&fixture), "{fault:?}: {e:?}");
+        assert!(message_of(&e).contains(expected) && !outside(&fixture), "{fault:?}: {e:?}");
     }
     let fixture = Fixture::new();
     let client = fixture.client();
@@ -493,7 +497,8 @@ fn invalid_responses_are_errors() {
         assert!(Listing::read(&client, &id("org/name"), json).is_err(), "{json}");
     }
     let json = format!(
-        r#"{{"sha": "{}", "siblings": [{{"rfilename": "../x"}}, {{"rfilename": "/etc/x"}}, {{"rfilename": "a//b"}}, {{"rfilename": "ok"}}, 3]}}"#,
+        r#"{{"sha": "{}", "siblings": [{{"rfilename": "../x"}}, {{"rfilename": "/etc/x"}},
+            {{"rfilename": "a//b"}}, {{"rfilename": "ok"}}, 3]}}"#,
         fixture.commit
     );
     assert_eq!(Listing::read(&client, &id("org/name"), &json).unwrap().files, ["ok"]);
@@ -510,9 +515,9 @@ fn a_cache_that_cannot_be_written_to_is_named() {
     );
 }
 
-/// A cache that another tool filled does not show which other files the repository has.
+/// A cache that another tool filled does not list the files that were not fetched.
 #[test]
-fn offline_a_file_that_another_tool_did_not_fetch_is_not_in_the_cache() {
+fn an_offline_client_names_the_command_to_fetch_a_missing_file() {
     let fixture = Fixture::new();
     let snapshot = fixture.cache().join("snapshots").join(&fixture.commit);
     fs::create_dir_all(&snapshot).unwrap();

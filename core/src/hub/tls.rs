@@ -1,4 +1,4 @@
-//! TLS connections that only trust the certificate authorities that the user names.
+//! TLS connections that only trust the user's certificate authorities.
 
 use std::error::Error as Cause;
 use std::path::{Path, PathBuf};
@@ -9,8 +9,8 @@ use super::Authorities;
 use crate::error::{Context, Error, Result};
 use crate::files::read_bounded;
 
-/// Maximum size in bytes of a file of certificates. A file of all public authorities has about a
-/// hundredth of this.
+/// Maximum size in bytes of a file of certificates. A file with all public authorities is about a
+/// hundredth of this size.
 const MAX_PEM_BYTES: u64 = 1 << 24;
 
 /// A TLS configuration that trusts only these certificate authorities.
@@ -62,6 +62,6 @@ fn files(path: &Path) -> Result<Vec<PathBuf>> {
 
 /// True if a connection failed because the server's certificate is not trusted.
 pub fn is_distrust(e: &(dyn Cause + 'static)) -> bool {
-    // The text is rustls's, wrapped in an I/O error.
+    // rustls's error is wrapped in an I/O error, so check the text.
     e.to_string().contains("invalid peer certificate") || e.source().is_some_and(is_distrust)
 }

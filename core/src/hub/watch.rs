@@ -1,8 +1,8 @@
-//! Process-wide settings of the hub's client: whether it is offline, and the callback that reports
-//! the progress of downloads.
+//! Process-wide settings of the hub's client: the offline mode, and the callback for the progress
+//! of downloads.
 //!
 //! The library of a plugin contains its own copy of this crate and of these values. The host passes
-//! them to the plugin when it loads it.
+//! the values to the plugin when it loads the library.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,8 +26,8 @@ pub fn is_offline() -> bool {
 
 /// Reports the progress of all later downloads to `callback`. Only the first call has an effect.
 pub fn watch(callback: ProgressCallback) {
-    // A second call comes from a second command in the same process. The first callback can show
-    // its downloads as well.
+    // A second call only happens if a second command runs in the same process. The first callback
+    // can show the downloads of both.
     let _ = CALLBACK.set(callback);
 }
 

@@ -30,7 +30,7 @@ pub struct AdaptedPlace {
     pub input: Site,
     /// The site of the adapter's output.
     pub output: Site,
-    /// The adapter's parameters there.
+    /// The adapter's parameters at this place.
     pub parameters: Vec<Parameter>,
 }
 
@@ -97,8 +97,8 @@ impl Adapted {
         modules.chain(blocks)
     }
 
-    /// All tensors of the adapter as `module.key`, in a fixed order. These are the tensors that are
-    /// saved.
+    /// All tensors of the adapter, named `module.key`, in a fixed order. These are the tensors that
+    /// are saved.
     pub fn tensors(&self) -> Vec<(String, Tensor)> {
         let named = |place: String, parameters: Vec<Parameter>| {
             parameters.into_iter().map(move |p| (format!("{place}.{}", p.key), p.tensor))
@@ -124,11 +124,11 @@ impl Adapted {
         self.shared.iter().any(|p| p.key == name)
     }
 
-    /// Overwrites every tensor with the one of the same name in `values`.
+    /// Overwrites every tensor with the tensor of the same name in `values`.
     ///
     /// # Errors
-    /// Fails if a tensor is missing, belongs to no adapted module, or has the wrong shape. Nothing
-    /// is changed then.
+    /// Fails if a tensor is missing, belongs to no adapted module, or has the wrong shape. In these
+    /// cases, no tensor is changed.
     pub fn restore(&self, values: &IndexMap<String, Tensor>) -> Result<()> {
         let mut pending = Vec::new();
         let mut left: Vec<&String> = values.keys().collect();

@@ -71,7 +71,7 @@ pub fn unmatched(adapter: &dyn Adapter, model: &ModelInfo) -> Result<Vec<Error>>
 
 impl Adapted {
     /// Attaches `adapter` to its targets among the first `blocks` blocks. Later blocks do not run,
-    /// so they would not get a gradient.
+    /// so their adapters would not receive gradients.
     ///
     /// # Errors
     /// Fails if an entry of the adapter's configuration matches no module or layer, or if the

@@ -3,8 +3,8 @@
 //!
 //! A token attends to itself and to everything before it in its own sequence: the earlier tokens of
 //! its segment, and the segments that its segment continues. With a window of w tokens, it attends
-//! to the last w of these, itself included. There are three strategies to compute this, which give
-//! equal results up to rounding. Which one is fastest depends on the device and the shapes.
+//! to the last w of these, itself included. There are three strategies to compute attention. Their
+//! results are equal up to rounding. Which one is fastest depends on the device and the shapes.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -17,13 +17,12 @@ use crate::ffi;
 /// How attention over a stream is split into kernel calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Strategy {
-    /// One kernel call per segment, over its own keys and those of its ancestors. No work is
-    /// wasted.
+    /// One kernel call per segment, over its own keys and its ancestors' keys. No work is wasted.
     Segments,
     /// One masked kernel call per tree. There are fewer calls, but masked products between siblings
     /// are wasted work.
     Trees,
-    /// Two kernel calls in total, one for roots and one for continuations. Each gathers its
+    /// Two kernel calls in total, one for roots and one for continuations. Each call gathers its
     /// segments into a padded rectangle and scatters the results back.
     Padded,
 }
@@ -44,7 +43,8 @@ pub enum Kernel {
     #[default]
     Sdpa,
     /// Separate operations in transformers' order, which keep all attention weights in memory. It
-    /// is slower, but matches to the last bits a reference that was computed in the same way.
+    /// is slower, but its results match a reference that was computed in the same way almost bit
+    /// for bit.
     Eager,
 }
 
@@ -55,8 +55,8 @@ pub struct Scores {
     pub scale: f64,
     /// Soft cap c in c·tanh(score / c); `None` for no cap.
     pub cap: Option<f64>,
-    /// True if the eager kernel must compute scores in float32 whatever the kind of the model is.
-    /// The fused kernel always does.
+    /// True if the eager kernel must compute scores in float32, regardless of the model's kind. The
+    /// fused kernel always computes them in float32.
     pub upcast: bool,
 }
 
@@ -95,9 +95,9 @@ impl CudaKernels {
     /// The kernels that may be used on `device`; `None` if it is not a CUDA device.
     ///
     /// With `deterministic` algorithms, libtorch makes the backward passes of FlashAttention and of
-    /// the memory-efficient kernel deterministic, but not that of cuDNN. The backward pass of the
-    /// memory-efficient kernel ignores a sliding window, so this kernel is never used if attention
-    /// is both `windowed` and `differentiated`.
+    /// the memory-efficient kernel deterministic, but not the backward pass of cuDNN. The backward
+    /// pass of the memory-efficient kernel ignores a sliding window, so this kernel is never used
+    /// if attention is both `windowed` and `differentiated`.
     pub fn allowed(
         deterministic: bool,
         windowed: bool,
@@ -127,8 +127,9 @@ pub struct Attention {
 /// One kernel call.
 #[derive(Debug)]
 enum Call {
-    /// All queries of the stream, which has a cache, over the cached keys and their own. The mask
-    /// is only `None` for a single query that attends to all keys.
+    /// A call for a stream that continues a cache: all queries of the stream, over the cached keys
+    /// and the keys of the stream. The mask is only `None` for a single query that attends to all
+    /// keys.
     Cached { mask: Option<Tensor> },
     /// Queries and keys are adjacent rows of the stream. `ancestors` are ranges of keys that come
     /// before them in the sequence, as (start, length).
@@ -158,7 +159,7 @@ impl Attention {
         window: Option<i64>,
         device: Device,
     ) -> Result<Self> {
-        // No sequence is longer than the stream and its cache together.
+        // No sequence is longer than the cache and the stream together.
         let longest = (layout.past() + layout.tokens()).max(1);
         let windowed = window.is_some();
         let window = window.map_or(longest, |w| usize::try_from(w).unwrap_or(0).clamp(1, longest));
@@ -195,8 +196,8 @@ impl Attention {
                 let before: i64 = ancestors.iter().map(|(_, len)| len).sum();
                 let len = segment.len as i64;
                 // Lower triangle of [len, before + len], shifted right by the number of tokens
-                // before the segment, without the diagonals that are out of the window. A root that
-                // fits into the window only needs the causal flag.
+                // before the segment, without the diagonals outside the window. A root that fits
+                // into the window only needs the causal flag.
                 let mask = if before == 0 && segment.len <= window {
                     None
                 } else {
@@ -225,7 +226,7 @@ impl Attention {
                         let (other, offset) =
                             (layout.segments()[ancestor], layout.offset(ancestor));
                         for (q, row) in segment.rows().enumerate() {
-                            // The number of the ancestor's tokens that are out of this token's
+                            // The number of tokens of the ancestor that are outside this token's
                             // window.
                             let passed = (before + q + 1).saturating_sub(window + offset);
                             for key in other.rows().skip(passed).take_while(|key| *key <= row) {
@@ -420,11 +421,11 @@ impl Attention {
             Strategy::Padded => {
                 let (mut parts, mut rows) = (Vec::new(), Vec::new());
                 for call in &self.calls {
-                    let Call::Rectangle { queries, keys, mask, real, rows: at, shape: (s, lq, lk) } =
-                        call
+                    let Call::Rectangle { queries, keys, mask, real, rows: at, shape } = call
                     else {
                         continue;
                     };
+                    let (s, lq, lk) = shape;
                     let pick = |t: &Tensor, index: &Tensor, len: i64| {
                         t.f_index_select(0, index)
                             .and_then(|t| t.f_view([*s, len, heads, d]))
@@ -569,13 +570,13 @@ mod tests {
                     .unwrap();
             assert!(
                 !(kernels.memory_efficient && windowed && differentiated),
-                "the window would be ignored"
+                "the backward pass of this kernel would ignore the window"
             );
             assert!(
                 !(kernels.cudnn && deterministic),
                 "the backward pass of cuDNN is not deterministic"
             );
-            // The only kernel that supports every case.
+            // The plain kernel must stay enabled, because only it supports every case.
             assert!(kernels.math);
             // No kernel is disabled without a reason.
             assert_eq!(kernels.memory_efficient, !(windowed && differentiated));
@@ -593,7 +594,8 @@ mod tests {
             .into_iter()
             .flat_map(|strategy| [(strategy, Kernel::Sdpa), (strategy, Kernel::Eager)])
             .collect();
-        // Windows within a segment, across its start, as long as a root, and longer than all.
+        // Windows that end within a segment, that extend across its start, that are as long as a
+        // root, and that are longer than every sequence.
         let windows = [None, Some(1), Some(3), Some(5), Some(6), Some(100)];
         for (window, cap) in
             windows.into_iter().map(|w| (w, None)).chain([(None, Some(0.5)), (Some(4), Some(0.5))])

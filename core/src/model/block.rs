@@ -1,4 +1,4 @@
-//! The interface of a decoder block, and the context that a block computes in.
+//! The interface of a decoder block, and the context that a block runs in.
 //!
 //! A block contains only the computation. The [`Pass`] that runs it decides which of its values are
 //! read, adapted, hooked or cached. The states that a run records stay in its [`BlockCx`] until the
@@ -47,7 +47,8 @@ pub trait Block: std::fmt::Debug + Send {
     fn visit<'a>(&'a self, visit: &mut dyn FnMut(&'a Linear));
 }
 
-/// The context of one run of one block: everything that it computes with besides its own weights.
+/// The context of one run of one block: all inputs besides the residual stream and the block's own
+/// weights.
 pub struct BlockCx<'a> {
     /// The masks and rotary tables for the block's kind of layer.
     pub view: &'a View,
@@ -66,8 +67,8 @@ pub struct BlockCx<'a> {
 }
 
 impl BlockCx<'_> {
-    /// Applies a linear module to x `[n in]`, with its adapter or those of its parts. Returns `[n
-    /// out]`.
+    /// Applies a linear module to x `[n in]`, together with its adapter or the adapters of its
+    /// parts. Returns `[n out]`.
     ///
     /// # Errors
     /// Fails if an adapter fails, or if memory runs out.

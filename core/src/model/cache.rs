@@ -12,7 +12,7 @@ pub struct Cache {
     tokens: usize,
 }
 
-/// A tensor with spare rows, so that appending a token only copies that token.
+/// A tensor with spare rows. Appending a token therefore only copies that token.
 #[derive(Debug)]
 struct Buffer {
     rows: Tensor,
@@ -56,7 +56,7 @@ impl Cache {
     /// Writes the keys and values `[n kv_heads d]` of new tokens of a layer after the cached ones.
     /// Returns the keys and the values of all tokens.
     ///
-    /// The new tokens are only counted when [`advance`](Self::advance) is called. Until then a
+    /// The new tokens are only counted when [`advance`](Self::advance) is called. Until then, a
     /// second call overwrites them, so that a layer may run more than once.
     ///
     /// # Errors

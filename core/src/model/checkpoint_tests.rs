@@ -1,5 +1,5 @@
-//! Tests loading checkpoints as they are published: with a separate head, with renamed tensors, or
-//! broken.
+//! Tests loading the kinds of checkpoints that people publish: with a separate head, with renamed
+//! tensors, or damaged.
 
 use indexmap::IndexMap;
 use serde_json::{Value, json};
@@ -17,13 +17,13 @@ fn logits(model: &Model) -> Tensor {
     let _guard = tch::no_grad_guard();
     let mut builder = stream::StreamBuilder::default();
     builder.push(&[3, 14, 15, 9, 2, 6], None).unwrap();
-    let reached = model
+    let output = model
         .forward(
             &builder.finish(Device::Cpu).unwrap(),
             Request { hidden: true, ..Request::default() },
         )
         .unwrap();
-    model.logits(&reached.hidden.unwrap()).unwrap()
+    model.logits(&output.hidden.unwrap()).unwrap()
 }
 
 /// The configuration of an architecture with `tie_word_embeddings` set to `tied`, and its weights.
@@ -34,7 +34,7 @@ fn with(fixture: &Fixture, architecture: &str, tied: bool) -> (Value, IndexMap<S
 }
 
 /// The names of the embedding and of the head in a checkpoint.
-fn ends(architecture: &str) -> [&'static str; 2] {
+fn embedding_and_head(architecture: &str) -> [&'static str; 2] {
     match architecture {
         "gpt_neox" => ["gpt_neox.embed_in.weight", "embed_out.weight"],
         "gpt2" => ["transformer.wte.weight", "lm_head.weight"],
@@ -62,7 +62,7 @@ const ALL: [&str; 13] = [
 fn a_head_that_differs_from_the_embedding_is_kept_even_if_the_configuration_ties_them() {
     let fixture = Fixture::read().unwrap();
     for architecture in ALL {
-        let [embedding, head] = ends(architecture);
+        let [embedding, head] = embedding_and_head(architecture);
         let (tied, mut tensors) = with(&fixture, architecture, true);
         tensors.shift_remove("lm_head.weight");
         let shape = tensors[embedding].size();
@@ -138,11 +138,14 @@ fn a_missing_or_repeated_prefix_does_not_change_the_model() {
         let expected = renamed(&str::to_owned);
         assert!(
             renamed(&|name| name.strip_prefix(base).unwrap_or(name).to_owned()).equal(&expected),
-            "{architecture} without"
+            "{architecture}, without the prefix"
         );
-        assert!(renamed(&|name| format!("{base}{name}")).equal(&expected), "{architecture} twice");
+        assert!(
+            renamed(&|name| format!("{base}{name}")).equal(&expected),
+            "{architecture}, with the prefix twice"
+        );
     }
-    // If the file has both names, one of them is left over.
+    // If the file has the tensor under both names, one of the two is left over, which is an error.
     let (config, mut tensors) = with(&fixture, "llama", false);
     tensors.insert("norm.weight".to_owned(), tensors["model.norm.weight"].copy());
     assert!(built(&config, tensors).unwrap_err().message().contains("`norm.weight`"));
@@ -174,7 +177,7 @@ fn errors_explain_tensor_names_that_other_programs_write() {
     assert!(inside("mlp.", "mlp.experts.0.").contains("mixture of experts"));
     assert!(inside("model.layers.", "transformer.h.").contains("save_pretrained"));
     assert!(inside("model.layers.2.", "model.layers.7.").contains("no shard is missing"));
-    // The file has every tensor of the model and one more.
+    // The file has every tensor of the model, and one that the model does not have.
     for (name, cause) in [
         ("model.layers.0.mlp.up_proj.weight_scale", "quantization_config"),
         ("model.layers.0.mlp.up_proj.weight.absmax", "bitsandbytes"),

@@ -1,9 +1,9 @@
 //! A transformer decoder with frozen weights: the embedding, blocks that update the residual
 //! stream, the final norm and the output head.
 //!
-//! Architecture files build one of these. The decoder only runs its blocks over a stream of tokens.
-//! Adapters, taps, caches and the number of blocks to run are handled by the [`Pass`], which wraps
-//! each block.
+//! Each architecture file builds a decoder. The decoder itself only runs its blocks over a stream
+//! of tokens. Adapters, taps, caches and the number of blocks to run are handled by the [`Pass`],
+//! which wraps each block.
 
 use std::rc::Rc;
 
@@ -100,9 +100,9 @@ impl Decoder {
         pass.finish(&h)
     }
 
-    /// Returns one number for each kind of layer, which identifies the rotary frequencies that a
-    /// sequence of `tokens` tokens has there. Two sequences may share the states of a common prefix
-    /// only if all these numbers are equal.
+    /// Returns one number for each kind of layer. It identifies the rotary frequencies that these
+    /// layers use for a sequence of `tokens` tokens. Two sequences may share the states of a common
+    /// prefix only if all these numbers are equal.
     pub fn rotation_of(&self, tokens: usize) -> Vec<usize> {
         self.ropes().map(|rope| rope.representative_length(tokens)).collect()
     }
@@ -123,11 +123,11 @@ impl Decoder {
     /// their masks.
     fn views(&self, stream: &Stream, options: AttentionOptions, kind: Kind) -> Result<Vec<View>> {
         let longest = stream.layout.longest() as i64;
-        let mut made: Vec<(Option<i64>, Rc<Attention>)> = Vec::new();
+        let mut built: Vec<(Option<i64>, Rc<Attention>)> = Vec::new();
         let view = |layer: &LayerKind| {
             // A window at least as long as the longest sequence masks nothing.
             let window = layer.window.filter(|w| *w < longest);
-            let attention = match made.iter().find(|(w, _)| *w == window) {
+            let attention = match built.iter().find(|(w, _)| *w == window) {
                 Some((_, attention)) => Rc::clone(attention),
                 None => {
                     let attention = Rc::new(Attention::new(
@@ -136,7 +136,7 @@ impl Decoder {
                         window,
                         stream.ids.device(),
                     )?);
-                    made.push((window, Rc::clone(&attention)));
+                    built.push((window, Rc::clone(&attention)));
                     attention
                 }
             };

@@ -44,8 +44,8 @@ impl Export {
                 [("weight", Some(weight)), ("bias", frozen.bias().map(Tensor::shallow_clone))]
             {
                 let Some(tensor) = tensor else { continue };
-                // The file may not have a bias yet, so the name of the bias is derived from that of
-                // the weight.
+                // The file may not have a bias yet, so the name of the bias is derived from the
+                // name of the weight.
                 let weight = model
                     .stored_name(&format!("{module}.weight"), |name| tensors.contains_key(name));
                 let stored = weight
@@ -89,9 +89,9 @@ impl Export {
         let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         std::fs::create_dir_all(parent)
             .within(|| format!("cannot create the folder `{}`", parent.display()))?;
-        let made = || format!("cannot create a folder in `{}`", parent.display());
+        let context = || format!("cannot create a folder in `{}`", parent.display());
         let partial =
-            tempfile::Builder::new().prefix(".export-").tempdir_in(parent).within(made)?;
+            tempfile::Builder::new().prefix(".export-").tempdir_in(parent).within(context)?;
         self.weights(partial.path(), shard)?;
         let config = self.config(files.config())?;
         let text =
@@ -103,11 +103,11 @@ impl Export {
         {
             use std::os::unix::fs::PermissionsExt;
             std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o755))
-                .within(made)?;
+                .within(context)?;
         }
         std::fs::rename(&folder, out).within(|| format!("cannot create `{}`", out.display()))?;
         let mut written: Vec<PathBuf> =
-            std::fs::read_dir(out).within(made)?.flatten().map(|entry| entry.path()).collect();
+            std::fs::read_dir(out).within(context)?.flatten().map(|entry| entry.path()).collect();
         written.sort();
         Ok(written)
     }
@@ -179,8 +179,7 @@ fn blocks() -> Error {
         .hint("use it as an adapter, for example with `reprpo eval RUN`")
 }
 
-/// Copies the tokenizer's files if the model is a folder. Otherwise it writes files with the same
-/// content.
+/// Copies the tokenizer's files if the model is a folder. Otherwise, creates equivalent files.
 fn tokenizer_files(model: &Path, tokenizer: &Tokenizer, out: &Path) -> Result<()> {
     const OWN: [&str; 9] = [
         "tokenizer.json",

@@ -54,7 +54,7 @@ pub fn build_text(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
 /// are dropped, because text does not pass through it.
 ///
 /// # Errors
-/// Fails as [`build_text`] does.
+/// Fails in the same cases as [`build_text`].
 pub fn build_multimodal(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let text = config.get("text_config").filter(|text| text.is_object());
     let text = text.ok_or_else(|| {

@@ -12,8 +12,8 @@ use super::*;
 use crate::testing::{gemma3, golden, smollm2};
 use crate::weights::read_safetensors;
 
-/// The small models, and the number of sites of each block that have reference values, without the
-/// residual stream. The outputs of modules were only stored for `llama`.
+/// The small models, each with the number of sites per block that have reference values, not
+/// counting the residual stream. Outputs of modules were only stored for `llama`.
 const SMALL: [(&str, usize); 14] = [
     ("gemma2", 2),
     ("gemma3_text", 2),
@@ -32,7 +32,7 @@ const SMALL: [(&str, usize); 14] = [
 ];
 const STRATEGIES: [Strategy; 3] = [Strategy::Segments, Strategy::Trees, Strategy::Padded];
 
-/// The name, the number of sites per block and the folder of every small model of every root.
+/// The name, the number of sites per block, and the folder of every small model under every root.
 fn small() -> impl Iterator<Item = (&'static str, usize, PathBuf)> {
     golden::roots()
         .into_iter()
@@ -66,7 +66,7 @@ fn site(name: &str) -> Option<Site> {
         .or_else(|| name.strip_prefix("out.").map(|n| Site::Output(n.to_owned())))
 }
 
-/// The sites with reference values, in the order of their names, and the values `[n width]`.
+/// The sites that have reference values, in the order of their names, and their values `[n width]`.
 fn references(io: &IndexMap<String, Tensor>) -> (Vec<Site>, Vec<Tensor>) {
     io.iter()
         .filter_map(|(name, t)| Some((site(name)?, real_rows(t, &io["attention_mask"]))))
@@ -77,7 +77,7 @@ fn batch(io: &IndexMap<String, Tensor>) -> Stream {
     Stream::from_padded(&io["input_ids"], &io["attention_mask"], Device::Cpu).unwrap()
 }
 
-fn reach(model: &Model, stream: &Stream, sites: &[Site], hidden: bool) -> Result<PassOutput> {
+fn forward(model: &Model, stream: &Stream, sites: &[Site], hidden: bool) -> Result<PassOutput> {
     model.forward(stream, Request { sites, hidden, ..Request::default() })
 }
 
@@ -92,15 +92,15 @@ fn every_site_has_the_same_state_as_in_transformers_with_every_strategy() {
         assert_eq!(sites.len(), layers * places + layers + 1, "{name}");
         for strategy in STRATEGIES {
             model.set_attention(strategy);
-            let reached = reach(&model, &batch(&io), &sites, true).unwrap();
+            let output = forward(&model, &batch(&io), &sites, true).unwrap();
             let mut worst = 0f64;
-            for ((site, ours), reference) in sites.iter().zip(&reached.states).zip(&expected) {
+            for ((site, ours), reference) in sites.iter().zip(&output.states).zip(&expected) {
                 let error = difference(ours, reference);
                 assert!(error < 1e-4, "{name}, {strategy:?}, {site}: {error:e}");
                 worst = worst.max(error);
             }
             let logits = difference(
-                &model.logits(&reached.hidden.unwrap()).unwrap(),
+                &model.logits(&output.hidden.unwrap()).unwrap(),
                 &real_rows(&io["logits"], &io["attention_mask"]),
             );
             assert!(logits < 1e-4, "{name}, {strategy:?}, logits: {logits:e}");
@@ -112,8 +112,8 @@ fn every_site_has_the_same_state_as_in_transformers_with_every_strategy() {
     }
 }
 
-/// Computes the logits of the model in the folder `dir` after its configuration and the names of
-/// its tensors are changed.
+/// Loads the model in the folder `dir` with a changed configuration and renamed tensors. Returns
+/// the model and its logits.
 fn logits_of(
     dir: &Path,
     change: impl Fn(&mut serde_json::Value),
@@ -130,7 +130,7 @@ fn logits_of(
         .collect();
     let model = Model::from_tensors(&config, tensors, Kind::Float, Device::Cpu).unwrap();
     let hidden =
-        reach(&model, &batch(&read_safetensors(&dir.join("io.safetensors")).unwrap()), &[], true)
+        forward(&model, &batch(&read_safetensors(&dir.join("io.safetensors")).unwrap()), &[], true)
             .unwrap()
             .hidden
             .unwrap();
@@ -142,17 +142,17 @@ fn logits_of(
 fn older_and_newer_formats_of_a_configuration_give_the_same_model() {
     let _guard = tch::no_grad_guard();
     for root in golden::roots() {
-        older_configurations_mean_the_same_models(&root.join("models"));
+        older_configurations_give_the_same_models(&root.join("models"));
     }
 }
 
-fn older_configurations_mean_the_same_models(models: &Path) {
+fn older_configurations_give_the_same_models(models: &Path) {
     let (set, dir) =
         (|c: &mut serde_json::Value, field: &str, v| c[field] = v, |name: &str| models.join(name));
     let same = |name: &str, change: &dyn Fn(&mut serde_json::Value)| {
-        let (as_it_is, changed) =
+        let (unchanged, changed) =
             (logits_of(&dir(name), |_| {}, |n| n).1, logits_of(&dir(name), change, |n| n).1);
-        assert!(as_it_is.equal(&changed), "{name}");
+        assert!(unchanged.equal(&changed), "{name}");
     };
     same("llama_tied_rope3", &|c| {
         let mut scaling = c["rope_parameters"].take();
@@ -170,7 +170,7 @@ fn older_configurations_mean_the_same_models(models: &Path) {
             let size = c[own].take();
             set(c, usual, size);
         }
-        // Fields of other architectures, which must be ignored.
+        // These fields belong to other architectures, so they must be ignored.
         set(c, "intermediate_size", 7.into());
         set(c, "num_key_value_heads", 2.into());
     });
@@ -217,7 +217,7 @@ fn an_old_gpt2_checkpoint_gives_the_same_model() {
     }
     let model = Model::from_tensors(files.config(), tensors, Kind::Float, Device::Cpu).unwrap();
     let hidden =
-        reach(&model, &batch(&read_safetensors(&dir.join("io.safetensors")).unwrap()), &[], true)
+        forward(&model, &batch(&read_safetensors(&dir.join("io.safetensors")).unwrap()), &[], true)
             .unwrap()
             .hidden
             .unwrap();
@@ -226,7 +226,7 @@ fn an_old_gpt2_checkpoint_gives_the_same_model() {
 }
 
 #[test]
-fn the_text_model_of_a_multimodal_checkpoint_computes_the_same() {
+fn the_text_model_of_a_multimodal_checkpoint_gives_the_same_logits() {
     let _guard = tch::no_grad_guard();
     let dir = golden::own().join("models/gemma3_text");
     let (_, plain) = logits_of(&dir, |_| {}, |name| name);
@@ -242,7 +242,7 @@ fn the_text_model_of_a_multimodal_checkpoint_computes_the_same() {
 }
 
 #[test]
-fn capped_logits_are_the_plain_ones_through_a_tanh() {
+fn capped_logits_are_a_tanh_of_the_plain_logits() {
     let _guard = tch::no_grad_guard();
     let dir = golden::own().join("models/gemma3_text");
     let (_, plain) = logits_of(&dir, |_| {}, |name| name);
@@ -257,14 +257,14 @@ fn the_state_of_a_site_does_not_depend_on_other_requested_sites() {
         let (_, model) = load(&dir);
         let io = read_safetensors(&dir.join("io.safetensors")).unwrap();
         let (stream, (sites, _)) = (batch(&io), references(&io));
-        let all = reach(&model, &stream, &sites, true).unwrap();
+        let all = forward(&model, &stream, &sites, true).unwrap();
         for (site, state) in sites.iter().zip(&all.states) {
-            let alone = reach(&model, &stream, std::slice::from_ref(site), false).unwrap();
+            let alone = forward(&model, &stream, std::slice::from_ref(site), false).unwrap();
             assert!(alone.hidden.is_none());
             assert!(alone.states[0].equal(state), "{name}: {site}");
         }
         let last_first: Vec<Site> = sites.iter().rev().step_by(3).cloned().collect();
-        let some = reach(&model, &stream, &last_first, false).unwrap();
+        let some = forward(&model, &stream, &last_first, false).unwrap();
         for (ours, state) in some.states.iter().zip(all.states.iter().rev().step_by(3)) {
             assert!(ours.equal(state), "{name}");
         }
@@ -299,15 +299,15 @@ fn blocks_after_the_last_requested_site_do_not_run() {
         sites.extend((0..blocks).flat_map(|k| [Site::Input(of(k)), Site::Output(of(k))]));
         assert_eq!(poisoned.depth(&sites, false).unwrap(), blocks);
         let (ours, whole) = (
-            reach(&poisoned, &stream, &sites, false).unwrap(),
-            reach(&model, &stream, &sites, true).unwrap(),
+            forward(&poisoned, &stream, &sites, false).unwrap(),
+            forward(&model, &stream, &sites, true).unwrap(),
         );
         for (site, (a, b)) in sites.iter().zip(ours.states.iter().zip(&whole.states)) {
             assert!(a.equal(b), "{site}");
         }
         let next = [Site::Output(of(blocks))];
         assert_eq!(poisoned.depth(&next, false).unwrap(), blocks + 1);
-        assert!(reach(&poisoned, &stream, &next, false).is_err());
+        assert!(forward(&poisoned, &stream, &next, false).is_err());
     }
 }
 
@@ -320,21 +320,22 @@ fn smollm2_has_the_same_states_and_logits_as_in_transformers() {
     let sites: Vec<Site> = (0..=model.info().layers).map(Site::Residual).collect();
     let read = |root: PathBuf| read_safetensors(&root.join("smollm2/forward.safetensors")).unwrap();
     let inputs = golden::roots().into_iter().map(read);
-    // The three inputs of a file are identical or similar, because they are cut from one data set.
+    // The three inputs of a file are identical or similar, because they come from the same data
+    // set.
     for (io, i) in inputs.flat_map(|io| std::iter::repeat_n(Rc::new(io), 3).zip(0..)) {
         let ids = io[&format!("{i}.input_ids")].unsqueeze(0);
         let stream = Stream::from_padded(&ids, &ids.ones_like(), Device::Cpu).unwrap();
         let last = |t: &Tensor| t.get(-1);
-        let reached = reach(&model, &stream, &sites, true).unwrap();
+        let output = forward(&model, &stream, &sites, true).unwrap();
         let (expected, mut worst) = (&io[&format!("{i}.last_hidden")], 0f64);
         assert_eq!(expected.size()[0], sites.len() as i64);
-        for (k, state) in reached.states.iter().enumerate() {
+        for (k, state) in output.states.iter().enumerate() {
             let error = difference(&last(state), &expected.get(k as i64));
             assert!(error < 2e-3, "input {i}, hidden state {k}: {error:e}");
             worst = worst.max(error);
         }
         let logits = difference(
-            &model.logits(&last(&reached.hidden.unwrap()).unsqueeze(0)).unwrap().squeeze_dim(0),
+            &model.logits(&last(&output.hidden.unwrap()).unsqueeze(0)).unwrap().squeeze_dim(0),
             &io[&format!("{i}.last_logits")],
         );
         assert!(logits < 2e-3, "input {i}, logits: {logits:e}");
@@ -361,15 +362,15 @@ fn gemma3_has_the_same_states_and_logits_as_in_transformers() {
             let of = |name: &str| &io[&format!("{i}.{name}")];
             let ids = of("input_ids").unsqueeze(0);
             let stream = Stream::from_padded(&ids, &ids.ones_like(), Device::Cpu).unwrap();
-            let reached = reach(&model, &stream, &sites, true).unwrap();
+            let output = forward(&model, &stream, &sites, true).unwrap();
             let logits =
-                model.logits(&reached.hidden.unwrap().get(-1).unsqueeze(0)).unwrap().squeeze_dim(0);
+                model.logits(&output.hidden.unwrap().get(-1).unsqueeze(0)).unwrap().squeeze_dim(0);
             let worst = (logits.index_select(0, of("top_ids")) - of("top_logits"))
                 .abs()
                 .max()
                 .double_value(&[]);
             assert!(worst < 5e-3, "input {i}, {strategy:?}, logits: {worst:e}");
-            let states = reached
+            let states = output
                 .states
                 .iter()
                 .enumerate()
@@ -420,7 +421,7 @@ fn smollm2_gives_completions_the_same_probability_as_in_transformers() {
             ids.extend(completion);
         }
         tokens += builder.tokens();
-        let hidden = reach(&model, &builder.finish(Device::Cpu).unwrap(), &[], true)
+        let hidden = forward(&model, &builder.finish(Device::Cpu).unwrap(), &[], true)
             .unwrap()
             .hidden
             .unwrap();

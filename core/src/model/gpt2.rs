@@ -73,7 +73,7 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let layers = sizes.layers(|i| {
         let at = model.at("h").at(i);
         let (attn, mlp) = (at.at("attn"), at.at("mlp"));
-        // Old checkpoints contain these masks.
+        // Old checkpoints contain causal masks under these names.
         attn.forget("bias");
         attn.forget("masked_bias");
         let scale = if config.scale_attn_weights { sizes.scale() } else { 1.0 };

@@ -1,5 +1,6 @@
 //! The GPT-NeoX architecture: attention and MLP read the same residual stream in parallel, and both
-//! outputs are added to it. Heads are rotated in part, and norms and projections have biases.
+//! outputs are added to it. Only a part of each head is rotated, and norms and projections have
+//! biases.
 //!
 //! Reference: Black et al. 2022 (GPT-NeoX-20B) §2.1, and `modeling_gpt_neox.py` of transformers.
 //! The Pythia models have this architecture. If `use_parallel_residual` is false, the MLP reads the
@@ -73,7 +74,7 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let layers = sizes.layers(|i| {
         let at = model.at("layers").at(i);
         let (attention, mlp) = (at.at("attention"), at.at("mlp"));
-        // Old checkpoints contain these masks.
+        // Old checkpoints contain causal masks under these names.
         attention.forget("bias");
         attention.forget("masked_bias");
         let qkv = Projections::fused_by_head(

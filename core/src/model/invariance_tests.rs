@@ -1,5 +1,5 @@
-//! Tests that the score of a sequence only depends on the sequence, and not on its batch or on the
-//! way attention is computed.
+//! Tests that the score of a sequence does not depend on the other sequences in its batch, or on
+//! the way attention is computed.
 
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
@@ -81,14 +81,14 @@ fn every_architecture_and_rope_type_gives_the_same_scores_as_transformers() {
 /// Checks that every pair has the same score by itself and in batches of several random orders and
 /// sizes.
 fn scores_do_not_depend_on_the_batch(model: &Model, pairs: &[TokenPair], what: &str) {
-    let alone: Vec<[f64; 2]> =
+    let separate: Vec<[f64; 2]> =
         pairs.iter().flat_map(|pair| scores(model, std::slice::from_ref(pair), 1)).collect();
     let mut rng = ChaCha8Rng::seed_from_u64(5);
     for round in 0..4 {
         let mut order: Vec<usize> = (0..pairs.len()).collect();
         order.shuffle(&mut rng);
         let shuffled: Vec<TokenPair> = order.iter().map(|i| pairs[*i].clone()).collect();
-        let expected: Vec<[f64; 2]> = order.iter().map(|i| alone[*i]).collect();
+        let expected: Vec<[f64; 2]> = order.iter().map(|i| separate[*i]).collect();
         let off = worst(&scores(model, &shuffled, rng.random_range(2..=pairs.len())), &expected);
         assert!(off < 1e-11, "{what}, round {round}: {off:e}");
     }
@@ -115,7 +115,7 @@ fn a_pair_has_the_same_score_by_itself_and_in_every_batch() {
 }
 
 #[test]
-fn with_capped_attention_scores_do_not_depend_on_the_batch() {
+fn scores_of_models_with_capped_attention_do_not_depend_on_the_batch() {
     let fixture = Fixture::read().unwrap();
     for rope in ["default", "dynamic"] {
         let case = fixture.case("gemma3_text", rope).unwrap();

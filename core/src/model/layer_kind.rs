@@ -1,4 +1,4 @@
-//! Kinds of layers, which differ in how far their attention looks back and in how they encode
+//! Kinds of layers. They differ in how far their attention looks back and in how they encode
 //! positions.
 
 use std::rc::Rc;

@@ -10,8 +10,8 @@ use crate::error::{Error, Result};
 /// The name of a linear module or of a part of one, and the sites of its input and output.
 #[derive(Debug)]
 pub struct Place {
-    /// The name in PyTorch's state dict without `.weight`. The name of a part is that of its
-    /// module, a dot, and the name of the corresponding module in Llama.
+    /// The name in PyTorch's state dict without `.weight`. A part is named after its module,
+    /// followed by a dot and the name of the corresponding module in Llama.
     pub name: String,
     /// The site of the input.
     pub input: Site,
@@ -112,7 +112,7 @@ impl Linear {
     }
 
     /// The frozen weights of this module or of its part, if `name` is the name of one. They share
-    /// memory with the module where possible.
+    /// memory with the module if possible.
     pub fn weights(&self, name: &str) -> Option<Result<Frozen>> {
         if self.place.name == name {
             return Some(Ok(self.frozen().shared()));

@@ -31,7 +31,7 @@ pub enum InputProjection {
         /// The projection to the values that the gate multiplies.
         up: Linear,
     },
-    /// As `Gated`, with both projections in one module. The rows of the gate come first.
+    /// Like `Gated`, but with both projections in one module. The rows of the gate come first.
     FusedGated(Linear),
 }
 

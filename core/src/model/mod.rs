@@ -61,8 +61,8 @@ use crate::api::{Frozen, ModelInfo, Site};
 use crate::error::{Context, Error, Result};
 use crate::weights::ModelFiles;
 
-/// The original weights that merging an adapter replaced. [`Model::unmerge`] puts them back;
-/// dropping the value keeps the merge.
+/// The original weights that merging an adapter replaced. [`Model::unmerge`] restores them;
+/// dropping this value makes the merge permanent.
 #[derive(Debug)]
 pub struct ReplacedWeights {
     originals: Vec<(String, Frozen)>,
@@ -146,7 +146,7 @@ impl Model {
     /// Builds a model from tensors that have the names of PyTorch's state dict.
     ///
     /// # Errors
-    /// Fails as [`load`](Self::load) does.
+    /// Fails in the same cases as [`load`](Self::load).
     pub fn from_tensors(
         config: &serde_json::Value,
         tensors: indexmap::IndexMap<String, Tensor>,
@@ -197,7 +197,7 @@ impl Model {
     }
 
     /// The frozen weights of the linear module `name`, or of the part `name` of a fused module.
-    /// They share the model's memory where possible.
+    /// They share the model's memory if possible.
     ///
     /// # Errors
     /// Fails if there is no such module or part.
@@ -231,8 +231,8 @@ impl Model {
         self.decoder.embeddings()
     }
 
-    /// Merges `adapted` into the frozen weights. Without the adapter, the model then computes the
-    /// same as it did with it, up to rounding.
+    /// Merges `adapted` into the frozen weights. Afterwards, the model without the adapter computes
+    /// the same outputs as before with the adapter, up to rounding.
     ///
     /// # Errors
     /// Fails if the adapter cannot be expressed as frozen weights; the model is then unchanged.
@@ -256,7 +256,8 @@ impl Model {
         Ok(ReplacedWeights { originals: originals.collect::<Result<_>>()? })
     }
 
-    /// Removes a merged adapter: puts back the exact tensors that [`merge`](Self::merge) replaced.
+    /// Removes a merged adapter by restoring the exact tensors that [`merge`](Self::merge)
+    /// replaced.
     pub fn unmerge(&mut self, merged: ReplacedWeights) {
         for (name, frozen) in merged.originals {
             if let Some(linear) = self.linear(&name) {
@@ -276,8 +277,8 @@ impl Model {
         self.linear(module).is_some_and(|linear| linear.stored == Stored::InOut)
     }
 
-    /// Identifies the rotary frequencies that a sequence of `tokens` tokens has. Two sequences may
-    /// share the states of a common prefix only if their values are equal.
+    /// Returns numbers that identify the rotary frequencies of a sequence of `tokens` tokens. Two
+    /// sequences may share the states of a common prefix only if these numbers are equal.
     pub fn rotation_of(&self, tokens: usize) -> Vec<usize> {
         self.decoder.rotation_of(tokens)
     }

@@ -37,7 +37,7 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
 /// Builds a model whose layer i has the kind with index `kind_of(i)` in `kinds`.
 ///
 /// # Errors
-/// Fails as [`build`] does.
+/// Fails in the same cases as [`build`].
 pub fn fill(
     model_type: &str,
     config: &Value,

@@ -26,7 +26,8 @@ pub struct Request<'a> {
     pub hidden: bool,
     /// Called with the output of each adapted module, part and block; see `Intercept`.
     pub intercept: Option<Intercept<'a>>,
-    /// Keys and values of the tokens before the stream. The pass appends those of the stream.
+    /// Keys and values of the tokens before the stream. The pass appends the keys and values of the
+    /// stream.
     pub cache: Option<&'a RefCell<Cache>>,
 }
 
@@ -35,12 +36,12 @@ pub struct Request<'a> {
 pub struct PassOutput {
     /// The state at each requested site, `[n width]`, in the order of the request.
     pub states: Vec<Tensor>,
-    /// The hidden state after the final norm, `[n hidden]`, if the request asked for it.
+    /// The hidden state after the final norm, `[n hidden]`, if it was requested.
     pub hidden: Option<Tensor>,
 }
 
-/// A pass in progress. It runs each block and does everything around it: it applies block adapters,
-/// collects the states of sites, and passes on the cache.
+/// A pass in progress. It runs the blocks, applies block adapters, collects the states of sites,
+/// and passes the cache to each block.
 pub struct Pass<'a> {
     request: Request<'a>,
     /// The requested sites inside each block that runs, by block.

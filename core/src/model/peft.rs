@@ -49,8 +49,8 @@ impl SavedConfig {
     /// hub. It uses the shapes of the tensors, but does not read their values.
     ///
     /// # Errors
-    /// Fails if a file is missing or damaged, if no plugin knows the type of the adapter, or if its
-    /// plugin cannot honour a field.
+    /// Fails if a file is missing or damaged, if no plugin implements this type of adapter, or if
+    /// the plugin does not support the value of a field.
     pub fn read(dir: &Path, registry: &Registry) -> Result<Self> {
         let dir = &locate_adapter(dir)?;
         let path = dir.join(CONFIG);
@@ -146,8 +146,8 @@ impl Saved {
     /// repository on the hub.
     ///
     /// # Errors
-    /// Fails as [`SavedConfig::read`] does, or if a tensor cannot be read or its name lacks PEFT's
-    /// prefix.
+    /// Fails in the same cases as [`SavedConfig::read`], or if a tensor cannot be read or its name
+    /// lacks PEFT's prefix.
     pub fn read(dir: &Path, registry: &Registry) -> Result<Self> {
         let SavedConfig { entry, config, warnings, tensors } = SavedConfig::read(dir, registry)?;
         let mut names: Vec<&str> = tensors.names().collect();
@@ -318,8 +318,8 @@ pub fn write(
     ] {
         config.insert(field.to_owned(), value);
     }
-    // Some of PEFT's configurations do not have this field, and PEFT warns about fields that it
-    // does not know.
+    // Some of PEFT's configuration classes do not have this field, and PEFT warns about unknown
+    // fields.
     if let Some(layers) = written.layers {
         config.insert("layers_to_transform".to_owned(), json!(layers));
     }

@@ -132,7 +132,7 @@ impl Sizes {
         self.kv_heads() * self.head_dim()
     }
 
-    /// 1/√d, the factor of attention scores in most architectures.
+    /// 1/√d, the factor that scales attention scores in most architectures.
     pub fn scale(&self) -> f64 {
         1.0 / (self.head_dim() as f64).sqrt()
     }
@@ -265,8 +265,8 @@ mod tests {
 
     use super::*;
 
-    /// Returns the error for a small model of this type with the fields of `more`. Its message
-    /// comes before any tensor is looked up.
+    /// Returns the error for a small model of this type with the fields of `more`. The error occurs
+    /// before any tensor is looked up.
     fn refused(model_type: &str, more: Value) -> String {
         let mut config = json!({ "model_type": model_type, "vocab_size": 16, "hidden_size": 16,
             "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2 });

@@ -44,8 +44,8 @@ pub struct SequenceLengths {
     pub longest: usize,
 }
 
-/// The segments of a stream. They form trees: a segment comes after the one that it continues, and
-/// all descendants of a root are adjacent to it.
+/// The segments of a stream. They form trees. Every segment comes after the segment that it
+/// continues, and a root and all of its descendants are adjacent.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Layout {
     segments: Vec<Segment>,
@@ -141,7 +141,7 @@ impl StreamBuilder {
     /// Appends a segment of a prompt, and returns its index.
     ///
     /// # Errors
-    /// Fails as [`push`](Self::push) does.
+    /// Fails in the same cases as [`push`](Self::push).
     pub fn push_prompt(&mut self, ids: &[i64], continues: Option<usize>) -> Result<usize> {
         let index = self.push(ids, continues)?;
         self.layout.segments[index].prompt = true;
@@ -226,7 +226,7 @@ pub struct Stream {
     pub ids: Tensor,
     /// Position of each token in its sequence `[n]`, int64.
     pub positions: Tensor,
-    /// The segments, and which one each of them continues.
+    /// The segments, and how they continue each other.
     pub layout: Layout,
     /// The smallest and the largest id, kept here because reading them from the device is slow.
     bounds: (i64, i64),
@@ -248,7 +248,8 @@ impl Stream {
         }
     }
 
-    /// The place of each row in its prompt, counted from the start and from the end of the prompt.
+    /// The position of each row in its prompt, counted from the start and from the end of the
+    /// prompt.
     ///
     /// # Errors
     /// Fails if prompts of different lengths share a segment, or if memory runs out.

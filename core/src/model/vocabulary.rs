@@ -25,8 +25,8 @@ pub struct Vocabulary {
 }
 
 impl Vocabulary {
-    /// Takes the matrices of the modules `embedding` and `head` from `weights`, each with the shape
-    /// `shape`, which is `[vocab hidden]`.
+    /// Takes the matrices of the modules `embedding` and `head` from `weights`. Each must have the
+    /// shape `shape`, which is `[vocab hidden]`.
     ///
     /// If the configuration ties the two matrices but their values differ, the head keeps its own
     /// values, as in `tie_weights` of transformers, and a warning is logged. If they are tied and

@@ -78,8 +78,8 @@ impl Checkpoint {
     /// Checks that all tensors were taken.
     ///
     /// # Errors
-    /// Fails if a tensor was not taken, because the architecture would not compute what the
-    /// checkpoint was trained to compute.
+    /// Fails if a tensor was not taken, because the architecture then differs from the model that
+    /// the checkpoint was trained for.
     pub fn finish(self) -> Result<()> {
         // Old checkpoints contain `rotary_emb.inv_freq` buffers, which are computed instead of
         // loaded.
@@ -115,7 +115,7 @@ impl<'a> Weights<'a> {
         self.checkpoint
     }
 
-    /// The full name of `name`.
+    /// The full name of the tensor called `name` under this path.
     pub fn name(&self, name: &str) -> String {
         format!("{}{name}", self.path)
     }

@@ -46,7 +46,7 @@ impl std::fmt::Debug for PluginDecl {
 }
 
 impl PluginDecl {
-    /// Makes the declaration of a crate with the given name and version. Called by
+    /// Creates the declaration of a crate with the given name and version. Called by
     /// [`export_plugin!`](crate::export_plugin).
     #[doc(hidden)]
     pub const fn new(name: &'static CStr, version: &'static CStr) -> Self {
@@ -66,14 +66,14 @@ impl PluginDecl {
         }
     }
 
-    /// Checks that the symbol was made by [`export_plugin!`](crate::export_plugin) with this
+    /// Checks that the symbol was exported by [`export_plugin!`](crate::export_plugin) with this
     /// version of the interface. The other fields must not be read before this check.
     ///
     /// # Errors
     /// Fails if the magic number, the version or the size of the struct differ.
     pub(super) fn recognise(&self) -> Result<(), Error> {
         if self.magic != MAGIC {
-            return Err(Error::new("its `REPRPO_PLUGIN` was not made by `export_plugin!`"));
+            return Err(Error::new("its `REPRPO_PLUGIN` was not exported by `export_plugin!`"));
         }
         if self.api != API || self.size != size_of::<Self>() as u32 {
             return Err(Error::new(format!(
@@ -89,7 +89,7 @@ impl PluginDecl {
     /// # Safety
     /// [`recognise`](Self::recognise) must have succeeded.
     pub(super) unsafe fn fingerprint(&self) -> Fingerprint {
-        // SAFETY: `new` made the pointers from constants that end in NUL.
+        // SAFETY: `new` created the pointers from constants that end in NUL.
         Fingerprint { text: unsafe { text(self.fingerprint) }, layout: self.layout }
     }
 
@@ -98,7 +98,7 @@ impl PluginDecl {
     /// # Safety
     /// [`recognise`](Self::recognise) must have succeeded.
     pub(super) unsafe fn crate_name(&self) -> (String, String) {
-        // SAFETY: `new` made the pointers from constants that end in NUL.
+        // SAFETY: `new` created the pointers from constants that end in NUL.
         unsafe { (text(self.name), text(self.version)) }
     }
 }

@@ -59,7 +59,8 @@ fn connect(host: &Host) {
         hub::watch(Box::new(move |file, done, size| {
             fetched(file.as_ptr(), file.len(), done, size) != 0
         }));
-        // Fails if the plugin's author has already set a subscriber, which then stays in place.
+        // If the plugin's author has already set a subscriber, this call fails, and that subscriber
+        // stays in place.
         let _ = tracing::subscriber::set_global_default(Forward { level, name, log: host.log });
     }
 }

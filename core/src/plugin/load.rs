@@ -134,7 +134,7 @@ fn declaration(file: &Path) -> Result<&'static PluginDecl> {
     std::mem::forget(library);
     let symbol = symbol?;
     if symbol.is_null() || !symbol.is_aligned() {
-        return Err(Error::new("its `REPRPO_PLUGIN` was not made by `export_plugin!`"));
+        return Err(Error::new("its `REPRPO_PLUGIN` was not exported by `export_plugin!`"));
     }
     // SAFETY: the pointer is to a static of the library, which is never unloaded.
     Ok(unsafe { &*symbol })

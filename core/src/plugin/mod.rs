@@ -1,6 +1,6 @@
 //! Plugins that are loaded at run time: the binary interface of a plugin library, and the loader.
 //!
-//! The code of a method is the same whether it is linked in or loaded. Its attribute makes the
+//! The code of a method is the same whether it is linked in or loaded. Its attribute creates the
 //! registry entry, and a [`guard`](crate::guard) wraps all objects that it builds. A library only
 //! adds [`export_plugin!`](crate::export_plugin).
 //!

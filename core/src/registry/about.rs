@@ -1,4 +1,4 @@
-//! Names, texts and origin of a plugin, and access to its configuration as JSON text.
+//! The names, texts and origin of a plugin, and access to its configuration as JSON text.
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;

@@ -71,7 +71,7 @@ pub struct InterventionEntry {
 }
 
 impl InterventionEntry {
-    /// Makes the entry of the plugin `P`, which is defined in the crate `origin`.
+    /// Creates the entry of the plugin `P`, which is defined in the crate `origin`.
     pub const fn of<P: InterventionPlugin>(origin: &'static str, version: &'static str) -> Self {
         Self {
             about: About::of::<P>(origin, version),
@@ -117,7 +117,7 @@ pub struct AdapterEntry {
 }
 
 impl AdapterEntry {
-    /// Makes the entry of the plugin `P`, which is defined in the crate `origin`.
+    /// Creates the entry of the plugin `P`, which is defined in the crate `origin`.
     pub const fn of<P: AdapterPlugin>(
         peft_type: &'static str,
         origin: &'static str,
@@ -194,7 +194,7 @@ pub struct TransformEntry {
 }
 
 impl TransformEntry {
-    /// Makes the entry of the plugin `P`, which is defined in the crate `origin`.
+    /// Creates the entry of the plugin `P`, which is defined in the crate `origin`.
     pub const fn of<P: TransformPlugin>(origin: &'static str, version: &'static str) -> Self {
         Self {
             about: About::of::<P>(origin, version),
@@ -229,7 +229,7 @@ pub struct TapEntry {
 }
 
 impl TapEntry {
-    /// Makes the entry of the plugin `P`, which is defined in the crate `origin`.
+    /// Creates the entry of the plugin `P`, which is defined in the crate `origin`.
     pub const fn of<P: TapPlugin>(origin: &'static str, version: &'static str) -> Self {
         Self {
             about: About::of::<P>(origin, version),
@@ -265,7 +265,7 @@ pub struct DatasetEntry {
 }
 
 impl DatasetEntry {
-    /// Makes the entry of the plugin `P`, which is defined in the crate `origin`.
+    /// Creates the entry of the plugin `P`, which is defined in the crate `origin`.
     pub const fn of<P: DatasetPlugin>(origin: &'static str, version: &'static str) -> Self {
         Self {
             about: About::of::<P>(origin, version),

@@ -1,8 +1,8 @@
 //! The registry: all plugins of this program, by kind and name.
 //!
-//! The attribute on a plugin's struct submits an [`Entry`] to `inventory`. The entry has function
-//! pointers that know the plugin's types. All other code refers to plugins by name, and to their
-//! configurations as JSON text.
+//! The attribute on a plugin's struct submits an [`Entry`] to `inventory`. The function pointers in
+//! the entry are compiled with the plugin's types. All other code refers to a plugin by its name,
+//! and passes its configuration as JSON text.
 
 mod about;
 mod entry;
@@ -41,7 +41,7 @@ struct Registration<T> {
 }
 
 impl Registry {
-    /// Makes a registry of all plugins and recipes that are linked into this program.
+    /// Creates a registry of all plugins and recipes that are linked into this program.
     ///
     /// # Errors
     /// Fails if two plugins of the same kind, or two recipes, have the same name or alias, if a
@@ -63,7 +63,7 @@ impl Registry {
         }
     }
 
-    /// Makes a registry of only these plugins, without recipes.
+    /// Creates a registry of only these plugins, without recipes.
     ///
     /// # Errors
     /// Fails in the same cases as [`builtin`](Self::builtin).
@@ -212,7 +212,7 @@ impl Registry {
     /// Looks up an intervention by name or alias.
     ///
     /// # Errors
-    /// Fails if there is none, as [`get`](Self::get) does.
+    /// Fails in the same cases as [`get`](Self::get).
     pub fn intervention(&self, name: &str) -> Result<&'static InterventionEntry> {
         self.typed(name)
     }
@@ -220,7 +220,7 @@ impl Registry {
     /// Looks up an adapter by name or alias.
     ///
     /// # Errors
-    /// Fails if there is none, as [`get`](Self::get) does.
+    /// Fails in the same cases as [`get`](Self::get).
     pub fn adapter(&self, name: &str) -> Result<&'static AdapterEntry> {
         self.typed(name)
     }
@@ -228,7 +228,7 @@ impl Registry {
     /// Looks up a transform by name or alias.
     ///
     /// # Errors
-    /// Fails if there is none, as [`get`](Self::get) does.
+    /// Fails in the same cases as [`get`](Self::get).
     pub fn transform(&self, name: &str) -> Result<&'static TransformEntry> {
         self.typed(name)
     }
@@ -236,7 +236,7 @@ impl Registry {
     /// Looks up a tap by name or alias.
     ///
     /// # Errors
-    /// Fails if there is none, as [`get`](Self::get) does.
+    /// Fails in the same cases as [`get`](Self::get).
     pub fn tap(&self, name: &str) -> Result<&'static TapEntry> {
         self.typed(name)
     }
@@ -244,7 +244,7 @@ impl Registry {
     /// Looks up a data set by name or alias.
     ///
     /// # Errors
-    /// Fails if there is none, as [`get`](Self::get) does.
+    /// Fails in the same cases as [`get`](Self::get).
     pub fn dataset(&self, name: &str) -> Result<&'static DatasetEntry> {
         self.typed(name)
     }

@@ -1,4 +1,4 @@
-//! Recipes: named sets of configuration values, for example those of a published experiment.
+//! Recipes: named sets of configuration values, for example the settings of a published experiment.
 
 use crate::error::{Error, Result};
 

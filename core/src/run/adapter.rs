@@ -1,4 +1,4 @@
-//! The adapter of an experiment: a new one, or a saved one with its values.
+//! The adapter of an experiment, which is either new or loaded from disk.
 
 use std::path::Path;
 
@@ -14,23 +14,23 @@ use crate::model::peft::Saved;
 use crate::model::{Adapted, Model};
 use crate::registry::{AdapterEntry, Registry};
 
-/// A configured adapter, and the values of its parameters if it was saved.
+/// A configured adapter, with the values of its parameters if it was loaded from disk.
 pub struct AdapterChoice {
-    /// Its plugin.
+    /// The plugin that provides the adapter.
     pub entry: &'static AdapterEntry,
     /// The configured adapter.
     pub adapter: Box<dyn Adapter>,
-    /// The saved values, by name.
+    /// The loaded values, by parameter name; `None` for a new adapter.
     pub values: Option<IndexMap<String, Tensor>>,
-    /// Warnings about the saved file.
+    /// Warnings from reading the saved file.
     warnings: Vec<String>,
 }
 
 impl AdapterChoice {
-    /// The experiment's adapter, with the values of `saved` if there is one.
+    /// Builds the experiment's adapter, with the values of `saved` if it is given.
     ///
     /// # Errors
-    /// Fails if the experiment's adapter and the saved one contradict each other, or if the adapter
+    /// Fails if the experiment configures another adapter than the saved one, or if the adapter
     /// refuses its configuration.
     pub fn new(experiment: &Experiment, saved: Option<Saved>, registry: &Registry) -> Result<Self> {
         let choice = &experiment.adapter;
@@ -45,7 +45,7 @@ impl AdapterChoice {
         Ok(Self { entry, adapter: entry.build(&choice.json())?, values, warnings })
     }
 
-    /// A new adapter with this configuration (JSON text).
+    /// Builds a new adapter from a configuration in JSON.
     ///
     /// # Errors
     /// Fails if the adapter refuses its configuration.
@@ -53,7 +53,7 @@ impl AdapterChoice {
         Ok(Self { entry, adapter: entry.build(json)?, values: None, warnings: Vec::new() })
     }
 
-    /// The saved adapter in the folder `dir`, with its own configuration.
+    /// Loads the saved adapter in the folder `dir`, with the configuration that was saved with it.
     ///
     /// # Errors
     /// Fails if the adapter cannot be read, or if it refuses its configuration.
@@ -68,7 +68,7 @@ impl AdapterChoice {
         })
     }
 
-    /// The saved adapter in the folder `dir`, which must agree with the experiment.
+    /// Loads the saved adapter in the folder `dir`, which must agree with the experiment.
     ///
     /// # Errors
     /// Fails if the adapter cannot be read, or as [`new`](Self::new) does.
@@ -76,8 +76,8 @@ impl AdapterChoice {
         Self::new(experiment, Some(Saved::read(dir, registry)?), registry)
     }
 
-    /// Warnings about the saved adapter: those of its plugin about the file, and one for each part
-    /// of its configuration that matches nothing in `model`.
+    /// Warnings about a saved adapter: those from reading its file, and one for each part of its
+    /// configuration that matches nothing in `model`.
     ///
     /// # Errors
     /// Fails if a pattern is not a regular expression.
@@ -86,17 +86,18 @@ impl AdapterChoice {
         if self.values.is_some() {
             let unmatched = unmatched(self.adapter.as_ref(), model.info())?;
             warnings.extend(unmatched.iter().map(|e| {
-                format!("{}; the saved adapter is used without it, as in PEFT", e.message())
+                format!("{}; this part of the saved adapter is ignored, as in PEFT", e.message())
             }));
         }
         Ok(warnings)
     }
 
-    /// Attaches it to the first `blocks` blocks of `model`, with the saved values if there are any.
+    /// Attaches the adapter to the first `blocks` blocks of `model`, and restores the saved values
+    /// if there are any.
     ///
     /// # Errors
     /// Fails if an entry in the configuration of a new adapter matches no module, if the adapter
-    /// does not fit a module, or if the saved values do not fit the adapter.
+    /// cannot adapt a module, or if the names or shapes of the saved values are wrong.
     pub fn attach(&self, model: &Model, blocks: usize, seed: u64) -> Result<Adapted> {
         let Some(values) = &self.values else {
             return Adapted::attach(self.adapter.as_ref(), model, blocks, seed);
@@ -107,8 +108,8 @@ impl AdapterChoice {
     }
 }
 
-/// Attaches a saved adapter to all blocks of `model`, for commands that do not train it, and logs
-/// the warnings about it.
+/// Attaches a saved adapter to all blocks of `model`, for commands that do not train it. Logs the
+/// adapter's warnings.
 ///
 /// # Errors
 /// Fails as [`AdapterChoice::attach`] does, or if a pattern is not a regular expression.
@@ -119,7 +120,8 @@ pub fn attach_saved(saved: &AdapterChoice, model: &Model) -> Result<Adapted> {
     saved.attach(model, model.info().layers, 0)
 }
 
-/// Checks that the experiment's `choice` of an adapter has the same fields as the saved one.
+/// Checks that the adapter in the experiment has the same name and fields as the saved one. Fields
+/// that can be changed after saving are not compared.
 fn agrees(choice: &Choice, entry: &AdapterEntry, saved: &Saved) -> Result<()> {
     let contradicts = |what: &str, ours: &dyn std::fmt::Display, theirs: &dyn std::fmt::Display| {
         Error::new(format!(

@@ -1,5 +1,4 @@
-//! The second phase of a run: the model with everything that trains it. An assembled run is
-//! complete once it exists.
+//! The second phase of a run: builds the adapter, the objective and the optimiser.
 
 use super::assembled::{Assembled, Parts};
 use super::checkpoint;
@@ -7,10 +6,10 @@ use super::plan::Plan;
 use crate::error::{Context, Result};
 use crate::fingerprint;
 
-/// Assembles the planned run. If it is resumed, it is as its checkpoint left it.
+/// Assembles the planned run. A resumed run is restored from its checkpoint.
 ///
 /// # Errors
-/// Fails if the checkpoint does not fit, or as [`Assembled::new`] does.
+/// Fails if the checkpoint cannot be restored, or as [`Assembled::new`] does.
 pub fn assemble(plan: &mut Plan<'_>) -> Result<Assembled> {
     let (intervention, taps) = plan.take_method()?;
     let (train, model) = (&plan.experiment.train, &plan.session.model);

@@ -1,4 +1,5 @@
-//! Everything that trains a model. The conformance kit assembles its models here too.
+//! The adapter, objective and optimiser that train a model. Runs and the conformance kit assemble
+//! them here.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -17,14 +18,14 @@ use crate::train::{AdamW, Group, Objective, Reference, Taps, leave_flat_start};
 pub struct Assembled {
     /// The adapter that is trained.
     pub adapted: Adapted,
-    /// The adapter that training started from; `None` if it started from the base model.
+    /// The adapter that training started from; `None` if training started from the base model.
     pub initial: Option<Rc<Adapted>>,
     /// The objective, with its taps, their transforms and the reference.
     pub objective: Objective,
     /// The optimiser of all trained parameters.
     pub optimiser: AdamW,
-    /// Standard deviation of the noise that moved the adapter off a flat start; `None` if it was
-    /// not moved.
+    /// Standard deviation of the noise that was added to the adapter because the loss was flat at
+    /// its initial value; `None` if no noise was added.
     pub noise: Option<f64>,
 }
 
@@ -36,18 +37,18 @@ pub struct Parts<'a> {
     pub taps: Taps,
     /// The adapter.
     pub adapter: &'a AdapterChoice,
-    /// The names of the pairs in a checkpoint, by index.
+    /// The name of each pair in a checkpoint, by the index of the pair.
     pub names: BTreeMap<usize, String>,
-    /// True to move the adapter off a start where the loss is flat.
+    /// True to add noise to the adapter if the loss is flat at its initial value.
     pub leaves_flat_start: bool,
 }
 
 impl Assembled {
-    /// Puts the parts together on `model`.
+    /// Assembles the parts on `model`.
     ///
     /// # Errors
     /// Fails if the method's needs contradict each other, if the adapter does not fit the model, or
-    /// if a plugin failed.
+    /// if a plugin returns an error.
     pub fn new(model: &Model, parts: Parts<'_>, train: &TrainConfig) -> Result<Self> {
         let Parts { intervention, taps, adapter, names, leaves_flat_start } = parts;
         let needs = intervention.needs();
@@ -59,7 +60,7 @@ impl Assembled {
             None
         };
         let reference = initial.clone().filter(|_| train.reference == ReferenceModel::Start);
-        // True if training starts at the reference itself.
+        // True if training starts from the reference itself.
         let at_reference = if initial.is_some() {
             reference.is_some()
         } else {
@@ -88,9 +89,10 @@ impl Assembled {
     }
 }
 
-/// Number of blocks that a step runs for a method with these needs that reads states at `sites`.
+/// Number of blocks that a training step must run, for a method with these needs that reads states
+/// at `sites`.
 fn depth(needs: &Needs, sites: &[Site], model: &Model) -> Result<usize> {
-    // A method that trains nothing reads no states, and its adapter is on all blocks.
+    // A method that trains nothing reads no states, and its adapter is attached to all blocks.
     model.depth(sites, needs.logprobs.any() || needs.sequence_nll || needs.evaluate_only)
 }
 

@@ -1,25 +1,25 @@
-//! The best of the validations so far, and how many have followed it without a better one.
+//! The best validation so far, and the number of validations since then.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::config::BestMetric;
 use crate::error::Error;
 
-/// The best of the validations so far. It is part of a checkpoint.
+/// The best validation so far. It is part of a checkpoint.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Best {
-    /// Number of finished steps at the last validation; 0 if there was none.
+    /// Number of finished steps at the last validation; 0 before the first validation.
     pub validated: usize,
-    /// The validation with the best value; `None` if no value was a finite number.
+    /// The validation with the best value; `None` if no validation had a finite value.
     pub best: Option<Validated>,
-    /// Validations since the best one.
+    /// Number of validations since the best one.
     pub without_improvement: usize,
 }
 
-/// A validation and the value that it is compared by.
+/// A validation, with the value of `train.best_metric`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Validated {
-    /// Number of finished steps.
+    /// Number of finished steps at this validation.
     pub step: usize,
     /// The value of `train.best_metric`.
     #[serde(serialize_with = "exact", deserialize_with = "from_exact")]
@@ -27,9 +27,9 @@ pub struct Validated {
 }
 
 impl Best {
-    /// Takes in the value of the validation after `step` steps; `None` or NaN if it has none.
-    /// Returns true if it is better than all before. The earlier one of two equal values is the
-    /// better one.
+    /// Records the value of the validation after `step` steps, which is `None` or NaN if the metric
+    /// has no value. Returns true if the value is better than all earlier ones. A value that equals
+    /// the best one is not better.
     pub fn observe(&mut self, metric: BestMetric, step: usize, value: Option<f64>) -> bool {
         self.validated = step;
         let Some(value) = value.filter(|value| value.is_finite()) else {
@@ -52,14 +52,14 @@ impl Best {
         self.best.map(|best| best.step)
     }
 
-    /// True if so many validations in a row were no better than the one before them.
+    /// True if the last `patience` validations or more did not improve on the best one.
     pub fn exhausted(&self, patience: Option<usize>) -> bool {
         patience.is_some_and(|patience| self.without_improvement >= patience)
     }
 }
 
-/// Writes a number so that the same number is read again. The JSON reader may round the last bit of
-/// a number.
+/// Writes a number as text, so that reading it gives exactly the same number. The JSON reader may
+/// round the last bit of a number.
 fn exact<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&format_args!("{value:?}"))
 }
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn the_earliest_of_the_best_values_is_kept() {
+    fn the_earliest_of_equal_best_values_is_kept() {
         let (best, better) = steps(BestMetric::Accuracy, &[0.5, 0.75, 0.75, 0.5]);
         assert_eq!(better, [true, true, false, false]);
         assert_eq!(
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn a_saved_state_is_the_same_to_the_last_bit() {
+    fn a_saved_value_is_read_back_to_the_last_bit() {
         for value in [0.1 + 0.2, 1.0 / 3.0, -1e-300, 5e-324, 123_456_789.123_456_78] {
             let best = Best {
                 validated: 3,

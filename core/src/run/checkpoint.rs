@@ -1,8 +1,8 @@
-//! Checkpoints, from which a run can be resumed: parameters, optimiser state, cached values of the
+//! Checkpoints, which a run can be resumed from: parameters, optimiser state, cached values of the
 //! reference, and the step.
 //!
-//! Everything else that a step depends on (order of the pairs, dropout) follows from the seed and
-//! the step.
+//! Everything else that a step depends on, such as the order of the pairs and dropout, is derived
+//! from the seed and the step.
 
 use std::path::{Path, PathBuf};
 
@@ -25,12 +25,12 @@ fn dir(run: &Path) -> PathBuf {
     run.join("checkpoints")
 }
 
-/// Path of the trained values after `step` steps, the best of the validated ones.
+/// Path of the trained values of the best validation, which followed step `step`.
 fn dir_of_best(run: &Path, step: usize) -> PathBuf {
     dir(run).join(format!("best-{step}"))
 }
 
-/// Copies of tensors on the CPU.
+/// Copies tensors to the CPU.
 fn host(tensors: &[(String, Tensor)]) -> Result<Vec<(String, Tensor)>> {
     tensors
         .iter()
@@ -38,8 +38,8 @@ fn host(tensors: &[(String, Tensor)]) -> Result<Vec<(String, Tensor)>> {
         .collect()
 }
 
-/// Writes the checkpoint of `step` finished steps into the run's folder, and removes the one
-/// before. `best` is the best of the validations so far, if there are any.
+/// Writes a checkpoint into the run's folder after `step` finished steps, and removes the previous
+/// one. `best` is the best validation so far, if the run validates.
 ///
 /// # Errors
 /// Fails if a file cannot be written.
@@ -52,7 +52,7 @@ pub fn save(
 ) -> Result<()> {
     let here = dir(folder).join(format!("step-{step}"));
     std::fs::create_dir_all(&here)
-        .within(|| format!("cannot make the folder `{}`", here.display()))?;
+        .within(|| format!("cannot create the folder `{}`", here.display()))?;
     write_safetensors(&here.join(PARAMETERS), &host(&run.parameters())?)?;
     write_safetensors(&here.join("optimiser.safetensors"), &host(&run.optimiser.state())?)?;
     write_safetensors(
@@ -70,18 +70,18 @@ pub fn save(
     if let Some(old) =
         before.map(|b| b.trim().to_owned()).filter(|b| *b != step.to_string() && !b.is_empty())
     {
-        // A stale checkpoint only costs disk space.
+        // If the old checkpoint cannot be removed, it only costs disk space.
         let _ = std::fs::remove_dir_all(dir(folder).join(format!("step-{old}")));
     }
     keep_only_best(folder, best);
     Ok(())
 }
 
-/// The best of the validations up to the checkpoint of `step`; `None` if the run that wrote it did
-/// not validate.
+/// Reads the best validation up to the checkpoint of `step`. Returns `None` if the run that wrote
+/// the checkpoint did not validate.
 ///
 /// # Errors
-/// Fails if the file is damaged.
+/// Fails if the file cannot be read, or if its content is not valid.
 pub fn best(run: &Path, step: usize) -> Result<Option<Best>> {
     let path = dir(run).join(format!("step-{step}")).join(BEST);
     if !path.exists() {
@@ -90,23 +90,23 @@ pub fn best(run: &Path, step: usize) -> Result<Option<Best>> {
     let text =
         std::fs::read_to_string(&path).within(|| format!("cannot read `{}`", path.display()))?;
     serde_json::from_str(&text).map(Some).map_err(|e| {
-        Error::new(format!("`{}` is not a valid file of a checkpoint", path.display())).because(e)
+        Error::new(format!("`{}` is not a valid checkpoint file", path.display())).because(e)
     })
 }
 
-/// Writes the values of everything that is trained after `step` finished steps, which are the best
-/// so far.
+/// Saves all trained values after `step` finished steps, because the validation after this step is
+/// the best so far.
 ///
 /// # Errors
 /// Fails if a file cannot be written.
 pub fn save_best(folder: &Path, step: usize, run: &Assembled) -> Result<()> {
     let here = dir_of_best(folder, step);
     std::fs::create_dir_all(&here)
-        .within(|| format!("cannot make the folder `{}`", here.display()))?;
+        .within(|| format!("cannot create the folder `{}`", here.display()))?;
     write_safetensors(&here.join(PARAMETERS), &host(&run.parameters())?)
 }
 
-/// Puts the values that [`save_best`] wrote after `step` steps back.
+/// Restores the values that [`save_best`] saved after `step` steps.
 ///
 /// # Errors
 /// Fails if the file is missing or damaged.
@@ -114,13 +114,14 @@ pub fn restore_best(folder: &Path, step: usize, run: &Assembled) -> Result<()> {
     put_back(read_safetensors(&dir_of_best(folder, step).join(PARAMETERS))?, run)
 }
 
-/// Removes the values of a step that another one has replaced as the best.
+/// Removes the values that were saved for the best validation, after `step` steps, because a later
+/// validation is better.
 pub fn discard_best(folder: &Path, step: usize) {
-    // A stale file only costs disk space.
+    // If the file cannot be removed, it only costs disk space.
     let _ = std::fs::remove_dir_all(dir_of_best(folder, step));
 }
 
-/// Removes the values of all steps but the best one.
+/// Removes all values saved by [`save_best`] except those of `best`.
 fn keep_only_best(folder: &Path, best: Option<&Best>) {
     let kept = best.and_then(Best::step).map(|step| format!("best-{step}"));
     remove(&dir(folder), &|name| name.starts_with("best-") && Some(name) != kept.as_deref());
@@ -131,21 +132,20 @@ pub fn exists(run: &Path) -> bool {
     dir(run).join("latest").is_file()
 }
 
-/// Number of steps that the run's checkpoint has finished.
+/// Returns the number of steps that the run's checkpoint has finished.
 ///
 /// # Errors
-/// Fails if there is no checkpoint.
+/// Fails if there is no checkpoint, or if the training is complete.
 pub fn latest(run: &Path) -> Result<usize> {
     let path = dir(run).join("latest");
     if marks::trained(run) {
         return Err(Error::new(format!(
-            "the run in `{}` has ended: there is nothing left to \
-            train",
+            "the run in `{}` has ended: there is nothing left to train",
             run.display()
         ))
         .hint(format!(
-            "`reprpo eval {}` judges it again, `reprpo run --init-adapter {}` trains its adapter \
-                further",
+            "evaluate it again with `reprpo eval {}`, or train its adapter further with \
+                `reprpo run --init-adapter {}`",
             quoted(run),
             quoted(run.join("adapter"))
         )));
@@ -157,19 +157,19 @@ pub fn latest(run: &Path) -> Result<usize> {
     })?;
     text.trim()
         .parse()
-        .map_err(|_| Error::new(format!("`{}` does not hold a step", path.display())))
+        .map_err(|_| Error::new(format!("`{}` does not contain a step number", path.display())))
 }
 
-/// Compares the fingerprints in the checkpoint of `step` with those that the run has `now`. With
-/// `inexact`, gives the names of the things that differ instead of an error.
+/// Compares the fingerprints in the checkpoint of `step` with those of the run that is resumed. If
+/// `inexact` is true, returns the names of the inputs that differ and does not fail.
 ///
 /// # Errors
-/// Fails if something differs, or if the checkpoint has no fingerprints.
+/// Fails if something differs, or if the checkpoint has no fingerprints, unless `inexact` is true.
 pub fn check(run: &Path, step: usize, now: &Fingerprints, inexact: bool) -> Result<Vec<String>> {
     let given_up = |e: Error| {
         e.hint(
-            "`--inexact-resume` resumes anyway: the result is then not that of an \
-            uninterrupted run, and reference values that no longer fit are computed again",
+            "use `--inexact-resume` to resume anyway; the result can then differ from that of an \
+            uninterrupted run, and reference values that no longer apply are computed again",
         )
     };
     let Some(then) = Fingerprints::read(&dir(run).join(format!("step-{step}")).join(FINGERPRINTS))?
@@ -206,10 +206,10 @@ pub fn check(run: &Path, step: usize, now: &Fingerprints, inexact: bool) -> Resu
     Err(given_up(e.hint("put back what the checkpoint was made with, or start a new run")))
 }
 
-/// Restores the checkpoint of `step`, in a run that has the fingerprints `now`.
+/// Restores the checkpoint of `step`. `now` are the fingerprints of the run that is resumed.
 ///
 /// # Errors
-/// Fails if a file is damaged, or if it does not hold the parameters that this run trains.
+/// Fails if a file is damaged, or if it does not contain the parameters that this run trains.
 pub fn restore(
     folder: &Path,
     step: usize,
@@ -219,7 +219,7 @@ pub fn restore(
 ) -> Result<()> {
     let here = dir(folder).join(format!("step-{step}"));
     run.optimiser.restore(read_safetensors(&here.join("optimiser.safetensors"))?)?;
-    // Values of another reference do not fit. They are computed again when they are needed.
+    // If the reference has changed, its cached values are not restored, and are computed again.
     if Fingerprints::read(&here.join(FINGERPRINTS))?
         .is_some_and(|then| then.of_reference() == now.of_reference())
     {
@@ -230,7 +230,7 @@ pub fn restore(
     put_back(read_safetensors(&here.join(PARAMETERS))?, run)
 }
 
-/// Puts the saved values of everything that is trained back.
+/// Copies saved values into the trained parameters of `run`.
 fn put_back(mut values: IndexMap<String, Tensor>, run: &Assembled) -> Result<()> {
     let _guard = tch::no_grad_guard();
     for (name, tensor) in &run.parameters() {
@@ -254,7 +254,7 @@ fn put_back(mut values: IndexMap<String, Tensor>, run: &Assembled) -> Result<()>
     Ok(())
 }
 
-/// Removes the entries of a folder whose names are `stale`.
+/// Removes the files and folders in `folder` for whose names `stale` is true.
 fn remove(folder: &Path, stale: &dyn Fn(&str) -> bool) {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         if stale(&entry.file_name().to_string_lossy()) {
@@ -268,8 +268,8 @@ fn remove(folder: &Path, stale: &dyn Fn(&str) -> bool) {
     }
 }
 
-/// Removes the files that a process wrote after its last checkpoint, of `step` steps, and those
-/// that it left behind when it was killed while it wrote.
+/// Removes files that are newer than the checkpoint of `step`, and temporary files of a process
+/// that was killed.
 ///
 /// # Errors
 /// Fails if the checkpoint is damaged.
@@ -286,8 +286,8 @@ pub fn tidy(run: &Path, step: usize) -> Result<()> {
 
 /// Removes the checkpoints of a run that has ended.
 pub fn discard(run: &Path) {
-    // `latest` goes first, so that a process which is killed here leaves no checkpoint rather than
-    // half of one.
+    // `latest` is removed first. If the process is killed between the two lines, the run has no
+    // checkpoint instead of an incomplete one.
     let _ = std::fs::remove_file(dir(run).join("latest"));
     let _ = std::fs::remove_dir_all(dir(run));
 }

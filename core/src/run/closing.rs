@@ -1,5 +1,5 @@
-//! The last lines of a run, which warn if pairs did not count in the loss or if nothing seems to
-//! have been learnt.
+//! The last lines that a run prints. They warn if pairs did not count in the loss, or if the model
+//! seems to have learnt nothing.
 
 use std::path::Path;
 
@@ -10,11 +10,11 @@ use crate::config::TrainConfig;
 use crate::error::{Context, Result};
 use crate::eval::Table;
 
-/// Runs with fewer steps are not judged. Their first and last steps are on different pairs and
-/// cannot be compared.
+/// Smallest number of steps for which the loss and the margin are checked. In shorter runs, the
+/// first and the last steps see too few pairs to be compared.
 const FEWEST_STEPS: usize = 4;
-/// The margin did not move if its mean changes by less than this, in the units of
-/// `rewards/margins`: nats times β.
+/// Smallest change of the mean margin that counts as movement, in the units of `rewards/margins`:
+/// nats times β.
 const SMALLEST_MARGIN: f64 = 1e-3;
 
 /// The course of a training run: its loss and margin at each step, and how many pairs did not count
@@ -31,8 +31,9 @@ pub struct Course {
 
 impl Course {
     /// Reads the course from `metrics.jsonl` in `folder`. `seen` is the number of pairs that the
-    /// run saw, `lacking` is as in [`Partial::lacking`](crate::api::Partial::lacking), and
-    /// `validation` is the outcome of the validations in lines.
+    /// run has trained on, counted once per epoch. `lacking` is described at
+    /// [`Partial::lacking`](crate::api::Partial::lacking). `validation` contains lines about the
+    /// validations.
     ///
     /// # Errors
     /// Fails if the file cannot be read.
@@ -60,9 +61,9 @@ impl Course {
         })
     }
 
-    /// The run's last lines: the outcome of the validations, how many pairs did not count, and
-    /// warnings if nothing seems to have been learnt. `table` is that of the run's evaluation,
-    /// which measures the margin better than the last steps do.
+    /// Returns the run's last lines: the outcome of the validations, the number of pairs that did
+    /// not count, and warnings if the model seems to have learnt nothing. `table` contains the
+    /// results of the evaluation, which measures the margin more precisely than the last steps do.
     pub fn verdict(&self, train: &TrainConfig, table: Option<&Table>) -> Vec<String> {
         let mut lines = self.validation.clone();
         if let (Some(lacking), true) = (self.lacking, self.left_out > 0) {
@@ -85,7 +86,7 @@ impl Course {
         lines
     }
 
-    /// The warning that the margin did not move; `None` if it did, or if it is not known.
+    /// Returns a warning if the margin did not move. Returns `None` if it did, or if it is unknown.
     fn still_margin(&self, train: &TrainConfig, table: Option<&Table>) -> Option<String> {
         let trained_on = train.split.split(['[', '+']).next().unwrap_or_default();
         let gain = table.and_then(|t| {
@@ -111,7 +112,8 @@ impl Course {
     }
 }
 
-/// The means over the first and the last quarter; `None` if there are too few values.
+/// Returns the means over the first and the last quarter of `values`, or `None` if there are too
+/// few.
 fn ends(values: &[f64]) -> Option<(f64, f64)> {
     if values.len() < FEWEST_STEPS {
         return None;
@@ -156,53 +158,53 @@ mod tests {
 
     #[test]
     fn a_run_warns_if_its_loss_ends_no_lower_than_it_began() {
-        let said = |losses: &[f64]| of(losses, &[]).verdict(&TrainConfig::default(), None);
-        assert!(said(&[0.9, 0.7, 0.6, 0.5, 0.5, 0.4, 0.4, 0.3]).is_empty());
-        let rising = said(&[0.6, 0.8, 9.0, 0.1, 0.1, 9.0, 0.7, 0.9]);
+        let verdict = |losses: &[f64]| of(losses, &[]).verdict(&TrainConfig::default(), None);
+        assert!(verdict(&[0.9, 0.7, 0.6, 0.5, 0.5, 0.4, 0.4, 0.3]).is_empty());
+        let rising = verdict(&[0.6, 0.8, 9.0, 0.1, 0.1, 9.0, 0.7, 0.9]);
         assert!(
             rising[0].contains("no lower than it began: 0.7000, then 0.8000 (means"),
             "{rising:?}"
         );
-        assert_eq!(said(&[1.0; 8]).len(), 1);
-        // One noisy step at an end is not the run, and three steps are too few to judge.
-        assert!(said(&[0.1, 1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.5]).is_empty());
-        assert!(said(&[1.0, 2.0, 3.0]).is_empty());
+        assert_eq!(verdict(&[1.0; 8]).len(), 1);
+        // One noisy step does not cause a warning, and three steps are too few to compare.
+        assert!(verdict(&[0.1, 1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.5]).is_empty());
+        assert!(verdict(&[1.0, 2.0, 3.0]).is_empty());
     }
 
     #[test]
     fn a_run_warns_if_its_margin_did_not_move() {
         let falling = [0.9, 0.8, 0.7, 0.6];
-        let said = |margins: &[f64], table: Option<&Table>| {
+        let verdict = |margins: &[f64], table: Option<&Table>| {
             of(&falling, margins).verdict(&TrainConfig::default(), table)
         };
         assert!(
-            said(&[0.0, 0.0001, 0.0003, 0.0005], None)[0]
+            verdict(&[0.0, 0.0001, 0.0003, 0.0005], None)[0]
                 .contains("the margin did not move: `rewards/margins` was 0.00000, then 0.00050")
         );
-        assert!(said(&[0.0, 0.1, 0.2, 0.3], None).is_empty());
-        // The evaluation is the better judge.
-        assert!(said(&[0.0; 4], Some(&table(0.2, 0.3, 0.4))).is_empty());
-        assert!(said(&[], Some(&table(0.0, 0.0, 0.0)))[0].contains("did not move on `train`"));
+        assert!(verdict(&[0.0, 0.1, 0.2, 0.3], None).is_empty());
+        // If there is an evaluation, its margin is used instead of that of the steps.
+        assert!(verdict(&[0.0; 4], Some(&table(0.2, 0.3, 0.4))).is_empty());
+        assert!(verdict(&[], Some(&table(0.0, 0.0, 0.0)))[0].contains("did not move on `train`"));
         assert!(
-            said(&[0.0, 0.1, 0.2, 0.3], Some(&table(-0.1, 0.3, 0.4)))[0]
+            verdict(&[0.0, 0.1, 0.2, 0.3], Some(&table(-0.1, 0.3, 0.4)))[0]
                 .contains("+0.300 nats, with a 95 % interval of -0.100 to +0.400")
         );
     }
 
     #[test]
-    fn pairs_that_did_not_count_are_counted() {
+    fn the_last_lines_give_the_number_of_pairs_that_did_not_count() {
         let course = Course {
             left_out: 4,
             seen: 44,
             lacking: Some("no preference direction"),
             ..Course::default()
         };
-        let said = |course: &Course| course.verdict(&TrainConfig::default(), None);
+        let verdict = |course: &Course| course.verdict(&TrainConfig::default(), None);
         assert_eq!(
-            said(&course),
+            verdict(&course),
             ["warning: 4 of the 44 pairs seen did not count in the loss: each has no \
                     preference direction"]
         );
-        assert!(said(&Course { left_out: 0, ..course }).is_empty());
+        assert!(verdict(&Course { left_out: 0, ..course }).is_empty());
     }
 }

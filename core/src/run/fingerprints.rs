@@ -1,4 +1,5 @@
-//! The fingerprints of a run, with which its checkpoints are compared before it is resumed.
+//! The fingerprints of a run. They are compared with those in a checkpoint before the run is
+//! resumed.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,9 +15,9 @@ use crate::fingerprint::{Fingerprint, Parts, of_pairs, together};
 use crate::text::TokenPair;
 use crate::weights::type_name;
 
-/// Fields of the experiment that do not change the steps of a run, or whose content has a
-/// fingerprint of its own. Every other field counts, including those that are added later.
-const FREE: [&str; 9] = [
+/// Fields of the experiment that do not change the training steps, or whose content has a separate
+/// fingerprint. All other fields are compared, including any that are added later.
+const NOT_COMPARED: [&str; 9] = [
     "recipe",
     "plugins",
     "model",
@@ -27,9 +28,8 @@ const FREE: [&str; 9] = [
     "dataset",
     "eval",
 ];
-const FREE_IN_TRAIN: [&str; 1] = ["checkpoint_every"];
-/// Fields that only a run with validations reads. Those of the evaluation decide how the held-out
-/// pairs are scored.
+const NOT_COMPARED_IN_TRAIN: [&str; 1] = ["checkpoint_every"];
+/// Fields that only matter if the run validates.
 const VALIDATION: [&str; 5] = [
     "train.validate_every",
     "train.validation_pairs",
@@ -37,21 +37,22 @@ const VALIDATION: [&str; 5] = [
     "train.best_metric",
     "train.patience",
 ];
+/// Fields of the evaluation that also decide how held-out pairs are scored.
 const VALIDATION_IN_EVAL: [&str; 2] = ["eval.score", "eval.tokens"];
 
-/// The fields that every step depends on, as `section.field`.
+/// The fields that change the training steps, as `section.field`.
 fn trajectory(experiment: &Experiment, kind: Kind) -> BTreeMap<String, Value> {
     let validates = experiment.train.validate_every.is_some();
     let mut fields = flat(&experiment.to_json(), |path| {
         if VALIDATION.contains(&path) || VALIDATION_IN_EVAL.contains(&path) {
             return validates;
         }
-        !(FREE.iter().any(|free| path == *free || path.starts_with(&format!("{free}.")))
-            || FREE_IN_TRAIN.iter().any(|f| path == format!("train.{f}")))
+        !(NOT_COMPARED.iter().any(|free| path == *free || path.starts_with(&format!("{free}.")))
+            || NOT_COMPARED_IN_TRAIN.iter().any(|f| path == format!("train.{f}")))
     });
-    // `auto` means another precision on another device.
+    // `auto` means a different precision on a different device.
     fields.insert("dtype".to_owned(), type_name(kind).into());
-    // The path of a plugin's file changes nothing, but its code does.
+    // The path of a plugin's file does not matter, but its code does.
     let plugins: Vec<Value> =
         experiment.plugins.iter().filter_map(|p| p.sha256.clone()).map(Value::from).collect();
     if !plugins.is_empty() {
@@ -64,7 +65,7 @@ fn trajectory(experiment: &Experiment, kind: Kind) -> BTreeMap<String, Value> {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Fingerprints {
     data: Fingerprint,
-    /// `None` if the run does not validate.
+    /// Held-out pairs; `None` if the run does not validate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     held_out: Option<Fingerprint>,
     model: Fingerprint,
@@ -74,25 +75,25 @@ pub struct Fingerprints {
     configuration: BTreeMap<String, Value>,
 }
 
-/// The fingerprints of the saved values that a run begins with, besides the model.
+/// Fingerprints of the saved values that a run starts from, besides those of the model.
 #[derive(Debug)]
-pub struct Begins {
+pub struct StartFingerprints {
     /// The saved adapter and transforms, if there are any.
     pub start: Vec<Fingerprint>,
-    /// The adapter that the reference has, if it is not the base model.
+    /// The adapter of the reference; `None` if the reference is the base model.
     pub reference: Option<Fingerprint>,
 }
 
 impl Fingerprints {
-    /// The fingerprints of a run of this experiment, whose model computes in `kind`. Its data are
-    /// the pairs to train on and those that are held out.
+    /// Fingerprints a run of `experiment` whose model computes in `kind`. `data` contains the pairs
+    /// to train on and the held-out pairs.
     pub fn new(
         experiment: &Experiment,
         kind: Kind,
         model: Fingerprint,
         tokenizer: Fingerprint,
         data: [&[TokenPair]; 2],
-        begins: &Begins,
+        start_fingerprints: &StartFingerprints,
     ) -> Self {
         let [pairs, held_out] = data;
         let named = |of: &str| Parts::new(of).describing(of);
@@ -101,18 +102,22 @@ impl Fingerprints {
             held_out: Some(held_out).filter(|pairs| !pairs.is_empty()).map(of_pairs),
             model,
             tokenizer,
-            reference: begins.reference.clone().unwrap_or_else(|| named("the base model")),
-            start: if begins.start.is_empty() {
+            reference: start_fingerprints
+                .reference
+                .clone()
+                .unwrap_or_else(|| named("the base model")),
+            start: if start_fingerprints.start.is_empty() {
                 named("new values")
             } else {
-                together("start", &begins.start.iter().collect::<Vec<_>>())
+                together("start", &start_fingerprints.start.iter().collect::<Vec<_>>())
             },
             configuration: trajectory(experiment, kind),
         }
     }
 
-    /// The differences between a checkpoint with these fingerprints and a run with `now`: the name
-    /// and the details of each.
+    /// Returns the differences between a checkpoint with these fingerprints and a run with the
+    /// fingerprints `now`: the name of each field or input that differs, and a description of how
+    /// it differs.
     pub fn differences(&self, now: &Self) -> Vec<(String, String)> {
         let parts = [
             ("the data", &self.data, &now.data),
@@ -124,7 +129,8 @@ impl Fingerprints {
         let parts = parts.into_iter().filter_map(|(name, then, now)| {
             Some((name.to_owned(), format!("{name}: {}", then.change(now)?)))
         });
-        // If only one of the two validates, `train.validate_every` differs.
+        // If only one of the two runs validates, `train.validate_every` is reported as a
+        // difference.
         let held_out = self.held_out.as_ref().zip(now.held_out.as_ref());
         let held_out = held_out.and_then(|(then, now)| {
             Some((
@@ -139,8 +145,8 @@ impl Fingerprints {
         parts.chain(held_out).chain(fields).collect()
     }
 
-    /// A digest of everything that the kept values of the reference depend on besides the tokens of
-    /// their pair. Fields that only change how the policy is trained are left out.
+    /// Returns a digest of everything that the cached values of the reference depend on, except the
+    /// tokens of the pairs. Fields that only change how the policy is trained are left out.
     pub fn of_reference(&self) -> String {
         let mut parts = Parts::new("reference values");
         parts.add(self.model.sha256.as_bytes());
@@ -156,11 +162,11 @@ impl Fingerprints {
         parts.hex()
     }
 
-    /// Reads the fingerprints of a checkpoint; `None` if it was written by a version that did not
-    /// keep any.
+    /// Reads the fingerprints of a checkpoint. Returns `None` if the checkpoint was written by a
+    /// version of reprpo that did not store fingerprints.
     ///
     /// # Errors
-    /// Fails if the file is damaged.
+    /// Fails if the file cannot be read, or if its content is not valid.
     pub fn read(path: &Path) -> Result<Option<Self>> {
         if !path.exists() {
             return Ok(None);
@@ -168,7 +174,8 @@ impl Fingerprints {
         let text =
             std::fs::read_to_string(path).within(|| format!("cannot read `{}`", path.display()))?;
         serde_json::from_str(&text).map(Some).map_err(|e| {
-            Error::new(format!("`{}` does not hold fingerprints", path.display())).because(e)
+            Error::new(format!("`{}` does not contain valid fingerprints", path.display()))
+                .because(e)
         })
     }
 

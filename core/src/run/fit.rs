@@ -1,4 +1,4 @@
-//! The third phase of a run: the steps of training.
+//! The third phase of a run: training.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,12 +16,13 @@ use crate::error::{Context, Error, Fault, Result, quoted};
 use crate::text::TokenPair;
 use crate::train::{Accumulated, Steps, accumulate, learning_rate};
 
-/// Trains `run` from its first step on, or from that of its checkpoint. Validates when that is due.
-/// Writes a checkpoint into `folder` when one is due, and when `stop` is true.
+/// Trains `run` from the first step, or from that of its checkpoint. Also validates and writes
+/// checkpoints into `folder` at the configured intervals. If `stop` becomes true, writes a
+/// checkpoint and stops.
 ///
 /// # Errors
-/// Fails if a step or a validation fails, or if a file cannot be written; `Error::interrupted`
-/// after a checkpoint if `stop` turned true.
+/// Fails if a step or a validation fails, or if a file cannot be written. Returns
+/// `Error::interrupted`, after a checkpoint, if `stop` became true.
 pub fn fit(
     plan: &Plan<'_>,
     run: &mut Assembled,
@@ -37,7 +38,7 @@ pub fn fit(
     }
     recorders.begin(first, steps.count)?;
     let (begin, mut seen, mut lacking) = (Instant::now(), 0, None);
-    // The time that validations take is not part of the speed of the training.
+    // Validation time does not count in the training speed.
     let (mut validations, mut validating) = (0, Duration::ZERO);
     let mut tokens: usize =
         (0..first).flat_map(|step| steps.pairs_of(step, pairs)).map(TokenPair::tokens).sum();
@@ -51,7 +52,7 @@ pub fn fit(
             match validation.validate(run, step, &steps, stop) {
                 Ok(record) => recorders.validation(&record)?,
                 Err(e) if e.fault() == Fault::Interrupted => {
-                    // A resumed run begins with this validation.
+                    // The resumed run repeats this validation first.
                     save(plan, run, folder, step, Some(validation))?;
                     return Err(interrupted(folder.path(), step, steps.count));
                 }
@@ -116,12 +117,11 @@ pub fn fit(
     for line in &outcome {
         recorders.message(line)?;
     }
-    // The file also holds the steps before an interruption.
+    // The file also contains the steps from before an interruption.
     Course::read(folder.path(), steps.pairs_in(step), lacking, outcome)
 }
 
-/// Takes one optimiser step over `pairs`. Returns the sums over its pairs and the norm of the
-/// gradient.
+/// Takes one optimiser step on `pairs`. Returns the loss and metrics, and the norm of the gradient.
 fn take_step(
     plan: &Plan<'_>,
     run: &mut Assembled,
@@ -150,7 +150,7 @@ fn take_step(
         let without = run.optimiser.without_gradient();
         if let Some(name) = without.first() {
             tracing::warn!(
-                "{} trainable parameters get no gradient, `{name}` among them",
+                "{} trainable parameters get no gradient, for example `{name}`",
                 without.len()
             );
         }
@@ -159,8 +159,8 @@ fn take_step(
     Ok((sums, norm))
 }
 
-/// Writes a checkpoint after `step` finished steps, from which the run can be resumed whatever
-/// happens later.
+/// Writes a checkpoint after `step` finished steps. From now on, the run's folder is kept even if
+/// the run fails.
 fn save(
     plan: &Plan<'_>,
     run: &mut Assembled,
@@ -184,5 +184,5 @@ fn save(
 
 fn interrupted(folder: &Path, step: usize, steps: usize) -> Error {
     Error::interrupted(format!("interrupted after step {step} of {steps}"))
-        .hint(format!("`reprpo run --resume {}` goes on", quoted(folder)))
+        .hint(format!("continue the run with `reprpo run --resume {}`", quoted(folder)))
 }

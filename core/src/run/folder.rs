@@ -1,5 +1,5 @@
-//! A run's folder. It is created after all inputs have been checked, and removed if the run fails
-//! before its first checkpoint.
+//! The folder of a run. It is created after all inputs have been checked, and is removed if the run
+//! fails before its first checkpoint.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -20,27 +20,28 @@ pub struct Folder {
 
 /// The recorders of the files in the folder.
 pub struct Files {
-    /// The recorder of `log.txt`, whose lock keeps other processes out of the folder.
+    /// The recorder of `log.txt`, which also locks the folder for this process.
     pub log: LogFile,
     /// The recorder of `metrics.jsonl` and `eval/`.
     pub jsonl: JsonLines,
 }
 
 impl Folder {
-    /// Creates the folder and writes the run's configuration, which can depend on the folder's
-    /// path. The folder may exist if it is empty.
+    /// Creates the folder, which may exist if it is empty, and writes the run's configuration.
+    /// `config` receives the path of the folder, because the configuration can contain relative
+    /// paths.
     ///
     /// # Errors
-    /// Fails if it exists and is not empty, or if it cannot be made.
+    /// Fails if the folder exists and is not empty, or if it cannot be created.
     pub fn create(path: &Path, config: impl FnOnce(&Path) -> String) -> Result<(Self, Files)> {
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent)
-                .within(|| format!("cannot make the folder `{}`", parent.display()))?;
+                .within(|| format!("cannot create the folder `{}`", parent.display()))?;
         }
         std::fs::create_dir(path)
             .or_else(|e| if is_empty(path) { Ok(()) } else { Err(e) })
             .map_err(|e| {
-                let e2 = Error::new(format!("cannot make the folder `{}`", path.display()));
+                let e2 = Error::new(format!("cannot create the folder `{}`", path.display()));
                 if e.kind() == std::io::ErrorKind::AlreadyExists {
                     e2.because(e).hint("give another `--out`, or remove it")
                 } else {
@@ -51,8 +52,8 @@ impl Folder {
         Self::open(path, locked(path, None)?, false)
     }
 
-    /// Continues in the folder of an interrupted run. `lock` is the run's log if it is already
-    /// locked. Metrics past `step` were not part of the checkpoint, and are removed.
+    /// Opens the folder of an interrupted run. `lock` is the run's log if it is already locked.
+    /// Metrics after `step` are removed, because the resumed run writes them again.
     ///
     /// # Errors
     /// Fails if a file cannot be read or written.
@@ -62,7 +63,8 @@ impl Folder {
         let metrics = path.join("metrics.jsonl");
         let text = std::fs::read_to_string(&metrics)
             .within(|| format!("cannot read `{}`", metrics.display()))?;
-        // A validation may have been made again after the checkpoint of its step.
+        // The validation of the checkpoint's step can be later than the checkpoint, and is then
+        // repeated.
         let validated = checkpoint::best(path, step)?.map_or(step, |best| best.validated);
         let kept: String = text
             .lines()
@@ -73,10 +75,10 @@ impl Folder {
         Self::open(path, log, true)
     }
 
-    /// Replaces the configuration of a run that continues with a different one.
+    /// Overwrites the configuration of a resumed run, whose configuration may have changed.
     ///
     /// # Errors
-    /// Fails if it cannot be written.
+    /// Fails if the file cannot be written.
     pub fn rewrite(&self, config: &str) -> Result<()> {
         write_whole(&self.path.join("config.toml"), config.as_bytes())
     }
@@ -91,17 +93,18 @@ impl Folder {
         &self.path
     }
 
-    /// A hint for an error that ends the run: the checkpoint that is left, if any.
+    /// A hint for an error that ends the run. It says how to resume from the last checkpoint, if
+    /// there is one.
     pub fn remains(&self) -> String {
         let path = self.path.display();
         match self.path.join("checkpoints").is_dir() && self.keep {
             true => format!(
-                "`{path}` keeps the last checkpoint: `reprpo run --resume {}` resumes it; with a \
-                    changed `config.toml`, add `--inexact-resume`",
+                "`{path}` keeps the last checkpoint; resume it with `reprpo run --resume {}`, and \
+                    add `--inexact-resume` if you change `config.toml`",
                 quoted(&self.path)
             ),
-            false => "no folder of the run is left: there was no checkpoint yet, which \
-                `train.checkpoint_every` makes"
+            false => "the run's folder was removed because there was no checkpoint yet; set \
+                `train.checkpoint_every` to write checkpoints"
                 .to_owned(),
         }
     }
@@ -112,20 +115,20 @@ impl Folder {
     }
 }
 
-/// True for a complete line of `metrics.jsonl` about one of the first `step` steps, or about a
-/// validation after one of the first `validated` steps.
+/// True if `line` is a complete line of `metrics.jsonl` about one of the first `step` steps, or
+/// about a validation after one of the first `validated` steps.
 fn is_up_to(line: &str, step: usize, validated: usize) -> bool {
     let Ok(line) = serde_json::from_str::<Value>(line) else { return false };
     let last = if line.get("loss").is_some() { step } else { validated };
     line.get("step").and_then(Value::as_u64).is_some_and(|of| of <= last as u64)
 }
 
-/// True if there is a folder at `path` and nothing in it.
+/// True if `path` is an empty folder.
 pub(super) fn is_empty(path: &Path) -> bool {
     path.read_dir().is_ok_and(|mut entries| entries.next().is_none())
 }
 
-/// Opens and locks the log of the folder, unless `lock` is the locked log.
+/// Opens and locks the log of the folder. Returns `lock` if the log is already locked.
 fn locked(path: &Path, lock: Option<File>) -> Result<File> {
     if let Some(log) = lock {
         return Ok(log);
@@ -135,7 +138,7 @@ fn locked(path: &Path, lock: Option<File>) -> Result<File> {
     Ok(log)
 }
 
-/// Opens a file of the folder to append lines to it.
+/// Opens a file in the folder for appending.
 fn append(folder: &Path, name: &str) -> Result<File> {
     let path = folder.join(name);
     File::options()
@@ -148,7 +151,8 @@ fn append(folder: &Path, name: &str) -> Result<File> {
 impl Drop for Folder {
     fn drop(&mut self) {
         if !self.keep {
-            // Another error is already being returned, and is more helpful.
+            // An error here is ignored, because the error that ended the run is already being
+            // returned.
             let _ = std::fs::remove_dir_all(&self.path);
         }
     }
@@ -163,7 +167,8 @@ mod tests {
         let (step, validation) = (r#"{"step":4,"loss":0.5}"#, r#"{"step":4,"eval_loss":0.5}"#);
         assert!(is_up_to(step, 4, 4) && !is_up_to(step, 3, 3));
         assert!(is_up_to(validation, 4, 4));
-        // The checkpoint was written before the validation of its step.
+        // The checkpoint was written before the validation of its step, which the resumed run
+        // repeats.
         assert!(!is_up_to(validation, 4, 2));
         assert!(!is_up_to(&step[..9], 4, 4), "an incomplete line");
     }

@@ -1,7 +1,7 @@
-//! The pairs that are held out from training, so that validations see prompts which training does
-//! not.
+//! The pairs that are held out from training for validation. No prompt is both trained on and held
+//! out.
 //!
-//! They come from the split that is trained on and from no other.
+//! The held-out pairs are always taken from the split that is trained on.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -15,35 +15,35 @@ use crate::error::{Error, Result};
 use crate::session::Session;
 use crate::text::{TokenPair, Tokenised};
 
-/// One of so many training pairs is held out if `train.validation_pairs` is not set,
+/// By default, one of this many pairs is held out,
 const ONE_IN: usize = 10;
-/// and no more than these.
+/// and at most this many pairs in total.
 const MOST: usize = 64;
 
-/// Number of pairs to hold out of so many if the user does not set it.
-fn usual(pairs: usize) -> usize {
+/// Default number of held-out pairs for a split of `pairs` pairs.
+fn default_count(pairs: usize) -> usize {
     (pairs / ONE_IN).clamp(1, MOST)
 }
 
-/// Reads the pairs of `train.split`, and returns those to train on and those that are held out. If
-/// `train.max_pairs` is set and the split has more usable pairs, the pairs that are held out are
-/// read in addition.
+/// Reads the pairs of `train.split`. Returns the pairs to train on and the held-out pairs.
+/// `train.max_pairs` only limits the pairs to train on; the held-out pairs are read in addition if
+/// the split has enough pairs.
 ///
 /// # Errors
-/// Fails as [`Session::tokenise`] does, and if the number of pairs to hold out is not possible.
+/// Fails as [`Session::tokenise`] does, or if the requested number of pairs cannot be held out.
 pub fn read(session: &Session, train: &TrainConfig) -> Result<(Tokenised, Vec<TokenPair>)> {
-    let most = train
-        .max_pairs
-        .map(|most| most.saturating_add(train.validation_pairs.unwrap_or_else(|| usual(most))));
+    let most = train.max_pairs.map(|most| {
+        most.saturating_add(train.validation_pairs.unwrap_or_else(|| default_count(most)))
+    });
     divide(session.tokenise(&train.split, train, most)?, train)
 }
 
-/// Divides the usable pairs of the split into those to train on and those that are held out.
+/// Divides the usable pairs of a split into pairs to train on and held-out pairs.
 fn divide(all: Tokenised, train: &TrainConfig) -> Result<(Tokenised, Vec<TokenPair>)> {
     let n = all.pairs.len();
     let wanted = train
         .validation_pairs
-        .unwrap_or_else(|| usual(train.max_pairs.map_or(n, |most| most.min(n))));
+        .unwrap_or_else(|| default_count(train.max_pairs.map_or(n, |most| most.min(n))));
     if wanted >= n {
         let limit = train
             .max_pairs
@@ -56,7 +56,7 @@ fn divide(all: Tokenised, train: &TrainConfig) -> Result<(Tokenised, Vec<TokenPa
         return Err(e.hint("lower `train.validation_pairs`, or leave `train.validate_every` out"));
     }
     let mut groups = groups(&all);
-    // Another stream of random numbers than those of the order of the pairs.
+    // These random numbers are independent of those that shuffle the pairs in training.
     groups.shuffle(&mut ChaCha8Rng::seed_from_u64(
         train.seed.wrapping_mul(0xd1b5_4a32_d192_ed03).wrapping_add(1),
     ));
@@ -65,7 +65,7 @@ fn divide(all: Tokenised, train: &TrainConfig) -> Result<(Tokenised, Vec<TokenPa
         _ if groups.len() == 1 => {
             let e = Error::new(format!(
                 "cannot hold out pairs of `{}`: all {n} usable pairs have the same prompt, and \
-                    stay together",
+                    pairs with the same prompt must stay together",
                 train.split
             ));
             return Err(e.hint("leave `train.validate_every` out"));
@@ -79,12 +79,12 @@ fn divide(all: Tokenised, train: &TrainConfig) -> Result<(Tokenised, Vec<TokenPa
             };
             let e = Error::new(format!(
                 "cannot hold out exactly {wanted} pairs of `{}`: pairs with the same prompt stay \
-                    together, and no set of prompts has so many",
+                    together, and no set of prompts has that many pairs",
                 train.split
             ));
             return Err(e.hint(format!("set `train.validation_pairs={possible}`")));
         }
-        // Every prompt has more pairs than are wanted: the one with the fewest is held out.
+        // Every prompt has more pairs than are wanted. Hold out the prompt with the fewest pairs.
         (Err(0), None) => (0..sizes.len()).min_by_key(|group| sizes[*group]).into_iter().collect(),
         (Err(possible), None) => choose(&sizes, possible).unwrap_or_default(),
     };
@@ -109,8 +109,9 @@ fn divide(all: Tokenised, train: &TrainConfig) -> Result<(Tokenised, Vec<TokenPa
     Ok((training, held_out))
 }
 
-/// The places of the pairs in groups that share no prompt, each in order. Prompts are the same if
-/// their texts are, or if what is left of them after truncation is.
+/// Groups the pairs so that no prompt occurs in two groups. Returns the positions of each group's
+/// pairs, in ascending order. Two prompts are the same if their texts are equal, or their tokens
+/// after truncation.
 fn groups(all: &Tokenised) -> Vec<Vec<usize>> {
     let mut parent: Vec<usize> = (0..all.pairs.len()).collect();
     join(&mut parent, all.prompts.iter());
@@ -128,7 +129,7 @@ fn groups(all: &Tokenised) -> Vec<Vec<usize>> {
     groups
 }
 
-/// Joins the places whose keys are equal.
+/// Merges the groups of all pairs whose keys are equal.
 fn join<K: Hash + Eq>(parent: &mut [usize], keys: impl Iterator<Item = K>) {
     let mut first = HashMap::new();
     for (place, key) in keys.enumerate() {
@@ -138,7 +139,7 @@ fn join<K: Hash + Eq>(parent: &mut [usize], keys: impl Iterator<Item = K>) {
     }
 }
 
-/// The place that stands for all places joined with `place`.
+/// The position that represents the group of the pair at `place`.
 fn root(parent: &mut [usize], mut place: usize) -> usize {
     while parent[place] != place {
         parent[place] = parent[parent[place]];
@@ -147,8 +148,8 @@ fn root(parent: &mut [usize], mut place: usize) -> usize {
     place
 }
 
-/// Chooses groups that have `wanted` members together, the first ones if that is possible. If no
-/// groups do, the error is the largest number below `wanted` that some groups have.
+/// Chooses groups that have exactly `wanted` pairs in total, and prefers the first groups. If that
+/// is impossible, the error is the largest possible total below `wanted`.
 fn choose(sizes: &[usize], wanted: usize) -> Result<Vec<usize>, usize> {
     let (mut left, mut taken) = (wanted, Vec::new());
     for (group, size) in sizes.iter().enumerate() {
@@ -160,7 +161,8 @@ fn choose(sizes: &[usize], wanted: usize) -> Result<Vec<usize>, usize> {
     if left == 0 {
         return Ok(taken);
     }
-    // The groups that lead to each sum, as the last of them; the one before it leads to the rest.
+    // For each possible sum, the last group that contributes to it. The other groups are found at
+    // the sum without that group.
     let mut last: Vec<Option<usize>> = vec![None; wanted + 1];
     for (group, size) in sizes.iter().enumerate() {
         for sum in (*size..=wanted).rev() {
@@ -185,7 +187,7 @@ mod tests {
     use super::*;
     use crate::text::{Cut, Findings};
 
-    /// Pairs with these prompts.
+    /// Creates pairs with these prompts.
     fn pairs(prompts: &[i64]) -> Tokenised {
         let pair = |(index, prompt): (usize, &i64)| TokenPair {
             index,
@@ -234,14 +236,14 @@ mod tests {
 
     #[test]
     fn prompts_that_only_differ_before_or_after_truncation_stay_together() {
-        // Pairs 0 and 1 have the same text, 1 and 2 the same tokens.
+        // Pairs 0 and 1 have the same text, and pairs 1 and 2 have the same tokens.
         let mut all = pairs(&[10, 11, 11, 12]);
         all.prompts = vec![5, 5, 6, 7];
         assert_eq!(groups(&all), [vec![0, 1, 2], vec![3]]);
     }
 
     #[test]
-    fn the_pairs_are_drawn_by_the_seed() {
+    fn the_seed_decides_which_pairs_are_held_out() {
         let all = || pairs(&(0..100).collect::<Vec<_>>());
         let of =
             |seed| indices(&divide(all(), &TrainConfig { seed, ..train(None, None) }).unwrap().1);
@@ -251,12 +253,12 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_holds_for_the_pairs_that_are_trained_on() {
+    fn max_pairs_limits_the_pairs_to_train_on() {
         let sizes = |n: i64, config: &TrainConfig| {
             divide(pairs(&(0..n).collect::<Vec<_>>()), config)
                 .map(|(training, held)| (training.pairs.len(), held.len()))
         };
-        // As many pairs were read as both need, or fewer if the split has no more.
+        // The split has enough pairs for both, or not.
         assert_eq!(sizes(44, &train(None, Some(40))).unwrap(), (40, 4));
         assert_eq!(sizes(40, &train(None, Some(40))).unwrap(), (36, 4));
         assert_eq!(sizes(30, &train(Some(5), Some(25))).unwrap(), (25, 5));
@@ -269,18 +271,18 @@ mod tests {
             "{e}"
         );
         assert!(sizes(1, &train(None, None)).is_err());
-        // Prompts of two pairs each leave one pair that is neither trained on nor held out.
+        // Each prompt has two pairs, so one pair is neither trained on nor held out.
         let twins: Vec<i64> = (0..32).map(|i| i / 2).collect();
         let (training, held_out) = divide(pairs(&twins), &train(None, Some(29))).unwrap();
         assert_eq!((training.pairs.len(), held_out.len()), (29, 2));
     }
 
     #[test]
-    fn an_explicit_number_is_met_or_refused() {
+    fn an_explicit_number_of_held_out_pairs_is_met_or_refused() {
         let of = |prompts: &[i64], n| {
             divide(pairs(prompts), &train(n, None)).map(|(_, held_out)| held_out.len())
         };
-        // Prompts with 2, 2 and 3 pairs: whatever the order, 4 and 5 can be met.
+        // The prompts have 2, 2 and 3 pairs, so totals of 4 and 5 are possible in any order.
         let prompts = [0, 0, 1, 1, 2, 2, 2];
         assert_eq!([2, 3, 4, 5].map(|n| of(&prompts, Some(n)).unwrap()), [2, 3, 4, 5]);
         let e = of(&prompts, Some(6)).unwrap_err();
@@ -290,7 +292,7 @@ mod tests {
             "{e:?}"
         );
         assert!(of(&prompts, Some(1)).unwrap_err().hints()[0] == "set `train.validation_pairs=2`");
-        // The usual number gives way to the prompts.
+        // The default number of pairs is adjusted to what the prompts allow.
         assert_eq!(of(&prompts, None).unwrap(), 2);
         let e = of(&[4; 9], None).unwrap_err();
         assert!(e.message().contains("all 9 usable pairs have the same prompt"), "{e}");

@@ -1,4 +1,4 @@
-//! The fourth phase of a run: the evaluation of its result.
+//! The fourth phase of a run: evaluates the trained adapter.
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -14,10 +14,10 @@ use crate::registry::Registry;
 use crate::report::Progress;
 use crate::session::Session;
 
-/// Evaluates the result of the run; `None` if the experiment does not ask for it.
+/// Evaluates the trained adapter. Returns `None` if `eval.enabled` is false.
 ///
 /// # Errors
-/// Fails if memory runs out; `Error::interrupted` if `stop` turned true.
+/// Fails if memory runs out. Returns `Error::interrupted` if `stop` became true.
 pub fn judge(
     plan: &Plan<'_>,
     run: &Assembled,
@@ -30,7 +30,7 @@ pub fn judge(
     let models = [run.initial.as_deref(), Some(&run.adapted)];
     let found = evaluate(
         &plan.session,
-        &plan.judged,
+        &plan.eval_splits,
         models,
         &plan.experiment,
         plan.registry,
@@ -40,18 +40,19 @@ pub fn judge(
     found.map(Some).map_err(|e| {
         let outer = if e.fault() == Fault::Interrupted { "was interrupted" } else { "failed" };
         e.within(format!(
-            "the evaluation {outer}; the training is over and its adapter is in `{}/adapter`",
+            "the evaluation {outer}; training is complete, and the adapter is in `{}/adapter`",
             plan.folder.display()
         ))
-        .hint(format!("`reprpo eval {}` judges it", quoted(&plan.folder)))
+        .hint(format!("run `reprpo eval {}` to evaluate the adapter", quoted(&plan.folder)))
     })
 }
 
-/// Evaluates the run in `folder`, whose training is over, as the run would have done at its end.
+/// Evaluates the run in `folder`, which has been trained but not evaluated. The result is the same
+/// as if the run had evaluated itself.
 ///
 /// # Errors
-/// Fails if the model, the data or the run's adapter cannot be loaded or scored;
-/// `Error::interrupted` if `stop` turned true.
+/// Fails if the model, the data or the run's adapter cannot be loaded, or if scoring fails. Returns
+/// `Error::interrupted` if `stop` became true.
 pub fn judge_trained(
     experiment: &Experiment,
     folder: &Path,
@@ -65,10 +66,10 @@ pub fn judge_trained(
     let attach = |dir: &Path| attach_saved(&AdapterChoice::read(dir, registry)?, &session.model);
     let initial = experiment.init_adapter.as_deref().map(attach).transpose()?;
     let adapted = attach(&folder.join("adapter"))?;
-    let judged = eval::read(&session, experiment)?;
+    let splits = eval::read(&session, experiment)?;
     let evaluation = evaluate(
         &session,
-        &judged,
+        &splits,
         [initial.as_ref(), Some(&adapted)],
         experiment,
         registry,

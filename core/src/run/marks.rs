@@ -1,15 +1,16 @@
-//! The marks in a run's folder: its lock, its end, and files that were being written.
+//! The state of a run's folder as marked by its files: the lock, the end of training, and temporary
+//! files.
 
 use std::fs::File;
 use std::path::Path;
 
 use crate::error::{Error, Result};
 
-/// Locks the log of the run in `folder` for this process, until the file is closed; `None` if the
-/// log cannot be opened.
+/// Locks the log of the run in `folder` for this process until the returned file is closed. Returns
+/// `None` if the log cannot be opened.
 ///
 /// # Errors
-/// Fails if another process has locked it.
+/// Fails if another process holds the lock.
 pub fn lock(folder: &Path) -> Result<Option<File>> {
     let Ok(log) = File::options().append(true).open(folder.join("log.txt")) else {
         return Ok(None);
@@ -19,25 +20,28 @@ pub fn lock(folder: &Path) -> Result<Option<File>> {
 }
 
 /// Locks an open log, as [`lock`] does.
+///
+/// # Errors
+/// Fails if another process holds the lock.
 pub fn lock_file(log: &File, folder: &Path) -> Result<()> {
     match log.try_lock() {
         Err(std::fs::TryLockError::WouldBlock) => {
             Err(Error::new(format!("another process is writing into `{}`", folder.display()))
                 .hint("wait for it, or give another `--out`"))
         }
-        // Some file systems have no locks.
+        // Some file systems do not support locks.
         Err(std::fs::TryLockError::Error(_)) | Ok(()) => Ok(()),
     }
 }
 
-/// True if the training of the run in `folder` is over: the configuration of its adapter is written
-/// last.
+/// True if the run in `folder` has finished training. The configuration of the adapter is the last
+/// file that training writes.
 pub fn trained(folder: &Path) -> bool {
     folder.join("adapter").join("adapter_config.json").is_file()
 }
 
-/// True for the name of a temporary file. One that is left over was being written when its process
-/// was killed.
+/// True if `name` is the name of a temporary file. Such a file remains if the process is killed
+/// while it writes.
 pub fn is_temporary(name: &str) -> bool {
     name.starts_with(".tmp")
 }

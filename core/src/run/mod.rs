@@ -5,8 +5,8 @@
 //! 3. `fit` takes the steps.
 //! 4. `judge` evaluates the result.
 //!
-//! The run's folder is made between the second and the third phase. What happens in the folder is
-//! written by the recorders in [`record`].
+//! The run's folder is created between the second and the third phase. The recorders in [`record`]
+//! write its files.
 
 mod adapter;
 mod assemble;
@@ -58,12 +58,11 @@ use crate::report::Progress;
 use crate::session::device;
 use crate::text::{Findings, show_example};
 
-/// Trains an adapter, writes the run's folder, and evaluates the result if the experiment asks for
-/// it.
+/// Trains an adapter, writes the run's folder, and evaluates the result if `eval.enabled` is true.
 ///
 /// # Errors
-/// Fails if something cannot be loaded, built, trained or written; `Error::interrupted` after a
-/// checkpoint if `stop` turned true.
+/// Fails if something cannot be loaded, built, trained or written. Returns `Error::interrupted`,
+/// after a checkpoint, if `stop` became true.
 pub fn run(
     experiment: &Experiment,
     start: &Start,
@@ -133,7 +132,7 @@ fn open_folder(plan: &mut Plan<'_>) -> Result<(Folder, folder::Files)> {
     }
 }
 
-/// Records the inputs of the run and the warnings about them.
+/// Records the inputs of the run, and warnings about them.
 fn opening(plan: &Plan<'_>, run: &Assembled, recorders: &mut Recorders<'_>) -> Result<()> {
     let (session, data) = (&plan.session, &plan.pairs);
     let mut lines = Vec::new();
@@ -164,7 +163,7 @@ fn opening(plan: &Plan<'_>, run: &Assembled, recorders: &mut Recorders<'_>) -> R
     }
     lines.extend(data.reasons().iter().map(|(why, n)| format!("dropped {n}: {why}")));
     lines.extend(
-        plan.judged
+        plan.eval_splits
             .iter()
             .filter(|split| split.data.dropped() + split.data.truncated() > 0)
             .map(EvalSplit::describe),
@@ -203,13 +202,13 @@ fn opening(plan: &Plan<'_>, run: &Assembled, recorders: &mut Recorders<'_>) -> R
     recorders.detail(&format!("ready after {:.1} s", plan.begin.elapsed().as_secs_f64()))
 }
 
-/// Findings about the pairs to train on and those that judge the result. If a split is used for
-/// both, only its pairs to train on are counted, so that none counts twice.
+/// Findings about the pairs to train on and to evaluate on. If a split is used for both, its pairs
+/// are only counted once.
 fn findings(plan: &Plan<'_>) -> Result<Findings> {
     let (dataset, data) = (plan.session.dataset.as_ref(), &plan.pairs);
     let trained = data::named(dataset, &plan.experiment.train.split)?;
     let mut all = data.findings.clone();
-    for split in &plan.judged {
+    for split in &plan.eval_splits {
         let both =
             data::named(dataset, &split.info.name)?.iter().any(|name| trained.contains(name));
         if !both || data.findings.lines().is_empty() {
@@ -219,10 +218,10 @@ fn findings(plan: &Plan<'_>) -> Result<Findings> {
     Ok(all)
 }
 
-/// Writes the trained adapter and transforms, after which the training is over.
+/// Writes the trained adapter and transforms. The training is complete after this.
 fn save(plan: &Plan<'_>, run: &Assembled, folder: &mut Folder) -> Result<()> {
     let (session, adapter) = (&plan.session, &plan.adapter);
-    // Written before the adapter, because the adapter's configuration marks the training as over.
+    // The adapter must be written last, because its configuration marks the training as complete.
     saved_transforms::write(run.objective.taps(), &plan.experiment, folder.path())?;
     let base = Base::new(&plan.experiment.model, &session.source);
     peft::write(
@@ -236,15 +235,16 @@ fn save(plan: &Plan<'_>, run: &Assembled, folder: &mut Folder) -> Result<()> {
     folder.keep();
     checkpoint::discard(folder.path());
     if session.model.device().is_cuda() {
-        // The larger batches of the evaluation cannot reuse the memory blocks of training.
+        // Training and evaluation use different batch sizes, so that the evaluation cannot reuse
+        // the cached memory.
         ffi::cuda_empty_cache()?;
     }
     Ok(())
 }
 
-/// A line with the duration and the peak memory of the run.
+/// The last line of a run, with its duration and peak memory.
 fn costs(plan: &Plan<'_>) -> Result<String> {
-    let mut line = format!("{:.0} s in all", plan.begin.elapsed().as_secs_f64());
+    let mut line = format!("{:.0} s in total", plan.begin.elapsed().as_secs_f64());
     if let Some(peak) = peak_memory() {
         line += &format!(", peak memory {peak:.2} GB");
     }
@@ -252,7 +252,7 @@ fn costs(plan: &Plan<'_>) -> Result<String> {
     if device.is_cuda() {
         let card = ffi::cuda_memory(device)?;
         line += &format!(
-            ", on the card {:.2} GB in tensors, {:.2} GB held",
+            ", on the GPU {:.2} GB in tensors, {:.2} GB reserved",
             card.peak_allocated as f64 / 1e9,
             card.peak_reserved as f64 / 1e9
         );
@@ -274,8 +274,8 @@ fn peak_memory() -> Option<f64> {
     Some(kb / 1e6)
 }
 
-/// The state of libtorch's random number generator on the CPU before the run. A run seeds the
-/// generator at every step, and restores this state at its end.
+/// The state of libtorch's random number generator on the CPU before the run. The run seeds the
+/// generator at every step, and restores this state when it ends.
 struct ForeignRng(RngState);
 
 impl ForeignRng {
@@ -287,7 +287,7 @@ impl ForeignRng {
 impl Drop for ForeignRng {
     fn drop(&mut self) {
         if let Err(e) = self.0.restore() {
-            tracing::warn!("the state of the random numbers could not be restored: {e}");
+            tracing::warn!("cannot restore the state of the random number generator: {e}");
         }
     }
 }

@@ -1,5 +1,5 @@
-//! The first phase of a run: reads everything that the run is made of, and rejects what can be
-//! rejected. Nothing is written before a plan exists.
+//! The first phase of a run: reads and checks all inputs. Nothing is written before all checks have
+//! passed.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use std::time::Instant;
 use serde_json::Value;
 
 use super::adapter::AdapterChoice;
-use super::fingerprints::{Begins, Fingerprints};
+use super::fingerprints::{Fingerprints, StartFingerprints};
 use super::folder::is_empty;
 use super::held_out;
 use super::saved_transforms::SavedTransforms;
@@ -31,45 +31,46 @@ use crate::session::Session;
 use crate::text::{TokenPair, Tokenised};
 use crate::train::{Steps, Taps};
 
-/// The step of a checkpoint, and the locked log of its run.
+/// The number of steps that a checkpoint has finished, and the locked log of its run.
 type LockedCheckpoint = (usize, Option<File>);
 
 /// The checkpoint that a run is resumed from.
 #[derive(Debug)]
 pub struct Resumed {
-    /// Number of steps that it has finished.
+    /// Number of finished steps.
     pub step: usize,
-    /// The log of the run, which is locked for this process; `None` if it could not be opened.
+    /// The run's log, locked for this process; `None` if it could not be opened.
     pub lock: Option<File>,
-    /// Differences from the run that wrote it, if it is resumed despite them.
+    /// Names of the inputs that differ from those of the checkpoint. Only set with
+    /// `--inexact-resume`.
     pub differences: Vec<String>,
 }
 
 /// A run whose inputs have been read and checked.
 pub struct Plan<'a> {
-    /// The experiment, with the commits of the model and the data.
+    /// The experiment. The model and the data set are pinned to the commits that were read.
     pub experiment: Experiment,
-    /// The plugins.
+    /// The registered plugins.
     pub registry: &'a Registry,
     /// The model, its tokenizer and the data set.
     pub session: Session,
-    /// The training objective and its taps, until the run is assembled.
+    /// The training objective and its taps; `None` once the run has been assembled.
     method: Option<(Box<dyn Intervention>, Taps)>,
-    /// The adapter.
+    /// The adapter to train.
     pub adapter: AdapterChoice,
     /// The pairs to train on.
     pub pairs: Tokenised,
-    /// The pairs to validate on, which are not trained on; empty if the run does not validate.
+    /// The held-out pairs to validate on; empty if the run does not validate.
     pub held_out: Vec<TokenPair>,
     /// The pairs to evaluate on; empty if the experiment does not evaluate.
-    pub judged: Vec<EvalSplit>,
-    /// The fingerprints of everything that the steps depend on.
+    pub eval_splits: Vec<EvalSplit>,
+    /// Fingerprints of everything that the training steps depend on.
     pub fingerprints: Fingerprints,
     /// The run's folder.
     pub folder: PathBuf,
     /// The checkpoint to resume from; `None` for a new run.
     pub checkpoint: Option<Resumed>,
-    /// The warning that the adapter to start from was made for another base model.
+    /// The warning about an adapter in `init_adapter` that was made for another base model.
     pub base_warning: Option<String>,
     /// Other warnings for the user.
     pub warnings: Vec<String>,
@@ -78,11 +79,11 @@ pub struct Plan<'a> {
 }
 
 impl<'a> Plan<'a> {
-    /// Reads and checks everything that the run is made of.
+    /// Reads and checks all inputs of the run.
     ///
     /// # Errors
     /// Fails if the folder is in use, if a plugin, the model, the data or a saved file cannot be
-    /// read or contradicts the experiment, or if the checkpoint was made with something else.
+    /// read or contradicts the experiment, or if the checkpoint was made from other inputs.
     pub fn new(
         experiment: &Experiment,
         start: &Start,
@@ -93,7 +94,8 @@ impl<'a> Plan<'a> {
         let (folder, resumed) = open(start)?;
         let mut experiment = experiment.clone();
         if resumed.is_some() {
-            // The fingerprints in the checkpoint are compared instead. They cover more.
+            // The fingerprints in the checkpoint are compared instead, because they cover more
+            // inputs.
             experiment.sources.forget_records();
         }
         let saved =
@@ -106,7 +108,8 @@ impl<'a> Plan<'a> {
         let transforms = transforms.map_err(|e| {
             explain(&experiment, "init_transform", experiment.init_transform.as_deref(), e)
         })?;
-        let begins = begins(&experiment, saved.as_ref(), transforms.as_ref())?;
+        let start_fingerprints =
+            start_fingerprints(&experiment, saved.as_ref(), transforms.as_ref())?;
         let adapter = AdapterChoice::new(&experiment, saved, registry)?;
 
         progress.message(&format!("loading {}", experiment.model));
@@ -135,16 +138,16 @@ impl<'a> Plan<'a> {
         let mut warnings = adapter.warnings(&session.model)?;
 
         let train = &experiment.train;
-        // A method that trains nothing has nothing to validate.
+        // If the method trains nothing, there is nothing to validate.
         let (pairs, held_out) =
             if train.validate_every.is_some() && !intervention.needs().evaluate_only {
                 held_out::read(&session, train)?
             } else {
                 (session.tokenise(&train.split, train, train.max_pairs)?, Vec::new())
             };
-        // The pairs that judge the result are read now too, so that a bad row is found before hours
-        // of training.
-        let judged =
+        // The pairs for the evaluation are read before training, so that a bad row is reported at
+        // once and not after hours.
+        let eval_splits =
             if experiment.eval.enabled { eval::read(&session, &experiment)? } else { Vec::new() };
         warnings.extend(validate(
             intervention.as_ref(),
@@ -160,7 +163,7 @@ impl<'a> Plan<'a> {
             session.fingerprint.clone(),
             tokenizer,
             data,
-            &begins,
+            &start_fingerprints,
         );
         let checkpoint = match (start, resumed) {
             (Start::Resume { folder, inexact }, Some((step, lock))) => Some(Resumed {
@@ -178,7 +181,7 @@ impl<'a> Plan<'a> {
             adapter,
             pairs,
             held_out,
-            judged,
+            eval_splits,
             fingerprints,
             folder,
             checkpoint,
@@ -193,10 +196,10 @@ impl<'a> Plan<'a> {
         self.checkpoint.as_ref().map_or(0, |resumed| resumed.step)
     }
 
-    /// A new instance of the training objective.
+    /// Builds another instance of the training objective.
     ///
     /// # Errors
-    /// Fails if the plugin refuses its configuration, which it accepted before.
+    /// Fails if the plugin refuses its configuration, although it accepted it before.
     pub(super) fn intervention(&self) -> Result<Box<dyn Intervention>> {
         intervention(&self.experiment, &self.session.model, self.registry)
     }
@@ -210,7 +213,8 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// Finds the run's folder. For a resumed run, locks it and returns the step of its checkpoint.
+/// Returns the run's folder. For a resumed run, also locks the folder and returns the step of its
+/// checkpoint.
 fn open(start: &Start) -> Result<(PathBuf, Option<LockedCheckpoint>)> {
     match start {
         Start::New(folder) if folder.exists() && !is_empty(folder) => {
@@ -226,13 +230,13 @@ fn open(start: &Start) -> Result<(PathBuf, Option<LockedCheckpoint>)> {
     }
 }
 
-/// Puts the commits of the model and the data into the experiment.
+/// Replaces the model and the data set in the experiment by the commits that were read.
 fn pin(experiment: &mut Experiment, session: &Session) -> Result<()> {
     experiment.model = session.source.pinned(&experiment.model);
     if let Some(json) = session.dataset.pinned() {
         let wrong = || {
             Error::internal(format!(
-                "dataset `{}` pins itself to something that is not a JSON object",
+                "dataset `{}` returned a pinned configuration that is not a JSON object",
                 experiment.dataset.name
             ))
         };
@@ -241,7 +245,7 @@ fn pin(experiment: &mut Experiment, session: &Session) -> Result<()> {
     Ok(())
 }
 
-/// A new instance of the training objective.
+/// Builds an instance of the training objective.
 fn intervention(
     experiment: &Experiment,
     model: &Model,
@@ -252,7 +256,7 @@ fn intervention(
         .build(&experiment.intervention.json(), model.info())
 }
 
-/// The training objective, and its taps with their transforms.
+/// Builds the training objective, and its taps with their transforms.
 fn method(
     experiment: &Experiment,
     model: &Model,
@@ -275,7 +279,7 @@ fn method(
     Ok((intervention, taps))
 }
 
-/// Refuses a tap that the user chose for this command, if the intervention has its own.
+/// Refuses a tap that the user chose for this command if the intervention defines its own sites.
 fn refuse_tap(experiment: &Experiment) -> Result<()> {
     let chosen =
         |origin: &&Origin| matches!(origin, Origin::Flag(_) | Origin::Set | Origin::Environment(_));
@@ -283,12 +287,12 @@ fn refuse_tap(experiment: &Experiment) -> Result<()> {
     let (tap, intervention) = (&experiment.tap.name, &experiment.intervention.name);
     Err(Error::new(format!(
         "`tap` is `{tap}` ({origin}), but the intervention `{intervention}` \
-        reads states at its own places"
+        defines its own sites"
     ))
     .hint("leave `tap` out, or choose another intervention"))
 }
 
-/// The warnings of the method about the run.
+/// Lets the method check the run, and returns its warnings.
 fn validate(
     intervention: &dyn Intervention,
     taps: &Taps,
@@ -307,17 +311,17 @@ fn validate(
     })
 }
 
-/// Adds to an error about the path in `field` where that path came from.
+/// Adds to an error about the path in `field` where the user set that path.
 fn explain(experiment: &Experiment, field: &str, path: Option<&Path>, e: Error) -> Error {
     experiment.sources.explain(field, &path.unwrap_or(Path::new("")).to_string_lossy(), e)
 }
 
-/// The fingerprints of the saved values that the run begins with.
-fn begins(
+/// Returns the fingerprints of the saved values that the run starts from.
+fn start_fingerprints(
     experiment: &Experiment,
     saved: Option<&Saved>,
     transforms: Option<&SavedTransforms>,
-) -> Result<Begins> {
+) -> Result<StartFingerprints> {
     let adapter = |saved: &Saved| {
         fingerprint::of_tensors(
             "a saved adapter",
@@ -330,5 +334,5 @@ fn begins(
         .map(|t| fingerprint::of_tensors("saved transforms", &Value::Null, t.values()))
         .transpose()?;
     let reference = adapter.clone().filter(|_| experiment.train.reference == ReferenceModel::Start);
-    Ok(Begins { start: adapter.into_iter().chain(transforms).collect(), reference })
+    Ok(StartFingerprints { start: adapter.into_iter().chain(transforms).collect(), reference })
 }

@@ -1,7 +1,7 @@
-//! The state of a run's folder: empty, stopped somewhere, or finished.
+//! The state of a run's folder: empty, interrupted or finished.
 //!
-//! With it, the same command line starts a run or continues it, no matter where the process before
-//! it was killed.
+//! It allows the same command line to start a run or to continue it, no matter when the previous
+//! process was killed.
 
 use std::path::Path;
 
@@ -14,31 +14,32 @@ use crate::config::{Experiment, changed_fields, flat, paths, shown};
 use crate::error::{Context, Error, Result, quoted};
 use crate::registry::Registry;
 
-/// How far the run in a folder has come.
+/// The progress of the run in a folder.
 #[derive(Debug)]
 pub enum Prior {
     /// The folder is missing or empty.
     None,
-    /// The run was killed before its first checkpoint: nothing in its folder is worth keeping.
+    /// The run was killed before its first checkpoint, and its folder contains nothing worth
+    /// keeping.
     Begun,
-    /// The run has a checkpoint. Holds the experiment that it began with.
+    /// The run has a checkpoint. Contains the experiment that the run started with.
     Checkpoint(Box<Experiment>),
-    /// The training is over, and its result has not been evaluated.
+    /// The training is complete, but the result has not been evaluated.
     Trained(Box<Experiment>),
-    /// The training and the evaluation are over.
+    /// The training and the evaluation are complete.
     Finished(Box<Experiment>),
 }
 
-/// Fields in which a run may differ from the command line that continues it.
-const FREE: [&str; 4] = ["device", "out", "plugins", "train.checkpoint_every"];
+/// Fields in which a command line may differ from the run that it continues.
+const MAY_DIFFER: [&str; 4] = ["device", "out", "plugins", "train.checkpoint_every"];
 
 impl Prior {
-    /// Finds out how far the run in `folder` has come, which a run of `asked` would start or
-    /// continue.
+    /// Determines the progress of the run in `folder`. `asked` is the experiment on the command
+    /// line.
     ///
     /// # Errors
-    /// Fails if the folder holds something other than a run, if another process is writing into it,
-    /// or if its run has another configuration. The error names the fields that differ.
+    /// Fails if the folder contains something other than a run, if another process is writing into
+    /// it, or if its run has a different configuration. The error names the fields that differ.
     pub fn find(folder: &Path, asked: &Experiment, registry: &Registry) -> Result<Self> {
         let names = names(folder)?;
         if names.is_empty() {
@@ -48,7 +49,7 @@ impl Prior {
         if !config.is_file() {
             if let Some(foreign) = names.iter().find(|name| !is_temporary(name)) {
                 return Err(Error::new(format!(
-                    "`{}` is not the folder of a run: it has `{foreign}`",
+                    "`{}` is not the folder of a run: it contains `{foreign}`",
                     folder.display()
                 ))
                 .hint("give another `--out`"));
@@ -58,8 +59,7 @@ impl Prior {
         let _lock = lock(folder)?;
         let mut recorded = Experiment::read(&config, registry)?;
         compare(folder, &recorded, asked, registry)?;
-        // The device and how often a checkpoint is written may differ. The command line decides
-        // them.
+        // The command line decides the device and how often a checkpoint is written.
         recorded.device.clone_from(&asked.device);
         recorded.train.checkpoint_every = asked.train.checkpoint_every;
         let recorded = Box::new(recorded);
@@ -77,14 +77,14 @@ impl Prior {
     }
 }
 
-/// Removes the files of a run that was killed before its first checkpoint.
+/// Deletes the files of a run that was killed before its first checkpoint.
 ///
 /// # Errors
-/// Fails if another process is writing into the folder, if a file cannot be removed, or if there
-/// are files which no run makes.
+/// Fails if another process is writing into the folder, if a file cannot be deleted, or if the
+/// folder contains files that a run does not create.
 pub fn clear(folder: &Path) -> Result<()> {
     let _lock = lock(folder)?;
-    // The configuration goes last: until then the folder can be recognised as a run.
+    // The configuration is deleted last, so that the folder can be recognised as a run until then.
     let mut names = names(folder)?;
     names.sort_by_key(|name| name == "config.toml");
     let ours = |name: &str| {
@@ -102,10 +102,11 @@ pub fn clear(folder: &Path) -> Result<()> {
     };
     if let Some(foreign) = names.iter().find(|name| !ours(name)) {
         return Err(Error::new(format!(
-            "`{}` holds a run without a checkpoint, and besides it `{foreign}`, which no run makes",
+            "`{}` contains a run without a checkpoint, and `{foreign}`, which a run does not \
+                create",
             folder.display()
         ))
-        .hint("move that away, or give another `--out`"));
+        .hint("move this file away, or give another `--out`"));
     }
     for name in names {
         let path = folder.join(name);
@@ -119,7 +120,8 @@ pub fn clear(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The names of the entries of a folder; empty if the folder is missing.
+/// Returns the names of the files and folders in `folder`. The list is empty if the folder is
+/// missing.
 fn names(folder: &Path) -> Result<Vec<String>> {
     let entries = match std::fs::read_dir(folder) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -135,8 +137,7 @@ fn names(folder: &Path) -> Result<Vec<String>> {
         .collect()
 }
 
-/// Compares the experiment that a run began with to that of a command line, and fails if they
-/// differ.
+/// Fails if the experiment that a run started with differs from the experiment on the command line.
 fn compare(
     folder: &Path,
     recorded: &Experiment,
@@ -144,7 +145,7 @@ fn compare(
     registry: &Registry,
 ) -> Result<()> {
     let fields = |experiment: &Experiment| {
-        flat(&paths::comparable(experiment, registry).to_json(), |path| !FREE.contains(&path))
+        flat(&paths::comparable(experiment, registry).to_json(), |path| !MAY_DIFFER.contains(&path))
     };
     let changed: Vec<_> = changed_fields(&fields(recorded), &fields(asked))
         .into_iter()
@@ -157,23 +158,23 @@ fn compare(
     let details: Vec<String> = changed
         .iter()
         .map(|(path, then, now)| {
-            format!("`{path}` is {} there and {} here", shown(then), shown(now))
+            format!("`{path}` is {} in the run and {} here", shown(then), shown(now))
         })
         .collect();
     Err(Error::new(format!(
-        "the run in `{}` has another configuration than this command: {}",
+        "the run in `{}` has a different configuration from this command: {}",
         folder.display(),
         names.join(", ")
     ))
     .because(Error::new(details.join("; ")))
     .hint(format!(
-        "`reprpo run --resume {}` continues it with its own configuration",
+        "to continue it with its own configuration, use `reprpo run --resume {}`",
         quoted(folder)
     ))
-    .hint("for a run with this configuration, give another `--out`"))
+    .hint("to start a run with this configuration, give another `--out`"))
 }
 
-/// True if two values name the same repository. A run keeps the commit that it found, as
+/// True if two values name the same repository. A run records the commit that it used, as
 /// `org/name@commit`.
 fn same_source(path: &str, then: &Value, now: &Value) -> bool {
     let (Some(then), Some(now)) = (then.as_str(), now.as_str()) else { return false };
@@ -183,8 +184,8 @@ fn same_source(path: &str, then: &Value, now: &Value) -> bool {
     let Some(at) = then.find('@') else { return false };
     let commit: String = then[at + 1..].chars().take_while(char::is_ascii_hexdigit).collect();
     let kept = format!("{}{}", &then[..at], &then[at + 1 + commit.len()..]);
-    // If the command names a branch, a tag or no revision, the run continues with the commit that
-    // this was when it began.
+    // The command names a branch, a tag or no revision. The run continues with the commit that it
+    // recorded when it started.
     let (name, revision) = match now.split_once('@') {
         None => (now.to_owned(), ""),
         Some((name, rest)) => {
@@ -201,7 +202,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_repository_at_the_commit_that_a_run_found_is_the_same_source() {
+    fn a_repository_equals_itself_at_the_recorded_commit() {
         let commit = "93efa2f097d58c2a74874c7e644dbc9b0cee75a2";
         let same = |path: &str, then: &str, now: &str| same_source(path, &then.into(), &now.into());
         assert!(same("model", &format!("org/name@{commit}"), "org/name"));

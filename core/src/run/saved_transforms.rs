@@ -23,8 +23,7 @@ const TENSORS: &str = "transform.safetensors";
 struct Description {
     /// The plugin and its configuration.
     transform: Choice,
-    /// Each tap, in the order of a pass, and the number of the transform that its states go
-    /// through.
+    /// Each tap, in the order of the forward pass, with the index of its transform.
     taps: IndexMap<String, usize>,
 }
 
@@ -55,26 +54,27 @@ impl SavedTransforms {
             .within(|| format!("cannot read `{}`", path.display()))
             .map_err(|e| {
                 e.hint(format!(
-                "saved transforms are a folder with `{CONFIG}` and `{TENSORS}`; that of a run is \
-                    its `transform` folder, where its transform is trained"
+                "give a folder with `{CONFIG}` and `{TENSORS}`, such as the `transform` folder of \
+                    a run that trained its transform"
             ))
             })?;
         let described = serde_json::from_str(&text).map_err(|e| {
-            Error::new(format!("`{}` does not describe transforms", path.display())).because(e)
+            Error::new(format!("`{}` is not a valid description of transforms", path.display()))
+                .because(e)
         })?;
         Ok(Self { dir: dir.to_owned(), described, values: read_safetensors(&dir.join(TENSORS))? })
     }
 
-    /// The values, by name.
+    /// The saved values, by name.
     pub fn values(&self) -> &IndexMap<String, Tensor> {
         &self.values
     }
 
-    /// Puts the values into `taps`, whose transforms `experiment` chose.
+    /// Copies the saved values into `taps`, which were built for `experiment`.
     ///
     /// # Errors
     /// Fails if the transform, its configuration, the taps or the shapes differ from those that
-    /// were saved, and names both. Nothing is changed then.
+    /// were saved. The error names both, and nothing is changed.
     pub fn restore(mut self, experiment: &Experiment, taps: &Taps) -> Result<()> {
         let dir = &self.dir;
         let mismatch = |saved: &str, here: &str| {
@@ -95,7 +95,7 @@ impl SavedTransforms {
         let chosen = &experiment.transform;
         if saved != chosen {
             return Err(mismatch(&in_words(saved), &in_words(chosen))
-                .hint(format!("take the saved one: `{}`", as_flags(saved))));
+                .hint(format!("use the saved transform: `{}`", as_flags(saved))));
         }
         let here = Description::of(experiment, taps).taps;
         if *places != here {
@@ -140,7 +140,7 @@ impl SavedTransforms {
     }
 }
 
-/// Writes the folder `transform` of the run in `run`, unless the transforms have no parameters.
+/// Writes the `transform` folder of the run, unless the transforms have no parameters.
 ///
 /// # Errors
 /// Fails if a file cannot be written.
@@ -151,7 +151,7 @@ pub fn write(taps: &Taps, experiment: &Experiment, run: &Path) -> Result<()> {
     }
     let dir = run.join("transform");
     std::fs::create_dir_all(&dir)
-        .within(|| format!("cannot make the folder `{}`", dir.display()))?;
+        .within(|| format!("cannot create the folder `{}`", dir.display()))?;
     let host = parameters
         .into_iter()
         .map(|(n, t)| Ok((n, t.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?)))

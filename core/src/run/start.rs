@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 /// The starting point of a run.
 #[derive(Clone, Debug)]
 pub enum Start {
-    /// In a new folder, which does not exist yet or is empty.
+    /// Start in a new folder, which does not exist yet or is empty.
     New(PathBuf),
-    /// From the checkpoint of the run in this folder.
+    /// Resume from the checkpoint of the run in this folder.
     Resume {
         /// The run's folder.
         folder: PathBuf,
-        /// True to resume even if the data, the model or the configuration are not those of the
+        /// True to resume even if the data, the model or the configuration differ from those of the
         /// checkpoint.
         inexact: bool,
     },

@@ -1,8 +1,7 @@
-//! Writes the activations of a model at the sites of a tap to a folder, for use outside of this
-//! program.
+//! Writes the activations of a model at the sites of a tap to a folder, for use by other programs.
 //!
-//! The folder holds safetensors files and an `index.json` that says which rows of which file belong
-//! to which pair.
+//! The folder contains safetensors files and an `index.json`, which lists the file and the rows of
+//! every pair.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,61 +21,61 @@ use crate::report::Progress;
 use crate::text::TokenPair;
 use crate::weights::write_safetensors;
 
-/// Version of the folder's layout.
+/// Version of the folder format.
 const FORMAT: u32 = 1;
 
-/// How states are written.
+/// Settings for writing states.
 #[derive(Clone, Copy, Debug)]
 pub struct StatesSpec {
-    /// True to write the states of every token, false to write them pooled as the tap pools.
+    /// True to write the state of every token, false to pool the states with the tap's pooling.
     pub per_token: bool,
-    /// Largest number of tokens in one forward pass.
+    /// Maximum number of tokens in a forward pass.
     pub tokens: usize,
-    /// Size in bytes after which a file is closed and the next one begun.
+    /// Size in bytes at which a file is closed and the next one is started.
     pub shard: usize,
 }
 
-/// The pass that states are read from.
+/// The model and the sites that states are read from.
 pub struct StatesSource<'a> {
     /// The model.
     pub model: &'a Model,
     /// The adapter; `None` for the base model.
     pub adapted: Option<&'a Adapted>,
-    /// The taps whose states are read, and their pooling.
+    /// The tap, which selects the sites and the pooling.
     pub tap: &'a dyn Tap,
 }
 
-/// The folder that was written.
+/// Summary of the folder that was written.
 #[derive(Debug, Serialize)]
 pub struct StatesIndex {
-    /// Names of the taps, in the order of a pass.
+    /// Names of the sites, in the order of the forward pass.
     pub taps: Vec<String>,
     /// Names of the files.
     pub files: Vec<String>,
     /// Number of pairs.
     pub pairs: usize,
-    /// Number of bytes in all files.
+    /// Total size of the files in bytes.
     pub bytes: usize,
 }
 
-/// The rows of one sequence in a file with the states of every token.
+/// The rows of one sequence, in a file with a state for every token.
 #[derive(Clone, Copy, Debug, Serialize)]
 struct Span {
-    /// The first row.
+    /// Index of the first row.
     start: i64,
-    /// Number of rows, the prompt included.
+    /// Number of rows, including those of the prompt.
     tokens: i64,
-    /// Number of the first rows that are the prompt.
+    /// Number of rows that belong to the prompt, at the start of the span.
     prompt: i64,
 }
 
-/// The place of one pair.
+/// The entry of one pair in the index.
 #[derive(Debug, Serialize)]
 struct Entry {
     split: String,
     index: usize,
     file: String,
-    /// Row of both sides, if states are pooled.
+    /// Row of the pair in the tensors of both sides, if states are pooled.
     #[serde(skip_serializing_if = "Option::is_none")]
     row: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -85,12 +84,13 @@ struct Entry {
     rejected: Option<Span>,
 }
 
-/// Reads the states of all `splits` and writes them to the new folder `out`. `described` is put
-/// into the index beside them: the model, the adapter and the data.
+/// Reads the states of all `splits` and writes them to the new folder `out`. The fields of
+/// `described`, which describe the model, the adapter and the data, are added to the index.
 ///
 /// # Errors
-/// Fails if the folder exists, if the model does not have a site, or if a file cannot be written;
-/// `Error::interrupted` if `stop` turned true. The folder is then not made.
+/// Fails if the folder exists, if the model does not have one of the sites, or if a file cannot be
+/// written. Returns `Error::interrupted` if `stop` became true. In all these cases, `out` is not
+/// created.
 pub fn write_states(
     source: &StatesSource<'_>,
     splits: &[EvalSplit],
@@ -106,12 +106,12 @@ pub fn write_states(
     }
     let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::create_dir_all(parent)
-        .within(|| format!("cannot make the folder `{}`", parent.display()))?;
-    // Removed if anything fails, and renamed at the end.
+        .within(|| format!("cannot create the folder `{}`", parent.display()))?;
+    // A temporary folder, which is deleted if anything fails and renamed at the end.
     let folder = tempfile::Builder::new()
         .prefix(".states")
         .tempdir_in(parent)
-        .within(|| format!("cannot make a folder in `{}`", parent.display()))?;
+        .within(|| format!("cannot create a folder in `{}`", parent.display()))?;
 
     let sites = source.tap.sites(source.model.info())?;
     let mut writer = Writer {
@@ -161,7 +161,7 @@ pub fn write_states(
     let made = folder.keep();
     #[cfg(unix)]
     std::fs::set_permissions(&made, std::os::unix::fs::PermissionsExt::from_mode(0o755))
-        .within(|| format!("cannot make `{}`", out.display()))?;
+        .within(|| format!("cannot create `{}`", out.display()))?;
     std::fs::rename(&made, out)
         .within(|| format!("cannot rename `{}` to `{}`", made.display(), out.display()))?;
     Ok(StatesIndex {
@@ -172,10 +172,10 @@ pub fn write_states(
     })
 }
 
-/// States of some pairs: for each side, one tensor per site.
+/// States of some pairs: one tensor per site for each side.
 struct Read {
     states: Sides<Vec<Tensor>>,
-    /// Token ids of each side's sequences `[m]`, if the states are those of every token.
+    /// Token ids of each side's sequences `[m]`; `None` if states are pooled.
     ids: Sides<Option<Tensor>>,
 }
 
@@ -214,28 +214,28 @@ fn read(
     Ok(Read { states, ids })
 }
 
-/// Collects rows, and writes them to a file when there are enough of them.
+/// Collects rows, and writes them to a file once they reach the size limit.
 struct Writer<'a> {
     folder: &'a Path,
     spec: StatesSpec,
     sites: &'a [Site],
     files: Vec<String>,
-    /// The rows of the next file: for each side, the parts of every site.
+    /// Rows for the next file: for each side and site, one tensor per batch.
     rows: Sides<Vec<Vec<Tensor>>>,
     ids: Sides<Vec<Tensor>>,
-    /// Bytes of the next file.
+    /// Size of the rows for the next file in bytes.
     bytes: usize,
-    /// Bytes of all files.
+    /// Total size of the files that have been written.
     total: usize,
 }
 
 impl Writer<'_> {
-    /// The name of the file that is being collected.
+    /// Name of the next file.
     fn file(&self) -> String {
         format!("states-{:05}.safetensors", self.files.len() + 1)
     }
 
-    /// Number of rows of a side that are collected.
+    /// Number of collected rows of `side`.
     fn collected(&self, side: Side) -> i64 {
         self.rows.get(side).first().map_or(0, |parts| parts.iter().map(|t| t.size()[0]).sum())
     }

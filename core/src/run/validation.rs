@@ -1,10 +1,9 @@
-//! Validation during training: the numbers of the held-out pairs, the best step so far, and early
+//! Validation during training: metrics on the held-out pairs, the best step so far, and early
 //! stopping.
 //!
-//! A validation must not change what is trained. It runs without gradients and without dropout, and
-//! on a new instance of the method, so that a method that keeps statistics of the pairs it has seen
-//! does not see these. Every step seeds the random numbers anew, so those that are drawn here are
-//! of no effect either.
+//! A validation must not change what is trained. It runs without gradients and dropout. It uses a
+//! new instance of the method, because a method can keep statistics of all pairs that it receives.
+//! It can draw random numbers, because every training step sets a new seed.
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -27,7 +26,7 @@ use crate::report::Silent;
 use crate::text::TokenPair;
 use crate::train::{Steps, validate};
 
-/// Name of the file in a run's folder that holds the outcome of its validations.
+/// Name of the file in a run's folder with the outcome of the validations.
 pub(super) const FILE: &str = "validation.json";
 
 /// The validations of a run.
@@ -35,10 +34,10 @@ pub struct Validation<'a> {
     plan: &'a Plan<'a>,
     every: usize,
     best: Best,
-    /// The best step of the last checkpoint. Its values are kept until the next checkpoint, because
+    /// The best step in the last checkpoint. Its values are kept until the next checkpoint, because
     /// a resumed run needs them.
     in_checkpoint: Option<usize>,
-    /// Scores of the held-out pairs at the start of training, once they are known.
+    /// Scores of the held-out pairs at the start of training; `None` before the first validation.
     base: Option<Vec<PairScore>>,
     base_accuracy: Option<f64>,
     /// The value of `train.best_metric` at the latest validation.
@@ -46,10 +45,10 @@ pub struct Validation<'a> {
 }
 
 impl<'a> Validation<'a> {
-    /// The validations of the planned run; `None` if it has none.
+    /// Prepares the validations of the run. Returns `None` if it does not validate.
     ///
     /// # Errors
-    /// Fails if the checkpoint that the run is resumed from is damaged.
+    /// Fails if the run is resumed and its checkpoint is damaged.
     pub fn new(plan: &'a Plan<'a>) -> Result<Option<Self>> {
         let Some(every) =
             plan.experiment.train.validate_every.filter(|_| !plan.held_out.is_empty())
@@ -60,8 +59,8 @@ impl<'a> Validation<'a> {
         if let Some(resumed) = &plan.checkpoint {
             best = checkpoint::best(&plan.folder, resumed.step)?.unwrap_or_default();
             if !resumed.differences.is_empty() {
-                // Values of other pairs, or of another metric, cannot be compared with those that
-                // follow.
+                // Earlier values cannot be compared with those that follow, because the pairs or
+                // the metric may have changed.
                 best = Best { validated: best.validated, ..Best::default() };
             }
         }
@@ -84,22 +83,22 @@ impl<'a> Validation<'a> {
         &self.plan.held_out
     }
 
-    /// True if a validation follows the first `step` steps and has not been made yet.
+    /// True if a validation is due after `step` steps and has not been done yet.
     pub fn is_due(&self, step: usize, steps: &Steps<'_>) -> bool {
         step > self.best.validated && (step.is_multiple_of(self.every) || step == steps.count)
     }
 
-    /// True if training stops now, because too many validations brought no better value.
+    /// True if training must stop because the last `train.patience` validations were not better.
     pub fn is_exhausted(&self) -> bool {
         self.best.exhausted(self.train().patience)
     }
 
-    /// Validates after the first `step` steps. If the result is the best so far, and the run keeps
-    /// the best, the values of everything that is trained are written into its folder.
+    /// Validates after `step` steps. If the result is the best so far and `train.keep_best` is
+    /// true, saves all trained values in the run's folder.
     ///
     /// # Errors
-    /// Fails if the method or libtorch does, or if a file cannot be written; `Error::interrupted`
-    /// if `stop` turned true. The validation is still due then.
+    /// Fails if the method or libtorch returns an error, or if a file cannot be written. Returns
+    /// `Error::interrupted` if `stop` became true. In these cases, the validation is still due.
     pub fn validate(
         &mut self,
         run: &mut Assembled,
@@ -130,13 +129,13 @@ impl<'a> Validation<'a> {
             .change
             .ok_or_else(|| Error::internal("the held-out pairs were not compared"))?;
 
-        // A method that draws random numbers draws the same ones in a resumed run.
+        // Seeds the random numbers of the method, so that a resumed run draws the same ones.
         tch::manual_seed(steps.seed(step - 1));
         let (adapted, objective) = (&run.adapted, &mut run.objective);
         let method = plan.intervention()?;
         let all: Vec<&TokenPair> = pairs.iter().collect();
-        // Always the last step: losses of a method that weighs its terms by the step could not be
-        // compared otherwise.
+        // Always use the last step. If a method's loss depends on the step, validations at
+        // different steps could not be compared otherwise.
         let info = StepInfo { step: steps.count - 1, steps: steps.count };
         let sums = objective.with_method(method, |objective| {
             validate(objective, &session.model, adapted, &all, train.batch, info, stop)
@@ -145,7 +144,7 @@ impl<'a> Validation<'a> {
         let mut record = ValidationRecord {
             step,
             epoch: steps.epoch(step - 1),
-            // The mean over no pairs is not a loss.
+            // If no pair counts, there is no mean loss.
             loss: Some(sums.loss)
                 .filter(|_| sums.left_out.is_none_or(|left_out| left_out.pairs < pairs.len())),
             accuracy: change.accuracy.map_or(0.0, |accuracy| accuracy.value),
@@ -172,18 +171,19 @@ impl<'a> Validation<'a> {
         Ok(record)
     }
 
-    /// The state for a checkpoint.
+    /// The best validation so far, for a checkpoint.
     pub fn best(&self) -> &Best {
         &self.best
     }
 
-    /// Takes note that a checkpoint was written.
+    /// Records that a checkpoint was written.
     pub fn saved(&mut self) {
         self.in_checkpoint = self.best.step();
     }
 
-    /// Ends the training after `step` steps: goes back to the best step if the run keeps it, and
-    /// writes the outcome into the run's folder. Returns it in lines for the user.
+    /// Ends the training after `step` steps. Restores the values of the best step if
+    /// `train.keep_best` is true, and writes the outcome to the run's folder. Returns the outcome
+    /// as lines for the user.
     ///
     /// # Errors
     /// Fails if a file cannot be read or written.

@@ -1,8 +1,8 @@
-//! Every strategy and every kernel of attention, forward and backward, against plain matrix
-//! products in float64 on the CPU.
+//! Compares every attention strategy and kernel, forward and backward, with plain matrix products
+//! in float64 on the CPU.
 //!
-//! The reference builds its mask from the layout with code of its own, so that a wrong mask is
-//! found as well as a wrong kernel.
+//! The reference does not use the program's masks, but builds its own from the layout. This way, a
+//! wrong mask is found as well as a wrong kernel.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -18,17 +18,18 @@ use crate::ffi;
 use crate::model::attention::{Attention, AttentionOptions, Kernel, Scores, Strategy};
 use crate::model::stream::{Layout, StreamBuilder};
 
-/// The tokens of each segment, and the segment that it continues.
+/// The number of tokens of each segment, and the index of the segment that it continues.
 type Segments = &'static [(usize, Option<usize>)];
 
-/// A layout of a stream, or one sequence behind a cache.
+/// The layout of a batch, or one sequence with a cache.
 #[derive(Clone, Copy, Debug)]
 enum Shape {
     Segments(&'static str, Segments),
     Behind { past: usize, tokens: usize },
 }
 
-/// Pairs that share their prompts, of very different lengths: the padded strategy pads all of them.
+/// Pairs that share prompts and have very different lengths, so that the padded strategy adds much
+/// padding.
 const PAIRS: Shape = Shape::Segments(
     "pairs",
     &[
@@ -59,17 +60,17 @@ const CHAINS: Shape = Shape::Segments(
     ],
 );
 
-/// Heads, key-value heads and width of a head.
+/// The numbers of attention heads and of key-value heads, and the width of a head.
 #[derive(Clone, Copy, Debug)]
 struct Heads(i64, i64, i64);
 
 impl fmt::Display for Heads {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} heads on {} of width {}", self.0, self.1, self.2)
+        write!(f, "{} heads and {} key-value heads of width {}", self.0, self.1, self.2)
     }
 }
 
-/// A problem that is solved with every strategy and every kernel.
+/// An input to compute attention on.
 #[derive(Clone, Copy, Debug)]
 struct Problem {
     shape: Shape,
@@ -82,7 +83,9 @@ impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.shape {
             Shape::Segments(name, _) => write!(f, "{name}")?,
-            Shape::Behind { past, tokens } => write!(f, "{tokens} tokens behind {past}")?,
+            Shape::Behind { past, tokens } => {
+                write!(f, "{tokens} tokens after {past} cached ones")?
+            }
         }
         if let Some(window) = self.window {
             write!(f, ", window {window}")?;
@@ -94,8 +97,8 @@ impl fmt::Display for Problem {
     }
 }
 
-/// The problems of streams: as in SmolLM2, with one key-value head, and with the wide heads of
-/// Gemma.
+/// The inputs without a cache. The numbers of heads are those of SmolLM2, of a model with one
+/// key-value head, and of a model with wide heads like Gemma.
 fn problems() -> Vec<Problem> {
     let mut problems = Vec::new();
     for shape in [PAIRS, CHAINS] {
@@ -113,7 +116,7 @@ fn problems() -> Vec<Problem> {
     problems
 }
 
-/// The problems of decoding.
+/// The inputs with a cache, as in decoding.
 fn behind() -> Vec<Problem> {
     let shapes = [(40, 1), (1, 1), (40, 7)].map(|(past, tokens)| Shape::Behind { past, tokens });
     let windows = [None, Some(6)];
@@ -125,10 +128,10 @@ fn behind() -> Vec<Problem> {
         .collect()
 }
 
-/// Compares every way with the reference.
+/// Compares all combinations of strategy, kernel and precision with the reference.
 ///
 /// # Errors
-/// `Error::interrupted` if the user stopped the test.
+/// Returns `Error::interrupted` if the user stopped the test.
 pub fn check(test: &mut Selftest<'_>) -> Result<()> {
     let strategies = [
         ("segments", Strategy::Segments),
@@ -136,7 +139,7 @@ pub fn check(test: &mut Selftest<'_>) -> Result<()> {
         ("padded", Strategy::Padded),
     ];
     let kernels = [("sdpa", Kernel::Sdpa), ("eager", Kernel::Eager)];
-    // On a card, the kernels that may be used depend on this.
+    // On a GPU, this setting changes which kernels may be used.
     let deterministic: &[bool] = if test.device.is_cuda() { &[true, false] } else { &[true] };
     test.begin(
         Section::Attention,
@@ -185,8 +188,8 @@ pub fn check(test: &mut Selftest<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The differences of the output and, if `trained`, of the gradients. `solved` holds the output and
-/// the gradients of the reference by the problem's name.
+/// Compares the output with the reference and, if `trained` is true, also the gradients. `solved`
+/// caches the results of the reference by the name of the problem.
 fn compared(
     problem: &Problem,
     how: AttentionOptions,
@@ -200,7 +203,8 @@ fn compared(
     let layout = layout(problem.shape, device)?;
     let (tokens, keys) = (layout.tokens() as i64, (layout.past() + layout.tokens()) as i64);
     tch::manual_seed(heads * 1000 + width);
-    // The reference has the numbers as the tested kind rounds them.
+    // Round the inputs of the reference to the tested precision, so that only the computation
+    // differs.
     let random = |shape: &[i64]| {
         Tensor::randn(shape, (Kind::Float, Device::Cpu)).to_kind(kind).to_kind(Kind::Double)
     };
@@ -231,8 +235,8 @@ fn compared(
         }
     };
     let names = ["output", "gradient of q", "gradient of k", "gradient of v"];
-    // A token that sees only itself has no gradient of its scores, so gradients are measured
-    // against the largest of them.
+    // A token that only attends to itself has zero gradients in its scores, so all gradients are
+    // compared relative to the largest one.
     let largest =
         |t: &[Tensor]| t.iter().map(|t| t.abs().max().double_value(&[])).fold(0.0, f64::max);
     let scales = [largest(&exact[..1]), largest(&exact[1..])];
@@ -242,8 +246,8 @@ fn compared(
         .collect())
 }
 
-/// The output and, if `trained`, the gradients of q, k and v for the gradient `weights` of the
-/// output.
+/// Computes the output and, if `trained` is true, the gradients of q, k and v. `weights` is the
+/// gradient of the output.
 fn computed(
     inputs: &[Tensor; 3],
     weights: &Tensor,
@@ -279,8 +283,8 @@ fn layout(shape: Shape, device: Device) -> Result<Layout> {
     Ok(builder.finish(device)?.layout)
 }
 
-/// A mask `[tokens keys]` of the keys that each token sees: the last `window` keys of its own
-/// sequence up to itself.
+/// Returns a mask `[tokens keys]` of the keys that each token attends to: the last `window` keys of
+/// its sequence, up to the token itself.
 fn sees(layout: &Layout, window: Option<i64>) -> Tensor {
     let (tokens, keys) = (layout.tokens(), layout.past() + layout.tokens());
     let window = window.map_or(keys, |w| w as usize);
@@ -306,7 +310,7 @@ fn sees(layout: &Layout, window: Option<i64>) -> Tensor {
     Tensor::from_slice(&sees).reshape([tokens as i64, keys as i64])
 }
 
-/// softmax(scores)v of all tokens at once under one mask.
+/// Computes softmax(scores)v for all tokens at once, with a single mask.
 fn plain(q: &Tensor, k: &Tensor, v: &Tensor, sees: &Tensor, scores: Scores) -> Result<Tensor> {
     let group = q.size()[1] / k.size()[1];
     let of_heads = |t: &Tensor| t.repeat_interleave_self_int(group, 1, None).transpose(0, 1);

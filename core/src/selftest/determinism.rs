@@ -1,4 +1,4 @@
-//! A run that is repeated must write the same bytes.
+//! Checks that a repeated run writes the same bytes.
 
 use super::methods::{self, Subject};
 use super::report::{Outcome, Row};
@@ -8,11 +8,12 @@ use crate::config::plugin_fields;
 use crate::error::Result;
 use crate::registry::Kind;
 
-/// Repeats runs: all of them in a full test, otherwise the defaults of the program and one run for
-/// each kind of plugin. The defaults run with all threads, the others with one.
+/// Repeats runs. A full test repeats all runs; otherwise, only the run with the program's defaults
+/// and one run for each kind of plugin. The run with the defaults uses all threads, the others use
+/// one.
 ///
 /// # Errors
-/// Fails if a model cannot be written, or if the user stopped the test.
+/// Fails if a model cannot be written. Returns `Error::interrupted` if the user stopped the test.
 pub fn check(test: &mut Selftest<'_>) -> Result<()> {
     let mut subjects = vec![dropout(test)?];
     let mut kinds = Vec::new();
@@ -33,7 +34,7 @@ pub fn check(test: &mut Selftest<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Compares the files of two runs.
+/// Runs the trial twice and compares the files.
 fn repeated(test: &Selftest<'_>, name: &str, trial: &Trial, dtype: &'static str) -> Result<Row> {
     let way = Way::usual(test.device, dtype);
     let (one, two) =
@@ -41,15 +42,15 @@ fn repeated(test: &Selftest<'_>, name: &str, trial: &Trial, dtype: &'static str)
     let differs = |file: &&String| one.files.get(*file) != two.files.get(*file);
     let (outcome, compared) = match one.files.keys().chain(two.files.keys()).find(differs) {
         Some(file) => {
-            (Outcome::Failed, format!("{dtype}: `{file}` has other bytes in the second run"))
+            (Outcome::Failed, format!("{dtype}: `{file}` has different bytes in the second run"))
         }
-        None if one.losses.is_empty() => (Outcome::Skipped, "it trains nothing".to_owned()),
+        None if one.losses.is_empty() => (Outcome::Skipped, "the method trains nothing".to_owned()),
         None => (Outcome::Ok, format!("{dtype}: {} files, identical bytes", one.files.len())),
     };
     Ok(Row::new(Section::Determinism, name, outcome, compared))
 }
 
-/// The defaults of the program, with dropout where the adapter has it.
+/// The program's default methods, with dropout if the adapter supports it.
 fn dropout(test: &Selftest<'_>) -> Result<Subject> {
     let mut trial = test.workshop.trial(Vec::new());
     let adapter = test.workshop.experiment(&trial, Way::PLAIN)?.adapter.name;

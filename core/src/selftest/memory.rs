@@ -1,4 +1,4 @@
-//! The memory that this process takes, and the memory that is free.
+//! Measures the memory of this process, and the free memory of the machine.
 
 use std::fs::read_to_string;
 use std::path::{Path, PathBuf};
@@ -8,36 +8,36 @@ use tch::Device;
 use crate::error::{Error, Result};
 use crate::ffi;
 
-/// A measurement of the memory that is taken from a moment on.
+/// A measurement of the memory that is used after its start.
 pub struct Memory {
     device: Device,
-    /// Resident bytes at that moment; `None` if the system cannot reset the peak to them.
+    /// Resident bytes at the start; `None` if the system cannot reset the peak.
     before: Option<f64>,
 }
 
 impl Memory {
-    /// Begins to measure.
+    /// Starts a measurement.
     ///
     /// # Errors
-    /// Fails if the card's allocator does.
+    /// Fails if the GPU's allocator does not report its statistics.
     pub fn begin(device: Device) -> Result<Self> {
         if device.is_cuda() {
             ffi::cuda_empty_cache()?;
             ffi::cuda_reset_peak(device)?;
             return Ok(Self { device, before: None });
         }
-        // Linux then resets the peak of the resident memory to its present value.
+        // This resets the peak of the resident memory to the current value. Linux only.
         let reset = std::fs::write("/proc/self/clear_refs", "5").is_ok();
         Ok(Self { device, before: if reset { status("VmRSS:") } else { None } })
     }
 
-    /// The peak since then in bytes, and a description of what it covers.
+    /// Returns the peak since the start in bytes, and a description of what it includes.
     ///
     /// # Errors
     /// Fails if the system does not report the peak.
     pub fn peak(&self) -> Result<(f64, &'static str)> {
         if self.device.is_cuda() {
-            return Ok((ffi::cuda_memory(self.device)?.peak_reserved as f64, "on the card"));
+            return Ok((ffi::cuda_memory(self.device)?.peak_reserved as f64, "on the GPU"));
         }
         let peak = status("VmHWM:").ok_or_else(|| {
             Error::new("`/proc/self/status` does not contain the peak of the memory")
@@ -48,13 +48,13 @@ impl Memory {
     }
 }
 
-/// A number of bytes in the status of this process.
+/// Reads a number of bytes from the status of this process.
 fn status(field: &str) -> Option<f64> {
     kilobytes("/proc/self/status", field)
 }
 
-/// The memory in GB that this process can still take: what the machine has, within the limit of the
-/// job or the container.
+/// Returns the memory in GB that this process can still use, within the limits of the machine and
+/// of the job or container. Returns `None` if it is unknown.
 pub fn free() -> Option<f64> {
     let machine = kilobytes("/proc/meminfo", "MemAvailable:");
     let own = read_to_string("/proc/self/cgroup")
@@ -63,14 +63,15 @@ pub fn free() -> Option<f64> {
     machine.into_iter().chain(own).min_by(f64::total_cmp).map(|bytes| bytes / 1e9)
 }
 
-/// Bytes below the lowest memory limit of the control groups that `membership`, the text of
-/// `/proc/self/cgroup`, names; `None` if there is no limit. `root` is where they are mounted. In a
-/// container, the named folder may not exist, but its parents do.
+/// Returns the free bytes below the lowest memory limit of this process's control groups, or `None`
+/// if there is no limit. `membership` is the content of `/proc/self/cgroup`, and `root` is the
+/// folder where the groups are mounted. In a container, the named folder may not exist, but its
+/// parents do.
 fn room(root: &Path, membership: &str) -> Option<f64> {
     let number = |path: PathBuf| read_to_string(path).ok()?.trim().parse::<f64>().ok();
     let left = |folder: &Path, [limit, usage, cached]: [&str; 3]| {
         let used = number(folder.join(usage))?;
-        // The kernel drops cached files before it refuses memory.
+        // The kernel frees cached files before it refuses memory, so they do not count as used.
         let stat = read_to_string(folder.join("memory.stat")).unwrap_or_default();
         let cached =
             stat.lines().find_map(|line| line.strip_prefix(cached)?.trim().parse::<f64>().ok());
@@ -98,7 +99,7 @@ fn room(root: &Path, membership: &str) -> Option<f64> {
     rooms.min_by(f64::total_cmp)
 }
 
-/// True if an error of libtorch is that memory ran out.
+/// True if libtorch failed because memory ran out.
 pub fn ran_out(e: &Error) -> bool {
     let text = e.in_a_line();
     ["out of memory", "can't allocate memory", "not enough memory"]
@@ -106,7 +107,7 @@ pub fn ran_out(e: &Error) -> bool {
         .any(|part| text.contains(part))
 }
 
-/// The number of bytes behind `field` in a file that counts in kB.
+/// Reads the value after `field` from a file in kB, and returns it in bytes.
 fn kilobytes(file: &str, field: &str) -> Option<f64> {
     let text = read_to_string(file).ok()?;
     let kib: f64 = text
@@ -125,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_lowest_limit_of_a_job_counts() {
+    fn the_lowest_memory_limit_of_a_job_applies() {
         let root = tempfile::tempdir().unwrap();
         let write = |file: &str, text: &str| {
             let path = root.path().join(file);
@@ -139,7 +140,7 @@ mod tests {
         write("job/step/memory.max", "max\n");
         write("job/step/memory.current", "300\n");
         assert_eq!(room(root.path(), "0::/job/step\n"), Some(750.0));
-        // The folder of a container's own group is not visible in it.
+        // A container cannot see the folder of its own group.
         assert_eq!(room(root.path(), "0::/job/hidden\n"), Some(750.0));
         write("memory/job/memory.limit_in_bytes", "600\n");
         write("memory/job/memory.usage_in_bytes", "100\n");
@@ -148,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_that_ran_out_is_told_from_other_errors() {
+    fn running_out_of_memory_is_distinguished_from_other_errors() {
         let e = tch::Tensor::f_zeros([1 << 50], (tch::Kind::Float, Device::Cpu))
             .map_err(Error::from)
             .unwrap_err();

@@ -1,5 +1,5 @@
-//! Ten steps of training with every intervention, adapter, transform, tap and architecture, against
-//! the same steps taken the plainest way.
+//! Trains ten steps with every intervention, adapter, transform, tap and architecture, and compares
+//! them with the same steps in the simplest computation.
 
 use super::report::{Difference, Outcome, Row};
 use super::trial::{Tolerances, Trial, Way};
@@ -9,23 +9,25 @@ use crate::config::plugin_fields;
 use crate::error::Result;
 use crate::registry::{Entry, InterventionEntry, Kind, TapEntry};
 
-/// In float32, ten steps differ by about 1e-6. A loss near 0 is a difference of larger terms, whose
-/// rounding it keeps, so it counts as one hundredth of the run's largest loss.
+/// In float32, ten steps differ by about 1e-6. A loss near 0 is the difference of larger terms and
+/// has their rounding error, so that it is compared relative to at least one hundredth of the
+/// largest loss.
 const F32: Tolerances = Tolerances { loss: 1e-4, norm: [1e-3, 1e-3], floor: 1e-2 };
-/// In bf16, the gradient is only compared at the first step, where the weights are the same. Later
-/// it is that of other weights, and on another side of the kinks that some losses have. The losses
-/// of later steps show a wrong gradient.
+/// In bf16, the gradient is only compared at the first step, where both runs have the same weights.
+/// Later, the weights differ by rounding, and the gradient may jump where the loss has a kink. A
+/// wrong gradient still shows in the losses of later steps.
 const BF16: Tolerances = Tolerances { loss: 2e-2, norm: [5e-2, f64::INFINITY], floor: 1e-1 };
 
-/// A run and the name of its row.
+/// A run, and the name of its row in the report.
 pub struct Subject {
-    /// The kind and the name of what is varied.
+    /// Kind and name of the plugin or architecture that is tested.
     pub name: String,
-    /// The settings.
+    /// Settings of the run.
     pub trial: Trial,
 }
 
-/// Runs with every plugin, one varied at a time, and with every architecture.
+/// Returns one run for every plugin, with the defaults for the other kinds, and one for every
+/// architecture.
 ///
 /// # Errors
 /// Fails if a model cannot be written.
@@ -36,7 +38,7 @@ pub fn subjects(test: &Selftest<'_>) -> Result<Vec<Subject>> {
     for kind in [Kind::Intervention, Kind::Adapter, Kind::Transform, Kind::Tap] {
         for entry in workshop.registry().of(kind) {
             let mut choices = vec![(kind, entry.about().name)];
-            // A transform and a tap only matter to an intervention that reads states.
+            // Transforms and taps only have an effect with an intervention that reads states.
             if let (Kind::Transform | Kind::Tap, Some(reader)) = (kind, reader) {
                 choices.push((Kind::Intervention, reader.about.name));
             }
@@ -59,8 +61,8 @@ pub fn subjects(test: &Selftest<'_>) -> Result<Vec<Subject>> {
     Ok(subjects)
 }
 
-/// An intervention that reads states of policy and reference at the tap of the run; `None` if there
-/// is none.
+/// Returns an intervention that reads states of policy and reference at the run's tap, or `None` if
+/// there is none.
 fn reader(test: &Selftest<'_>) -> Result<Option<&'static InterventionEntry>> {
     let info = test.workshop.info()?;
     let reads = |entry: &&'static InterventionEntry| {
@@ -71,17 +73,17 @@ fn reader(test: &Selftest<'_>) -> Result<Option<&'static InterventionEntry>> {
     Ok(test.workshop.registry().all::<InterventionEntry>().find(reads))
 }
 
-/// Settings that let a tap read the first blocks. The default layers of some taps hold none of a
-/// small model's.
+/// Returns a setting that makes a tap read the first blocks. The default layers of some taps do not
+/// exist in a small model.
 fn shallow(tap: &TapEntry) -> Result<Option<String>> {
     let has_layers = plugin_fields(&tap.about)?.iter().any(|field| field.name == "layers");
     Ok(has_layers.then(|| "tap.layers=0,1".to_owned()))
 }
 
-/// Compares the runs.
+/// Compares each run with the reference run.
 ///
 /// # Errors
-/// Fails if a model cannot be written, or if the user stopped the test.
+/// Fails if a model cannot be written. Returns `Error::interrupted` if the user stopped the test.
 pub fn check(test: &mut Selftest<'_>) -> Result<()> {
     let subjects = subjects(test)?;
     test.begin(Section::Methods, subjects.len());
@@ -93,7 +95,7 @@ pub fn check(test: &mut Selftest<'_>) -> Result<()> {
                     Section::Methods,
                     &name,
                     Outcome::Skipped,
-                    "it trains nothing",
+                    "the method trains nothing",
                 )]);
             }
             let mut rows = Vec::new();

@@ -1,9 +1,9 @@
-//! A test of the machine that the program runs on.
+//! A test of the program on the machine that it runs on.
 //!
-//! It makes its models and data on the spot, so that it needs only the program and libtorch. Every
-//! comparison is a [`Row`] of the [`Report`]: a computation as users run it, on the tested device,
-//! against the same computation done in the simplest way, or against values that transformers
-//! computed. No method is named here. The methods come from the registry.
+//! The test creates its own models and data, so it only needs the program and libtorch. Each
+//! comparison is a [`Row`] of the [`Report`]. It compares a computation on the tested device, done
+//! as in a normal run, with the same computation done in the simplest way, or with values that
+//! transformers computed. No method is named here. The methods come from the registry.
 
 mod attention;
 mod determinism;
@@ -47,19 +47,20 @@ pub enum Section {
     Doctor,
     /// Matrix products with frozen weights.
     Products,
-    /// Every way to compute attention.
+    /// Attention with all strategies and kernels.
     Attention,
-    /// The scores and the decoding of every architecture.
+    /// Scores and decoding with every architecture.
     Models,
     /// Short training runs with every plugin and every architecture.
     Methods,
-    /// The promises of every plugin, such as gradients that agree with finite differences.
+    /// The conformance tests of every plugin, for example that gradients agree with finite
+    /// differences.
     Promises,
-    /// Runs that are repeated.
+    /// Repeated runs, which must write the same bytes.
     Determinism,
     /// Speed and memory of training.
     Speed,
-    /// The same with TRL and PEFT.
+    /// Speed and memory compared with TRL and PEFT.
     Peer,
 }
 
@@ -77,7 +78,7 @@ impl Section {
         Section::Peer,
     ];
 
-    /// True if the section only computes with tiny models.
+    /// True if the section only uses tiny models.
     const fn is_tiny(self) -> bool {
         matches!(
             self,
@@ -101,21 +102,21 @@ impl Section {
     }
 }
 
-/// The extent of a self-test.
+/// The scope of a self-test.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The device to test, as in `--device` of a run.
+    /// The device to test, in the same form as `--device` of a run.
     pub device: String,
-    /// True to run everything, and not only what takes about a minute.
+    /// True to run all checks, false to run those that take about a minute.
     pub full: bool,
-    /// True to compare the speed with TRL and PEFT, beside the other sections.
+    /// True to also compare the speed with TRL and PEFT.
     pub peer: bool,
-    /// The sections to run; if empty, all sections that the other options ask for.
+    /// The sections to run; if empty, all sections that the other options select.
     pub only: Vec<Section>,
 }
 
 impl Options {
-    /// True if `section` runs.
+    /// True if the options select `section`.
     fn runs(&self, section: Section) -> bool {
         match section {
             _ if self.only.contains(&section) => true,
@@ -125,12 +126,13 @@ impl Options {
     }
 }
 
-/// Tests the device. `defaults` is TOML that names the plugins to use where a check needs one and
-/// does not vary it.
+/// Tests the device. `defaults` is TOML with the default plugins, which are used for all kinds that
+/// a check does not vary.
 ///
 /// # Errors
-/// Fails if the device does not exist, or if temporary files cannot be written;
-/// `Error::interrupted` if `stop` turned true. A failed check is a row of the report, not an error.
+/// Fails if the device does not exist, or if temporary files cannot be written. Returns
+/// `Error::interrupted` if `stop` became true. A failed check is not an error, but a row of the
+/// report.
 pub fn run(
     options: &Options,
     defaults: &str,
@@ -140,8 +142,8 @@ pub fn run(
 ) -> Result<Report> {
     let begin = Instant::now();
     if options.runs(Section::Doctor) {
-        // Doctor reports on cards even if the CPU is tested, and libtorch must not be used before
-        // its CUDA library is loaded.
+        // The doctor section reports on GPUs even if the CPU is tested, and CUDA must be loaded
+        // before libtorch is used.
         ffi::load_cuda();
     }
     let device = session::device(&options.device)?;
@@ -155,7 +157,7 @@ pub fn run(
         rows: Vec::new(),
     };
     for section in Section::ALL.into_iter().filter(|section| options.runs(*section)) {
-        // Runs and attention checks change these.
+        // Runs and attention checks change these settings.
         ffi::set_tf32(false)?;
         ffi::set_deterministic(true)?;
         let _threads = section.is_tiny().then(|| Threads::set(1));
@@ -187,7 +189,7 @@ pub fn run(
 struct Selftest<'a> {
     options: &'a Options,
     device: Device,
-    /// Threads that a run of the user has.
+    /// Number of threads that a normal run uses.
     threads: i32,
     workshop: Workshop,
     stop: &'a AtomicBool,
@@ -196,17 +198,17 @@ struct Selftest<'a> {
 }
 
 impl Selftest<'_> {
-    /// Announces a section of so many checks.
+    /// Announces a section with `checks` checks.
     fn begin(&mut self, section: Section, checks: usize) {
         self.progress.stage(section.name(), Some(checks as u64));
     }
 
-    /// Runs one check of a section, and adds the rows that it returns. If it fails, its row is a
-    /// failed one.
+    /// Runs one check of a section, and adds its rows to the report. If the check returns an error,
+    /// a failed row is added.
     ///
     /// # Errors
-    /// `Error::interrupted` if the user stopped the test. Fails if temporary files can no longer be
-    /// written.
+    /// Returns `Error::interrupted` if the user stopped the test. Fails if temporary files can no
+    /// longer be written.
     fn check(
         &mut self,
         section: Section,
@@ -217,7 +219,7 @@ impl Selftest<'_> {
             return Err(self.interrupted());
         }
         let begin = Instant::now();
-        // tch's operators panic where libtorch fails.
+        // tch's operators panic if libtorch fails.
         let outcome = catch_unwind(AssertUnwindSafe(|| check(self)))
             .unwrap_or_else(|payload| Err(Error::panicked(name, payload.as_ref())));
         let outcome = outcome.and_then(|rows| faults::check().map(|()| rows));
@@ -225,7 +227,7 @@ impl Selftest<'_> {
             Ok(rows) => rows,
             Err(e) if e.fault() == Fault::Interrupted => return Err(self.interrupted()),
             Err(e) if cannot_write(&e) => return Err(self.workshop.explain(e)),
-            // A machine that is too small for a model of a real shape is not broken.
+            // If a real-size model does not fit in memory, the check is skipped and does not fail.
             Err(e) if [Section::Speed, Section::Peer].contains(&section) && memory::ran_out(&e) => {
                 vec![Row::new(section, name, Outcome::Skipped, e.in_a_line())]
             }
@@ -255,7 +257,7 @@ impl Selftest<'_> {
         Error::interrupted(format!("interrupted after {} checks", self.rows.len()))
     }
 
-    /// The checks of `reprpo doctor`.
+    /// Runs the checks of `reprpo doctor`.
     fn doctor(&mut self) -> Result<()> {
         self.begin(Section::Doctor, 1);
         self.check(Section::Doctor, "doctor", |_| {
@@ -276,11 +278,10 @@ impl Selftest<'_> {
     }
 }
 
-/// The number of libtorch's threads, which is reset when this is dropped.
+/// Sets the number of libtorch's threads, and restores it when dropped.
 ///
-/// Tiny models are computed with one thread. More of them save nothing there, and on a machine that
-/// also does other things, each operation waits for the slowest thread, so that the self-test takes
-/// ten times as long.
+/// Tiny models are computed with one thread. More threads are not faster there. On a busy machine,
+/// each operation would wait for the slowest thread, which makes the self-test ten times slower.
 struct Threads {
     before: i32,
 }
@@ -299,17 +300,17 @@ impl Drop for Threads {
     }
 }
 
-/// True if a file could not be written because the disk is full, a quota is used up, or the file
-/// system is read-only. No check can pass then, and none of them says anything about the
-/// computations.
+/// True if a file could not be written because the disk is full, a quota is exceeded, or the file
+/// system is read-only. The self-test ends then, because further checks would fail without any
+/// information about the computations.
 fn cannot_write(e: &Error) -> bool {
-    // ENOSPC, EDQUOT and EROFS. Some libraries only pass the text of the system's error on.
+    // ENOSPC, EDQUOT and EROFS. Some libraries only pass on the text of the system's error.
     const CODES: [i32; 3] = [28, 122, 30];
     let text = e.in_a_line();
     CODES.iter().any(|code| text.contains(&format!("(os error {code})")))
 }
 
-/// The name of a kind of numbers in rows.
+/// The name of a precision in the report.
 fn kind_name(kind: Kind) -> &'static str {
     match kind {
         Kind::Double => "f64",

@@ -1,8 +1,7 @@
-//! The scores and the decoding of tiny models of every architecture.
+//! Checks the scores and the decoding of tiny models of every architecture.
 //!
-//! Scores are compared with the values that transformers computed, so that this section finds what
-//! is wrong on the CPU and on a card alike. Decoding with a cache is compared with one pass over
-//! the whole sequence.
+//! Scores are compared with values that transformers computed, which finds errors that the CPU and
+//! the GPU have in common. Decoding with a cache is compared with one pass over the whole sequence.
 
 use std::cell::RefCell;
 
@@ -21,15 +20,17 @@ use crate::model::stream::StreamBuilder;
 use crate::model::tiny::Case;
 use crate::report::Silent;
 
-/// Of a sum of log-probabilities in float32, relative to its size or to 1 nat.
+/// Tolerance for a sum of log-probabilities in float32, relative to its absolute value or to 1 nat,
+/// whichever is larger.
 const SCORES: f64 = 1e-4;
-/// Tokens of the prompt of a decoded sequence, and tokens that follow one by one.
+/// Number of tokens in the prompt of a decoded sequence, and number of tokens that are then decoded
+/// one by one.
 const DECODED: (usize, usize) = (7, 25);
 
 /// Compares scores and decoding.
 ///
 /// # Errors
-/// `Error::interrupted` if the user stopped the test.
+/// Returns `Error::interrupted` if the user stopped the test.
 pub fn check(test: &mut Selftest<'_>) -> Result<()> {
     let all = test.options.full;
     let cases: Vec<Case> = test
@@ -70,7 +71,7 @@ pub fn check(test: &mut Selftest<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The differences of the scores from those of transformers, by strategy of attention.
+/// Compares the scores with those of transformers, for each attention strategy.
 fn scores(test: &Selftest<'_>, case: &Case) -> Result<Vec<Difference>> {
     let pairs = test.workshop.fixture().pairs();
     let mut model = test.workshop.fixture().model(case, Kind::Float, test.device)?;
@@ -80,7 +81,7 @@ fn scores(test: &Selftest<'_>, case: &Case) -> Result<Vec<Difference>> {
         let scores = score_pairs(&model, None, &pairs, usize::MAX, test.stop, &mut Silent)?;
         if scores.len() != case.scores.len() {
             return Err(Error::internal(format!(
-                "{} pairs were scored, and not {}",
+                "{} pairs were scored instead of {}",
                 scores.len(),
                 case.scores.len()
             )));
@@ -99,8 +100,7 @@ fn scores(test: &Selftest<'_>, case: &Case) -> Result<Vec<Difference>> {
     Ok(all)
 }
 
-/// The difference of the logits of a decoded sequence from those of one plain pass on the CPU in
-/// float32.
+/// Compares the logits of a decoded sequence with those of a single pass in float32 on the CPU.
 fn decoding(test: &Selftest<'_>, case: &Case, kind: Kind, tolerance: f64) -> Result<Difference> {
     let _guard = tch::no_grad_guard();
     let fixture = test.workshop.fixture();
@@ -122,8 +122,8 @@ fn decoding(test: &Selftest<'_>, case: &Case, kind: Kind, tolerance: f64) -> Res
     let mut decoded = Vec::new();
     let mut start = 0;
     for len in std::iter::once(DECODED.0).chain(std::iter::repeat_n(1, DECODED.1)) {
-        // Some rotary positions change with the length of the sequence, and so do the logits of its
-        // first tokens.
+        // With some rotary embeddings, the positions of all tokens change with the length of the
+        // sequence, so that earlier logits cannot be compared.
         if model.outgrows_cache(start, start + len)
             || model.rotation_of(start + len) != model.rotation_of(ids.len())
         {
@@ -139,21 +139,21 @@ fn decoding(test: &Selftest<'_>, case: &Case, kind: Kind, tolerance: f64) -> Res
     }
     let ours = Tensor::f_cat(&decoded, 0)?;
     Ok(Difference::new(
-        format!("{}: logits of {} tokens, one by one", kind_name(kind), DECODED.1),
+        format!("{}: logits of {} tokens decoded one by one", kind_name(kind), DECODED.1),
         distance(&ours, &exact),
         tolerance,
     ))
 }
 
-/// The Euclidean length of the difference of two tensors, relative to that of the second. Single
-/// logits of a model in bf16 are off by much more than most of them are.
+/// The Euclidean norm of the difference of two tensors, relative to the norm of the second. In
+/// bf16, a maximum over all logits would be dominated by a few outliers.
 fn distance(ours: &Tensor, exact: &Tensor) -> f64 {
     let wide = |t: &Tensor| t.to_device(Device::Cpu).to_kind(Kind::Double);
     let (ours, exact) = (wide(ours), wide(exact));
     (ours - &exact).norm().double_value(&[]) / exact.norm().double_value(&[])
 }
 
-/// The logits `[n vocab]` of tokens that follow `past` others.
+/// Computes the logits `[n vocab]` of tokens that follow `past` earlier tokens.
 fn logits(
     model: &Model,
     ids: &[i64],

@@ -1,4 +1,4 @@
-//! The data of the short runs: pairs of a few letters, each of which is a token.
+//! The data for the short runs: pairs of a few letters, where each letter is a token.
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -10,17 +10,17 @@ use crate::api::{Dataset, DatasetPlugin, PairIter, Plugin, PreferencePair, Split
 use crate::error::{Error, Result};
 use crate::registry::DatasetEntry;
 
-/// The letters that a tiny model knows, as many as its embedding has rows.
+/// The letters in the vocabulary of a tiny model. There is one for each row of its embedding.
 const LETTERS: &str = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMN";
-/// Pairs of the data set.
+/// Number of pairs in the data set.
 const PAIRS: usize = 20;
 
-/// The data set. It is only registered within the self-test.
+/// The data set's registry entry, which is only registered during the self-test.
 pub static DATASET: DatasetEntry =
     DatasetEntry::of::<LetterPairs>(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));
 
 /// Twenty pairs of random letters. Prompts and completions have different lengths, and every fifth
-/// pair continues the prompt of the one before it, so that runs meet shared prompts and padding.
+/// pair shares its prompt with the previous one. Batches therefore have padding and shared prompts.
 #[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LetterPairs {}
@@ -70,8 +70,8 @@ impl Dataset for LetterPairs {
     }
 }
 
-/// The `tokenizer.json` of a tokenizer that has one token for each letter. Its model is BPE,
-/// because some architectures only take that.
+/// Returns the `tokenizer.json` of a tokenizer with one token per letter. Its type is BPE, because
+/// some architectures only accept BPE.
 pub fn tokenizer() -> Value {
     let vocabulary: Map<String, Value> =
         LETTERS.chars().enumerate().map(|(i, letter)| (letter.to_string(), json!(i))).collect();
@@ -79,8 +79,8 @@ pub fn tokenizer() -> Value {
         "merges": [] } })
 }
 
-/// The `tokenizer_config.json` beside it. Without it, the architecture decides on the class of the
-/// tokenizer and on its special tokens.
+/// Returns the `tokenizer_config.json` of the same tokenizer. Without this file, the tokenizer's
+/// class and special tokens would depend on the architecture.
 pub fn tokenizer_config() -> Value {
     json!({ "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": null, "eos_token": null,
         "unk_token": null, "pad_token": null })

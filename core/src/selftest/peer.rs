@@ -1,8 +1,8 @@
-//! Our speed compared with that of TRL and PEFT: the same shape, adapter, precision, batch and
-//! number of tokens, in alternation on the same machine.
+//! Compares the speed with TRL and PEFT on the same machine. Both sides use the same model shape,
+//! adapter, precision, batch size and number of tokens, and take turns.
 //!
-//! The peer is a child process, which waits while our side computes. It reads our adapter in PEFT's
-//! format, so that both sides train the same parameters.
+//! The peer is a child process, which waits while this program computes. It reads this program's
+//! adapter in PEFT's format, so that both sides train the same parameters.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{BufRead, BufReader, Write};
@@ -26,16 +26,16 @@ use crate::files::write_whole;
 use crate::session::device_name;
 
 const SCRIPT: &str = include_str!("peer.py");
-/// Runs of each side.
+/// Number of measurements of each side.
 const ROUNDS: usize = 3;
-/// The longest time that the peer may take to start, or for one run.
+/// Maximum time for the start of the peer, and for each of its measurements.
 const LONGEST: Duration = Duration::from_secs(15 * 60);
 
-/// Why a comparison ended early.
+/// The side that failed, with its error.
 enum Failure {
-    /// Our side failed.
+    /// This program failed.
     Ours(Error),
-    /// The peer failed, which says nothing about this program.
+    /// The peer failed, which does not mean that this program is faulty.
     Peer(Error),
 }
 
@@ -45,10 +45,10 @@ impl From<Error> for Failure {
     }
 }
 
-/// Compares the speed on each shape. A comparison for which the peer cannot run is skipped.
+/// Compares the speed on each model shape. If the peer cannot run, the comparison is skipped.
 ///
 /// # Errors
-/// `Error::interrupted` if the user stopped the test.
+/// Returns `Error::interrupted` if the user stopped the test.
 pub fn check(test: &mut Selftest<'_>) -> Result<()> {
     let shapes = if test.device.is_cuda() { &[SMALL, LARGE][..] } else { &[SMALL] };
     test.begin(Section::Peer, shapes.len());
@@ -98,7 +98,7 @@ fn compared(test: &mut Selftest<'_>, shape: &Shape) -> Result<Row, Failure> {
     let (mine, theirs) = (ours.trained() as f64, number(&ready, "trained")?);
     if mine != theirs {
         return Err(Failure::Peer(Error::new(format!(
-            "PEFT trains {theirs} parameters and not {mine}, so the speeds cannot be compared"
+            "PEFT trains {theirs} parameters instead of {mine}, so the speeds cannot be compared"
         ))));
     }
     let pairs = (plan.steps * plan.batch) as f64;
@@ -140,7 +140,7 @@ fn compared(test: &mut Selftest<'_>, shape: &Shape) -> Result<Row, Failure> {
     Ok(row)
 }
 
-/// A search path without one of its folders.
+/// Removes a folder from a search path.
 fn without(path: &OsStr, folder: &Path) -> Result<OsString> {
     let other = std::env::split_paths(path)
         .filter(|entry| entry.canonicalize().map_or(true, |entry| entry != folder));
@@ -170,8 +170,8 @@ impl Peer {
         let stderr =
             std::fs::File::create(&log).within(|| format!("cannot write `{}`", log.display()))?;
         let mut command = Command::new("python3");
-        // The launcher of reprpo may have put the folder of its libtorch first, and the peer's
-        // torch may have another one.
+        // reprpo's launcher may have added its libtorch to the search path. The peer's torch may be
+        // a different version and must not load it.
         if let Some(path) = std::env::var_os("LD_LIBRARY_PATH") {
             command.env("LD_LIBRARY_PATH", without(&path, libtorch_folder())?);
         }
@@ -191,14 +191,14 @@ impl Peer {
         Ok(Self { child, questions, answers, log })
     }
 
-    /// Starts one more run, and returns the peer's answer.
+    /// Requests another measurement, and returns the peer's answer.
     fn ask(&mut self, stop: &AtomicBool) -> Result<Value> {
         let asked = self.questions.write_all(b"\n").and_then(|()| self.questions.flush());
         asked.map_err(|e| self.ended().because(e))?;
         self.answer(stop)
     }
 
-    /// Waits for a line of the peer.
+    /// Waits for the peer's next line and parses it.
     fn answer(&mut self, stop: &AtomicBool) -> Result<Value> {
         let begin = Instant::now();
         loop {
@@ -222,11 +222,11 @@ impl Peer {
         }
     }
 
-    /// The error of a process that ended early, with the last line that it wrote.
+    /// The error for a process that ended early. It contains the last line of the peer's log.
     fn ended(&self) -> Error {
         let log = std::fs::read(&self.log).unwrap_or_default();
         let log = String::from_utf8_lossy(&log);
-        let last = log.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it wrote nothing");
+        let last = log.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("no output");
         Error::new(format!("the peer ended early: {}", last.trim()))
     }
 }
@@ -243,7 +243,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_libtorch_of_this_process_leaves_the_search_path() {
+    fn only_the_libtorch_of_this_process_is_removed_from_the_search_path() {
         let folder = tempfile::tempdir().unwrap().keep().canonicalize().unwrap();
         let path =
             std::env::join_paths([folder.join("."), "/nowhere".into(), folder.join("..")]).unwrap();

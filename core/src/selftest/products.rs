@@ -1,7 +1,7 @@
-//! Products with frozen weights, against float64 on the CPU.
+//! Compares matrix products with frozen weights with float64 on the CPU.
 //!
-//! One row takes another way than several rows in float32 on the CPU: it is what decoding computes,
-//! and training never does.
+//! In float32 on the CPU, a product with a single row has its own implementation. Decoding uses it,
+//! but training does not.
 
 use tch::{Device, Kind, Tensor};
 
@@ -10,14 +10,14 @@ use super::{Section, Selftest, kind_name};
 use crate::api::Frozen;
 use crate::error::Result;
 
-/// Outputs and inputs of the weights: sizes that fill vector registers, sizes that do not, and one
-/// that several cores share.
+/// Numbers of outputs and inputs of the weights. Some fill vector registers and some do not, and
+/// one product is large enough to be split over several cores.
 const SIZES: [(i64, i64); 6] = [(1, 1), (37, 50), (64, 63), (576, 1536), (1536, 576), (4099, 577)];
 
 /// Compares the products.
 ///
 /// # Errors
-/// `Error::interrupted` if the user stopped the test.
+/// Returns `Error::interrupted` if the user stopped the test.
 pub fn check(test: &mut Selftest<'_>) -> Result<()> {
     let kinds = [(Kind::Float, 1e-5), (Kind::BFloat16, 1e-2)];
     test.begin(Section::Products, 2 * kinds.len());
@@ -40,7 +40,7 @@ pub fn check(test: &mut Selftest<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The differences of y = xWᵀ + b and, if x is `trained`, of the gradient of x.
+/// Compares y = xWᵀ + b with the reference and, if `trained` is true, also the gradient of x.
 fn product(
     rows: i64,
     (outputs, inputs): (i64, i64),
@@ -50,7 +50,8 @@ fn product(
     tolerance: f64,
 ) -> Result<Vec<Difference>> {
     tch::manual_seed(outputs * 10_000 + inputs);
-    // The reference has the numbers as the tested kind rounds them.
+    // Round the inputs of the reference to the tested precision, so that only the computation
+    // differs.
     let random = |shape: &[i64]| {
         Tensor::randn(shape, (Kind::Float, Device::Cpu)).to_kind(kind).to_kind(Kind::Double)
     };
@@ -80,13 +81,14 @@ fn product(
         .collect())
 }
 
-/// The largest difference of two tensors, relative to the largest absolute entry of the second; NaN
-/// where there is one.
+/// Returns the largest difference of two tensors, relative to the largest absolute entry of the
+/// second. Returns NaN if there is a NaN.
 pub fn relative(ours: &Tensor, exact: &Tensor) -> f64 {
     off(ours, exact) / exact.abs().max().double_value(&[]).max(f64::MIN_POSITIVE)
 }
 
-/// The largest difference of two tensors; infinite for different shapes, NaN where there is one.
+/// Returns the largest difference of two tensors. Returns infinity if the shapes differ, and NaN if
+/// there is a NaN.
 pub fn off(ours: &Tensor, exact: &Tensor) -> f64 {
     if ours.size() != exact.size() {
         return f64::INFINITY;

@@ -1,6 +1,5 @@
-//! The statements of the conformance kit about every plugin, such as gradients that agree with
-//! finite differences. They are checked in float64 on the CPU. Unlike comparisons of two runs, they
-//! find a computation that is wrong on every device.
+//! Runs the conformance tests of every plugin in float64 on the CPU. Because they do not compare
+//! two runs, they also find computations that are wrong on every device.
 
 use std::sync::atomic::Ordering;
 
@@ -13,7 +12,7 @@ use crate::registry::{Kind, Registry};
 /// Checks the plugins of `registry`.
 ///
 /// # Errors
-/// `Error::interrupted` if the user stopped the test.
+/// Returns `Error::interrupted` if the user stopped the test.
 pub fn check(test: &mut Selftest<'_>, registry: &Registry) -> Result<()> {
     let entries: Vec<_> = Kind::ALL.into_iter().flat_map(|kind| registry.of(kind)).collect();
     test.begin(Section::Promises, entries.len());
@@ -51,7 +50,7 @@ pub fn check(test: &mut Selftest<'_>, registry: &Registry) -> Result<()> {
                     Section::Promises,
                     &name,
                     Outcome::Ok,
-                    format!("{held} statements hold, f64 on the CPU"),
+                    format!("{held} invariants hold, f64 on the CPU"),
                 ));
             }
             Ok(rows)

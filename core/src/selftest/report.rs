@@ -1,4 +1,4 @@
-//! The result of a self-test: a row for each comparison.
+//! The report of a self-test, with a row for each comparison.
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -15,63 +15,63 @@ pub enum Outcome {
     Ok,
     /// The difference is larger than the tolerance, or the computation failed.
     Failed,
-    /// The check does not apply, or could not run on this machine. The row says why.
+    /// The check does not apply, or could not run on this machine. The row gives the reason.
     Skipped,
     /// A measurement, which can neither pass nor fail.
     Measured,
 }
 
-/// A difference between two computations, and how large it may be.
+/// A difference between two computations, and its tolerance.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Difference {
-    /// The quantity that was compared.
+    /// Description of the quantity that was compared.
     pub of: String,
     /// The difference, relative to the size of the quantity.
     pub worst: f64,
-    /// The largest difference that passes.
+    /// Maximum difference that passes.
     pub tolerance: f64,
 }
 
 impl Difference {
-    /// A difference of `worst` in `of`.
+    /// Creates a difference of `worst` in the quantity `of`.
     pub fn new(of: impl Into<String>, worst: f64, tolerance: f64) -> Self {
         Self { of: of.into(), worst, tolerance }
     }
 
-    /// True if the difference is within the tolerance. NaN is not.
+    /// True if the difference is within the tolerance. False for NaN.
     pub fn passes(&self) -> bool {
         self.worst <= self.tolerance
     }
 
-    /// The difference in units of its tolerance; infinite for NaN.
+    /// The difference divided by its tolerance; infinite for NaN.
     fn share(&self) -> f64 {
         let share = self.worst / self.tolerance;
         if share.is_nan() { f64::INFINITY } else { share }
     }
 
-    /// The one of these that is nearest to its tolerance, or furthest beyond it.
+    /// Returns the difference that is largest in units of its tolerance.
     pub fn worst_of(all: impl IntoIterator<Item = Self>) -> Option<Self> {
         all.into_iter().max_by(|a, b| a.share().total_cmp(&b.share()))
     }
 }
 
-/// One check.
+/// One row of the report, for a single check.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
-    /// The section that it belongs to.
+    /// Section that the check belongs to.
     pub section: Section,
-    /// The subject of the check.
+    /// Name of the tested plugin, architecture or computation.
     pub name: String,
     /// The quantities that were compared, or the measurement.
     pub compared: String,
-    /// The worst difference, relative to the size of what was compared; `None` if nothing was
-    /// compared. In JSON, a difference that is not a finite number is null.
+    /// The largest difference, relative to the size of what was compared; `None` if nothing was
+    /// compared. In JSON, a difference that is not finite is null.
     pub worst: Option<f64>,
-    /// The largest difference that passes.
+    /// Maximum difference that passes.
     pub tolerance: Option<f64>,
     /// The outcome.
     pub outcome: Outcome,
-    /// Further values for programs, such as pairs per second.
+    /// Further values for programs, for example pairs per second.
     #[serde(skip_serializing_if = "Value::is_null")]
     pub values: Value,
     /// Duration of the check in seconds.
@@ -79,7 +79,7 @@ pub struct Row {
 }
 
 impl Row {
-    /// A row that has an outcome and no difference.
+    /// Creates a row without a difference.
     pub fn new(
         section: Section,
         name: impl Into<String>,
@@ -98,20 +98,21 @@ impl Row {
         }
     }
 
-    /// The row of a comparison.
+    /// Creates the row of a comparison. Its outcome follows from the difference.
     pub fn of(section: Section, name: impl Into<String>, difference: Difference) -> Self {
         let outcome = if difference.passes() { Outcome::Ok } else { Outcome::Failed };
         let row = Self::new(section, name, outcome, difference.of);
         Self { worst: Some(difference.worst), tolerance: Some(difference.tolerance), ..row }
     }
 
-    /// The row of a check that ended with an error. It contains the error's causes and hints.
+    /// Creates the row of a check that ended with an error. It includes the causes and hints of the
+    /// error.
     pub fn error(section: Section, name: impl Into<String>, e: &Error) -> Self {
         let hints: String = e.hints().iter().map(|hint| format!("; hint: {hint}")).collect();
         Self::new(section, name, Outcome::Failed, format!("{}{hints}", e.in_a_line()))
     }
 
-    /// The name with its section, as errors and progress show it.
+    /// The section and the name, as shown in errors and progress.
     pub fn full_name(&self) -> String {
         format!("{}: {}", self.section.name(), self.name)
     }
@@ -120,13 +121,13 @@ impl Row {
 /// All checks of a self-test.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// The tested device, as `cpu` or `cuda:0`.
+    /// The tested device, e.g. `cpu` or `cuda:0`.
     pub device: String,
-    /// The libtorch release of the build.
+    /// The libtorch release that the program was built with.
     pub libtorch: &'static str,
     /// The release of reprpo.
     pub version: &'static str,
-    /// True if every check ran, and not only the quick ones.
+    /// True if all checks ran, false if only the quick ones did.
     pub full: bool,
     /// The checks, in the order in which they ran.
     pub rows: Vec<Row>,
@@ -151,7 +152,8 @@ impl Report {
         value
     }
 
-    /// The report as a table for a terminal, with a line that counts the outcomes.
+    /// The report as a table for a terminal, followed by a line with the number of rows for each
+    /// outcome.
     pub fn plain(&self) -> String {
         let columns = [
             ("check", Align::Left),
@@ -196,7 +198,7 @@ impl Report {
         )
     }
 
-    /// An error that names the failed checks, if there are any.
+    /// Returns an error that names the failed checks, if there are any.
     ///
     /// # Errors
     /// Fails if a check failed.
@@ -204,7 +206,7 @@ impl Report {
         const NAMED: usize = 8;
         let mut failed: Vec<String> =
             self.failed().map(|row| format!("`{}`", row.full_name())).collect();
-        // A check may have several rows.
+        // A check can have several rows.
         failed.dedup();
         let Some(first) = self.failed().next() else { return Ok(()) };
         let more = failed.len().saturating_sub(NAMED);
@@ -219,15 +221,12 @@ impl Report {
         let full = if self.full { " --full" } else { "" };
         Err(e
             .hint(format!(
-                "`reprpo selftest --device {}{full} --only {}` repeats the section of \
-                the first one",
+                "repeat the section of the first failure with \
+                `reprpo selftest --device {}{full} --only {}`",
                 self.device,
                 first.section.name()
             ))
-            .hint(
-                "do not trust results that this program computes on this machine; please report \
-                the table",
-            ))
+            .hint("do not trust results from this machine, and please report the table"))
     }
 }
 
@@ -257,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_failed_check_is_an_error_and_it_is_named() {
+    fn the_verdict_is_an_error_that_names_the_failed_checks() {
         let rows = |outcome| {
             vec![
                 Row::new(Section::Speed, "a", outcome, ""),

@@ -1,4 +1,4 @@
-//! Models of real shapes with random weights, for measurements.
+//! Models with the shapes of real models and random weights, for speed measurements.
 
 use indexmap::IndexMap;
 use serde_json::{Value, json};
@@ -9,9 +9,9 @@ use crate::error::Result;
 /// The shape of a Llama model.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
-    /// The name of its size.
+    /// Name of the model's size.
     pub name: &'static str,
-    /// Blocks.
+    /// Number of blocks.
     layers: i64,
     /// Width of the residual stream.
     hidden: i64,
@@ -19,9 +19,9 @@ pub struct Shape {
     kv_heads: i64,
     /// Width of the MLP.
     mlp: i64,
-    /// Tokens of the vocabulary.
+    /// Number of tokens in the vocabulary.
     pub vocab: i64,
-    /// True if the embedding serves as the output head.
+    /// True if the embedding is also the output head.
     tied: bool,
 }
 
@@ -61,7 +61,7 @@ impl Shape {
         })
     }
 
-    /// The shape of each tensor by its name.
+    /// Returns the name and the shape of each tensor.
     fn tensors(&self) -> Vec<(String, Vec<i64>)> {
         let kv = self.hidden / self.heads * self.kv_heads;
         let mut tensors = vec![
@@ -98,7 +98,7 @@ impl Shape {
         self.tensors().iter().map(|(_, shape)| shape.iter().product::<i64>()).sum()
     }
 
-    /// Random weights, made on the device.
+    /// Creates random weights on `device`.
     ///
     /// # Errors
     /// Fails if memory runs out.

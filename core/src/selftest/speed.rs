@@ -1,5 +1,5 @@
-//! Speed and memory of training with the program's default methods, on models of real shapes with
-//! random weights.
+//! Measures the speed and memory of training with the program's default methods, on random weights
+//! in the shapes of real models.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -28,22 +28,23 @@ use crate::session;
 use crate::text::TokenPair;
 use crate::train::{Taps, accumulate};
 
-/// Tokens of each prompt and of each completion.
+/// Number of tokens in each prompt and in each completion.
 pub const TOKENS: usize = 128;
-/// Seconds that the steps of a model may take on the CPU, by an estimate that is made before them.
+/// Maximum estimated time in seconds for the steps of a model on the CPU. Models that would take
+/// longer are skipped.
 const PATIENCE: f64 = 150.0;
 
-/// The number and the size of the measured steps.
+/// Number and size of the measured steps.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
-    /// Pairs in a step.
+    /// Number of pairs in a step.
     pub batch: usize,
-    /// Measured steps. One more step comes first and is not measured.
+    /// Number of measured steps. There is one more step before them, which is not measured.
     pub steps: usize,
 }
 
 impl Plan {
-    /// More steps on a card, where they are short.
+    /// Plans more steps on a GPU, because they are shorter there.
     pub fn of(device: Device, full: bool) -> Self {
         match (device.is_cuda(), full) {
             (true, false) => Self { batch: 8, steps: 10 },
@@ -54,8 +55,8 @@ impl Plan {
     }
 }
 
-/// The `dtype` to measure: bf16, except on a card that only emulates it and on a CPU whose float32
-/// products are faster.
+/// Returns the `dtype` to measure. This is bf16, except on a GPU that only emulates it, and on a
+/// CPU with faster float32 products.
 fn fastest(device: Device) -> &'static str {
     let bf16 = match device {
         Device::Cpu => doctor::rate(Kind::BFloat16) >= doctor::rate(Kind::Float),
@@ -64,10 +65,10 @@ fn fastest(device: Device) -> &'static str {
     if bf16 { "bf16" } else { "f32" }
 }
 
-/// Measures each shape. A shape for which the memory is not enough is skipped.
+/// Measures each shape. A shape that does not fit in memory is skipped.
 ///
 /// # Errors
-/// `Error::interrupted` if the user stopped the test.
+/// Returns `Error::interrupted` if the user stopped the test.
 pub fn check(test: &mut Selftest<'_>) -> Result<()> {
     let large = test.options.full || test.device.is_cuda();
     test.begin(Section::Speed, if large { 2 } else { 1 });
@@ -94,25 +95,28 @@ pub fn check(test: &mut Selftest<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The reason why a model is too much for this CPU: its memory, or its time, which follows from the
-/// small model's `rate` in pairs per second. `None` if it is not.
+/// Returns the reason why a model is too large for this CPU: it needs too much memory, or too much
+/// time, estimated from the small model's `rate` in pairs per second. Returns `None` if it is not
+/// too large.
 fn too_much(shape: &Shape, device: Device, plan: &Plan, rate: Option<f64>) -> Option<String> {
     if device.is_cuda() {
         return None;
     }
-    // Float32 weights, and about half as much for a step.
+    // The size of float32 weights, plus half as much for the steps.
     let needed = shape.parameters() as f64 * 6.0 / 1e9;
     if let Some(free) = memory::free().filter(|free| *free < needed) {
-        return Some(format!("it needs about {needed:.1} GB of memory, and {free:.1} GB are free"));
+        return Some(format!(
+            "needs about {needed:.1} GB of memory, but only {free:.1} GB is free"
+        ));
     }
     let seconds = rate.map(|rate| {
         ((1 + plan.steps) * plan.batch) as f64 / rate * shape.parameters() as f64
             / SMALL.parameters() as f64
     })?;
-    (seconds > PATIENCE).then(|| format!("it would take about {seconds:.0} s on this CPU"))
+    (seconds > PATIENCE).then(|| format!("would take about {seconds:.0} s on this CPU"))
 }
 
-/// Measures a model. Returns its row and the pairs per second.
+/// Measures a model. Returns its row, and the number of pairs per second.
 fn measured(test: &mut Selftest<'_>, shape: &Shape, plan: Plan) -> Result<(Row, f64)> {
     let memory = Memory::begin(test.device)?;
     let mut trainer = Trainer::new(&test.workshop, shape, test.device)?;
@@ -138,7 +142,7 @@ fn measured(test: &mut Selftest<'_>, shape: &Shape, plan: Plan) -> Result<(Row, 
     Ok((row, rate))
 }
 
-/// A model in training.
+/// A model that is being trained.
 pub struct Trainer {
     /// The model.
     pub model: Model,
@@ -153,8 +157,8 @@ pub struct Trainer {
 }
 
 impl Trainer {
-    /// A model of that shape in the fastest precision of the device, with the program's default
-    /// methods.
+    /// Creates a model with this shape and the program's default methods, in the fastest precision
+    /// for the device.
     ///
     /// # Errors
     /// Fails if memory runs out.
@@ -203,10 +207,10 @@ impl Trainer {
         })
     }
 
-    /// Takes steps on new pairs, and returns their duration in seconds.
+    /// Takes `steps` steps on new pairs, and returns their total duration in seconds.
     ///
     /// # Errors
-    /// Fails if a step does, or if the user stopped the test.
+    /// Fails if a step fails. Returns `Error::interrupted` if the user stopped the test.
     pub fn steps(&mut self, steps: usize, batch: usize, stop: &AtomicBool) -> Result<f64> {
         let begin = Instant::now();
         for _ in 0..steps {

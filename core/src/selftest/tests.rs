@@ -1,4 +1,4 @@
-//! The self-test finds a method that computes wrongly, and passes without one.
+//! Tests that the self-test reports a method that computes wrong results, and passes otherwise.
 
 use std::sync::atomic::AtomicUsize;
 
@@ -33,7 +33,7 @@ macro_rules! plugin {
 
 plugin!(Likelihood, "likelihood");
 plugin!(Scale, "scale");
-plugin!(Worn, "worn");
+plugin!(Inexact, "inexact");
 plugin!(Same, "same");
 plugin!(Last, "last");
 
@@ -53,7 +53,7 @@ impl Intervention for Likelihood {
     }
 }
 
-/// y = x Wᵀ (s + c): c is 0 on a machine that computes rightly.
+/// y = x Wᵀ (s + c). A correct computation has c = 0.
 struct Scaled(Tensor, f64);
 
 impl AdaptedLinear for Scaled {
@@ -96,10 +96,10 @@ impl Adapter for Scale {
     }
 }
 
-/// How many modules the worn adapter has been attached to.
+/// Number of modules that the inexact adapter has been attached to.
 static ATTACHED: AtomicUsize = AtomicUsize::new(0);
 
-impl AdapterPlugin for Worn {
+impl AdapterPlugin for Inexact {
     fn build(self) -> Result<Box<dyn Adapter>> {
         Ok(Box::new(self))
     }
@@ -109,15 +109,15 @@ impl AdapterPlugin for Worn {
     }
 }
 
-impl TargetModules for Worn {
+impl TargetModules for Inexact {
     fn targets(&self) -> Targets {
         Targets::Pattern("all-linear".to_owned())
     }
 }
 
-/// Like [`Scale`], but every module computes a little more wrongly than the one before. It stands
-/// for kernels that give other numbers on the tested device than on the CPU.
-impl Adapter for Worn {
+/// Like [`Scale`], but each module has a larger error than the previous one. It simulates kernels
+/// whose results on the tested device differ from those on the CPU.
+impl Adapter for Inexact {
     fn attach(&self, site: &LinearSite<'_>, init: &mut Init) -> Result<Box<dyn AdaptedLinear>> {
         Ok(Box::new(Scaled(
             init.ones(&[site.info.outputs]),
@@ -168,7 +168,7 @@ impl Tap for Last {
 
 static LIKELIHOOD: InterventionEntry = InterventionEntry::of::<Likelihood>("tests", "0");
 static SCALE: AdapterEntry = AdapterEntry::of::<Scale>("SCALE", "tests", "0");
-static WORN: AdapterEntry = AdapterEntry::of::<Worn>("WORN", "tests", "0");
+static INEXACT: AdapterEntry = AdapterEntry::of::<Inexact>("INEXACT", "tests", "0");
 static SAME: TransformEntry = TransformEntry::of::<Same>("tests", "0");
 static LAST: TapEntry = TapEntry::of::<Last>("tests", "0");
 
@@ -203,13 +203,16 @@ fn every_plugin_and_every_architecture_has_a_row() {
 }
 
 #[test]
-fn a_method_that_computes_something_else_the_second_time_fails() {
-    let report = report(&[&SCALE, &WORN], &[Section::Methods, Section::Determinism]);
+fn a_method_with_different_results_in_the_second_run_fails() {
+    let report = report(&[&SCALE, &INEXACT], &[Section::Methods, Section::Determinism]);
     let failed: Vec<String> = report.failed().map(Row::full_name).collect();
-    assert!(failed.contains(&"methods: adapter worn".to_owned()), "{}", report.plain());
-    assert!(failed.iter().all(|name| name.ends_with("adapter worn")), "{failed:?}");
+    assert!(failed.contains(&"methods: adapter inexact".to_owned()), "{}", report.plain());
+    assert!(failed.iter().all(|name| name.ends_with("adapter inexact")), "{failed:?}");
     let e = report.verdict().unwrap_err();
-    assert!(e.message().contains("`methods: adapter worn`") && e.fault() == Fault::Input, "{e:?}");
+    assert!(
+        e.message().contains("`methods: adapter inexact`") && e.fault() == Fault::Input,
+        "{e:?}"
+    );
 }
 
 #[test]

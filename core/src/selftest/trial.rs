@@ -1,4 +1,4 @@
-//! Short training runs on tiny models, through the code of `reprpo run`.
+//! Short training runs on tiny models. They use the same code as `reprpo run`.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -24,17 +24,17 @@ use crate::run::{self, Start};
 use crate::session::device_name;
 use crate::weights::write_safetensors;
 
-/// Optimiser steps of a run.
+/// Number of optimiser steps in a run.
 pub const STEPS: usize = 10;
 
-/// The architecture that methods are tried on.
+/// The architecture for the runs that test methods.
 const PLAIN_ARCHITECTURE: &str = "llama";
 
-/// A hint for someone whose temporary folder cannot be used.
+/// A hint for errors about the temporary folder.
 const TMPDIR: &str = "free some space, or set `TMPDIR` to a folder that can be written, with \
     about 100 MB of free space";
 
-/// How a run computes.
+/// The device, precision and attention kernel of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Way {
     device: Device,
@@ -43,10 +43,10 @@ pub struct Way {
 }
 
 impl Way {
-    /// The simplest way: float32 on the CPU, without the fused attention kernel.
+    /// The simplest computation: float32 on the CPU, without the fused attention kernel.
     pub const PLAIN: Self = Self { device: Device::Cpu, dtype: "f32", attention: "eager" };
 
-    /// How a run on `device` computes if only its precision is set.
+    /// The default computation on `device`, with the given precision.
     pub fn usual(device: Device, dtype: &'static str) -> Self {
         Self { device, dtype, attention: "sdpa" }
     }
@@ -55,27 +55,27 @@ impl Way {
 /// The settings of a run.
 #[derive(Clone, Debug)]
 pub struct Trial {
-    /// The folder of the model.
+    /// Folder of the model.
     pub model: PathBuf,
-    /// The chosen plugins. The other kinds are those of the program's defaults.
+    /// The chosen plugins. Other kinds use the program's defaults.
     pub choices: Vec<(Kind, &'static str)>,
-    /// Further fields, as in `--set`.
+    /// Further settings, in the form that `--set` takes.
     pub set: Vec<String>,
 }
 
-/// The numbers and the files of a finished run.
+/// The results of a finished run.
 #[derive(Clone, Debug, Default)]
 pub struct Trained {
-    /// The loss of each step.
+    /// Loss of each step.
     pub losses: Vec<f64>,
-    /// The norm of the gradient of each step.
+    /// Gradient norm of each step.
     pub norms: Vec<f64>,
-    /// The files of the run that only depend on its settings, by name.
+    /// The run's files that only depend on its settings, by name.
     pub files: BTreeMap<String, Vec<u8>>,
 }
 
-/// The temporary folder, the plugins and the tiny models that the runs use. The folder is removed
-/// in the end.
+/// The temporary folder, the plugins and the tiny models for the runs. The folder is removed when
+/// this is dropped.
 pub struct Workshop {
     folder: tempfile::TempDir,
     defaults: String,
@@ -86,7 +86,7 @@ pub struct Workshop {
 }
 
 impl Workshop {
-    /// Makes the temporary folder and the first model in it.
+    /// Creates the temporary folder, with the first model in it.
     ///
     /// # Errors
     /// Fails if a file cannot be written.
@@ -94,7 +94,7 @@ impl Workshop {
         let parent = std::env::temp_dir();
         let made = tempfile::Builder::new().prefix("reprpo-selftest-").tempdir_in(&parent);
         let folder = made
-            .within(|| format!("cannot make a temporary folder in `{}`", parent.display()))
+            .within(|| format!("cannot create a temporary folder in `{}`", parent.display()))
             .map_err(|e| e.hint(TMPDIR))?;
         let entries = Kind::ALL.into_iter().flat_map(|kind| registry.of(kind));
         let registry = Registry::holding(entries.chain([Entry::Dataset(&DATASET)]))?;
@@ -112,7 +112,7 @@ impl Workshop {
         })
     }
 
-    /// The error of a test whose temporary files can no longer be written because of `e`.
+    /// Returns the error of a self-test that cannot write its temporary files because of `e`.
     pub fn explain(&self, e: Error) -> Error {
         e.within(format!(
             "the self-test cannot write to its temporary folder `{}`",
@@ -121,7 +121,7 @@ impl Workshop {
         .hint(TMPDIR)
     }
 
-    /// The plugins.
+    /// The registered plugins.
     pub fn registry(&self) -> &Registry {
         &self.registry
     }
@@ -131,19 +131,20 @@ impl Workshop {
         &self.fixture
     }
 
-    /// The shape of the model that methods are tried on.
+    /// The shape of the model on which methods are tested.
     ///
     /// # Errors
-    /// Fails if the model cannot be made.
+    /// Fails if the model cannot be created.
     pub fn info(&self) -> Result<ModelInfo> {
         let case = self.fixture.case(PLAIN_ARCHITECTURE, "default")?;
         Ok(self.fixture.model(case, Number::Float, Device::Cpu)?.info().clone())
     }
 
-    /// The folder of a tiny model of that architecture.
+    /// Returns the folder of a tiny model with this architecture, and writes the model if
+    /// necessary.
     ///
     /// # Errors
-    /// Fails if there is no such model, or if it cannot be written.
+    /// Fails if there is no model with this architecture, or if it cannot be written.
     pub fn architecture(&self, name: &str) -> Result<PathBuf> {
         let (config, tensors) = self.fixture.architecture(name)?;
         let folder = self.folder.path().join(format!("model-{name}"));
@@ -154,23 +155,23 @@ impl Workshop {
         }
     }
 
-    /// A new folder for temporary files.
+    /// Creates a new folder for temporary files.
     ///
     /// # Errors
-    /// Fails if it cannot be made.
+    /// Fails if the folder cannot be created.
     pub fn scratch(&self, name: &str) -> Result<PathBuf> {
         let folder = self.folder.path().join(name);
         std::fs::create_dir_all(&folder)
-            .within(|| format!("cannot make the folder `{}`", folder.display()))?;
+            .within(|| format!("cannot create the folder `{}`", folder.display()))?;
         Ok(folder)
     }
 
-    /// A run on the first model with these plugins.
+    /// Returns a run of the given plugins on the first model.
     pub fn trial(&self, choices: Vec<(Kind, &'static str)>) -> Trial {
         Trial { model: self.model.clone(), choices, set: Vec::new() }
     }
 
-    /// The experiment of a run.
+    /// Returns the experiment of a run.
     ///
     /// # Errors
     /// Fails if a plugin or a field does not exist, or if a value is not valid.
@@ -201,7 +202,7 @@ impl Workshop {
         Ok(layers.resolve()?.experiment)
     }
 
-    /// Takes the steps of a run, and reads the files that it leaves.
+    /// Trains the run, and reads the files that it writes.
     ///
     /// # Errors
     /// Fails as [`run::run`] does.
@@ -209,7 +210,7 @@ impl Workshop {
         let experiment = self.experiment(trial, way)?;
         self.runs.set(self.runs.get() + 1);
         let out = self.folder.path().join(format!("run-{}", self.runs.get()));
-        // The warnings of a run are about its data and its method, which are fixed here.
+        // Ignore the warnings of the run, because its data and methods are fixed here.
         tracing::subscriber::with_default(NoSubscriber::default(), || {
             run::run(&experiment, &Start::New(out.clone()), &self.registry, stop, &mut Silent)
         })?;
@@ -219,9 +220,9 @@ impl Workshop {
     }
 }
 
-/// The weights, with matrices multiplied by 1/2 and the norms of queries and keys by 1/4. The
-/// fixture's own weights give attention scores and logits so large that bf16 rounds them by several
-/// percent, which does not happen in trained models.
+/// Multiplies matrices by 1/2, and the norms of queries and keys by 1/4. With the original weights,
+/// attention scores and logits are so large that bf16 has rounding errors of several percent. This
+/// does not happen in trained models.
 pub fn calm(tensors: IndexMap<String, Tensor>) -> IndexMap<String, Tensor> {
     let factor = |name: &str, t: &Tensor| match t.dim() {
         1 if name.ends_with("q_norm.weight") || name.ends_with("k_norm.weight") => 0.25,
@@ -231,10 +232,10 @@ pub fn calm(tensors: IndexMap<String, Tensor>) -> IndexMap<String, Tensor> {
     tensors.into_iter().map(|(name, t)| (name.clone(), &t * factor(&name, &t))).collect()
 }
 
-/// The weights of a Llama model whose residual stream is 64 times as large, and whose outputs are
-/// the same, because every block normalises the stream first. The coordinates of a trained model's
-/// stream are far above 1, and some methods rely on it: a softmax over the coordinates of a small
-/// stream is almost uniform, and a divergence between two of these is a rounding error.
+/// Scales the weights of a Llama model so that its residual stream is 64 times as large. The
+/// outputs are the same, because every block normalises the stream first. Some methods need a
+/// stream with coordinates far above 1, as in trained models: a softmax over small coordinates is
+/// almost uniform, and a divergence between two such distributions is only a rounding error.
 fn amplified(tensors: IndexMap<String, Tensor>) -> IndexMap<String, Tensor> {
     let writes = |name: &str| {
         ["embed_tokens.weight", "o_proj.weight", "down_proj.weight"]
@@ -255,7 +256,7 @@ fn write_model(
 ) -> Result<PathBuf> {
     Model::accepts(config)?;
     std::fs::create_dir_all(folder)
-        .within(|| format!("cannot make the folder `{}`", folder.display()))?;
+        .within(|| format!("cannot create the folder `{}`", folder.display()))?;
     let tensors: Vec<(String, Tensor)> = tensors.into_iter().collect();
     write_safetensors(&folder.join("model.safetensors"), &tensors)?;
     write_whole(&folder.join("config.json"), config.to_string().as_bytes())?;
@@ -265,7 +266,7 @@ fn write_model(
 }
 
 impl Trained {
-    /// Reads the folder of a run.
+    /// Reads the results from the folder of a run.
     fn read(run: &Path) -> Result<Self> {
         let mut files = BTreeMap::new();
         for part in ["adapter", "transform"] {
@@ -294,8 +295,8 @@ impl Trained {
         Ok(Self { losses, norms, files })
     }
 
-    /// The largest difference of the losses, and that of the gradient norms, from those of a
-    /// reference run. `of` names the run.
+    /// Returns the largest differences of the losses and of the gradient norms from those of a
+    /// reference run. `of` is the name of this run in the description.
     pub fn differences(
         &self,
         reference: &Self,
@@ -311,7 +312,7 @@ impl Trained {
         }
         let compare =
             |what: &str, ours: &[f64], theirs: &[f64], tolerance: [f64; 2], floor: f64| {
-                // f64::max ignores NaN, which must not be smaller than the floor.
+                // `f64::max` ignores NaN, but `off` is still NaN if a value of either run is.
                 let largest = theirs.iter().fold(0.0, |a: f64, b| a.max(b.abs()));
                 let off = |(a, b): (&f64, &f64)| {
                     (a - b).abs() / b.abs().max(floor * largest).max(f64::MIN_POSITIVE)
@@ -343,14 +344,14 @@ impl Trained {
     }
 }
 
-/// The largest differences that pass, relative to the reference.
+/// Maximum differences that pass, relative to the reference.
 #[derive(Clone, Copy, Debug)]
 pub struct Tolerances {
-    /// Of a loss.
+    /// Tolerance for a loss.
     pub loss: f64,
-    /// Of the norm of a gradient: of the first step, and of later ones.
+    /// Tolerances for the gradient norm: of the first step, and of later steps.
     pub norm: [f64; 2],
-    /// The difference of a small value is relative to this share of the run's largest value instead
-    /// of the value itself.
+    /// Share of the run's largest value. Smaller values are compared relative to this share instead
+    /// of their own size.
     pub floor: f64,
 }

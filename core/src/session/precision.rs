@@ -17,10 +17,10 @@ fn choose(
     computes_in_bf16: bool,
     capability: Option<(i32, i32)>,
 ) -> (Kind, Option<String>) {
-    let card = || {
+    let gpu = || {
         capability.map_or_else(
-            || "the card".to_owned(),
-            |(major, minor)| format!("the card, of compute capability {major}.{minor},"),
+            || "the GPU".to_owned(),
+            |(major, minor)| format!("the GPU, of compute capability {major}.{minor},"),
         )
     };
     match dtype {
@@ -30,12 +30,12 @@ fn choose(
             Kind::BFloat16,
             Some(format!(
                 "warning: {} emulates bf16, which is slow; `--dtype f32` is faster",
-                card()
+                gpu()
             )),
         ),
         Dtype::Auto if device.is_cuda() && computes_in_bf16 => (Kind::BFloat16, None),
         Dtype::Auto if device.is_cuda() => {
-            (Kind::Float, Some(format!("{} does not compute in bf16, so float32 is used", card())))
+            (Kind::Float, Some(format!("{} does not support bf16, so float32 is used", gpu())))
         }
         Dtype::Auto => (Kind::Float, None),
     }
@@ -50,30 +50,29 @@ mod tests {
         let of = |dtype, device, capability: Option<(i32, i32)>| {
             choose(dtype, device, capability.is_none_or(|c| c >= (8, 0)), capability)
         };
-        let card = Device::Cuda(0);
+        let gpu = Device::Cuda(0);
         assert_eq!(of(Dtype::Auto, Device::Cpu, None), (Kind::Float, None));
         assert_eq!(of(Dtype::Bf16, Device::Cpu, None), (Kind::BFloat16, None));
         for capability in [Some((8, 0)), Some((9, 0)), None] {
-            assert_eq!(of(Dtype::Auto, card, capability), (Kind::BFloat16, None));
-            assert_eq!(of(Dtype::Bf16, card, capability), (Kind::BFloat16, None));
+            assert_eq!(of(Dtype::Auto, gpu, capability), (Kind::BFloat16, None));
+            assert_eq!(of(Dtype::Bf16, gpu, capability), (Kind::BFloat16, None));
         }
-        let (kind, remark) = of(Dtype::Auto, card, Some((7, 5)));
+        let (kind, remark) = of(Dtype::Auto, gpu, Some((7, 5)));
         let remark = remark.unwrap();
         assert!(
             kind == Kind::Float
                 && remark
-                    == "the card, of compute capability 7.5, does not compute in bf16, so float32 \
+                    == "the GPU, of compute capability 7.5, does not support bf16, so float32 \
                         is used",
             "{remark}"
         );
-        let (kind, remark) = of(Dtype::Bf16, card, Some((7, 0)));
+        let (kind, remark) = of(Dtype::Bf16, gpu, Some((7, 0)));
         let remark = remark.unwrap();
         assert!(
             kind == Kind::BFloat16
-                && remark
-                    .starts_with("warning: the card, of compute capability 7.0, emulates bf16"),
+                && remark.starts_with("warning: the GPU, of compute capability 7.0, emulates bf16"),
             "{remark}"
         );
-        assert_eq!(of(Dtype::F32, card, Some((7, 0))), (Kind::Float, None));
+        assert_eq!(of(Dtype::F32, gpu, Some((7, 0))), (Kind::Float, None));
     }
 }

@@ -1,6 +1,6 @@
 //! Writes GGUF files for tests, including invalid ones.
 
-/// A builder of GGUF files. It does not validate anything, so that tests can make invalid files.
+/// A builder of GGUF files. It does not validate anything, so that tests can create invalid files.
 #[derive(Clone)]
 pub struct Writer {
     pub version: u32,
@@ -18,12 +18,12 @@ pub fn text(s: &str) -> Vec<u8> {
 }
 
 impl Writer {
-    /// A Llama file with the required settings and an embedding of two tokens.
+    /// A Llama model with the required settings and an embedding of two tokens.
     pub fn llama() -> Self {
         Self::of("llama")
     }
 
-    /// The same file as [`llama`](Self::llama), but of another architecture.
+    /// The same model as [`llama`](Self::llama), but of another architecture.
     pub fn of(architecture: &'static str) -> Self {
         let w = Self { version: 3, architecture, entries: Vec::new(), tensors: Vec::new() };
         let w = w
@@ -98,7 +98,7 @@ impl Writer {
         out
     }
 
-    /// Encodes a file that only has these settings.
+    /// Encodes a file that only contains these settings.
     pub fn with_settings(entries: Vec<Vec<u8>>) -> Vec<u8> {
         Self { version: 3, architecture: "", entries, tensors: Vec::new() }.bytes()
     }

@@ -22,14 +22,15 @@ use serde_json::{Map, Value, json};
 use crate::api::{Message, TemplateArgs};
 use crate::error::{Context, Error, Result};
 
-/// Maximum number of steps for one conversation. It is enough for thousands of messages with the
-/// longest known templates.
+/// Maximum number of steps (fuel) to render one conversation. This is enough for thousands of
+/// messages, even with the longest known templates.
 const FUEL: u64 = 500_000;
 /// Number of bytes of text that cost as much as one step, as in minijinja.
 const BYTES_PER_STEP: u64 = 64;
 /// Maximum nesting depth of lists and maps that are written as text.
 const MAX_DEPTH: usize = 128;
-/// Maximum size of a template in bytes. Templates with support for tools have a thirtieth of this.
+/// Maximum size of a template in bytes. Templates with support for tools are about a thirtieth of
+/// this size.
 const MAX_TEMPLATE_BYTES: usize = 1 << 20;
 
 /// A special token: the name of its variable in templates, such as `bos_token`, and its text.
@@ -43,7 +44,7 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     tokens: Vec<SpecialToken>,
     others: Vec<(String, ChatTemplate)>,
-    /// Cache of the compiled templates that rows of a data set contain, by source.
+    /// Cache of compiled templates from rows of the data set, by source.
     row_templates: Mutex<HashMap<String, Arc<ChatTemplate>>>,
     /// Cache of the results of [`takes_parts`](Self::takes_parts), by role.
     takes_parts: Mutex<HashMap<String, bool>>,
@@ -51,7 +52,7 @@ pub struct ChatTemplate {
 
 /// Name of the template that is used if there are tools.
 const WITH_TOOLS: &str = "tool_use";
-/// Maximum number of cached templates of rows. A data set usually has one or two.
+/// Maximum number of cached templates from rows. A data set usually has one or two.
 const MAX_ROW_TEMPLATES: usize = 64;
 
 impl ChatTemplate {
@@ -78,7 +79,7 @@ impl ChatTemplate {
         })
     }
 
-    /// Compiles and adds the model's other templates: name and source.
+    /// Compiles and adds the model's other templates, given the name and the source of each.
     ///
     /// # Errors
     /// Fails if a template is too long or not valid.
@@ -117,7 +118,7 @@ impl ChatTemplate {
         args: &TemplateArgs,
         add_generation_prompt: bool,
     ) -> Result<String> {
-        // The same choice as in transformers' `get_chat_template`.
+        // Choose the template as transformers' `get_chat_template` does.
         let other = |wanted: &str| {
             self.others.iter().find(|(name, _)| name == wanted).map(|(_, other)| other)
         };
@@ -133,7 +134,7 @@ impl ChatTemplate {
         }
     }
 
-    /// Compiles a template of a row, or takes it from the cache.
+    /// Compiles a template from a row, or takes it from the cache.
     fn row_template(&self, source: &str) -> Result<Arc<Self>> {
         let mut kept = self.row_templates.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(template) = kept.get(source) {
@@ -311,7 +312,7 @@ fn environment(source: &str) -> Result<Environment<'static>> {
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     environment.set_fuel(Some(FUEL));
     environment.set_formatter(|out, state, x| match x.as_str() {
-        // minijinja subtracts the fuel after it wrote the text, so check first that there is
+        // minijinja only subtracts the fuel after writing the text, so check first that there is
         // enough.
         Some(text)
             if state
@@ -327,7 +328,7 @@ fn environment(source: &str) -> Result<Environment<'static>> {
     filters::add(&mut environment);
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", |state: &State, format: &str| {
-        // A field of two characters, such as `%B`, produces up to nine.
+        // A field of two characters, such as `%B`, produces up to nine characters.
         use_fuel(state, 4 * format.len())?;
         strftime(format, now())
     });
@@ -390,7 +391,7 @@ fn failed(what: &str, e: &minijinja::Error) -> Error {
     Error::new(format!("{what}: {e}"))
 }
 
-/// Subtracts the fuel for text of this size before it is created.
+/// Subtracts the fuel for a text of `bytes` bytes, before the text is created.
 fn use_fuel(state: &State, bytes: usize) -> Result<(), minijinja::Error> {
     state.consume_fuel(bytes as u64 / BYTES_PER_STEP)
 }
@@ -418,7 +419,7 @@ fn use_fuel_for_value(state: &State, x: &Jinja, depth: usize) -> Result<(), mini
         }
         _ => {
             state.consume_fuel(1)?;
-            // A character may take six bytes in JSON, and the text is copied.
+            // A character can take up to six bytes in JSON, and the text is copied.
             return use_fuel(state, 4 * x.as_str().map_or(0, str::len));
         }
     }
@@ -710,7 +711,8 @@ mod tests {
         };
         for template in [
             "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
-            "{% set ns = namespace(s='xxxxxxxx') %}{% for a in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
+            "{% set ns = namespace(s='xxxxxxxx') %}{% for a in range(60) %}\
+                {% set ns.s = ns.s + ns.s %}{% endfor %}",
             "{{ 'x' * 100000000 }}",
             "{{ [messages] * 99999999 }}",
             "{{ ([messages] * 99999999) | tojson }}",
@@ -730,7 +732,8 @@ mod tests {
             "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
             "{% set ns = namespace() %}{% set ns.a = ns %}{{ ns }}",
             "{% set ns = namespace() %}{% set ns.a = [ns] %}{{ ns | tojson }}",
-            "{% set ns = namespace(a=[]) %}{% for i in range(9999) %}{% set ns.a = [ns.a] %}{% endfor %}{{ ns.a }}",
+            "{% set ns = namespace(a=[]) %}{% for i in range(9999) %}{% set ns.a = [ns.a] %}\
+                {% endfor %}{{ ns.a }}",
         ] {
             let e = render(template, &[]).unwrap_err();
             assert!(
@@ -741,7 +744,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_gives_the_templates_reason_and_the_roles() {
+    fn an_exception_in_a_template_is_an_error_with_its_reason_and_the_roles() {
         let e = render(
             "{{ raise_exception('roles must alternate') }}",
             &[("user", "a"), ("user", "b")],
@@ -769,7 +772,7 @@ mod tests {
     }
 
     #[test]
-    fn json_is_written_as_python_writes_it() {
+    fn json_is_written_as_in_python() {
         let turns = [("user", "é \"<q>\" & 'a'\n")];
         assert_eq!(
             render("{{ messages | tojson }}", &turns).unwrap(),

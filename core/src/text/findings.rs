@@ -13,16 +13,17 @@ use crate::api::{Message, PreferencePair, Text};
 pub struct Findings {
     /// Pairs whose prompt is tokenised differently on its own than before a completion.
     pub prefix_mismatches: usize,
-    /// The end of the first such prompt, as text, which is not part of the pair's prompt.
+    /// The text at the end of the first such prompt that is not part of the pair's prompt.
     pub left_out: Option<String>,
-    /// Pairs whose two completions have the same tokens after they were cut, so that there is
-    /// nothing to prefer.
+    /// Pairs whose two completions have the same tokens after they were cut, so that neither can be
+    /// preferred.
     pub identical: usize,
     /// Pairs whose completions both begin with the whole prompt, so that the model reads it twice.
     pub prompt_repeated: usize,
-    /// Pairs with a completion without text.
+    /// Pairs with a completion that has no text.
     pub empty_completions: usize,
-    /// Pairs with a completion whose first message has another role than `assistant`, by role.
+    /// Pairs with a completion whose first message has a role other than `assistant`, counted by
+    /// role.
     pub roles: BTreeMap<String, usize>,
     /// Context length of the model in tokens, if it is known.
     pub context: Option<usize>,
@@ -88,8 +89,8 @@ impl Findings {
         self.prompts_over_context += other.prompts_over_context;
     }
 
-    /// All warnings, one for each line. Identical completions are not included, because only
-    /// training needs to report them.
+    /// All warnings, one per line. Identical completions are left out, because only training
+    /// reports them.
     pub fn lines(&self) -> Vec<String> {
         let mut lines = self.of_tokens();
         let of_data = [

@@ -16,7 +16,7 @@ use crate::files::{read_bounded, read_json};
 use class::{Candidates, Options};
 use special::{Files, TokenEntry, Tokens, is_truthy};
 
-/// Maximum size of tokenizer.json in bytes. Gemma's file has a quarter of this.
+/// Maximum size of tokenizer.json in bytes. Gemma's file is about a quarter of this size.
 const MAX_FILE_BYTES: u64 = 1 << 27;
 
 /// Reads the vocabulary, the special tokens and the chat templates.
@@ -87,7 +87,7 @@ pub(super) fn read(dir: &Path) -> Result<(Ids, Extras)> {
                 tokens.named.get("unk_token").and_then(Option::as_ref).map(TokenEntry::text);
             let mut ids = class.build(&file, unknown, &options)?;
             catch_panics(|| tokens.add_to(&mut ids, class.resets_flags))?;
-            warn_where_ids_change(class.name, &file, &ids);
+            warn_if_ids_change(class.name, &file, &ids);
             ids
         }
     };
@@ -175,8 +175,8 @@ fn refuse(config: &Map<String, Value>, model: &Map<String, Value>, file: &Ids) -
             )));
         }
     }
-    // transformers corrects a wrong pattern in some of Mistral's files. The conditions are those of
-    // transformers.
+    // transformers corrects a wrong pattern in some of Mistral's files. The conditions below are
+    // the same as in transformers.
     let mistral = model.get("model_type").is_none_or(|m| {
         m.as_str().is_some_and(|m| {
             ["mistral", "mistral3", "voxtral", "ministral", "pixtral"].contains(&m)
@@ -206,7 +206,7 @@ fn refuse(config: &Map<String, Value>, model: &Map<String, Value>, file: &Ids) -
 }
 
 /// Warns if the class of the tokenizer leads to other ids than the unmodified tokenizer.json.
-fn warn_where_ids_change(class: &str, file: &Ids, built: &Ids) {
+fn warn_if_ids_change(class: &str, file: &Ids, built: &Ids) {
     const SAMPLE: &str = "Hello, world! 1234 it's\n\n\tsome  more é 漢字 naïve\u{301} text.  ";
     let ids =
         |of: &Ids| catch_panics(|| of.encode_fast(SAMPLE, true)).ok().map(|e| e.get_ids().to_vec());
@@ -221,7 +221,7 @@ fn warn_where_ids_change(class: &str, file: &Ids, built: &Ids) {
     }
 }
 
-/// Reads a JSON object; an empty one if the file does not exist.
+/// Reads a JSON object. Returns an empty object if the file does not exist.
 fn object(dir: &Path, name: &str) -> Result<Map<String, Value>> {
     let path = dir.join(name);
     if !path.is_file() {

@@ -1,8 +1,8 @@
 //! Conversion between text and token ids: the tokenizer, the chat template, and tokenised
 //! preference pairs.
 //!
-//! All ids must equal those of Hugging Face's transformers, because a model gives other results for
-//! other ids.
+//! All ids must equal those of Hugging Face's transformers, because other ids would change the
+//! output of a model.
 
 mod chat;
 mod findings;
@@ -40,7 +40,7 @@ pub struct Special {
     pub id: i64,
 }
 
-/// Turns text into token ids and back, and conversations into text.
+/// Converts text to token ids and back, and renders conversations as text.
 #[derive(Debug)]
 pub struct Tokenizer {
     ids: Ids,
@@ -188,7 +188,7 @@ impl Tokenizer {
     /// Fails if the tokenizer cannot be serialised.
     pub fn files(&self) -> Result<Vec<(&'static str, String)>> {
         let mut ids = self.ids.clone();
-        // The library keeps treating a token as special after its flag was cleared. Set the flag
+        // The library still treats a token as special after its flag was cleared. Set the flag
         // again, so that the written tokenizer behaves the same.
         let were = ids.get_added_tokens_decoder().into_values().filter(|token| {
             !token.special && ids.get_added_vocabulary().is_special_token(&token.content)
@@ -234,7 +234,8 @@ impl Tokenizer {
         Ok(files)
     }
 
-    /// A post-processor that adds the special tokens of `around`; `None` if there are none.
+    /// Creates a post-processor that adds the special tokens of `around`. Returns `None` if there
+    /// are none.
     fn surrounded(&self) -> Result<Option<TemplateProcessing>> {
         let (begin, end) = (
             self.bos.as_ref().filter(|_| self.around.0.is_some()),
@@ -276,7 +277,7 @@ impl Tokenizer {
         self.ids.id_to_token(u32::try_from(id).ok()?)
     }
 
-    /// The id of a token, spelled as in the vocabulary. Special tokens are found too.
+    /// The id of a token, which must be spelled as in the vocabulary. Special tokens are included.
     pub fn token_id(&self, token: &str) -> Option<i64> {
         self.ids.token_to_id(token).map(i64::from)
     }
@@ -332,7 +333,7 @@ impl Tokenizer {
         ))
     }
 
-    /// True if the model has a chat template, so that conversations can be turned into text.
+    /// True if the model has a chat template, so that conversations can be rendered as text.
     pub fn has_chat_template(&self) -> bool {
         self.chat.is_some()
     }
@@ -351,7 +352,7 @@ impl Tokenizer {
     /// variables of a row.
     ///
     /// # Errors
-    /// Fails as [`render_chat`](Self::render_chat) does.
+    /// Fails in the same cases as [`render_chat`](Self::render_chat).
     pub fn render_chat_with(
         &self,
         messages: &[Message],
@@ -390,7 +391,7 @@ mod tests {
     use std::path::PathBuf;
 
     #[test]
-    fn smollm2_has_the_ids_of_transformers() {
+    fn smollm2_gives_the_same_ids_as_in_transformers() {
         let Some(model) = testing::smollm2() else { return };
         let tokenizer = ModelFiles::open(&model).unwrap().tokenizer().unwrap();
         for root in golden::roots() {
@@ -411,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn smollm2_renders_chats_as_transformers_does() {
+    fn smollm2_renders_chats_as_in_transformers() {
         let Some(model) = testing::smollm2() else { return };
         let tokenizer = ModelFiles::open(&model).unwrap().tokenizer().unwrap();
         let read = |root: PathBuf| {

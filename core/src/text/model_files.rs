@@ -20,12 +20,12 @@ impl ModelFiles {
         })
     }
 
-    /// The tokenizer of a path that [`locate`](crate::weights::locate) returned, for callers that
-    /// do not need the weights. A folder without weights is accepted.
+    /// Reads the tokenizer at a path that [`locate`](crate::weights::locate) returned, without
+    /// opening the weights. The folder does not need to contain weights.
     ///
     /// # Errors
-    /// Fails as [`tokenizer`](Self::tokenizer) does, and as [`open`](Self::open) does if the path
-    /// is not a folder with a tokenizer.
+    /// Fails in the same cases as [`tokenizer`](Self::tokenizer), and, if the path is not a folder
+    /// with a tokenizer, in the same cases as [`open`](Self::open).
     pub fn tokenizer_of(path: &Path) -> Result<Tokenizer> {
         if path.join("tokenizer.json").is_file() {
             return Tokenizer::from_folder(path).map_err(|e| {

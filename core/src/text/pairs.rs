@@ -55,9 +55,9 @@ pub enum SkipReason {
     /// The prompt does not have any messages, or it does not have any tokens and the tokenizer has
     /// neither a BOS nor an EOS to use instead.
     EmptyPrompt,
-    /// The chosen completion does not have tokens.
+    /// The chosen completion has no tokens.
     EmptyChosen,
-    /// The rejected completion does not have tokens.
+    /// The rejected completion has no tokens.
     EmptyRejected,
 }
 
@@ -72,7 +72,7 @@ impl fmt::Display for SkipReason {
     }
 }
 
-/// Numbers of tokens that were cut off a pair to satisfy the limits.
+/// Numbers of tokens that were cut off a pair so that it fits the limits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cut {
     /// Tokens cut from the beginning of the prompt.
@@ -169,8 +169,8 @@ impl Tokenised {
 /// Tokenises one pair and applies the limits. `index` and `row` are as in [`TokenPair`].
 ///
 /// # Errors
-/// Fails as [`whole_pair`] does, and if the pair has a token that the model's embedding does not
-/// have.
+/// Fails in the same cases as [`whole_pair`], and if the pair has a token that the model's
+/// embedding does not have.
 pub fn tokenise_pair(
     tokenizer: &Tokenizer,
     index: usize,
@@ -256,8 +256,9 @@ fn common_prefix(a: &[i64], b: &[i64]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
-/// Cuts a pair to satisfy the limits, or drops it. `of` is its prompt, tokenised on its own.
-pub fn fit(whole: TokenPair, of: Prompt, limits: &Limits) -> Outcome {
+/// Cuts a pair to fit the limits, or drops it. `whole_prompt` is the pair's prompt, tokenised on
+/// its own.
+pub fn fit(whole: TokenPair, whole_prompt: Prompt, limits: &Limits) -> Outcome {
     let TokenPair { index, row, mut prompt, mut chosen, mut rejected } = whole;
     let over = limits.max_prompt_length.map_or(0, |most| prompt.len().saturating_sub(most.max(1)));
     prompt.drain(..over);
@@ -277,7 +278,11 @@ pub fn fit(whole: TokenPair, of: Prompt, limits: &Limits) -> Outcome {
     };
     chosen.truncate(room);
     rejected.truncate(room);
-    Outcome::Kept { pair: TokenPair { index, row, prompt, chosen, rejected }, cut, prompt: of }
+    Outcome::Kept {
+        pair: TokenPair { index, row, prompt, chosen, rejected },
+        cut,
+        prompt: whole_prompt,
+    }
 }
 
 /// The three texts of a pair that are tokenised: the prompt, and the prompt with each completion.
@@ -323,7 +328,7 @@ type Numbered = (usize, usize, PreferencePair);
 /// yields each pair with the index of its row, and no more pairs are read than necessary.
 ///
 /// # Errors
-/// Fails if `rows` yields an error, or as [`tokenise_pair`] does.
+/// Fails if `rows` yields an error, or in the same cases as [`tokenise_pair`].
 pub fn tokenise(
     tokenizer: &Tokenizer,
     rows: impl IntoIterator<Item = Result<(usize, PreferencePair)>>,
@@ -358,7 +363,7 @@ fn hash(ids: &[i64]) -> u64 {
 /// than necessary.
 ///
 /// # Errors
-/// Fails if `rows` yields an error, if `take` fails, or as [`tokenise_pair`] does.
+/// Fails if `rows` yields an error, if `take` fails, or in the same cases as [`tokenise_pair`].
 pub fn each(
     tokenizer: &Tokenizer,
     rows: impl IntoIterator<Item = Result<(usize, PreferencePair)>>,
@@ -382,7 +387,7 @@ pub fn each(
             .par_iter()
             .map(|(index, row, pair)| tokenise_pair(tokenizer, *index, *row, pair, limits))
             .collect::<Vec<_>>();
-        // In order, so that the first of several errors is the one that is returned.
+        // Outcomes are handled in order, so that the first of several errors is returned.
         for (numbered, outcome) in chunk.into_iter().zip(outcomes) {
             let outcome = outcome?;
             kept += usize::from(matches!(outcome, Outcome::Kept { .. }));

@@ -49,8 +49,8 @@ pub struct Prompt {
 }
 
 impl Prompt {
-    /// The ids at the end that are not part of the pair's prompt, because a completion changes the
-    /// tokens there.
+    /// The ids at the end of the prompt that are not part of the pair's prompt, because a
+    /// completion changes how the end is tokenised.
     pub fn left_out(&self) -> &[i64] {
         &self.ids[self.shared..]
     }

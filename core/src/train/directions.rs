@@ -10,14 +10,14 @@ use crate::batch::PairBatch;
 use crate::error::{Error, Result};
 use crate::model::Adapted;
 
-/// The sites, and the directions d = pool(y⁺) − pool(y⁻) there.
+/// The sites, and the directions d = pool(y⁺) − pool(y⁻) at each of them.
 #[derive(Debug, Default)]
 pub struct ModuleDirections {
     whose: Directions,
     sites: Vec<Site>,
     /// The directions of the latest batch `[b w]`, one tensor per site.
     batch: Vec<Tensor>,
-    /// The sums over the pairs of the optimiser step so far, one per site.
+    /// Sums over the pairs of the optimiser step so far, one per site.
     step: Vec<Sum>,
     /// Number of pairs in these sums.
     pairs: usize,
@@ -59,7 +59,7 @@ impl Sum {
 }
 
 impl ModuleDirections {
-    /// Selects the sites of `adapted` whose directions a method with these needs reads.
+    /// Selects the sites of `adapted` at which a method with these needs reads directions.
     pub fn new(needs: &Needs, adapted: &Adapted) -> Self {
         let mut sites: Vec<Site> = Vec::new();
         for changed in adapted.changed() {
@@ -79,8 +79,8 @@ impl ModuleDirections {
         Self { whose: needs.directions, sites, ..Self::default() }
     }
 
-    /// The sites to read in the forward pass of `whose` model. Empty if the method takes its
-    /// directions from the other model.
+    /// The sites to read in the forward pass of the policy or of the reference, as given by
+    /// `whose`. Empty if the method takes its directions from the other model.
     pub fn sites(&self, whose: Directions) -> &[Site] {
         if whose == self.whose { &self.sites } else { &[] }
     }
@@ -106,8 +106,8 @@ impl ModuleDirections {
         let (mut batch_directions, mut sums) = (Vec::new(), Vec::new());
         for s in states {
             let sides = Sides::try_of(|side| batch.pool(s, Pooling::Completion, side))?;
-            // A pair whose states are equal has no direction. What rounding leaves of the
-            // difference is meaningless.
+            // If both states are equal, the pair has no direction. A difference that only comes
+            // from rounding is meaningless.
             let (d, differ) = (sides.chosen.f_sub(&sides.rejected)?, sides.differ());
             let d = d.f_where_self(&differ.f_unsqueeze(1)?, &d.f_zeros_like()?)?;
             let sum = Sum {
@@ -143,10 +143,10 @@ impl ModuleDirections {
     }
 
     /// Lets the method replace the gradient of every parameter that has an axis. The method
-    /// receives the gradient and the mean direction of the step in the space of that axis.
+    /// receives the gradient and the mean direction of the step, in the space of that axis.
     ///
     /// # Errors
-    /// Fails if the method fails, or returns a gradient of another shape.
+    /// Fails if the method fails, or returns a gradient of the wrong shape.
     pub fn map_gradients(&self, method: &dyn Intervention, adapted: &Adapted) -> Result<()> {
         let _guard = tch::no_grad_guard();
         for changed in adapted.changed() {

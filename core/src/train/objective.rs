@@ -1,4 +1,4 @@
-//! From a batch to a loss: runs what the method's `Needs` ask for, and nothing more.
+//! The training objective: computes what the method's `Needs` request, and then the method's loss.
 
 #[cfg(test)]
 mod tests;
@@ -19,7 +19,7 @@ use crate::model::pass::Request;
 use crate::model::{Adapted, Detail, Model, TokenStats};
 use crate::text::TokenPair;
 
-/// A training objective over a model.
+/// The training objective of a method on a model.
 pub struct Objective {
     intervention: Box<dyn Intervention>,
     needs: Needs,
@@ -31,17 +31,17 @@ pub struct Objective {
     hook_errors: HookErrors,
 }
 
-/// A batch's loss and what to log of it.
+/// The loss of a batch, and the metrics to log.
 #[derive(Debug)]
 pub struct Evaluated {
-    /// The method's loss and metrics.
+    /// The loss and the metrics of the method.
     pub loss: Loss,
-    /// What the engine logs of every method with log-probabilities, in TRL's names.
+    /// Metrics that every method with log-probabilities has, with the names used by TRL.
     pub metrics: Vec<(String, Tensor)>,
 }
 
 impl Objective {
-    /// The objective of a method that reads its states, if it needs any, at `taps`, compares the
+    /// Creates the objective of `intervention`. The method reads states at `taps`, compares the
     /// policy with `reference`, and trains `adapted`.
     ///
     /// # Errors
@@ -70,12 +70,12 @@ impl Objective {
         })
     }
 
-    /// What the method needs.
+    /// The needs of the method.
     pub fn needs(&self) -> &Needs {
         &self.needs
     }
 
-    /// The method itself.
+    /// The method.
     pub fn intervention(&mut self) -> &mut dyn Intervention {
         self.intervention.as_mut()
     }
@@ -85,7 +85,7 @@ impl Objective {
         &self.taps
     }
 
-    /// What is kept of the reference, for a checkpoint.
+    /// The reference, whose kept values are part of a checkpoint.
     pub fn reference(&mut self) -> &mut Reference {
         &mut self.reference
     }
@@ -95,10 +95,10 @@ impl Objective {
         self.sharing = sharing;
     }
 
-    /// Lays out a batch of these pairs as the method needs it.
+    /// Builds a batch of `pairs` with the sequences that the method needs.
     ///
     /// # Errors
-    /// Fails if the device runs out of memory.
+    /// Fails if memory runs out.
     pub fn batch(&self, pairs: &[&TokenPair], model: &Model) -> Result<PairBatch> {
         let needs = &self.needs;
         let mut states = needs.states_of();
@@ -114,8 +114,8 @@ impl Objective {
         )
     }
 
-    /// Runs `work` with another instance of the method in place of the objective's own, which does
-    /// not notice it. The instance must have the same configuration.
+    /// Runs `work` with another instance of the method, so that the objective's own instance does
+    /// not change. The other instance must have the same configuration.
     ///
     /// # Errors
     /// Fails if `work` does.
@@ -130,11 +130,12 @@ impl Objective {
         result
     }
 
-    /// Computes the loss of a batch, with its graph. `weight` is the weight of each of its pairs in
-    /// the optimiser step.
+    /// Computes the loss of a batch, with its autograd graph. `weight` is the weight of each pair
+    /// of the batch in the optimiser step.
     ///
     /// # Errors
-    /// Fails if the method returns an error, or if a computation of libtorch fails.
+    /// Fails if the method or libtorch returns an error, or if the loss does not depend on a
+    /// trained value.
     pub fn loss(
         &mut self,
         model: &Model,
@@ -146,16 +147,16 @@ impl Objective {
         let evaluated = self.evaluate(model, adapted, batch, step, Some(weight))?;
         if !evaluated.loss.value.requires_grad() {
             return Err(Error::new("the method's loss has no gradient")
-                .hint("it has to depend on the policy's log-probabilities or states"));
+                .hint("compute the loss from the policy's log-probabilities or states"));
         }
         Ok(evaluated)
     }
 
-    /// The loss of a batch without a graph and without dropout. Nothing is read or prepared for the
-    /// method's stages over gradients.
+    /// Computes the loss of a batch without an autograd graph and without dropout. The method's
+    /// gradient stages are skipped.
     ///
     /// # Errors
-    /// Fails if the method or libtorch does.
+    /// Fails if the method or libtorch returns an error.
     pub fn loss_without_gradient(
         &mut self,
         model: &Model,
@@ -167,8 +168,8 @@ impl Objective {
         self.evaluate(model, adapted, batch, step, None)
     }
 
-    /// The loss of a batch. `weight` is what one of its pairs counts in the optimiser step; `None`
-    /// if there is none.
+    /// Computes the loss of a batch. `weight` is the weight of each pair in the optimiser step, or
+    /// `None` if no gradient is computed.
     fn evaluate(
         &mut self,
         model: &Model,
@@ -265,27 +266,27 @@ impl Objective {
         let loss = self.intervention.loss(&pairs, step)?;
         if loss.value.numel() != 1 {
             return Err(Error::new(format!(
-                "the method's loss has the shape {:?}, but has to be one number",
+                "the method's loss has the shape {:?}, but must be a single number",
                 loss.value.size()
             )));
         }
-        // A method that computes one of the engine's numbers in its own way means its own.
+        // If the method returns a metric with the same name, it replaces the engine's.
         metrics.retain(|(name, _)| loss.metrics.iter().all(|(own, _)| own != name));
         Ok(Evaluated { loss, metrics })
     }
 
-    /// What hooks met in the backward pass that has just run.
+    /// Returns the first error of a gradient hook in the last backward pass.
     ///
     /// # Errors
-    /// The first error of a hook.
+    /// Fails if a hook failed.
     pub fn after_backward(&self) -> Result<()> {
         self.hook_errors.check()
     }
 
-    /// Multiplies the gradients of everything that is trained by `factor`.
+    /// Multiplies the gradients of all trained values by `factor`.
     ///
     /// # Errors
-    /// Fails if libtorch does.
+    /// Fails if libtorch returns an error.
     pub fn scale_gradients(&self, adapted: &Adapted, factor: f64) -> Result<()> {
         let _guard = tch::no_grad_guard();
         for (_, tensor) in adapted.parameters().into_iter().chain(self.taps.parameters()) {
@@ -297,8 +298,8 @@ impl Objective {
         Ok(())
     }
 
-    /// Lets the method change the gradients of the parameters. Called once per optimiser step,
-    /// after its last backward pass.
+    /// Lets the method change the gradients of the parameters. Must be called once per optimiser
+    /// step, after its last backward pass.
     ///
     /// # Errors
     /// Fails if the method returns an error.
@@ -310,7 +311,7 @@ impl Objective {
         Ok(())
     }
 
-    /// Places the method's map of the gradient at an adapted output.
+    /// Registers the method's gradient map as a hook on the output `y` of an adapted module.
     fn hook(&self, site: &Site, y: &Tensor, batch: &PairBatch, weight: f64) -> Result<()> {
         let direction = self.directions.of_batch(site)?;
         let map = self.intervention.output_grad(OutputGrad {
@@ -322,7 +323,7 @@ impl Objective {
         register_hook(y, map, &self.hook_errors)
     }
 
-    /// The states of a tap for the sides that the method reads.
+    /// Returns the states at a tap, for the sides that the method reads.
     fn tap_states(
         &self,
         tap: usize,
@@ -338,7 +339,7 @@ impl Objective {
         };
         let tokens =
             |states: &[Tensor]| per_side(needs, |side| taps.tokens(tap, states, batch, side));
-        // If the reference was not run at this step, its states are those that were kept.
+        // If the reference did not run in this step, its kept states are used.
         let live = (!observed.states.is_empty()).then_some(&observed.states[..]);
         let kept = |side| self.reference.pooled(tap, batch, side);
         let of_reference = |of: &dyn Fn() -> Result<PerSide>| {
@@ -386,8 +387,8 @@ impl Objective {
         Ok(Logprobs::of_sides(Sides::try_of(of)?))
     }
 
-    /// TRL's `logps/*`, `logits/*`, `entropy` and `mean_token_accuracy`, pairs that share a
-    /// completion counting each.
+    /// Computes TRL's `logps/*`, `logits/*`, `entropy` and `mean_token_accuracy`. If pairs share a
+    /// completion, it counts once for each pair.
     fn metrics(
         &self,
         batch: &PairBatch,
@@ -421,7 +422,7 @@ impl Objective {
     }
 }
 
-/// Makes the values of the sides whose states the method reads.
+/// Computes a value for each side whose states the method reads.
 fn per_side<T>(needs: &Needs, mut of: impl FnMut(Side) -> Result<T>) -> Result<PerSide<T>> {
     Ok(match needs.only {
         Some(side) => PerSide::One(side, of(side)?),

@@ -115,7 +115,7 @@ impl AdamW {
         Ok(())
     }
 
-    /// The state of the optimiser, for a checkpoint. The tensors are named `m.NAME` and `v.NAME`
+    /// Returns the state of the optimiser, for a checkpoint. The tensors are `m.NAME` and `v.NAME`
     /// for the first and second moments, and `steps`.
     pub fn state(&self) -> Vec<(String, Tensor)> {
         let mut state: Vec<_> = self

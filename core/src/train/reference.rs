@@ -14,8 +14,8 @@ use crate::error::{Error, Result};
 use crate::model::pass::Request;
 use crate::model::{Adapted, Detail, Model};
 
-/// The kept values of one pair, which take a few kilobytes. A value that the method does not need
-/// is an empty tensor.
+/// The kept values of one pair, a few kilobytes. Values that the method does not need are empty
+/// tensors.
 #[derive(Debug)]
 struct KeptPair {
     /// Log-probabilities of the tokens of each completion `[m]`.
@@ -25,14 +25,15 @@ struct KeptPair {
 }
 
 impl KeptPair {
-    /// The values in the order in which a checkpoint numbers them.
+    /// The values, in the order of their numbers in a checkpoint.
     fn tensors(&self) -> impl Iterator<Item = &Tensor> {
         std::iter::once(&self.logprobs)
             .chain(&self.taps)
             .flat_map(|sides| sides.as_ref().into_iter().map(|(_, value)| value))
     }
 
-    /// Restores the values from a checkpoint. `None` if their number is odd or 0.
+    /// Restores the values from a checkpoint. Returns `None` if there are no values, or an odd
+    /// number of them.
     fn of_tensors(tensors: Vec<Tensor>) -> Option<Self> {
         let mut sides = Vec::new();
         let mut tensors = tensors.into_iter();
@@ -50,19 +51,20 @@ impl KeptPair {
 pub struct Reference {
     adapted: Option<Rc<Adapted>>,
     kept: BTreeMap<usize, KeptPair>,
-    /// The name of each pair in a checkpoint, by its index. It is made from the pair's tokens.
+    /// The name of each pair in a checkpoint, by the index of the pair. The name is a digest of the
+    /// pair's tokens.
     names: BTreeMap<usize, String>,
 }
 
-/// Values that the reference computed for one batch, in addition to the kept ones. Those that the
-/// method does not need are empty.
+/// Values that the reference computed for one batch and that are not kept. Values that the method
+/// does not need are empty.
 #[derive(Debug, Default)]
 pub struct ReferenceValues {
     /// States at the taps `[n w]`, if pooled states are not enough.
     pub states: Vec<Tensor>,
     /// States at the adapted modules `[n w]`.
     pub at_modules: Vec<Tensor>,
-    /// log p of each token of the chosen sequences, prompt included, `[m]`.
+    /// log p of each token of the chosen sequences `[m]`, including the prompts.
     pub own_logprobs: Option<Tensor>,
     /// The final hidden states `[n hidden]`, if the method needs the divergence from the reference.
     pub hidden: Option<Tensor>,
@@ -75,8 +77,7 @@ impl Reference {
         Self { adapted, kept: BTreeMap::new(), names }
     }
 
-    /// Runs the reference on the batch if the method needs a value that is not kept for all of its
-    /// pairs.
+    /// Runs the reference on the batch, unless all values that the method needs are already kept.
     ///
     /// # Errors
     /// Fails if memory runs out.
@@ -164,7 +165,7 @@ impl Reference {
             .collect::<Result<Vec<_>>>()?;
         let nothing = || Tensor::from_slice::<f32>(&[]).to_device(model.device());
         for (i, index) in batch.indices.iter().enumerate() {
-            // Copied, because a view would keep the tensor of the whole batch in memory.
+            // A view would keep the tensor of the whole batch in memory, so the row is copied.
             let row = |pooled: Option<&Tensor>| -> Result<Tensor> {
                 Ok(pooled
                     .map(|t| t.f_get(i as i64))
@@ -209,8 +210,8 @@ impl Reference {
         Ok(Tensor::f_stack(&rows, 0)?)
     }
 
-    /// The kept log-probabilities of the tokens that the batch scores `[m]`, in the same order as
-    /// those of the policy.
+    /// The kept log-probabilities `[m]` of the tokens that are scored in the batch, in the same
+    /// order as those of the policy.
     ///
     /// # Errors
     /// Fails if nothing is kept for a pair of the batch.
@@ -227,9 +228,9 @@ impl Reference {
         Ok(all)
     }
 
-    /// All kept values, for a checkpoint, as `PAIR.NUMBER` with the name of the pair. They are
-    /// saved because computing them again could change the last bit: rounding depends on the other
-    /// pairs of the batch.
+    /// Returns all kept values, for a checkpoint. They are named `PAIR.NUMBER`, where PAIR is the
+    /// name of the pair. The values are saved because computing them again with other pairs in the
+    /// batch could change their last bit.
     pub fn state(&self) -> Vec<(String, Tensor)> {
         let of = |(name, kept): (&String, &KeptPair)| {
             kept.tensors()
@@ -244,8 +245,8 @@ impl Reference {
             .collect()
     }
 
-    /// Restores the values that [`state`](Self::state) returned. Values of pairs that this run does
-    /// not have are ignored.
+    /// Restores the values that [`state`](Self::state) returned. Values of pairs that are not part
+    /// of this run are ignored.
     ///
     /// # Errors
     /// Fails if a name does not have the form `PAIR.NUMBER`, if a value is missing, or if memory
@@ -272,7 +273,7 @@ impl Reference {
                 index,
                 kept.ok_or_else(|| {
                     Error::new(format!(
-                        "the checkpoint's reference has no complete set of values for pair {index}"
+                        "the checkpoint's reference is missing values of pair {index}"
                     ))
                 })?,
             ))

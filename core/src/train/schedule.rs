@@ -1,5 +1,5 @@
-//! Learning-rate schedules. They compute the same values as transformers' schedules of the same
-//! names.
+//! Learning-rate schedules. Each one computes the same values as the schedule of the same name in
+//! transformers.
 
 use crate::config::{Schedule, TrainConfig};
 

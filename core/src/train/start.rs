@@ -8,15 +8,15 @@ use crate::config::TrainConfig;
 use crate::error::Result;
 use crate::model::Adapted;
 
-/// Standard deviation of the noise, in learning rates. A step of AdamW changes each parameter by
-/// about one learning rate, whatever the adapter, so the noise moves the adapter about as far as a
-/// few steps in random directions. In a model that computes in bf16, the states must move by more
-/// than the rounding error, which is about 1 part in 250.
+/// Standard deviation of the noise, in units of the learning rate. A step of AdamW changes each
+/// parameter by about one learning rate, so the noise moves the adapter about as far as a few steps
+/// in random directions. In a bf16 model, smaller noise would be lost to rounding, which is about 1
+/// part in 250.
 const STEPS: f64 = 5.0;
 
-/// Adds normal noise, drawn from `train.seed`, to all trainable parameters of `adapted` if the
-/// method's loss is flat at the start. The base model and the reference do not change. Returns the
-/// standard deviation of the noise, or `None` if nothing was changed.
+/// Adds normal noise to all trainable parameters of `adapted` if the method's loss is flat at their
+/// initial values. The noise is drawn from `train.seed`. The base model and the reference do not
+/// change. Returns the standard deviation of the noise, or `None` if nothing was changed.
 ///
 /// # Errors
 /// Fails if memory runs out.

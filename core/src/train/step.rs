@@ -11,12 +11,13 @@ use crate::guard::faults;
 use crate::model::{Adapted, Model};
 use crate::text::TokenPair;
 
-/// What a step over its pairs came to; the gradients are where the optimiser looks for them.
+/// The loss and metrics of a step, accumulated over its micro-batches. The gradients are stored in
+/// the trained tensors.
 #[derive(Debug)]
 pub struct Accumulated {
     /// The mean loss over the pairs that count; 0 if none does.
     pub loss: f64,
-    /// What is logged, means over the pairs.
+    /// Mean metrics over the pairs, by name.
     pub metrics: Vec<(String, f64)>,
     /// The pairs that do not count in the loss; `None` if the method counts every pair.
     pub left_out: Option<LeftOut>,
@@ -25,9 +26,9 @@ pub struct Accumulated {
 /// Pairs that do not count in a loss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LeftOut {
-    /// How many there are.
+    /// Number of these pairs.
     pub pairs: usize,
-    /// The reason, as in [`Partial::lacking`].
+    /// What these pairs lack, as in [`Partial::lacking`].
     pub lacking: &'static str,
 }
 
@@ -35,11 +36,11 @@ pub struct LeftOut {
 #[derive(Clone, Copy)]
 enum Mode<'a> {
     Train,
-    /// Stops when the flag turns true.
+    /// Computes no gradients, and stops if the flag becomes true.
     Validate(&'a AtomicBool),
 }
 
-/// Sums over micro-batches by name, in the order in which the names came.
+/// Sums over micro-batches by name, in the order in which the names were added.
 #[derive(Default)]
 struct Sums(Vec<(String, Tensor)>);
 
@@ -53,12 +54,12 @@ impl Sums {
     }
 }
 
-/// Adds the gradient of `pairs` to the trained tensors, `batch` pairs at a time, and hands the sum
-/// to the method. Each micro-batch weighs as much as the share of the pairs in it that count, so
-/// its size does not matter.
+/// Adds the gradient of the loss over `pairs` to the trained tensors, in micro-batches of `batch`
+/// pairs, and then lets the method change the gradients. Each micro-batch is weighted by its share
+/// of the pairs that count, so the result does not depend on `batch`.
 ///
 /// # Errors
-/// Fails if the method or libtorch does, or if the loss is not finite.
+/// Fails if the method or libtorch returns an error, or if the loss is not finite.
 pub fn accumulate(
     objective: &mut Objective,
     model: &Model,
@@ -81,11 +82,12 @@ pub fn accumulate(
     Ok(sums)
 }
 
-/// The loss and the metrics of `pairs` as [`accumulate`] computes them, but without gradients and
-/// without dropout. The loss may be infinite or NaN.
+/// Computes the loss and metrics of `pairs` like [`accumulate`], but without gradients and dropout.
+/// The loss may be infinite or NaN.
 ///
 /// # Errors
-/// Fails if the method or libtorch does; `Error::interrupted` if `stop` turned true.
+/// Fails if the method or libtorch returns an error. Returns `Error::interrupted` if `stop` became
+/// true.
 pub fn validate(
     objective: &mut Objective,
     model: &Model,
@@ -99,9 +101,9 @@ pub fn validate(
     Ok(sum(objective, model, adapted, pairs, batch, info, Mode::Validate(stop))?.0)
 }
 
-/// The loss and the metrics of `pairs`, `size` of them at a time, and in training their gradients.
-/// If only some pairs count, also returns the factor by which the gradients must be multiplied,
-/// because each pair was weighed as if all of them counted.
+/// Computes the loss and metrics of `pairs` in micro-batches of `size` pairs, and in training mode
+/// their gradients. Also returns the factor by which the gradients must be multiplied, if some
+/// pairs do not count. The factor is needed because each pair is weighted as if all pairs counted.
 fn sum(
     objective: &mut Objective,
     model: &Model,
@@ -128,7 +130,7 @@ fn sum(
             }
             Mode::Validate(_) => objective.loss_without_gradient(model, adapted, &batch, info)?,
         };
-        // This stays on the device, so that nothing waits for it here.
+        // The share stays on the device, to avoid waiting for the device here.
         let shares = match loss.partial {
             None => None,
             Some(Partial { counts, lacking: what }) => {
@@ -166,10 +168,10 @@ fn sum(
         let counted = Tensor::f_cat(&counted, 0)?.f_sum(Kind::Double)?.f_double_value(&[])?;
         left_out = Some(LeftOut { pairs: pairs.len() - counted.round() as usize, lacking });
         if counted == 0.0 {
-            // A mean over no pairs is not a number to log.
+            // If no pair counts, there is no mean to log.
             of_method.0.clear();
         } else if counted < pairs.len() as f64 {
-            // So far each pair was weighed as if all of them counted.
+            // So far, each pair was weighted as if all pairs counted.
             let rest = pairs.len() as f64 / counted;
             loss *= rest;
             for (_, value) in &mut of_method.0 {
@@ -178,7 +180,7 @@ fn sum(
             factor = Some(rest);
         }
     }
-    // One copy from the device for all of them.
+    // Copies all metrics from the device at once.
     let (names, values): (Vec<_>, Vec<_>) = of_method.0.into_iter().chain(of_engine.0).unzip();
     let values = if values.is_empty() {
         Vec::new()

@@ -11,7 +11,7 @@ use crate::text::TokenPair;
 /// The steps of a run, and the pairs in each of them.
 pub struct Steps<'a> {
     train: &'a TrainConfig,
-    /// Number of pairs in the data set.
+    /// Number of training pairs.
     pub pairs: usize,
     /// Number of pairs in a full step.
     step_pairs: usize,
@@ -40,22 +40,23 @@ impl<'a> Steps<'a> {
             .collect()
     }
 
-    /// Number of pairs in the first `steps` steps in total.
+    /// Total number of pairs in the first `steps` steps, counted once per epoch.
     pub fn pairs_in(&self, steps: usize) -> usize {
         (0..steps)
             .map(|step| self.step_pairs.min(self.pairs - (step % self.per_epoch) * self.step_pairs))
             .sum()
     }
 
-    /// The seed for everything random in a step, such as dropout. It only depends on the run's seed
-    /// and the step, so that a resumed run draws the same numbers as an uninterrupted one.
+    /// Returns the seed for all random numbers in a step, such as dropout. It only depends on the
+    /// run's seed and the step, so that a resumed run draws the same numbers as an uninterrupted
+    /// one.
     pub fn seed(&self, step: usize) -> i64 {
         (self.train.seed as i64).wrapping_mul(1_000_003).wrapping_add(step as i64)
     }
 
-    /// Number of epochs that are complete after step `step`, as a fraction. It counts batches, as
-    /// the Trainer of transformers does: the last step of an epoch may have fewer batches than the
-    /// others.
+    /// Number of finished epochs after step `step`, as a fraction. It counts batches, as the
+    /// Trainer of transformers does, even though the last step of an epoch may have fewer batches
+    /// than the others.
     pub fn epoch(&self, step: usize) -> f64 {
         let batches = self.pairs.div_ceil(self.train.batch);
         let seen = ((step % self.per_epoch + 1) * self.train.accumulate).min(batches);
@@ -76,8 +77,8 @@ impl<'a> Steps<'a> {
     }
 }
 
-/// The order of the pairs in an epoch: that of the data set, or shuffled with the seed and the
-/// epoch if `train.shuffle` is true.
+/// The order of the pairs in an epoch. If `train.shuffle` is true, they are shuffled with the seed
+/// and the epoch; otherwise they keep the order of the data set.
 fn order(pairs: usize, train: &TrainConfig, epoch: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..pairs).collect();
     if train.shuffle {
@@ -92,7 +93,7 @@ fn order(pairs: usize, train: &TrainConfig, epoch: usize) -> Vec<usize> {
 mod tests {
     use super::*;
 
-    /// The expected values are those that the Trainer of transformers 5.23 logs for the same
+    /// The expected values were logged by the Trainer of transformers 5.23 with the same
     /// `per_device_train_batch_size`, `gradient_accumulation_steps` and `num_train_epochs`.
     #[test]
     fn the_epoch_is_the_fraction_of_batches_processed() {
@@ -101,10 +102,11 @@ mod tests {
             (0..steps).map(|step| Steps::new(pairs, &train).epoch(step)).collect()
         };
         assert_eq!(logged(10, 2, 2, 5), [0.4, 0.8, 1.0, 1.4, 1.8]);
-        // The last batch of an epoch may be smaller than the others, but counts as a whole batch.
+        // The last batch of an epoch may be smaller than the others, but it counts as a whole
+        // batch.
         assert_eq!(logged(9, 2, 2, 3), [0.4, 0.8, 1.0]);
         assert_eq!(logged(8, 2, 2, 4), [0.5, 1.0, 1.5, 2.0]);
-        // There are fewer pairs than in a full step.
+        // A full step would need more pairs than there are.
         assert_eq!(logged(3, 2, 4, 2), [1.0, 2.0]);
         assert_eq!(logged(5, 1, 1, 6), [0.2, 0.4, 0.6, 0.8, 1.0, 1.2]);
     }

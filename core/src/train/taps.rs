@@ -24,19 +24,19 @@ pub struct Taps {
     pub sites: Vec<Site>,
     /// How the states of tokens are pooled to one vector.
     pub pooling: Pooling,
-    /// A custom pooling by the tap plugin, which replaces the mean over the transformed states of
-    /// tokens.
+    /// A custom pooling by the tap's plugin. It is applied to the transformed token states instead
+    /// of the mean.
     pub token_pooling: Option<Box<dyn TokenPooling>>,
-    /// The transforms. One that several sites share is listed once.
+    /// The transforms. If several sites share a transform, it is only listed once.
     pub transforms: Vec<Box<dyn Transform>>,
     /// The index of each site's transform.
     pub transform_of: Vec<usize>,
 }
 
 impl Taps {
-    /// Builds the taps at the sites that `tap` selects. `build` makes a transform for each site, or
-    /// one for all sites of the same width if `train.share_transform` is true. There are no sites
-    /// if the method does not need states.
+    /// Builds the taps at the sites that `tap` selects. `build` creates a transform for each site,
+    /// or one for all sites of the same width if `train.share_transform` is true. If the method
+    /// does not need states, there are no sites.
     ///
     /// # Errors
     /// Fails if the model does not have a site, or if `build` fails.
@@ -76,8 +76,8 @@ impl Taps {
         })
     }
 
-    /// True if states can be pooled before they are transformed. This is cheaper, and makes it
-    /// possible to keep only pooled states of the reference.
+    /// True if states can be pooled before they are transformed. Pooling first is cheaper, and
+    /// means that only pooled states of the reference are kept.
     pub fn pool_first(&self) -> bool {
         self.token_pooling.is_none() && self.transforms.iter().all(|t| t.linear())
     }
@@ -91,8 +91,8 @@ impl Taps {
         self.transform(tap).forward(pooled, &Around::default())
     }
 
-    /// Pools and transforms the states of one side at a tap. `states` are those of all taps, each
-    /// `[n w]` over the batch's stream.
+    /// Pools and transforms the states of one side at a tap. `states` contains the states of all
+    /// taps, each `[n w]` over the batch's stream.
     pub fn pooled(
         &self,
         tap: usize,

@@ -19,7 +19,8 @@ const INDEX: &str = "model.safetensors.index.json";
 pub struct Checkpoint {
     config: Value,
     files: Vec<SafetensorsFile>,
-    /// Index in `files` of each tensor's file. The order is that of the files and of their data.
+    /// For each tensor, the index in `files` of the file that contains it. The tensors are in the
+    /// order of the files and of the data in each file.
     tensors: IndexMap<String, usize>,
 }
 
@@ -89,7 +90,7 @@ impl Checkpoint {
         }
     }
 
-    /// The number types, each once.
+    /// The number types, without duplicates.
     pub fn types(&self) -> String {
         let mut kinds = Vec::new();
         for kind in self.files.iter().flat_map(SafetensorsFile::kinds) {
@@ -139,7 +140,7 @@ fn open_shards(folder: &Path) -> Result<(Vec<SafetensorsFile>, IndexMap<String, 
         let shard = shard
             .as_str()
             .ok_or_else(|| wrong(format!("does not name a file for tensor `{name}`")))?;
-        // The index must not lead out of the folder.
+        // The index must only refer to files in the folder.
         if Path::new(shard).file_name().is_none_or(|f| f != shard) {
             return Err(wrong(format!(
                 "names `{shard}` for tensor `{name}`, which is not a file in the folder"
@@ -181,8 +182,8 @@ fn no_weights(folder: &Path) -> Error {
     if ["pytorch_model.bin", "pytorch_model.bin.index.json"].iter().any(|f| folder.join(f).exists())
     {
         e.hint(
-            "convert pytorch_model.bin, which is a pickle that can run code and is never read: run \
-            `AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER, \
+            "convert pytorch_model.bin, which is a pickle and never read because pickles can run \
+            code: run `AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER, \
             safe_serialization=True)` in Python",
         )
     } else if folder.join("adapter_config.json").exists() {

@@ -1,8 +1,8 @@
 //! Reads the header of a safetensors file: JSON with the type, shape and byte range of each tensor.
 //!
 //! The entries are parsed one by one, so that a malicious header cannot use much time or memory,
-//! and so that errors can name the tensor. The rules are those of the `safetensors` crate: the
-//! tensors fill the file from the header to the end, without gaps or overlaps.
+//! and so that errors can name the tensor. The rules are the same as in the `safetensors` crate:
+//! the tensors fill the file from the header to the end, without gaps or overlaps.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -38,8 +38,8 @@ pub(super) struct TensorEntry {
     pub at: Range<usize>,
 }
 
-/// Maximum size of a header in bytes. The format allows 100 MB, and the headers of the largest
-/// models have a hundredth of this limit.
+/// Maximum size of a header in bytes. The format allows 100 MB, but the headers of the largest
+/// models are only about a hundredth of this limit.
 const MAX_HEADER_BYTES: u64 = 1 << 25;
 /// Maximum number of tensors in a file.
 const MAX_TENSORS: usize = 1 << 17;
@@ -77,17 +77,20 @@ fn parts(map: &Mapped) -> Result<(Range<usize>, Range<usize>)> {
     let Some(len) = map.first_chunk::<8>() else {
         return Err(wrong(
             map,
-            &format!("it has {} bytes, but the length of its header takes 8", map.len()),
+            &format!("it has {} bytes, but the length of the header alone takes 8", map.len()),
         )
         .hint(hint_for(map)));
     };
     let (len, left) = (u64::from_le_bytes(*len), map.len() as u64 - 8);
     if len > left {
-        return Err(wrong(map, &format!("it claims a header of {len} bytes, but has {left}"))
-            .hint(hint_for(map)));
+        return Err(wrong(
+            map,
+            &format!("it claims to have a header of {len} bytes, but only {left} bytes follow"),
+        )
+        .hint(hint_for(map)));
     }
     if len > MAX_HEADER_BYTES {
-        return Err(wrong(map, &format!("it claims a header of {len} bytes"))
+        return Err(wrong(map, &format!("it claims to have a header of {len} bytes"))
             .hint(format!("valid: up to {MAX_HEADER_BYTES} bytes")));
     }
     let start = 8 + len as usize;

@@ -1,4 +1,5 @@
-//! Where models are: what the user's word for a model or an adapter means.
+//! Finds models and adapters by the text that the user gives: a path, a known name, or a repository
+//! on the hub.
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +9,7 @@ use super::repository::{self, Extent};
 use crate::error::{Error, Result};
 use crate::hub::{Hub, RepoId, RepoKind, cache_dir};
 
-struct Known {
+struct BuiltinModel {
     name: &'static str,
     summary: &'static str,
     format: &'static str,
@@ -16,16 +17,16 @@ struct Known {
     fetch: &'static str,
 }
 
-/// Models with a name of their own, which `reprpo model fetch` downloads.
-const KNOWN: [Known; 2] = [
-    Known {
+/// The models that `reprpo model fetch` downloads by name.
+const BUILTIN: [BuiltinModel; 2] = [
+    BuiltinModel {
         name: "smollm2-135m-instruct",
         summary: "SmolLM2 135M Instruct: a small chat model of the Llama architecture",
         format: "GGUF, Q4_1",
         megabytes: 98,
         fetch: "`reprpo model fetch smollm2-135m-instruct` fetches it",
     },
-    Known {
+    BuiltinModel {
         name: "gemma3-270m",
         summary: "Gemma 3 270M: a small base model of the Gemma 3 architecture",
         format: "GGUF, Q4_K_M",
@@ -34,27 +35,27 @@ const KNOWN: [Known; 2] = [
     },
 ];
 
-/// A model of the built-in list.
+/// A model in the built-in list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct KnownModel {
-    /// What `--model` takes.
+    /// Name of the model, as the value of `--model`.
     pub name: &'static str,
-    /// What it is, for people.
+    /// Description for users.
     pub summary: &'static str,
     /// File format and number type.
     pub format: &'static str,
-    /// Size on disk, in units of 10⁶ bytes.
+    /// Size on disk in megabytes (10⁶ bytes).
     pub megabytes: u32,
-    /// Its file, where it is on this machine.
+    /// Path of the file; `None` if the model has not been fetched.
     pub path: Option<PathBuf>,
-    /// A sentence with the command that fetches it.
+    /// Hint that names the command to fetch the model.
     pub fetch: &'static str,
 }
 
-/// The built-in list.
+/// Lists the built-in models, including those that have not been fetched.
 pub fn known_models() -> Vec<KnownModel> {
     let places = Places::of_environment();
-    let described = |k: &Known| KnownModel {
+    let described = |k: &BuiltinModel| KnownModel {
         name: k.name,
         summary: k.summary,
         format: k.format,
@@ -62,22 +63,24 @@ pub fn known_models() -> Vec<KnownModel> {
         path: places.fetched(k),
         fetch: k.fetch,
     };
-    KNOWN.iter().map(described).collect()
+    BUILTIN.iter().map(described).collect()
 }
 
-/// What a user's word for a model means.
+/// The result of looking up a model or an adapter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Located {
-    /// A folder, or a `.gguf` file.
+    /// Path of a folder or a `.gguf` file.
     pub path: PathBuf,
-    /// The repository of the hub that it comes from, at the commit that it is of.
+    /// The repository on the hub that it comes from, with the commit as revision; `None` for a
+    /// local path or a built-in model.
     pub repository: Option<RepoId>,
-    /// The path of a file within that repository, where the word names one.
+    /// Path of the file within that repository, if the user named one.
     file: Option<String>,
 }
 
 impl Located {
-    /// A word that means the very same model for ever, where it is the hub's; otherwise `given`.
+    /// A text that always refers to exactly this model: the repository with its commit, or `given`
+    /// if the model does not come from the hub.
     pub fn pinned(&self, given: &str) -> String {
         match (&self.repository, &self.file) {
             (Some(repo), Some(file)) => format!("{}/{file}@{}", repo.name, repo.revision),
@@ -93,17 +96,17 @@ impl From<PathBuf> for Located {
     }
 }
 
-/// Finds a model: a folder or a `.gguf` file; a name of the [built-in list](known_models); or a
-/// repository of the hub, `org/name`, `org/name@revision` or `org/name/FILE.gguf`, which is
-/// downloaded unless it is in the cache.
+/// Finds a model. `model` is a folder, a `.gguf` file, the name of a [built-in
+/// model](known_models), or a repository on the hub as `org/name`, `org/name@revision` or
+/// `org/name/FILE.gguf`. A repository is downloaded unless it is in the cache.
 ///
 /// # Errors
-/// Where it is none of these: says where was looked, and the names there are.
+/// Fails if there is no such model, or if it cannot be downloaded. The error lists the valid names.
 pub fn locate(model: &str, extent: Extent) -> Result<Located> {
     Places::of_environment().locate(model, extent)
 }
 
-/// Finds an adapter in PEFT's format: a folder, or a repository of the hub.
+/// Finds an adapter in PEFT's format. `adapter` is a folder or a repository on the hub.
 ///
 /// # Errors
 /// Fails if the repository does not exist or does not contain an adapter. A path that is neither a
@@ -119,15 +122,15 @@ pub fn locate_adapter(adapter: &Path) -> Result<PathBuf> {
     }
 }
 
-/// Fetches what a run needs of a model on the hub: configuration, tokenizer, chat template and
-/// weights. `model` is `org/name`, `org/name@revision` or `org/name/FILE.gguf`; `None` if it has
-/// another form.
+/// Fetches the files of a model on the hub that a run needs: configuration, tokenizer, chat
+/// template and weights. `model` is `org/name`, `org/name@revision` or `org/name/FILE.gguf`.
+/// Returns `None` if it has another form.
 ///
-/// Unlike [`locate`], it does not look for a folder or a file of that name on this machine.
+/// Unlike [`locate`], this function ignores local folders and files with the same name.
 ///
 /// # Errors
-/// Fails if the hub does not have the model, does not give it to this user, or cannot be reached,
-/// and if the repository contains no model that can be read.
+/// Fails if the hub cannot be reached, if the model does not exist or this user cannot access it,
+/// or if the repository does not contain a supported model.
 pub fn fetch_repository(model: &str) -> Result<Option<Located>> {
     in_repository(model).map(|(id, file)| of_hub(&id, file, Extent::Whole)).transpose()
 }
@@ -136,8 +139,8 @@ pub fn fetch_repository(model: &str) -> Result<Option<Located>> {
 /// `org/name@revision`.
 ///
 /// # Errors
-/// Fails if `adapter` has another form, if the hub does not have it, does not give it to this user,
-/// or cannot be reached, and if the repository contains no adapter.
+/// Fails if `adapter` has another form, if the hub cannot be reached, if the repository does not
+/// exist or this user cannot access it, or if it does not contain an adapter.
 pub fn fetch_adapter(adapter: &str) -> Result<Located> {
     let hub = Hub::of_environment()?;
     let snapshot = hub.open(&RepoId::read(RepoKind::Model, adapter)?)?;
@@ -148,7 +151,7 @@ pub fn fetch_adapter(adapter: &str) -> Result<Located> {
     })
 }
 
-/// A model of the hub, fetched if the cache does not have it.
+/// Finds a model on the hub. Files that are not in the cache are downloaded.
 fn of_hub(id: &RepoId, file: Option<String>, extent: Extent) -> Result<Located> {
     let hub = Hub::of_environment()?;
     let snapshot = hub.open(id)?;
@@ -170,44 +173,45 @@ impl Places {
         if path.is_dir() || path.is_file() {
             return Ok(path.to_owned().into());
         }
-        if let Some(known) = KNOWN.iter().find(|k| k.name == model) {
+        if let Some(known) = BUILTIN.iter().find(|k| k.name == model) {
             let found = self.fetched(known).ok_or_else(|| {
                 Error::new(format!(
-                    "the model `{model}` is not on this machine yet: there is no \
-                    .gguf file in `{}`",
+                    "the model `{model}` is not on this machine yet: there is no .gguf file in \
+                    `{}`",
                     self.folder_of(known).display()
                 ))
                 .hint(known.fetch)
             });
             return found.map(Located::from);
         }
-        let names = KNOWN.map(|k| k.name);
+        let names = BUILTIN.map(|k| k.name);
         if let Some((id, file)) = in_repository(model) {
             return of_hub(&id, file, extent);
         }
         if is_path(model) {
             return Err(Error::new(format!("there is no model at `{model}`")).hint(format!(
-                "give a folder with config.json, a .gguf file, a repository of the \
+                "give a folder with config.json, a .gguf file, a repository on the \
                     hub as `org/name`, or one of: {}",
                 names.join(", ")
             )));
         }
         Err(Error::unknown("model", model, names).hint(
             "or give a folder with config.json, a \
-            .gguf file, or a repository of the hub as `org/name`",
+            .gguf file, or a repository on the hub as `org/name`",
         ))
     }
 
-    fn folder_of(&self, known: &Known) -> PathBuf {
-        self.cache.join("models").join(known.name)
+    fn folder_of(&self, model: &BuiltinModel) -> PathBuf {
+        self.cache.join("models").join(model.name)
     }
 
-    fn fetched(&self, known: &Known) -> Option<PathBuf> {
-        super::gguf_files(&self.folder_of(known)).into_iter().next()
+    fn fetched(&self, model: &BuiltinModel) -> Option<PathBuf> {
+        super::gguf_files(&self.folder_of(model)).into_iter().next()
     }
 }
 
-/// The repository that a word names, and the GGUF file within it where it names one.
+/// Parses `org/name`, `org/name@revision` or `org/name/FILE.gguf` into the repository's id and the
+/// path of the GGUF file, if there is one. Returns `None` for a text of any other form.
 fn in_repository(model: &str) -> Option<(RepoId, Option<String>)> {
     if model.starts_with(['/', '.', '~']) {
         return None;
@@ -217,8 +221,8 @@ fn in_repository(model: &str) -> Option<(RepoId, Option<String>)> {
     let mut parts = path.splitn(3, '/');
     let name = format!("{}/{}", parts.next()?, parts.next()?);
     let file = parts.next().map(str::to_owned);
-    // A path such as `models/x.gguf` is a missing local file. The id of a repository has no such
-    // extension.
+    // A text such as `models/x.gguf` is the path of a missing local file, because ids of
+    // repositories do not have such an extension.
     let fits = match &file {
         Some(file) => file.ends_with(".gguf"),
         None => !is_path(path),
@@ -230,7 +234,7 @@ fn in_repository(model: &str) -> Option<(RepoId, Option<String>)> {
     fits.then_some((id, file))
 }
 
-/// Whether a word can only be meant as a path.
+/// True if a text can only be a path, and not a name or the id of a repository.
 fn is_path(model: &str) -> bool {
     [".gguf", ".safetensors", ".bin", ".json", "/"].iter().any(|end| model.ends_with(end))
         || model.starts_with(['/', '.', '~'])
@@ -248,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_known_model_is_found_in_the_cache_once_it_is_fetched() {
+    fn a_built_in_model_is_found_in_the_cache_after_it_was_fetched() {
         let (_dir, places) = places();
         let e = places.locate("smollm2-135m-instruct", Extent::Whole).unwrap_err();
         assert_eq!(e.hints(), ["`reprpo model fetch smollm2-135m-instruct` fetches it"]);
@@ -263,14 +267,14 @@ mod tests {
     }
 
     #[test]
-    fn a_slip_in_a_name_brings_the_nearest() {
+    fn an_unknown_name_is_an_error_that_suggests_the_nearest_one() {
         let (_dir, places) = places();
         let e = places.locate("smolm2-135m-instruct", Extent::Whole).unwrap_err();
         assert!(e.hints()[0].contains("did you mean `smollm2-135m-instruct`"), "{e:?}");
     }
 
     #[test]
-    fn a_path_that_is_not_there_is_spoken_of_as_a_path() {
+    fn a_missing_path_is_an_error_about_paths() {
         let (_dir, places) = places();
         for model in [
             "./nothing",
@@ -288,18 +292,18 @@ mod tests {
     }
 
     #[test]
-    fn a_repository_is_named_with_a_revision_and_a_file_or_without() {
-        let of = |model: &str| {
+    fn a_repository_can_have_a_revision_and_a_file() {
+        let parsed = |model: &str| {
             in_repository(model).map(|(id, file)| (id.to_string(), file.unwrap_or_default()))
         };
         let is = |model: &str, id: &str, file: &str| {
-            assert_eq!(of(model), Some((id.to_owned(), file.to_owned())), "{model}")
+            assert_eq!(parsed(model), Some((id.to_owned(), file.to_owned())), "{model}")
         };
         is("org/name", "org/name", "");
         is("org/name@v1.0", "org/name@v1.0", "");
         is("org/name-GGUF/x.Q4_K_M.gguf", "org/name-GGUF", "x.Q4_K_M.gguf");
         is("org/name/sub/x.gguf@v2", "org/name@v2", "sub/x.gguf");
-        for none in [
+        for other in [
             "name",
             "x/y.gguf",
             "./org/name",
@@ -310,7 +314,7 @@ mod tests {
             "~/name",
             "org/na me",
         ] {
-            assert_eq!(of(none), None, "{none}");
+            assert_eq!(parsed(other), None, "{other}");
         }
         let commit = "93efa2f097d58c2a74874c7e644dbc9b0cee75a2";
         let (id, file) = in_repository("org/name/x.gguf").unwrap();

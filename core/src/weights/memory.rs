@@ -31,7 +31,7 @@ impl Mapped {
     /// LFS pointer.
     pub fn open(path: &Path) -> Result<Self> {
         let opening = || format!("cannot open `{}`", path.display());
-        // This check comes before opening, because opening a named pipe would block.
+        // The path is checked first, because opening a named pipe would block.
         let about = std::fs::metadata(path).within(opening)?;
         if !about.is_file() {
             return Err(Error::new(format!("`{}` is not a file", path.display())));
@@ -42,8 +42,8 @@ impl Mapped {
         }
         let file = File::open(path).within(opening)?;
         // SAFETY: the map is read-only and lives as long as the slices borrowed from it. If another
-        // process truncates the file in the meantime, this one ends with SIGBUS, as with every
-        // library that maps weights.
+        // process truncates the file while it is mapped, this process is killed by SIGBUS. The same
+        // is true of every library that maps weights.
         let bytes =
             unsafe { Mmap::map(&file) }.within(|| format!("cannot map `{}`", path.display()))?;
         if is_lfs_pointer(&bytes) {
@@ -71,7 +71,7 @@ impl Mapped {
                     at.len(),
                 )
             };
-            // If this fails, only more memory is used.
+            // If releasing the pages fails, the only effect is that more memory is used.
             if let Err(e) = released {
                 tracing::debug!("cannot release the pages of `{}`: {e}", self.path.display());
             }
@@ -143,8 +143,8 @@ pub fn filled<T: Element>(shape: &[i64], fill: impl FnOnce(&mut [T])) -> Result<
     Ok(tensor)
 }
 
-/// Copies the bytes at `at` into a new tensor on the CPU. The copy is made in slabs, and the pages
-/// of the file are released after each of them.
+/// Copies the bytes at `at` into a new tensor on the CPU. The bytes are copied in slabs, and the
+/// pages of the file are released after each slab.
 ///
 /// # Errors
 /// Fails if the number of bytes does not match the shape, or if memory runs out.
@@ -178,7 +178,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bfloat16_is_rounded_as_libtorch_rounds_it() {
+    fn a_bfloat16_is_rounded_as_in_libtorch() {
         let mut bits: Vec<u32> = (0..200_000u32).map(|i| i.wrapping_mul(2_654_435_761)).collect();
         bits.extend([
             0,
@@ -198,7 +198,7 @@ mod tests {
         })
         .unwrap();
         let theirs = Tensor::from_slice(&numbers).to_kind(Kind::BFloat16);
-        // NaNs are not equal to each other, so compare whether both are NaN.
+        // NaNs are not equal to each other, so check separately whether both are NaN.
         let same = ours.eq_tensor(&theirs).logical_or(&ours.isnan().logical_and(&theirs.isnan()));
         assert!(bool::try_from(same.all()).unwrap());
     }

@@ -30,8 +30,8 @@ use crate::error::{Error, Result};
 use crate::files::read_json;
 use checkpoint::Checkpoint;
 
-/// A model on disk: a Hugging Face folder or a GGUF file. Its headers are checked, and its weights
-/// are not read yet.
+/// A model on disk: a Hugging Face folder or a GGUF file. Its headers have been checked, but its
+/// weights have not been read yet.
 #[derive(Debug)]
 pub struct ModelFiles {
     path: PathBuf,
@@ -117,9 +117,9 @@ impl ModelFiles {
         self.names().into_iter().map(|name| Ok((name.clone(), read(&name)?))).collect()
     }
 
-    /// Ids of the tokens that end a completion. In a folder these are all of `eos_token_id` in
-    /// config.json and generation_config.json; in a GGUF file, the tokens that end a text, a turn
-    /// or a message.
+    /// Ids of the tokens that end a completion. For a folder, these are the values of
+    /// `eos_token_id` in config.json and in generation_config.json. For a GGUF file, they are the
+    /// tokens that end a text, a turn or a message.
     ///
     /// # Errors
     /// Fails if generation_config.json cannot be read, or if a value is not an id or a list of ids.

@@ -24,7 +24,7 @@ const BESIDE: [&str; 5] = [
     "chat_template.jinja",
     "tokenizer.model",
 ];
-/// An optional file that lists the tokens which end a completion.
+/// An optional file that lists the tokens that end a completion.
 const GENERATION: &str = "generation_config.json";
 const ADAPTER: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
 
@@ -161,7 +161,7 @@ mod tests {
     use super::*;
     use crate::hub::{Hub, RepoId, RepoKind, Settings};
 
-    /// Creates a repository with these files and runs `take`. Returns the path from `take`,
+    /// Creates a repository with these files and calls `take`. Returns the path from `take`,
     /// relative to the snapshot, and the files that were downloaded.
     fn fetched(
         files: &[(&str, &str)],

@@ -1,5 +1,5 @@
-//! Reads and writes safetensors files. This is the usual format of models, and the only one that is
-//! written.
+//! Reads and writes safetensors files. This is the usual format of models, and the only format that
+//! this program writes.
 //!
 //! The header is checked (lengths, overlaps, the end of the file) before any data is read. Values
 //! are copied as bytes and not through `tch::kind::Element`, because that maps `bf16` to `f16`.
@@ -59,7 +59,7 @@ impl SafetensorsFile {
         (&self.map, header)
     }
 
-    /// The number types in the file, each once.
+    /// The number types in the file, without duplicates.
     pub fn kinds(&self) -> Vec<Kind> {
         let mut kinds = Vec::new();
         for t in self.tensors.values() {
@@ -120,7 +120,7 @@ impl SafetensorsFile {
 /// sorted by name.
 ///
 /// # Errors
-/// Fails as [`SafetensorsFile::open`] does, or if memory runs out.
+/// Fails in the same cases as [`SafetensorsFile::open`], or if memory runs out.
 pub fn read_safetensors(path: &Path) -> Result<IndexMap<String, Tensor>> {
     let file = SafetensorsFile::open(path)?;
     let mut names: Vec<&str> = file.names().collect();
@@ -145,7 +145,7 @@ pub fn write_safetensors(path: &Path, tensors: &[(String, Tensor)]) -> Result<()
     parts.sort_by_key(|(name, _)| *name);
     if let Some(pair) = parts.windows(2).find(|w| w[0].0 == w[1].0) {
         return Err(Error::internal(format!(
-            "two tensors named `{}` were to be written to `{}`",
+            "cannot write two tensors named `{}` to `{}`",
             pair[0].0,
             path.display()
         )));

@@ -33,7 +33,7 @@ fn a_folder_is_read_as_float32_and_bfloat16() {
 }
 
 #[test]
-fn shards_are_one_model() {
+fn shards_are_read_as_one_model() {
     let dir = tempfile::tempdir().unwrap();
     let path = small(dir.path(), "{}");
     write_safetensors(&path.join("m-2.safetensors"), &[("c".into(), tensor(3.0))]).unwrap();
@@ -134,7 +134,8 @@ fn smollm2_gguf_has_hugging_faces_names_and_settings() {
     }
 }
 
-/// A value of `/proc/self/status` in bytes. `line` is its name, such as `VmRSS:`.
+/// Reads a value from `/proc/self/status`, in bytes. `line` is the name of its line, such as
+/// `VmRSS:`.
 #[cfg(target_os = "linux")]
 fn memory(line: &str) -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
@@ -143,8 +144,8 @@ fn memory(line: &str) -> f64 {
     kilobytes.parse::<f64>().unwrap() * 1024.0
 }
 
-/// Loads a model in a process that did nothing else before. Prints the seconds, and the peak memory
-/// as a multiple of the weights' size.
+/// Loads a model in this process, which must not have done anything else. Prints the time in
+/// seconds, and the peak memory as a multiple of the size of the weights.
 #[cfg(target_os = "linux")]
 fn measure(path: &Path, kind: Kind) {
     drop(tensor(1.0));
@@ -155,11 +156,11 @@ fn measure(path: &Path, kind: Kind) {
     eprintln!("measured {seconds} {}", peak / weights as f64);
 }
 
-/// `cargo test --release -p reprpo-core --lib -- --ignored --nocapture loading`
+/// Run it with `cargo test --release -p reprpo-core --lib -- --ignored --nocapture loading`.
 #[cfg(target_os = "linux")]
 #[ignore = "measures time, so it needs a release build and an idle machine"]
 #[test]
-fn loading_takes_two_seconds_and_little_more_memory_than_the_weights() {
+fn loading_takes_two_seconds_and_little_extra_memory() {
     const MEASURED: &str = "REPRPO_TEST_MEASURED";
     let kind = |name: &str| if name == "bf16" { Kind::BFloat16 } else { Kind::Float };
     if let Ok(given) = std::env::var(MEASURED) {
@@ -195,7 +196,7 @@ fn loading_takes_two_seconds_and_little_more_memory_than_the_weights() {
                 "--ignored",
                 "--exact",
                 "--nocapture",
-                "weights::tests::loading_takes_two_seconds_and_little_more_memory_than_the_weights",
+                "weights::tests::loading_takes_two_seconds_and_little_extra_memory",
             ]);
             let out = own.env(MEASURED, format!("{name}:{}", path.display())).output().unwrap();
             let text = String::from_utf8_lossy(&out.stderr).into_owned();
@@ -206,18 +207,19 @@ fn loading_takes_two_seconds_and_little_more_memory_than_the_weights() {
             let numbers: Vec<f64> = line.split(' ').map(|x| x.parse().unwrap()).collect();
             (numbers[0], numbers[1])
         };
-        // Use the best of three runs, because the machine may be busy with something else.
+        // Use the shortest time of three runs, because the machine may be busy. The memory is the
+        // maximum.
         let (seconds, times) =
             (0..3).map(|_| once()).reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))).unwrap();
-        eprintln!("{what}: {seconds:.2} s, {times:.3} times the weights' memory");
+        eprintln!("{what}: {seconds:.2} s, {times:.3} times the size of the weights");
         assert!(
             times <= 1.3 && seconds < 2.0,
-            "{what}: {seconds} s, {times} times the weights' memory"
+            "{what}: {seconds} s, {times} times the size of the weights"
         );
     }
 }
 
-/// A clone without `git lfs` has a short text file in place of each large file.
+/// In a clone that was made without `git lfs`, each large file is replaced by a short text file.
 #[test]
 fn a_git_lfs_pointer_is_an_error_that_names_the_file_and_the_command() {
     let dir = tempfile::tempdir().unwrap();

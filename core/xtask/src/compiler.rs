@@ -1,5 +1,5 @@
-//! The C++ compiler: tch's own C++ needs one at every build, and a trimmed libtorch one small
-//! library from it.
+//! The C++ compiler. Every build needs one for the C++ code of tch, and the set-up of a libtorch
+//! without CUDA needs one to link a small library.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -9,22 +9,22 @@ use anyhow::{Result, bail};
 
 use crate::failure::failure;
 
-/// A C++ compiler that answers. It is the one that cargo's build scripts take too.
+/// Finds a working C++ compiler, in the same way as cargo's build scripts.
 pub fn find() -> Result<OsString> {
     let name =
         std::env::var_os("CXX").filter(|name| !name.is_empty()).unwrap_or_else(|| "c++".into());
     match Command::new(&name).arg("--version").output() {
         Ok(output) if output.status.success() => Ok(name),
         _ => Err(failure(
-            format!("there is no C++ compiler: `{}` does not run", name.display()),
+            format!("no C++ compiler was found: `{}` cannot be run", name.display()),
             "install one (`apt-get install g++`, `dnf install gcc-c++`, `xcode-select \
-                --install`), or export `CXX` with its name",
+                --install`), or set the environment variable `CXX` to its name",
         )),
     }
 }
 
-/// Writes the `libtorch.so` that torch-sys links. The published one pulls CUDA in; this one is
-/// empty and pulls `libtorch_cpu.so` in.
+/// Creates the `libtorch.so` that torch-sys links. The published library depends on CUDA. This one
+/// is empty and only depends on `libtorch_cpu.so` and `libc10.so`.
 pub fn link_libtorch(compiler: &OsString, lib: &Path) -> Result<()> {
     let output = Command::new(compiler)
         .current_dir(lib)

@@ -1,9 +1,9 @@
-//! How cargo learns where libtorch lies: `.cargo/libtorch.toml`, which the checkout's
-//! `.cargo/config.toml` includes.
+//! The path of libtorch in `.cargo/libtorch.toml`, which the checkout's `.cargo/config.toml`
+//! includes.
 //!
-//! Cargo hands `[env]` to the build scripts, and reruns them when the path changes; with that,
-//! plain `cargo build` needs no exported variable. It hands the same to `cargo xtask`, so a
-//! `LIBTORCH` that we see need not be the user's own.
+//! The file sets the environment variable `LIBTORCH` for build scripts, so a plain `cargo build`
+//! works without an exported variable. Cargo reruns the build scripts when the path changes. Cargo
+//! also sets the variable for `cargo xtask`, so its value here may not come from the user.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -27,21 +27,21 @@ impl Config {
         Self { file: folder.join("libtorch.toml"), placeholder: folder.join("no-libtorch") }
     }
 
-    /// The libtorch that was settled on, if any was.
+    /// Returns the recorded path of libtorch, if there is one.
     pub fn read(&self) -> Option<PathBuf> {
         let text = fs::read_to_string(&self.file).ok()?;
         let value = text.lines().find_map(|line| line.strip_prefix(BEFORE)?.strip_suffix(AFTER))?;
         Some(value.replace("\\\"", "\"").replace("\\\\", "\\").into())
     }
 
-    /// Settles on the libtorch in `root`.
+    /// Records the path of the libtorch in `root`.
     pub fn write(&self, root: &Path) -> Result<()> {
-        // Unchanged it keeps its time, so that nothing is built again.
+        // Do not touch the file if the path is unchanged: cargo would rebuild everything.
         if self.read().as_deref() == Some(root) {
             return Ok(());
         }
         let path = root.to_str().ok_or_else(|| {
-            anyhow!("cargo cannot be told of `{}`, which is not UTF-8", root.display())
+            anyhow!("cargo cannot use `{}`, because the path is not UTF-8", root.display())
         })?;
         let value = path.replace('\\', "\\\\").replace('"', "\\\"");
         let text = format!("# Written by `cargo xtask setup`.\n[env]\n{BEFORE}{value}{AFTER}\n");
@@ -50,7 +50,8 @@ impl Config {
         fs::rename(&partial, &self.file).map_err(|e| at(&self.file, "write", e))
     }
 
-    /// The user's own `LIBTORCH`, told from the one that cargo took from this file.
+    /// Returns the value of `LIBTORCH` if the user exported it, and `None` if cargo set it from
+    /// this file.
     pub fn exported(&self, variable: Option<PathBuf>) -> Option<PathBuf> {
         let value = variable.filter(|path| !path.as_os_str().is_empty())?;
         (value != self.placeholder && Some(&value) != self.read().as_ref()).then_some(value)
@@ -69,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read() {
+    fn a_written_path_is_read_again() {
         let (_folder, config) = checkout();
         assert_eq!(config.read(), None);
         for path in ["/a/libtorch", r#"/odd "name"\here"#] {
@@ -79,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn writing_the_same_leaves_the_file_alone() {
+    fn writing_the_same_path_does_not_change_the_file() {
         let (_folder, config) = checkout();
         config.write(Path::new("/a")).unwrap();
         let before = fs::metadata(&config.file).unwrap().modified().unwrap();
@@ -88,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_value_that_cargo_did_not_set_is_the_users() {
+    fn only_a_value_that_cargo_did_not_set_counts_as_exported() {
         let (folder, config) = checkout();
         config.write(Path::new("/cache/libtorch")).unwrap();
         assert_eq!(config.exported(None), None);

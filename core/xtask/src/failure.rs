@@ -1,4 +1,4 @@
-//! Errors with a hint that says what to do.
+//! Errors with hints.
 
 use std::io;
 use std::path::Path;
@@ -6,18 +6,19 @@ use std::path::Path;
 use anyhow::{Error, anyhow};
 use reprpo_downloads::Failure;
 
-/// An error with a message and, after a blank line, a hint.
+/// Creates an error with a message and, after a blank line, a hint.
 pub fn failure(what: impl AsRef<str>, hint: impl AsRef<str>) -> Error {
     anyhow!("{}\n\nhint: {}", what.as_ref(), hint.as_ref())
 }
 
-/// An error of the file system at `path`, outside the cache. `doing` is what was tried, such as
-/// `read`.
+/// Converts a file system error at `path`, outside the cache. `doing` is the verb of the message,
+/// such as `read`.
 pub fn file_error(path: &Path, doing: &str, error: &io::Error) -> Error {
     anyhow!("cannot {doing} `{}`: {error}", path.display())
 }
 
-/// An error of the file system at `path` in the cache. `doing` is what was tried, such as `read`.
+/// Converts a file system error at `path` in the cache. `doing` is the verb of the message, such as
+/// `read`.
 pub fn at(path: &Path, doing: &str, error: io::Error) -> Error {
     Failure::at(path, doing, &error).into()
 }

@@ -1,4 +1,5 @@
-//! Settles on a libtorch: the user's own, the one that is there, or one put together from wheels.
+//! Chooses a libtorch: one that the user exported, the one that an earlier set-up chose, or a new
+//! one that is assembled from wheels.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,11 +14,11 @@ use crate::platform::{Platform, Variant};
 use crate::version::{LIBTORCH_VERSION, libtorch_version};
 use crate::{Options, compiler, paths, pins, platform, progress};
 
-/// Written last into a folder of the cache; a folder that has it is whole.
+/// Name of a file that is written last into a folder of the cache. It marks the folder as complete.
 const STAMP: &str = ".complete";
 
-/// Makes `cargo build` find a libtorch of the right version. Returns its folder, the `LIBTORCH` of
-/// every build.
+/// Sets up a libtorch of the right version for `cargo build`. Returns its folder, which every build
+/// gets as `LIBTORCH`.
 pub fn set_up(options: &Options) -> Result<PathBuf> {
     let compiler = compiler::find()?;
     let config = Config::of(&paths::checkout());
@@ -25,18 +26,21 @@ pub fn set_up(options: &Options) -> Result<PathBuf> {
     let root = match (exported, options.variant()) {
         (Some(root), None) => {
             check_exported(&root)?;
-            progress::line(&format!("libtorch {LIBTORCH_VERSION}: yours, in `{}`", root.display()));
+            progress::line(&format!(
+                "libtorch {LIBTORCH_VERSION}: using the exported one in `{}`",
+                root.display()
+            ));
             std::path::absolute(root)?
         }
         (Some(root), Some(_)) => {
             let what = format!(
-                "`LIBTORCH` is exported as `{}`, so there is no variant to choose",
+                "`LIBTORCH` is exported as `{}`, so no variant can be chosen",
                 root.display()
             );
-            return Err(failure(what, "`unset LIBTORCH`, or leave `--cpu` and `--cuda` out"));
+            return Err(failure(what, "run `unset LIBTORCH`, or omit `--cpu` and `--cuda`"));
         }
-        // What was settled on once stays, also where another variant would be the first choice
-        // today.
+        // Keep the variant that an earlier set-up chose, even if another one would be chosen now,
+        // for example because a driver was installed since.
         (None, None) => match config.read().filter(|root| is_usable(root)) {
             Some(root) => {
                 progress::line(&format!(
@@ -53,7 +57,7 @@ pub fn set_up(options: &Options) -> Result<PathBuf> {
     Ok(root)
 }
 
-/// Whether a build can link what lies in `root`.
+/// Returns true if a build can link the libtorch in `root`.
 fn is_usable(root: &Path) -> bool {
     let has = |name: &str| {
         ["so", "dylib"].iter().any(|end| root.join(format!("lib/lib{name}.{end}")).exists())
@@ -65,31 +69,31 @@ fn is_usable(root: &Path) -> bool {
 fn check_exported(root: &Path) -> Result<()> {
     let place = format!("`LIBTORCH` is exported as `{}`", root.display());
     let hint = format!(
-        "`unset LIBTORCH` to let this fetch libtorch {LIBTORCH_VERSION}, or export the folder of \
-            one, which holds `lib` and `include`"
+        "run `unset LIBTORCH` to download libtorch {LIBTORCH_VERSION}, or export the folder of a \
+            libtorch {LIBTORCH_VERSION}, which contains `lib` and `include`"
     );
     match libtorch_version(root) {
         Some(version) if version != LIBTORCH_VERSION => Err(failure(
-            format!("{place}, where libtorch {version} lies, but {LIBTORCH_VERSION} is needed"),
+            format!("{place}, which has libtorch {version}, but {LIBTORCH_VERSION} is needed"),
             hint,
         )),
         Some(_) if is_usable(root) => Ok(()),
         Some(_) => Err(failure(
-            format!("{place}, where the libraries of libtorch are missing from `lib`"),
+            format!("{place}, but the libraries of libtorch are missing from its folder `lib`"),
             hint,
         )),
-        None => Err(failure(format!("{place}, where no libtorch lies"), hint)),
+        None => Err(failure(format!("{place}, but that folder has no libtorch"), hint)),
     }
 }
 
-/// A libtorch as it lies in the cache.
+/// The structure of the folder of a libtorch in the cache.
 struct Layout {
     platform: Platform,
     variant: Variant,
 }
 
 impl Layout {
-    /// The folder's name in the cache.
+    /// Name of the folder in the cache.
     fn folder(&self) -> String {
         let end = match self.variant {
             Variant::Cpu => "cpu",
@@ -98,8 +102,8 @@ impl Layout {
         format!("libtorch-{LIBTORCH_VERSION}-{end}")
     }
 
-    /// Where `lib` and `include` are. The libraries of CUDA find each other by the way from
-    /// `torch/lib` to `nvidia`, so these two stay beside each other.
+    /// The folder that contains `lib` and `include`. With CUDA, it is `site/torch`: the libraries
+    /// in `torch/lib` find those in `nvidia` by a relative path, so both need the same parent.
     fn root(&self, folder: &Path) -> PathBuf {
         match self.variant {
             Variant::Cpu => folder.to_owned(),
@@ -107,7 +111,7 @@ impl Layout {
         }
     }
 
-    /// Where a file of a wheel goes in the folder, if it is wanted.
+    /// Returns the path in the folder for a file of a wheel, or `None` if it is not needed.
     fn place(&self, name: &str) -> Option<PathBuf> {
         if self.variant == Variant::Cuda {
             let wanted = ["torch/lib/", "torch/include/", "nvidia/"]
@@ -117,8 +121,8 @@ impl Layout {
             return wanted.then(|| Path::new("site").join(name));
         }
         if let Some(library) = name.strip_prefix("torch/lib/") {
-            // What stays is CUDA's or Python's, and the `libtorch.so` that needs CUDA.
-            const STAYS: [&str; 8] = [
+            // Libraries for CUDA and Python, and the `libtorch.so` that depends on CUDA.
+            const SKIPPED: [&str; 8] = [
                 "libtorch.so",
                 "libtorch_cuda",
                 "libc10_cuda",
@@ -130,7 +134,7 @@ impl Layout {
             ];
             let is_library =
                 !library.contains('/') && (library.contains(".so") || library.ends_with(".dylib"));
-            return (is_library && !STAYS.iter().any(|start| library.starts_with(start)))
+            return (is_library && !SKIPPED.iter().any(|start| library.starts_with(start)))
                 .then(|| Path::new("lib").join(library));
         }
         if name.starts_with("nvidia/") {
@@ -143,7 +147,7 @@ impl Layout {
         (inner.starts_with("include/") || inner == "version.py").then(|| inner.into())
     }
 
-    /// Files without which the folder is not whole.
+    /// The files that a complete folder must have.
     fn needed(&self) -> Vec<PathBuf> {
         let root = self.root(Path::new(""));
         let mut files: Vec<PathBuf> = ["c10", "torch_cpu", "torch"]
@@ -179,8 +183,8 @@ impl Layout {
         format!("libtorch {LIBTORCH_VERSION} {}\n", self.variant)
     }
 
-    /// Whether `folder` holds all of this libtorch. The files are looked at with a stamp too, since
-    /// a stamp outlives what someone deletes.
+    /// Returns true if `folder` contains this libtorch completely. The files are checked even if
+    /// there is a stamp, because they may have been deleted since it was written.
     fn is_whole(&self, folder: &Path) -> bool {
         let filled =
             |file: &PathBuf| fs::metadata(folder.join(file)).is_ok_and(|data| data.len() > 0);
@@ -192,7 +196,7 @@ impl Layout {
     }
 }
 
-/// Puts a libtorch into the cache unless one lies there. Returns its root.
+/// Assembles a libtorch in the cache, unless it is there already. Returns its root.
 fn install(options: &Options, compiler: &std::ffi::OsString) -> Result<PathBuf> {
     let platform = Platform::here()?;
     let driver = platform::nvidia_driver();
@@ -223,7 +227,7 @@ fn install(options: &Options, compiler: &std::ffi::OsString) -> Result<PathBuf> 
     clear(&partial)?;
     for wheel in &wheels {
         if unpack(wheel, &partial, |name| layout.place(name), &mut report)? == 0 {
-            bail!("`{}` holds none of the files that were expected", wheel.display());
+            bail!("`{}` contains none of the expected files", wheel.display());
         }
     }
     if platform != Platform::MacArm && variant == Variant::Cpu {
@@ -232,7 +236,7 @@ fn install(options: &Options, compiler: &std::ffi::OsString) -> Result<PathBuf> 
     if !layout.is_whole(&partial) {
         let missing = layout.needed().into_iter().find(|file| !partial.join(file).exists());
         return Err(anyhow!(
-            "the wheels did not make a whole libtorch: `{}` is missing",
+            "the libtorch from the wheels is incomplete: `{}` is missing",
             missing.unwrap_or_else(|| "the version".into()).display()
         ));
     }
@@ -246,6 +250,7 @@ fn install(options: &Options, compiler: &std::ffi::OsString) -> Result<PathBuf> 
     Ok(layout.root(&folder))
 }
 
+/// Marks `folder` as complete.
 fn stamp(layout: &Layout, folder: &Path) -> Result<()> {
     let path = folder.join(STAMP);
     if path.exists() {
@@ -263,8 +268,8 @@ mod tests {
     const HEADER: &str = "#pragma once\n#define TORCH_VERSION_MAJOR 2\n#define \
         TORCH_VERSION_MINOR 11\n\n#define TORCH_VERSION_PATCH 0\n";
 
-    /// A folder that passes for a libtorch.
-    fn made(layout: &Layout) -> tempfile::TempDir {
+    /// Creates a folder with the files that are checked for.
+    fn libtorch_folder(layout: &Layout) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         let header = layout.root(Path::new("")).join("include/torch/headeronly/version.h");
         for file in layout.needed().iter().chain([&header]) {
@@ -280,8 +285,8 @@ mod tests {
     }
 
     #[test]
-    fn the_version_comes_from_the_header_or_else_from_build_version() {
-        let folder = made(&CPU);
+    fn the_version_is_read_from_the_header_or_from_build_version() {
+        let folder = libtorch_folder(&CPU);
         assert_eq!(libtorch_version(folder.path()).as_deref(), Some("2.11.0"));
         let other = tempfile::tempdir().unwrap();
         assert_eq!(libtorch_version(other.path()), None);
@@ -290,9 +295,9 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_folder_is_accepted_without_a_stamp_and_then_gets_one() {
+    fn a_complete_folder_is_accepted_with_and_without_a_stamp() {
         for layout in [CPU, CUDA] {
-            let folder = made(&layout);
+            let folder = libtorch_folder(&layout);
             assert!(layout.is_whole(folder.path()));
             stamp(&layout, folder.path()).unwrap();
             assert!(layout.is_whole(folder.path()));
@@ -301,9 +306,9 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_or_empty_file_makes_it_partial() {
+    fn a_folder_with_a_missing_or_empty_file_is_incomplete() {
         for file in CPU.needed() {
-            let folder = made(&CPU);
+            let folder = libtorch_folder(&CPU);
             stamp(&CPU, folder.path()).unwrap();
             fs::write(folder.path().join(&file), "").unwrap();
             assert!(!CPU.is_whole(folder.path()), "{}", file.display());
@@ -313,8 +318,8 @@ mod tests {
     }
 
     #[test]
-    fn another_version_is_not_whole_and_the_error_names_both() {
-        let folder = made(&CPU);
+    fn the_error_for_another_version_names_both_versions() {
+        let folder = libtorch_folder(&CPU);
         fs::write(
             folder.path().join("include/torch/headeronly/version.h"),
             HEADER.replace("MINOR 11", "MINOR 9"),
@@ -326,14 +331,14 @@ mod tests {
     }
 
     #[test]
-    fn another_stamp_is_not_whole() {
-        let folder = made(&CPU);
+    fn a_folder_with_the_stamp_of_another_version_is_incomplete() {
+        let folder = libtorch_folder(&CPU);
         fs::write(folder.path().join(STAMP), "libtorch 2.10.0 CPU\n").unwrap();
         assert!(!CPU.is_whole(folder.path()));
     }
 
     #[test]
-    fn the_cpu_set_leaves_cuda_and_python_behind() {
+    fn the_cpu_variant_has_no_libraries_for_cuda_and_python() {
         for name in
             ["libc10.so", "libtorch_cpu.so", "libgomp.so.1", "libarm_compute.so", "libtorch.dylib"]
         {
@@ -363,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cuda_set_keeps_torch_beside_nvidia() {
+    fn in_the_cuda_variant_torch_and_nvidia_have_the_same_parent() {
         assert_eq!(
             placed(&CUDA, "torch/lib/libtorch_cuda.so").as_deref(),
             Some("site/torch/lib/libtorch_cuda.so")

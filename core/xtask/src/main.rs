@@ -1,7 +1,7 @@
-//! `cargo xtask`: makes a fresh machine ready, then runs what the README promises.
+//! `cargo xtask`: sets up a machine, runs the demo or the tests, and builds packages.
 //!
-//! It runs before libtorch is there, so it may not depend on tch nor on any crate of this workspace
-//! that does.
+//! It runs before libtorch is installed, so it must not depend on tch, or on another crate of this
+//! workspace that does.
 
 mod compiler;
 mod config;
@@ -41,27 +41,28 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Fetch libtorch and tell cargo where it is; does nothing if everything is there
+    /// Download libtorch and configure cargo to use it; does nothing if this was done before
     Setup(Options),
-    /// Fetch a model
-    Model(OfModel),
-    /// Set up, then train and evaluate on the synthetic shift; arguments after `--` go to
+    /// Download a model
+    Model(ModelArgs),
+    /// Set up, then train and evaluate on the synthetic shift; arguments after `--` are passed to
     /// `reprpo run`
-    Demo(WithArgs),
-    /// Set up, then run every test of the workspace; arguments after `--` go to `cargo test`
-    Test(WithArgs),
-    /// Search comments, strings and Markdown for faults of style
+    Demo(PassedArgs),
+    /// Set up, then run every test of the workspace; arguments after `--` are passed to `cargo
+    /// test`
+    Test(PassedArgs),
+    /// Search comments, strings and Markdown for violations of the style guide
     Prose,
-    /// Build the Python wheel, which `pip install` puts next to torch
+    /// Build the Python wheel, which uses the installed torch
     Wheel(PackageOptions),
-    /// Build the tarball, which runs with the libtorch of a Python or of `LIBTORCH`
+    /// Build the tarball, which uses the torch of a Python or the libtorch in `LIBTORCH`
     Dist(PackageOptions),
-    /// Link the binary of a package; rustc calls it as its linker
+    /// Link the binary of a package; rustc calls this command as its linker
     #[command(hide = true)]
     Link(Link),
 }
 
-/// The libtorch to set up.
+/// Flags that choose the libtorch to set up.
 #[derive(Args, Clone, Copy)]
 pub struct Options {
     /// Use the libtorch without CUDA, even if there is a GPU
@@ -87,7 +88,7 @@ impl Options {
 }
 
 #[derive(Args)]
-struct OfModel {
+struct ModelArgs {
     /// Name of the model
     #[arg(value_parser = model::names(), default_value = model::default().name)]
     model: String,
@@ -95,8 +96,9 @@ struct OfModel {
     options: Options,
 }
 
+/// Arguments for another command.
 #[derive(Args)]
-struct WithArgs {
+struct PassedArgs {
     #[command(flatten)]
     options: Options,
     #[arg(last = true)]
@@ -127,12 +129,12 @@ fn dispatch(command: Command) -> Result<ExitCode> {
             libtorch::set_up(&options)?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::Model(OfModel { model, options }) => {
+        Command::Model(ModelArgs { model, options }) => {
             model::set_up(model::named(&model), &options)?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::Demo(with) => run::demo(&with.options, &with.args),
-        Command::Test(with) => run::test(&with.options, &with.args),
+        Command::Demo(passed) => run::demo(&passed.options, &passed.args),
+        Command::Test(passed) => run::test(&passed.options, &passed.args),
         Command::Prose => prose::run(),
         Command::Wheel(options) => package::wheel(&options).map(|()| ExitCode::SUCCESS),
         Command::Dist(options) => package::dist(&options).map(|()| ExitCode::SUCCESS),
@@ -154,13 +156,13 @@ mod tests {
     #[test]
     fn arguments_after_the_dashes_are_passed_on() {
         let cli = Cli::parse_from(["xtask", "demo", "--cpu", "--", "--seed", "3"]);
-        let Command::Demo(with) = cli.command else { panic!("not the demo") };
-        assert_eq!(with.options.variant(), Some(Variant::Cpu));
-        assert_eq!(with.args, ["--seed", "3"]);
+        let Command::Demo(passed) = cli.command else { panic!("not the demo") };
+        assert_eq!(passed.options.variant(), Some(Variant::Cpu));
+        assert_eq!(passed.args, ["--seed", "3"]);
     }
 
     #[test]
-    fn a_model_that_there_is_not_is_refused() {
+    fn an_unknown_model_is_an_error() {
         assert!(Cli::try_parse_from(["xtask", "model", "gemma3-270m"]).is_ok());
         assert!(Cli::try_parse_from(["xtask", "model", "gemma4"]).is_err());
     }

@@ -1,4 +1,4 @@
-//! The models of the built-in list, in the cache of `cargo xtask`.
+//! Downloads models of the built-in list.
 
 use std::path::PathBuf;
 
@@ -17,12 +17,12 @@ pub fn names() -> Vec<&'static str> {
     MODELS.iter().map(|model| model.name).collect()
 }
 
-/// The model of one of [`names`].
+/// Returns the model called `name`, which must be one of [`names`].
 pub fn named(name: &str) -> &'static Model {
-    Model::named(name).expect("the command line only takes these names")
+    Model::named(name).expect("the command line only accepts these names")
 }
 
-/// Downloads a model into the cache, unless it is there. Returns the path of its file.
+/// Downloads a model into the cache, unless it is there already. Returns the path of its file.
 pub fn set_up(model: &Model, options: &Options) -> Result<PathBuf> {
     Ok(model.fetch(&paths::cache()?, options.keep_downloads, &mut progress::Terminal::default())?)
 }

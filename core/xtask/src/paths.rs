@@ -10,24 +10,25 @@ use crate::failure::{at, failure};
 
 /// The root of the checkout.
 pub fn checkout() -> PathBuf {
-    // Cargo sets the variable at run time. The path that was compiled in is wrong after the
-    // checkout has moved.
+    // Prefer the variable that cargo sets at run time: the path from compile time is wrong after
+    // the checkout was moved.
     let package = std::env::var_os("CARGO_MANIFEST_DIR")
         .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
-    package.ancestors().nth(2).expect("xtask lies two folders deep").to_owned()
+    package.ancestors().nth(2).expect("xtask is two folders deep").to_owned()
 }
 
-/// The folder of cargo's builds.
+/// Cargo's target folder.
 pub fn target() -> PathBuf {
     checkout().join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
 }
 
-/// The folder that holds libtorch and the models of every checkout of this user.
+/// Creates the cache folder, which has libtorch and the models for all checkouts of the user, and
+/// returns its path.
 pub fn cache() -> Result<PathBuf> {
     let folder = cache_from(|name| std::env::var_os(name)).ok_or_else(|| {
         failure(
             "there is no folder for the cache, because `HOME` is not set",
-            "export `REPRPO_CACHE` with a folder that you can write to",
+            "set the environment variable `REPRPO_CACHE` to a folder that you can write to",
         )
     })?;
     fs::create_dir_all(&folder).map_err(|e| at(&folder, "create", e))?;
@@ -50,7 +51,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cache_is_the_first_folder_that_is_named() {
+    fn the_first_variable_that_is_set_determines_the_cache() {
         assert_eq!(cache_with(&[("HOME", "/h")]), Some("/h/.cache/reprpo".into()));
         assert_eq!(
             cache_with(&[("HOME", "/h"), ("XDG_CACHE_HOME", "/x")]),

@@ -1,10 +1,10 @@
-//! The wheels that libtorch is made from.
+//! The wheels from which libtorch is assembled, and the wheel of zig.
 
 use reprpo_downloads::Wheel;
 
 use crate::platform::{Platform, Variant};
 
-/// The wheels that a libtorch is put together from.
+/// Returns the wheels from which a libtorch is assembled.
 pub fn libtorch(platform: Platform, variant: Variant) -> Vec<Wheel> {
     match (platform, variant) {
         (Platform::LinuxX86, Variant::Cpu) => LINUX_X86.to_vec(),
@@ -14,15 +14,15 @@ pub fn libtorch(platform: Platform, variant: Variant) -> Vec<Wheel> {
     }
 }
 
-/// zig, which links the binary of the wheel and the tarball against an older glibc.
+/// The wheel of zig, which links the binary of a package against an older glibc.
 pub const ZIG: Wheel = Wheel {
     file: "ziglang-0.17.1-py3-none-manylinux_2_12_x86_64.manylinux2010_x86_64.musllinux_1_1_x86_64.whl",
     size: 101_083_562,
     sha256: "ea6cc5d87b033cf0aedfbc8f9549a908cae6c50ac31f1698188fa48a74524b54",
 };
 
-/// `libtorch_cpu.so` of these wheels needs libcudart and libcupti, which CUDA's own wheels hold,
-/// even without a GPU.
+/// torch, and the wheels with libcudart and libcupti. The `libtorch_cpu.so` of this torch needs
+/// them even without a GPU.
 const LINUX_X86: [Wheel; 3] = [
     Wheel {
         file: "torch-2.11.0-cp311-cp311-manylinux_2_28_x86_64.whl",
@@ -41,7 +41,7 @@ const LINUX_X86: [Wheel; 3] = [
     },
 ];
 
-/// What torch depends on with CUDA besides, less its Python packages.
+/// The other wheels that torch with CUDA depends on, except its Python packages.
 const CUDA_X86: [Wheel; 13] = [
     Wheel {
         file: "nvidia_cublas-13.1.0.3-py3-none-manylinux_2_27_x86_64.whl",
@@ -142,7 +142,7 @@ mod tests {
     use crate::version::LIBTORCH_VERSION;
 
     #[test]
-    fn every_set_starts_with_the_torch_that_this_is_written_for() {
+    fn the_first_wheel_is_the_right_version_of_torch() {
         for platform in [Platform::LinuxX86, Platform::LinuxArm, Platform::MacArm] {
             assert_eq!(
                 libtorch(platform, Variant::Cpu)[0].requirement(),
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn no_file_and_no_sum_stands_twice() {
+    fn every_wheel_is_pinned_once() {
         let all: Vec<Wheel> = [&LINUX_X86[..], &CUDA_X86, &LINUX_ARM, &MAC_ARM, &[ZIG]].concat();
         assert_eq!(all.iter().map(|wheel| wheel.file).collect::<HashSet<_>>().len(), all.len());
         assert_eq!(all.iter().map(|wheel| wheel.sha256).collect::<HashSet<_>>().len(), all.len());

@@ -1,4 +1,4 @@
-//! What machine this is, and which libtorch suits it.
+//! Detects the platform of this machine, and chooses a libtorch for it.
 
 use std::fmt;
 use std::process::Command;
@@ -8,7 +8,7 @@ use anyhow::Result;
 use crate::failure::failure;
 use crate::version::LIBTORCH_VERSION;
 
-/// A platform that PyTorch publishes a wheel for and that this is made for.
+/// A supported platform. PyTorch publishes a wheel for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Platform {
     LinuxX86,
@@ -17,19 +17,18 @@ pub enum Platform {
 }
 
 impl Platform {
-    /// The platform this runs on.
+    /// Returns the platform of this machine.
     pub fn here() -> Result<Self> {
         Self::named(std::env::consts::OS, std::env::consts::ARCH).ok_or_else(|| {
             failure(
                 format!(
-                    "there is no libtorch wheel for `{} \
-                    {}`",
+                    "there is no wheel of torch for `{} {}`",
                     std::env::consts::OS,
                     std::env::consts::ARCH
                 ),
                 format!(
-                    "install libtorch {LIBTORCH_VERSION} and export `LIBTORCH` with its \
-                    folder, the one that holds `lib` and `include`"
+                    "install libtorch {LIBTORCH_VERSION}, and set the environment variable \
+                    `LIBTORCH` to its folder, which contains `lib` and `include`"
                 ),
             )
         })
@@ -44,13 +43,14 @@ impl Platform {
         }
     }
 
-    /// The name of a shared library here: `torch_cpu` is `libtorch_cpu.so` on Linux.
+    /// Returns the file name of a shared library, such as `libtorch_cpu.so` for `torch_cpu` on
+    /// Linux.
     pub fn library(self, name: &str) -> String {
         format!("lib{name}.{}", if self == Self::MacArm { "dylib" } else { "so" })
     }
 }
 
-/// With which devices a libtorch can compute.
+/// The devices that a libtorch supports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Variant {
     Cpu,
@@ -66,22 +66,23 @@ impl fmt::Display for Variant {
     }
 }
 
-/// The first driver that runs CUDA 13.0.
+/// Major version of the oldest NVIDIA driver that supports CUDA 13.0.
 const OLDEST_DRIVER: u32 = 580;
 
-/// The variant for a machine whose NVIDIA driver is `driver`, and a remark where that may surprise.
+/// Chooses the variant for a machine with the NVIDIA driver `driver`. Also returns a remark if the
+/// GPU is not used. `requested` is the variant from the command line.
 pub fn choose(
     platform: Platform,
-    asked: Option<Variant>,
+    requested: Option<Variant>,
     driver: Option<&str>,
 ) -> Result<(Variant, Option<String>)> {
     let major = driver.and_then(|version| version.split('.').next()?.parse::<u32>().ok());
-    match (asked, driver) {
+    match (requested, driver) {
         (Some(Variant::Cuda), _) if platform != Platform::LinuxX86 => Err(failure(
-            "this set-up has libtorch with CUDA for Linux on x86-64 alone",
+            "the set-up of libtorch with CUDA is only supported on Linux on x86-64",
             format!(
-                "`python3 -m pip install torch=={LIBTORCH_VERSION}` and export `LIBTORCH` with \
-                    the folder `torch` in its `site-packages`"
+                "run `python3 -m pip install torch=={LIBTORCH_VERSION}`, and set the environment \
+                    variable `LIBTORCH` to the folder `torch` in its `site-packages`"
             ),
         )),
         (Some(variant), _) => Ok((variant, None)),
@@ -102,12 +103,12 @@ pub fn choose(
     }
 }
 
-/// The version of the NVIDIA driver, if one is there.
+/// Returns the version of the NVIDIA driver, if one is installed.
 pub fn nvidia_driver() -> Option<String> {
     let from_kernel = std::fs::read_to_string("/proc/driver/nvidia/version")
         .ok()
         .and_then(|text| driver_version(&text));
-    // In containers and under WSL the driver may be there without its entry in /proc.
+    // In containers and under WSL, the driver may be installed without an entry in /proc.
     from_kernel.or_else(|| {
         let output = Command::new("nvidia-smi")
             .args(["--query-gpu=driver_version", "--format=csv,noheader"])
@@ -122,23 +123,23 @@ pub fn nvidia_driver() -> Option<String> {
     })
 }
 
-/// The version in the kernel module's own words: the first of them that looks like `580.82.07`.
+/// Finds the version in the text of the kernel module: the first word that looks like `580.82.07`.
 fn driver_version(text: &str) -> Option<String> {
-    let looks_so =
+    let is_version =
         |word: &&str| word.contains('.') && word.chars().all(|c| c.is_ascii_digit() || c == '.');
-    text.lines().next()?.split_whitespace().find(looks_so).map(str::to_owned)
+    text.lines().next()?.split_whitespace().find(is_version).map(str::to_owned)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn chosen(platform: Platform, asked: Option<Variant>, driver: Option<&str>) -> Variant {
-        choose(platform, asked, driver).unwrap().0
+    fn chosen(platform: Platform, requested: Option<Variant>, driver: Option<&str>) -> Variant {
+        choose(platform, requested, driver).unwrap().0
     }
 
     #[test]
-    fn a_driver_brings_cuda_and_a_flag_wins() {
+    fn cuda_is_chosen_if_there_is_a_driver_unless_a_flag_is_given() {
         assert_eq!(chosen(Platform::LinuxX86, None, None), Variant::Cpu);
         assert_eq!(chosen(Platform::LinuxX86, None, Some("580.82.07")), Variant::Cuda);
         assert_eq!(chosen(Platform::LinuxX86, Some(Variant::Cpu), Some("580.82.07")), Variant::Cpu);
@@ -146,20 +147,20 @@ mod tests {
     }
 
     #[test]
-    fn an_old_driver_means_cpu_and_is_named() {
+    fn with_an_old_driver_the_cpu_is_chosen_and_a_remark_names_the_driver() {
         let (variant, remark) = choose(Platform::LinuxX86, None, Some("535.104.05")).unwrap();
         assert_eq!(variant, Variant::Cpu);
         assert!(remark.unwrap().contains("535.104.05"));
     }
 
     #[test]
-    fn cuda_elsewhere_is_refused_only_when_asked_for() {
+    fn cuda_on_another_platform_is_an_error_only_if_it_is_requested() {
         assert!(choose(Platform::MacArm, Some(Variant::Cuda), None).is_err());
         assert_eq!(chosen(Platform::LinuxArm, None, Some("580.82.07")), Variant::Cpu);
     }
 
     #[test]
-    fn the_driver_version_is_found_in_what_the_kernel_says() {
+    fn the_driver_version_is_found_in_the_text_of_the_kernel_module() {
         let closed = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 \
             01:15:15 UTC 2023\nGCC version:  gcc 12.2.0";
         let open = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.82.07  Release \
@@ -170,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn platforms_without_a_wheel_are_none() {
+    fn platforms_without_a_wheel_are_not_supported() {
         assert_eq!(Platform::named("linux", "x86_64"), Some(Platform::LinuxX86));
         assert_eq!(Platform::named("macos", "x86_64"), None);
         assert_eq!(Platform::named("windows", "x86_64"), None);

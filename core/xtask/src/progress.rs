@@ -1,11 +1,11 @@
-//! What the person who waits sees: plain lines, and bars where there is a terminal.
+//! Shows progress on stderr: lines of text and, on a terminal, progress bars.
 
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use reprpo_downloads::{Report, Step};
 
-/// One line to stderr; stdout is left to what the commands print themselves.
+/// Prints a line to stderr. Stdout is reserved for the output of commands.
 pub fn line(text: &str) {
     eprintln!("{text}");
 }
@@ -51,7 +51,7 @@ impl Report for Terminal {
     }
 }
 
-/// A duration as a person says it: `0.4 s`, `48 s`, `3 min 12 s`.
+/// Formats a duration: `0.4 s`, `48 s`, `3 min 12 s`.
 pub fn duration(time: Duration) -> String {
     match time.as_secs() {
         0..10 => format!("{:.1} s", time.as_secs_f64()),
@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_read_as_said() {
+    fn the_precision_of_a_duration_depends_on_its_length() {
         assert_eq!(duration(Duration::from_millis(440)), "0.4 s");
         assert_eq!(duration(Duration::from_secs(48)), "48 s");
         assert_eq!(duration(Duration::from_secs(192)), "3 min 12 s");

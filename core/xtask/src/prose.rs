@@ -1,7 +1,8 @@
-//! `cargo xtask prose`: searches comments, strings and Markdown for faults that a program can find.
+//! `cargo xtask prose`: searches comments, strings and Markdown for violations of the style guide,
+//! `docs/style.md`.
 //!
-//! The rules come from `docs/style.md`. A search finds a small part of what makes a text hard to
-//! read, so it does not replace a reader.
+//! A program can only find a small part of what makes a text hard to read, so this does not replace
+//! a review.
 
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -11,22 +12,23 @@ use anyhow::{Context, Result, ensure};
 use crate::failure::at;
 use crate::{paths, progress};
 
-/// The longest line, in characters.
+/// Maximum length of a line in characters.
 const WIDTH: usize = 100;
 
 /// Extensions of the files that are searched.
 const EXTENSIONS: [&str; 7] = ["rs", "md", "py", "sh", "cc", "toml", "yml"];
 
-/// A fault in one line.
+/// A violation in one line.
 #[derive(Debug, PartialEq, Eq)]
 struct Finding {
-    /// Number of the line, from 1.
+    /// Line number, counted from 1.
     line: usize,
-    /// The rule that the line breaks.
+    /// The rule that the line violates.
     rule: String,
 }
 
-/// Searches every file that git tracks. Prints one line for each fault, and fails if there is one.
+/// Searches every file that git tracks, and prints a line for each violation. The exit code is 1 if
+/// there are any.
 pub fn run() -> Result<ExitCode> {
     let checkout = paths::checkout();
     let output = Command::new("git")
@@ -36,25 +38,25 @@ pub fn run() -> Result<ExitCode> {
         .context("cannot run `git`")?;
     ensure!(output.status.success(), "`git ls-files` failed in `{}`", checkout.display());
     let names = String::from_utf8(output.stdout).context("a file name is not UTF-8")?;
-    let (mut files, mut faults) = (0, 0);
+    let (mut files, mut violations) = (0, 0);
     for name in names.split('\0').filter(|name| is_searched(Path::new(name))) {
         let path = checkout.join(name);
-        // A file that was deleted and not committed yet is still listed.
+        // git also lists files that were deleted since the last commit.
         if !path.is_file() {
             continue;
         }
         let text = std::fs::read_to_string(&path).map_err(|e| at(&path, "read", e))?;
         for Finding { line, rule } in findings(Path::new(name), &text) {
             println!("{name}:{line}: {rule}");
-            faults += 1;
+            violations += 1;
         }
         files += 1;
     }
-    progress::line(&format!("searched {files} files, found {faults} faults"));
-    Ok(if faults == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    progress::line(&format!("searched {files} files, found {violations} violations"));
+    Ok(if violations == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// True for text that people write. Reference values and inputs of tests are not searched.
+/// Returns true for source code and documentation, and false for data.
 fn is_searched(path: &Path) -> bool {
     let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
     EXTENSIONS.contains(&extension)
@@ -84,18 +86,18 @@ fn findings(path: &Path, text: &str) -> Vec<Finding> {
     found
 }
 
-/// The text of a line that holds only a comment, without its marker.
+/// Returns the text of a comment without its marker, or `None` if the line is not a comment.
 fn comment(line: &str) -> Option<&str> {
     let text = line.trim_start();
     let text = ["///", "//!", "//", "#:"].iter().find_map(|mark| text.strip_prefix(mark))?;
     Some(text.trim())
 }
 
-/// The phrases of the line that have a plainer form. Code in backticks is not searched.
+/// Finds phrases in the line that the style guide replaces. Code in backticks is not searched.
 fn phrases(line: &str) -> Vec<String> {
     let text: String = line.split('`').step_by(2).collect::<Vec<_>>().join("`");
     let mut found = Vec::new();
-    // The strings are put together here, so that this file does not contain them.
+    // The phrases are built from parts, so that the search does not find this file.
     for verb in ["is", "are"] {
         let phrase = format!(" {verb} no ");
         let mut starts = text.match_indices(&phrase).map(|(at, _)| &text[..at]);
@@ -114,7 +116,7 @@ fn phrases(line: &str) -> Vec<String> {
     found
 }
 
-/// True for lines that cannot be broken: rows of tables, addresses and raw strings.
+/// Returns true for lines that cannot be split: rows of tables, addresses and raw strings.
 fn may_be_long(line: &str) -> bool {
     let text = line.trim_start();
     let text = ["///", "//!"].iter().find_map(|mark| text.strip_prefix(mark)).unwrap_or(text);
@@ -157,14 +159,14 @@ mod tests {
     }
 
     #[test]
-    fn an_error_section_says_when_the_function_fails() {
+    fn an_error_section_without_a_condition_is_found() {
         let text = "/// # Errors\n/// What the hub says.\nfn f() {}\n";
         assert_eq!(rules("a.rs", text).len(), 1);
         assert_eq!(rules("a.rs", "/// # Errors\n/// Fails if the hub does.\n"), []);
     }
 
     #[test]
-    fn long_lines_are_found_unless_they_cannot_be_broken() {
+    fn long_lines_are_found_unless_they_cannot_be_split() {
         let long = "x ".repeat(51);
         assert_eq!(
             rules("a.rs", &format!("// {long}")),

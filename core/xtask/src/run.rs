@@ -1,4 +1,4 @@
-//! The README's two commands for a checkout, `demo` and `test`.
+//! `cargo xtask demo` and `cargo xtask test`.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -69,11 +69,11 @@ pub fn test(options: &Options, args: &[String]) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Cargo in this checkout, with this libtorch.
+/// Returns a command that runs cargo in this checkout with this libtorch.
 pub fn cargo(libtorch: &Path) -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    // Cargo has set LIBTORCH for this program from the old file. It would take that for an exported
-    // variable, which has precedence over the file that was just written.
+    // Cargo set LIBTORCH for this program from the configuration before the set-up. An environment
+    // variable takes precedence over the new configuration, so it must be set to the new value.
     cargo.current_dir(paths::checkout()).env("LIBTORCH", libtorch);
     // Some crates are rebuilt if these variables change, and a plain `cargo build` does not have
     // them.
@@ -85,12 +85,12 @@ pub fn cargo(libtorch: &Path) -> Command {
     cargo
 }
 
-/// True for a variable with which cargo tells a program about its own package.
+/// Returns true for the variables that describe the package of the program that cargo runs.
 fn describes_this_package(variable: &str) -> bool {
     ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|start| variable.starts_with(start))
 }
 
-/// Runs a command to its end. Returns the exit code for this program if the command failed.
+/// Runs a command and waits until it ends. If it fails, returns the exit code for this program.
 pub fn finish(command: &mut Command) -> Result<Option<ExitCode>> {
     let words: Vec<_> = [command.get_program()]
         .into_iter()
@@ -118,8 +118,8 @@ fn names_out(args: &[String]) -> bool {
     args.iter().any(|arg| arg == "--out" || arg.starts_with("--out="))
 }
 
-/// The first of `demo`, `demo-2`, `demo-3` … in `runs` that does not exist, so that no run
-/// overwrites another.
+/// Returns the first of the folders `demo`, `demo-2`, `demo-3` … in `runs` that does not exist, so
+/// that no run overwrites another.
 fn free_folder(runs: &Path, taken: impl Fn(&Path) -> bool) -> PathBuf {
     let names = std::iter::once("demo".to_owned()).chain((2..).map(|n| format!("demo-{n}")));
     names
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn only_variables_about_this_package_are_kept_from_cargo() {
+    fn only_variables_about_this_package_are_removed_for_cargo() {
         assert!(
             describes_this_package("CARGO_MANIFEST_DIR")
                 && describes_this_package("CARGO_PKG_VERSION_MAJOR")
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_of_the_users_own_is_seen() {
+    fn an_out_flag_of_the_user_is_recognised() {
         assert!(names_out(&["--out".into(), "x".into()]));
         assert!(names_out(&["--out=x".into()]));
         assert!(!names_out(&["--seed".into(), "1".into()]));

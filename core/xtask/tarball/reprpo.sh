@@ -1,7 +1,7 @@
 #!/bin/sh
-# Starts reprpo @VERSION@ with a libtorch of this machine: the one in the folder LIBTORCH, or the
-# one in the torch of the `python3` on the PATH. A line on stderr says which one it uses, for the
-# commands that train or test, for `--version`, and for every command if REPRPO_LOG is set.
+# Starts reprpo @VERSION@ with a libtorch of this machine: the libtorch in the folder LIBTORCH, or
+# the torch of the `python3` on the PATH. Commands that train or test and `--version` print a line
+# to stderr with its path; with REPRPO_LOG, all commands do.
 set -eu
 
 needed=@TORCH@
@@ -11,7 +11,7 @@ fail() {
     exit 1
 }
 
-# The folder of this file, through links.
+# Find the folder of this file, following symbolic links.
 self=$0
 while [ -L "$self" ]; do
     link=$(readlink "$self")
@@ -22,7 +22,7 @@ while [ -L "$self" ]; do
 done
 here=$(CDPATH='' cd -P "$(dirname "$self")" && pwd)
 
-# Locates torch without importing it, which takes seconds. Prints its folder.
+# Prints the folder of torch, without importing it, because that takes seconds.
 locate='
 import importlib.util, os, sys
 sys.path[:] = [folder for folder in sys.path if folder]
@@ -31,7 +31,7 @@ if spec and spec.origin:
     print(os.path.dirname(os.path.abspath(spec.origin)))
 '
 
-export_it="export LIBTORCH with the folder of a libtorch $needed, which holds \`lib\`"
+export_it="set LIBTORCH to the folder of a libtorch $needed, which contains \`lib\`"
 if [ -n "${LIBTORCH:-}" ]; then
     from='LIBTORCH'
     other="$export_it, or unset it to use the torch of python3"
@@ -43,7 +43,7 @@ else
             "activate an environment with torch $needed, or $export_it"
     from=$python
     other="run \`'$python' -m pip install torch==$needed\`, or $export_it"
-    torch=$("$python" -c "$locate") || fail "\`$python\` could not look for torch" "$other"
+    torch=$("$python" -c "$locate") || fail "\`$python\` failed to locate torch" "$other"
     [ -n "$torch" ] ||
         fail "torch is not installed for \`$python\`, but reprpo @VERSION@ needs torch $needed" \
             "$other"
@@ -52,8 +52,8 @@ lib=$torch/lib
 [ -f "$lib/libtorch_cpu.so" ] ||
     fail "there is no \`libtorch_cpu.so\` in \`$lib\` (from $from)" "$other"
 
-# A wheel has `version.py`, the archive of libtorch has `build-version`, and both may have the
-# header.
+# The version is in `version.py` (in a wheel), in `build-version` (in the archive of libtorch), or
+# in the header (in either).
 version=
 if [ -f "$torch/version.py" ]; then
     version=$(sed -n "s/^__version__ *= *['\"]\([^'\"]*\).*/\1/p" "$torch/version.py")
@@ -71,7 +71,7 @@ if [ -z "$version" ] && [ -f "$header" ]; then
     version=${version%.}
 fi
 [ -n "$version" ] ||
-    fail "the libtorch in \`$torch\` (from $from) does not say which version it is" "$other"
+    fail "the version of the libtorch in \`$torch\` (from $from) cannot be found" "$other"
 [ "${version%%+*}" = "$needed" ] ||
     fail "libtorch $version is in \`$torch\` (from $from), but reprpo @VERSION@ needs $needed" \
         "$other"

@@ -87,20 +87,20 @@ impl AdapterPlugin for Boft {
     }
 
     fn reconcile(&mut self, file: &PeftFile<'_>) -> Result<Vec<String>> {
-        let asked = self.boft_n_butterfly_factor;
+        let configured = self.boft_n_butterfly_factor;
         let mut factors = file
             .shapes
             .iter()
             .filter(|(key, _)| key.ends_with(&format!(".{KEY}")))
             .map(|(_, shape)| shape.first().copied());
         let one = factors.next() == Some(Some(1)) && factors.all(|n| n == Some(1));
-        if asked == 1 || !one {
+        if configured == 1 || !one {
             return Ok(Vec::new());
         }
         self.boft_n_butterfly_factor = 1;
         Ok(vec![format!(
-            "`boft_n_butterfly_factor` is {asked}, but each `{KEY}` holds 1 factor: PEFT only \
-                trains 1 if it cannot build its CUDA extension; the adapter is read with 1 \
+            "`boft_n_butterfly_factor` is {configured}, but each `{KEY}` contains 1 factor: PEFT \
+                only trains 1 if it cannot build its CUDA extension; the adapter is read with 1 \
                 factor, as in PEFT"
         )])
     }
@@ -152,20 +152,20 @@ impl Adapter for Boft {
 
 /// The factors of one module.
 struct BoftLinear {
-    /// A `[m k b b]`.
+    /// Parameter A `[m k b b]`.
     r: Tensor,
-    /// s `[out 1]`.
+    /// Scale s `[out 1]`.
     scale: Tensor,
 }
 
 impl BoftLinear {
-    /// R `[m k b b]`.
+    /// Returns R `[m k b b]`.
     fn rotations(&self) -> Result<Tensor> {
         cayley(&((&self.r - self.r.f_transpose(2, 3)?) * 0.5))
     }
 }
 
-/// x·P_i of rows x `[n in]`, or x·P_iᵀ if `back`, with blocks of `b` entries.
+/// Returns x·P_i for rows x `[n in]`, or x·P_iᵀ if `back` is true. A block has `b` entries.
 fn interleaved(x: &Tensor, i: i64, b: i64, back: bool) -> Result<Tensor> {
     if i == 0 {
         return Ok(x.shallow_clone());
@@ -175,13 +175,13 @@ fn interleaved(x: &Tensor, i: i64, b: i64, back: bool) -> Result<Tensor> {
     Ok(x.f_unflatten(1, shape)?.f_transpose(2, 3)?.f_reshape(x.size())?)
 }
 
-/// x·B_{m−1}⋯B₀ of rows x `[n in]` and R `[m k b b]`.
+/// Returns x·B_{m−1}⋯B₀ for rows x `[n in]` and R `[m k b b]`.
 fn butterfly(x: &Tensor, r: &Tensor) -> Result<Tensor> {
     let (m, b) = (r.size()[0], r.size()[3]);
     (0..m).rev().try_fold(x.shallow_clone(), |x, i| factor(&x, &r.select(0, i), i, b))
 }
 
-/// x·B_i of rows x `[n in]` and R `[k b b]`.
+/// Returns x·B_i for rows x `[n in]` and R `[k b b]`.
 fn factor(x: &Tensor, r: &Tensor, i: i64, b: i64) -> Result<Tensor> {
     interleaved(&rotate(&interleaved(x, i, b, false)?, r)?, i, b, true)
 }
@@ -189,8 +189,8 @@ fn factor(x: &Tensor, r: &Tensor, i: i64, b: i64) -> Result<Tensor> {
 impl AdaptedLinear for BoftLinear {
     fn forward(&self, x: &Tensor, base: &Frozen, _: bool) -> Result<Tensor> {
         let y = base.product(&butterfly(x, &self.rotations()?)?)?;
-        // In the dtype of the scale: half precision would round away small changes of a scale near
-        // 1.
+        // Multiply in the dtype of the scale: half precision would round away small differences
+        // from 1.
         let y = (y * self.scale.f_squeeze_dim(1)?).f_to_kind(x.kind())?;
         Ok(match base.bias() {
             Some(bias) => y.f_add(bias)?,

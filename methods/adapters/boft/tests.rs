@@ -5,7 +5,8 @@ fn config(boft_block_size: u32, boft_n_butterfly_factor: u32) -> Boft {
     Boft { boft_block_size, boft_n_butterfly_factor, ..Boft::default() }
 }
 
-/// P_i as a matrix, after the description: row j has its 1 where entry j comes from.
+/// Returns P_i as a matrix, built from its description: row j has a 1 in the column of the entry
+/// that moves to j.
 fn permutation(inputs: i64, b: i64, i: u32) -> Tensor {
     if i == 0 {
         return Tensor::eye(inputs, DOUBLE);
@@ -24,7 +25,7 @@ fn permutation(inputs: i64, b: i64, i: u32) -> Tensor {
     p
 }
 
-/// B_{m−1}⋯B₀ as a matrix.
+/// Returns B_{m−1}⋯B₀ as a matrix.
 fn product(r: &Tensor) -> Tensor {
     let (m, k, b) = (r.size()[0], r.size()[1], r.size()[2]);
     (0..m).fold(Tensor::eye(k * b, DOUBLE), |product, i| {
@@ -38,7 +39,7 @@ fn product(r: &Tensor) -> Tensor {
 }
 
 #[test]
-fn it_starts_as_the_identity() {
+fn boft_starts_as_the_identity() {
     let (adapted, frozen) = attached::<Boft>(config(2, 2));
     let x = rows(3, 8);
     assert!(
@@ -47,7 +48,7 @@ fn it_starts_as_the_identity() {
 }
 
 #[test]
-fn its_factors_are_the_products_of_permuted_blocks() {
+fn the_factors_are_products_of_permuted_blocks() {
     for (inputs, block, factors) in
         [(8, 4, 1), (6, 3, 1), (8, 2, 2), (8, 2, 3), (24, 4, 2), (32, 4, 4)]
     {
@@ -64,7 +65,7 @@ fn its_factors_are_the_products_of_permuted_blocks() {
 }
 
 #[test]
-fn what_it_cannot_honour_is_refused() {
+fn unsupported_settings_are_rejected() {
     assert!(refused::<Boft>(Boft { boft_block_num: 2, ..config(4, 1) }).contains("boft_block_num"));
     assert!(refused::<Boft>(config(4, 0)).contains("boft_n_butterfly_factor"));
     let on_module = |c: Boft| {

@@ -23,8 +23,8 @@ two_sided:  y = H′·W·H·x + b, with an H′ of the same form for the output
 ûᵢ and ŵᵢ are consecutive blocks of ether_u and ether_w [in], each at unit length; for the output,
 of ether_out_u and ether_out_w [out]. The distance between H and I is bounded (2 per block, √2
 with plus) however long training goes, so large learning rates are safe. With plus, u and w start
-equal, so the model starts unchanged. Without it, the model starts reflected, as in the paper:
-choose it to compare both. The adapter trains `in` numbers per module, twice as many with plus,
+equal, so the model starts unchanged. Without plus, the model starts reflected, as in the paper;
+that form is for comparisons. The adapter trains `in` numbers per module, twice as many with plus,
 and the same for the output if two_sided. Merged weight: H′WH. The keys of the file and peft_type
 ETHER are specific to this project: PEFT cannot read them.",
     peft_type = "ETHER",
@@ -93,18 +93,18 @@ impl Adapter for Ether {
     }
 }
 
-/// H: one reflection, or relaxed reflection, per block.
+/// H: one reflection or relaxed reflection per block.
 struct Planes {
     /// u `[h]`, in blocks.
     u: Tensor,
     /// w `[h]`, in blocks; only with `plus`.
     w: Option<Tensor>,
-    /// k.
+    /// Number of blocks k.
     blocks: i64,
 }
 
 impl Planes {
-    /// x·H of rows x `[n h]`. H is symmetric.
+    /// Returns x·H for rows x `[n h]`. H is symmetric.
     fn reflect(&self, x: &Tensor) -> Result<Tensor> {
         let unit = |v: &Tensor| -> Result<Tensor> {
             let v = v.f_view([self.blocks, -1, 1])?;
@@ -122,7 +122,7 @@ impl Planes {
         Ok(x + join(&along.f_bmm(&change.f_transpose(1, 2)?.f_to_kind(x.kind())?)?)?)
     }
 
-    /// Parameters, with names that begin with `key`.
+    /// Returns the parameters, whose names begin with `key`.
     fn parameters(&self, key: &str, axis: Axis) -> impl Iterator<Item = Parameter> {
         let u = Parameter::new(&format!("{key}u"), &self.u).along(axis);
         let w = self.w.as_ref().map(|w| Parameter::new(&format!("{key}w"), w).along(axis));

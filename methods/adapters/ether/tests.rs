@@ -5,7 +5,7 @@ fn config(plus: bool, two_sided: bool) -> Ether {
     Ether { blocks: 2, plus, two_sided, ..Ether::default() }
 }
 
-/// H as a matrix, after the definition.
+/// Returns H as a matrix, built from its definition.
 fn matrix(u: &Tensor, w: Option<&Tensor>, k: i64) -> Tensor {
     let outer = |v: Tensor| {
         let v = &v / v.norm();
@@ -25,7 +25,7 @@ fn matrix(u: &Tensor, w: Option<&Tensor>, k: i64) -> Tensor {
 }
 
 #[test]
-fn every_form_is_the_product_with_its_matrices() {
+fn every_form_equals_the_product_with_its_matrices() {
     for (plus, two_sided) in [(false, false), (false, true), (true, false), (true, true)] {
         let (adapted, frozen) = attached::<Ether>(config(plus, two_sided));
         disturb(&adapted.parameters());
@@ -43,7 +43,7 @@ fn every_form_is_the_product_with_its_matrices() {
 }
 
 #[test]
-fn the_relaxed_form_starts_as_the_identity_and_the_reflection_cannot() {
+fn only_the_relaxed_form_starts_as_the_identity() {
     let x = rows(3, 8);
     for (plus, two_sided) in [(true, false), (true, true), (false, false), (false, true)] {
         let (adapted, frozen) = attached::<Ether>(config(plus, two_sided));
@@ -52,14 +52,15 @@ fn the_relaxed_form_starts_as_the_identity_and_the_reflection_cannot() {
         assert_eq!(change < 1e-12, plus, "{change}");
         let parameters = adapted.parameters();
         assert_eq!(parameters.len(), (1 + usize::from(plus)) * (1 + usize::from(two_sided)));
-        // Equal to begin with, but not one tensor, and both learn.
+        // With `plus`, u and w are equal at first but separate tensors, and both are trained.
         adapted.forward(&x, &frozen, true).unwrap().square().sum(Kind::Double).backward();
-        assert!(parameters.iter().all(|p| p.tensor.is_leaf() && p.tensor.grad().abs().max().double_value(&[]) > 1e-6));
+        let trained = |t: &Tensor| t.is_leaf() && t.grad().abs().max().double_value(&[]) > 1e-6;
+        assert!(parameters.iter().all(|p| trained(&p.tensor)));
     }
 }
 
 #[test]
-fn what_it_cannot_honour_is_refused() {
+fn unsupported_settings_are_rejected() {
     assert!(refused::<Ether>(Ether { blocks: 0, ..Ether::default() }).contains("adapter.blocks"));
     let ether =
         |two_sided: bool| Ether { blocks: 4, two_sided, ..Ether::default() }.build().unwrap();

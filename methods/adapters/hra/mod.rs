@@ -73,8 +73,8 @@ impl Adapter for Hra {
         let (r, inputs) = (rank(self.r)?, site.info.inputs);
         if self.apply_gs && r > inputs {
             return Err(Error::new(format!(
-                "`adapter.r` is {r}, but with `adapter.apply_gs` it can be {inputs}, the module's \
-                    width, at most"
+                "`adapter.r` is {r}, but with `adapter.apply_gs` it must be at most {inputs}, the \
+                    module's width"
             )));
         }
         let u = if r % 2 == 0 && !self.apply_gs {
@@ -102,10 +102,10 @@ struct HraLinear {
 }
 
 impl HraLinear {
-    /// x·(I − 2ÛÛᵀ) of rows x `[n in]`. The matrix is symmetric.
+    /// Returns x·(I − 2ÛÛᵀ) for rows x `[n in]`. The matrix is symmetric.
     fn reflected(&self, x: &Tensor) -> Result<Tensor> {
-        // The signs of the QR columns can differ from Gram–Schmidt, but ÛÛᵀ does not depend on
-        // them.
+        // The signs of the columns of QR can differ from Gram–Schmidt, but ÛÛᵀ does not depend on
+        // the signs.
         let columns = Tensor::f_linalg_qr(&self.u, "reduced")?.0.f_to_kind(x.kind())?;
         Ok(x - (x.f_matmul(&columns)? * 2.0).f_matmul(&columns.tr())?)
     }

@@ -6,7 +6,7 @@ fn attached(r: u32) -> (Box<dyn AdaptedLinear>, Frozen) {
 }
 
 #[test]
-fn an_even_rank_starts_as_the_identity_and_an_odd_one_does_not() {
+fn only_an_even_rank_starts_as_the_identity() {
     let x = rows(3, 8);
     for (r, identity) in [(2, true), (8, true), (1, false), (5, false)] {
         let (adapted, frozen) = attached(r);
@@ -19,12 +19,12 @@ fn an_even_rank_starts_as_the_identity_and_an_odd_one_does_not() {
 }
 
 #[test]
-fn merged_weights_compute_the_same_and_keep_their_rows_lengths() {
+fn merged_weights_compute_the_same_and_keep_the_norms_of_their_rows() {
     let (adapted, frozen) = attached(5);
     let x = rows(3, 8);
     let merged = adapted.merge(&frozen).unwrap();
-    let lengths = |w: &Tensor| w.norm_scalaropt_dim(2.0, 1, false);
-    assert!(off(&lengths(&merged.dense().unwrap()), &lengths(&frozen.dense().unwrap())) < 1e-12);
+    let norms = |w: &Tensor| w.norm_scalaropt_dim(2.0, 1, false);
+    assert!(off(&norms(&merged.dense().unwrap()), &norms(&frozen.dense().unwrap())) < 1e-12);
     assert!(
         off(&merged.forward(&x).unwrap(), &adapted.forward(&x, &frozen, false).unwrap()) < 1e-12
     );
@@ -33,7 +33,7 @@ fn merged_weights_compute_the_same_and_keep_their_rows_lengths() {
 }
 
 #[test]
-fn what_it_cannot_honour_is_refused() {
+fn unsupported_settings_are_rejected() {
     assert!(Hra { r: 0, ..Hra::default() }.build().is_err());
     let wide = Hra { r: 9, apply_gs: true, ..Hra::default() }.build().unwrap();
     assert!(
@@ -54,8 +54,8 @@ fn what_it_cannot_honour_is_refused() {
     );
 }
 
-/// Gram–Schmidt, one column after another.
-fn schmidt(u: &Tensor) -> Tensor {
+/// Gram–Schmidt orthonormalisation, one column at a time.
+fn gram_schmidt(u: &Tensor) -> Tensor {
     let mut columns: Vec<Tensor> = Vec::new();
     for i in 0..u.size()[1] {
         let v = columns.iter().fold(u.select(1, i), |v, q| &v - q * q.dot(&v));
@@ -65,7 +65,7 @@ fn schmidt(u: &Tensor) -> Tensor {
 }
 
 #[test]
-fn gram_schmidt_turns_the_spanned_space_round() {
+fn with_gram_schmidt_the_spanned_space_is_reflected() {
     for r in [1, 2, 5] {
         let module = module("self_attn.q_proj", 8, 4);
         let adapted =
@@ -74,11 +74,11 @@ fn gram_schmidt_turns_the_spanned_space_round() {
         let (x, frozen) = (rows(3, 8), &module.1);
         assert!(
             off(&adapted.forward(&x, frozen, true).unwrap(), &frozen.forward(&x).unwrap()) > 1e-2,
-            "it never starts unchanged"
+            "with Gram–Schmidt the adapter must not start as the identity"
         );
         disturb(&adapted.parameters());
         let u = &adapted.parameters()[0].tensor;
-        let q = schmidt(u);
+        let q = gram_schmidt(u);
         let expected =
             frozen.forward(&x.matmul(&(Tensor::eye(8, DOUBLE) - q.matmul(&q.tr()) * 2.0))).unwrap();
         let ours = adapted.forward(&x, frozen, true).unwrap();

@@ -88,8 +88,8 @@ impl Adapter for Ia3 {
         }))
     }
 
-    // Outputs of other parts keep a scale of 1. Scales of inputs cannot be combined, because all
-    // parts of a fused module share the input.
+    // Outputs of other parts have a scale of 1. Scales of inputs cannot be combined, because all
+    // parts of a fused module have the same input.
     fn fuse(&self, modules: &[FusedSite<'_>]) -> Result<Option<Fused>> {
         let mut fused: Vec<Box<dyn AdaptedLinear>> = Vec::new();
         for FusedSite { module, parts } in modules {
@@ -123,17 +123,17 @@ impl Adapter for Ia3 {
     }
 }
 
-/// One module's scale l.
+/// The scale l of one module.
 enum Ia3Linear {
-    /// Of its input `[1 in]`.
+    /// Scale of the input, `[1 in]`.
     Input(Tensor),
-    /// Of its output `[out 1]`.
+    /// Scale of the output, `[out 1]`.
     Output(Tensor),
 }
 
 impl AdaptedLinear for Ia3Linear {
     fn forward(&self, x: &Tensor, base: &Frozen, _: bool) -> Result<Tensor> {
-        // In the dtype of l: half precision would round away small changes of a scale near 1.
+        // Multiply in the dtype of l: half precision would round away small differences from 1.
         match self {
             Self::Input(l) => base.forward(&(x * l).f_to_kind(x.kind())?),
             Self::Output(l) => Ok((base.forward(x)? * l.f_squeeze_dim(1)?).f_to_kind(x.kind())?),

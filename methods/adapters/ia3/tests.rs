@@ -2,7 +2,7 @@ use super::super::fixture::{attach, disturb, module, off, refused, rows};
 use super::*;
 
 #[test]
-fn it_scales_outputs_with_their_bias_and_the_inputs_of_feed_forward_modules() {
+fn ia3_scales_outputs_with_their_bias_and_inputs_of_feed_forward_modules() {
     for (name, key_size) in [("self_attn.k_proj", [4, 1]), ("mlp.down_proj", [1, 8])] {
         let module = module(name, 8, 4);
         let adapted = attach(&*Ia3::default().build().unwrap(), &module).unwrap();
@@ -36,7 +36,8 @@ fn a_scale_near_one_survives_half_precision() {
             &mut Init::new(0, "", Kind::Float, half.device()),
         )
         .unwrap();
-    // 1.003 is 1 in bf16, so among many products some have to move.
+    // In bf16, 1.003 rounds to 1. Multiplying in float32 changes at least some of the many
+    // products.
     let _ = adapted.parameters()[0].tensor.detach().fill_(1.003);
     let x = rows(64, 8).to_kind(Kind::BFloat16);
     let (ours, base) = (adapted.forward(&x, &half, false).unwrap(), half.forward(&x).unwrap());
@@ -45,7 +46,7 @@ fn a_scale_near_one_survives_half_precision() {
 }
 
 #[test]
-fn a_feed_forward_module_has_to_be_a_target() {
+fn a_feed_forward_module_must_be_a_target() {
     let bad = Ia3 {
         feedforward_modules: Targets::Suffixes(vec!["up_proj".to_owned()]),
         ..Ia3::default()

@@ -4,7 +4,7 @@ use reprpo_plugin::prelude::*;
 use reprpo_plugin::serde_json::{Value, json};
 use reprpo_plugin::tch;
 
-use super::{check_dropout, default_targets, dropped, peft_layers, rank};
+use super::{check_dropout, default_targets, dropout, peft_layers, rank};
 
 #[cfg(test)]
 mod tests;
@@ -151,8 +151,8 @@ impl Adapter for Lora {
         }))
     }
 
-    // Like PEFT's conversion of adapters that were trained before modules were fused: stack A, and
-    // put B into blocks.
+    // PEFT converts adapters for modules that were fused later in the same way: A is stacked, and B
+    // is put into blocks.
     fn fuse(&self, modules: &[FusedSite<'_>]) -> Result<Option<Fused>> {
         let _guard = tch::no_grad_guard();
         let mut config = self.clone();
@@ -189,12 +189,12 @@ impl Adapter for Lora {
 }
 
 impl Lora {
-    /// Divisor of α at rank r.
+    /// Returns the divisor of α at rank r.
     fn divisor(&self, r: i64) -> f64 {
         if self.use_rslora { (r as f64).sqrt() } else { r as f64 }
     }
 
-    /// r and s of the module `name`.
+    /// Returns r and s of the module `name`.
     fn rank_and_scale(&self, name: &str) -> Result<(i64, f64)> {
         let r = rank(self.rank_pattern.get(name)?.copied().unwrap_or(self.r))?;
         let alpha = self.alpha_pattern.get(name)?.copied().unwrap_or(self.lora_alpha);
@@ -240,11 +240,11 @@ impl Lora {
 
 /// The low-rank change of one module.
 struct LoraLinear {
-    /// A `[r in]`.
+    /// Matrix A `[r in]`.
     a: Tensor,
-    /// B `[out r]`.
+    /// Matrix B `[out r]`.
     b: Tensor,
-    /// s.
+    /// Scale s.
     scale: f64,
     dropout: f64,
     /// Row norms of DoRA; `None` without `use_dora`.
@@ -253,14 +253,14 @@ struct LoraLinear {
 
 /// Parameter that DoRA trains in addition to A and B.
 struct Magnitude {
-    /// m `[out]`.
+    /// Magnitude m `[out]`.
     m: Tensor,
     /// Squared lengths of the rows of W `[out]`, which do not change.
     squares: Tensor,
 }
 
 impl Magnitude {
-    /// The initial magnitude of a module, in `kind`.
+    /// Returns the initial magnitude of a module in the dtype `kind`.
     fn of(frozen: &Frozen, kind: Kind) -> Result<Self> {
         Ok(Self {
             m: frozen.row_norms(kind)?.set_requires_grad(true),
@@ -270,14 +270,14 @@ impl Magnitude {
 }
 
 impl LoraLinear {
-    /// ‖W + s·BA‖ of each row `[out]`, without gradient and without forming the sum:
-    /// ‖W‖² + 2s·Σ B ⊙ (WAᵀ) + s²·Σ B ⊙ (B(AAᵀ)).
+    /// Returns ‖W + s·BA‖ of each row `[out]`, without gradient and without forming the sum: ‖W‖² +
+    /// 2s·Σ B ⊙ (WAᵀ) + s²·Σ B ⊙ (B(AAᵀ)).
     fn lengths(&self, squares: &Tensor, base: &Frozen) -> Result<Tensor> {
         let _guard = tch::no_grad_guard();
         let (a, b, s, weight) = (&self.a, &self.b, self.scale, base.dense()?);
         let cross = weight.f_matmul(&a.tr().f_to_kind(weight.kind())?)?.f_to_kind(a.kind())?;
         let change = (cross * (2.0 * s) + b.f_matmul(&a.f_matmul(&a.tr())?)? * (s * s)) * b;
-        // A row that is all zeros has no direction; the bound makes it stay 0 instead of 0/0.
+        // A row of zeros would give 0/0; with the lower bound, it stays 0.
         Ok((squares + change.f_sum_dim_intlist([1].as_slice(), false, None::<Kind>)?)
             .f_clamp_min(1e-30)?
             .f_sqrt()?)
@@ -287,9 +287,9 @@ impl LoraLinear {
 impl AdaptedLinear for LoraLinear {
     fn forward(&self, x: &Tensor, base: &Frozen, train: bool) -> Result<Tensor> {
         let kind = x.kind();
-        let input = dropped(x, self.dropout, train)?;
+        let input = dropout(x, self.dropout, train)?;
         let low = input.f_linear(&self.a.to_kind(kind), None::<&Tensor>)?;
-        // Scaled before B, where a token has only r numbers.
+        // Scale before the product with B, because a token has only r numbers there.
         let change = (low * self.scale).f_linear(&self.b.to_kind(kind), None::<&Tensor>)?;
         let y = base.forward(x)?;
         let Some(Magnitude { m, squares }) = &self.magnitude else { return Ok(y + change) };
@@ -299,8 +299,8 @@ impl AdaptedLinear for LoraLinear {
             None => y.shallow_clone(),
         };
         let ratio = m / self.lengths(squares, base)?;
-        // Cast ratio − 1 instead of the ratio: half precision would round away small changes of a
-        // number close to 1.
+        // Cast ratio − 1 instead of the ratio, because half precision would round away small
+        // differences from 1.
         Ok(y + plain * (&ratio - 1.0).f_to_kind(kind)? + change * ratio.f_to_kind(kind)?)
     }
 

@@ -8,7 +8,7 @@ fn attached(config: Lora) -> (Box<dyn AdaptedLinear>, Frozen) {
 }
 
 #[test]
-fn it_starts_as_the_identity_and_scales_by_alpha_over_r() {
+fn lora_starts_as_the_identity_and_scales_by_alpha_over_r() {
     for (use_rslora, scale) in [(false, 3.0), (true, 6.0)] {
         let (adapted, frozen) =
             attached(Lora { r: 4, lora_alpha: 12.0, use_rslora, ..Lora::default() });
@@ -24,7 +24,7 @@ fn it_starts_as_the_identity_and_scales_by_alpha_over_r() {
 }
 
 #[test]
-fn dropout_acts_in_training_alone() {
+fn dropout_acts_only_in_training() {
     let (adapted, frozen) = attached(Lora { r: 2, lora_dropout: 0.5, ..Lora::default() });
     let _ = adapted.parameters()[1].tensor.detach().fill_(1.0);
     let x = Tensor::ones([64, 8], (Kind::Double, Device::Cpu));
@@ -49,7 +49,7 @@ fn patterns<V: JsonSchema>(pattern: &str, value: V) -> Patterns<V> {
 }
 
 #[test]
-fn patterns_give_some_modules_their_own_rank_and_alpha() {
+fn patterns_set_the_rank_and_alpha_of_some_modules() {
     let config = Lora {
         r: 4,
         lora_alpha: 4.0,
@@ -86,7 +86,7 @@ fn dora(lora_dropout: f64) -> Lora {
     Lora { r: 2, lora_alpha: 6.0, use_dora: true, lora_dropout, ..Lora::default() }
 }
 
-/// m ⊙ (W + s·BA)/‖W + s·BA‖ by its definition.
+/// Returns m ⊙ (W + s·BA)/‖W + s·BA‖, computed from the definition.
 fn recomposed(adapted: &dyn AdaptedLinear, frozen: &Frozen) -> Tensor {
     let [a, b, m] = &adapted.parameters()[..] else { panic!("three tensors") };
     let full = &frozen.dense().unwrap() + b.tensor.matmul(&a.tensor) * 3.0;
@@ -95,7 +95,7 @@ fn recomposed(adapted: &dyn AdaptedLinear, frozen: &Frozen) -> Tensor {
 }
 
 #[test]
-fn dora_trains_lengths_apart_from_directions() {
+fn dora_trains_row_norms_separately_from_directions() {
     let (adapted, frozen) = attached(dora(0.0));
     let x = rows(3, 8);
     assert!(
@@ -106,7 +106,7 @@ fn dora_trains_lengths_apart_from_directions() {
     let ours = adapted.forward(&x, &frozen, true).unwrap();
     assert!(off(&ours, &expected) < 1e-12);
     assert!(off(&adapted.merge(&frozen).unwrap().forward(&x).unwrap(), &expected) < 1e-12);
-    // The lengths are constants to the gradient.
+    // The gradient treats the row norms as constants.
     let gradients = |y: &Tensor| {
         let leaves: Vec<_> = adapted.parameters().into_iter().map(|p| p.tensor).collect();
         Tensor::run_backward(&[y.square().sum(Kind::Double)], &leaves, false, false)
@@ -117,10 +117,10 @@ fn dora_trains_lengths_apart_from_directions() {
 }
 
 #[test]
-fn dora_drops_inputs_of_the_change_alone() {
+fn dora_applies_dropout_only_to_the_input_of_the_change() {
     let (adapted, frozen) = attached(dora(0.5));
     let x = rows(64, 8);
-    // At the start the change is nothing, whatever is dropped: m/‖W‖ is 1.
+    // Initially m/‖W‖ is 1 and BA is 0, so dropout has no effect.
     assert!(
         off(&adapted.forward(&x, &frozen, true).unwrap(), &frozen.forward(&x).unwrap()) < 1e-14
     );
@@ -140,7 +140,7 @@ fn a_row_of_zeros_stays_finite_with_dora() {
 }
 
 #[test]
-fn values_out_of_range_are_named() {
+fn an_error_names_the_field_that_is_out_of_range() {
     let rejects =
         |c: Lora, field: &str| assert!(c.build().err().unwrap().to_string().contains(field));
     rejects(Lora { r: 0, ..Lora::default() }, "adapter.r");
@@ -159,7 +159,7 @@ fn values_out_of_range_are_named() {
 }
 
 #[test]
-fn what_it_cannot_honour_on_disk_is_refused() {
+fn unsupported_settings_of_a_saved_adapter_are_rejected() {
     let with = |field: &str| {
         Lora::from_peft(&format!(
             r#"{{"r": 4, "lora_alpha": 8, "target_modules": "all-linear"{field}}}"#
@@ -167,7 +167,7 @@ fn what_it_cannot_honour_on_disk_is_refused() {
     };
     assert_eq!(with("").unwrap().target_modules, Targets::Pattern("all-linear".to_owned()));
     assert!(with(r#", "init_lora_weights": "gaussian", "rank_pattern": {}"#).is_ok());
-    // The flag says how the base model stores its weights, not what the adapter computes.
+    // The flag describes how the base model stores its weights and does not affect the adapter.
     assert!(with(r#", "fan_in_fan_out": true"#).is_ok());
     for bad in ["\"lora_bias\": true", "\"init_lora_weights\": \"pissa\""] {
         assert!(with(&format!(", {bad}")).is_err(), "{bad}");

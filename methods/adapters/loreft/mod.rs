@@ -145,7 +145,7 @@ impl Positions {
         Ok(Self::Ends { first: first.unwrap_or(0), last: last.unwrap_or(0) })
     }
 
-    /// Mask of the rows to edit `[n]`, bool; `None` for all.
+    /// Returns the mask of the rows to edit `[n]`, bool, or `None` for all rows.
     fn of(self, places: &PromptPlaces) -> Result<Option<Tensor>> {
         let Self::Ends { first, last } = self else { return Ok(None) };
         let among = |distance: &Tensor, count: i64| -> Result<Tensor> {
@@ -155,7 +155,7 @@ impl Positions {
     }
 }
 
-/// R `[r h]`: the rows of `v` `[r h]` after Gram–Schmidt.
+/// Returns R `[r h]`: the rows of `v` `[r h]` after Gram–Schmidt.
 fn orthonormal(v: &Tensor) -> Result<Tensor> {
     let (q, t) = Tensor::f_linalg_qr(&v.tr(), "reduced")?;
     // The signs of QR can jump as v changes. With the signs of Gram–Schmidt, R is smooth in v.
@@ -167,9 +167,9 @@ fn orthonormal(v: &Tensor) -> Result<Tensor> {
 struct Edit {
     /// Free matrix `[r h]` from which R is computed.
     r: Tensor,
-    /// W `[r h]`.
+    /// Matrix W `[r h]`.
     w: Tensor,
-    /// b `[r]`.
+    /// Bias b `[r]`.
     b: Tensor,
     positions: Positions,
 }

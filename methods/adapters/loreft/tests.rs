@@ -25,7 +25,8 @@ fn edit(r: u32, positions: &str) -> Box<dyn AdaptedResidual> {
         .unwrap()
 }
 
-/// A prompt of 4 tokens with a completion of 2, and a prompt of 1.
+/// Positions of a prompt of 4 tokens with a completion of 2 tokens, followed by a prompt of 1
+/// token.
 fn places() -> PromptPlaces {
     PromptPlaces {
         from_start: Tensor::from_slice(&[0i64, 1, 2, 3, -1, -1, 0]),
@@ -34,7 +35,7 @@ fn places() -> PromptPlaces {
 }
 
 #[test]
-fn it_starts_as_the_identity_and_replaces_the_state_within_the_subspace() {
+fn loreft_starts_as_the_identity_and_replaces_the_state_within_the_subspace() {
     let edit = edit(3, "all");
     let h = rows(7, 6);
     assert!(off(&edit.forward(&h, &places()).unwrap(), &h) < 1e-14);
@@ -49,7 +50,7 @@ fn it_starts_as_the_identity_and_replaces_the_state_within_the_subspace() {
 }
 
 #[test]
-fn every_parameter_learns_from_the_start() {
+fn every_parameter_has_an_initial_gradient() {
     let edit = edit(2, "f1+l2");
     edit.forward(&rows(7, 6), &places()).unwrap().square().sum(Kind::Double).backward();
     for p in edit.parameters() {
@@ -62,7 +63,7 @@ fn every_parameter_learns_from_the_start() {
 }
 
 #[test]
-fn only_the_chosen_tokens_change() {
+fn only_the_selected_tokens_change() {
     let h = rows(7, 6);
     for (positions, chosen) in [
         ("f1", vec![0, 6]),
@@ -84,8 +85,8 @@ fn only_the_chosen_tokens_change() {
 }
 
 #[test]
-fn the_rows_of_r_move_smoothly_where_a_factorisation_would_turn_them() {
-    // The sign of a column's first entry is what LAPACK chooses by.
+fn the_rows_of_r_change_continuously_where_lapack_would_flip_a_sign() {
+    // LAPACK chooses signs by the first entry of a column.
     let at = |first: f64| {
         orthonormal(&Tensor::from_slice(&[first, 1.0, 0.5, 0.3, -0.2, 1.0]).reshape([2, 3]))
             .unwrap()
@@ -94,13 +95,13 @@ fn the_rows_of_r_move_smoothly_where_a_factorisation_would_turn_them() {
 }
 
 #[test]
-fn a_state_of_half_precision_keeps_its_kind() {
+fn a_state_in_half_precision_keeps_its_dtype() {
     let h = rows(7, 6).to_kind(Kind::BFloat16);
     assert_eq!(edit(2, "l2").forward(&h, &places()).unwrap().kind(), Kind::BFloat16);
 }
 
 #[test]
-fn what_it_cannot_honour_is_refused() {
+fn unsupported_settings_are_rejected() {
     assert!(refused::<LoReft>(LoReft { r: 0, ..LoReft::default() }).contains("adapter.r"));
     for bad in ["", "f", "f0", "f1+f2", "x3", "first", "-1", "f1,l1", "é"] {
         assert!(
@@ -123,7 +124,7 @@ fn what_it_cannot_honour_is_refused() {
 }
 
 #[test]
-fn a_file_says_which_blocks_it_holds() {
+fn a_saved_adapter_lists_its_blocks() {
     let with = |field: &str| {
         LoReft::from_peft(&format!(
             r#"{{"r": 4, "layers": "0.33,0.66", "positions": "l1"{field}}}"#

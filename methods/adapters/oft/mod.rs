@@ -23,7 +23,7 @@ const KEY: &str = "oft_R.weight";
 y = W·diag(R₀, …, R_{k−1})ᵀx + b    each row x of the input becomes x·diag(R₀, …, R_{k−1}), k = in/b
 exact:                  R = (I − Q)(I + Q)⁻¹
 use_cayley_neumann:     R = I + 2Q + 2Q² + … + 2Q^{t−2} + Q^{t−1}, t = num_cayley_neumann_terms, \
-which turns the other way
+which rotates in the opposite direction
 
 Q [b b] is skew-symmetric. The entries above its diagonal are trained (oft_R.weight), k·b(b − 1)/2
 numbers per module. They start at 0, so the model starts unchanged. The exact form keeps the
@@ -100,7 +100,7 @@ impl AdapterPlugin for Oft {
         // With 2 terms, the fewest that `build` accepts, both series are I + 2Q.
         if !self.use_cayley_neumann
             || self.num_cayley_neumann_terms <= 2
-            || version.as_deref().is_some_and(has_todays_series)
+            || version.as_deref().is_some_and(has_current_series)
         {
             return Ok(Vec::new());
         }
@@ -123,9 +123,9 @@ impl AdapterPlugin for Oft {
     }
 }
 
-/// True for PEFT 0.18, which changed the series, and every later release; false for a version that
-/// cannot be parsed.
-fn has_todays_series(version: &str) -> bool {
+/// Returns true for PEFT 0.18, which changed the series, and for later releases. Returns false if
+/// the version cannot be parsed.
+fn has_current_series(version: &str) -> bool {
     let release = version.split(['@', '+']).next().unwrap_or(version);
     let mut numbers = release.split('.');
     let mut next = || numbers.next().and_then(|n| n.trim().parse::<u32>().ok());
@@ -133,7 +133,7 @@ fn has_todays_series(version: &str) -> bool {
     if (major, minor) != (0, 18) {
         return (major, minor) > (0, 18);
     }
-    // The pre-releases `0.18.0.dev0` and `0.18.0rc1` come before 0.18.0.
+    // The pre-releases `0.18.0.dev0` and `0.18.0rc1` still have the older series.
     let early = patch.is_none_or(|p| p == 0)
         && release.bytes().any(|b| b.is_ascii_alphabetic())
         && !release.contains("post");
@@ -184,7 +184,7 @@ struct OftLinear {
     /// Entries of Q above the diagonal, row by row `[k b(b−1)/2]`; k is 1 if all blocks share one
     /// rotation.
     weight: Tensor,
-    /// b.
+    /// Block size b.
     block: i64,
     /// Indices of those entries in a flattened Q `[b(b−1)/2]`, int64.
     above: Tensor,
@@ -193,7 +193,7 @@ struct OftLinear {
 }
 
 impl OftLinear {
-    /// R `[k b b]`.
+    /// Returns R `[k b b]`.
     fn rotation(&self) -> Result<Tensor> {
         let (k, b) = (self.weight.size()[0], self.block);
         let options = (self.weight.kind(), self.weight.device());
@@ -208,8 +208,8 @@ impl OftLinear {
     }
 }
 
-/// I + 2Q + 2Q² + … + 2Q^{t−2} + Q^{t−1}, with t counted as in PEFT: t = 2 gives I + 2Q, and t = 3
-/// gives the same as t = 4.
+/// Returns I + 2Q + 2Q² + … + 2Q^{t−2} + Q^{t−1}. As in PEFT, t = 2 gives I + 2Q, and t = 3 gives
+/// the same series as t = 4.
 fn series(q: &Tensor, terms: u32) -> Result<Tensor> {
     let mut sum = Tensor::f_eye(q.size()[1], (q.kind(), q.device()))? + q * 2.0;
     if terms > 2 {

@@ -5,12 +5,12 @@ fn config(oft_block_size: u32) -> Oft {
     Oft { oft_block_size, use_cayley_neumann: false, ..Oft::default() }
 }
 
-fn lengths(w: &Tensor) -> Tensor {
+fn norms(w: &Tensor) -> Tensor {
     w.norm_scalaropt_dim(2.0, 1, false)
 }
 
 #[test]
-fn it_starts_as_the_identity_and_stays_a_rotation() {
+fn oft_starts_as_the_identity_and_remains_a_rotation() {
     for use_cayley_neumann in [false, true] {
         let (adapted, frozen) = attached::<Oft>(Oft { use_cayley_neumann, ..config(4) });
         let x = rows(3, 8);
@@ -24,16 +24,16 @@ fn it_starts_as_the_identity_and_stays_a_rotation() {
                 < 1e-12
         );
         assert!(off(&merged.dense().unwrap(), &frozen.dense().unwrap()) > 1e-2);
-        // The series is a rotation only up to its last power.
+        // The truncated series is only approximately a rotation.
         assert!(
-            off(&lengths(&merged.dense().unwrap()), &lengths(&frozen.dense().unwrap()))
+            off(&norms(&merged.dense().unwrap()), &norms(&frozen.dense().unwrap()))
                 < if use_cayley_neumann { 0.3 } else { 1e-12 }
         );
     }
 }
 
 #[test]
-fn a_number_of_blocks_says_the_same_as_their_size() {
+fn the_number_of_blocks_can_replace_their_size() {
     let size = |c: Oft| attached::<Oft>(c).0.parameters()[0].tensor.size();
     assert_eq!(size(config(4)), [2, 6]);
     assert_eq!(size(Oft { r: 2, ..config(0) }), [2, 6]);
@@ -41,11 +41,11 @@ fn a_number_of_blocks_says_the_same_as_their_size() {
 }
 
 #[test]
-fn shared_blocks_turn_alike() {
+fn shared_blocks_have_the_same_rotation() {
     let (adapted, frozen) = attached::<Oft>(Oft { block_share: true, ..config(4) });
     disturb(&adapted.parameters());
-    let (apart, _) = attached::<Oft>(config(4));
-    apart.parameters()[0]
+    let (separate, _) = attached::<Oft>(config(4));
+    separate.parameters()[0]
         .tensor
         .detach()
         .copy_(&adapted.parameters()[0].tensor.expand([2, 6], false));
@@ -53,19 +53,19 @@ fn shared_blocks_turn_alike() {
     assert!(
         off(
             &adapted.forward(&x, &frozen, false).unwrap(),
-            &apart.forward(&x, &frozen, false).unwrap()
+            &separate.forward(&x, &frozen, false).unwrap()
         ) < 1e-14
     );
     assert!(
         off(
             &adapted.merge(&frozen).unwrap().dense().unwrap(),
-            &apart.merge(&frozen).unwrap().dense().unwrap()
+            &separate.merge(&frozen).unwrap().dense().unwrap()
         ) < 1e-14
     );
 }
 
 #[test]
-fn the_series_counts_its_terms_as_peft_does() {
+fn the_series_counts_its_terms_like_peft() {
     let q = &Tensor::from_slice(&[0.0, 0.1, -0.1, 0.0]).reshape([1, 2, 2]);
     let power = |n: i64| q.matrix_power(n);
     let i = power(0);
@@ -77,12 +77,12 @@ fn the_series_counts_its_terms_as_peft_does() {
         off(&series(q, 6).unwrap(), &(i + (q + power(2) + power(3) + power(4)) * 2.0 + power(5)))
             < 1e-15
     );
-    // More terms come nearer to (I + Q)(I − Q)⁻¹, the exact map of −Q.
+    // With more terms, the series approaches (I + Q)(I − Q)⁻¹, the exact map of −Q.
     assert!(off(&series(q, 20).unwrap(), &cayley(&-q).unwrap()) < 1e-12);
 }
 
 #[test]
-fn what_it_cannot_honour_is_refused() {
+fn unsupported_settings_are_rejected() {
     assert!(refused::<Oft>(Oft { r: 2, ..config(4) }).contains("adapter.oft_block_size"));
     assert!(refused::<Oft>(config(0)).contains("adapter.r"));
     assert!(

@@ -3,7 +3,7 @@
 use reprpo_plugin::prelude::*;
 use reprpo_plugin::serde_json::json;
 
-use super::{check_dropout, default_targets, dropped, peft_layers, rank};
+use super::{check_dropout, default_targets, dropout, peft_layers, rank};
 
 #[cfg(test)]
 mod tests;
@@ -142,16 +142,16 @@ struct VeraLinear {
     a: Tensor,
     /// The module's part of B `[out r]`, a view of the shared matrix.
     b: Tensor,
-    /// λ_d `[r]`.
+    /// Scale λ_d `[r]`.
     d: Tensor,
-    /// λ_b `[out]`.
+    /// Scale λ_b `[out]`.
     scale: Tensor,
     dropout: f64,
 }
 
 impl VeraLinear {
-    /// λ_d ⊙ A `[r in]` and λ_b ⊙ B `[out r]`. Scaling the matrices instead of the activations
-    /// keeps no additional activations for the backward pass.
+    /// Returns λ_d ⊙ A `[r in]` and λ_b ⊙ B `[out r]`. Scaling the matrices instead of the
+    /// activations stores no additional activations for the backward pass.
     fn factors(&self) -> Result<(Tensor, Tensor)> {
         Ok((&self.a * self.d.f_unsqueeze(1)?, &self.b * self.scale.f_unsqueeze(1)?))
     }
@@ -161,7 +161,7 @@ impl AdaptedLinear for VeraLinear {
     fn forward(&self, x: &Tensor, base: &Frozen, train: bool) -> Result<Tensor> {
         let (a, b) = self.factors()?;
         let low =
-            dropped(x, self.dropout, train)?.f_linear(&a.to_kind(x.kind()), None::<&Tensor>)?;
+            dropout(x, self.dropout, train)?.f_linear(&a.to_kind(x.kind()), None::<&Tensor>)?;
         Ok(base.forward(x)? + low.f_linear(&b.to_kind(x.kind()), None::<&Tensor>)?)
     }
 

@@ -15,24 +15,24 @@ fn shared(widths: &[(i64, i64)]) -> (Vec<LinearInfo>, Vec<Parameter>) {
         outputs,
     };
     let infos: Vec<_> = widths.iter().enumerate().map(info).collect();
-    let made = config()
+    let matrices = config()
         .shared(&infos.iter().collect::<Vec<_>>(), &mut Init::new(0, "", Kind::Double, Device::Cpu))
         .unwrap();
-    (infos, made)
+    (infos, matrices)
 }
 
 #[test]
-fn it_starts_as_the_identity_and_scales_both_sides_of_the_random_matrices() {
+fn vera_starts_as_the_identity_and_scales_both_sides_of_the_random_matrices() {
     let (adapted, frozen) = attached::<Vera>(config());
     let x = rows(3, 8);
     let base = frozen.forward(&x).unwrap();
     assert!(off(&adapted.forward(&x, &frozen, true).unwrap(), &base) == 0.0);
     disturb(&adapted.parameters());
     let [b, d] = &adapted.parameters()[..] else { panic!("two tensors") };
-    // The fixture's shared matrices are of the module's own widths, and from the same seed.
-    let (_, made) = shared(&[(8, 4)]);
+    // The shared matrices of the fixture have this module's widths and the same seed.
+    let (_, matrices) = shared(&[(8, 4)]);
     let expected = base
-        + x.matmul(&made[0].tensor.tr()).multiply(&d.tensor).matmul(&made[1].tensor.tr())
+        + x.matmul(&matrices[0].tensor.tr()).multiply(&d.tensor).matmul(&matrices[1].tensor.tr())
             * &b.tensor;
     assert!(off(&adapted.forward(&x, &frozen, false).unwrap(), &expected) < 1e-12);
     assert!(off(&adapted.merge(&frozen).unwrap().forward(&x).unwrap(), &expected) < 1e-12);
@@ -40,26 +40,26 @@ fn it_starts_as_the_identity_and_scales_both_sides_of_the_random_matrices() {
 
 #[test]
 fn modules_of_all_widths_share_two_frozen_matrices() {
-    let (infos, made) = shared(&[(8, 4), (6, 12)]);
-    assert_eq!(made.iter().map(|p| p.tensor.size()).collect::<Vec<_>>(), [[5, 8], [12, 5]]);
-    assert!(made.iter().all(|p| !p.tensor.requires_grad() && p.tensor.is_leaf()));
+    let (infos, matrices) = shared(&[(8, 4), (6, 12)]);
+    assert_eq!(matrices.iter().map(|p| p.tensor.size()).collect::<Vec<_>>(), [[5, 8], [12, 5]]);
+    assert!(matrices.iter().all(|p| !p.tensor.requires_grad() && p.tensor.is_leaf()));
     for info in &infos {
         let frozen = Frozen::new(Tensor::zeros([info.outputs, info.inputs], DOUBLE), None);
         let mut init = Init::new(0, &info.name, Kind::Double, Device::Cpu);
         let adapted = config()
-            .attach(&LinearSite { info, frozen: &frozen, shared: &made }, &mut init)
+            .attach(&LinearSite { info, frozen: &frozen, shared: &matrices }, &mut init)
             .unwrap();
         disturb(&adapted.parameters());
         let x = rows(2, info.inputs);
         let before = adapted.forward(&x, &frozen, false).unwrap();
-        // What is read from a file into the shared matrices reaches every module.
-        let _ = made[0].tensor.shallow_clone().g_mul_scalar_(2.0);
+        // Values that are loaded into the shared matrices affect every module.
+        let _ = matrices[0].tensor.shallow_clone().g_mul_scalar_(2.0);
         assert!(off(&adapted.forward(&x, &frozen, false).unwrap(), &(before * 2.0)) < 1e-12);
     }
 }
 
 #[test]
-fn what_it_cannot_honour_is_refused() {
+fn unsupported_settings_are_rejected() {
     assert!(refused::<Vera>(Vera { r: 0, ..config() }).contains("adapter.r"));
     assert!(refused::<Vera>(Vera { d_initial: 0.0, ..config() }).contains("adapter.d_initial"));
     assert!(

@@ -34,7 +34,7 @@ depend on the whole micro-batch, so their result changes with `train.batch`. `re
 for every type.",
     example(loss_type = "robust", label_smoothing = 0.1)
 )]
-// The name of this schema inside the schemas of `projgrad` and `projbp`.
+// Name of this schema in the schemas of `projgrad` and `projbp`.
 #[schemars(rename = "DpoConfig")]
 pub struct Dpo {
     /// β: how much the loss depends on the margin, per nat; greater than 0. A larger value keeps
@@ -123,7 +123,7 @@ impl LossType {
         matches!(self, LossType::Aot | LossType::AotUnpaired)
     }
 
-    /// Name in the configuration.
+    /// Returns the name in the configuration.
     fn name(self) -> String {
         reprpo_plugin::serde_json::to_value(self)
             .ok()
@@ -131,7 +131,8 @@ impl LossType {
             .unwrap_or_default()
     }
 
-    /// Loss of each pair, `[b]`. For `sft`, it is a scalar: the mean over the micro-batch.
+    /// Returns the loss of each pair, `[b]`. For `sft`, this is a scalar, the mean over the
+    /// micro-batch.
     fn of(self, terms: &Terms, config: &Dpo) -> Tensor {
         let (delta, beta, e) = (&terms.delta, config.beta, config.label_smoothing);
         let theta = &terms.scores.chosen - &terms.scores.rejected;
@@ -373,7 +374,7 @@ impl Dpo {
         }
     }
 
-    /// logp(y⁺) and logp(y⁻) of one model, each `[b]`.
+    /// Returns logp(y⁺) and logp(y⁻) of one model, each `[b]`.
     fn logps(&self, of: &Logprobs) -> Result<Sides> {
         let (chosen, rejected) = (of.chosen()?, of.rejected()?);
         let Some(alpha) = self.ld_alpha else {
@@ -387,10 +388,10 @@ impl Dpo {
     }
 }
 
-/// Σ of log p over the first `shared` tokens (`[b]`) + α·Σ over the others: `[b]`.
+/// Returns Σ log p over the first `shared` tokens (`[b]`) plus α·Σ over the others: `[b]`.
 fn shortened(of: &TokenLogprobs, shared: &Tensor, alpha: f64) -> Tensor {
     let m = of.per_token.size()[0];
-    // Integers, because on CUDA a cumulative sum of floats can differ between runs.
+    // Use integers, because a cumulative sum of floats can differ between runs on CUDA.
     let tokens = of.tokens.to_kind(Kind::Int64);
     let first = (tokens.cumsum(0, Kind::Int64) - tokens).to_kind(of.tokens.kind());
     let place = Tensor::arange(m, (of.tokens.kind(), of.tokens.device()))
@@ -399,7 +400,7 @@ fn shortened(of: &TokenLogprobs, shared: &Tensor, alpha: f64) -> Tensor {
     of.sum_of(&(&of.per_token * (1.0 - past * (1.0 - alpha))))
 }
 
-/// Weight of WPO, without a gradient: `[b]`.
+/// Returns the weight of WPO, without a gradient: `[b]`.
 ///
 /// w(y) = exp(mean over tokens of [log p(token) − log Σ_v p(v)²]).
 fn alignment(of: &TokenLogprobs) -> Result<Tensor> {

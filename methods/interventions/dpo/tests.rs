@@ -41,7 +41,7 @@ fn of(loss_type: LossType) -> Dpo {
     Dpo { loss_type: LossTypes::One(loss_type), label_smoothing, ..Dpo::default() }
 }
 
-/// Completions of one token each, of these log-probabilities.
+/// Returns pairs whose completions have one token each, with these log-probabilities.
 fn pairs(policy: [&[f64]; 2], reference: [&[f64]; 2]) -> Pairs {
     let of = |[chosen, rejected]: [&[f64]; 2]| {
         logprobs(
@@ -61,7 +61,7 @@ fn neg_log_sigmoid(x: f64) -> f64 {
 }
 
 #[test]
-fn torchtunes_vectors() {
+fn the_loss_equals_the_test_values_of_torchtune() {
     let policy: [&[f64]; 2] = [&[-0.5, -10.0, -1.0], &[-0.1, -30.0, -21.0]];
     let reference: [&[f64]; 2] = [&[-0.5, -10.1, -0.1], &[-0.1, -20.1, -0.1]];
     for (i, expected) in [0.0, 1.0, 2.0].into_iter().enumerate() {
@@ -74,21 +74,21 @@ fn torchtunes_vectors() {
         (neg_log_sigmoid(0.0) + neg_log_sigmoid(1.0) + neg_log_sigmoid(2.0)) / 3.0,
     );
     assert!((logged(&all, "rewards/margins") - 1.0).abs() < 1e-6);
-    // A tie does not count as a success, as in TRL.
+    // As in TRL, a tie does not count as a success.
     assert!((logged(&all, "rewards/accuracies") - 2.0 / 3.0).abs() < 1e-6);
 }
 
 #[test]
-fn it_starts_at_log_two() {
+fn the_loss_starts_at_log_two() {
     let same: [&[f64]; 2] = [&[-3.0, -7.5], &[-2.0, -9.0]];
     near(value(&Dpo::default(), &pairs(same, same)), std::f64::consts::LN_2);
-    // log σ(0), which falls without end from there.
+    // `unbounded` starts at log σ(0) and has no lower bound.
     near(value(&of(LossType::Unbounded), &pairs(same, same)), -std::f64::consts::LN_2);
     near(value(&of(LossType::Unbounded), &pairs([&[500.0], &[-500.0]], [&[0.0], &[0.0]])), -1000.0);
 }
 
 #[test]
-fn sorted_losses_do_not_know_which_pair_is_which() {
+fn sorted_losses_do_not_depend_on_the_order_of_the_pairs() {
     let (policy, reference): ([&[f64]; 2], [&[f64]; 2]) =
         ([&[-3.0, -7.5], &[-2.0, -9.0]], [&[-3.5, -7.0], &[-2.5, -8.0]]);
     // The log-ratios of π are −1 and 1.5, of r −1 and 1.
@@ -105,7 +105,7 @@ fn sorted_losses_do_not_know_which_pair_is_which() {
 }
 
 #[test]
-fn tokens_past_the_shorter_completion_count_ld_alpha() {
+fn tokens_beyond_the_shorter_completion_have_the_weight_ld_alpha() {
     let policy = Logprobs::new(
         tokens(&tensor(&[-1.0, -2.0, -4.0, -8.0], &[4]), &[3, 1]),
         Some(tokens(&tensor(&[-0.5, -0.25, -3.0, -5.0], &[4]), &[2, 2])),
@@ -116,7 +116,7 @@ fn tokens_past_the_shorter_completion_count_ld_alpha() {
 }
 
 #[test]
-fn gradients_are_those_of_finite_differences_for_every_type() {
+fn gradients_equal_finite_differences_for_every_type() {
     let configs = TYPES.map(of).into_iter().chain([
         Dpo { f_divergence_type: FDivergence::ForwardKl, ..Dpo::default() },
         Dpo { f_divergence_type: FDivergence::JsDivergence, ..Dpo::default() },
@@ -136,7 +136,7 @@ fn gradients_are_those_of_finite_differences_for_every_type() {
         };
         let loss =
             || config.loss(&Pairs::new(3, Vec::new(), Some(at(&pi)), Some(at(&r)))).unwrap().value;
-        // `sft` alone looks at no rejected completion.
+        // Only `sft` does not depend on the rejected completion.
         let leaves: &[&Tensor] =
             if config == of(LossType::Sft) { &[&pi.chosen] } else { &[&pi.chosen, &pi.rejected] };
         gradients_are_those_of_finite_differences(leaves, loss);
@@ -144,7 +144,7 @@ fn gradients_are_those_of_finite_differences_for_every_type() {
 }
 
 #[test]
-fn weights_carry_no_gradient() {
+fn weights_have_no_gradient() {
     let pi = random(&[2]).set_requires_grad(true);
     let with = |log_collision: &Tensor| {
         let mut one = tokens(&pi, &[2]);
@@ -159,10 +159,10 @@ fn weights_carry_no_gradient() {
 }
 
 #[test]
-fn what_makes_no_loss_is_refused() {
+fn invalid_settings_are_rejected() {
     let refused = |json: Value, part: &str| {
         let config: Dpo = serde_json::from_value(json.clone()).unwrap();
-        let error = config.build(&model()).err().unwrap_or_else(|| panic!("{json} is taken"));
+        let error = config.build(&model()).err().unwrap_or_else(|| panic!("{json} was accepted"));
         assert!(format!("{error:?}").contains(part), "{json}: {error:?}");
     };
     for beta in [0.0, -0.1] {
@@ -190,21 +190,21 @@ fn what_makes_no_loss_is_refused() {
     assert!(TYPES.iter().all(|t| unknown.contains(&format!("`{}`", t.name()))), "{unknown}");
 }
 
-/// Every case of TRL's table, through the engine as a training step goes: loss, gradient and all
-/// that is logged.
+/// Compares every case of TRL's table with a training step: the loss, the gradient and all logged
+/// metrics.
 #[test]
-fn losses_gradients_and_metrics_are_trls() {
+fn losses_gradients_and_metrics_equal_those_of_trl() {
     for root in golden::roots() {
-        losses_gradients_and_metrics_are_those_in(&root);
+        assert_losses_gradients_and_metrics(&root);
     }
 }
 
-fn losses_gradients_and_metrics_are_those_in(golden: &Path) {
+fn assert_losses_gradients_and_metrics(golden: &Path) {
     let trl = golden.join("trl");
     let files = ModelFiles::open(&golden.join("models/llama")).unwrap();
     let mut model = Model::load(&files, Kind::Float, Device::Cpu).unwrap();
-    // As the reference was computed: e^{−Δ} of forward_kl multiplies the rounding of sums of
-    // hundreds of nats.
+    // The reference values were computed with eager attention. Another kernel rounds differently,
+    // and e^{−Δ} of `forward_kl` multiplies the rounding errors of sums of hundreds of nats.
     model.set_attention_kernel(AttentionKernel::Eager);
     let saved = Saved::read(&trl.join("adapter"), &Registry::builtin().unwrap()).unwrap();
     let adapter = saved.entry.build(&Value::Object(saved.config).to_string()).unwrap();

@@ -99,25 +99,25 @@ impl Intervention for Mse {
     }
 }
 
-/// Logs both terms `[2 b]` with the loss.
+/// Adds both terms `[2 b]` to the loss as metrics.
 fn logged(loss: Loss, terms: &Tensor) -> Loss {
     loss.metric("mse/reroute", &terms.get(0)).metric("mse/retain", &terms.get(1))
 }
 
 impl Mse {
-    /// Weighted sum of both terms: `[2 b]` → `[b]`.
+    /// Returns the weighted sum of both terms: `[2 b]` → `[b]`.
     fn sum(&self, terms: &Tensor) -> Tensor {
         terms.get(0) + terms.get(1) * self.alpha
     }
 
-    /// Loss of the original implementation.
+    /// Returns the loss of the original implementation.
     pub(super) fn original(&self, taps: &[OriginalTap<'_>]) -> Result<Loss> {
         let terms = original::mean_over(taps, original_terms)?;
         Ok(logged(Loss::new(self.sum(&terms).mean(None::<Kind>) * 100.0), &terms))
     }
 
-    /// Returns both terms `[2 b]` and which pairs have a preference direction at this tap, `[b]`,
-    /// bool.
+    /// Returns both terms `[2 b]`, and for each pair `[b]` true if it has a preference direction at
+    /// this tap.
     fn terms(&self, tap: &TapStates) -> Result<(Tensor, Tensor)> {
         let (p, r) = (tap.policy()?, tap.reference()?);
         let (p_ret, r_ret) = match self.transform_in {
@@ -133,7 +133,7 @@ impl Mse {
     }
 }
 
-/// D(r⁺, p⁻) and D(r⁺, p⁺): `[2 b]`.
+/// Returns D(r⁺, p⁻) and D(r⁺, p⁺): `[2 b]`.
 fn original_terms(tap: &OriginalTap<'_>) -> Tensor {
     let [p, r] = tap.pooled(Tensor::shallow_clone);
     let log_distance = |a: &Tensor, b: &Tensor| (norm(&(a - b)) + EPS).log();
@@ -147,7 +147,7 @@ fn original_terms(tap: &OriginalTap<'_>) -> Tensor {
     )
 }
 
-/// ‖a − b‖² as the mean over the h dimensions after T: `[b h]` → `[b]`.
+/// Returns the mean of (a − b)² over the h dimensions after T: `[b h]` → `[b]`.
 fn mean_square(a: &Tensor, b: &Tensor) -> Tensor {
     mean(&(a - b).square())
 }

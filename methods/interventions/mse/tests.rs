@@ -13,7 +13,7 @@ fn row(chosen: [f64; 2], rejected: [f64; 2]) -> Sides {
 }
 
 #[test]
-fn a_case_worked_out_by_hand() {
+fn the_loss_equals_a_case_worked_out_by_hand() {
     // s² = 4.
     let reference = row([2.0, 0.0], [0.0, 0.0]);
     let at = |config: &Mse, policy: &Sides| {
@@ -29,13 +29,13 @@ fn a_case_worked_out_by_hand() {
 }
 
 #[test]
-fn a_transform_in_the_reroute_term_alone_leaves_the_others_raw() {
+fn with_transform_in_reroute_the_other_terms_use_raw_states() {
     let (raw_policy, raw_reference) = (row([2.0, 3.0], [1.0, 0.0]), row([2.0, 0.0], [0.0, 0.0]));
     let of = |x: &Sides| map(x, |x| x.narrow(1, 0, 1) * 3.0);
     let config = Mse { transform_in: TransformIn::Reroute, ..Mse::default() };
     assert!(config.needs().raw_states && !Mse::default().needs().raw_states);
     let at = tap(&of(&raw_policy), &of(&raw_reference)).with_raw(raw_policy, Some(raw_reference));
-    // Means of squares: (3 − 6)²/1 over 4/2, and 9/2 over 4/2.
+    // Mean squares: (3 − 6)²/1 over 4/2, and 9/2 over 4/2.
     let pairs = Pairs::new(1, vec![at], None, None);
     let loss = config.clone().loss(&pairs, STEP).unwrap();
     near(loss.value.double_value(&[]), 4.5 + 0.6 * 2.25);
@@ -43,16 +43,16 @@ fn a_transform_in_the_reroute_term_alone_leaves_the_others_raw() {
 }
 
 #[test]
-fn it_starts_at_one_and_is_a_mean_over_pairs_and_taps() {
+fn the_loss_starts_at_one_and_is_a_mean_over_pairs_and_taps() {
     let r = [random_sides(&[3, 5]), random_sides(&[3, 4])];
     near(value(&Mse::default(), r.iter().map(|r| tap(r, r)).collect(), 3).double_value(&[]), 1.0);
 }
 
 #[test]
-fn gradients_are_those_of_finite_differences_for_every_variant() {
+fn gradients_equal_finite_differences_for_every_variant() {
     for log in [false, true] {
         let config = Mse { alpha: 0.3, log, ..Mse::default() };
-        // The reference's too: they carry a gradient into the transform.
+        // Includes the reference's states, because their gradient reaches the transform.
         let (p, r) = (random_sides(&[3, 5]), random_sides(&[3, 5]));
         let leaves = [&p.chosen, &p.rejected, &r.chosen, &r.rejected];
         gradients_are_those_of_finite_differences(&leaves, || value(&config, vec![tap(&p, &r)], 3));
@@ -65,14 +65,14 @@ fn gradients_are_those_of_finite_differences_for_every_variant() {
 }
 
 #[test]
-fn alpha_has_to_be_zero_or_more() {
+fn alpha_must_be_zero_or_more() {
     for alpha in [-0.1, f64::NAN, f64::INFINITY] {
         assert!(Mse { alpha, ..Mse::default() }.build(&model()).is_err(), "{alpha}");
     }
 }
 
 #[test]
-fn the_original_looks_at_every_token() {
+fn the_original_needs_the_states_of_every_token() {
     let needs = Mse { variant: Variant::Original, ..Mse::default() }.needs();
     assert_eq!((needs.states, needs.logprobs), (States::PerToken, Completions::None));
     assert_eq!(Mse::default().needs().states, States::Pooled);

@@ -30,6 +30,6 @@ impl Intervention for Untrained {
     }
 
     fn loss(&mut self, _: &Pairs, _: StepInfo) -> Result<Loss> {
-        Err(Error::internal("a method that trains nothing was asked for its loss"))
+        Err(Error::internal("the intervention `none` has no loss"))
     }
 }

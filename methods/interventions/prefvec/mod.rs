@@ -162,7 +162,8 @@ impl PrefVec {
             Ok((Tensor::stack(&[along, orth, angle, a_cho, a_rej], 0), counts))
         })?;
         let [along, orth, angle, a_cho, a_rej] = [0, 1, 2, 3, 4].map(|i| directed.values.get(i));
-        // A pair without a direction at every tap is left out of all terms, `nll` and `dpo` too.
+        // A pair that has no direction at any tap is left out of all terms, including `nll` and
+        // `dpo`.
         let mut value =
             directed.mean(&(&along + &orth * self.beta_orth + &angle * self.lambda_angle));
         let mut metrics = vec![
@@ -198,7 +199,7 @@ impl PrefVec {
         self.original_proj || self.original_orth || self.original_angle
     }
 
-    /// Loss of the original implementation.
+    /// Returns the loss of the original implementation.
     pub(super) fn original(&self, taps: &[OriginalTap<'_>], pairs: &Pairs) -> Result<Loss> {
         let mut loss = Loss::new(Tensor::from(0.0f32));
         if self.moves_states() {

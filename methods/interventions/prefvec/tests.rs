@@ -3,7 +3,7 @@ use reprpo_plugin::testkit::{
     self, STEP, logprobs, map, model, near, random_sides, sides, tap, tap_of_tokens, tensor,
 };
 
-/// Completions have two tokens each.
+/// Computes the loss. Completions have two tokens each.
 fn value(
     config: &PrefVec,
     policy: &[Sides],
@@ -20,7 +20,7 @@ fn value(
 }
 
 #[test]
-fn a_case_worked_out_by_hand() {
+fn the_loss_equals_a_case_worked_out_by_hand() {
     let config = PrefVec { lambda_nll: 0.0, ..PrefVec::default() };
     // d = (2, 0), so s = 2 and v̂ = (1, 0).
     let reference = || sides(&tensor(&[2.0, 0.0], &[1, 2]), &tensor(&[0.0, 0.0], &[1, 2]));
@@ -36,9 +36,9 @@ fn a_case_worked_out_by_hand() {
     near(at(&config, [2.0, 0.0], [0.0, 0.0]), 1.0);
     // m⁺ = (½, 1), m⁻ = (−1, 0): ½(½ + 2) along, 0.1·½·1 off.
     near(at(&config, [3.0, 2.0], [-2.0, 0.0]), 1.25 + 0.05);
-    // Past τ nothing is left to gain.
+    // Beyond τ, the loss is 0.
     near(at(&config, [9.0, 0.0], [4.0, 0.0]), 0.0);
-    // τ = 2: ½(2 + 2)/2; p⁺ − p⁻ = (0, 2) is at a right angle to d, and m⁺ = (−1, 1), m⁻ = (0, 0).
+    // τ = 2: ½(2 + 2)/2; p⁺ − p⁻ = (0, 2) is orthogonal to d, and m⁺ = (−1, 1), m⁻ = (0, 0).
     near(
         at(&PrefVec { tau: 2.0, lambda_angle: 0.5, ..config.clone() }, [0.0, 2.0], [0.0, 0.0]),
         0.5 * (3.0 + 2.0) / 2.0 + 0.05 + 0.5,
@@ -46,14 +46,15 @@ fn a_case_worked_out_by_hand() {
 }
 
 #[test]
-fn it_starts_at_one_with_nothing_from_the_likelihood() {
+fn the_loss_starts_at_one_without_a_likelihood_term() {
     let r = [random_sides(&[3, 5])];
     let logp = random_sides(&[6]);
     assert!(
         (value(&PrefVec::default(), &r, &r, Some((&logp, &logp))).double_value(&[]) - 1.0).abs()
             < 1e-10
     );
-    // Half a nat a token less likely than under the reference; more likely costs nothing.
+    // A chosen completion that is less likely than under the reference by ½ nat per token adds ½;
+    // one that is more likely adds nothing.
     let worse = sides(&(&logp.chosen - 0.5), &logp.rejected);
     assert!(
         (value(&PrefVec::default(), &r, &r, Some((&worse, &logp))).double_value(&[]) - 1.5).abs()
@@ -66,7 +67,7 @@ fn it_starts_at_one_with_nothing_from_the_likelihood() {
 }
 
 #[test]
-fn gradients_are_those_of_finite_differences_for_every_variant() {
+fn gradients_equal_finite_differences_for_every_variant() {
     let config = PrefVec {
         beta_orth: 0.3,
         lambda_angle: 0.7,
@@ -80,7 +81,7 @@ fn gradients_are_those_of_finite_differences_for_every_variant() {
         [random_sides(&[3, 5]), random_sides(&[3, 4])],
     );
     let (logp, logr) = (random_sides(&[6]), random_sides(&[6]));
-    // The reference's states too: they carry a gradient into the transform.
+    // Includes the reference's states, because their gradient reaches the transform.
     let leaves: Vec<&Tensor> = policy
         .iter()
         .chain(&reference)
@@ -111,7 +112,7 @@ fn gradients_are_those_of_finite_differences_for_every_variant() {
 }
 
 #[test]
-fn an_original_without_terms_is_refused() {
+fn an_original_without_terms_is_rejected() {
     let original = PrefVec { variant: Variant::Original, ..PrefVec::default() };
     let without = |original_dpo| PrefVec { original_proj: false, original_dpo, ..original.clone() };
     assert!(without(false).build(&model()).is_err());
@@ -121,7 +122,7 @@ fn an_original_without_terms_is_refused() {
 }
 
 #[test]
-fn it_asks_for_what_its_weights_need() {
+fn needs_follow_from_the_weights() {
     let needs =
         |lambda_nll, lambda_dpo| PrefVec { lambda_nll, lambda_dpo, ..PrefVec::default() }.needs();
     assert_eq!(needs(0.0, 0.0).logprobs, Completions::None);

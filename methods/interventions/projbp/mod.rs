@@ -95,7 +95,7 @@ impl Intervention for Projected {
         let (v, limit) =
             (unit(&at.direction), length(&at.direction) * config.mag_clip.unwrap_or(f64::INFINITY));
         Ok(Box::new(move |grad| {
-            // Gradient of the pair's loss without its weight, in the dtype of `v`: [n out].
+            // Gradient of the pair's unweighted loss in the dtype of `v`, [n out].
             let mut g = grad.to_kind(v.kind()) / at.weight;
             let of_rows = |per_pair: &Tensor| per_pair.index_select(0, &at.owner);
             if config.mag_clip.is_some() {

@@ -1,5 +1,5 @@
-//! The hooks against a backward pass in segments: every adapted output is cut from its graph, and
-//! the gradient is carried over the cuts by hand, latest first.
+//! Compares the hooks with a backward pass in segments: the graph is cut at every adapted output,
+//! and the gradient is passed over the cuts explicitly, starting with the last one.
 
 use std::cell::RefCell;
 
@@ -21,11 +21,12 @@ fn adapter(targets: &str) -> Box<dyn Adapter> {
     lora.build(&format!(r#"{{"r": 4, "target_modules": {targets}}}"#)).unwrap()
 }
 
-/// An adapter away from its start, where half of it has no gradient.
+/// Returns an adapter with noise added to its parameters, because in its initial state half of them
+/// have no gradient.
 fn attached(model: &Model, targets: &str) -> Adapted {
     let adapted =
         Adapted::attach(adapter(targets).as_ref(), model, model.info().layers, 0).unwrap();
-    // Not libtorch's generator, which all tests share.
+    // libtorch's generator is shared by all tests, so the noise comes from `Init`.
     let mut noise = Init::new(3, "noise", Kind::Double, Device::Cpu);
     for (name, tensor) in adapted.parameters() {
         let _ = tensor.detach().g_add_(&noise.normal(&name, &tensor.size(), 0.1).detach());
@@ -53,16 +54,16 @@ fn hooked(config: &ProjBp, model: &Model, targets: &str) -> Vec<Tensor> {
     gradients(&adapted)
 }
 
-/// The same without a hook.
+/// Computes the same gradients without hooks.
 fn segmented(config: &ProjBp, model: &Model, targets: &str) -> Vec<Tensor> {
     let adapted = attached(model, targets);
     let pairs: Vec<TokenPair> = pairs();
-    let holds = BatchSpec {
+    let spec = BatchSpec {
         logprobs: Completions::Both,
         states: Completions::Both,
         sharing: Sharing::WithinPair,
     };
-    let batch = PairBatch::of(&pairs.iter().collect::<Vec<_>>(), holds, model).unwrap();
+    let batch = PairBatch::of(&pairs.iter().collect::<Vec<_>>(), spec, model).unwrap();
     let mut method = Projected { config: config.clone(), loss: Box::new(config.dpo.clone()) };
     let logprobs = |hidden: &Tensor| {
         let logps =
@@ -115,8 +116,8 @@ fn segmented(config: &ProjBp, model: &Model, targets: &str) -> Vec<Tensor> {
         )
         .unwrap();
 
-    // The residual stream passes every cut by, so the graph is gone through more than once, and
-    // gradients are summed here.
+    // The residual stream bypasses every cut, so parts of the graph are passed more than once, and
+    // their gradients are summed here.
     let cuts = cuts.into_inner();
     let leaves: Vec<Tensor> = cuts
         .iter()
@@ -124,7 +125,7 @@ fn segmented(config: &ProjBp, model: &Model, targets: &str) -> Vec<Tensor> {
         .chain(adapted.parameters().into_iter().map(|(_, t)| t))
         .collect();
     let mut sums: Vec<Tensor> = leaves.iter().map(Tensor::zeros_like).collect();
-    let carry = |sums: &mut Vec<Tensor>, from: &Tensor| {
+    let accumulate_from = |sums: &mut Vec<Tensor>, from: &Tensor| {
         for (sum, part) in sums.iter_mut().zip(Tensor::run_backward(&[from], &leaves, true, false))
         {
             if part.defined() {
@@ -132,7 +133,7 @@ fn segmented(config: &ProjBp, model: &Model, targets: &str) -> Vec<Tensor> {
             }
         }
     };
-    carry(&mut sums, &loss.value);
+    accumulate_from(&mut sums, &loss.value);
     for (i, (site, y, _)) in cuts.iter().enumerate().rev() {
         let place = outputs.iter().position(|o| o == site).unwrap();
         let at = OutputGrad {
@@ -142,12 +143,12 @@ fn segmented(config: &ProjBp, model: &Model, targets: &str) -> Vec<Tensor> {
             weight: 1.0 / batch.len() as f64,
         };
         let mapped = method.output_grad(at).unwrap()(&sums[i]).unwrap();
-        carry(&mut sums, &(y * mapped).sum(Kind::Double));
+        accumulate_from(&mut sums, &(y * mapped).sum(Kind::Double));
     }
     sums.split_off(cuts.len())
 }
 
-fn hooks_are_segments(model: &Model, targets: &[&str]) {
+fn assert_hooks_equal_segments(model: &Model, targets: &[&str]) {
     let configs = [
         ProjBp::default(),
         ProjBp { variant: Variant::Original, ..ProjBp::default() },
@@ -174,26 +175,29 @@ fn hooks_are_segments(model: &Model, targets: &[&str]) {
 }
 
 #[test]
-fn the_hooks_are_a_backward_pass_in_segments() {
+fn hooks_equal_a_backward_pass_in_segments() {
     let targets =
         [r#"["q_proj", "v_proj"]"#, r#"["o_proj"]"#, r#"["down_proj"]"#, r#""all-linear""#];
-    hooks_are_segments(&model(Kind::Double).unwrap(), &targets);
+    assert_hooks_equal_segments(&model(Kind::Double).unwrap(), &targets);
 }
 
 #[test]
-fn they_are_at_parts_of_modules_too() {
+fn hooks_on_parts_of_modules_equal_a_backward_pass_in_segments() {
     for (name, targets) in [
         ("phi3", r#"["qkv_proj.k_proj", "gate_up_proj.up_proj"]"#),
         ("gpt_neox", r#"["query_key_value.q_proj", "query_key_value.v_proj"]"#),
     ] {
         let dir = crate::golden::own().join("models").join(name);
         let files = reprpo_core::weights::ModelFiles::open(&dir).unwrap();
-        hooks_are_segments(&Model::load(&files, Kind::Double, Device::Cpu).unwrap(), &[targets]);
+        assert_hooks_equal_segments(
+            &Model::load(&files, Kind::Double, Device::Cpu).unwrap(),
+            &[targets],
+        );
     }
 }
 
 #[test]
-fn a_map_that_keeps_everything_is_dpo() {
+fn a_projection_that_keeps_everything_equals_dpo() {
     let keep = ProjBp {
         beta: 1.0,
         sign: Sign::Both,
@@ -224,7 +228,7 @@ fn a_map_that_keeps_everything_is_dpo() {
 }
 
 #[test]
-fn nothing_is_clipped_unless_the_original_is_asked_for() {
+fn only_the_original_clips_by_default() {
     let c = Tensor::from_slice(&[-2.0f64, 3.0]);
     let passed = |config: ProjBp| Vec::<f64>::try_from(config.passes().clip(&c, 0.5)).unwrap();
     assert_eq!(passed(ProjBp::default()), [-2.0, 3.0]);

@@ -89,7 +89,7 @@ impl Intervention for Projected {
     fn parameter_grad(&self, grad: &Tensor, axis: Axis, direction: &Tensor) -> Result<Tensor> {
         let config = &self.config;
         let u = unit(direction);
-        // With the axis in last place: G [… w].
+        // Move the axis to the end: G [… w].
         let mut g = grad.movedim_int(axis.dim() as i64, -1);
         if let Some(kappa) = config.mag_clip {
             g = &g / excess(&g.norm(), &(direction.norm() * kappa));

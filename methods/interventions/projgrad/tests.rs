@@ -12,7 +12,7 @@ fn off(a: &Tensor, b: &Tensor) -> f64 {
 }
 
 #[test]
-fn with_beta_one_and_no_clipping_nothing_changes() {
+fn with_beta_one_and_no_clipping_the_gradient_does_not_change() {
     let method = projected(ProjGrad { beta: 1.0, ..ProjGrad::default() });
     for (shape, axis) in [
         (&[5, 7][..], Axis::Input(1)),
@@ -36,7 +36,7 @@ fn with_beta_zero_a_gradient_is_parallel_to_the_direction() {
 }
 
 #[test]
-fn a_sign_clips_the_coefficient_and_not_the_vector() {
+fn a_sign_clips_the_coefficient_but_not_the_vector() {
     let d = Tensor::from_slice(&[3.0f64, 0.0]);
     let g = Tensor::from_slice(&[2.0f64, 1.0, -4.0, 1.0]).reshape([2, 2]);
     let with = |sign| {
@@ -55,7 +55,7 @@ fn a_sign_clips_the_coefficient_and_not_the_vector() {
 }
 
 #[test]
-fn the_part_across_takes_the_length_of_the_part_along() {
+fn scale_orth_gives_the_orthogonal_part_the_length_of_the_parallel_part() {
     let method = projected(ProjGrad { beta: 1.0, scale_orth: true, ..ProjGrad::default() });
     let (g, d) = (random(&[5, 7]), random(&[7]));
     let u = &d / d.norm();
@@ -73,7 +73,7 @@ fn a_gradient_longer_than_the_limit_is_scaled_down() {
 }
 
 #[test]
-fn a_value_out_of_range_is_named() {
+fn an_error_names_the_field_that_is_out_of_range() {
     let model = reprpo_core::conformance::model(Kind::Double).unwrap();
     for (config, field) in [
         (ProjGrad { beta: -1.0, ..ProjGrad::default() }, "intervention.beta"),
@@ -84,11 +84,12 @@ fn a_value_out_of_range_is_named() {
     }
 }
 
-/// In the engine, over micro-batches, against a direction that is worked out apart from it.
+/// Accumulates a step over micro-batches and compares it with a direction that is computed
+/// independently.
 #[test]
-fn with_beta_zero_every_output_axis_gradient_lies_along_the_step_s_direction() {
+fn with_beta_zero_every_gradient_is_parallel_to_the_direction_of_the_step() {
     assert_eq!(
-        gradients_along_the_direction(
+        assert_gradients_are_parallel(
             &reprpo_core::conformance::model(Kind::Double).unwrap(),
             "q_proj",
             "v_proj"
@@ -98,7 +99,7 @@ fn with_beta_zero_every_output_axis_gradient_lies_along_the_step_s_direction() {
 }
 
 #[test]
-fn at_a_part_of_a_module_the_direction_is_that_of_its_own_outputs() {
+fn the_direction_of_a_part_comes_from_its_own_outputs() {
     use reprpo_core::{model::Model, weights::ModelFiles};
 
     for (model, module) in [("phi3", "qkv_proj"), ("gpt_neox", "query_key_value")] {
@@ -109,7 +110,7 @@ fn at_a_part_of_a_module_the_direction_is_that_of_its_own_outputs() {
         )
         .unwrap();
         assert_eq!(
-            gradients_along_the_direction(
+            assert_gradients_are_parallel(
                 &model,
                 &format!("{module}.q_proj"),
                 &format!("{module}.v_proj")
@@ -119,8 +120,8 @@ fn at_a_part_of_a_module_the_direction_is_that_of_its_own_outputs() {
     }
 }
 
-/// How many gradients there are, all of which lie along the direction.
-fn gradients_along_the_direction(
+/// Checks that all gradients are parallel to the direction, and returns their number.
+fn assert_gradients_are_parallel(
     model: &reprpo_core::model::Model,
     one: &str,
     other: &str,
@@ -149,9 +150,9 @@ fn gradients_along_the_direction(
     .unwrap();
     accumulate(&mut objective, model, &adapted, &pairs, 2, StepInfo { step: 0, steps: 1 }).unwrap();
 
-    let holds = BatchSpec::SCORED;
-    let batch = PairBatch::of(&pairs, holds, model).unwrap();
-    let mut looked_at = 0;
+    let spec = BatchSpec::SCORED;
+    let batch = PairBatch::of(&pairs, spec, model).unwrap();
+    let mut checked = 0;
     for changed in adapted.changed() {
         let sites = [changed.input, changed.output];
         let states = model
@@ -159,7 +160,7 @@ fn gradients_along_the_direction(
             .unwrap()
             .states;
         for parameter in &changed.parameters {
-            let axis = parameter.axis.expect("both of lora's have one");
+            let axis = parameter.axis.expect("both parameters of lora have an axis");
             let at = &states[usize::from(matches!(axis, Axis::Output(_)))];
             let pool = |side| batch.pool(at, Pooling::Completion, side).unwrap();
             let d = (pool(Side::Chosen) - pool(Side::Rejected)).mean_dim(0, false, None::<Kind>);
@@ -168,8 +169,8 @@ fn gradients_along_the_direction(
             let across = &g - (&g * &u).sum_dim_intlist(-1, true, None::<Kind>) * &u;
             assert!(g.norm().double_value(&[]) > 0.0);
             assert!((across.norm() / g.norm()).double_value(&[]) < 1e-9, "{}", parameter.key);
-            looked_at += 1;
+            checked += 1;
         }
     }
-    looked_at
+    checked
 }

@@ -117,13 +117,13 @@ impl Intervention for Rank {
     }
 }
 
-/// Logs both terms `[b]` with the loss.
+/// Adds both terms `[b]` to the loss as metrics.
 fn logged(loss: Loss, reroute: &Tensor, retain: &Tensor) -> Loss {
     loss.metric("rank/reroute", reroute).metric("rank/retain", retain)
 }
 
 impl Rank {
-    /// Returns both terms `[2 b]`, the mean over the taps at which the softmaxes of a pair's
+    /// Returns both terms `[2 b]`, averaged over the taps at which the softmaxes of a pair's
     /// reference states differ.
     fn divergences(&self, pairs: &Pairs) -> Result<Counted> {
         pairs.mean_over_counting_taps(|tap| {
@@ -148,8 +148,8 @@ impl Rank {
         })
     }
 
-    /// Loss of the original implementation. `attended` `[m]` is false for padding tokens of the
-    /// chosen sequences.
+    /// Returns the loss of the original implementation. `attended` `[m]` is false for padding
+    /// tokens of the chosen sequences.
     pub(super) fn original(
         &self,
         taps: &[OriginalTap<'_>],
@@ -183,7 +183,7 @@ impl Rank {
     }
 }
 
-/// mean_t(nll_π − nll_r) over all positions, where padding counts as 0: `[m]` → `[b]`.
+/// Returns mean_t(nll_π − nll_r) over all positions, where padding counts as 0: `[m]` → `[b]`.
 fn worse(nll: &SequenceNll, attended: Option<&Tensor>, pairs: usize) -> Tensor {
     let off = &nll.policy - &nll.reference;
     let off = attended

@@ -13,14 +13,15 @@ fn pooled(policy: &Sides, reference: &Sides) -> Pairs {
 }
 
 #[test]
-fn a_case_worked_out_by_hand() {
-    // Softmax of (ln 3, 0) is (¾, ¼), of (0, 0) is (½, ½); at temperature 2 the first is √3 to 1.
+fn the_loss_equals_a_case_worked_out_by_hand() {
+    // The softmax of (ln 3, 0) is (¾, ¼) and that of (0, 0) is (½, ½). At temperature 2, the first
+    // has the ratio √3 : 1.
     let (three, even) = (tensor(&[3f64.ln(), 0.0], &[1, 2]), tensor(&[0.0, 0.0], &[1, 2]));
     let kl = |p: f64, q: f64| p * (p / q).ln() + (1.0 - p) * ((1.0 - p) / (1.0 - q)).ln();
     let reference = sides(&three, &even);
     let one = Rank { temperature: 1.0, ..Rank::default() };
     near(value(&one, &pooled(&reference, &reference)).double_value(&[]), 1.0);
-    // What was rejected is where the chosen was, and the chosen moved to (¼, ¾).
+    // The rejected states have moved to the chosen ones, and the chosen ones to (¼, ¾).
     let policy = sides(&-&three, &three);
     near(
         value(&one, &pooled(&policy, &reference)).double_value(&[]),
@@ -51,9 +52,9 @@ fn the_original_starts_at_log_two() {
 }
 
 #[test]
-fn gradients_are_those_of_finite_differences_for_every_variant() {
+fn gradients_equal_finite_differences_for_every_variant() {
     let config = Rank { temperature: 1.5, alpha: 0.7, ..Rank::default() };
-    // The reference's too: they carry a gradient into the transform.
+    // Includes the reference's states, because their gradient reaches the transform.
     let (p, r) = (random_sides(&[3, 5]), random_sides(&[3, 5]));
     gradients_are_those_of_finite_differences(
         &[&p.chosen, &p.rejected, &r.chosen, &r.rejected],
@@ -75,7 +76,7 @@ fn gradients_are_those_of_finite_differences_for_every_variant() {
 }
 
 #[test]
-fn numbers_out_of_range_are_refused() {
+fn numbers_out_of_range_are_rejected() {
     let bad = |config: Rank| assert!(config.clone().build(&model()).is_err(), "{config:?}");
     bad(Rank { alpha: -0.1, ..Rank::default() });
     bad(Rank { temperature: 0.0, ..Rank::default() });
@@ -83,7 +84,7 @@ fn numbers_out_of_range_are_refused() {
 }
 
 #[test]
-fn the_original_asks_for_what_its_switches_need() {
+fn needs_of_the_original_follow_from_its_switches() {
     let needs = |original_dpo, original_nll| {
         Rank { variant: Variant::Original, original_dpo, original_nll, ..Rank::default() }.needs()
     };

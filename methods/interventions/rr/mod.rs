@@ -80,8 +80,9 @@ impl Intervention for Rr {
 }
 
 impl Rr {
-    /// Distance of each token's state from the reference's, `[m h]` → `[m]`. Except in `original`
-    /// it is divided by the length of the reference's state, and is 0 where that length is 0.
+    /// Returns the distance of each token's state from the reference's state, `[m h]` → `[m]`.
+    /// Except in `original`, the distance is divided by the length of the reference's state; it is
+    /// 0 if that length is 0.
     fn moved(&self, state: &Tensor, reference: &Tensor) -> Tensor {
         let distance = norm(&(state - reference));
         if self.variant == Variant::Original {
@@ -93,7 +94,7 @@ impl Rr {
     }
 }
 
-/// The mean of `values` `[m]` over each sequence's completion tokens: `[b]`.
+/// Averages `values` `[m]` over each sequence's completion tokens: `[b]`.
 fn mean_over_completion(tokens: &TokenStates, values: &Tensor) -> Tensor {
     let counted = tokens.completion.to_kind(values.kind());
     tokens.sum_by_sequence(&(values * &counted)) / tokens.sum_by_sequence(&counted)

@@ -19,8 +19,8 @@ fn the_retain_term_is_relative_to_the_reference_state_except_in_the_original() {
     let states = |chosen: [f64; 6]| {
         sides(&tensor(&chosen, &[1, 3, 2]), &tensor(&[9.0, 9.0, 1.0, 0.0, 0.0, 1.0], &[1, 3, 2]))
     };
-    // The distances are 5 and 2, from states of length 2 and 0. The relative distance of the second
-    // is taken as 0.
+    // The distances are 5 and 2, and the reference states have lengths 2 and 0. The relative
+    // distance of the second token counts as 0.
     let (reference, policy) =
         (states([9.0, 9.0, 2.0, 0.0, 0.0, 0.0]), states([9.0, 9.0, 5.0, 4.0, 2.0, 0.0]));
     let retain = |variant| {
@@ -35,8 +35,8 @@ fn the_retain_term_is_relative_to_the_reference_state_except_in_the_original() {
 }
 
 #[test]
-fn a_case_worked_out_by_hand() {
-    // The first token is the prompt's, which nothing looks at.
+fn the_loss_equals_a_case_worked_out_by_hand() {
+    // The first token belongs to the prompt, which the loss ignores.
     let reference = sides(
         &tensor(&[9.0, 9.0, 1.0, 0.0, 0.0, 1.0], &[1, 3, 2]),
         &tensor(&[9.0, 9.0, 1.0, 0.0, 0.0, 1.0], &[1, 3, 2]),
@@ -45,7 +45,7 @@ fn a_case_worked_out_by_hand() {
         &tensor(&[0.0, 1.0, 4.0, 4.0, 0.0, 1.0], &[1, 3, 2]),
         &tensor(&[0.0, 0.0, 1.0, 1.0, 0.0, -1.0], &[1, 3, 2]),
     );
-    // Distances 5 and 0; cosines 1/√2 and −1, which counts 0.
+    // The distances are 5 and 0. The cosines are 1/√2 and −1, and the negative one counts as 0.
     let (retain, reroute) = (2.5, 0.5f64.sqrt() / 2.0);
     let at = loss(&policy, &reference, 4);
     near(at.value.double_value(&[]), 10.0 * (0.2 * retain + 0.8 * reroute));
@@ -56,19 +56,19 @@ fn a_case_worked_out_by_hand() {
 }
 
 #[test]
-fn it_starts_at_its_largest_weight() {
+fn the_loss_starts_at_alpha_max() {
     let states = random_sides(&[2, 4, 3]);
     near(loss(&states, &states, 0).value.double_value(&[]), 10.0);
 }
 
 #[test]
-fn both_terms_have_their_gradients() {
+fn gradients_of_both_terms_equal_finite_differences() {
     let (p, r) = (random_sides(&[2, 5, 4]), random_sides(&[2, 5, 4]));
     gradients_are_those_of_finite_differences(&[&p.chosen, &p.rejected], || loss(&p, &r, 5).value);
 }
 
 #[test]
-fn alpha_max_has_to_be_above_zero() {
+fn alpha_max_must_be_greater_than_zero() {
     for alpha_max in [0.0, -1.0, f64::NAN] {
         assert!(Rr { alpha_max, ..Rr::default() }.build(&model()).is_err(), "{alpha_max}");
     }

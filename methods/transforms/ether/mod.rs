@@ -42,7 +42,7 @@ pub enum Form {
     /// I − 2ûûᵀ, a reflection.
     #[default]
     Ether,
-    /// I − ûûᵀ + ŵŵᵀ, which need not keep lengths.
+    /// I − ûûᵀ + ŵŵᵀ, which can change lengths.
     Plus,
     /// (I + A)(I − A)⁻¹ of a skew-symmetric A, a rotation.
     Oft,
@@ -83,7 +83,7 @@ impl TransformPlugin for Ether {
     }
 }
 
-/// The divisors of `n` up to 512, for a hint.
+/// Returns the divisors of `n` up to 512, for a hint.
 fn divisors(n: i64) -> String {
     (1..=n.min(512)).filter(|d| n % d == 0).map(|d| d.to_string()).collect::<Vec<_>>().join(", ")
 }
@@ -149,7 +149,7 @@ impl Blocks {
 /// The transform of one tap.
 struct EtherTransform {
     before: Blocks,
-    /// L `[h h/k]`.
+    /// Linear map L `[h h/k]`.
     linear: Option<Tensor>,
     after: Option<Blocks>,
 }

@@ -49,12 +49,12 @@ impl TransformPlugin for Ortho {
 /// The transform of one tap.
 struct OrthoTransform {
     map: Map,
-    /// V `[h h]`.
+    /// Parameter V `[h h]`.
     weight: Tensor,
 }
 
 impl OrthoTransform {
-    /// A `[h h]`.
+    /// Returns A `[h h]`.
     fn skew(&self) -> Tensor {
         let lower = self.weight.tril(-1);
         &lower - lower.tr()

@@ -86,8 +86,8 @@ struct SuppressedTransform {
 }
 
 impl SuppressedTransform {
-    /// m `[b h]` of b sequences, 1 for the coordinates that are kept. `last` `[b]` has the row of
-    /// each sequence's last token.
+    /// Returns the mask m `[b h]` of b sequences: 1 for the coordinates that are kept. `last` `[b]`
+    /// contains the row of each sequence's last token.
     fn mask(&self, h: &Tensor, previous: &Tensor, last: &Tensor) -> Result<Tensor> {
         let _guard = reprpo_plugin::tch::no_grad_guard();
         let row = |t: &Tensor| t.f_index_select(0, last);

@@ -59,11 +59,11 @@ impl TransformPlugin for Svd {
             && (self.top < 1.0 || self.top.fract() == 0.0))
         {
             return Err(Error::new(format!(
-                "`transform.top` is {}, which is not a part of the {h} directions",
+                "`transform.top` is {}, but must select some and not all of the {h} directions",
                 self.top
             ))
             .hint(format!(
-                "valid: a share above 0 and below 1, or a whole number from 1 to {}",
+                "valid: a share greater than 0 and less than 1, or a whole number from 1 to {}",
                 h - 1
             )));
         }
@@ -79,7 +79,7 @@ impl TransformPlugin for Svd {
         };
         let RowSpace { values, directions } = RowSpace::of(matrices)?;
         let weights = match self.soft {
-            // 0/0, for a direction whose singular value is 0, means that nothing is removed.
+            // For a singular value of 0, 0/0 counts as 0: the direction is not removed.
             Some(q) => (&values / values.f_quantile_scalar(q, 0, false, "linear")?)
                 .nan_to_num(0.0, 1.0, 0.0)
                 .clamp_max(1.0),

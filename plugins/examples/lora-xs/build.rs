@@ -1,5 +1,5 @@
-//! Adds libtorch's folder to the library path of the tests. reprpo itself has already loaded
-//! libtorch when it loads a plugin.
+//! Adds libtorch's folder to the library path of the tests. A plugin that reprpo loads does not
+//! need this, because reprpo has already loaded libtorch.
 
 fn main() {
     println!("cargo:rerun-if-env-changed=LIBTORCH");

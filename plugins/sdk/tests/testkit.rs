@@ -1,10 +1,10 @@
-//! Tests the testkit on two methods, as the crate of a plugin author would use it.
+//! Tests the testkit on two methods. It is used in the same way as in the crate of a plugin author.
 
 use reprpo_plugin::prelude::*;
 use reprpo_plugin::registry;
 use reprpo_plugin::testkit::{self, STEP, logprobs, model, near, sides, tensor};
 
-/// A squared loss of the margin.
+/// The squared distance between the margin and a target.
 #[intervention(
     name = "squared",
     summary = "the squared distance of the margin from a target",
@@ -75,10 +75,10 @@ fn the_plugins_pass_the_conformance_tests() {
 
 #[test]
 #[should_panic(
-    expected = "violated  it preserves lengths and angles if it claims to\n            an inner \
-        product is off by "
+    expected = "violated  the transform preserves lengths and angles if it claims to\n            \
+        an inner product is off by "
 )]
-fn a_violated_invariant_is_a_panic_that_names_it() {
+fn a_violated_invariant_causes_a_panic_that_names_it() {
     testkit::examine(registry::Kind::Transform, "scaled", r#"{"factor": 2.0}"#);
 }
 

@@ -196,7 +196,7 @@ impl DataFlagSpec {
         Some(flag.help(&help))
     }
 
-    /// The flags that set a field, except the one that names the pairs.
+    /// The flags that set a field, except the argument that names the pairs.
     fn flags(&self) -> Vec<Flag> {
         [Some(of_field(DATA_DIR)), self.split(), self.max_length()].into_iter().flatten().collect()
     }
@@ -212,7 +212,7 @@ pub struct DataFlags<C> {
     source: Option<String>,
     given: Vec<(Flag, String)>,
     columns: Option<String>,
-    /// The `FIELD=VALUE` assignments of `--set`, which may set any field.
+    /// The `FIELD=VALUE` assignments of `--set`, which can set any field.
     pub set: Vec<String>,
     command: PhantomData<C>,
 }

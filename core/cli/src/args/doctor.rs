@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-/// Check that this machine has what reprpo needs, and what would make it faster.
+/// Check that this machine meets the requirements of reprpo, and show what would make it faster.
 #[derive(Args)]
 pub struct DoctorArgs {
     /// Print a JSON list.

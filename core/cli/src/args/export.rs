@@ -22,7 +22,7 @@ pub struct ExportArgs {
     /// already in the run's `adapter` folder.
     #[arg(long, required = true, help_heading = "Output")]
     pub merge: bool,
-    /// Folder to write, which must not exist.
+    /// Folder to create, which must not exist yet.
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     pub out: PathBuf,
     #[command(flatten)]

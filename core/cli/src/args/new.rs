@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use reprpo_core::registry::Kind;
 
-/// Create a crate for a new plugin, which compiles and passes its tests as it is.
+/// Create a crate for a new plugin. It compiles and passes its tests without changes.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -19,7 +19,7 @@ pub struct NewArgs {
     pub kind: NewKind,
     /// Name of the plugin and of its crate, made of a-z, 0-9 and -.
     pub name: String,
-    /// Folder to create, which must not exist. Defaults to the name.
+    /// Folder to create, which must not exist yet. Defaults to the name.
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     pub path: Option<PathBuf>,
 }

@@ -74,7 +74,7 @@ pub fn check_resume(
     };
     let text = format!(
         "the argument '--resume <DIR>' cannot be used with '--{flag}': the run in the folder has \
-            its own configuration, and only '--resume auto' takes both"
+            its own configuration; only '--resume auto' can be combined with such flags"
     );
     let mut command = command();
     // The command must be built for the error to show the usage of `run`, as clap's own errors do.

@@ -3,11 +3,11 @@
 use clap::{Args, ValueEnum};
 use reprpo_core::selftest::{Options, Section};
 
-/// Test that everything computes correctly on this machine, and measure how fast.
+/// Test that reprpo computes correctly on this machine, and measure its speed.
 ///
-/// It makes its models and data on the spot, and needs no network and no files. Runs with every
-/// plugin and architecture on the device are compared with the same runs on the CPU. The exit code
-/// is 1 if anything disagrees.
+/// The test generates its own models and data, so it needs no network and no files. For every
+/// plugin and architecture, a run on the device is compared with the same run on the CPU. The exit
+/// code is 1 if a check fails.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -19,13 +19,13 @@ pub struct SelftestArgs {
     /// The device to test: `auto`, `cpu`, `cuda` or `cuda:N`.
     #[arg(long, value_name = "DEVICE", default_value = "auto", help_heading = "Checks")]
     pub device: String,
-    /// Run every check. Without it, a selection is run, which takes about a minute.
+    /// Run all checks. By default, only a selection is run, which takes about a minute.
     #[arg(long, help_heading = "Checks")]
     pub full: bool,
-    /// Also compare the speed with TRL and PEFT, if `python3` has them.
+    /// Also compare the speed with TRL and PEFT, if they are installed for `python3`.
     #[arg(long, help_heading = "Checks")]
     pub peer: bool,
-    /// Run only this section; can be given more than once.
+    /// Run only this section; may be repeated.
     #[arg(long, value_name = "SECTION", value_enum, help_heading = "Checks")]
     pub only: Vec<Only>,
     /// Print the report as a JSON object.
@@ -34,14 +34,14 @@ pub struct SelftestArgs {
 }
 
 impl SelftestArgs {
-    /// The extent of the test.
+    /// The settings of the test from these flags.
     pub fn options(&self) -> Options {
         let only = self.only.iter().map(|only| only.0).collect();
         Options { device: self.device.clone(), full: self.full, peer: self.peer, only }
     }
 }
 
-/// A section by its name.
+/// A section of the test, given by name on the command line.
 #[derive(Clone, Copy, Debug)]
 pub struct Only(Section);
 

@@ -45,7 +45,7 @@ pub struct StatesArgs {
     /// Start a new file when the current one has reached this size in gigabytes (10⁹ bytes).
     #[arg(long, value_name = "GB", default_value_t = 2.0, help_heading = "Output")]
     pub shard: f64,
-    /// Folder to write, which must not exist.
+    /// Folder to create, which must not exist yet.
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     pub out: PathBuf,
     /// Print a JSON object with the taps, the files, and the number of pairs and bytes.

@@ -25,8 +25,8 @@ pub struct SweepArgs {
     /// TOML file with one field and its values per line.
     #[arg(value_name = "GRID")]
     pub grid: Option<PathBuf>,
-    /// Field and its values, e.g. `adapter=lora,hra`; may be repeated. `adapter=all` takes every
-    /// adapter, and likewise for the other kinds of plugin.
+    /// Field and its values, e.g. `adapter=lora,hra`; may be repeated. `adapter=all` means every
+    /// adapter; `all` also works for the other kinds of plugin.
     #[arg(long, value_name = "FIELD=VALUES", help_heading = "Sweep")]
     pub over: Vec<String>,
     #[command(flatten)]

@@ -355,7 +355,8 @@ fn block(text: &str) -> String {
     text.lines().map(|line| format!("  {line}\n")).collect()
 }
 
-/// Wraps a sentence to [`WIDTH`]. Lines after the first have two more blanks of indentation.
+/// Wraps a sentence to [`WIDTH`], indented by `by`. Lines after the first are indented by two more
+/// spaces.
 fn indented(sentence: &str, by: &str) -> String {
     let mut lines = vec![by.to_owned()];
     for word in sentence.split(' ') {

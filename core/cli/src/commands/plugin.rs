@@ -25,7 +25,7 @@ pub fn run(args: &PluginArgs, app: &App<'_>) -> Result<()> {
 /// # Errors
 /// Fails if the library does not fit this build, or if a check fails.
 fn check(args: &CheckArgs, app: &App<'_>) -> Result<()> {
-    // This must happen before the library is loaded, because the setting is passed to it then.
+    // Go offline before the library is loaded, because it receives the setting at that time.
     hub::stay_offline();
     let loaded = match fitting(&args.file) {
         Ok(loaded) => loaded,

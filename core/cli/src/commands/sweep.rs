@@ -53,7 +53,7 @@ impl Axis {
                             values that all runs share into `--config FILE`"
                     )));
             }
-            one => vec![text(one)],
+            value => vec![text(value)],
         };
         Self { field: field.to_owned(), values }.expanded(app)
     }
@@ -353,8 +353,8 @@ fn grid_of(axes: &[Axis], rows: &[Row]) -> Grid {
                     format!("{:+.1} [{:+.1}, {:+.1}]", p.value, p.low, p.high)
                 }),
             );
-            // The perplexity ratio is shown beside the points, because accuracy means little if the
-            // model no longer writes coherent text.
+            // The perplexity ratio is shown next to the points, because accuracy means little if
+            // the model no longer writes coherent text.
             cells.push(change.map_or_else(dash, |c| {
                 let ratio = c.perplexity_ratio;
                 ratio.map_or_else(dash, |r| format!("{:.2}", r.value)) + perplexity_mark(ratio)

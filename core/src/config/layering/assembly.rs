@@ -161,12 +161,11 @@ impl<'r> Assembly<'r> {
             [] => return Ok(()),
         };
         match setting.origin {
-            // A saved adapter gives each value completely, so a table replaces the old one.
+            // A saved adapter sets each value as a whole, so a table replaces the old table.
             Origin::Adapter(_) => *target = value,
             _ => put(target, value),
         }
-        // Parts of a value are shown together with the whole value, so the origin is stored for the
-        // whole.
+        // The origin of a nested value is stored for the whole field, which is shown as one value.
         let shown = &setting.path[..setting.path.len().min(2)];
         self.origins.insert(shown.join("."), setting.origin.clone());
         Ok(())

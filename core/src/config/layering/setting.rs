@@ -11,8 +11,8 @@ pub(super) struct Setting {
     pub path: Vec<String>,
     pub given: RawValue,
     pub origin: Origin,
-    /// If set, the setting is only applied if this plugin is chosen. Used for the text of
-    /// `--dataset NAME:TEXT`, and for a recipe's settings of the plugins that it chooses.
+    /// If set, the setting is only applied if this plugin is chosen. Used for the text after the
+    /// colon in `--dataset NAME:TEXT`, and for a recipe's settings of the plugins that it chooses.
     pub only_for: Option<&'static str>,
 }
 

@@ -33,26 +33,26 @@ plugin!(FaultyIntervention FaultyAdapter FaultyTransform FaultyTap FaultyDataset
 
 #[derive(Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-enum OfIntervention {
+enum InterventionFlaw {
     #[default]
     None,
     Detaches,
     Sums,
-    DividesByTheDeviation,
-    Remembers,
-    DividesByTheSpread,
-    Climbs,
+    DividesByDeviation,
+    CountsCalls,
+    DividesByReferenceMargin,
+    WrongSign,
     StartsFlat,
-    SeesNothing,
+    ZeroGradient,
     Panics,
-    MakesDo,
+    IgnoresMissingValues,
 }
 
 #[derive(Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct FaultyIntervention {
     /// The flaw.
-    flaw: OfIntervention,
+    flaw: InterventionFlaw,
 }
 
 impl InterventionPlugin for FaultyIntervention {
@@ -67,9 +67,9 @@ impl Intervention for FaultyIntervention {
     }
 
     fn loss(&mut self, pairs: &Pairs, _: StepInfo) -> Result<Loss> {
-        use OfIntervention as Flaw;
-        let spread = match self.flaw {
-            Flaw::DividesByTheSpread => {
+        use InterventionFlaw as Flaw;
+        let reference_margin = match self.flaw {
+            Flaw::DividesByReferenceMargin => {
                 let reference = pairs.reference()?;
                 Some((reference.chosen()?.sum() - reference.rejected()?.sum()).abs() + 1e-12)
             }
@@ -77,7 +77,9 @@ impl Intervention for FaultyIntervention {
         };
         let ratios = match self.flaw {
             Flaw::Panics => Ok(pairs.log_ratios().unwrap()),
-            Flaw::MakesDo if pairs.policy().is_err() => return Ok(Loss::new(Tensor::from(0.0))),
+            Flaw::IgnoresMissingValues if pairs.policy().is_err() => {
+                return Ok(Loss::new(Tensor::from(0.0)));
+            }
             _ => pairs.log_ratios(),
         };
         let Sides { chosen, rejected } = ratios?;
@@ -87,32 +89,32 @@ impl Intervention for FaultyIntervention {
         Ok(Loss::new(match self.flaw {
             Flaw::Detaches => mean + (&margin * margin.detach()).mean(None::<Kind>),
             Flaw::Sums => losses.sum(None::<Kind>),
-            Flaw::DividesByTheDeviation => mean / losses.std(true),
-            Flaw::Remembers => mean * (1.0 + CALLS.fetch_add(1, Ordering::Relaxed) as f64),
-            Flaw::DividesByTheSpread => (-(chosen * 0.5).log_sigmoid()
-                / spread.unwrap_or_else(|| Tensor::from(1.0)))
+            Flaw::DividesByDeviation => mean / losses.std(true),
+            Flaw::CountsCalls => mean * (1.0 + CALLS.fetch_add(1, Ordering::Relaxed) as f64),
+            Flaw::DividesByReferenceMargin => (-(chosen * 0.5).log_sigmoid()
+                / reference_margin.unwrap_or_else(|| Tensor::from(1.0)))
             .mean(None::<Kind>),
             Flaw::StartsFlat => -(&margin * margin.abs()).mean(None::<Kind>),
-            Flaw::Climbs => mean.detach() * 2.0 - mean,
-            Flaw::SeesNothing => mean * 0.0,
-            Flaw::None | Flaw::Panics | Flaw::MakesDo => mean,
+            Flaw::WrongSign => mean.detach() * 2.0 - mean,
+            Flaw::ZeroGradient => mean * 0.0,
+            Flaw::None | Flaw::Panics | Flaw::IgnoresMissingValues => mean,
         }))
     }
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-enum OfAdapter {
+enum AdapterFlaw {
     #[default]
     None,
-    Idles,
+    UnusedParameter,
     TrainsTheBase,
     WritesToTheBase,
-    StartsElsewhere,
-    StartsHere,
+    StartsChanged,
+    ClaimsToStartChanged,
     MergesTwice,
-    NamesTwice,
-    MistakesItsAxis,
+    DuplicateNames,
+    WrongAxis,
     IgnoresTheSeed,
     FusesWithoutGroups,
 }
@@ -121,14 +123,14 @@ enum OfAdapter {
 #[serde(deny_unknown_fields, default)]
 pub struct FaultyAdapter {
     /// The flaw.
-    flaw: OfAdapter,
+    flaw: AdapterFlaw,
     /// Factor on the change. It is not saved in PEFT's configuration.
     scale: f64,
 }
 
 impl Default for FaultyAdapter {
     fn default() -> Self {
-        Self { flaw: OfAdapter::None, scale: 1.0 }
+        Self { flaw: AdapterFlaw::None, scale: 1.0 }
     }
 }
 
@@ -151,25 +153,25 @@ impl TargetModules for FaultyAdapter {
 impl Adapter for FaultyAdapter {
     fn attach(&self, site: &LinearSite<'_>, init: &mut Init) -> Result<Box<dyn AdaptedLinear>> {
         let size = [site.info.outputs, site.info.inputs];
-        if self.flaw == OfAdapter::TrainsTheBase {
+        if self.flaw == AdapterFlaw::TrainsTheBase {
             let _ = site.frozen.dense()?.set_requires_grad(true);
         }
         let delta = match self.flaw {
-            OfAdapter::StartsElsewhere => init.normal("delta", &size, 0.1),
-            OfAdapter::IgnoresTheSeed => {
+            AdapterFlaw::StartsChanged => init.normal("delta", &size, 0.1),
+            AdapterFlaw::IgnoresTheSeed => {
                 init.normal(&CALLS.fetch_add(1, Ordering::Relaxed).to_string(), &size, 0.1)
             }
             _ => init.zeros(&size),
         };
-        Ok(Box::new(Change { flaw: self.flaw, scale: self.scale, delta, idle: init.zeros(&[1]) }))
+        Ok(Box::new(Change { flaw: self.flaw, scale: self.scale, delta, unused: init.zeros(&[1]) }))
     }
 
     fn starts_as_identity(&self) -> bool {
-        !matches!(self.flaw, OfAdapter::StartsHere | OfAdapter::IgnoresTheSeed)
+        !matches!(self.flaw, AdapterFlaw::ClaimsToStartChanged | AdapterFlaw::IgnoresTheSeed)
     }
 
     fn fuse(&self, modules: &[FusedSite<'_>]) -> Result<Option<Fused>> {
-        if self.flaw != OfAdapter::FusesWithoutGroups {
+        if self.flaw != AdapterFlaw::FusesWithoutGroups {
             return Ok(None);
         }
         let whole = |site: &FusedSite<'_>| -> Result<Box<dyn AdaptedLinear>> {
@@ -186,7 +188,7 @@ impl Adapter for FaultyAdapter {
             Ok(Box::new(Change {
                 flaw: self.flaw,
                 scale: self.scale,
-                idle: delta.shallow_clone(),
+                unused: delta.shallow_clone(),
                 delta,
             }))
         };
@@ -200,16 +202,16 @@ impl Adapter for FaultyAdapter {
 }
 
 struct Change {
-    flaw: OfAdapter,
+    flaw: AdapterFlaw,
     scale: f64,
     /// `[out in]`.
     delta: Tensor,
-    idle: Tensor,
+    unused: Tensor,
 }
 
 impl AdaptedLinear for Change {
     fn forward(&self, x: &Tensor, base: &Frozen, _: bool) -> Result<Tensor> {
-        if self.flaw == OfAdapter::WritesToTheBase {
+        if self.flaw == AdapterFlaw::WritesToTheBase {
             let _ = base.dense()?.detach().f_add_(&(base.dense()?.detach() * 1e-3))?;
         }
         Ok(base.forward(x)? + x.f_linear(&self.delta, None::<Tensor>)? * self.scale)
@@ -217,32 +219,32 @@ impl AdaptedLinear for Change {
 
     fn parameters(&self) -> Vec<Parameter> {
         let axis =
-            if self.flaw == OfAdapter::MistakesItsAxis { Axis::Input(0) } else { Axis::Input(1) };
+            if self.flaw == AdapterFlaw::WrongAxis { Axis::Input(0) } else { Axis::Input(1) };
         let mut all = vec![Parameter::new("delta", &self.delta).along(axis)];
         match self.flaw {
-            OfAdapter::Idles => all.push(Parameter::new("idle", &self.idle)),
-            OfAdapter::NamesTwice => all.push(Parameter::new("delta", &self.delta)),
+            AdapterFlaw::UnusedParameter => all.push(Parameter::new("unused", &self.unused)),
+            AdapterFlaw::DuplicateNames => all.push(Parameter::new("delta", &self.delta)),
             _ => {}
         }
         all
     }
 
     fn merge(&self, base: &Frozen) -> Result<Frozen> {
-        let times = if self.flaw == OfAdapter::MergesTwice { 2.0 } else { 1.0 };
+        let times = if self.flaw == AdapterFlaw::MergesTwice { 2.0 } else { 1.0 };
         Ok(base.with_weight(base.dense()? + &self.delta * (self.scale * times)))
     }
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-enum OfTransform {
+enum TransformFlaw {
     #[default]
     None,
-    Stretches,
-    Bends,
-    LooksAround,
+    NotOrthogonal,
+    NotLinear,
+    UsesContext,
     IgnoresTheSeed,
-    NamesTwice,
+    DuplicateNames,
     Detaches,
 }
 
@@ -250,13 +252,13 @@ enum OfTransform {
 #[serde(deny_unknown_fields, default)]
 pub struct FaultyTransform {
     /// The flaw.
-    flaw: OfTransform,
+    flaw: TransformFlaw,
 }
 
 impl TransformPlugin for FaultyTransform {
     fn build(self, cx: &TransformCx<'_>, init: &mut Init) -> Result<Box<dyn Transform>> {
         let scale = init.ones(&[cx.width]);
-        if self.flaw == OfTransform::IgnoresTheSeed {
+        if self.flaw == TransformFlaw::IgnoresTheSeed {
             let calls = CALLS.fetch_add(1, Ordering::Relaxed);
             let _ = scale.detach().f_fill_(1.0 + calls as f64)?;
         }
@@ -266,26 +268,26 @@ impl TransformPlugin for FaultyTransform {
 
 /// Multiplies each coordinate by an entry of `scale` `[h]`.
 struct Scaled {
-    flaw: OfTransform,
+    flaw: TransformFlaw,
     scale: Tensor,
 }
 
 impl Transform for Scaled {
     fn forward(&self, h: &Tensor, around: &Around) -> Result<Tensor> {
         Ok(match self.flaw {
-            OfTransform::Bends => (h * &self.scale).tanh(),
-            OfTransform::LooksAround => {
+            TransformFlaw::NotLinear => (h * &self.scale).tanh(),
+            TransformFlaw::UsesContext => {
                 h * &self.scale
                     + around.previous.as_ref().map_or_else(|| h.zeros_like(), |p| p * 0.1)
             }
-            OfTransform::Detaches => h * self.scale.detach(),
+            TransformFlaw::Detaches => h * self.scale.detach(),
             _ => h * &self.scale,
         })
     }
 
     fn parameters(&self) -> Vec<Parameter> {
         let parameter = || Parameter::new("scale", &self.scale);
-        if self.flaw == OfTransform::NamesTwice {
+        if self.flaw == TransformFlaw::DuplicateNames {
             vec![parameter(), parameter()]
         } else {
             vec![parameter()]
@@ -297,13 +299,13 @@ impl Transform for Scaled {
     }
 
     fn orthogonal(&self) -> bool {
-        self.flaw == OfTransform::Stretches
+        self.flaw == TransformFlaw::NotOrthogonal
     }
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-enum OfTap {
+enum TapFlaw {
     #[default]
     None,
     ReadsBlockFive,
@@ -318,14 +320,14 @@ enum OfTap {
 #[serde(deny_unknown_fields, default)]
 pub struct FaultyTap {
     /// The flaw.
-    flaw: OfTap,
+    flaw: TapFlaw,
     /// The hidden states to read.
     layers: Layers,
 }
 
 impl Default for FaultyTap {
     fn default() -> Self {
-        Self { flaw: OfTap::None, layers: Layers("1,-1".to_owned()) }
+        Self { flaw: TapFlaw::None, layers: Layers("1,-1".to_owned()) }
     }
 }
 
@@ -338,19 +340,19 @@ impl TapPlugin for FaultyTap {
 impl Tap for FaultyTap {
     fn sites(&self, model: &ModelInfo) -> Result<Vec<Site>> {
         let layers = match self.flaw {
-            OfTap::Clamps => {
+            TapFlaw::Clamps => {
                 self.layers.resolve(model.layers + 1).unwrap_or_else(|_| vec![model.layers])
             }
             _ => self.layers.resolve(model.layers + 1)?,
         };
         let mut sites: Vec<Site> = layers.into_iter().map(Site::Residual).collect();
         match self.flaw {
-            OfTap::None | OfTap::Clamps => {}
-            OfTap::ReadsBlockFive => sites = vec![Site::Block(5)],
-            OfTap::ReadsNothing => sites.clear(),
-            OfTap::ReadsBackwards => sites.reverse(),
-            OfTap::ReadsTwice => sites.push(sites[sites.len() - 1].clone()),
-            OfTap::Panics => panic!("the tap is off"),
+            TapFlaw::None | TapFlaw::Clamps => {}
+            TapFlaw::ReadsBlockFive => sites = vec![Site::Block(5)],
+            TapFlaw::ReadsNothing => sites.clear(),
+            TapFlaw::ReadsBackwards => sites.reverse(),
+            TapFlaw::ReadsTwice => sites.push(sites[sites.len() - 1].clone()),
+            TapFlaw::Panics => panic!("the tap is off"),
         }
         Ok(sites)
     }
@@ -362,13 +364,13 @@ impl Tap for FaultyTap {
 
 #[derive(Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-enum OfDataset {
+enum DatasetFlaw {
     #[default]
     None,
-    NamesTwice,
-    HoldsNothing,
-    PrefersItself,
-    Mixes,
+    DuplicateNames,
+    NoPairs,
+    EqualCompletions,
+    MixesTextAndMessages,
     Shuffles,
     Miscounts,
     TakesAnySplit,
@@ -378,7 +380,7 @@ enum OfDataset {
 #[serde(deny_unknown_fields, default)]
 pub struct FaultyDataset {
     /// The flaw.
-    flaw: OfDataset,
+    flaw: DatasetFlaw,
 }
 
 impl DatasetPlugin for FaultyDataset {
@@ -389,23 +391,32 @@ impl DatasetPlugin for FaultyDataset {
 
 impl Dataset for FaultyDataset {
     fn splits(&self) -> Vec<SplitInfo> {
-        let pairs = Some(if self.flaw == OfDataset::Miscounts { 3 } else { 2 });
+        let pairs = Some(if self.flaw == DatasetFlaw::Miscounts { 3 } else { 2 });
         let train = SplitInfo { name: "train".to_owned(), describes: "letters".to_owned(), pairs };
-        if self.flaw == OfDataset::NamesTwice { vec![train.clone(), train] } else { vec![train] }
+        if self.flaw == DatasetFlaw::DuplicateNames {
+            vec![train.clone(), train]
+        } else {
+            vec![train]
+        }
     }
 
     fn pairs(&self, split: &str) -> Result<PairIter<'_>> {
-        if split != "train" && self.flaw != OfDataset::TakesAnySplit {
+        if split != "train" && self.flaw != DatasetFlaw::TakesAnySplit {
             return Err(Error::unknown("split", split, ["train"]));
         }
-        let count = if self.flaw == OfDataset::HoldsNothing { 0 } else { 2 };
+        let count = if self.flaw == DatasetFlaw::NoPairs { 0 } else { 2 };
         let flaw = self.flaw;
         let pair = move |i: usize| {
-            let calls =
-                if flaw == OfDataset::Shuffles { CALLS.fetch_add(1, Ordering::Relaxed) } else { 0 };
+            let calls = if flaw == DatasetFlaw::Shuffles {
+                CALLS.fetch_add(1, Ordering::Relaxed)
+            } else {
+                0
+            };
             let rejected = match flaw {
-                OfDataset::PrefersItself => Text::from("a"),
-                OfDataset::Mixes => Text::Messages(vec![Message::new("assistant", "b")]),
+                DatasetFlaw::EqualCompletions => Text::from("a"),
+                DatasetFlaw::MixesTextAndMessages => {
+                    Text::Messages(vec![Message::new("assistant", "b")])
+                }
                 _ => Text::from("b"),
             };
             PreferencePair::new(format!("{i} {calls}"), "a", rejected)

@@ -8,7 +8,7 @@ use crate::api::{ModelInfo, Plugin, Pooling, Site, Tap, TapPlugin};
 use crate::error::{Error, Result};
 use crate::registry::TapEntry;
 
-/// A configuration of a tap, with the texts and the check of the plugin.
+/// A configuration of a tap, with its description and a check of its values.
 pub trait Description: Serialize + DeserializeOwned + JsonSchema + Default + 'static {
     const SUMMARY: &'static str = "the embeddings";
     const EXAMPLE: &'static [(&'static str, &'static str)] = &[];
@@ -18,7 +18,7 @@ pub trait Description: Serialize + DeserializeOwned + JsonSchema + Default + 'st
     }
 }
 
-pub fn of<C: Description>() -> TapEntry {
+pub fn tap_entry<C: Description>() -> TapEntry {
     TapEntry::of::<C>("", "")
 }
 
@@ -73,23 +73,23 @@ impl Description for FullStop {
 
 #[derive(Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct Hides {
+pub struct OmitsField {
     /// A share.
     share: f64,
     /// A value that is omitted from the output if it is not set.
     #[serde(skip_serializing_if = "Option::is_none")]
     other: Option<f64>,
 }
-impl Description for Hides {}
+impl Description for OmitsField {}
 
 #[derive(Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct Drifts {
+pub struct ChangesInRoundTrip {
     /// A share.
     #[serde(serialize_with = "one_more")]
     share: f64,
 }
-impl Description for Drifts {}
+impl Description for ChangesInRoundTrip {}
 
 fn one_more<S: Serializer>(share: &f64, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_f64(share + 1.0)
@@ -97,11 +97,11 @@ fn one_more<S: Serializer>(share: &f64, serializer: S) -> Result<S::Ok, S::Error
 
 #[derive(Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct Named {
+pub struct ReservedName {
     /// A field with a reserved name.
     name: String,
 }
-impl Description for Named {}
+impl Description for ReservedName {}
 
 #[derive(Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
@@ -134,11 +134,11 @@ fn number_or_nothing<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, 
 
 #[derive(Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct ExampleOfAnother {
+pub struct ExampleWithUnknownField {
     /// A share.
     share: f64,
 }
-impl Description for ExampleOfAnother {
+impl Description for ExampleWithUnknownField {
     const EXAMPLE: &'static [(&'static str, &'static str)] = &[("part", "0.5")];
 }
 

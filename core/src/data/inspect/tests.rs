@@ -3,6 +3,7 @@ use serde_json::json;
 use super::*;
 use crate::api::{PairIter, SplitInfo};
 use crate::error::Error;
+use crate::report::Silent;
 use crate::testing;
 
 struct Fixed(Vec<(&'static str, Vec<PreferencePair>)>);
@@ -29,16 +30,6 @@ impl Dataset for Fixed {
     }
 }
 
-struct Quiet;
-
-impl Progress for Quiet {
-    fn stage(&mut self, _: &str, _: Option<u64>) {}
-    fn skip(&mut self, _: u64) {}
-    fn advance(&mut self, _: u64, _: &[(&str, f64)]) {}
-    fn message(&mut self, _: &str) {}
-    fn finish(&mut self) {}
-}
-
 fn pair(prompt: &str, chosen: &str, rejected: &str) -> PreferencePair {
     PreferencePair::new(prompt, chosen, rejected)
 }
@@ -49,7 +40,7 @@ fn spec(tokenizer: Option<&Tokenizer>) -> InspectSpec<'_> {
     InspectSpec { splits: None, tokenizer, limits: LIMITS, max_pairs: None, examples: 1 }
 }
 
-fn odd() -> Fixed {
+fn flawed_data() -> Fixed {
     let message = |role: &str, content: &str| Text::Messages(vec![Message::new(role, content)]);
     let train = vec![
         pair("a", " yes", " no"),
@@ -69,7 +60,7 @@ fn odd() -> Fixed {
 
 #[test]
 fn repeated_contradicting_and_empty_pairs_are_counted() {
-    let found = inspect(&odd(), &spec(None), &mut Quiet).unwrap();
+    let found = inspect(&flawed_data(), &spec(None), &mut Silent).unwrap();
     assert_eq!((found.unit, found.splits.len()), ("characters", 2));
     let t = &found.splits[0];
     assert_eq!((t.pairs, t.conversations, t.prompts), (7, 1, 5));
@@ -90,10 +81,8 @@ fn repeated_contradicting_and_empty_pairs_are_counted() {
     );
 }
 
-/// Two pairs are different if their tools, their template variables or any field of a message
-/// differs.
 #[test]
-fn fields_of_messages_and_arguments_of_templates_count() {
+fn pairs_differ_if_a_message_field_or_a_template_argument_differs() {
     let tool =
         |name: &str| TemplateArgs::new(json!([{"function": {"name": name}}]), Value::Null).unwrap();
     let call = |city: &str| {
@@ -113,12 +102,12 @@ fn fields_of_messages_and_arguments_of_templates_count() {
         pair("Oslo", "Oslo"),
         pair("Oslo", "Bonn"),
     ];
-    let found = inspect(&Fixed(vec![("train", train)]), &spec(None), &mut Quiet).unwrap();
+    let found = inspect(&Fixed(vec![("train", train)]), &spec(None), &mut Silent).unwrap();
     let t = &found.splits[0];
     assert_eq!((t.pairs, t.prompts, t.repeated, t.contradicted, t.identical), (8, 4, 1, 1, 1));
     assert_eq!(t.examples[0].chosen.text, "assistant: \n  tool_calls: [{\"city\":\"Oslo\"}]");
     let shown = Fixed(vec![("train", vec![pair("Oslo", "Rome").with_template_args(tool("f"))])]);
-    let found = inspect(&shown, &spec(None), &mut Quiet).unwrap();
+    let found = inspect(&shown, &spec(None), &mut Silent).unwrap();
     assert_eq!(
         found.splits[0].examples[0].prompt,
         "tools: [{\"function\":{\"name\":\"f\"}}]\nuser: a"
@@ -138,7 +127,7 @@ fn with_a_tokenizer_the_report_counts_the_pairs_that_a_run_would_use() {
             pair("a", " no", " no"),
         ],
     )]);
-    let found = inspect(&data, &spec(Some(&tokenizer)), &mut Quiet).unwrap();
+    let found = inspect(&data, &spec(Some(&tokenizer)), &mut Silent).unwrap();
     let t = &found.splits[0];
     let used = t.used.as_ref().unwrap();
     assert_eq!((used.kept, used.truncated, used.findings.identical), (3, 1, 1));
@@ -158,14 +147,14 @@ fn with_a_tokenizer_the_report_counts_the_pairs_that_a_run_would_use() {
 }
 
 #[test]
-fn a_part_of_a_split_and_a_limit_can_be_given() {
+fn a_part_of_a_split_and_a_limit_select_the_pairs_to_inspect() {
     let some = InspectSpec {
         splits: Some(vec!["train[3:5]".to_owned()]),
         max_pairs: Some(1),
         examples: 5,
         ..spec(None)
     };
-    let found = inspect(&odd(), &some, &mut Quiet).unwrap();
+    let found = inspect(&flawed_data(), &some, &mut Silent).unwrap();
     assert_eq!(
         (found.splits[0].pairs, found.splits[0].identical, found.splits[0].examples.len()),
         (1, 1, 1)

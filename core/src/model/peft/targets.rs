@@ -105,7 +105,7 @@ impl TargetFields {
                 names.push(name);
             }
         }
-        // If both fields are lists, PEFT requires that every entry of this one is in
+        // If both fields are lists, PEFT requires every entry of this field to be in
         // `target_modules`.
         let among = |list: &[&str]| match &self.targets {
             Targets::Suffixes(all) => list.iter().all(|s| all.iter().any(|a| a == s)),
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn as_in_peft_full_names_match_whatever_the_layers_are() {
+    fn full_names_match_regardless_of_the_layers_as_in_peft() {
         let of = |list: &[&str]| Targets::Suffixes(list.iter().map(|&s| s.to_owned()).collect());
         let name = "model.layers.1.self_attn.q_proj";
         let finds =

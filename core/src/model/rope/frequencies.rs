@@ -24,7 +24,7 @@ pub enum Frequencies {
 }
 
 impl Frequencies {
-    /// The shortest length, in tokens, that has the same frequencies as `tokens`.
+    /// The shortest length in tokens that has the same frequencies as the length `tokens`.
     pub fn representative(&self, tokens: usize) -> usize {
         match self {
             Self::Fixed(_) => 0,
@@ -82,7 +82,8 @@ pub fn of(head_dim: i64, p: &RopeParameters) -> Result<(Frequencies, f64)> {
     };
     let factor = || need(p.factor, "factor");
     let original = || need(p.original_max_position_embeddings, "original_max_position_embeddings");
-    // The ratio of the context to that of pretraining, if `factor` is not given.
+    // If `factor` is not given, the ratio of the context length to the context length of
+    // pretraining.
     let stretch = || match p.factor {
         Some(_) => factor(),
         None => Ok(need(p.max_position_embeddings, "max_position_embeddings")? / original()?),
@@ -241,13 +242,13 @@ mod tests {
     use super::super::RopeFields;
     use super::*;
 
-    fn made(head_dim: i64, config: Value) -> Result<(Frequencies, f64)> {
+    fn frequencies_of(head_dim: i64, config: Value) -> Result<(Frequencies, f64)> {
         of(head_dim, &RopeParameters::partial(&config, &RopeFields::COMMON)?)
     }
 
     /// The expected values were computed with transformers 5.23's `_compute_*_parameters` on
-    /// numpy's float32. Each case is the configuration, the width of a head and a number of tokens,
-    /// and then the attention factor and some frequencies by index.
+    /// numpy's float32. Each case consists of the configuration, the width of a head, a number of
+    /// tokens, the expected attention factor, and some of the expected frequencies by index.
     #[test]
     fn every_rope_type_has_the_same_frequencies_as_in_transformers() {
         let yarn =
@@ -334,9 +335,11 @@ mod tests {
             (&explicit, 8, 1, 1.19, &[(2, 0.006_666_666_83)]),
         ];
         for (scaling, head_dim, tokens, attention, expected) in cases {
-            let (frequencies, factor) =
-                made(head_dim, json!({ "rope_scaling": scaling, "max_position_embeddings": 4096 }))
-                    .unwrap();
+            let (frequencies, factor) = frequencies_of(
+                head_dim,
+                json!({ "rope_scaling": scaling, "max_position_embeddings": 4096 }),
+            )
+            .unwrap();
             let frequencies = frequencies.for_length(tokens);
             assert_eq!(frequencies.len() as i64, head_dim / 2, "{scaling}");
             assert!((factor - attention).abs() < 1e-12, "{scaling}: {factor}");
@@ -349,7 +352,9 @@ mod tests {
             }
         }
         let half =
-            made(16, json!({ "partial_rotary_factor": 0.5, "rope_scaling": linear })).unwrap().0;
+            frequencies_of(16, json!({ "partial_rotary_factor": 0.5, "rope_scaling": linear }))
+                .unwrap()
+                .0;
         let expected = [0.25, 0.025_000_000_4, 0.002_499_999_94, 0.000_250_000_012];
         assert!(
             half.for_length(1)
@@ -362,7 +367,7 @@ mod tests {
     #[test]
     fn the_error_names_the_parameter_that_is_missing_or_out_of_range() {
         let refused = |scaling: Value| {
-            format!("{:?}", made(8, json!({ "rope_scaling": scaling })).unwrap_err())
+            format!("{:?}", frequencies_of(8, json!({ "rope_scaling": scaling })).unwrap_err())
         };
         assert_eq!(
             refused(json!({ "rope_type": "lama3" })),

@@ -22,7 +22,7 @@ pub struct Rope {
     attention_factor: f64,
     /// True if cached keys must be recomputed when the frequencies change.
     recomputes: bool,
-    /// True if heads are rotated in float32 whatever the kind of the model is.
+    /// True if heads are rotated in float32, regardless of the model's kind.
     unrounded: bool,
 }
 
@@ -37,7 +37,7 @@ impl Rope {
     }
 
     /// Marks an architecture that recomputes its cached keys when the frequencies of a growing
-    /// sequence change. Most architectures keep keys as they were first rotated.
+    /// sequence change. Most architectures do not: cached keys keep their first rotation.
     #[must_use]
     pub fn recomputing(mut self) -> Self {
         self.recomputes = true;
@@ -56,8 +56,8 @@ impl Rope {
         self.recomputes
     }
 
-    /// The shortest length, in tokens, that has the same frequencies as `tokens`. Two sequences can
-    /// only share the states of a common prefix if this value is the same for both.
+    /// The shortest length in tokens that has the same frequencies as the length `tokens`. Two
+    /// sequences can only share the states of a common prefix if this value is the same for both.
     pub fn representative_length(&self, tokens: usize) -> usize {
         self.frequencies.representative(tokens)
     }

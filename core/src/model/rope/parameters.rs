@@ -20,8 +20,8 @@ pub struct RopeParameters {
     rope_theta: Option<f64>,
     partial_rotary_factor: Option<f64>,
     /// Number of dimensions of each head that are rotated; overrides `partial_rotary_factor`. Only
-    /// configurations that were made from a GGUF file have it, because transformers has no such
-    /// field.
+    /// configurations that were created from a GGUF file have this field; transformers does not
+    /// have it.
     pub(super) dimension_count: Option<i64>,
     pub(super) factor: Option<f64>,
     pub(super) original_max_position_embeddings: Option<f64>,
@@ -50,7 +50,7 @@ pub struct RopeFields {
     pub default_theta: f64,
     /// Name of the field for the fraction of each head that is rotated.
     pub partial: &'static str,
-    /// That fraction if the configuration has none.
+    /// The fraction if the configuration has none.
     pub default_partial: f64,
 }
 
@@ -191,7 +191,7 @@ impl RopeParameters {
     }
 }
 
-/// True if a field has a value, which is neither null nor an empty object.
+/// True if a field has a value that is neither null nor an empty object.
 fn is_set(value: &Value) -> bool {
     !value.is_null() && value.as_object().is_none_or(|o| !o.is_empty())
 }

@@ -1,8 +1,9 @@
-//! Tiny models of every architecture and rope type, with the values that transformers computes.
+//! Tiny models of every architecture and rope type, with the values that transformers computes for
+//! them.
 //!
 //! `model/fixtures/make.py` writes these values. The weights are not stored: the script and this
-//! module compute each number from its tensor's name and its position. The tests use the models,
-//! and `reprpo selftest` does on machines that have no other model.
+//! module compute each number from its tensor's name and its position. The tests use these models.
+//! `reprpo selftest` uses them on machines that have no other model.
 
 mod numbers;
 
@@ -39,28 +40,30 @@ struct Pair {
 pub struct Case {
     /// The `model_type` of the configuration.
     pub architecture: String,
-    /// The type of its rotary positions.
+    /// The model's rope type.
     pub rope: String,
-    /// Its `config.json`.
+    /// The content of the model's `config.json`.
     pub config: Value,
-    /// Σ log p of chosen and rejected for each pair. Every sequence is computed by itself.
+    /// Σ log p of the chosen and of the rejected completion of each pair. Each sequence was
+    /// computed separately.
     pub scores: Vec<[f64; 2]>,
-    /// Tokens of greedy decoding from the first pair's prompt, with a cache.
+    /// Tokens that greedy decoding with a cache generates from the first pair's prompt; `None` if
+    /// the fixture does not have them.
     pub generated: Option<Vec<i64>>,
 }
 
 impl Fixture {
-    /// Parses the fixture, which is part of the program.
+    /// Parses `architectures.json`, which is embedded in the program.
     ///
     /// # Errors
-    /// Fails if it does not have the fields of this struct.
+    /// Fails if the file does not have the fields of this struct.
     pub fn read() -> Result<Self> {
         let text = include_str!("../fixtures/architectures.json");
         serde_json::from_str(text)
             .map_err(|e| Error::internal("`architectures.json` is not a fixture").because(e))
     }
 
-    /// Pairs that the scores of the cases belong to.
+    /// The pairs that the scores of all cases belong to.
     pub fn pairs(&self) -> Vec<TokenPair> {
         let pair = |(index, pair): (usize, &Pair)| {
             let Pair { prompt, chosen, rejected } = pair;
@@ -80,10 +83,10 @@ impl Fixture {
         &self.cases
     }
 
-    /// The case of that architecture and rope type.
+    /// The case of an architecture and a rope type.
     ///
     /// # Errors
-    /// Fails if there is none.
+    /// Fails if there is no such case.
     pub fn case(&self, architecture: &str, rope: &str) -> Result<&Case> {
         let found = self.cases.iter().find(|c| c.architecture == architecture && c.rope == rope);
         found.ok_or_else(|| {
@@ -93,27 +96,27 @@ impl Fixture {
         })
     }
 
-    /// The configuration and the weights in float32 of each architecture that the program knows, by
-    /// its `model_type`. An architecture without a tiny model has an error.
+    /// The configuration and the float32 weights of a tiny model of each supported architecture, by
+    /// `model_type`. The value for an architecture without a tiny model is an error.
     pub fn architectures(&self) -> impl Iterator<Item = (&'static str, Result<ConfigAndWeights>)> {
         ARCHITECTURES.iter().map(|(name, ..)| (*name, self.architecture(name)))
     }
 
-    /// The configuration and the weights in float32 of a tiny model of that architecture.
+    /// The configuration and the float32 weights of a tiny model of the architecture `name`.
     ///
     /// # Errors
-    /// Fails if there is none.
+    /// Fails if there is no tiny model of it.
     pub fn architecture(&self, name: &str) -> Result<ConfigAndWeights> {
-        // The model with pictures holds the text model, and has the same names for its tensors.
-        const HOLDER: (&str, &str) = ("gemma3", "gemma3_text");
-        if name == HOLDER.0 {
-            let (config, tensors) = self.architecture(HOLDER.1)?;
+        // The multimodal model contains the text model, and its tensors have the same names.
+        const MULTIMODAL: (&str, &str) = ("gemma3", "gemma3_text");
+        if name == MULTIMODAL.0 {
+            let (config, tensors) = self.architecture(MULTIMODAL.1)?;
             return Ok((json!({ "model_type": name, "text_config": config }), tensors));
         }
         Ok((self.case(name, "default")?.config.clone(), self.tensors(name, Kind::Float)?))
     }
 
-    /// The weights of an architecture by their names in transformers.
+    /// The weights of a tiny model of an architecture, by their names in transformers.
     ///
     /// # Errors
     /// Fails if there is no tiny model of it.
@@ -140,8 +143,8 @@ impl Fixture {
     }
 }
 
-/// Computes the weight of that name as a float32 tensor: each value follows from the name and the
-/// position.
+/// Computes the float32 weight called `name`. Each number depends on the name and on its position
+/// in the tensor.
 pub fn weight(name: &str, shape: &[i64]) -> Tensor {
     Tensor::from_slice(&numbers(name, shape)).reshape(shape)
 }

@@ -1,8 +1,8 @@
-//! Weights of tiny models. Their users and `make.py` both compute them, so that they need not be
-//! stored.
+//! The weights of the tiny models. They are computed here and in `make.py`, so they do not need to
+//! be stored.
 
-/// The values of the tensor `name`: uniform numbers around 0 from splitmix64, seeded with the
-/// FNV-1a hash of the name. The weights of norms are around 1.
+/// The values of the tensor `name`: uniform numbers from splitmix64, seeded with the FNV-1a hash of
+/// the name. They are centred on 0, or on 1 for the weights of norms.
 pub fn numbers(name: &str, shape: &[i64]) -> Vec<f32> {
     let seed = name
         .bytes()

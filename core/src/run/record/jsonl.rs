@@ -1,5 +1,5 @@
-//! Records for programs: a JSON line for each step and each validation, and the tables and scores
-//! of the evaluation.
+//! Writes the run's results in a machine-readable form: a JSON line for each step and each
+//! validation, and the tables and scores of the evaluation.
 
 use std::fs::File;
 use std::io::Write;
@@ -19,7 +19,7 @@ pub struct JsonLines {
 }
 
 impl JsonLines {
-    /// Appends to the open file `metrics`. The evaluation goes into the folder `eval`.
+    /// Appends lines to the open file `metrics`, and writes the evaluation to the folder `eval`.
     pub fn new(metrics: File, eval: PathBuf) -> Self {
         Self { metrics, eval }
     }

@@ -7,8 +7,8 @@ use super::recorder::{Note, Recorder};
 use super::validation::ValidationRecord;
 use crate::error::{Context, Result};
 
-/// Writes `log.txt`. The lock on the file, by which a process owns the run's folder, lasts as long
-/// as this recorder.
+/// Writes `log.txt`. The file is locked until this recorder is dropped, which keeps other processes
+/// out of the run's folder.
 #[derive(Debug)]
 pub struct LogFile(File);
 

@@ -1,4 +1,5 @@
-//! The record of a training step, and the recorders that write it: one file for each destination.
+//! The record of a training step, and the recorders. Each recorder has its own file and writes to
+//! one destination.
 
 mod jsonl;
 mod log_file;

@@ -1,4 +1,4 @@
-//! The interface of a recorder, and all recorders of a run together.
+//! The interface of a recorder, and the list of all recorders of a run.
 
 use super::step::StepRecord;
 use super::validation::ValidationRecord;
@@ -8,15 +8,15 @@ use crate::eval::Evaluation;
 /// A line of text about a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Note<'a> {
-    /// Shown on the terminal and written to the log.
+    /// A message on the terminal and in the log.
     Message(&'a str),
-    /// Only written to the log.
+    /// A message that is only written to the log.
     Detail(&'a str),
 }
 
-/// Records a run. Each implementation is a file of this folder.
+/// Records a run. Each implementation is in its own file in this folder.
 pub trait Recorder {
-    /// Called when training begins, after `first` of `steps` steps.
+    /// Records the start of training. `first` of `steps` steps are already finished.
     ///
     /// # Errors
     /// Fails if the record cannot be written.
@@ -32,7 +32,7 @@ pub trait Recorder {
         Ok(())
     }
 
-    /// The held-out pairs were evaluated during training.
+    /// Records a validation.
     ///
     /// # Errors
     /// Fails if the record cannot be written.
@@ -40,7 +40,7 @@ pub trait Recorder {
         Ok(())
     }
 
-    /// Something is worth a line of text.
+    /// Records a line of text.
     ///
     /// # Errors
     /// Fails if the record cannot be written.
@@ -48,7 +48,7 @@ pub trait Recorder {
         Ok(())
     }
 
-    /// The result was evaluated.
+    /// Records the evaluation of the result.
     ///
     /// # Errors
     /// Fails if the record cannot be written.
@@ -56,7 +56,7 @@ pub trait Recorder {
         Ok(())
     }
 
-    /// The run is over.
+    /// Records the end of the run.
     ///
     /// # Errors
     /// Fails if the record cannot be written.
@@ -65,7 +65,7 @@ pub trait Recorder {
     }
 }
 
-/// All recorders of a run. A run without recorders leaves no trace.
+/// All recorders of a run. Without recorders, nothing is written or shown.
 #[derive(Default)]
 pub struct Recorders<'a>(Vec<Box<dyn Recorder + 'a>>);
 
@@ -79,7 +79,7 @@ impl<'a> Recorders<'a> {
         self.0.iter_mut().try_for_each(|recorder| record(recorder.as_mut()))
     }
 
-    /// Records a line of text for everyone.
+    /// Records text for the terminal and the log.
     ///
     /// # Errors
     /// Fails if a recorder fails.

@@ -4,41 +4,42 @@ use serde_json::{Map, Value, json};
 
 use crate::train::LeftOut;
 
-/// Name of the number of pairs of a step that did not count in its loss.
+/// Name of the metric that counts the pairs of a step that did not count in its loss.
 pub const LEFT_OUT: &str = "pairs_left_out";
 
-/// The numbers of one optimiser step. Names are those of TRL.
+/// The numbers of one optimiser step. They have the same names as in TRL.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepRecord {
     /// Number of the step, from 1.
     pub step: usize,
-    /// Number of steps that the run takes.
+    /// Total number of steps in the run.
     pub steps: usize,
-    /// How many times the data was seen after this step.
+    /// Number of passes over the data up to this step, as a fraction.
     pub epoch: f64,
-    /// The loss, a mean over the pairs of the step that count.
+    /// The mean loss over the pairs that count.
     pub loss: f64,
     /// Norm of the gradient before clipping.
     pub grad_norm: f64,
-    /// Learning rate of the step.
+    /// Learning rate of this step.
     pub learning_rate: f64,
-    /// Tokens of all pairs seen so far, the prompt of a pair counted twice.
+    /// Number of tokens trained on so far. The prompt of a pair counts twice, once per completion.
     pub num_tokens: usize,
-    /// Means over the pairs of the step, by name: those of the method, then those of the engine.
+    /// Means over the pairs of the step, by name. The metrics of the method come first, then those
+    /// that every method has.
     pub metrics: Vec<(String, f64)>,
     /// The pairs that did not count in the loss; `None` if the method counts every pair.
     pub left_out: Option<LeftOut>,
-    /// Pairs per second since this process began to train.
+    /// Mean number of pairs per second since this process started training.
     pub pairs_per_second: f64,
 }
 
 impl StepRecord {
-    /// The metric of that name.
+    /// Returns the metric with this name.
     pub fn metric(&self, name: &str) -> Option<f64> {
         self.metrics.iter().find(|(n, _)| n == name).map(|(_, value)| *value)
     }
 
-    /// The line of `metrics.jsonl`. It leaves out how fast the step was, so that a run repeated on
+    /// Returns the step's line in `metrics.jsonl`. The speed is left out, so that a repeated run on
     /// the same machine writes the same bytes.
     pub fn to_json(&self) -> Value {
         let mut line = Map::new();

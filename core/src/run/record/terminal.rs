@@ -1,4 +1,4 @@
-//! Progress and messages for someone who watches the run.
+//! Shows progress and messages on the terminal.
 
 use std::cell::RefCell;
 
@@ -8,7 +8,7 @@ use super::validation::ValidationRecord;
 use crate::error::Result;
 use crate::report::Progress;
 
-/// Shows the steps as a bar, and messages as lines.
+/// Shows the steps as a progress bar, and messages as lines.
 pub struct Terminal<'a, 'p> {
     progress: &'a RefCell<&'p mut dyn Progress>,
     /// Accuracy of the latest validation.
@@ -16,7 +16,7 @@ pub struct Terminal<'a, 'p> {
 }
 
 impl<'a, 'p> Terminal<'a, 'p> {
-    /// Shows the run on `progress`, which others use as well.
+    /// Shows the run on `progress`, which is shared with other parts of the run.
     pub fn new(progress: &'a RefCell<&'p mut dyn Progress>) -> Self {
         Self { progress, accuracy: None }
     }
@@ -31,8 +31,8 @@ impl Recorder for Terminal<'_, '_> {
     }
 
     fn step(&mut self, record: &StepRecord) -> Result<()> {
-        // One line has no room for both, and the held-out pairs say more than the few pairs of a
-        // step.
+        // There is no room for both numbers. The accuracy on the held-out pairs is more informative
+        // than the margin of a few pairs.
         let margin = || record.metric("rewards/margins").map(|margin| ("margin", margin));
         let preference = self.accuracy.map(|accuracy| ("val acc", accuracy)).or_else(margin);
         let fields: Vec<_> =

@@ -5,34 +5,35 @@ use serde_json::{Map, Value, json};
 use super::step::LEFT_OUT;
 use crate::train::LeftOut;
 
-/// The numbers of one validation on the held-out pairs. Names are those of TRL, with its prefix
-/// `eval_`.
+/// The numbers of one validation on the held-out pairs. They have the same names as in TRL, with
+/// its prefix `eval_`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ValidationRecord {
     /// Number of finished steps.
     pub step: usize,
-    /// How many times the training pairs were seen.
+    /// Number of passes over the training pairs, as a fraction.
     pub epoch: f64,
-    /// The method's loss without dropout, a mean over the pairs that count; `None` if no pair
-    /// counts. Terms that the method weighs by the step have the weights of the last step.
+    /// The method's mean loss without dropout, over the pairs that count; `None` if no pair counts.
+    /// If a method weights its terms by the step, the weights are those of the last step.
     pub loss: Option<f64>,
     /// Share of pairs whose chosen completion scores higher. Ties count one half.
     pub accuracy: f64,
-    /// Mean growth of log p(chosen) − log p(rejected) over the start of training, in nats; `None`
-    /// if no pair has finite scores.
+    /// Mean increase of log p(chosen) − log p(rejected) since the start of training, in nats;
+    /// `None` if no pair has finite scores.
     pub margin: Option<f64>,
-    /// Means over the pairs, by name: those of the method, then those of the engine.
+    /// Means over the pairs, by name. The metrics of the method come first, then those that every
+    /// method has.
     pub metrics: Vec<(String, f64)>,
     /// The pairs that did not count in the loss; `None` if the method counts every pair.
     pub left_out: Option<LeftOut>,
-    /// True if this validation is better than all before.
+    /// True if this validation is better than all earlier ones.
     pub best: bool,
-    /// True if the training is over.
+    /// True if training ends after this validation.
     pub last: bool,
 }
 
 impl ValidationRecord {
-    /// The line of `metrics.jsonl`. A number that is missing or not finite is null.
+    /// Returns the line for `metrics.jsonl`. Numbers that are missing or not finite are null.
     pub fn to_json(&self) -> Value {
         let mut line = Map::new();
         line.insert("step".to_owned(), json!(self.step));
@@ -43,7 +44,8 @@ impl ValidationRecord {
             line.insert(format!("eval_{name}"), json!(value));
         }
         for (name, value) in &self.metrics {
-            // A metric of the method with the name of one of these must not replace it.
+            // A metric of the method must not replace one of these fields, even if it has the same
+            // name.
             line.entry(format!("eval_{name}")).or_insert(json!(value));
         }
         if let Some(left_out) = &self.left_out {
@@ -52,7 +54,7 @@ impl ValidationRecord {
         Value::Object(line)
     }
 
-    /// The line of the log.
+    /// Returns the line for the log.
     pub fn to_text(&self) -> String {
         let loss = self.loss.map_or_else(|| "no loss".to_owned(), |loss| format!("loss {loss:.4}"));
         let margin = self.margin.map_or_else(
@@ -72,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_has_the_names_of_trl() {
+    fn a_line_uses_the_metric_names_of_trl() {
         let record = ValidationRecord {
             step: 20,
             epoch: 0.5,

@@ -14,7 +14,7 @@ use super::python::{
 };
 use super::rewrite;
 
-/// Filters of minijinja that Jinja2 does not have or that behave differently there. They are
+/// Filters of minijinja that Jinja2 does not have, or that behave differently in Jinja2. They are
 /// removed, so that a template that uses one fails.
 const FOREIGN_FILTERS: [&str; 7] = ["attr", "bool", "chain", "lines", "pprint", "split", "zip"];
 /// Tests of minijinja that Jinja2 does not have. They are removed too.
@@ -58,7 +58,7 @@ fn add_operators(environment: &mut Environment) {
     });
     environment.add_filter(rewrite::ITERABLE, |state: &State, x: Value| -> ValueResult {
         check_iterable(&x)?;
-        // In Jinja2, a loop over a generator knows the number of its items.
+        // In Jinja2, `loop.length` and `loop.last` also work in a loop over a generator.
         if x.downcast_object_ref::<Generator>().is_some() {
             list(state, &x).map(Value::from)
         } else {
@@ -100,7 +100,7 @@ fn list(state: &State, x: &Value) -> Result<Vec<Value>, Error> {
     Ok(items)
 }
 
-/// `a % b`: the remainder of numbers, or Python's formatting if `a` is a text.
+/// `a % b`: the remainder of numbers, or Python's formatting if `a` is a string.
 fn remainder(state: &mut State, a: &Value, b: &Value) -> ValueResult {
     let Some(text) = a.as_str() else {
         if !is_number(a) || !is_number(b) {
@@ -183,7 +183,7 @@ fn formatted(state: &mut State, text: &str, values: &[Value], whole: &Value) -> 
         rest = &spec[kind.len_utf8()..];
     }
     super::use_fuel(state, width)?;
-    // Python does not complain about unused values of a dict, nor of a list.
+    // Python does not complain about unused values in a dict or a list.
     if !named
         && kinds.len() < values.len()
         && (whole.is_tuple() || !matches!(whole.kind(), ValueKind::Map | ValueKind::Seq))
@@ -211,7 +211,7 @@ fn contained(item: &Value, container: &Value) -> TestResult {
             .is_some_and(|text| text.contains(item.as_str().unwrap_or_default()))),
         ValueKind::Map => {
             let found = container.get_item(item)?;
-            // The key may exist with an undefined value, so look for it among the keys too.
+            // The value of the key may be undefined, so also look for it among the keys.
             Ok(!found.is_undefined() || container.try_iter()?.any(|key| key == *item))
         }
         ValueKind::Seq | ValueKind::Iterable | ValueKind::Undefined => {

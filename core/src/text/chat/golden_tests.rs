@@ -24,7 +24,7 @@ fn read(json: &str) -> Value {
     serde_json::from_str(json).unwrap()
 }
 
-fn render(source: &str, conversation: &str, begin_answer: bool) -> Result<String> {
+fn render(source: &str, conversation: &str, add_generation_prompt: bool) -> Result<String> {
     let conversation = read(include_str!("templates/conversations.json"))[conversation].take();
     let messages: Vec<Message> = serde_json::from_value(conversation["messages"].clone()).unwrap();
     let args =
@@ -33,15 +33,15 @@ fn render(source: &str, conversation: &str, begin_answer: bool) -> Result<String
         source.to_owned(),
         vec![("bos_token", "<s>".into()), ("eos_token", "</s>".into())],
     )?
-    .render(&messages, &args, begin_answer)
+    .render(&messages, &args, add_generation_prompt)
 }
 
-/// Checks that the text is the one that Python rendered, or that both fail.
+/// Checks that the text equals the text that Python rendered, or that both failed.
 fn agrees(got: Result<String>, want: &Value, what: &str) {
     match (got, want["text"].as_str(), want["error"].as_str()) {
         (Ok(got), Some(want), _) => assert_eq!(got, want, "{what}"),
         (Err(e), None, Some(_)) => assert!(!e.message().contains("does not end"), "{what}: {e:?}"),
-        (got, ..) => panic!("{what}: {got:?}, and Python: {want}"),
+        (got, ..) => panic!("{what}: got {got:?}, but Python gives {want}"),
     }
 }
 
@@ -51,11 +51,11 @@ fn templates_are_rendered_as_in_python() {
     let mut count = 0;
     for (name, source) in TEMPLATES {
         for (conversation, both) in expected["templates"][name].as_object().unwrap() {
-            for (i, begin_answer) in [false, true].into_iter().enumerate() {
+            for (i, add_generation_prompt) in [false, true].into_iter().enumerate() {
                 agrees(
-                    render(source, conversation, begin_answer),
+                    render(source, conversation, add_generation_prompt),
                     &both[i],
-                    &format!("{name}, {conversation}, {begin_answer}"),
+                    &format!("{name}, {conversation}, {add_generation_prompt}"),
                 );
                 count += 1;
             }
@@ -126,8 +126,8 @@ fn errors_name_the_line_of_the_template() {
     assert!(e.message().ends_with("(in chat:9)"), "{e:?}");
 }
 
-/// A template that only accepts text gets the joined parts, and one that accepts lists gets the
-/// list.
+/// A template that only accepts text receives the joined parts. A template that accepts lists
+/// receives the list.
 #[test]
 fn parts_are_joined_if_the_template_only_accepts_text() {
     let parts = "{% for m in messages %}{{ m.role }}:{% if m.content is string %}{{ m.content \
@@ -165,8 +165,17 @@ fn reasoning_is_available_under_every_name() {
     let template = "{% for m in messages %}{{ m }}{% endfor %}";
     let got = render(template, "reasons", false).unwrap();
     assert!(
-        got.contains("{'thinking': 'Double.', 'role': 'assistant', 'reasoning': 'Double.', 'content': '4', 'score': 1e-05, 'reasoning_content': 'Double.'}"),
+        got.contains(
+            "{'thinking': 'Double.', 'role': 'assistant', 'reasoning': 'Double.', \
+            'content': '4', 'score': 1e-05, 'reasoning_content': 'Double.'}"
+        ),
         "{got}"
     );
-    assert!(got.contains("{'thinking': 'Add them.\\n', 'role': 'assistant', 'content': '2', 'reasoning_content': 'Add them.\\n'}"), "{got}");
+    assert!(
+        got.contains(
+            "{'thinking': 'Add them.\\n', 'role': 'assistant', 'content': '2', \
+            'reasoning_content': 'Add them.\\n'}"
+        ),
+        "{got}"
+    );
 }

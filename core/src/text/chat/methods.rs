@@ -225,8 +225,8 @@ fn split(state: &State, text: &str, args: &[Value], from_back: bool) -> Result<V
         (None, false) => words(text, most),
         (None, true) => words_from_back(text, most),
     };
-    // minijinja subtracts the fuel for the parts only after they were created, and a text may have
-    // as many parts as characters.
+    // minijinja only subtracts the fuel for the parts after creating them, and a text can have as
+    // many parts as characters.
     state.consume_fuel(2 * pieces.len() as u64)?;
     Ok(pieces.into_iter().map(Value::from).collect())
 }

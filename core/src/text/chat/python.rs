@@ -1,4 +1,5 @@
-//! Python's rules for comparing, iterating over and printing values, which differ from minijinja's.
+//! Python's rules for comparing, iterating over and printing values. minijinja's rules are
+//! different.
 
 use std::sync::{Arc, Mutex};
 
@@ -233,8 +234,8 @@ fn is_printable(c: char) -> bool {
     if c.is_ascii() {
         return !c.is_ascii_control();
     }
-    // `escape_debug` escapes a combining mark at the beginning of a text, so put a letter before
-    // it. Only unprintable characters are escaped then.
+    // `escape_debug` escapes a combining mark at the beginning of a text. With a letter before the
+    // character, only unprintable characters are escaped.
     let mut pair = String::from("a");
     pair.push(c);
     pair.escape_debug().nth(1) == Some(c)

@@ -2,8 +2,8 @@
 //!
 //! minijinja allows replacing filters but not operators. This module therefore parses a template
 //! and writes it again with calls of filters in place of operators: `'%s' % x`, which minijinja
-//! lacks; `a < b`, which minijinja accepts for any two values; `a in b`; and loops over none.
-//! Statements stay in their lines, so that errors name the right line.
+//! lacks; `a < b`, which minijinja accepts for any two values; `a in b`; and loops, which minijinja
+//! allows over `none`. Statements stay on their original lines, so that errors name the right line.
 
 use std::fmt::Write;
 
@@ -15,8 +15,8 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::ValueKind;
 use minijinja::{Error, ErrorKind, Value};
 
-// Filters that replace operators. Templates do not use these names, because Jinja2 does not have
-// such filters.
+// Filters that replace operators. No template uses these names, because Jinja2 does not have
+// filters with these names.
 pub const REMAINDER: &str = "__remainder";
 pub const CONCATENATE: &str = "__concatenate";
 pub const LESS: &str = "__less";
@@ -32,8 +32,8 @@ pub const TEXT: &str = "__text";
 /// Filter that turns a lazy result, such as the sum of two lists, into a list.
 pub const LIST: &str = "__list";
 
-/// Filters that iterate over their value. minijinja treats none as an empty list there, but Jinja2
-/// fails.
+/// Filters that iterate over their value. If the value is `none`, Jinja2 fails, but minijinja
+/// treats it as an empty list.
 const ITERATING: [&str; 12] = [
     "batch", "first", "groupby", "join", "list", "max", "min", "reverse", "slice", "sort", "sum",
     "unique",
@@ -90,7 +90,7 @@ impl Writer<'_> {
     }
 
     fn raw(&mut self, text: &str, span: Span) {
-        // A text that could be read as part of a tag is written as a string expression.
+        // Text that could be parsed as part of a tag is written as a string expression.
         if text.contains(['{', '}', '\r']) {
             self.open("{{", span);
             string(&mut self.out, text);
@@ -237,7 +237,8 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Writes the parameters of a macro. Defaults belong to the last parameters.
+    /// Writes the parameters of a macro. If there are fewer defaults than parameters, the defaults
+    /// belong to the last parameters.
     fn parameters(&mut self, x: &Macro) -> WriteResult {
         self.out.push('(');
         let plain = x.args.len().saturating_sub(x.defaults.len());
@@ -301,7 +302,8 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Writes filters that do not have a value before them.
+    /// Writes the filters of a block, which apply to the content of the block instead of a value
+    /// before them.
     fn chain(&mut self, x: &Expr) -> WriteResult {
         let Expr::Filter(x) = x else {
             return Err(Error::new(ErrorKind::SyntaxError, "a block's filter is not valid"));
@@ -467,7 +469,7 @@ impl Writer<'_> {
                 self.expr(&x.expr)?;
                 self.out.push('[');
                 match &x.subscript_expr {
-                    // The result of an expression may be a float.
+                    // The result of an expression may be a float, which must not be an index.
                     place @ (Expr::BinOp(_) | Expr::Filter(_)) => self.filtered(place, INDEX)?,
                     Expr::Const(place) if place.value.is_number() && !place.value.is_integer() => {
                         self.filtered(&x.subscript_expr, INDEX)?
@@ -495,7 +497,8 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Checks that a string only has escapes that mean the same in minijinja and Jinja2.
+    /// Checks that a string only contains escapes that have the same meaning in minijinja and in
+    /// Jinja2.
     fn check_escapes(&self, span: Span) -> WriteResult {
         let (start, end) = (span.start_offset as usize, span.end_offset as usize);
         let literal = self.source.get(start..end).filter(|text| text.starts_with(['"', '\'']));
@@ -585,7 +588,8 @@ fn string(out: &mut String, text: &str) {
             '\n' => out.push_str("\\n"),
             '\r' => out.push_str("\\r"),
             '\t' => out.push_str("\\t"),
-            // Two of these characters could be read as the beginning or end of a tag.
+            // Two of these characters in a row could be parsed as the beginning or the end of a
+            // tag.
             c if c.is_ascii_control() || matches!(c, '{' | '}' | '%') => {
                 let _ = write!(out, "\\u{:04x}", u32::from(c));
             }

@@ -17,8 +17,8 @@ use crate::error::{Error, Result};
 pub struct Class {
     /// Name of the class in transformers, without `Fast`.
     pub name: &'static str,
-    /// Default special tokens, for those that tokenizer_config.json does not mention: the field's
-    /// name and the token.
+    /// Default special tokens for the fields that tokenizer_config.json does not have. Each entry
+    /// consists of the name of the field and the token.
     pub defaults: &'static [(&'static str, Option<&'static str>)],
     /// Returns the normalizer, pre-tokenizer and decoder in the format of tokenizer.json.
     parts: fn(&Options) -> [Value; 3],
@@ -139,7 +139,7 @@ static REBUILT: [Class; 6] = [
     },
 ];
 
-/// The classes of transformers 5.23 that rebuild the tokenizer and are not supported.
+/// The classes of transformers 5.23 that rebuild the tokenizer and are not supported here.
 #[rustfmt::skip]
 const UNSUPPORTED: &[&str] = &[
     "AlbertTokenizer", "BartTokenizer", "BarthezTokenizer", "BartphoTokenizer",

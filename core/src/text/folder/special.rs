@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 pub const NAMED: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
-/// A token in one of the files: either only its text, or an object that also has flags.
+/// A token in one of the files: either only its text, or an object that also contains its flags.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TokenEntry {
     /// The token's text.
@@ -39,7 +39,7 @@ impl TokenEntry {
             Value::String(text) => Ok(Self::Text(text.clone())),
             Value::Object(_) => token(value, special, file, key).map(Self::Token),
             _ => Err(Error::new(format!(
-                "`{key}` in {file} must be a text or an object with a `content`, got `{value}`"
+                "`{key}` in {file} must be a string or an object with `content`, got `{value}`"
             ))),
         }
     }
@@ -49,8 +49,8 @@ impl TokenEntry {
 fn token(value: &Value, special: Option<bool>, file: &str, key: &str) -> Result<AddedToken> {
     let content = value.get("content").and_then(Value::as_str);
     let content = content.ok_or_else(|| {
-        Error::new(format!("a token in `{key}` of {file} does not have a text: `{value}`"))
-            .hint("add the text as `\"content\"`")
+        Error::new(format!("a token in `{key}` of {file} has no `content`: `{value}`"))
+            .hint("add the text of the token as `content`")
     })?;
     let flag = |name: &str| match value.get(name) {
         None | Some(Value::Null) => Ok(None),

@@ -1,4 +1,4 @@
-//! The expected ids in `fixtures` were computed by transformers, with the script `make.py` there.
+//! Compares tokenizers with transformers. `fixtures/make.py` computed the expected ids.
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -12,7 +12,7 @@ fn fixtures() -> Value {
     serde_json::from_str(include_str!("fixtures/folders.json")).unwrap()
 }
 
-/// A folder with the files of `case` and the vocabulary that it names.
+/// Creates a folder with the files of `case` and the vocabulary that `case` names.
 fn folder_of(fixtures: &Value, case: &Value) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     let mut vocabulary = fixtures["bases"][case["base"].as_str().unwrap()].clone();
@@ -28,7 +28,8 @@ fn folder_of(fixtures: &Value, case: &Value) -> TempDir {
     dir
 }
 
-/// A folder with the byte-level vocabulary, this tokenizer_config.json, and the files in `more`.
+/// Creates a folder with the byte-level vocabulary, the tokenizer_config.json `config`, and the
+/// files in `more`.
 fn folder_with(config: &str, more: Value) -> TempDir {
     let config: Value = serde_json::from_str(config).unwrap();
     let mut case = json!({ "base": "bytes", "tokenizer_config": config });
@@ -40,7 +41,7 @@ fn with(config: Value) -> crate::error::Result<Tokenizer> {
     Tokenizer::from_folder(folder_with(&config.to_string(), json!({})).path())
 }
 
-/// The ids of each text, with and without the special tokens around it.
+/// Encodes each text with and without the special tokens around it.
 fn ids(tokenizer: &Tokenizer, texts: &Value) -> Value {
     let both = |text: &Value| {
         json!([
@@ -51,7 +52,7 @@ fn ids(tokenizer: &Tokenizer, texts: &Value) -> Value {
     texts.as_array().unwrap().iter().map(both).collect()
 }
 
-fn written_again(tokenizer: &Tokenizer, config: &Value) -> Tokenizer {
+fn exported_and_read(tokenizer: &Tokenizer, config: &Value) -> Tokenizer {
     let dir = tempfile::tempdir().unwrap();
     for (name, text) in tokenizer.files().unwrap() {
         std::fs::write(dir.path().join(name), text).unwrap();
@@ -64,7 +65,7 @@ fn written_again(tokenizer: &Tokenizer, config: &Value) -> Tokenizer {
 }
 
 #[test]
-fn folders_have_the_ids_of_transformers() {
+fn tokenizers_of_folders_give_the_same_ids_as_in_transformers() {
     let fixtures = fixtures();
     let mut wrong = Vec::new();
     let cases = fixtures["cases"].as_array().unwrap();
@@ -91,7 +92,7 @@ fn folders_have_the_ids_of_transformers() {
         } else if let Some((name, found)) = names.iter().find(|(name, found)| case[*name] != *found)
         {
             wrong.push(format!("{case}\nfound {name} {found}"));
-        } else if ids(&written_again(&tokenizer, &case["config"]), texts) != *expected {
+        } else if ids(&exported_and_read(&tokenizer, &case["config"]), texts) != *expected {
             wrong.push(format!(
                 "{case}\nthe ids change when the tokenizer is written and read again"
             ));
@@ -125,7 +126,7 @@ fn unsupported_fields_that_change_ids_are_refused_by_name() {
     );
     assert!(
         refused(json!({ "added_tokens_decoder": { "1": { "lstrip": true } } }))
-            .contains("does not have a text")
+            .contains("has no `content`")
     );
     assert!(
         refused(json!({ "added_tokens_decoder": { "1": { "content": "a", "lstrip": 1 } } }))
@@ -178,15 +179,17 @@ fn a_class_that_needs_bpe_refuses_another_model() {
 }
 
 #[test]
-fn special_tokens_can_be_texts_objects_or_in_a_separate_file() {
+fn special_tokens_can_be_strings_or_objects_or_in_a_separate_file() {
     let dir = folder_with(
-        r#"{"eos_token": {"content": "<|im_end|>", "lstrip": false}, "bos_token": null, "pad_token": "<no such token>"}"#,
+        r#"{"eos_token": {"content": "<|im_end|>", "lstrip": false}, "bos_token": null,
+            "pad_token": "<no such token>"}"#,
         json!({ "special_tokens_map": { "bos_token": "<|im_start|>" } }),
     );
     let tokenizer = Tokenizer::from_folder(dir.path()).unwrap();
     assert_eq!(tokenizer.eos().map(|s| s.id), Some(2));
     assert_eq!(tokenizer.bos().map(|s| s.id), Some(1));
-    // A special token that is not in the vocabulary is added at its end, as in transformers.
+    // A special token that is missing from the vocabulary is added at the end of it, as in
+    // transformers.
     assert_eq!(tokenizer.pad().map(|s| s.id), Some(tokenizer.vocab_size() as i64 - 1));
     assert!(!tokenizer.has_chat_template());
     assert!(tokenizer.render_chat(&[], true).unwrap_err().message().contains("no chat template"));
@@ -209,7 +212,8 @@ fn a_token_without_an_embedding_row_is_only_an_error_if_it_is_used() {
 #[test]
 fn the_default_template_is_used_unless_there_is_a_template_file() {
     let dir = folder_with(
-        r#"{"chat_template": [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "plain"}]}"#,
+        r#"{"chat_template": [{"name": "tool_use", "template": "tools"},
+            {"name": "default", "template": "plain"}]}"#,
         json!({}),
     );
     assert_eq!(
@@ -262,7 +266,8 @@ fn the_template_named_tool_use_is_used_if_there_are_tools() {
 fn a_broken_tokenizer_file_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     assert!(Tokenizer::from_folder(dir.path()).unwrap_err().message().contains("is missing"));
-    let long_merge = r#"{"version":"1.0","added_tokens":[],"model":{"type":"BPE","vocab":{"a":0,"b":1},"merges":["a b"]}}"#;
+    let long_merge = r#"{"version":"1.0","added_tokens":[],
+        "model":{"type":"BPE","vocab":{"a":0,"b":1},"merges":["a b"]}}"#;
     let empty =
         r#"{"version":"1.0","added_tokens":[],"model":{"type":"BPE","vocab":{},"merges":[]}}"#;
     for text in ["", "{}", "[1", long_merge, empty] {
@@ -275,7 +280,8 @@ fn a_broken_tokenizer_file_is_an_error() {
 fn a_pattern_that_exceeds_its_limits_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let vocabulary = r#"{"version":"1.0","added_tokens":[],
-        "pre_tokenizer":{"type":"Split","pattern":{"Regex":"(x+x+)+y"},"behavior":"Isolated","invert":false},
+        "pre_tokenizer":{"type":"Split","pattern":{"Regex":"(x+x+)+y"},"behavior":"Isolated",
+        "invert":false},
         "model":{"type":"BPE","vocab":{"x":0},"merges":[]}}"#;
     std::fs::write(dir.path().join("tokenizer.json"), vocabulary).unwrap();
     let tokenizer = Tokenizer::from_folder(dir.path()).unwrap();

@@ -16,15 +16,15 @@ use super::{Extras, tokenizer_error};
 use crate::error::{Error, Result};
 use crate::weights::Metadata;
 
-/// Maximum number of tokens. The largest known vocabularies have a quarter of this.
+/// Maximum number of tokens. The largest known vocabularies have about a quarter of this number.
 const MAX_TOKENS: usize = 1 << 20;
 /// Maximum number of merges.
 const MAX_MERGES: usize = 1 << 21;
-/// Maximum total size in bytes of the special and added tokens. Gemma has 6 000 such tokens of ten
-/// bytes each.
+/// Maximum total size in bytes of the special and added tokens. Gemma has 6,000 of these tokens,
+/// with about ten bytes each.
 const MAX_ADDED_BYTES: usize = 1 << 20;
 
-// Values of `tokenizer.ggml.token_type`, as in llama.cpp.
+// Values of `tokenizer.ggml.token_type` in llama.cpp's files.
 const NORMAL: i64 = 1;
 const UNKNOWN: i64 = 2;
 const CONTROL: i64 = 3;
@@ -47,7 +47,7 @@ struct BuiltTokenizer {
     bos: bool,
 }
 
-/// Reads the vocabulary, the special tokens and the chat templates.
+/// Reads the vocabulary, the special tokens and the chat templates of a GGUF file.
 pub(super) fn read(meta: &Metadata) -> Result<(Ids, Extras)> {
     let model =
         meta.text("tokenizer.ggml.model")?.ok_or_else(|| meta.missing("tokenizer.ggml.model"))?;

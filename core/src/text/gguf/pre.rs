@@ -1,7 +1,7 @@
-//! Pre-tokenizers of byte-level tokenizers, which split text into words. They are found by
+//! Pre-tokenizers of byte-level tokenizers, which split text into words. They are looked up by
 //! llama.cpp's names (`tokenizer.ggml.pre`).
 //!
-//! Each name refers to the tokenizer.json of one model, and the expressions are copied from it.
+//! Each name refers to the tokenizer.json of one model, from which the expression was copied.
 
 use crate::error::{Error, Result};
 
@@ -39,11 +39,11 @@ static PRE: [Pre; 10] = [
     Pre { names: &["gpt-2", "default", "phi-2", "granite-docling"], ..GPT_2 },
     // StarCoder's tokenizer. Granite 3 uses it under the second name.
     Pre { names: &["starcoder", "refact"], digits: true, ..GPT_2 },
-    // The model's tokenizer.json first makes each digit a word. Its vocabulary does not merge
-    // digits, so this only affects spaces before a digit. transformers ignores it when it reads a
-    // GGUF file, and the ids of transformers are the reference.
+    // The model's tokenizer.json first turns each digit into a word. Its vocabulary does not merge
+    // digits, so this only affects spaces before a digit. transformers skips this step for GGUF
+    // files, and its ids are the reference.
     Pre { names: &["smollm"], ..GPT_2 },
-    // GPT-NeoX's tokenizer. llama.cpp knows it by the names of these two models.
+    // GPT-NeoX's tokenizer. llama.cpp lists it under the names of these two models.
     Pre { names: &["olmo", "mpt"], compose: true, ..GPT_2 },
     Pre {
         names: &["llama-bpe", "llama3", "llama-v3", "falcon3"],
@@ -63,7 +63,7 @@ static PRE: [Pre; 10] = [
         ..GPT_2
     },
     Pre { names: &["tekken"], expression: Some(TEKKEN), ignore_merges: true, bos: true, ..GPT_2 },
-    // Phi-4-mini.
+    // Phi-4-mini's tokenizer.
     Pre { names: &["gpt-4o"], expression: Some(GPT_4O), ..GPT_2 },
 ];
 

@@ -26,7 +26,7 @@ use crate::weights::Metadata;
 /// The character that represents a space in tokens.
 const BLANK: &str = "▁";
 /// Maximum sum of the squared lengths of all tokens in bytes, which bounds the time to compute the
-/// merges. The largest known vocabularies have a thirtieth of this.
+/// merges. For the largest known vocabularies, the sum is a thirtieth of this.
 const MAX_WORK: usize = 1 << 30;
 
 /// The way in which a tokenizer handles spaces before it applies the merges.
@@ -111,8 +111,8 @@ fn respell_blanks(tokens: &mut [Token]) {
 /// The score of each token. Merges into tokens with larger scores come first.
 fn scores(meta: &Metadata, family: Family, count: usize) -> Result<Vec<f32>> {
     if family == Family::Gemma {
-        // The conversion is exact, because f32 represents all integers up to 2^24 and a vocabulary
-        // is smaller than that.
+        // The conversion is exact, because f32 represents all integers up to 2^24, and vocabularies
+        // are smaller than that.
         return Ok((0..count).map(|i| -(i as f32)).collect());
     }
     let scores = meta

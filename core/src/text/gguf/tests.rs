@@ -11,12 +11,12 @@ use crate::testing::{
 use crate::text::{Special, Tokenizer};
 use crate::weights::Metadata;
 
-/// An entry of a GGUF header: a key, a type and the bytes of the value.
+/// Encodes an entry of a GGUF header: a key, a type and the bytes of the value.
 fn entry(key: &str, kind: u32, value: &[u8]) -> Vec<u8> {
     [&text(key), &kind.to_le_bytes()[..], value].concat()
 }
 
-fn written(entries: Vec<Vec<u8>>) -> Result<Tokenizer> {
+fn tokenizer_of(entries: Vec<Vec<u8>>) -> Result<Tokenizer> {
     read(&Writer::with_settings(entries))
 }
 
@@ -27,19 +27,19 @@ fn read(bytes: &[u8]) -> Result<Tokenizer> {
     Tokenizer::from_gguf(&Metadata::open(&path)?)
 }
 
-/// The header entries of a file with a vocabulary of `fixtures/make.py`.
+/// Encodes the header entries of a file with a vocabulary from `fixtures/make.py`.
 fn entries(vocabulary: &Value, keys: &Value) -> Vec<Vec<u8>> {
     let strings = |v: &Value| {
         v.as_array().unwrap().iter().map(|t| t.as_str().unwrap().to_owned()).collect::<Vec<_>>()
     };
     let mut all = vec![entry("tokenizer.ggml.tokens", 9, &texts(&strings(&vocabulary["tokens"])))];
-    let sorts: Vec<[u8; 4]> = vocabulary["token_type"]
+    let types: Vec<[u8; 4]> = vocabulary["token_type"]
         .as_array()
         .unwrap()
         .iter()
         .map(|s| (s.as_i64().unwrap() as i32).to_le_bytes())
         .collect();
-    all.push(entry("tokenizer.ggml.token_type", 9, &numbers(5, sorts.into_iter())));
+    all.push(entry("tokenizer.ggml.token_type", 9, &numbers(5, types.into_iter())));
     if vocabulary["merges"].is_array() {
         all.push(entry("tokenizer.ggml.merges", 9, &texts(&strings(&vocabulary["merges"]))));
     }
@@ -67,16 +67,16 @@ fn fixture() -> Value {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/text/gguf/fixtures/tokenizers.json");
     let mut fixture: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
     let vocabularies = &mut fixture["vocabularies"];
-    let mut spelled = vocabularies["pieces"].clone();
-    for at in vocabularies["pieces with blanks"]["blanks"].as_array().unwrap() {
+    let mut with_spaces = vocabularies["pieces"].clone();
+    for at in vocabularies["pieces with spaces"]["spaces"].as_array().unwrap() {
         let at = at.as_u64().unwrap() as usize;
-        spelled["tokens"][at] =
-            Value::from(spelled["tokens"][at].as_str().unwrap().replace('▁', " "));
-        spelled["token_type"][at] = Value::from(4);
+        with_spaces["tokens"][at] =
+            Value::from(with_spaces["tokens"][at].as_str().unwrap().replace('▁', " "));
+        with_spaces["token_type"][at] = Value::from(4);
     }
     // The order of the tokens determines the order of the merges, so the scores must not matter.
-    spelled["scores"].as_array_mut().unwrap().fill(Value::from(0.0));
-    vocabularies["pieces with blanks"] = spelled;
+    with_spaces["scores"].as_array_mut().unwrap().fill(Value::from(0.0));
+    vocabularies["pieces with spaces"] = with_spaces;
     fixture
 }
 
@@ -90,11 +90,11 @@ fn ids(v: &Value) -> Vec<i64> {
 }
 
 #[test]
-fn every_type_of_tokenizer_has_the_ids_of_transformers() {
+fn every_type_of_tokenizer_gives_the_same_ids_as_in_transformers() {
     let fixture = fixture();
     for case in fixture["cases"].as_array().unwrap() {
         let vocabulary = &fixture["vocabularies"][case["vocabulary"].as_str().unwrap()];
-        let tokenizer = written(entries(vocabulary, &case["keys"])).unwrap();
+        let tokenizer = tokenizer_of(entries(vocabulary, &case["keys"])).unwrap();
         for (text, expected) in
             fixture["texts"].as_array().unwrap().iter().zip(case["ids"].as_array().unwrap())
         {
@@ -110,7 +110,7 @@ fn every_type_of_tokenizer_has_the_ids_of_transformers() {
 }
 
 #[test]
-fn gemma3_has_the_ids_of_transformers() {
+fn gemma3_gives_the_same_ids_as_in_transformers() {
     let (Some(shared), Some(model)) =
         (testing::golden::shared("golden/gemma3_270m"), testing::gemma3())
     else {
@@ -138,9 +138,9 @@ fn gemma3_has_the_ids_of_transformers() {
 #[test]
 fn decoding_reverses_encoding() {
     let fixture = fixture();
-    for name in ["gpt-2", "tekken", "llama", "llama without a blank before the text", "gemma"] {
+    for name in ["gpt-2", "tekken", "llama", "llama without a space before the text", "gemma"] {
         let (vocabulary, keys) = case(&fixture, name);
-        let tokenizer = written(entries(vocabulary, keys)).unwrap();
+        let tokenizer = tokenizer_of(entries(vocabulary, keys)).unwrap();
         for text in ["Hello world", "a\n\tb", "日本語 😀", "x<|end|>y"] {
             assert_eq!(tokenizer.decode(&tokenizer.encode(text).unwrap()).unwrap(), text, "{name}");
         }
@@ -148,12 +148,12 @@ fn decoding_reverses_encoding() {
 }
 
 #[test]
-fn encode_alone_adds_the_special_tokens_that_the_file_asks_for() {
+fn encode_alone_adds_the_special_tokens_that_the_file_sets() {
     let fixture = fixture();
     let alone = |name: &str, more: Vec<Vec<u8>>| {
         let (vocabulary, keys) = case(&fixture, name);
         let all = [entries(vocabulary, keys), more].concat();
-        let tokenizer = written(all).unwrap();
+        let tokenizer = tokenizer_of(all).unwrap();
         let (ids, plain) = (tokenizer.encode_alone("a").unwrap(), tokenizer.encode("a").unwrap());
         let at = ids.windows(plain.len()).position(|w| w == plain).unwrap();
         (ids[..at].to_vec(), ids[at + plain.len()..].to_vec())
@@ -171,16 +171,13 @@ fn encode_alone_adds_the_special_tokens_that_the_file_asks_for() {
         alone("llama", [both(), vec![flag("bos", false), flag("eos", true)]].concat()),
         (vec![], vec![2])
     );
-    assert_eq!(
-        alone("llama", vec![]),
-        (vec![], vec![]),
-        "a file that does not define a BOS adds none"
-    );
+    assert_eq!(alone("llama", vec![]), (vec![], vec![]), "a file without a BOS must not add one");
 }
 
-/// A pair of plain text begins with the BOS if the file asks for one, as with a folder's tokenizer.
+/// As with the tokenizer of a folder, a pair of plain text begins with the BOS if the file sets
+/// `add_bos_token`.
 #[test]
-fn pairs_of_plain_text_begin_with_the_bos_if_the_file_asks_for_it() {
+fn pairs_of_plain_text_begin_with_the_bos_if_the_file_sets_it() {
     use crate::api::PreferencePair;
     use crate::text::{Limits, whole_pair};
 
@@ -196,7 +193,7 @@ fn pairs_of_plain_text_begin_with_the_bos_if_the_file_asks_for_it() {
             id("eos", 2),
             entry("tokenizer.ggml.add_bos_token", 7, &[add_bos.into()]),
         ];
-        let tokenizer = written([entries(vocabulary, keys), more].concat()).unwrap();
+        let tokenizer = tokenizer_of([entries(vocabulary, keys), more].concat()).unwrap();
         let (pair, _) =
             whole_pair(&tokenizer, 0, 0, &pair, &Limits { special_tokens, ..Limits::NONE })
                 .unwrap()
@@ -204,8 +201,8 @@ fn pairs_of_plain_text_begin_with_the_bos_if_the_file_asks_for_it() {
         assert_eq!((pair.chosen.last(), pair.rejected.last()), (Some(&2), Some(&2)));
         (pair.prompt, tokenizer.encode("Hello").unwrap())
     };
-    let (begun, bare) = prompt(true, true);
-    assert_eq!(begun, [vec![1], bare].concat());
+    let (with_bos, bare) = prompt(true, true);
+    assert_eq!(with_bos, [vec![1], bare].concat());
     for (add_bos, special_tokens) in [(true, false), (false, true)] {
         let (prompt, bare) = prompt(add_bos, special_tokens);
         assert_eq!(prompt, bare);
@@ -219,7 +216,7 @@ fn a_file_without_a_pre_tokenizer_causes_a_warning() {
     let mut without_pre = keys.clone();
     without_pre.as_object_mut().unwrap().remove("pre");
     let (assumed, warnings) =
-        testing::warnings::warnings(|| written(entries(vocabulary, &without_pre)).unwrap());
+        testing::warnings::warnings(|| tokenizer_of(entries(vocabulary, &without_pre)).unwrap());
     assert!(
         warnings.len() == 1
             && warnings[0].contains("`tokenizer.ggml.pre`")
@@ -227,14 +224,17 @@ fn a_file_without_a_pre_tokenizer_causes_a_warning() {
         "{warnings:?}"
     );
     let (explicit, warnings) =
-        testing::warnings::warnings(|| written(entries(vocabulary, keys)).unwrap());
+        testing::warnings::warnings(|| tokenizer_of(entries(vocabulary, keys)).unwrap());
     assert!(warnings.is_empty(), "{warnings:?}");
     let text = "What's 1234?\n\n  é";
     assert_eq!(assumed.encode(text).unwrap(), explicit.encode(text).unwrap());
-    // A SentencePiece tokenizer does not split text into words, so it does not need the key.
+    // A SentencePiece tokenizer does not split text into words, so it does not need
+    // `tokenizer.ggml.pre`.
     let (vocabulary, keys) = case(&fixture, "llama");
     assert!(
-        testing::warnings::warnings(|| written(entries(vocabulary, keys)).unwrap()).1.is_empty()
+        testing::warnings::warnings(|| tokenizer_of(entries(vocabulary, keys)).unwrap())
+            .1
+            .is_empty()
     );
 }
 
@@ -245,7 +245,7 @@ fn an_inconsistent_vocabulary_is_refused() {
         let (vocabulary, keys) = case(&fixture, name);
         let (mut vocabulary, mut keys) = (vocabulary.clone(), keys.clone());
         change(&mut vocabulary, &mut keys);
-        format!("{:?}", written(entries(&vocabulary, &keys)).unwrap_err())
+        format!("{:?}", tokenizer_of(entries(&vocabulary, &keys)).unwrap_err())
     };
     let twice = refused("llama", &|v, _| v["tokens"][300] = v["tokens"][299].clone());
     assert!(twice.contains("twice, with the ids 299 and 300"), "{twice}");
@@ -290,7 +290,7 @@ fn an_inconsistent_vocabulary_is_refused() {
 fn phi3s_special_tokens_remove_the_spaces_that_follow_them() {
     let fixture = fixture();
     let (vocabulary, keys) = case(&fixture, "phi3");
-    let tokenizer = written(entries(vocabulary, keys)).unwrap();
+    let tokenizer = tokenizer_of(entries(vocabulary, keys)).unwrap();
     assert_eq!(
         tokenizer.encode("<|user|> \n Hi").unwrap(),
         tokenizer.encode("<|user|>Hi").unwrap()
@@ -311,7 +311,8 @@ proptest! {
         let id = entry("tokenizer.ggml.bos_token_id", 4, &1u32.to_le_bytes());
         let template = entry("tokenizer.chat_template", 8, &text("{% for m in messages %}{{ \
             m.content }}{% endfor %}"));
-        let mut bytes = Writer::with_settings([entries(vocabulary, keys), vec![id, template]].concat());
+        let settings = [entries(vocabulary, keys), vec![id, template]].concat();
+        let mut bytes = Writer::with_settings(settings);
         for (at, value) in changes {
             let at = at.index(bytes.len());
             bytes[at] = value;

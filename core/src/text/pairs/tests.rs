@@ -35,7 +35,7 @@ fn dropped(tokenizer: &Tokenizer, pair: &PreferencePair, limits: &Limits) -> Ski
 }
 
 #[test]
-fn a_plain_completion_ends_with_one_end_of_sequence() {
+fn a_plain_completion_ends_with_exactly_one_eos() {
     let t = tokenizer();
     let got = kept(&t, &pair("Say it.\n", "yes", "no<|im_end|>"), &LIMITS);
     assert_eq!(got.prompt, t.encode("Say it.\n").unwrap());
@@ -63,16 +63,16 @@ fn the_chat_template_decides_how_messages_end() {
     assert_eq!(t.decode(&got.rejected).unwrap(), "go away<|im_end|>\n");
 }
 
-/// Pairs with the indices of their rows.
+/// Numbers the pairs as if each came from its own row.
 fn rows(
     pairs: impl IntoIterator<Item = PreferencePair>,
 ) -> impl Iterator<Item = Result<(usize, PreferencePair)>> {
     pairs.into_iter().enumerate().map(Ok)
 }
 
-/// A tokenizer with a small byte-level vocabulary that adds a BOS before a text and an EOS after
-/// it, and that has merges for the words "the" and "B" with a leading space.
-fn surrounding() -> Tokenizer {
+/// Creates a tokenizer with a small byte-level vocabulary. It adds a BOS before each text and an
+/// EOS after it, and has merges for the words "the" and "B" with a leading space.
+fn tokenizer_with_bos_and_eos() -> Tokenizer {
     let mut vocabulary: BTreeMap<String, usize> =
         [("<s>", 0), ("</s>", 1)].map(|(token, id)| (token.to_owned(), id)).into();
     for token in ('a'..='z')
@@ -119,7 +119,7 @@ fn surrounding() -> Tokenizer {
     Tokenizer::from_folder(dir.path()).unwrap()
 }
 
-/// The three parts as text.
+/// Tokenises a pair and decodes its three parts.
 fn parts(t: &Tokenizer, pair: &PreferencePair, limits: &Limits) -> [String; 3] {
     let pair = kept(t, pair, limits);
     [pair.prompt, pair.chosen, pair.rejected].map(|ids| t.decode(&ids).unwrap())
@@ -127,21 +127,21 @@ fn parts(t: &Tokenizer, pair: &PreferencePair, limits: &Limits) -> [String; 3] {
 
 #[test]
 fn a_token_that_merges_across_the_boundary_belongs_to_the_completion() {
-    let t = surrounding();
+    let t = tokenizer_with_bos_and_eos();
     let bare = Limits { special_tokens: false, ..LIMITS };
     assert_eq!(parts(&t, &pair("Answer: ", "B", "the"), &bare), ["Answer:", " B</s>", " the</s>"]);
     assert_eq!(parts(&t, &pair("Answer:", " B", " the"), &bare), ["Answer:", " B</s>", " the</s>"]);
     // A merge in one completion moves the boundary of both.
     assert_eq!(parts(&t, &pair("Answer: ", "A", "B"), &bare), ["Answer:", " A</s>", " B</s>"]);
-    // If nothing is left of the prompt, the BOS replaces it.
+    // If no token of the prompt is left, the BOS replaces the prompt.
     assert_eq!(parts(&t, &pair(" ", "B", "the"), &bare), ["<s>", " B</s>", " the</s>"]);
     assert_eq!(parts(&t, &pair("", "B", "the"), &bare), ["<s>", "B</s>", "the</s>"]);
 }
 
 #[test]
-fn plain_text_gets_the_special_tokens_of_the_tokenizer_and_rendered_text_none() {
-    let t = surrounding();
-    // The tokenizer adds its EOS after the completion's own, as in TRL.
+fn only_plain_text_gets_the_special_tokens_of_the_tokenizer() {
+    let t = tokenizer_with_bos_and_eos();
+    // The tokenizer adds its EOS after the EOS of the completion, as in TRL.
     assert_eq!(parts(&t, &pair("Say:", "a", "b"), &LIMITS), ["<s>Say:", "a</s></s>", "b</s></s>"]);
     assert_eq!(
         parts(&t, &pair("Say:", "a", "b"), &Limits { add_eos: false, ..LIMITS }),
@@ -158,14 +158,15 @@ fn plain_text_gets_the_special_tokens_of_the_tokenizer_and_rendered_text_none() 
         turns(&[("assistant", "a")]),
         turns(&[("assistant", "tea")]),
     );
-    // The generation prompt opens a thought that a finished turn does not have. The pair's prompt
-    // is what all three texts begin with, so `tea` keeps the `t` that it shares with `think`.
+    // The generation prompt ends with `think:`, which finished turns do not have. The pair's prompt
+    // is the common beginning of all three texts, so `tea` keeps the `t` that it shares with
+    // `think`.
     assert_eq!(parts(&t, &chat, &LIMITS), [":user:hi</s>:assistant:", "a</s>", "tea</s>"]);
 }
 
 #[test]
-fn an_assistants_turn_in_the_prompt_is_followed_by_another() {
-    let t = surrounding();
+fn a_generation_prompt_follows_an_assistants_turn_in_the_prompt() {
+    let t = tokenizer_with_bos_and_eos();
     let p = PreferencePair::new(
         turns(&[("user", "hi"), ("assistant", "yes")]),
         turns(&[("assistant", "a")]),
@@ -179,7 +180,7 @@ fn an_assistants_turn_in_the_prompt_is_followed_by_another() {
 
 #[test]
 fn warnings_count_unusual_pairs_and_give_an_example() {
-    let t = surrounding();
+    let t = tokenizer_with_bos_and_eos();
     let turn = |role: &str, text: &str| turns(&[(role, text)]);
     let chat =
         |chosen: Text, rejected: Text| PreferencePair::new(turn("user", "hi"), chosen, rejected);
@@ -274,7 +275,7 @@ fn an_empty_completion_is_dropped_with_its_reason() {
     assert_eq!(
         kept(&t, &pair("a", "", "b"), &LIMITS).chosen,
         [EOS],
-        "an empty completion with an EOS is kept"
+        "an empty completion to which an EOS is added must be kept"
     );
     let empty_completion =
         PreferencePair::new(turns(&[("user", "hi")]), turns(&[]), turns(&[("assistant", "a")]));
@@ -282,7 +283,7 @@ fn an_empty_completion_is_dropped_with_its_reason() {
 }
 
 #[test]
-fn an_empty_prompt_becomes_the_beginning_of_sequence() {
+fn an_empty_prompt_becomes_the_bos() {
     let t = tokenizer();
     assert_eq!(kept(&t, &pair("", "a", "b"), &LIMITS).prompt, [1]);
     let empty_prompt =
@@ -291,7 +292,7 @@ fn an_empty_prompt_becomes_the_beginning_of_sequence() {
 }
 
 #[test]
-fn plain_text_and_messages_do_not_mix() {
+fn a_pair_that_mixes_plain_text_and_messages_is_an_error() {
     let t = tokenizer();
     let p = PreferencePair::new(turns(&[("user", "hi")]), "a", "b");
     let e = tokenise_pair(&t, 5, 7, &p, &LIMITS).unwrap_err();
@@ -344,7 +345,7 @@ fn an_example_marks_the_trained_text() {
 }
 
 #[test]
-fn real_pairs_have_the_ids_of_the_reference_values() {
+fn real_pairs_have_the_same_ids_as_in_the_reference_values() {
     let Some(model) = testing::smollm2() else { return };
     let t = ModelFiles::open(&model).unwrap().tokenizer().unwrap();
     let pairs = testing::golden::roots().into_iter().flat_map(|root| {
@@ -353,9 +354,9 @@ fn real_pairs_have_the_ids_of_the_reference_values() {
         std::mem::take(found["pairs"].as_array_mut().unwrap())
     });
     let bare = Limits { add_eos: false, special_tokens: false, ..LIMITS };
-    // The reference values tokenise prompt and completions separately. Where this differs from
-    // tokenising them together, the log-probabilities differ too.
-    let mut apart = Vec::new();
+    // For the reference values, prompt and completions were tokenised separately. If this leads to
+    // other ids than tokenising them together, the log-probabilities differ too.
+    let mut different = Vec::new();
     for (i, p) in pairs.enumerate() {
         let field = |key: &str| p[key].as_str().unwrap();
         let got = kept(
@@ -368,9 +369,9 @@ fn real_pairs_have_the_ids_of_the_reference_values() {
             if *ids != t.encode(field(key)).unwrap()
                 || ids.len() as u64 != p[format!("{key}_tokens")]
             {
-                apart.push((i, key));
+                different.push((i, key));
             }
         }
     }
-    assert_eq!(apart, []);
+    assert_eq!(different, []);
 }

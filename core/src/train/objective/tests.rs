@@ -1,4 +1,4 @@
-//! What a method receives for each of its needs.
+//! Tests that a method receives what its `Needs` request.
 
 use std::sync::atomic::AtomicBool;
 
@@ -9,7 +9,7 @@ use crate::conformance::{self, Bench, Case};
 use crate::error::Fault;
 use crate::train::{accumulate, validate};
 
-/// A method with these needs, whose loss is what `of` makes of the pairs.
+/// A method with these needs, whose loss is computed by the closure.
 struct Probe<F>(Needs, F);
 
 impl<F: FnMut(&Pairs) -> Result<Tensor> + Send> Intervention for Probe<F> {
@@ -22,7 +22,7 @@ impl<F: FnMut(&Pairs) -> Result<Tensor> + Send> Intervention for Probe<F> {
     }
 }
 
-/// A model, an adapter away from its start, and pairs.
+/// A model with a disturbed adapter, and pairs.
 struct Fixture {
     bench: Bench,
     pairs: Vec<TokenPair>,
@@ -40,7 +40,7 @@ impl Fixture {
             .expect("a batch")
     }
 
-    /// The loss of a probe over all pairs, which must have a gradient.
+    /// Returns the loss of a probe over all pairs, and checks that it has a gradient.
     fn loss(
         &self,
         needs: Needs,
@@ -61,7 +61,8 @@ impl Fixture {
         Ok(value.double_value(&[]))
     }
 
-    /// log p over the vocabulary at the scored tokens of a batch, with the adapter or without.
+    /// Returns log p over the vocabulary at the scored tokens of a batch, with or without the
+    /// adapter.
     fn log_softmax(&self, batch: &PairBatch, on: bool) -> Tensor {
         let _guard = tch::no_grad_guard();
         let request = Request {
@@ -85,7 +86,7 @@ impl Fixture {
     }
 }
 
-/// Taps with the states as they are, at these sites.
+/// Builds taps at `sites` that do not transform the states.
 fn untransformed(fixture: &Fixture, sites: &[Site]) -> Taps {
     let tap = Places(sites.to_vec());
     let needs = Needs { states: States::Pooled, ..Needs::NONE };
@@ -146,7 +147,7 @@ fn the_divergence_from_the_reference_is_the_sum_over_the_vocabulary() {
     };
     let expected = side(Side::Chosen) + side(Side::Rejected);
     assert!(expected > 1e-3 && (ours - expected).abs() < 1e-9 * expected, "{ours}, not {expected}");
-    // The reference's log-probabilities have none, and a method must ask for it.
+    // A method must request the divergence, together with log-probabilities.
     let refused = |needs| {
         fixture
             .loss(needs, Taps::default(), |pairs| {
@@ -166,7 +167,7 @@ fn the_divergence_from_the_reference_is_the_sum_over_the_vocabulary() {
 }
 
 #[test]
-fn a_method_that_reads_one_side_gets_that_side_and_its_batch_holds_no_other() {
+fn a_method_that_reads_one_side_only_gets_that_side_and_a_smaller_batch() {
     let fixture = Fixture::new();
     let site = Site::Residual(1);
     for side in Side::BOTH {
@@ -210,7 +211,7 @@ fn a_method_that_reads_one_side_gets_that_side_and_its_batch_holds_no_other() {
 }
 
 #[test]
-fn the_policys_tokens_need_no_states_of_the_reference() {
+fn token_states_of_the_policy_do_not_require_those_of_the_reference() {
     let fixture = Fixture::new();
     let needs = Needs { states: States::PerToken, ..Needs::NONE };
     let of = |pairs: &Pairs| {
@@ -226,7 +227,7 @@ fn the_policys_tokens_need_no_states_of_the_reference() {
 }
 
 #[test]
-fn log_probabilities_of_the_rejected_completion_alone_are_those_of_both() {
+fn log_probabilities_of_one_completion_equal_those_of_a_pass_over_both() {
     let fixture = Fixture::new();
     let of = |pairs: &Pairs| Ok(pairs.policy()?.rejected()?.sum().sum(Kind::Double));
     let loss = |logprobs| {
@@ -238,7 +239,7 @@ fn log_probabilities_of_the_rejected_completion_alone_are_those_of_both() {
     assert!((one - both).abs() < 1e-12 * both.abs(), "{one} and {both}");
 }
 
-/// A method with running statistics, which every call of its loss changes.
+/// A method that updates running statistics whenever its loss is computed.
 struct Running(f64);
 
 impl Intervention for Running {
@@ -254,9 +255,9 @@ impl Intervention for Running {
 }
 
 #[test]
-fn a_validation_leaves_the_method_and_the_gradients_as_they_are() {
+fn a_validation_does_not_change_the_method_or_the_gradients() {
     let info = StepInfo { step: 0, steps: 2 };
-    // The gradients of two steps, with a validation between them or without one.
+    // Computes the gradients of two steps, with or without a validation between them.
     let gradients = |validates: bool| {
         let fixture = Fixture::new();
         let Bench { model, adapted, .. } = &fixture.bench;
@@ -276,8 +277,8 @@ fn a_validation_leaves_the_method_and_the_gradients_as_they_are() {
         adapted.parameters().into_iter().map(|(_, p)| p.grad().copy()).collect::<Vec<_>>()
     };
     assert_eq!(gradients(true), gradients(false));
-    // The method that is validated is another one, so the values do not depend on what was trained
-    // before.
+    // A validation uses another instance of the method, so its result does not depend on earlier
+    // training.
     let fixture = Fixture::new();
     let Bench { model, adapted, .. } = &fixture.bench;
     let mut objective =

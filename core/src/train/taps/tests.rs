@@ -1,5 +1,5 @@
-//! Tests which context a transform receives, and in which order pooling and the transform are
-//! applied.
+//! Tests the context that a transform receives, and the order in which pooling and the transform
+//! are applied.
 
 use tch::{Device, Kind};
 
@@ -9,7 +9,7 @@ use crate::batch::{BatchSpec, Rows, Sharing};
 use crate::error::Error;
 use crate::text::TokenPair;
 
-/// T(h) = h² + 3·previous + 5·h_last. It is not linear, and it uses all of its context.
+/// T(h) = h² + 3·previous + 5·h_last. This transform is not linear, and uses its whole context.
 struct UsesContext;
 
 impl Transform for UsesContext {
@@ -29,7 +29,7 @@ impl Transform for UsesContext {
     }
 }
 
-/// T(h) = 2h. It uses no context.
+/// T(h) = 2h. This transform is linear.
 struct Double;
 
 impl Transform for Double {
@@ -113,7 +113,7 @@ fn states(batch: &PairBatch, widths: &[i64]) -> Vec<Tensor> {
         .collect()
 }
 
-/// The states of each pair's rows, one tensor per sequence.
+/// Splits the states at `rows` into one tensor per sequence.
 fn sequences(rows: &Rows, states: &Tensor, pairs: i64) -> Vec<Tensor> {
     let all = rows.gather(states).expect("rows");
     (0..pairs).map(|i| all.index_select(0, &rows.owner.eq(i).nonzero().squeeze_dim(1))).collect()
@@ -130,7 +130,7 @@ fn pooled(x: &Tensor, pooling: Option<Pooling>) -> Tensor {
 #[test]
 fn nonlinear_transforms_get_the_previous_tap_and_the_last_token_and_run_before_pooling() {
     let batch = batch();
-    // The third tap has another width than the second, and the fourth the same width as the third.
+    // Taps 1 and 2 have different widths, and taps 2 and 3 have the same width.
     let h = states(&batch, &[4, 4, 6, 6]);
     for (pooling, side) in POOLINGS.into_iter().flat_map(|p| Side::BOTH.map(|side| (p, side))) {
         let taps = taps(vec![Box::new(UsesContext)], &[0; 4], pooling);

@@ -9,7 +9,7 @@ use super::order::Order;
 use super::types::Format;
 use crate::weights::memory::{Element, Mapped, SLAB};
 
-/// Number of numbers that a thread decodes at once.
+/// How many numbers a thread decodes at once.
 const RUN: usize = 1 << 15;
 
 /// Decodes the blocks at `at` in the order of the file and subtracts `offset` from each number. The

@@ -16,8 +16,8 @@ use crate::weights::memory::Mapped;
 const MAX_ENTRIES: u64 = 1 << 16;
 /// Maximum length of a key in bytes.
 const MAX_KEY_BYTES: u64 = 1 << 16;
-/// Maximum size of the header in bytes. Headers of current models, including their vocabularies,
-/// have a tenth of this.
+/// Maximum size of the header in bytes. The headers of current models, vocabulary included, are
+/// about a tenth of this size.
 const MAX_HEADER_BYTES: u64 = 1 << 26;
 /// Maximum nesting depth of arrays. The format allows nested arrays, but no known model has them.
 const MAX_DEPTH: usize = 4;
@@ -55,7 +55,7 @@ impl Metadata {
     pub(super) fn read(cursor: &mut Cursor, file: &Arc<Mapped>, count: u64) -> Result<Self> {
         if count > MAX_ENTRIES {
             return Err(cursor
-                .wrong(format!("claims {count} metadata entries"))
+                .wrong(format!("claims to have {count} metadata entries"))
                 .hint(format!("valid: up to {MAX_ENTRIES}")));
         }
         let mut entries = IndexMap::new();
@@ -186,7 +186,8 @@ impl Metadata {
     /// converted to 0 and 1.
     ///
     /// # Errors
-    /// Fails if the value has another type, or if a number does not fit into 64 bits with a sign.
+    /// Fails if the value has another type, or if a number does not fit into a signed 64-bit
+    /// integer.
     pub fn integers(&self, key: &str) -> Result<Option<Vec<i64>>> {
         let (of, len, at) = match self.entries.get(key) {
             None => return Ok(None),
@@ -242,8 +243,8 @@ impl Metadata {
         Ok(Some(all))
     }
 
-    /// The value of a key as a number; `true` is 1. `None` if it is missing, or a string or an
-    /// array.
+    /// The value of a key as a number, with 1 for `true`. `None` if the key is missing, or if its
+    /// value is a string or an array.
     pub fn number(&self, key: &str) -> Option<f64> {
         match self.entries.get(key)? {
             Value::Unsigned(x) => Some(*x as f64),

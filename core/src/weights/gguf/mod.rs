@@ -1,7 +1,7 @@
 //! Reads GGUF files (versions 2 and 3), llama.cpp's format for models.
 //!
-//! The tensors and the configuration are converted to Hugging Face's names, order of rows and
-//! settings, so that the code of the models does not depend on the format. Quantised blocks are
+//! The tensors and the configuration are converted to the names, row order and settings of Hugging
+//! Face, so that the code of the models does not depend on the file format. Quantised blocks are
 //! decoded directly into the memory of the tensor.
 
 mod blocks;
@@ -33,7 +33,7 @@ use order::Order;
 use part::TensorInfo;
 
 /// Maximum number of rotary factors, one for each pair of dimensions of a head. No known model
-/// comes close to this.
+/// comes close to this number.
 const MAX_ROPE_FACTORS: i64 = 1 << 14;
 
 /// A GGUF model in one file, or in several parts if it was split. The files are mapped into memory
@@ -52,7 +52,7 @@ struct StoredTensor {
     file: usize,
     placed: TensorInfo,
     order: Order,
-    /// Number to subtract from the values in the file to get Hugging Face's.
+    /// Number that must be subtracted from the values in the file to get Hugging Face's values.
     offset: f32,
 }
 
@@ -166,7 +166,7 @@ impl Gguf {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// The number types in the file, each once.
+    /// The number types in the file, without duplicates.
     pub fn formats(&self) -> Vec<&'static str> {
         let mut names = Vec::new();
         for t in self.tensors.values() {

@@ -14,15 +14,16 @@ pub enum Order {
         /// Number of rows of each head that rotate.
         rotated: usize,
     },
-    /// The file has all queries, then all keys, then all values. Hugging Face has queries, keys and
-    /// values of each head together. The field is the number of heads.
+    /// The file has all queries, then all keys, then all values. In Hugging Face's order, the
+    /// queries, keys and values of a head are adjacent. The field is the number of heads.
     Thirds(usize),
     /// The matrix is transposed.
     Transposed,
 }
 
 impl Order {
-    /// The numbers of heads and of parts for each head into which the rows must be divisible.
+    /// Number of heads, and number of equal parts of each head. The rows must be divisible by their
+    /// product.
     fn groups(self) -> Option<(usize, usize)> {
         match self {
             Self::Same | Self::Transposed => None,

@@ -86,7 +86,7 @@ struct Info {
 fn infos(cursor: &mut Cursor, count: u64) -> Result<Vec<Info>> {
     if count > MAX_TENSORS {
         return Err(cursor
-            .wrong(format!("claims {count} tensors"))
+            .wrong(format!("claims to have {count} tensors"))
             .hint(format!("valid: up to {MAX_TENSORS}")));
     }
     let mut infos = Vec::new();

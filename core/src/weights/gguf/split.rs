@@ -12,11 +12,10 @@ use crate::error::{Error, Result};
 /// Maximum number of parts, because their names have five digits.
 const MAX_PARTS: u64 = 99_999;
 
-/// Opens a file. If it is a part of a split model, all parts are opened and returned in their
-/// order.
+/// Opens a file. If it is a part of a split model, all parts are opened and returned in order.
 ///
 /// # Errors
-/// Fails as [`Part::open`] does, and if a part is missing or belongs to another model.
+/// Fails in the same cases as [`Part::open`], and if a part is missing or belongs to another model.
 pub fn open(path: &Path) -> Result<Vec<Part>> {
     let given = Part::open(path)?;
     let count = given.metadata.unsigned("split.count")?.unwrap_or(1);
@@ -89,8 +88,8 @@ pub fn is_later_part(path: &Path) -> bool {
     PartName::of(path).is_some_and(|n| n.number > 1 && n.part(1).is_file())
 }
 
-/// The paths of all parts of a split model, if the file's name is that of a part. Otherwise, only
-/// the path itself is returned.
+/// Returns the paths of all parts of a split model if `path` has the name of a part, and only
+/// `path` otherwise.
 pub fn names(path: &Path) -> Vec<PathBuf> {
     match PartName::of(path).filter(|n| n.count <= MAX_PARTS && (1..=n.count).contains(&n.number)) {
         Some(name) => (1..=name.count).map(|n| name.part(n)).collect(),

@@ -69,7 +69,7 @@ fn every_type_is_decoded_bit_for_bit_as_in_the_gguf_package() {
 }
 
 #[test]
-fn long_tensors_are_decoded_correctly_as_every_type() {
+fn long_tensors_are_decoded_correctly_from_every_type() {
     for (id, scales) in [
         (0, &[2usize][..]),
         (1, &[0]),
@@ -101,8 +101,8 @@ fn long_tensors_are_decoded_correctly_as_every_type() {
 }
 
 #[test]
-fn rows_of_queries_and_keys_are_put_into_hugging_faces_order() {
-    // The conversion in transformers is reshape(heads, rows / 2, 2, inner).swapaxes(1, 2)
+fn rows_of_queries_and_keys_are_returned_in_hugging_faces_order() {
+    // transformers converts them with reshape(heads, rows / 2, 2, inner).swapaxes(1, 2).
     let values = Tensor::arange(16 * 32, (Kind::Float, tch::Device::Cpu)).reshape([16, 32]);
     let data: Vec<u8> = (0..16 * 32).flat_map(|i| (i as f32).to_le_bytes()).collect();
     let ones: Vec<u8> = (0..16).flat_map(|i| (i as f32).to_le_bytes()).collect();
@@ -130,7 +130,7 @@ fn rows_of_queries_and_keys_are_put_into_hugging_faces_order() {
 }
 
 #[test]
-fn a_file_that_is_truncated_anywhere_is_an_error() {
+fn a_file_truncated_at_any_byte_is_an_error() {
     let whole = Writer::llama()
         .entry("x.list", 9, &[&8u32.to_le_bytes()[..], &1u64.to_le_bytes(), &text("a")].concat())
         .bytes();
@@ -168,7 +168,7 @@ proptest! {
         let list = [&8u32.to_le_bytes()[..], &1u64.to_le_bytes(), &text("a")].concat();
         let mut bytes = Writer::llama().entry("x.list", 9, &list).tensor("blk.0.attn_q.weight",
             &[32, 4], 3, &[1; 80]).bytes();
-        // Only the header is changed, because any data is valid.
+        // Only the header is changed, because all data is valid.
         let header = bytes.len() - 256;
         for (at, value) in changes {
             bytes[at.index(header)] = value;
@@ -220,7 +220,8 @@ fn a_malicious_header_uses_little_time_and_memory() {
 
 #[test]
 fn an_endless_header_is_refused() {
-    // A sparse file of zeros, which is an endless list of empty strings.
+    // In a sparse file of zeros, the list of strings never ends: every zero length is an empty
+    // string.
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.gguf");
     let head = [
@@ -246,8 +247,8 @@ fn an_endless_header_is_refused() {
 fn opening_a_named_pipe_does_not_block() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.gguf");
-    let made = std::process::Command::new("mkfifo").arg(&path).status();
-    if made.is_ok_and(|s| s.success()) {
+    let created = std::process::Command::new("mkfifo").arg(&path).status();
+    if created.is_ok_and(|s| s.success()) {
         assert!(Gguf::open(&path).unwrap_err().message().contains("is not a file"));
     }
 }
@@ -432,7 +433,7 @@ fn errors_name_missing_and_wrong_parts() {
 }
 
 #[test]
-fn the_one_that_llama_cpp_adds_to_gemmas_norms_is_subtracted() {
+fn the_1_that_llama_cpp_adds_to_gemmas_norms_is_subtracted() {
     let w = Writer::of("gemma3")
         .count("attention.key_length", 16)
         .count("attention.value_length", 16)
@@ -467,8 +468,8 @@ fn the_one_that_llama_cpp_adds_to_gemmas_norms_is_subtracted() {
 }
 
 #[test]
-fn gpt_neox_has_queries_keys_and_values_of_each_head_together() {
-    // The conversion from transformers to llama.cpp is reshape(heads, 3, d, inner).transpose(0, 1)
+fn gpt_neox_queries_keys_and_values_are_grouped_by_head() {
+    // llama.cpp's converter applies reshape(heads, 3, d, inner).transpose(0, 1).
     let ours = Tensor::arange(12 * 2, (Kind::Float, tch::Device::Cpu)).reshape([12, 2]);
     let theirs = Vec::<f32>::try_from(
         ours.reshape([2, 3, 2, 2]).transpose(0, 1).contiguous().flatten(0, -1),
@@ -555,7 +556,7 @@ fn rope(w: Writer) -> Value {
 }
 
 #[test]
-fn a_factor_without_a_type_is_linear_under_its_newer_and_its_older_key() {
+fn a_scaling_factor_without_a_type_is_linear_under_the_new_and_the_old_key() {
     let linear = serde_json::json!({ "rope_type": "linear", "factor": 4.0, "rope_theta": 1e4 });
     let default = serde_json::json!({ "rope_type": "default", "rope_theta": 1e4 });
     let llama = Writer::llama;
@@ -564,7 +565,7 @@ fn a_factor_without_a_type_is_linear_under_its_newer_and_its_older_key() {
     assert_eq!(rope(llama().float("rope.scale_linear", 4.0)), linear);
     assert_eq!(rope(of_type(llama().float("rope.scaling.factor", 4.0), "linear")), linear);
     assert_eq!(rope(of_type(llama().float("rope.scale_linear", 4.0), "linear")), linear);
-    // The newer key takes precedence.
+    // The new key takes precedence.
     assert_eq!(
         rope(llama().float("rope.scale_linear", 2.0).float("rope.scaling.factor", 4.0)),
         linear
@@ -584,7 +585,7 @@ fn a_factor_without_a_type_is_linear_under_its_newer_and_its_older_key() {
 }
 
 #[test]
-fn yarn_has_hugging_faces_factors_whichever_converter_wrote_them() {
+fn yarn_has_hugging_faces_factors_regardless_of_the_converter() {
     let w = || {
         Writer::of("qwen3")
             .entry("qwen3.rope.scaling.type", 8, &text("yarn"))
@@ -609,7 +610,7 @@ fn yarn_has_hugging_faces_factors_whichever_converter_wrote_them() {
         let e = refused(&w().float(&format!("rope.scaling.{name}"), value).bytes());
         assert!(e.contains(&format!("`qwen3.rope.scaling.{name}` ({value})")), "{e}");
     }
-    // Without YaRN these change nothing or are refused.
+    // Without YaRN, these settings either have no effect or are refused.
     assert!(
         Writer::of("qwen3")
             .float("rope.scaling.yarn_log_multiplier", 0.1)
@@ -626,7 +627,7 @@ fn yarn_has_hugging_faces_factors_whichever_converter_wrote_them() {
 }
 
 #[test]
-fn a_part_of_each_head_can_be_rotated_in_every_architecture() {
+fn every_architecture_can_rotate_only_a_part_of_each_head() {
     let (heads, width) = (2, 16);
     let of = |architecture: &'static str| {
         let w = Writer::of(architecture).count("rope.dimension_count", 4);
@@ -666,12 +667,12 @@ fn a_part_of_each_head_can_be_rotated_in_every_architecture() {
         Writer::of("phi3").count("attention.key_length", 88).count("rope.dimension_count", 30),
     );
     assert_eq!((odd["partial_rotary_factor"].as_f64().unwrap() * 88.0) as i64, 30);
-    // The file may give the width of a head.
+    // The file can specify the width of a head.
     let wide =
         rope(Writer::of("phi3").count("attention.key_length", 32).count("rope.dimension_count", 8));
     assert_eq!(wide["partial_rotary_factor"], 0.25);
-    // Without the key the whole head rotates, as in llama.cpp. Hugging Face's default for GPT-NeoX
-    // is a quarter.
+    // Without `rope.dimension_count`, the whole head is rotated, as in llama.cpp. Hugging Face's
+    // default for GPT-NeoX is a quarter of the head.
     let neox = Writer::of("gptneox").float("attention.layer_norm_epsilon", 1e-5);
     assert_eq!(rope(neox)["partial_rotary_factor"], 1.0);
     assert_eq!(
@@ -682,7 +683,8 @@ fn a_part_of_each_head_can_be_rotated_in_every_architecture() {
         let e = refused(&Writer::llama().count("rope.dimension_count", wrong).bytes());
         assert!(e.contains("`llama.rope.dimension_count`"), "{e}");
     }
-    // llama.cpp rotates neighbouring rows of the file, here the first four of each head.
+    // In llama.cpp's files, rows that rotate together are adjacent. Here, these are the first four
+    // rows of each head.
     let ours = Tensor::arange(i64::from(heads * width), (Kind::Float, tch::Device::Cpu))
         .reshape([i64::from(heads * width), 1]);
     let values = Vec::<f32>::try_from(ours.flatten(0, -1)).unwrap();
@@ -715,7 +717,7 @@ fn an_unsupported_setting_that_may_change_the_output_is_refused_by_name() {
         ("rope.dimension_sections", 4.0),
         ("rope.freq_base_swa", 1e5),
         ("rope.scaling.yarn_ext_factor", 1.0),
-        ("a_setting_of_next_year", 1.0),
+        ("an_unknown_setting", 1.0),
     ] {
         let e = refused(&Writer::llama().float(key, value).bytes());
         assert!(

@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::testing;
 use crate::weights::{ModelFiles, SafetensorsFile, read_safetensors, write_safetensors};
 
-/// A file with this header and this many bytes of data.
+/// Returns the bytes of a file with this header, followed by `data` zero bytes.
 fn file(header: &str, data: usize) -> Vec<u8> {
     [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &vec![0; data]].concat()
 }
@@ -32,13 +32,13 @@ fn entry(name: &str, dtype: &str, shape: &str, from: u64, to: u64) -> String {
     format!(r#""{name}":{{"dtype":"{dtype}","shape":{shape},"data_offsets":[{from},{to}]}}"#)
 }
 
-fn of(entries: &[String]) -> String {
+fn header_of(entries: &[String]) -> String {
     format!("{{{}}}", entries.join(","))
 }
 
 #[test]
 fn unusual_but_valid_files_are_read() {
-    let two = of(&[
+    let two = header_of(&[
         r#""__metadata__":{"format":"pt","note":"é"}"#.into(),
         entry("b", "F32", "[2,2]", 8, 24),
         entry("a", "I64", "[]", 0, 8),
@@ -49,19 +49,19 @@ fn unusual_but_valid_files_are_read() {
         "tensors are in the order of their data"
     );
     assert_eq!(open(&file("{}", 0)).unwrap().names().count(), 0);
-    let zero = of(&[entry("none", "F32", "[0,7]", 4, 4), entry("all", "U8", "[4]", 0, 4)]);
+    let zero = header_of(&[entry("none", "F32", "[0,7]", 4, 4), entry("all", "U8", "[4]", 0, 4)]);
     assert_eq!(open(&file(&zero, 4)).unwrap().read("none").unwrap().size(), [0, 7]);
 }
 
 #[test]
 fn an_invalid_header_is_refused() {
-    for (len, says) in [
-        (9u64, "claims a header of 9 bytes, but has 4"),
-        (u64::MAX, "claims a header of 18446744073709551615"),
-        (1 << 62, "claims a header"),
+    for (len, expected) in [
+        (9u64, "claims to have a header of 9 bytes, but only 4 bytes follow"),
+        (u64::MAX, "claims to have a header of 18446744073709551615"),
+        (1 << 62, "claims to have a header"),
     ] {
         let text = refused(&[&len.to_le_bytes()[..], b"{}  "].concat());
-        assert!(text.contains(says), "{text}");
+        assert!(text.contains(expected), "{text}");
     }
     assert!(refused(b"{}").contains("it has 2 bytes"));
     for header in [
@@ -78,7 +78,7 @@ fn an_invalid_header_is_refused() {
     ] {
         assert!(refused(&file(header, 0)).contains("its header is"), "{header}");
     }
-    let mut bytes = file(&of(&[entry("aa", "F32", "[1]", 0, 4)]), 4);
+    let mut bytes = file(&header_of(&[entry("aa", "F32", "[1]", 0, 4)]), 4);
     bytes[10] = 0xff;
     assert!(refused(&bytes).contains("its header is"), "a name that is not UTF-8 must be refused");
 }
@@ -87,11 +87,11 @@ fn an_invalid_header_is_refused() {
 fn errors_name_the_invalid_tensor() {
     let one = |dtype: &str, shape: &str, from, to| {
         refused(&file(
-            &of(&[entry("good", "F32", "[2]", 0, 8), entry("bad", dtype, shape, from, to)]),
+            &header_of(&[entry("good", "F32", "[2]", 0, 8), entry("bad", dtype, shape, from, to)]),
             16,
         ))
     };
-    for (text, says) in [
+    for (text, expected) in [
         (
             one("F32", "[2]", 8, 1 << 40),
             "tensor `bad` ends at byte 1099511627776 of the data, which has 16 bytes",
@@ -110,10 +110,12 @@ fn errors_name_the_invalid_tensor() {
         (one("F32", "[1]", 12, 16), "4 bytes before tensor `bad` do not belong to a tensor"),
         (one("F32", "[1]", 8, 12), "last 4 bytes do not belong to a tensor"),
     ] {
-        assert!(text.contains(says), "{says}: {text}");
+        assert!(text.contains(expected), "{expected}: {text}");
     }
-    let twice =
-        refused(&file(&of(&[entry("a", "F32", "[1]", 0, 4), entry("a", "F32", "[1]", 0, 4)]), 4));
+    let twice = refused(&file(
+        &header_of(&[entry("a", "F32", "[1]", 0, 4), entry("a", "F32", "[1]", 0, 4)]),
+        4,
+    ));
     assert!(twice.contains("tensor `a` twice"), "{twice}");
 }
 
@@ -140,7 +142,7 @@ fn a_malicious_header_uses_little_time_and_memory() {
 }
 
 #[test]
-fn a_tensor_of_several_slabs_is_read_correctly_as_every_type() {
+fn a_tensor_of_several_slabs_is_read_correctly_in_every_type() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.safetensors");
     let x = Tensor::arange(5_000_001, (Kind::Float, Device::Cpu)) / 77.0 - 1000.0;
@@ -169,7 +171,7 @@ fn an_invalid_index_or_configuration_is_refused() {
         std::fs::write(at("model.safetensors.index.json"), index).unwrap();
         format!("{:?}", ModelFiles::open(dir.path()).unwrap_err())
     };
-    for (index, says) in [
+    for (index, expected) in [
         ("", "not valid JSON"),
         ("7", "no `weight_map`"),
         (r#"{"weight_map": ["m.safetensors"]}"#, "no `weight_map`"),
@@ -183,7 +185,7 @@ fn an_invalid_index_or_configuration_is_refused() {
         (r#"{"weight_map": {"b": "m.safetensors"}}"#, "no tensor `b`"),
     ] {
         let text = with(index);
-        assert!(text.contains(says), "{index}: {text}");
+        assert!(text.contains(expected), "{index}: {text}");
     }
     std::fs::File::create(at("config.json")).unwrap().set_len(1 << 40).unwrap();
     assert!(with("{}").contains("more than any file of its kind"));
@@ -208,7 +210,11 @@ proptest! {
         keep in any::<prop::sample::Index>(),
         cut: bool,
     ) {
-        let header = of(&[r#""__metadata__":{"format":"pt"}"#.into(), entry("a", "F32", "[2,3]", 0, 24), entry("b", "BF16", "[4]", 24, 32)]);
+        let header = header_of(&[
+            r#""__metadata__":{"format":"pt"}"#.into(),
+            entry("a", "F32", "[2,3]", 0, 24),
+            entry("b", "BF16", "[4]", 24, 32),
+        ]);
         let mut bytes = file(&header, 32);
         for (at, value) in changes {
             let at = at.index(bytes.len());

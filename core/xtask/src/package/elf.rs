@@ -1,5 +1,5 @@
-//! What the dynamic loader reads in a binary: the libraries that it needs, the versions of their
-//! symbols, and where it looks for them.
+//! Reads the dynamic section of an ELF file: the libraries that it needs, the versions of their
+//! symbols, and the folders in which the loader looks for them.
 
 use anyhow::{Context, Result, bail};
 use object::Endianness;
@@ -7,25 +7,25 @@ use object::elf::{self, FileHeader64};
 use object::read::elf::{Dyn, FileHeader, Sym};
 use object::read::{StringTable, SymbolIndex};
 
-/// The dynamic section of an ELF file.
+/// The contents of the dynamic section of an ELF file.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Dynamic {
-    /// Names of the libraries (`DT_NEEDED`).
+    /// Names of the needed libraries (`DT_NEEDED`).
     pub needed: Vec<String>,
-    /// Folders in which the loader looks for them (`DT_RUNPATH`), with `:` between.
+    /// Folders in which the loader looks for libraries (`DT_RUNPATH`), separated by `:`.
     pub runpath: Option<String>,
-    /// The older form of the same (`DT_RPATH`), which takes precedence over `LD_LIBRARY_PATH`.
+    /// An older form of RUNPATH (`DT_RPATH`), which takes precedence over `LD_LIBRARY_PATH`.
     pub rpath: Option<String>,
-    /// The versions that the loader requires of the libraries, in the order of the file.
+    /// The versions that the libraries must define, in the order of the file.
     pub required: Vec<Required>,
 }
 
-/// A version that a library must define, such as `GLIBC_2.28` of `libc.so.6`.
+/// A version that a library must define, such as `GLIBC_2.28` in `libc.so.6`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Required {
     pub library: String,
     pub version: String,
-    /// The symbols of this version that the file uses.
+    /// The symbols with this version that the file uses.
     pub symbols: Vec<String>,
 }
 
@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_test_binary_itself_is_read() {
+    fn the_dynamic_section_of_the_test_binary_is_read() {
         let this = std::fs::read(std::env::current_exe().unwrap()).unwrap();
         if !this.starts_with(b"\x7fELF") {
             return;
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn another_file_is_refused() {
+    fn a_file_of_another_format_is_an_error() {
         assert!(Dynamic::read(b"#!/bin/sh\n").is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! The licences of this project and of everything that is linked into its binary.
+//! Collects the licences of this project and of everything that is linked into its binary.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -12,14 +12,15 @@ use super::metadata::{Linked, Metadata};
 use crate::failure::file_error;
 use crate::{paths, pins};
 
-/// Files of this project's own licence.
+/// Files with this project's own licence.
 const OWN: [&str; 3] = ["LICENSE", "LICENSE-APACHE", "LICENSE-MIT"];
 
-/// How deep below a crate's folder its licences are looked for: C libraries lie in folders of their
-/// own.
+/// Maximum depth of the subfolders of a crate in which licences are searched. Bundled C libraries
+/// have subfolders with their own licences.
 const DEPTH: usize = 3;
 
-/// All licence files of a package, by their names. `zig` is the program that linked the binary.
+/// Returns all licence files of a package, as names and contents. `zig` is the path of zig, if it
+/// linked the binary.
 pub fn gather(metadata: &Metadata, zig: Option<&Path>) -> Result<Vec<(String, Vec<u8>)>> {
     let checkout = paths::checkout();
     let mut files = Vec::new();
@@ -44,13 +45,14 @@ pub fn gather(metadata: &Metadata, zig: Option<&Path>) -> Result<Vec<(String, Ve
     Ok(files)
 }
 
-/// A part of the binary, with the texts of its licences and the names of their files.
+/// Software that is part of the binary, with its licences.
 struct Source {
     linked: Linked,
+    /// Names of the licence files and their texts.
     texts: Vec<(String, String)>,
 }
 
-/// The binary contains parts of zig's compiler runtime.
+/// Returns zig as a part of the binary, which contains some of zig's compiler runtime.
 fn of_zig(program: &Path) -> Result<Source> {
     let folder = program.parent().unwrap_or(Path::new(""));
     let requirement = pins::ZIG.requirement();
@@ -65,10 +67,10 @@ fn of_zig(program: &Path) -> Result<Source> {
     Ok(Source { texts: texts(folder, 0)?, linked })
 }
 
-/// The notices of Rust's standard library, which the toolchain brings along; `None` if this
-/// toolchain does not.
+/// Returns the licence notices of Rust's standard library, or `None` if the toolchain does not
+/// include them.
 fn rust_library() -> Result<Option<Vec<u8>>> {
-    // In the checkout, so that it is the toolchain of the build.
+    // Run `rustc` in the checkout, so that it is the toolchain of the build.
     let output = Command::new("rustc")
         .current_dir(paths::checkout())
         .args(["--print", "sysroot"])
@@ -79,7 +81,7 @@ fn rust_library() -> Result<Option<Vec<u8>>> {
     Ok(fs::read(file).ok())
 }
 
-/// The licence texts below `folder`, by the paths of their files.
+/// Returns the licence files in `folder` and its subfolders, as paths and texts.
 fn texts(folder: &Path, depth: usize) -> Result<Vec<(String, String)>> {
     let mut found = Vec::new();
     search(folder, "", depth, &mut found)?;
@@ -111,8 +113,8 @@ fn search(
     Ok(())
 }
 
-/// True for `LICENSE-MIT`, `COPYING`, `notice.md`, and for every text in a folder `LICENSES`; false
-/// for `license.rs`.
+/// Returns true for names such as `LICENSE-MIT`, `COPYING` and `notice.md`, and for every text in a
+/// folder `LICENSES`. Returns false for source files such as `license.rs`.
 fn is_licence(below: &str, name: &str) -> bool {
     const NAMES: [&str; 6] = ["LICENSE", "LICENCE", "COPYING", "COPYRIGHT", "NOTICE", "UNLICENSE"];
     const SOURCES: [&str; 12] =
@@ -123,8 +125,9 @@ fn is_licence(below: &str, name: &str) -> bool {
     !is_source && (NAMES.iter().any(|start| upper.starts_with(start)) || folder == "LICENSES")
 }
 
-/// The text of `THIRD-PARTY.txt`. It contains each licence text once, below the packages that have
-/// it. `has_notices` is true if the package also has the notices of Rust's standard library.
+/// Returns the text of `THIRD-PARTY.txt`. Each licence text occurs once, below a list of the
+/// packages with this licence. `has_notices` is true if the package also has the notices of Rust's
+/// standard library.
 fn third_party(version: &str, sources: &[Source], has_notices: bool) -> String {
     let notices = if has_notices { "notices in RUST-LIBRARY.html" } else { "by the Rust project" };
     let mut out = format!(
@@ -183,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_stands_once_for_all_its_packages() {
+    fn a_text_shared_by_several_packages_occurs_once() {
         let text = third_party(
             "0.1.0",
             &[
@@ -199,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn licence_files_are_told_from_sources() {
+    fn licence_files_are_recognised_by_their_names() {
         for (below, name) in [
             ("", "LICENSE"),
             ("", "license-mit"),

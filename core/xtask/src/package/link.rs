@@ -1,9 +1,9 @@
-//! The linker of a packed build: `cargo xtask link`, which rustc calls in place of `cc`.
+//! The linker of a package's build: `cargo xtask link`, which rustc calls instead of `cc`.
 //!
-//! It links twice. The first binary is the ordinary one, where cargo expects it; it finds libtorch
-//! where this machine has it, so `target/release/reprpo` stays usable. The second one is the binary
-//! to pack, whose RUNPATH is set here. Setting it at link time is more robust than to rewrite it
-//! afterwards: no tool has to change the layout of the file.
+//! It links two binaries. The first one is the ordinary binary at the path that cargo expects. It
+//! uses the libtorch of this machine, so `target/release/reprpo` stays usable. The second one is
+//! the binary for the package, with another RUNPATH. The RUNPATH is set by the linker, because
+//! tools that change it afterwards must also change the layout of the file.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -17,41 +17,42 @@ use clap::Args;
 use super::zig;
 use crate::failure::file_error;
 
-/// Where the packed binary looks for libtorch: from `reprpo/bin` to `torch/lib` in `site-packages`.
+/// The folder in which the binary of a package looks for libtorch: the path from `reprpo/bin` to
+/// `torch/lib` in `site-packages`.
 pub const RUNPATH: &str = "$ORIGIN/../../torch/lib";
 
 /// The arguments of the linker.
 #[derive(Args)]
 pub struct Link {
-    /// File of the binary to pack
+    /// Path of the binary for the package
     #[arg(long)]
     packed: PathBuf,
-    /// zig, which then links the binary to pack against an older glibc
+    /// Path of zig, if it should link the binary for the package against an older glibc
     #[arg(long, requires = "portable_object")]
     zig: Option<PathBuf>,
-    /// The object file of portable.cc
+    /// Path of the object file of portable.cc
     #[arg(long)]
     portable_object: Option<PathBuf>,
-    /// The C++ compiler, whose libraries are linked
+    /// The C++ compiler whose libraries are linked
     #[arg(long, default_value = "c++")]
     compiler: OsString,
-    /// The arguments that rustc gives
+    /// The arguments from rustc
     #[arg(last = true)]
     args: Vec<OsString>,
 }
 
-/// The settings of one packed build.
+/// The settings for linking the binary of a package.
 pub struct Plan<'a> {
     pub packed: &'a Path,
     pub compiler: &'a OsStr,
-    /// zig and the object file of portable.cc, for the portable link.
+    /// Paths of zig and of the object file of portable.cc, if zig should link the binary.
     pub portable: Option<(&'a Path, &'a Path)>,
 }
 
 impl Plan<'_> {
     /// Writes the script that rustc calls as its linker.
     pub fn write_script(&self, script: &Path) -> Result<()> {
-        let this = std::env::current_exe().context("cannot find the program that runs")?;
+        let this = std::env::current_exe().context("cannot find the path of this program")?;
         let mut words: Vec<OsString> = vec![
             this.into(),
             "link".into(),
@@ -78,12 +79,12 @@ impl Plan<'_> {
     }
 }
 
-/// A word of a shell's command line.
+/// Quotes a word for the shell.
 fn quote(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 
-/// Links the ordinary binary and the one to pack.
+/// Links the ordinary binary and the binary for the package.
 pub fn run(link: &Link) -> Result<ExitCode> {
     if link.args.iter().any(|arg| arg.as_encoded_bytes().starts_with(b"@")) {
         bail!(
@@ -112,15 +113,15 @@ pub fn run(link: &Link) -> Result<ExitCode> {
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The libraries that belong to the C++ compiler, by the flag that stands for them.
+/// The flags of libraries that belong to the C++ compiler, and the paths of these libraries.
 ///
-/// zig takes `-lstdc++` for its own libc++ and `-lgcc_s` for its own unwinder, with which
-/// exceptions could not pass between libtorch and this binary. So they are named by their paths,
-/// and so is libgomp, which zig does not know.
+/// zig would use its own libc++ for `-lstdc++` and its own unwinder for `-lgcc_s`. Exceptions could
+/// then not pass between libtorch and the binary. So zig gets the paths of the libraries instead of
+/// the flags. It also gets the path of libgomp, which it does not include.
 struct Libraries(Vec<(&'static str, Vec<PathBuf>)>);
 
 impl Libraries {
-    /// The static libgcc holds what `__builtin_cpu_supports` needs.
+    /// The flags and the names of the libraries. `__builtin_cpu_supports` needs the static libgcc.
     const FILES: [(&'static str, &'static [&'static str]); 3] = [
         ("-lstdc++", &["libstdc++.so"]),
         ("-lgcc_s", &["libgcc_s.so.1", "libgcc.a"]),
@@ -131,7 +132,7 @@ impl Libraries {
         let find = |name: &&str| {
             let output = Command::new(compiler).arg(format!("-print-file-name={name}")).output()?;
             let path = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
-            // A name that the compiler does not know comes back as it is.
+            // For an unknown library, the compiler prints the name itself.
             if !path.is_absolute() {
                 bail!(
                     "`{}` does not have `{name}`, which the portable link needs",
@@ -151,8 +152,8 @@ impl Libraries {
     }
 }
 
-/// The arguments for the binary to pack, from those that rustc gives for the ordinary one. With
-/// `libraries`, they are for zig.
+/// Converts rustc's arguments for the ordinary binary to those for the binary of the package. With
+/// `libraries`, the result is for zig, and otherwise for `cc`.
 fn packed_arguments(
     args: &[OsString],
     packed: &Path,
@@ -166,9 +167,9 @@ fn packed_arguments(
             args.next();
             out.extend(["-o".into(), packed.into()]);
         } else if text.starts_with("-Wl,-rpath,") || text.starts_with("-Wl,-rpath=") {
-            // A folder of this machine; the packed binary has its own.
+            // This is a folder of this machine. The new RUNPATH is added below.
         } else if let Some(libraries) = libraries {
-            // zig has a linker of its own.
+            // zig always uses its own linker.
             let chooses_linker =
                 text == "-m64" || text.starts_with("-fuse-ld=") || text.starts_with("-B/");
             match libraries.paths(text) {
@@ -213,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plain_link_changes_the_place_of_the_file_and_of_libtorch() {
+    fn a_plain_link_changes_the_output_path_and_the_path_of_libtorch() {
         let kept = [
             "-m64",
             "main.o",
@@ -235,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_portable_link_names_the_compilers_libraries_by_their_paths() {
+    fn a_portable_link_replaces_the_compilers_libraries_by_their_paths() {
         let libraries = Libraries(vec![
             ("-lstdc++", vec!["/gcc/libstdc++.so".into()]),
             ("-lgcc_s", vec!["/gcc/libgcc_s.so.1".into(), "/gcc/libgcc.a".into()]),

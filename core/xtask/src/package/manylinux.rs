@@ -1,17 +1,16 @@
-//! The oldest manylinux platform on which a binary runs, from the libraries and the versions that
-//! it requires.
+//! Determines the oldest manylinux platform on which a binary runs, from the libraries and versions
+//! that it requires.
 //!
-//! The tag `manylinux_2_NN` (PEP 600) promises that a wheel runs wherever glibc is 2.NN or later. A
-//! distribution with that glibc also has a libstdc++ and a libgcc of about the same age, so their
-//! versions count as well.
+//! The tag `manylinux_2_NN` (PEP 600) promises that a wheel runs on every system with glibc 2.NN or
+//! later. Such a system has a libstdc++ and a libgcc of about the same age, so their versions
+//! matter as well.
 
 use anyhow::{Result, anyhow, bail};
 
 use super::elf::Dynamic;
 use crate::failure::failure;
 
-/// The libraries that every manylinux platform has, as far as a command without graphics can use
-/// them.
+/// The libraries of every manylinux platform, except those for graphics.
 const SYSTEM: [&str; 10] = [
     "ld-linux-x86-64.so.2",
     "libc.so.6",
@@ -25,13 +24,13 @@ const SYSTEM: [&str; 10] = [
     "libutil.so.1",
 ];
 
-/// The libraries of torch's wheel that a packed binary may need: those that every build of torch
-/// has, also the one for the CPU.
+/// The libraries of torch that the binary of a package may need. All builds of torch have them,
+/// including the one for the CPU.
 const TORCH: [&str; 2] = ["libc10.so", "libtorch_cpu.so"];
 
-/// What a platform with glibc 2.`minor` has besides, as the oldest distribution with that glibc
-/// ships it.
+/// A platform with the versions of the libraries in the oldest distribution that has its glibc.
 struct Platform {
+    /// The N of glibc 2.N.
     minor: u32,
     /// The N of `GLIBCXX_3.4.N`.
     glibcxx: u32,
@@ -41,8 +40,8 @@ struct Platform {
     gcc: u32,
 }
 
-/// From the distributions that define the platforms: CentOS 7, Debian 9, RHEL 8, Debian 11, RHEL 9,
-/// Ubuntu 22.04, Ubuntu 24.04.
+/// The platforms, with the versions in CentOS 7, Debian 9, RHEL 8, Debian 11, RHEL 9, Ubuntu 22.04
+/// and Ubuntu 24.04.
 const PLATFORMS: [Platform; 7] = [
     Platform { minor: 17, glibcxx: 19, cxxabi: 7, gcc: 4 },
     Platform { minor: 24, glibcxx: 22, cxxabi: 10, gcc: 4 },
@@ -53,20 +52,20 @@ const PLATFORMS: [Platform; 7] = [
     Platform { minor: 39, glibcxx: 33, cxxabi: 15, gcc: 14 },
 ];
 
-/// The NN of `manylinux_2_NN` for a binary.
+/// Returns the NN of `manylinux_2_NN` for a binary.
 ///
 /// # Errors
-/// Fails if the binary needs a library that is neither part of the platform nor of torch's wheel,
-/// or a version that no platform here has.
+/// Fails if the binary needs a library that belongs neither to the platform nor to torch, or a
+/// version that no platform in the list has.
 pub fn minor(dynamic: &Dynamic) -> Result<u32> {
     for library in &dynamic.needed {
         if !SYSTEM.contains(&library.as_str()) && !TORCH.contains(&library.as_str()) {
             return Err(failure(
                 format!(
-                    "the binary needs `{library}`, which is neither in manylinux nor in torch's \
-                        wheel for the CPU"
+                    "the binary needs `{library}`, which belongs neither to manylinux nor to the \
+                        build of torch for the CPU"
                 ),
-                "link that library statically, or open it at run time",
+                "link this library statically, or open it at run time",
             ));
         }
     }
@@ -83,8 +82,10 @@ pub fn minor(dynamic: &Dynamic) -> Result<u32> {
     })
 }
 
-/// Fails with the symbols at fault if the binary requires a newer platform than
-/// `manylinux_2_limit`.
+/// Checks that the binary runs on the platform `manylinux_2_<limit>`.
+///
+/// # Errors
+/// Fails if the binary requires newer versions. The error lists the symbols that need them.
 pub fn check_at_most(dynamic: &Dynamic, limit: u32) -> Result<()> {
     let newer = dynamic
         .required
@@ -109,7 +110,7 @@ pub fn check_at_most(dynamic: &Dynamic, limit: u32) -> Result<()> {
     )
 }
 
-/// The oldest platform that has a version such as `GLIBC_2.28` or `GLIBCXX_3.4.25`.
+/// Returns the NN of the oldest platform with a version such as `GLIBC_2.28` or `GLIBCXX_3.4.25`.
 fn minor_of(version: &str) -> Option<u32> {
     let (family, number) = version.rsplit_once('_')?;
     let mut parts = number.split('.').map(|part| part.parse::<u32>().ok());
@@ -148,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_version_decides() {
+    fn the_newest_version_determines_the_platform() {
         assert_eq!(
             minor(&binary(&["libc.so.6"], &["GLIBC_2.2.5", "GLIBC_2.28", "GLIBC_2.3.4"])).unwrap(),
             28
@@ -158,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn libstdcxx_and_libgcc_count_as_well() {
+    fn versions_of_libstdcxx_and_libgcc_matter_too() {
         assert_eq!(
             minor(&binary(
                 &[],
@@ -177,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_version_of_no_platform_is_an_error_that_names_the_symbols() {
+    fn the_error_for_an_unknown_version_names_the_symbols() {
         for version in ["GLIBC_PRIVATE", "GLIBCXX_3.4.99", "OPENSSL_3.0.0", "GLIBC_ABI_DT_RELR"] {
             let error = minor(&binary(&[], &[version])).unwrap_err().to_string();
             assert!(error.contains(version) && error.contains("`f`, `g`"), "{error}");
@@ -185,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn only_libraries_of_the_platform_and_of_torch_may_be_needed() {
+    fn a_library_outside_the_platform_and_torch_is_an_error() {
         assert!(
             minor(&binary(&["libtorch_cpu.so", "libc10.so", "libstdc++.so.6", "libm.so.6"], &[]))
                 .is_ok()
@@ -196,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_newer_than_a_limit_is_listed() {
+    fn the_error_lists_the_versions_above_the_limit() {
         let binary = binary(&[], &["GLIBC_2.28", "GLIBC_2.34", "GLIBCXX_3.4.26"]);
         assert!(check_at_most(&binary, 34).is_ok());
         let error = check_at_most(&binary, 28).unwrap_err().to_string();

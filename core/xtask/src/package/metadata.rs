@@ -1,4 +1,5 @@
-//! `cargo metadata`: the version of this project, and the crates that are linked into its binary.
+//! Reads the version of this project, and the crates that are linked into its binary, from `cargo
+//! metadata`.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -8,15 +9,15 @@ use serde_json::Value;
 
 use crate::run;
 
-/// The package whose binary is packed.
+/// The crate whose binary is packaged.
 const ROOT: &str = "reprpo";
 
-/// The root package, and the crates of other people in its binary.
+/// The crate `reprpo`, and the third-party crates in its binary.
 pub struct Metadata {
     pub version: String,
     pub description: String,
     pub repository: String,
-    /// In the order of their names and versions.
+    /// The third-party crates, sorted by name and version.
     pub linked: Vec<Linked>,
 }
 
@@ -25,10 +26,10 @@ pub struct Metadata {
 pub struct Linked {
     pub name: String,
     pub version: String,
-    /// An SPDX expression.
+    /// The licence as an SPDX expression.
     pub licence: Option<String>,
     pub authors: Vec<String>,
-    /// Where its sources are on this machine.
+    /// Folder with the sources of the crate on this machine.
     pub folder: PathBuf,
 }
 
@@ -72,7 +73,7 @@ impl Metadata {
             let package = packages
                 .get(id)
                 .with_context(|| format!("`cargo metadata` does not describe `{id}`"))?;
-            // A macro runs in the compiler, and so does all that only it uses.
+            // A procedural macro runs in the compiler, and so do its dependencies.
             if list(&package["targets"])
                 .any(|target| list(&target["kind"]).any(|kind| kind == "proc-macro"))
             {
@@ -145,7 +146,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_linked_is_listed() {
+    fn only_linked_crates_are_listed() {
         let package = |name: &str, kind: &str, source: Value| {
             json!({"id": name, "name": name, "version": "1.0.0", "license": "MIT", "authors": [],
                 "source": source, "description": "d", "repository": "r",
@@ -157,9 +158,9 @@ mod tests {
         let metadata = Metadata::parse(&json!({
             "packages": [
                 package("reprpo", "bin", Value::Null), package("core", "lib", Value::Null),
-                    package("b", "lib", registry()), package("a", "lib", registry()),
+                package("b", "lib", registry()), package("a", "lib", registry()),
                 package("build", "lib", registry()), package("dev", "lib", registry()),
-                    package("macro", "proc-macro", registry()), package("syn", "lib", registry()),
+                package("macro", "proc-macro", registry()), package("syn", "lib", registry()),
             ],
             "workspace_members": ["core", "reprpo"],
             "resolve": {"nodes": [

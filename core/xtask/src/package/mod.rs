@@ -1,8 +1,7 @@
-//! `cargo xtask wheel` and `cargo xtask dist`: the two files that bring reprpo to a machine without
-//! Rust.
+//! `cargo xtask wheel` and `cargo xtask dist`: build the two packages for machines without Rust.
 //!
-//! Both hold the same binary. It is linked so that it runs on older systems (`link`), and what it
-//! requires of a system is read from the file itself (`elf`, `manylinux`), not assumed.
+//! Both packages contain the same binary. The module `link` links it so that it runs on older
+//! systems. The modules `elf` and `manylinux` then check the requirements of the finished binary.
 
 mod elf;
 mod licences;
@@ -26,17 +25,17 @@ use crate::{Options, compiler, libtorch, paths, progress, run};
 use elf::Dynamic;
 use metadata::Metadata;
 
-/// The source of the symbols that the portable link must not take from a library.
+/// Source file with the symbols that the portable link must not take from a library.
 const PORTABLE_SOURCE: &str = "core/xtask/src/package/portable.cc";
 
-/// How a package is made.
+/// Options for building a package.
 #[derive(Args)]
 pub struct PackageOptions {
-    /// Folder of the finished file [default: `dist` in cargo's target folder]
+    /// Folder for the package [default: `dist` in cargo's target folder]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Link against the glibc of this machine instead of glibc 2.28; the package then only runs on
-    /// systems as new
+    /// systems with this glibc or a later one
     #[arg(long)]
     plain_link: bool,
     #[command(flatten)]
@@ -61,19 +60,19 @@ impl Entry {
         Self { executable: true, ..Self::file(path, bytes) }
     }
 
-    /// Permissions of the file, as `chmod` takes them.
+    /// Permissions of the file, as for `chmod`.
     fn mode(&self) -> u32 {
         if self.executable { 0o755 } else { 0o644 }
     }
 }
 
-/// A release build, ready to be packed.
+/// A release build with everything that a package needs.
 struct Release {
     binary: Vec<u8>,
-    /// The NN of `manylinux_2_NN`.
+    /// The NN of the binary's `manylinux_2_NN`.
     minor: u32,
     metadata: Metadata,
-    /// Texts of the licences, with the names of their files.
+    /// Names and contents of the licence files.
     licences: Vec<(String, Vec<u8>)>,
 }
 
@@ -108,8 +107,8 @@ fn announce(file: &Path, minor: u32) -> Result<()> {
 }
 
 impl PackageOptions {
-    /// The folder of the finished file. It is created and written to before the build, which takes
-    /// minutes.
+    /// Creates the folder for the package, and checks that it can be written to. This happens
+    /// before the build, which takes minutes.
     fn out(&self) -> Result<PathBuf> {
         let folder = self.out.clone().unwrap_or_else(|| paths::target().join("dist"));
         fs::create_dir_all(&folder).map_err(|e| file_error(&folder, "create", &e))?;
@@ -122,7 +121,7 @@ impl Release {
     fn build(options: &PackageOptions) -> Result<Self> {
         if Platform::here().ok() != Some(Platform::LinuxX86) {
             bail!(
-                "packages can only be built on Linux on x86-64, this is `{} {}`",
+                "packages can only be built on Linux on x86-64, but this is `{} {}`",
                 std::env::consts::OS,
                 std::env::consts::ARCH
             );
@@ -134,7 +133,8 @@ impl Release {
         let compiler = compiler::find()?;
         let target = paths::target();
         fs::create_dir_all(&target).map_err(|e| file_error(&target, "create", &e))?;
-        // The name of the linker is new each time, so cargo always links again, and only that.
+        // This folder has a new name each time, and so does the linker script in it. Cargo then
+        // always links again, but compiles nothing.
         let work = tempfile::Builder::new()
             .prefix("package-")
             .tempdir_in(&target)
@@ -159,8 +159,8 @@ impl Release {
             .args(["rustc", "--release", "--package", "reprpo", "--bin", "reprpo", "--", "-C"])
             .arg(format!("linker={}", script.display()));
         if run::finish(&mut cargo)?.is_some() {
-            let hint = "`--plain-link` links against the glibc of this machine; the package then \
-                needs one as new";
+            let hint = "use `--plain-link` to link against the glibc of this machine; the package \
+                then needs this glibc or a later one";
             return Err(if options.plain_link {
                 anyhow!("the binary could not be built")
             } else {
@@ -177,8 +177,11 @@ impl Release {
     }
 }
 
-/// The NN of the binary's `manylinux_2_NN`. Refuses a binary that would not run where it is
-/// installed.
+/// Returns the NN of the binary's `manylinux_2_NN`.
+///
+/// # Errors
+/// Fails if the binary would not find libtorch after installation, or if it requires newer
+/// libraries than the package promises.
 fn examine(binary: &[u8], portable: bool) -> Result<u32> {
     let dynamic = Dynamic::read(binary).context("cannot read the binary that was linked")?;
     ensure!(
@@ -194,8 +197,8 @@ fn examine(binary: &[u8], portable: bool) -> Result<u32> {
             failure(
                 format!("{e:#}"),
                 format!(
-                    "define these symbols in \
-                `{PORTABLE_SOURCE}`, build with an older g++, or add `--plain-link`"
+                    "define these symbols in `{PORTABLE_SOURCE}`, build with an older g++, or add \
+                    `--plain-link`"
                 ),
             )
         })?;
@@ -203,8 +206,8 @@ fn examine(binary: &[u8], portable: bool) -> Result<u32> {
     manylinux::minor(&dynamic)
 }
 
-/// Refuses compiler flags of the user that tie the binary to the CPU of this machine, which the
-/// name of a package does not show.
+/// Checks that no environment variable sets compiler flags for the CPU of this machine: a package
+/// must run on every x86-64 CPU.
 fn check_flags(variables: impl Iterator<Item = (String, String)>) -> Result<()> {
     let is_flags =
         |name: &str| ["RUSTFLAGS", "CFLAGS", "CXXFLAGS"].iter().any(|flags| name.contains(flags));
@@ -218,7 +221,7 @@ fn check_flags(variables: impl Iterator<Item = (String, String)>) -> Result<()> 
             let value = value.replace('\u{1f}', " ");
             return Err(failure(
                 format!("`{name}` is set to `{value}`, but a package must run on every x86-64 CPU"),
-                format!("run this with `env -u {name}`"),
+                format!("run this command with `env -u {name}`"),
             ));
         }
     }
@@ -247,7 +250,8 @@ fn read(file: &Path) -> Result<String> {
     fs::read_to_string(file).map_err(|e| file_error(file, "read", &e))
 }
 
-/// The files of `folder` that have one of these extensions, by their names.
+/// Returns the files of `folder` with one of these extensions, as names and contents, sorted by
+/// name.
 fn folder_of(folder: &Path, extensions: &[&str]) -> Result<Vec<(String, Vec<u8>)>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).map_err(|e| file_error(folder, "read", &e))? {
@@ -263,17 +267,17 @@ fn folder_of(folder: &Path, extensions: &[&str]) -> Result<Vec<(String, Vec<u8>)
             ));
         }
     }
-    // A folder's own order differs between machines.
+    // The order of `read_dir` differs between machines.
     files.sort();
     Ok(files)
 }
 
-/// Writes a file whole or not at all.
+/// Writes a file, so that it is either complete or does not exist.
 fn write_whole(file: &Path, bytes: &[u8]) -> Result<()> {
     let partial =
         file.with_file_name(format!("{}.partial", file.file_name().unwrap_or_default().display()));
     fs::write(&partial, bytes).and_then(|()| fs::rename(&partial, file)).map_err(|e| {
-        // What a full disk left of it must not be taken for the package.
+        // Remove an incomplete file, for example if the disk is full.
         let _ = fs::remove_file(&partial);
         file_error(file, "write", &e)
     })
@@ -283,7 +287,7 @@ fn write_whole(file: &Path, bytes: &[u8]) -> Result<()> {
 pub(crate) mod tests {
     use super::*;
 
-    /// A release that is quick to pack.
+    /// A small release for tests.
     pub(super) fn release() -> Release {
         Release {
             binary: b"\x7fELF and so on".repeat(100),
@@ -297,7 +301,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn flags_that_choose_a_cpu_are_refused() {
+    fn flags_that_choose_a_cpu_are_an_error() {
         let check = |name: &str, value: &str| {
             check_flags(
                 [
@@ -319,7 +323,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_file_that_cannot_be_written_leaves_nothing() {
+    fn a_failed_write_leaves_no_partial_file() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("a.whl");
         fs::create_dir(&file).unwrap();
@@ -328,7 +332,7 @@ pub(crate) mod tests {
         assert_eq!(
             fs::read_dir(folder.path()).unwrap().count(),
             1,
-            "only the folder that was there"
+            "only the folder `a.whl` should exist"
         );
         fs::remove_dir(&file).unwrap();
         write_whole(&file, b"bytes").unwrap();
@@ -336,7 +340,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn files_of_a_folder_come_in_the_order_of_their_names() {
+    fn files_of_a_folder_are_sorted_by_name() {
         let folder = tempfile::tempdir().unwrap();
         for name in ["b.py", "a.py", "c.pyc"] {
             fs::write(folder.path().join(name), name).unwrap();

@@ -1,4 +1,5 @@
-//! The tarball: the binary with a launcher for machines that have Python with torch, or a libtorch.
+//! Builds the tarball, which contains the binary and a launcher. The launcher finds the torch of a
+//! Python, or the libtorch in `LIBTORCH`.
 
 use std::io::Write;
 use std::path::Path;
@@ -11,26 +12,26 @@ use super::{Entry, Release, folder_of, write_whole};
 use crate::paths;
 use crate::version::LIBTORCH_VERSION;
 
-/// The largest tarball that is made, in bytes.
+/// Maximum size of the tarball in bytes.
 const LIMIT: usize = 40_000_000;
 
-/// Folder of the files that only the tarball has.
+/// Folder with the files that only the tarball contains.
 const SOURCES: &str = "core/xtask/tarball";
 
 /// The files of `docs` that a machine without the repository needs.
 const GUIDES: [&str; 3] = ["adapters-elsewhere.md", "clusters.md", "slurm.sh"];
 
-/// `reprpo-0.1.0-x86_64-linux.tar.gz`.
+/// Returns the name of the tarball, such as `reprpo-0.1.0-x86_64-linux.tar.gz`.
 pub fn file_name(release: &Release) -> String {
     format!("reprpo-{}-x86_64-linux.tar.gz", release.metadata.version)
 }
 
-/// The files of the tarball, in one folder.
+/// Returns the files of the tarball, which are all in one folder.
 pub fn entries(release: &Release) -> Result<Vec<Entry>> {
     let sources = paths::checkout().join(SOURCES);
     let folder = format!("reprpo-{}", release.metadata.version);
     let minor = release.minor.to_string();
-    // Marks in the launcher and the README are replaced by what this build knows.
+    // Replaces the placeholders in the launcher and the README.
     let filled = |name: &str| -> Result<String> {
         let text = super::read(&sources.join(name))?;
         Ok(text
@@ -46,7 +47,7 @@ pub fn entries(release: &Release) -> Result<Vec<Entry>> {
     for (name, bytes) in folder_of(&sources.join("examples"), &["jsonl", "toml"])? {
         entries.push(Entry::file(format!("{folder}/examples/{name}"), bytes));
     }
-    // The script for Slurm is named with this folder in the guide.
+    // The guide for clusters refers to `docs/slurm.sh`, so these files stay in a folder `docs`.
     for (name, bytes) in folder_of(&paths::checkout().join("docs"), &["md", "sh"])? {
         if GUIDES.contains(&name.as_str()) {
             entries.push(Entry {
@@ -87,7 +88,7 @@ fn check_size(file: &Path, size: usize) -> Result<()> {
 }
 
 fn pack(entries: &[Entry]) -> Result<Vec<u8>> {
-    // No name and no time of the file goes into the header.
+    // The header of the gzip file contains no name and no time.
     let gzip = GzBuilder::new().mtime(0).write(Vec::new(), Compression::best());
     let mut tar = Builder::new(gzip);
     for entry in entries {
@@ -97,7 +98,7 @@ fn pack(entries: &[Entry]) -> Result<Vec<u8>> {
         header.set_mode(entry.mode());
         header.set_uid(0);
         header.set_gid(0);
-        // 1980, as in the wheel; tools warn about files from 1970.
+        // The year 1980, as in the wheel. Some tools warn about files from 1970.
         header.set_mtime(315_532_800);
         tar.append_data(&mut header, &entry.path, entry.bytes.as_slice())?;
     }
@@ -116,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn everything_lies_in_one_folder_and_only_programs_are_executable() {
+    fn all_files_are_in_one_folder_and_only_programs_are_executable() {
         let entries = entries(&release()).unwrap();
         assert!(entries.iter().all(|entry| entry.path.starts_with("reprpo-0.1.0/")));
         let programs: Vec<&str> = entries
@@ -139,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn every_mark_is_replaced() {
+    fn every_placeholder_is_replaced() {
         for entry in
             entries(&release()).unwrap().iter().filter(|entry| !entry.path.contains("/lib/"))
         {
@@ -151,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn packing_twice_gives_the_same_bytes_that_unpack_to_the_files() {
+    fn packing_is_reproducible_and_unpacking_restores_the_files() {
         let entries = entries(&release()).unwrap();
         let bytes = pack(&entries).unwrap();
         assert_eq!(bytes, pack(&entries).unwrap());
@@ -167,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tarball_above_the_limit_is_refused() {
+    fn a_tarball_above_the_limit_is_an_error() {
         assert!(check_size(Path::new("a.tar.gz"), LIMIT - 1).is_ok());
         let error = check_size(Path::new("a.tar.gz"), LIMIT).unwrap_err().to_string();
         assert!(error.contains("`a.tar.gz` would have 40.0 MB"), "{error}");

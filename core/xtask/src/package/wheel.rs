@@ -1,5 +1,5 @@
-//! The wheel: a zip with the binary, its Python launcher and the description that pip reads (PEP
-//! 427).
+//! Builds the wheel, a zip archive with the binary, its Python launcher and the metadata for pip
+//! (PEP 427).
 
 use std::io::{Cursor, Write};
 use std::path::Path;
@@ -14,7 +14,7 @@ use zip::{CompressionMethod, DateTime, ZipWriter};
 use super::{Entry, Release, write_whole};
 use crate::version::LIBTORCH_VERSION;
 
-/// `reprpo-0.1.0-py3-none-manylinux_2_28_x86_64.whl`.
+/// Returns the name of the wheel, such as `reprpo-0.1.0-py3-none-manylinux_2_28_x86_64.whl`.
 pub fn file_name(release: &Release) -> String {
     format!("reprpo-{}-{}.whl", release.metadata.version, tag(release))
 }
@@ -23,7 +23,7 @@ fn tag(release: &Release) -> String {
     format!("py3-none-manylinux_2_{}_x86_64", release.minor)
 }
 
-/// The files of the wheel. `sources` are the Python files of the package `reprpo`.
+/// Returns the files of the wheel. `sources` are the Python files of the package `reprpo`.
 pub fn entries(
     release: &Release,
     sources: Vec<(String, Vec<u8>)>,
@@ -51,13 +51,13 @@ pub fn entries(
             .iter()
             .map(|(name, bytes)| Entry::file(format!("{info}/licenses/{name}"), bytes.clone())),
     );
-    // The record comes last, and lists itself without a sum.
+    // The record is the last file. It lists itself without a hash.
     let file = format!("{info}/RECORD");
     entries.push(Entry::file(&file, record(&entries, &file)));
     Ok(entries)
 }
 
-/// The core metadata (PEP 566, 639).
+/// Returns the core metadata (PEP 566, 639).
 fn description(release: &Release, readme: &str) -> String {
     let mut out = format!(
         "Metadata-Version: 2.4\nName: reprpo\nVersion: {}\nSummary: {}\nLicense-Expression: MIT \
@@ -77,7 +77,7 @@ fn description(release: &Release, readme: &str) -> String {
     out
 }
 
-/// A line for each file: its path, its sha256 and its size.
+/// Returns the record, which has a line with path, SHA-256 and size for each file.
 fn record(entries: &[Entry], record: &str) -> String {
     let line = |entry: &Entry| {
         format!(
@@ -98,7 +98,7 @@ pub fn write(file: &Path, entries: &[Entry]) -> Result<()> {
 fn pack(entries: &[Entry]) -> Result<Vec<u8>> {
     let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
     for entry in entries {
-        // The earliest time that a zip can hold.
+        // The default time is 1980, the earliest time in a zip archive.
         let options = SimpleFileOptions::default()
             .compression_method(CompressionMethod::Deflated)
             .compression_level(Some(9))
@@ -131,15 +131,15 @@ mod tests {
     }
 
     #[test]
-    fn the_name_has_the_tag() {
+    fn the_file_name_contains_the_tag() {
         assert_eq!(file_name(&release()), "reprpo-0.1.0-py3-none-manylinux_2_28_x86_64.whl");
         assert!(text("/WHEEL").contains("\nTag: py3-none-manylinux_2_28_x86_64\n"));
     }
 
     #[test]
-    fn the_record_has_a_sum_for_every_file_but_itself() {
+    fn the_record_has_a_hash_for_every_file_but_itself() {
         let record = text("/RECORD");
-        // The sum of `import this` and a line end, by Python's hashlib and base64.
+        // The hash of `import this\n`, calculated with Python's hashlib and base64.
         assert!(
             record.starts_with(
                 "reprpo/__init__.py,sha256=VvvoBSwTxCko1JddDyMEtAavWAPtaH2S5TXkcjpy9W4,12\n"
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn the_description_requires_this_torch_and_names_the_licences() {
+    fn the_metadata_requires_this_torch_and_names_the_licences() {
         let text = text("/METADATA");
         assert!(text.contains(&format!("\nRequires-Dist: torch=={LIBTORCH_VERSION}\n")), "{text}");
         assert!(
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn packing_twice_gives_the_same_bytes_and_keeps_the_program_executable() {
+    fn packing_is_reproducible_and_keeps_the_program_executable() {
         let bytes = pack(&small()).unwrap();
         assert_eq!(bytes, pack(&small()).unwrap());
         let mut archive = ZipArchive::new(Cursor::new(bytes)).unwrap();

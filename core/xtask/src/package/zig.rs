@@ -1,5 +1,4 @@
-//! zig, whose C compiler links against the glibc that one names. It compiles nothing of this
-//! project.
+//! Installs zig, which can link against any version of glibc. It is only used as a linker.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -11,28 +10,29 @@ use reprpo_downloads::{clear, fetch, lock, unpack};
 use crate::failure::at;
 use crate::{Options, paths, pins, progress};
 
-/// The oldest glibc on which the portable binary runs, as the N of 2.N: that of torch's own wheels.
+/// The N of glibc 2.N, the oldest version on which the portable binary runs. torch's wheels need
+/// the same version.
 pub const GLIBC: u32 = 28;
 
-/// The same for zig.
+/// zig's name for the platform with this glibc.
 pub const TARGET: &str = "x86_64-linux-gnu.2.28";
 
 /// Flags of every link.
 ///
-/// libstdc++ of the build machine needs a newer glibc than the binary does. It is not the libstdc++
-/// that the binary will run with, so the linker must not look for the symbols that it needs.
+/// The libstdc++ of the build machine can need a newer glibc than the binary. The binary will run
+/// with another libstdc++, so the linker must not check the symbols that the first one needs.
 pub const FLAGS: [&str; 2] = ["-Wl,--allow-shlib-undefined", "-fno-sanitize=all"];
 
-/// Written last into zig's folder.
+/// Name of a file that is written last into zig's folder. It marks the folder as complete.
 const STAMP: &str = ".complete";
 
-/// The variables with which zig runs: what it builds is kept beside it.
+/// The environment variables for zig, which set its own caches to a folder next to the program.
 pub fn environment(zig: &Path) -> [(&'static str, PathBuf); 2] {
     let cache = zig.with_file_name("cache");
     [("ZIG_GLOBAL_CACHE_DIR", cache.clone()), ("ZIG_LOCAL_CACHE_DIR", cache)]
 }
 
-/// Puts zig into the cache unless it is there. Returns the program.
+/// Installs zig in the cache, unless it is there already. Returns the path of the program.
 pub fn set_up(options: &Options) -> Result<PathBuf> {
     let cache = paths::cache()?;
     let wheel = pins::ZIG;
@@ -53,7 +53,7 @@ pub fn set_up(options: &Options) -> Result<PathBuf> {
                 &mut report,
             )? == 0
             {
-                bail!("`{}` holds none of the files that were expected", file.display());
+                bail!("`{}` contains none of the expected files", file.display());
             }
         }
         let program = partial.join("zig");
@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_target_names_the_same_glibc() {
+    fn the_target_has_the_same_glibc() {
         assert!(TARGET.ends_with(&format!(".2.{GLIBC}")));
     }
 }

@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_module_that_does_not_read_heads_is_an_error() {
+    fn a_module_whose_input_is_not_the_heads_is_an_error() {
         let refused = |module: &str| {
             AttentionHeads { module: module.to_owned(), ..AttentionHeads::default() }
                 .sites(&model())

@@ -49,7 +49,7 @@ impl TransformPlugin for Causal {
         let gamma = cx.unembedding.f_to_kind(kind)?;
         let centred = &gamma - gamma.f_mean_dim(0, false, None::<Kind>)?;
         let covariance = centred.f_tr()?.f_matmul(&centred)? / gamma.size()[0] as f64;
-        // An h×h matrix is small enough for float64, which keeps the digits of small eigenvalues.
+        // The h×h matrix is small, so use float64, which is more accurate for small eigenvalues.
         let (values, directions) = covariance.f_to_kind(Kind::Double)?.f_linalg_eigh("L")?;
         let powers = values
             .f_clamp_min(1e-6 * values.f_max()?.double_value(&[]))?
@@ -105,13 +105,14 @@ mod tests {
         Causal { power }.build(&cx, &mut Init::new(0, "", Kind::Double, Device::Cpu))
     }
 
-    fn off(a: &Tensor, b: &Tensor) -> f64 {
+    /// The largest difference between two elements.
+    fn difference(a: &Tensor, b: &Tensor) -> f64 {
         (a - b).abs().max().double_value(&[])
     }
 
     #[test]
     fn the_transform_matches_a_calculation_by_hand() {
-        // Cov(γ) = diag(1/2, 2), no matter what is added to every γ.
+        // Cov(γ) = diag(1/2, 2), because adding 7 to every γ does not change the covariance.
         let gamma = tensor(&[1.0, 0.0, -1.0, 0.0, 0.0, 2.0, 0.0, -2.0], &[4, 2]) + 7.0;
         let x = tensor(&[3.0, 5.0], &[1, 2]);
         for (power, expected) in [
@@ -120,7 +121,7 @@ mod tests {
             (0.0, [3.0, 5.0]),
         ] {
             let y = build(power, 2, &gamma).unwrap().forward(&x, &Around::default()).unwrap();
-            assert!(off(&y, &tensor(&expected, &[1, 2])) < 1e-12, "{power}: {y}");
+            assert!(difference(&y, &tensor(&expected, &[1, 2])) < 1e-12, "{power}: {y}");
         }
     }
 
@@ -133,7 +134,7 @@ mod tests {
             .unwrap()
             .square()
             .sum_dim_intlist(-1, false, None::<Kind>);
-        assert!(off(&lengths, &x.matmul(&gamma.tr()).var_dim(-1, false, false)) < 1e-10);
+        assert!(difference(&lengths, &x.matmul(&gamma.tr()).var_dim(-1, false, false)) < 1e-10);
     }
 
     #[test]

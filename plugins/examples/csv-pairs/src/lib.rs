@@ -11,9 +11,9 @@ use reprpo_plugin::prelude::*;
     summary = "preference pairs from a CSV file, split into train and test",
     reference = "RFC 4180; the columns are those of TRL's preference format with explicit prompts",
     explain = "\
-Each row of the file is a pair. Columns other than the three named ones are ignored. A quoted field
-may contain delimiters and line breaks, and quotes as two quotes. The pairs of the split `test` are
-spread evenly over the file. Empty fields are an error.
+Each row of the file is a pair. Columns other than these three are ignored. A quoted field may
+contain delimiters and line breaks; write a quote in it as two quotes. The pairs of the split
+`test` are spread evenly over the file. An empty field is an error.
 
   reprpo run --dataset csv-pairs:pairs.csv --set dataset.delimiter=';' --set dataset.chosen=good",
     argument = "file",
@@ -26,10 +26,10 @@ pub struct CsvPairs {
     /// Column of the prompts.
     #[default("prompt")]
     pub prompt: String,
-    /// Column of the preferred completions.
+    /// Column of the chosen completions.
     #[default("chosen")]
     pub chosen: String,
-    /// Column of the other completions.
+    /// Column of the rejected completions.
     #[default("rejected")]
     pub rejected: String,
     /// The delimiter between fields, an ASCII character such as `,`, `;` or a tab.
@@ -55,8 +55,8 @@ impl DatasetPlugin for CsvPairs {
                 self.test
             )));
         }
-        // Reads the first pair, so that a missing file or column and an invalid first row are
-        // errors here.
+        // Read the first pair, so that a missing file, a missing column or an invalid first row is
+        // reported before the model is loaded.
         self.read()?
             .next()
             .ok_or_else(|| Error::new(format!("`{}` has no pairs", self.file.display())))??;
@@ -117,21 +117,21 @@ impl Dataset for CsvPairs {
         Ok(Box::new(self.rows(split)?.map(|row| row.map(|(_, pair)| pair))))
     }
 
-    // A split only has some rows of the file, so the index of a pair in the split is not the index
-    // of its row.
+    // A split only has some of the rows, so the index of a pair in the split differs from the index
+    // of its row in the file.
     fn rows(&self, split: &str) -> Result<RowIter<'_>> {
         if !self.splits().iter().any(|s| s.name == split) {
             return Err(Error::unknown("split", split, self.splits().iter().map(|s| &s.name)));
         }
-        // Pair i belongs to the split `test` if the number of test pairs due after it is larger
-        // than the number due before it.
-        let due = |i: usize| (i as f64 * self.test).floor();
-        let of = move |i: usize| if due(i + 1) > due(i) { "test" } else { "train" };
+        // The first i pairs of the file contain ⌊i·test⌋ pairs of the split `test`. So pair i
+        // belongs to `test` if this number increases at i.
+        let tests_before = |i: usize| (i as f64 * self.test).floor();
+        let is_test = move |i: usize| tests_before(i + 1) > tests_before(i);
         let test = split == "test";
         Ok(Box::new(
             self.read()?
                 .enumerate()
-                .filter(move |(i, pair)| pair.is_err() || (of(*i) == "test") == test)
+                .filter(move |(i, pair)| pair.is_err() || is_test(*i) == test)
                 .map(|(i, pair)| Ok((i, pair?))),
         ))
     }

@@ -3,7 +3,7 @@
 use reprpo_plugin::prelude::*;
 use reprpo_plugin::serde_json::json;
 
-/// LoRA-XS.
+/// The adapter LoRA-XS.
 #[adapter(
     name = "lora-xs",
     summary = "LoRA-XS: a trainable r×r core between the frozen singular vectors of each weight",
@@ -121,8 +121,8 @@ mod tests {
 
     #[test]
     fn the_core_acts_between_the_largest_singular_vectors() {
-        // W = diag(3, 2) with a third input that has no effect. A = (3, 0)ᵀ and B = (1, 0, 0), up
-        // to a common sign that cancels in A R B.
+        // W has diag(3, 2) for the first two inputs and 0 for the third. So A = (3, 0)ᵀ and
+        // B = (1, 0, 0), up to a common sign that cancels in A R B.
         let info = LinearInfo {
             name: "model.layers.0.self_attn.q_proj".to_owned(),
             layer: Some(0),

@@ -1,8 +1,8 @@
 //! DPO with an additional term on the states of single tokens, which keeps the chosen completion
 //! closer to the prompt than the rejected one.
 //!
-//! The method has its own taps. It reads the policy's states of every token, but not those of the
-//! reference.
+//! The method defines its own taps. It reads the states of every token from the policy, but not
+//! from the reference.
 
 use reprpo_plugin::prelude::*;
 
@@ -17,7 +17,7 @@ L = −log σ(β θ) + λ·(−log σ(s⁺ − s⁻))
 s± = mean over taps and completion tokens of cos(h_t, mean over the prompt of h)
 
 θ is the log-ratio margin of DPO, and h are the policy's states at the output of every `stride`-th
-block. The method has its own taps, so `--tap` is an error.",
+block. The method defines its own taps, so `--tap` is an error.",
     example(lambda = "2.0")
 )]
 pub struct OnTopic {

@@ -8,11 +8,12 @@
 //! }
 //!
 //! #[test]
-//! fn the_loss_of_one_pair_matches_a_calculation_by_hand() { // One pair, with two tokens per
-//! completion.
+//! fn the_loss_of_one_pair_matches_a_calculation_by_hand() {
+//!     // One pair, with two tokens per completion.
 //!     let reference = sides(&tensor(&[-2.0, -2.0], &[2]), &tensor(&[-3.0, -0.5], &[2]));
 //!     let policy = sides(&tensor(&[-1.0, -2.0], &[2]), &tensor(&[-3.5, -0.5], &[2]));
-//!     let pairs = Pairs::new(1, Vec::new(), Some(logprobs(&policy, 2)), Some(logprobs(&reference, 2)));
+//!     let (policy, reference) = (logprobs(&policy, 2), logprobs(&reference, 2));
+//!     let pairs = Pairs::new(1, Vec::new(), Some(policy), Some(reference));
 //!     let loss = Mine::default().build(&model()).unwrap().loss(&pairs, STEP).unwrap();
 //!     near(loss.value.double_value(&[]), 0.25);
 //! }
@@ -36,16 +37,16 @@ pub fn registered() {
     let entries: Vec<Entry> = Kind::ALL.into_iter().flat_map(|kind| registry.of(kind)).collect();
     assert!(
         !entries.is_empty(),
-        "this test binary registers no plugin: put `#[intervention(…)]`, or the attribute of its \
-            kind, on the struct of each method; in an integration test, add `use my_crate as _;`"
+        "this test binary registers no plugin: put an attribute such as `#[intervention(…)]` on \
+            the struct of each method; in an integration test, add `use my_crate as _;`"
     );
     let violations: Vec<String> =
         entries.into_iter().flat_map(|entry| violations(Method::default_of(entry))).collect();
     report(&violations);
 }
 
-/// Runs the conformance tests on one plugin of this test binary, with the fields of the JSON object
-/// `json` set.
+/// Runs the conformance tests on one plugin of this test binary, with the configuration in the JSON
+/// object `json`.
 ///
 /// # Panics
 /// Panics if there is no such plugin, or if an invariant is violated.
@@ -56,7 +57,7 @@ pub fn examine(kind: Kind, name: &str, json: &str) {
     report(&violations(Method::new(entry, json.to_owned())));
 }
 
-/// Checks a method and prints each finding. Returns one text per violation.
+/// Checks a method and prints each finding. Returns a description of each violation.
 fn violations(method: Method) -> Vec<String> {
     let title = format!("{} ({})", method, method.entry.kind().name());
     println!("{title}");

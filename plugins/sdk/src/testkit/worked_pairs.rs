@@ -1,4 +1,4 @@
-//! Helpers to make pairs with given values for tests. All values are float64.
+//! Functions that make pairs with given values for tests. All values are float64.
 
 use std::cell::Cell;
 
@@ -95,10 +95,10 @@ pub fn tap_of_tokens(policy: &Sides, reference: &Sides, prompt: i64) -> TapState
         .with_tokens(both(policy), Some(both(reference)))
 }
 
-/// Returns the metric of a loss called `name`.
+/// Returns the value of the metric `name` of a loss.
 ///
 /// # Panics
-/// Panics if there is none.
+/// Panics if the loss has no such metric.
 pub fn logged(loss: &Loss, name: &str) -> f64 {
     loss.metrics
         .iter()
@@ -108,10 +108,10 @@ pub fn logged(loss: &Loss, name: &str) -> f64 {
         .double_value(&[])
 }
 
-/// Asserts that two numbers agree to ten digits.
+/// Asserts that two numbers agree to about ten digits.
 ///
 /// # Panics
-/// Panics if they do not.
+/// Panics if they differ by more.
 pub fn near(a: f64, b: f64) {
     assert!((a - b).abs() < 1e-10 * b.abs().max(1.0), "{a} {b}");
 }

@@ -1,4 +1,4 @@
-//! The built-ins, compiled by themselves against the sdk, as a library.
+//! The built-in methods and data sets as a plugin library that uses only the SDK.
 
 use reprpo_datasets as _;
 use reprpo_methods as _;

@@ -1,27 +1,27 @@
-//! Methods that fail, each in one way: what a host has to survive.
+//! Methods and a data set that each fail in one way, which the host must survive.
 
 use reprpo_plugin::prelude::*;
 use reprpo_plugin::tracing;
 
-/// Registers an intervention of each name, all of which are [`Faulty`].
+/// Registers an intervention for each name. All of them build a [`Faulty`].
 macro_rules! interventions {
     ($($method:ident $name:literal)*) => {
         $(
             #[doc = $name]
             #[intervention(
                 name = $name,
-                summary = "fails where its name says",
+                summary = "fails in the way that its name describes",
                 reference = "this project's tests",
-                explain = "It fails where its name says.",
+                explain = "It fails in the way that its name describes.",
             )]
             pub struct $method {
-                /// Read by none of them.
+                /// Not used by any of them.
                 pub unused: f64,
             }
 
             impl InterventionPlugin for $method {
                 fn build(self, _: &ModelInfo) -> Result<Box<dyn Intervention>> {
-                    assert!($name != "panics-in-build", "the build gave up");
+                    assert!($name != "panics-in-build", "a panic in build");
                     Ok(Box::new(Faulty($name)))
                 }
             }
@@ -36,23 +36,23 @@ interventions! {
     PanicsInTorch "panics-in-torch"
     PanicsInHook "panics-in-hook"
     PanicsInDrop "panics-in-drop"
-    HookOfAnotherShape "hook-of-another-shape"
+    HookChangesShape "hook-changes-shape"
     LossIsNan "loss-is-nan"
-    LossIsNoNumber "loss-is-no-number"
+    LossIsNotScalar "loss-is-not-scalar"
     LossHasNoGradient "loss-has-no-gradient"
-    ReadsWhatItDidNotAskFor "reads-what-it-did-not-ask-for"
+    ReadsUnrequestedValues "reads-unrequested-values"
     Logs "logs"
 }
 
-/// Lowers the rejected completion's mean log-probability, but for the fault that its name says.
+/// Lowers the mean log-probability of the rejected completion, except for the fault in its name.
 struct Faulty(&'static str);
 
 impl Intervention for Faulty {
     fn needs(&self) -> Needs {
-        assert!(self.0 != "panics-in-needs", "no idea what it needs");
-        let hooks = matches!(self.0, "panics-in-hook" | "hook-of-another-shape");
+        assert!(self.0 != "panics-in-needs", "a panic in needs");
+        let hooks = matches!(self.0, "panics-in-hook" | "hook-changes-shape");
         Needs {
-            logprobs: if self.0 == "reads-what-it-did-not-ask-for" {
+            logprobs: if self.0 == "reads-unrequested-values" {
                 Completions::Chosen
             } else {
                 Completions::Both
@@ -67,15 +67,15 @@ impl Intervention for Faulty {
         let rejected = pairs.policy()?.rejected()?.mean();
         let mean = rejected.mean(Kind::Float);
         Ok(Loss::new(match self.0 {
-            "panics-in-loss" => panic!("the loss gave up"),
+            "panics-in-loss" => panic!("a panic in loss"),
             "panics-in-torch" => {
                 mean + rejected.matmul(&rejected.new_ones([7, 7], (Kind::Float, rejected.device())))
             }
             "loss-is-nan" => mean * f64::NAN,
-            "loss-is-no-number" => rejected,
+            "loss-is-not-scalar" => rejected,
             "loss-has-no-gradient" => mean.detach(),
             "logs" => {
-                tracing::warn!(pairs = pairs.len, "the loss is asked for");
+                tracing::warn!(pairs = pairs.len, "the loss is computed");
                 mean
             }
             _ => mean,
@@ -85,27 +85,29 @@ impl Intervention for Faulty {
     fn output_grad(&self, _: OutputGrad) -> Result<GradMap> {
         let panics = self.0 == "panics-in-hook";
         Ok(Box::new(
-            move |grad| if panics { panic!("the hook gave up") } else { Ok(grad.sum(Kind::Float)) },
+            move |grad| {
+                if panics { panic!("a panic in the hook") } else { Ok(grad.sum(Kind::Float)) }
+            },
         ))
     }
 }
 
 impl Drop for Faulty {
     fn drop(&mut self) {
-        assert!(self.0 != "panics-in-drop", "the end gave up");
+        assert!(self.0 != "panics-in-drop", "a panic in drop");
     }
 }
 
-/// An adapter whose modules give up.
+/// An adapter whose modules panic in `forward`.
 #[adapter(
     name = "panics-in-forward",
-    summary = "fails where its name says",
+    summary = "fails in the way that its name describes",
     reference = "this project's tests",
-    explain = "It fails where its name says.",
+    explain = "It fails in the way that its name describes.",
     peft_type = "FAULT"
 )]
 pub struct PanicsInForward {
-    /// Not read.
+    /// Not used.
     pub unused: f64,
 }
 
@@ -127,7 +129,7 @@ impl TargetModules for PanicsInForward {
 
 impl Adapter for PanicsInForward {
     fn attach(&self, _: &LinearSite<'_>, init: &mut Init) -> Result<Box<dyn AdaptedLinear>> {
-        Ok(Box::new(Given(init.zeros(&[1]))))
+        Ok(Box::new(Faulted(init.zeros(&[1]))))
     }
 
     fn peft_config(&self) -> String {
@@ -135,11 +137,11 @@ impl Adapter for PanicsInForward {
     }
 }
 
-struct Given(Tensor);
+struct Faulted(Tensor);
 
-impl AdaptedLinear for Given {
+impl AdaptedLinear for Faulted {
     fn forward(&self, _: &Tensor, _: &Frozen, _: bool) -> Result<Tensor> {
-        panic!("the module gave up")
+        panic!("a panic in forward")
     }
 
     fn parameters(&self) -> Vec<Parameter> {
@@ -151,15 +153,15 @@ impl AdaptedLinear for Given {
     }
 }
 
-/// A data set that ends in the middle.
+/// A data set that panics after its first pair.
 #[dataset(
     name = "panics-in-pairs",
-    summary = "fails where its name says",
+    summary = "fails in the way that its name describes",
     reference = "this project's tests",
-    explain = "It fails where its name says."
+    explain = "It fails in the way that its name describes."
 )]
 pub struct PanicsInPairs {
-    /// Not read.
+    /// Not used.
     pub unused: f64,
 }
 
@@ -173,7 +175,7 @@ impl Dataset for PanicsInPairs {
     fn splits(&self) -> Vec<SplitInfo> {
         vec![SplitInfo {
             name: "train".to_owned(),
-            describes: "one pair and a half".to_owned(),
+            describes: "one pair, then a panic".to_owned(),
             pairs: None,
         }]
     }
@@ -181,7 +183,7 @@ impl Dataset for PanicsInPairs {
     fn pairs(&self, _: &str) -> Result<PairIter<'_>> {
         let pair = PreferencePair::new("a", "b", "c");
         Ok(Box::new(
-            std::iter::once(Ok(pair)).chain(std::iter::from_fn(|| panic!("the file gave up"))),
+            std::iter::once(Ok(pair)).chain(std::iter::from_fn(|| panic!("a panic in pairs"))),
         ))
     }
 }

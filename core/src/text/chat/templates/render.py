@@ -19,14 +19,14 @@ TOKENIZER = PreTrainedTokenizerFast(
 )
 
 
-def render(source, conversation, begin_answer):
+def render(source, conversation, add_generation_prompt):
     kwargs = conversation.get("kwargs", {})
     try:
         text = TOKENIZER.apply_chat_template(
             conversation["messages"],
             tools=conversation.get("tools"),
             chat_template=source,
-            add_generation_prompt=begin_answer,
+            add_generation_prompt=add_generation_prompt,
             tokenize=False,
             **kwargs,
         )

@@ -24,12 +24,12 @@ pub struct Architecture {
     pub(super) blocks: &'static str,
     /// Modules of a block.
     pub(super) block: &'static [Names],
-    /// Returns the order of a tensor's rows in the file, by Hugging Face's name of the tensor.
+    /// Returns the order of a tensor's rows in the file, given Hugging Face's name for the tensor.
     pub(super) order: fn(&str, &Shape) -> Order,
-    /// True if llama.cpp's weights of norms are one larger than Hugging Face's.
+    /// True if the weights of norms are larger by 1 in llama.cpp's files than in Hugging Face's.
     pub(super) one_plus: bool,
-    /// True if Hugging Face's configuration has `partial_rotary_factor`, with which only a part of
-    /// each head is rotated.
+    /// True if Hugging Face's configuration has the field `partial_rotary_factor`, which rotates
+    /// only a part of each head.
     pub(super) partial: bool,
     /// Settings that are read for this architecture but not for others.
     pub(super) reads: &'static [&'static str],

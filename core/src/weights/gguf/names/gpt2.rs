@@ -47,8 +47,8 @@ pub const GPT2: Architecture = Architecture {
                 keys and values, each {head} wide"
             )));
         }
-        // llama.cpp's converter always writes four times the width, even if the model has another
-        // size. Use the tensor's shape instead.
+        // llama.cpp's converter always writes four times the width of the model, even if the MLP
+        // has another size. Use the shape of the tensor instead.
         let inner = match (file.rows)("transformer.h.0.mlp.c_fc.weight") {
             Some(rows) => rows,
             None => settings.count("feed_forward_length")? as i64,

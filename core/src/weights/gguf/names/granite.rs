@@ -9,7 +9,8 @@ pub const GRANITE: Architecture = Architecture {
     model_type: "granite",
     class: "GraniteForCausalLM",
     reads: &["attention.scale", "embedding_scale", "logit_scale", "residual_scale"],
-    // The converter writes these settings for all models of Granite 4, even without such layers.
+    // The converter writes these settings for all Granite 4 models, even for those without Mamba
+    // layers and experts.
     harmless: &[
         "expert_shared_feed_forward_length",
         "ssm.conv_kernel",
@@ -20,7 +21,7 @@ pub const GRANITE: Architecture = Architecture {
     ],
     config: |file| {
         let (settings, mut config) = (&file.settings, file.llama()?);
-        // For Granite, false turns rotary positions off.
+        // In Granite's files, false turns rotary positions off.
         if settings.boolean("rope.scaling.finetuned")? == Some(false) {
             return Err(settings.unsupported("rope.scaling.finetuned"));
         }

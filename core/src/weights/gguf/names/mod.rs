@@ -1,8 +1,8 @@
 //! Converts llama.cpp's names of tensors and settings to Hugging Face's. Each file of this module
 //! describes one family of architectures.
 //!
-//! The names and layouts are those of llama.cpp's `convert_hf_to_gguf.py`. The defaults for missing
-//! settings are those of llama.cpp's loader (`src/models`).
+//! The names and layouts come from llama.cpp's `convert_hf_to_gguf.py`, and the defaults for
+//! missing settings from its loader (`src/models`).
 
 mod architecture;
 mod gemma;
@@ -105,7 +105,8 @@ impl Architecture {
         (self.order)(renamed, shape)
     }
 
-    /// Number to subtract from a tensor's values in the file to get Hugging Face's.
+    /// Number that must be subtracted from a tensor's values in the file to get Hugging Face's
+    /// values.
     pub fn offset(&self, renamed: &str) -> f32 {
         if self.one_plus && renamed.ends_with("norm.weight") { 1.0 } else { 0.0 }
     }
@@ -142,8 +143,8 @@ impl Architecture {
     }
 
     /// Creates the content of Hugging Face's config.json from the file's settings. `rows` returns
-    /// the number of rows in the file of a tensor, by Hugging Face's name. `vocab` is the number of
-    /// rows of the embedding.
+    /// the number of rows that a tensor has in the file, given Hugging Face's name for the tensor.
+    /// `vocab` is the number of rows of the embedding.
     ///
     /// # Errors
     /// Fails if a setting is missing, or if an unsupported setting may change the model's output.
@@ -161,7 +162,7 @@ impl Architecture {
     }
 }
 
-/// The data from which a configuration is created.
+/// The inputs from which a configuration is created.
 struct Source<'a> {
     settings: Settings<'a>,
     shape: Shape,

@@ -39,8 +39,7 @@ impl Settings<'_> {
         Ok(self.float("rope.freq_base")?.unwrap_or(USUAL_BASE))
     }
 
-    /// The factor by which positions are divided. Files from 2023 have it under
-    /// `rope.scale_linear`.
+    /// The factor by which positions are divided. Files from 2023 call it `rope.scale_linear`.
     ///
     /// # Errors
     /// Fails if the factor is negative.
@@ -113,8 +112,8 @@ impl Settings<'_> {
         if self.architecture.partial {
             rope["partial_rotary_factor"] = json!(part(shape.rotated, shape.head));
         } else if shape.rotated != shape.head {
-            // llama.cpp can rotate only the first dimensions of each head in any architecture, but
-            // transformers does not have a field for that in this architecture.
+            // In every architecture, llama.cpp can rotate only the first dimensions of each head,
+            // but transformers has no field for that in this architecture.
             rope["dimension_count"] = json!(shape.rotated);
         }
         Ok(rope)
@@ -156,8 +155,8 @@ impl Settings<'_> {
     }
 }
 
-/// Splits the configuration's `rope_parameters` by the type of the layer. Layers with a window
-/// rotate by frequencies of the base `theta` that are not scaled.
+/// Splits the configuration's `rope_parameters` by layer type. Layers with a window use the base
+/// `theta` without scaling.
 pub fn unscaled_in_windows(config: &mut Map<String, Value>, theta: f64) {
     let full = config.remove("rope_parameters").unwrap_or_default();
     let mut sliding = json!({ "rope_theta": theta, "rope_type": "default" });
@@ -176,8 +175,9 @@ fn unread(which: &str) -> Error {
         .hint("use the model's Hugging Face folder")
 }
 
-/// The `partial_rotary_factor` for a rotation of `rotated` dimensions of a head of `head`. Readers
-/// multiply it by `head` and round down, so the quotient may have to be the next larger number.
+/// The `partial_rotary_factor` that rotates `rotated` of the `head` dimensions of each head.
+/// Readers multiply it by `head` and round down, so if the quotient is too small, the next larger
+/// float64 is used.
 fn part(rotated: usize, head: usize) -> f64 {
     let part = rotated as f64 / head as f64;
     if ((head as f64 * part) as usize) < rotated { part.next_up() } else { part }

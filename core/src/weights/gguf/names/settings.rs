@@ -34,11 +34,11 @@ const READ: [&str; 22] = [
 /// Settings that never change the output of a language model.
 const HARMLESS: [&str; 6] = [
     "decoder_start_token_id",
-    // Describes how the file was made.
+    // Describes how the file was created.
     "tensor_data_layout",
     // Only applies to embedding models.
     "pooling_type",
-    // Only changes the output of Granite, which reads it.
+    // Only changes the output of Granite models, for which it is read.
     "rope.scaling.finetuned",
     // The number of rows of the embedding is used instead.
     "vocab_size",
@@ -46,7 +46,8 @@ const HARMLESS: [&str; 6] = [
     "expert_used_count",
 ];
 
-/// Settings that change nothing if they have one of these values. Any other value is refused.
+/// Settings that do not change the output if they have one of these values. Any other value is
+/// refused.
 const NEUTRAL: [(&str, &[f64]); 14] = [
     ("attention.causal", &[1.0]),
     ("attention.clamp_kqv", &[0.0]),
@@ -64,7 +65,8 @@ const NEUTRAL: [(&str, &[f64]); 14] = [
     ("use_parallel_residual", &[0.0]),
 ];
 
-/// Settings of sliding-window layers that change nothing if they equal those of the other layers.
+/// Settings of sliding-window layers that do not change the output if they equal the corresponding
+/// settings of the other layers.
 const EQUAL: [(&str, &str); 4] = [
     ("attention.key_length_swa", "attention.key_length"),
     ("attention.value_length_swa", "attention.value_length"),
@@ -73,7 +75,7 @@ const EQUAL: [(&str, &str); 4] = [
 ];
 
 /// Maximum number of blocks, so that lists with an entry for each block stay small. No known model
-/// comes close to this.
+/// comes close to this number.
 const MAX_LAYERS: usize = 1 << 14;
 
 /// The settings of an architecture, under its prefix.
@@ -125,7 +127,7 @@ impl Settings<'_> {
         self.meta.boolean(&self.key(name))
     }
 
-    /// Reads a size. The file may give it as one number, or as a list with one for each layer.
+    /// Reads a size. The file may contain it as one number, or as a list with one number per layer.
     ///
     /// # Errors
     /// Fails if the setting is missing or out of range, or if it differs between layers.
@@ -173,7 +175,7 @@ impl Settings<'_> {
     /// default if the setting is missing.
     ///
     /// # Errors
-    /// Fails if the setting has another type, or is for another number of layers.
+    /// Fails if the setting has another type, or if its length is not the number of layers.
     pub fn layer_types(&self, period: u64) -> Result<Vec<&'static str>> {
         let (layers, key) = (self.layers()?, self.key("attention.sliding_window_pattern"));
         let sliding: Vec<bool> = if self.meta.is_array(&key) {
@@ -211,7 +213,7 @@ impl Settings<'_> {
         HARMLESS.contains(&name) || NEUTRAL.iter().any(at_neutral) || EQUAL.iter().any(at_equal)
     }
 
-    /// Checks that every setting which may change the model's output is read.
+    /// Checks that no setting that may change the model's output is ignored.
     ///
     /// # Errors
     /// Fails if the file has a setting that is neither read nor known to be harmless.

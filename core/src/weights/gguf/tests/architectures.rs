@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::*;
 
-/// A file of an architecture with its required settings.
+/// A file of the given architecture with all required settings.
 fn of(architecture: &'static str) -> Writer {
     let w = Writer::of(architecture);
     match architecture {
@@ -17,14 +17,14 @@ fn of(architecture: &'static str) -> Writer {
     }
 }
 
-/// The file without one of the settings.
+/// Removes the setting `name` from the file.
 fn without(mut w: Writer, name: &str) -> Writer {
     let key = text(&format!("{}.{name}", w.architecture));
     w.entries.retain(|entry| !entry.starts_with(&key));
     w
 }
 
-/// The file with additional tensors of one number each, under llama.cpp's names.
+/// Adds tensors with llama.cpp's names `names` to the file. Each contains one number.
 fn with(w: Writer, names: &[&str]) -> Writer {
     names.iter().fold(w, |w, name| w.floats(name, &[1, 1], [1.0]))
 }
@@ -152,8 +152,8 @@ fn the_tensors_of_every_architecture_get_hugging_faces_names() {
 fn rows_are_only_reordered_for_architectures_that_llama_cpp_reorders() {
     let theirs = Tensor::arange(8 * 2, (Kind::Float, tch::Device::Cpu)).reshape([8, 2]);
     let numbers = Vec::<f32>::try_from(theirs.flatten(0, -1)).unwrap();
-    // The conversion from llama.cpp to transformers is reshape(heads, rows / heads / 2, 2,
-    // inner).transpose(1, 2)
+    // The conversion to transformers' order is reshape(heads, rows / heads / 2, 2,
+    // inner).transpose(1, 2).
     let ours =
         |heads: i64| theirs.reshape([heads, 8 / heads / 2, 2, 2]).transpose(1, 2).reshape([8, 2]);
     for (architecture, reordered) in
@@ -216,7 +216,7 @@ fn gpt_2s_matrices_are_transposed_in_every_type_and_kind() {
         assert_eq!(
             gguf.config()["n_inner"],
             outputs,
-            "as many as the matrix has, not four times the width"
+            "the width must be that of the matrix, not four times the width of the model"
         );
     }
     let e = refused(&of("gpt2").floats("blk.0.ffn_up.weight", &[4], [0.0; 4]).bytes());
@@ -237,7 +237,7 @@ fn a_matrix_of_several_slabs_is_transposed() {
 }
 
 #[test]
-fn gpt_2_has_its_own_field_names_for_sizes() {
+fn sizes_of_gpt_2_have_the_names_of_its_configuration() {
     let expected = json!({
         "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": 2,
         "tie_word_embeddings": true, "n_embd": 32, "n_layer": 1,
@@ -259,7 +259,7 @@ fn gpt_2_has_its_own_field_names_for_sizes() {
 }
 
 /// An array of booleans in GGUF's format.
-fn truths(all: &[bool]) -> Vec<u8> {
+fn booleans(all: &[bool]) -> Vec<u8> {
     [
         &7u32.to_le_bytes()[..],
         &(all.len() as u64).to_le_bytes(),
@@ -268,7 +268,7 @@ fn truths(all: &[bool]) -> Vec<u8> {
     .concat()
 }
 
-/// The file with another number of blocks.
+/// Sets the number of blocks.
 fn layers(w: Writer, count: u32) -> Writer {
     without(w, "block_count").count("block_count", count)
 }
@@ -283,7 +283,7 @@ fn sliding(config: &Value) -> Vec<bool> {
 }
 
 #[test]
-fn gemma_2_alternates_and_caps_as_llama_cpp_does() {
+fn gemma_2_has_the_windows_and_soft_caps_of_llama_cpp() {
     let plain = config(
         layers(of("gemma2"), 3)
             .float("attn_logit_softcapping", 20.0)
@@ -340,11 +340,11 @@ fn gemma_2_alternates_and_caps_as_llama_cpp_does() {
 }
 
 #[test]
-fn a_pattern_of_windows_is_a_period_or_a_list() {
+fn the_pattern_of_windows_can_be_a_period_or_a_list() {
     let key = "attention.sliding_window_pattern";
     let list = |w: Writer, all: &[bool]| {
         let key = format!("{}.{key}", w.architecture);
-        w.entry(&key, 9, &truths(all))
+        w.entry(&key, 9, &booleans(all))
     };
     for (architecture, usual) in
         [("gemma2", [true, false, true, false]), ("olmo2", [true, true, true, false])]
@@ -431,7 +431,7 @@ fn every_fourth_layer_of_smollm3_has_no_rotary_positions() {
 }
 
 #[test]
-fn granites_multipliers_are_read_and_0_means_the_default() {
+fn multipliers_of_granite_are_read_and_0_means_the_default() {
     let fields =
         ["attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling"];
     let of_file = |w: Writer| {

@@ -1,4 +1,4 @@
-//! Parquet files made for a test.
+//! Writes the parquet files that the tests read.
 
 use std::fs::File;
 use std::path::Path;
@@ -14,14 +14,15 @@ use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::parser::parse_message_type;
 use parquet::schema::types::SchemaDescriptor;
 
-/// One column's name and values.
+/// Name and values of a column.
 pub enum Column<'a> {
     Text(&'a str, Vec<String>),
     Int(&'a str, Vec<i32>),
 }
 
 impl Column<'_> {
-    fn declared(&self) -> String {
+    /// The column's line in the schema.
+    fn declaration(&self) -> String {
         match self {
             Column::Text(name, _) => format!("optional binary {name} (STRING);"),
             Column::Int(name, _) => format!("required int32 {name};"),
@@ -29,7 +30,7 @@ impl Column<'_> {
     }
 }
 
-/// Texts `name 0`, `name 1`, … under `name`.
+/// A column called `name` with the texts `name 0`, `name 1`, ….
 pub fn numbered(name: &str, rows: usize) -> Column<'_> {
     Column::Text(name, (0..rows).map(|i| format!("{name} {i}")).collect())
 }
@@ -39,11 +40,11 @@ pub fn pair_columns(rows: usize) -> Vec<Column<'static>> {
     ["prompt", "chosen", "rejected"].map(|name| numbered(name, rows)).into()
 }
 
-/// Writes them as one row group.
+/// Writes a file with these columns and one row group.
 pub fn write(path: &Path, columns: &[Column<'_>], compression: Compression) {
     let schema = format!(
         "message schema {{ {} }}",
-        columns.iter().map(Column::declared).collect::<String>()
+        columns.iter().map(Column::declaration).collect::<String>()
     );
     let schema = Arc::new(parse_message_type(&schema).unwrap());
     let properties = Arc::new(WriterProperties::builder().set_compression(compression).build());
@@ -71,8 +72,8 @@ pub fn write(path: &Path, columns: &[Column<'_>], compression: Compression) {
 }
 
 /// Writes a file with one conversational pair, whose columns are lists of `{role, content}`.
-/// `beside` holds the names and values of further text columns.
-pub fn write_conversation(path: &Path, beside: &[(&str, &str)]) {
+/// `extra` has the names and values of further text columns.
+pub fn write_conversation(path: &Path, extra: &[(&str, &str)]) {
     let list = |name: &str| {
         format!(
             "optional group {name} (LIST) {{ repeated group list {{ optional group element {{ \
@@ -80,7 +81,7 @@ pub fn write_conversation(path: &Path, beside: &[(&str, &str)]) {
         )
     };
     let texts: String =
-        beside.iter().map(|(name, _)| format!("optional binary {name} (STRING);")).collect();
+        extra.iter().map(|(name, _)| format!("optional binary {name} (STRING);")).collect();
     let schema = format!(
         "message schema {{ {}{texts} }}",
         ["prompt", "chosen", "rejected"].map(list).concat()
@@ -99,7 +100,7 @@ pub fn write_conversation(path: &Path, beside: &[(&str, &str)]) {
             target.close().unwrap();
         }
     }
-    for (_, text) in beside {
+    for (_, text) in extra {
         let mut target = group.next_column().unwrap().unwrap();
         target.typed::<ByteArrayType>().write_batch(&[(*text).into()], Some(&[1]), None).unwrap();
         target.close().unwrap();
@@ -108,19 +109,21 @@ pub fn write_conversation(path: &Path, beside: &[(&str, &str)]) {
     writer.close().unwrap();
 }
 
-/// Writes one row. The value of a text column is its path; other columns get a value of their type.
+/// Writes a file with one row. The value of a text column is its path; other columns get a value of
+/// their type.
 pub fn write_columns(path: &Path, columns: &str) {
     write_row(path, columns, &|leaf| leaf.to_owned());
 }
 
-/// Writes one row in ShareGPT's form: a prompt of one message, two answers, and a system prompt.
+/// Writes a file with one row in ShareGPT's format: a prompt of one message, two answers, and a
+/// system prompt.
 pub fn write_sharegpt(path: &Path, [prompt, chosen, rejected, system]: [&str; 4]) {
-    let said = "optional binary from (STRING); optional binary value (STRING);";
+    let message = "optional binary from (STRING); optional binary value (STRING);";
     let columns = format!(
         "optional group conversations (LIST) {{ repeated group list {{ optional group element {{ \
-            {said} }} }} }}
-         optional group chosen {{ {said} }} optional group rejected {{ {said} }} optional binary \
-         system (STRING);"
+            {message} }} }} }}
+         optional group chosen {{ {message} }} optional group rejected {{ {message} }} optional \
+         binary system (STRING);"
     );
     write_row(path, &columns, &|leaf| {
         let text = match leaf {
@@ -135,8 +138,9 @@ pub fn write_sharegpt(path: &Path, [prompt, chosen, rejected, system]: [&str; 4]
     });
 }
 
-/// Writes one conversational pair among columns and fields of all types.
-pub fn write_odd(path: &Path) {
+/// Writes a file with one conversational pair, and with further columns and message fields of every
+/// parquet type.
+pub fn write_all_types(path: &Path) {
     let types = "optional double score; optional float half; optional int64 at (TIMESTAMP(MICROS, \
         true)); optional int64 ns (TIMESTAMP(NANOS, false));
         optional int64 ms (TIMESTAMP_MILLIS); optional int32 day (DATE); optional int32 time \
@@ -154,7 +158,8 @@ pub fn write_odd(path: &Path) {
         optional group times (MAP) \
         { repeated group key_value { required binary key (STRING); optional int32 value (DATE); } }
         optional group lists (LIST) \
-        { repeated group list { optional group element (LIST) { repeated group list { optional double element; } } } }
+        { repeated group list { optional group element (LIST) \
+        { repeated group list { optional double element; } } } }
         optional group days (LIST) { repeated group list { optional int32 element (DATE); } }
         optional group deep \
         { optional group deeper { optional int32 day (DATE); } optional binary text (STRING); }";
@@ -178,8 +183,8 @@ pub fn write_odd(path: &Path) {
     });
 }
 
-/// Writes one row with one value in every column. `text` maps the path of a text column, without
-/// the levels of lists, to its value.
+/// Writes a file with one row and one value in every column. `text` maps the path of a text column,
+/// without the levels of lists, to its value.
 fn write_row(path: &Path, columns: &str, text: &dyn Fn(&str) -> String) {
     let schema = Arc::new(parse_message_type(&format!("message schema {{ {columns} }}")).unwrap());
     let leaves = SchemaDescriptor::new(schema.clone());
