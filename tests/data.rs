@@ -253,7 +253,7 @@ fn standard_input_is_read_like_a_file() {
         PAIRS.as_bytes(),
     );
     assert!(
-        stderr(&output).contains("named for several splits: train, test"),
+        stderr(&output).contains("is used for several splits: train, test"),
         "{}",
         stderr(&output)
     );

@@ -292,7 +292,7 @@ fn an_input_that_changed_since_the_checkpoint_is_rejected_and_named() {
             "{expected}: {text}"
         );
         assert!(
-            !text.contains(not) && text.contains("hint: `--inexact-resume` "),
+            !text.contains(not) && text.contains("hint: use `--inexact-resume` "),
             "{expected}: {text}"
         );
         back();

@@ -833,7 +833,7 @@ fn ctrl_c_in_the_evaluation_keeps_the_adapter_and_suggests_eval() {
     let (code, text) = interrupted(&golden, &out, "trained on", &args);
     assert_eq!(code, Some(130), "{text}");
     assert!(
-        text.contains("the evaluation was interrupted") && text.contains("hint: `reprpo eval "),
+        text.contains("the evaluation was interrupted") && text.contains("hint: run `reprpo eval "),
         "{text}"
     );
     assert!(out.join("adapter/adapter_model.safetensors").is_file());
@@ -858,7 +858,7 @@ fn ctrl_c_during_the_completions_keeps_the_adapter() {
     assert_eq!(code, Some(130), "{text}");
     assert!(
         text.contains("interrupted after 0 of 4 completions")
-            && text.contains("hint: `reprpo eval "),
+            && text.contains("hint: run `reprpo eval "),
         "{text}"
     );
     assert!(out.join("adapter/adapter_model.safetensors").is_file() && !out.join("eval").exists());
