@@ -260,7 +260,8 @@ fn an_error_about_a_value_out_of_range_lists_the_valid_values() {
             "svd",
             r#"{"top": 12}"#,
             "`transform.top` is 12, but must select some and not all of the 12 directions\n  \
-                hint: valid: a share greater than 0 and less than 1, or a whole number from 1 to 11",
+                hint: valid: a share greater than 0 and less than 1, or a whole number from 1 \
+                to 11",
         ),
         ("svd", r#"{"top": 0}"#, "`transform.top` is 0"),
         ("svd", r#"{"top": -1}"#, "`transform.top` is -1"),
