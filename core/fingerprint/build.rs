@@ -1,5 +1,5 @@
-//! Assembles the fingerprint of a build: compiler, target, panic strategy, version and sources of
-//! the core, tch and libtorch.
+//! Assembles the fingerprint of a build: the compiler, the target, the panic strategy, the version
+//! and the sources of the core, and the versions of tch and libtorch.
 
 #[path = "../libtorch_version.rs"]
 #[expect(dead_code, reason = "only the version is needed here")]

@@ -66,7 +66,7 @@ mod tests {
         let other = File::create(folder.path().join(".lock")).unwrap();
         assert!(matches!(other.try_lock(), Err(TryLockError::WouldBlock)));
         drop(held);
-        // Another test may be starting a process, which has a copy of the lock for a moment.
+        // A process that another test is just starting may briefly hold a copy of the lock.
         let is_free = (0..500).any(|_| {
             std::thread::sleep(Duration::from_millis(10));
             other.try_lock().is_ok()

@@ -31,7 +31,7 @@ fn fetch(args: &FetchDataArgs, app: &App<'_>) -> Result<()> {
     layers::environment(&mut layers);
     args.data.apply(&mut layers)?;
     let experiment = layers.resolve()?.experiment;
-    // A data set of the hub fetches the files of its splits when it is opened.
+    // Opening a Hugging Face data set downloads the files of its splits.
     let dataset = data::open(&experiment, app.registry)?;
     let source = args.data.source();
     let Some(pinned) = dataset.pinned() else {
@@ -43,8 +43,9 @@ fn fetch(args: &FetchDataArgs, app: &App<'_>) -> Result<()> {
                 look at a data set on this machine",
         ));
     };
-    let pinned: serde_json::Value = serde_json::from_str(&pinned)
-        .map_err(|e| Error::internal("the data set's own configuration is not JSON").because(e))?;
+    let pinned: serde_json::Value = serde_json::from_str(&pinned).map_err(|e| {
+        Error::internal("the pinned configuration of the data set is not valid JSON").because(e)
+    })?;
     let cache = Hub::of_environment()?.settings().cache.clone();
     let splits = dataset.splits();
     if args.json {
@@ -285,7 +286,7 @@ fn used_lines(used: &TokenReport, found: &Inspection) -> Vec<String> {
 fn remarks(split: &SplitReport, first: &str) -> Vec<String> {
     let found = [
         ("repeated pairs", split.repeated),
-        ("pairs that swap chosen and rejected of an earlier pair", split.contradicted),
+        ("pairs that repeat an earlier pair with chosen and rejected swapped", split.contradicted),
         ("pairs whose completions are identical", split.identical),
         ("pairs without a prompt", split.without_prompt),
         ("pairs with an empty completion", split.without_completion),

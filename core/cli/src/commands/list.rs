@@ -85,7 +85,7 @@ fn short_text(
 struct ListLine {
     name: String,
     summary: String,
-    /// Text after the summary, which is never shortened.
+    /// Text appended to the summary. It is never shortened.
     remark: &'static str,
 }
 

@@ -25,7 +25,7 @@ pub fn run(args: &PluginArgs, app: &App<'_>) -> Result<()> {
 /// # Errors
 /// Fails if the library does not fit this build, or if a check fails.
 fn check(args: &CheckArgs, app: &App<'_>) -> Result<()> {
-    // Go offline before the library is loaded, because it receives the setting at that time.
+    // Go offline before loading the library, because the setting is passed to it at that time.
     hub::stay_offline();
     let loaded = match fitting(&args.file) {
         Ok(loaded) => loaded,
@@ -147,7 +147,7 @@ fn as_json(entry: Entry, findings: &[Finding]) -> Value {
         "summary": entry.about().summary, "findings": findings })
 }
 
-/// A fingerprint as a JSON object from the name of a part to its value.
+/// A fingerprint as a JSON object with one field per part.
 fn build(fingerprint: &Fingerprint) -> Value {
     Value::Object(
         fingerprint.parts().into_iter().map(|(key, value)| (key, Value::String(value))).collect(),
