@@ -13,7 +13,7 @@ use crate::{Cause, Failure, Report, Result, clear, lock, unpack};
 pub struct Model {
     /// Name of the model on the command line, and of its folder in the cache.
     pub name: &'static str,
-    /// A repository of the Hugging Face hub with the same model in full precision.
+    /// The Hugging Face repository of the same model in full precision.
     pub hub: &'static str,
     /// Size of the GGUF file in bytes.
     pub size: u64,

@@ -1,4 +1,4 @@
-//! The interface through which a download reports its progress to the program that shows it.
+//! The interface through which downloads report their progress to the calling program.
 
 /// A step of a download.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

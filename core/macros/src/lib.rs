@@ -85,8 +85,8 @@ pub fn tap(arguments: TokenStream, item: TokenStream) -> TokenStream {
 /// - `argument`: the field that `--dataset NAME:TEXT` sets to `TEXT`.
 /// - `extensions`: file extensions, without the dot, for which `--dataset FILE` selects this
 ///   plugin, e.g. `&["csv"]`. The field `argument` is set to the path.
-/// - `repositories`: `true` if `--dataset org/name`, a repository of the hub, selects this plugin.
-///   The field `argument` is set to the repository.
+/// - `repositories`: `true` if `--dataset org/name`, a Hugging Face repository, selects this
+///   plugin. The field `argument` is set to the repository.
 /// - `stdin`: `true` if `--dataset -`, pairs on standard input, selects this plugin. The field
 ///   `argument` is set to `-`.
 #[proc_macro_attribute]

@@ -134,7 +134,7 @@ pub trait Adapter: TargetModules + Send {
         Vec::new()
     }
 
-    /// Creates the tensors that all modules share, which may be frozen or trained. Their keys in
+    /// Creates the tensors that all modules share. They may be frozen or trainable. Their keys in
     /// the saved file do not begin with the name of a module.
     ///
     /// # Errors
@@ -220,9 +220,9 @@ pub trait AdapterPlugin: Plugin {
     /// Fails if a field has a value that this method does not support.
     fn from_peft(json: &str) -> Result<Self>;
 
-    /// Adjusts the configuration from [`from_peft`](Self::from_peft) for methods whose meaning
-    /// depends on the tensors in the file or on the version of PEFT that saved it. Returns warnings
-    /// for the user.
+    /// Adjusts the configuration from [`from_peft`](Self::from_peft) if its interpretation depends
+    /// on the saved tensors or on the version of PEFT that saved them. Returns warnings for the
+    /// user.
     ///
     /// # Errors
     /// Fails if the saved adapter cannot be computed as PEFT computes it.

@@ -37,8 +37,8 @@ impl From<Vec<Message>> for Text {
 
 /// A prompt with a preferred and a rejected completion.
 ///
-/// Either all three texts are plain, or all three are messages. In the second case, `chosen` and
-/// `rejected` only contain the messages after the prompt.
+/// Either the prompt and both completions are plain text, or all three are messages. In the latter
+/// case, `chosen` and `rejected` only contain the messages after the prompt.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PreferencePair {
     /// The prompt of both completions.

@@ -19,8 +19,8 @@ pub enum States {
     PerToken,
 }
 
-/// The model whose states give the preference directions d = pool(y⁺) − pool(y⁻) at the adapted
-/// modules.
+/// The model from whose states the engine computes the preference directions
+/// d = pool(y⁺) − pool(y⁻) at the adapted modules.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Directions {
     /// The method needs no directions.
@@ -52,7 +52,7 @@ pub struct Needs {
     pub reference_kl: bool,
     /// States of the policy at the run's taps.
     pub states: States,
-    /// The only side whose states the method needs; `None` for both sides.
+    /// Limits the states to one side; `None` for both sides.
     pub only: Option<Side>,
     /// States of the reference at the run's taps, in the same form as those of the policy.
     pub reference_states: bool,

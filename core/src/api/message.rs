@@ -287,7 +287,7 @@ impl TemplateArgs {
         };
         if let Some(name) = variables.keys().find(|name| TAKEN.contains(&name.as_str())) {
             return Err(Error::new(format!(
-                "`{KWARGS}` sets `{name}`, which is not a variable of the template"
+                "`{KWARGS}` sets `{name}`, which is not a template variable"
             ))
             .hint(format!("remove `{name}`")));
         }
@@ -327,7 +327,7 @@ impl TemplateArgs {
             Some(Value::Array(all)) if all.iter().all(Value::is_object) => {}
             Some(_) => {
                 return Err(Error::new(format!(
-                    "`documents` in `{KWARGS}` is not a list of objects"
+                    "`documents` in `{KWARGS}` must be a list of objects"
                 )));
             }
         }

@@ -166,8 +166,8 @@ fn inspect(args: &InspectArgs, app: &App<'_>) -> Result<()> {
     app.printer.data(&as_text(args.pairs.data.source(), model, &found))
 }
 
-/// Settings for turning pairs into tokens. `model` is the path of the model's files, if they are on
-/// this machine.
+/// Settings for tokenising pairs. `model` is the path of the model's files, if they are on this
+/// machine.
 fn limits<C: PairReader>(args: &PairsArgs<C>, train: &TrainConfig, model: Option<&Path>) -> Limits {
     Limits {
         max_length: train.max_length,
@@ -187,7 +187,7 @@ fn resolve<C: PairReader>(args: &PairsArgs<C>, app: &App<'_>) -> Result<Resolved
 }
 
 /// The model's tokenizer and the path of its files; `None` if no model was given and the default
-/// one has not been fetched.
+/// model has not been fetched.
 fn tokenizer(resolved: &Resolved, app: &App<'_>) -> Result<Option<(PathBuf, Tokenizer)>> {
     let model = &resolved.experiment.model;
     match locate(model, Extent::Tokenizer) {
