@@ -40,8 +40,8 @@ fn fingerprint(core: &Path, watched: &[PathBuf]) -> String {
     .join(";")
 }
 
-/// Release and commit of the compiler, e.g. `1.95.0 (59807616e1fa)`. Builds of the same
-/// release from different commits may lay out types differently.
+/// Release and commit of the compiler, e.g. `1.95.0 (59807616e1fa)`. Builds of the same release
+/// from different commits may lay out types differently.
 fn rustc(rustc: &str) -> String {
     let output = Command::new(rustc).arg("-vV").output().expect("rustc runs");
     let text = String::from_utf8_lossy(&output.stdout);

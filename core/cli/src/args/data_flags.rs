@@ -11,11 +11,11 @@ use super::fields::{apply, argument, given, of_field};
 
 /// A command that reads pairs.
 pub trait PairReader {
-    /// Variations of the data flags for this command.
+    /// The data flags that this command accepts.
     const SPEC: DataFlagSpec;
 }
 
-/// Variations of the data flags, which differ between commands.
+/// The data flags that a command accepts, and changes to their help texts.
 pub struct DataFlagSpec {
     source: Source,
     /// `None` if the command has no `--split`.

@@ -18,7 +18,7 @@ fn of_group(group: Group) -> Vec<Flag> {
     flags().iter().filter(|flag| flag.group == group).cloned().collect()
 }
 
-/// The flag of the field at `path`.
+/// Returns the flag that sets the field at `path`.
 ///
 /// # Panics
 /// Panics if the field does not declare a flag.

@@ -93,7 +93,7 @@ pub struct Global {
 
 /// Help heading of the flags that load plugins or set arbitrary fields.
 const CONFIGURATION: &str = "Plugins and configuration";
-/// Help heading of the flags that have no heading of their own topic.
+/// Help heading of the flags without a more specific heading.
 const GENERAL: &str = "General";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

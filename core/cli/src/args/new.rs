@@ -32,7 +32,7 @@ pub enum NewKind {
     Adapter,
     /// A map applied to the activations before the loss compares them.
     Transform,
-    /// A choice of the sites in the model where activations are read.
+    /// A choice of sites at which the model's activations are read.
     Tap,
     /// A source of preference pairs.
     Dataset,

@@ -54,11 +54,15 @@ fn of_index(model: &Model, app: &App<'_>) -> Result<Value> {
         model.fetch(&cache, false, &mut report).map(Some)
     };
     let path = found.map_err(|e| failed(model, &e))?.ok_or_else(|| {
-        Error::new(format!("the model `{}` is not in the cache, `{}`", model.name, cache.display()))
-            .hint(
-                "run this without `--offline` on a machine with network access, then copy the \
+        Error::new(format!(
+            "the model `{}` is not in the cache (`{}`)",
+            model.name,
+            cache.display()
+        ))
+        .hint(
+            "run this without `--offline` on a machine with network access, then copy the \
                 cache",
-            )
+        )
     })?;
     Ok(json!({ "name": model.name, "source": "index", "path": path, "pinned": model.name }))
 }

@@ -10,7 +10,7 @@ use crate::App;
 use crate::args::NewArgs;
 
 /// The lock file of this program. It is copied into the new crate, because a plugin that is built
-/// with other versions of the dependencies may not fit this program.
+/// with different versions of the dependencies may be incompatible with this program.
 const LOCK: &str = include_str!("../../../../Cargo.lock");
 
 macro_rules! template {
@@ -105,7 +105,7 @@ fn check_name(name: &str, kind: Kind, registry: &Registry) -> Result<()> {
     {
         let about = entry.about();
         return Err(Error::new(format!(
-            "the {} name `{name}` is already taken by {} {}",
+            "the {} `{name}` is already defined by {} {}",
             kind.name(),
             about.origin,
             about.version

@@ -53,8 +53,8 @@ fn result(
     }
 }
 
-/// Finds the progress of the run for `--resume auto`, and returns the experiment and the point to
-/// continue from. If the training is already complete, evaluates the run if needed, prints its
+/// Checks the state of the run for `--resume auto`, and returns the experiment and the point at
+/// which to continue. If training is already complete, evaluates the run if needed, prints its
 /// result and returns `None`.
 fn resume_auto(args: &RunArgs, app: &App<'_>) -> Result<Option<(Experiment, Start)>> {
     let experiment = args.experiment.resolve(app)?.experiment;
