@@ -152,7 +152,8 @@ fn flags_select_the_part_of_a_split_and_the_columns() {
             .starts_with("error: unknown part of a pair `promt`\n\nhint: did you mean `prompt`?")
     );
     assert!(wrong("prompt").starts_with(
-        "error: `--columns prompt` does not name a column\n\nhint: write `--columns prompt=question"
+        "error: `--columns` must be a list of `PART=COLUMN`, got `prompt`\n\n\
+            hint: write `--columns prompt=question"
     ));
     assert!(wrong("prompt=x").contains("there is no column `chosen`"));
 }

@@ -590,7 +590,7 @@ fn a_new_crate_of_every_kind_works_without_changes() {
 fn an_invalid_new_crate_is_rejected_before_anything_is_written() {
     let dir = tempfile::tempdir().expect("a folder");
     for (name, part) in [
-        ("dpo", "the intervention `dpo` already exists"),
+        ("dpo", "the intervention `dpo` is already defined"),
         ("Twist", "is not a valid name for a plugin"),
         ("serde", "a plugin depends on"),
     ] {
