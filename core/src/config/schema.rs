@@ -46,7 +46,7 @@ pub fn schema(registry: &Registry) -> Result<Value> {
     }
     remove_flags(&mut root);
     if let Some(map) = root.as_object_mut() {
-        // No field is required, because a file may leave any field to the layers below it.
+        // No field is required, because a file may omit fields that another layer sets.
         map.remove("required");
         if let Some(defs) = map.get_mut("$defs").and_then(Value::as_object_mut) {
             defs.remove("Choice");

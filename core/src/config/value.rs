@@ -1,4 +1,4 @@
-//! Conversion of text to values: TOML, and numbers in Python's notation.
+//! Conversion of text to values. Accepts TOML, and numbers in Python's notation.
 
 use serde_json::Value;
 
