@@ -53,8 +53,8 @@ impl Site {
         }
     }
 
-    /// Selects the columns of this site from `state`, the state at the [`whole`](Self::whole) site.
-    /// The result `[n width]` is a view.
+    /// Selects the columns of this site from a state at the [`whole`](Self::whole) site. The result
+    /// `[n width]` is a view.
     ///
     /// # Errors
     /// Fails if `state` has too few columns.
@@ -153,8 +153,8 @@ impl ModelInfo {
         }
     }
 
-    /// Index of the last block that a forward pass must run to compute `site`. `None` if the
-    /// embeddings are enough.
+    /// Index of the last block that is needed to compute `site`. `None` if the embeddings are
+    /// enough.
     ///
     /// # Errors
     /// Fails if the model has no such site.

@@ -39,8 +39,8 @@ impl Rows {
         )?)
     }
 
-    /// Like [`grouped`](Self::grouped), but with the groups joined in one dimension: `[… groups·len
-    /// …]`. The result is a copy if there is more than one group.
+    /// Like [`grouped`](Self::grouped), but joins the groups in one dimension. The result `[…
+    /// groups·len …]` is a copy if there is more than one group.
     ///
     /// # Errors
     /// Fails if the size of `dim` is not `groups · width`.

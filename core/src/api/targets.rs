@@ -47,8 +47,8 @@ fn holds(name: &str, projection: &str) -> bool {
 }
 
 impl LinearInfo {
-    /// True if the name of the module ends in `suffix`, or if the module contains Llama's
-    /// projection `suffix`. For example, Phi-3's `qkv_proj`, GPT-NeoX's `query_key_value` and
+    /// True if the name of the module ends in `suffix`, or if `suffix` is a Llama projection that
+    /// the module contains. For example, Phi-3's `qkv_proj`, GPT-NeoX's `query_key_value` and
     /// GPT-2's `c_attn` contain `q_proj`.
     pub fn is(&self, suffix: &str) -> bool {
         ends(&self.name, suffix) || holds(&self.name, suffix)
@@ -65,9 +65,8 @@ pub enum Targets {
     /// `qkv_proj.q_proj`, `gate_up_proj.up_proj`, `query_key_value.v_proj`.
     #[schemars(extend("uniqueItems" = true))]
     Suffixes(Vec<String>),
-    /// `all-linear`, or a regular expression that must match the full name of a module. It can also
-    /// match parts of a fused module if it contains the module's name, e.g.
-    /// `.*qkv_proj\.[qv]_proj`.
+    /// `all-linear`, or a regular expression that must match the full name of a module. To match
+    /// parts of a fused module, it must contain the module's name, e.g. `.*qkv_proj\.[qv]_proj`.
     Pattern(String),
 }
 
@@ -267,8 +266,7 @@ fn is_all(text: &str) -> bool {
     text.eq_ignore_ascii_case(ALL)
 }
 
-/// The shortest names of the modules of `model` and their parts that can be listed as targets,
-/// sorted.
+/// The shortest valid target names for the modules of `model` and their parts, sorted.
 fn valid_names(model: &ModelInfo) -> Vec<String> {
     let parts = model.parts.iter().map(|p| format!("{}.{}", last(&p.holder), last(&p.linear.name)));
     let mut names: Vec<String> =

@@ -143,9 +143,9 @@ impl PairBatch {
         Self::new(pairs, spec, model.kind(), model.device(), |tokens| model.rotation_of(tokens))
     }
 
-    /// Lays out `pairs` for a model whose weights have the kind `kind`. `rotation_of` returns the
-    /// rotation for a sequence of a given length. Sequences only share a prompt if their rotations
-    /// are equal, because the states of the prompt depend on the rotation.
+    /// Lays out `pairs` for a model with weights of kind `kind`. `rotation_of` returns the rotation
+    /// for a sequence of a given length. Sequences only share a prompt if their rotations are
+    /// equal, because the states of the prompt depend on the rotation.
     ///
     /// # Errors
     /// Fails if the device runs out of memory.

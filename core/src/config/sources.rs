@@ -1,5 +1,5 @@
-//! The origins of an experiment's values. If the model or the data were taken from an earlier run,
-//! they are checked against the fingerprints in its record.
+//! The origins of an experiment's values. A model or data set from an earlier run's configuration
+//! is checked against the fingerprints in that run's record.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -89,7 +89,8 @@ impl Sources {
     /// description of each difference that is expected because the user chose different data.
     ///
     /// # Errors
-    /// Fails if the data differ from the run's although the user did not choose different data.
+    /// Fails if the data differs from the run's data although the user did not choose different
+    /// data.
     pub fn check_data(
         &self,
         chosen: &Choice,

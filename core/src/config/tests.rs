@@ -247,7 +247,7 @@ fn every_layer_overrides_the_layers_below() {
         (&|l| l.flag("--lr", "train.lr", "4.0"), 4.0, "flag --lr".into()),
         (&|l| l.set("train.lr=5.0").expect("a path"), 5.0, "--set".into()),
     ];
-    // For every subset of the layers, the highest one takes effect.
+    // For every subset of the layers, the highest layer in the subset takes effect.
     for chosen in 0u8..16 {
         let present: Vec<_> = layers
             .iter()

@@ -42,7 +42,7 @@ pub enum BestMetric {
     #[default]
     Loss,
     /// The fraction of pairs whose chosen completion scores higher (`acc` in the evaluation's
-    /// table). It can only take few distinct values, so ties are common.
+    /// table). It only has a few distinct values, so ties are common.
     Accuracy,
     /// The mean increase of log p(chosen) − log p(rejected) since the start of training, in nats
     /// (`margin gain` in the evaluation's table).

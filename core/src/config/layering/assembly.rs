@@ -165,7 +165,7 @@ impl<'r> Assembly<'r> {
             Origin::Adapter(_) => *target = value,
             _ => put(target, value),
         }
-        // A nested value does not have its own origin, because a field is shown as one value.
+        // Origins are stored for whole fields, because a field is shown as one value.
         let shown = &setting.path[..setting.path.len().min(2)];
         self.origins.insert(shown.join("."), setting.origin.clone());
         Ok(())
@@ -252,7 +252,7 @@ fn chosen(kind: Kind, settings: &[Setting], registry: &Registry) -> Result<Entry
     registry.get(kind, &name.ok_or_else(none)?)
 }
 
-/// The nested value of `value` at the path `inner`. Missing tables along the path are created.
+/// The value inside `value` at the path `inner`. Missing tables along the path are created.
 fn at<'v>(value: &'v mut Value, inner: &[&str]) -> &'v mut Value {
     inner.iter().fold(value, |target, part| {
         if !target.is_object() {

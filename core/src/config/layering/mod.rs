@@ -32,7 +32,7 @@ pub struct Layering<'r> {
     settings: Vec<Setting>,
     /// True if the configuration of the adapter that `init_adapter` names is added as a layer.
     starts_from_adapter: bool,
-    /// The records in configuration files that were written by runs, by file.
+    /// The record of each configuration file that was written by a run.
     records: BTreeMap<PathBuf, Record>,
 }
 
@@ -116,8 +116,7 @@ impl<'r> Layering<'r> {
         );
     }
 
-    /// Adds the settings among environment variables. For example, `REPRPO_TRAIN__LR` sets
-    /// `train.lr`.
+    /// Adds the settings in environment variables. For example, `REPRPO_TRAIN__LR` sets `train.lr`.
     pub fn environment(&mut self, variables: impl IntoIterator<Item = (String, String)>) {
         self.settings.extend(environment::settings(variables));
     }

@@ -81,7 +81,7 @@ pub(super) fn check_name(settings: &[Setting]) -> Result<()> {
                     dir.display()
                 ))
                 .hint(
-                    "do not set `adapter.name` together with a saved adapter; \
+                    "do not set `adapter.name`, \
                         or start without a saved adapter",
                 ));
             }

@@ -11,8 +11,8 @@ pub(super) struct Setting {
     pub path: Vec<String>,
     pub given: RawValue,
     pub origin: Origin,
-    /// If set, the setting only applies if this plugin is chosen. Used for the text in `--dataset
-    /// NAME:TEXT`, and for the settings of plugins in a recipe.
+    /// If set, the setting only applies if this plugin is chosen. Used for plugin settings in a
+    /// recipe, and for the text in `--dataset NAME:TEXT`.
     pub only_for: Option<&'static str>,
 }
 
