@@ -30,7 +30,7 @@ pub trait Transform: Send {
     }
 
     /// True if T(a·x + b·y) = a·T(x) + b·T(y), whatever `around` contains. The engine then pools
-    /// states before it applies T, and caches the pooled states of the reference.
+    /// states before it applies T, and only caches the pooled states of the reference.
     fn linear(&self) -> bool;
 
     /// True if T preserves lengths and angles. The conformance tests verify this.

@@ -53,7 +53,7 @@ impl Bench {
         };
         let taps = Taps::build(tap.as_ref(), &intervention.needs(), &model, &train, build)?;
         let adapter = AdapterChoice::of_new(case.adapter.entry, &case.adapter.json)?;
-        // Do not add noise here: checks that must not start at a stationary point call `disturb`.
+        // Checks that must not start where the loss is flat call `disturb` or `leave_flat_start`.
         let parts = Parts {
             intervention,
             taps,
