@@ -23,8 +23,8 @@ pub trait Plugin: Serialize + DeserializeOwned + JsonSchema + Default + 'static 
     const ALIASES: &'static [&'static str] = &[];
     /// One line that says what the method does.
     const SUMMARY: &'static str;
-    /// The formula and everything a user should know before using the method, as plain text with
-    /// the symbols of the method reference.
+    /// The formula and everything a user should know before using the method. It is plain text and
+    /// uses the symbols of `docs/methods.md`.
     const EXPLAIN: &'static str;
     /// Source of the method: a paper and section, or a project.
     const REFERENCE: &'static str;

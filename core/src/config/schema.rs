@@ -19,8 +19,8 @@ pub fn schema(registry: &Registry) -> Result<Value> {
             .map(|entry| {
                 let mut schema = entry.about().schema()?;
                 if let Some(defs) = schema.get_mut("$defs").map(Value::take) {
-                    // All definitions go to the document's root, where the names of types of
-                    // different plugins could collide.
+                    // All definitions are moved to the root of the document. The prefix keeps type
+                    // names of different plugins from colliding.
                     let prefix = format!("{}-{}-", kind.name(), entry.about().name);
                     rename_references(&mut schema, &prefix);
                     for (name, mut definition) in defs.as_object().cloned().unwrap_or_default() {

@@ -54,7 +54,7 @@ impl Sources {
         }
     }
 
-    /// Adds the origin of the value of `field` to an error about it.
+    /// Adds the field, its value and the origin of the value to an error about the value.
     pub fn explain(&self, field: &str, value: &str, e: Error) -> Error {
         match self.origins.get(field) {
             None | Some(Origin::Default) => e,

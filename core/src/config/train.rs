@@ -37,8 +37,8 @@ pub enum ReferenceModel {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum BestMetric {
-    /// The loss of the method; lower is better. If a method weights its terms by the step, the
-    /// weights of the last step are used, so that all values can be compared.
+    /// The loss of the method; lower is better. If a method changes the weights of its loss terms
+    /// during training, the weights of the last step are used, so that all values are comparable.
     #[default]
     Loss,
     /// The fraction of pairs whose chosen completion scores higher (`acc` in the evaluation's

@@ -82,7 +82,7 @@ fn undescribed(root: &Value, part: &Value, path: &str, bare: &mut Vec<String>) {
             .flatten()
             .for_each(|inner| undescribed(root, inner, path, bare));
     }
-    // Named types are checked here, and not again where they are referenced.
+    // Named types are checked once here, not at every reference.
     for (name, inner) in part.get("$defs").and_then(Value::as_object).into_iter().flatten() {
         undescribed(root, inner, name, bare);
     }

@@ -88,7 +88,7 @@ impl<'r> Layering<'r> {
     /// Adds only the model from a run's configuration file.
     ///
     /// # Errors
-    /// Fails as [`file`](Self::file) does.
+    /// Fails in the same cases as [`file`](Self::file).
     pub fn model_of(&mut self, path: &Path) -> Result<()> {
         let mut table = self.resolved(path)?;
         table.retain(|field, _| field == "model");
@@ -107,7 +107,7 @@ impl<'r> Layering<'r> {
         Ok(table)
     }
 
-    /// Adds the base model that an adapter names in its configuration file `config`.
+    /// Adds the base model `model`, which a saved adapter names in its configuration file `config`.
     pub fn base(&mut self, config: &Path, model: &str) {
         self.push(
             vec!["model".to_owned()],
