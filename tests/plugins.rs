@@ -390,7 +390,7 @@ fn a_run_records_its_plugin_and_rejects_another_file() {
     std::fs::write(dir.path().join("other.toml"), other).expect("a file");
     let e = error(dir.path(), &["config", "show", "--config", "other.toml"]);
     assert!(
-        e.contains("is not the one that the configuration names")
+        e.contains("does not match the digest in the configuration")
             && e.contains("remove `sha256` from the configuration"),
         "{e}"
     );

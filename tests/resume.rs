@@ -600,7 +600,7 @@ fn a_run_finds_its_model_and_data_from_any_folder_and_after_its_tree_was_moved()
     let text = refused(&eval(&[]));
     assert!(
         text.starts_with(
-            "error: the data are not those that `moved/runs/a/config.toml` was made with"
+            "error: the data does not match the fingerprint in `moved/runs/a/config.toml`"
         ),
         "{text}"
     );
@@ -618,7 +618,7 @@ fn a_run_finds_its_model_and_data_from_any_folder_and_after_its_tree_was_moved()
     {
         let text = refused(&tree.reprpo("", &[&args[..], &["moved/runs/a"]].concat()));
         assert!(
-            text.contains("is not the one that `moved/runs/a/config.toml` was made with"),
+            text.contains("does not match the fingerprint in `moved/runs/a/config.toml`"),
             "{args:?}: {text}"
         );
     }

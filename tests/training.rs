@@ -900,7 +900,7 @@ fn a_data_file_that_cannot_be_used_is_named_with_its_line() {
             "`foreign.parquet` is not a complete parquet file",
         ),
         ("columns.csv", "a,b".to_owned(), "there is no column `chosen`"),
-        ("table.xlsx", "a,b".to_owned(), "no dataset opens files like `table.xlsx`"),
+        ("table.xlsx", "a,b".to_owned(), "no dataset can open `table.xlsx`"),
     ] {
         std::fs::write(dir.path().join(name), text).expect("the file is written");
         let mut command = Command::cargo_bin("reprpo").expect("the binary");

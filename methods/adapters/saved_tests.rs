@@ -271,7 +271,7 @@ fn a_name_that_matches_no_module_is_an_error_only_in_a_new_adapter() {
             "lora",
             json!({ "alpha_pattern": { "k_proj": 4.0 } }),
             "`k_proj` in `adapter.alpha_pattern`",
-            "the model has it",
+            "the model has this module",
         ),
         (
             "lora",

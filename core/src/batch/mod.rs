@@ -1,5 +1,5 @@
-//! Lays out the pairs of a batch as one token stream. Prompts and completions that several pairs
-//! share appear only once.
+//! Lays out the pairs of a batch as one token stream. A prompt or completion that several pairs
+//! share appears only once.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -17,31 +17,31 @@ use crate::model::stream::{Stream, StreamBuilder};
 use crate::model::{Model, PredictedTokens};
 use crate::text::TokenPair;
 
-/// The completions of each pair that a batch contains.
+/// Specifies which completions of each pair a batch contains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BatchSpec {
     /// Completions whose tokens are scored.
     pub logprobs: Completions,
     /// Completions whose states are read.
     pub states: Completions,
-    /// True if no two pairs share a row of the stream.
+    /// If true, pairs do not share rows of the stream.
     pub apart: bool,
 }
 
 impl BatchSpec {
-    /// Both completions of each pair. Both are scored.
+    /// Contains and scores both completions of each pair.
     pub const SCORED: Self =
         Self { logprobs: Completions::Both, states: Completions::Both, apart: false };
 
-    /// The completions that the batch contains: those that are scored or whose states are read. If
-    /// there are none, it contains the chosen completions.
+    /// The completions in the batch: all that are scored or whose states are read. If there are
+    /// none, the batch contains the chosen completions.
     fn completions(self) -> Completions {
         let needed = self.logprobs.or(self.states);
         if needed.any() { needed } else { Completions::Chosen }
     }
 }
 
-/// The rows of a stream that belong to one side of b pairs, one sequence after the other.
+/// The rows of a stream that belong to one side of b pairs, ordered by pair.
 #[derive(Debug)]
 pub struct Rows {
     /// Index of each row in the stream, `[m]`, int64.
@@ -85,7 +85,7 @@ impl Rows {
 struct Sequence {
     /// Indices of the segments, each of which continues the previous one.
     chain: Vec<usize>,
-    /// Number of tokens of the prompt, which come first.
+    /// Number of prompt tokens, which come first.
     prompt: usize,
     /// Range of the sequence's completion tokens among the scored tokens.
     scored: Range<usize>,
@@ -98,7 +98,7 @@ pub struct PairBatch {
     pub indices: Vec<usize>,
     /// The tokens of the batch.
     pub stream: Stream,
-    /// The scored tokens, one completion after the other.
+    /// The scored tokens, ordered by completion.
     pub predicted: PredictedTokens,
     sequences: Vec<Sequence>,
     /// Index of each pair's sequence; empty for a side that the batch does not contain.
@@ -106,13 +106,13 @@ pub struct PairBatch {
     /// Number of completion tokens of each pair's shorter side.
     shorter: Vec<usize>,
     kind: Kind,
-    /// A cache of the results of [`rows`](Self::rows). All taps and adapted modules use the same
-    /// rows.
+    /// Caches the results of [`rows`](Self::rows), because all taps and adapted modules use the
+    /// same rows.
     rows: RefCell<HashMap<(Pooling, Side), Rc<Rows>>>,
 }
 
-/// Divides pairs, in order, into groups for forward passes. A group has at most `tokens` tokens, or
-/// a single pair.
+/// Divides pairs into consecutive groups, one per forward pass. A group has at most `tokens`
+/// tokens, unless a single pair is longer.
 pub fn passes(pairs: &[TokenPair], tokens: usize) -> impl Iterator<Item = &[TokenPair]> {
     let mut rest = pairs;
     std::iter::from_fn(move || {
@@ -143,9 +143,9 @@ impl PairBatch {
         Self::new(pairs, spec, model.kind(), model.device(), |tokens| model.rotation_of(tokens))
     }
 
-    /// Lays out `pairs` for a model whose weights have the kind `kind`. `rotation_of` returns the
-    /// rotation for a sequence of a given length. Sequences only share a prompt if their rotations
-    /// are equal, because the states of the prompt depend on the rotation.
+    /// Lays out `pairs` for a model with weights of kind `kind`. `rotation_of` returns the rotation
+    /// for a sequence of a given length. Sequences only share a prompt if their rotations are
+    /// equal, because the states of the prompt depend on the rotation.
     ///
     /// # Errors
     /// Fails if the device runs out of memory.
@@ -182,8 +182,8 @@ impl PairBatch {
             let mut laid_out: HashMap<(&[i64], bool), usize> = HashMap::new();
             for (i, side) in members {
                 let (tokens, scored) = (pairs[i].completion(side), spec.logprobs.has(side));
-                // A completion that is not scored can use the rows of an equal completion that is
-                // scored, which also makes their states bitwise equal.
+                // An unscored completion can reuse the rows of an identical scored one. Their
+                // states are then bitwise equal.
                 let known = laid_out
                     .get(&(tokens, true))
                     .or_else(|| if scored { None } else { laid_out.get(&(tokens, false)) });
@@ -195,8 +195,8 @@ impl PairBatch {
                 let segment = builder.push(tokens, Some(root))?;
                 let from = ids.len();
                 if scored {
-                    // The last token of the prompt predicts the first token, and each token
-                    // predicts the next one.
+                    // The last prompt token predicts the first token of the completion, and each
+                    // token predicts the next one.
                     rows.push(last);
                     rows.extend(start..start + tokens.len() as i64 - 1);
                     ids.extend_from_slice(tokens);
@@ -273,7 +273,7 @@ impl PairBatch {
         ))
     }
 
-    /// Range of the completion tokens of one side of pair `i` among the scored tokens.
+    /// Range of the scored tokens that belong to one side of pair `i`.
     ///
     /// # Errors
     /// Fails if the batch does not contain that side.
@@ -346,8 +346,8 @@ impl PairBatch {
         rows.mean(&rows.gather(states)?.f_to_kind(self.kind)?)
     }
 
-    /// The tokens of `rows`, to be scored with the logits at their own rows instead of the previous
-    /// ones.
+    /// The tokens of `rows`, each to be scored under the logits at its own row instead of the
+    /// previous row.
     ///
     /// # Errors
     /// Fails if memory runs out.
