@@ -138,7 +138,7 @@ fn flags_select_the_part_of_a_split_and_the_columns() {
                 a percentage\n\nhint: valid: `train`",
         ),
         ("trian[:3]", "error: unknown split `trian`\n\nhint: did you mean `train`?"),
-        ("train[10:]", "error: the split `train[10:]` has an empty part"),
+        ("train[10:]", "error: split `train[10:]` contains an empty range"),
     ] {
         let output = inspect(split);
         assert_eq!(output.status.code(), Some(1));
