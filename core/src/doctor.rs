@@ -248,12 +248,12 @@ fn hub() -> Check {
             let Settings { endpoint, cache, offline, token, authorities, .. } = hub.settings();
             let who = token.as_ref().map_or_else(
                 || "no token".to_owned(),
-                |token| format!("token of {}", token.source),
+                |token| format!("token from {}", token.source),
             );
             let offline = if *offline { ", offline" } else { "" };
             let trusted = authorities
                 .as_ref()
-                .map_or_else(String::new, |own| format!(", authorities of {}", own.source));
+                .map_or_else(String::new, |own| format!(", certificates from {}", own.source));
             Check::new(
                 "hub",
                 State::Good,
