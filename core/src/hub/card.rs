@@ -83,7 +83,7 @@ impl Open {
 fn parse(text: &str) -> Result<Value> {
     let wrong = |why: &str| {
         Error::new(format!(
-            "cannot parse `{CONFIGS}` in the front matter of `README.md` as YAML: {why}"
+            "`{CONFIGS}` in the front matter of `README.md` cannot be parsed as YAML: {why}"
         ))
     };
     let mut open: Vec<Open> = Vec::new();
@@ -186,7 +186,7 @@ mod tests {
             let e = of_readme(&format!("---\n{text}---\n")).unwrap_err();
             assert!(
                 e.message().starts_with(
-                    "cannot parse `configs` in the front matter of `README.md` as YAML: "
+                    "`configs` in the front matter of `README.md` cannot be parsed as YAML: "
                 ),
                 "{e:?}"
             );

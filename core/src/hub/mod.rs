@@ -149,7 +149,7 @@ impl Hub {
                     Ok(snapshot)
                 }
                 Err(_) => Err(e.hint(format!(
-                    "check your network connection; `{repo}` is also not in the cache `{}`",
+                    "check the network connection; `{repo}` is also not in the cache `{}`",
                     self.settings.cache.display()
                 ))),
             },
