@@ -300,7 +300,7 @@ fn data() -> Check {
         None => Check::new(
             "data",
             State::Absent,
-            "`REPRPO_DATA` is not set; local data sets need `--data-dir`",
+            "`REPRPO_DATA` is not set; use `--data-dir` to select a data folder",
         ),
         Some(folder) => match std::fs::read_dir(&folder) {
             Ok(_) => Check::new("data", State::Good, format!("REPRPO_DATA = {}", folder.display())),

@@ -145,8 +145,8 @@ impl Error {
         self
     }
 
-    /// Wraps this error in another one whose message says what failed. The outer error has the same
-    /// origin, and still shows the hints of this one.
+    /// Wraps this error in a new one whose message says what failed. The new error keeps the origin
+    /// and the hints of this one.
     #[must_use]
     pub fn within(self, doing: impl Into<String>) -> Self {
         let mut outer = Self::new(doing);

@@ -45,8 +45,8 @@ impl Fingerprint {
     }
 }
 
-/// An incremental hash of several values. The length of each value is hashed too, so that `["ab",
-/// "c"]` and `["a", "bc"]` have different hashes.
+/// An incremental hash of several values. The length of each value is hashed too, so that for
+/// example `ab`, `c` and `a`, `bc` have different hashes.
 pub(crate) struct Parts(Sha256);
 
 impl Parts {

@@ -2,9 +2,9 @@
 //!
 //! [`examine`] checks one method against all invariants for its kind. It checks the method's
 //! description first and then its behaviour. Interventions, adapters and transforms are trained on
-//! a small float64 model. An adapter needs an intervention to be trained with and vice versa, so
-//! simple stand-ins fill in for the missing methods. Each [`Invariant`] either holds, does not
-//! apply or is violated. Invariants must not contain code for a specific method.
+//! a small float64 model. An adapter can only be trained together with an intervention and vice
+//! versa, so simple stand-ins replace the missing methods. Each [`Invariant`] either holds, does
+//! not apply or is violated. Invariants must not contain code for a specific method.
 
 mod adapters;
 mod bench;

@@ -26,7 +26,7 @@ impl Listing {
     /// Parses the repository metadata that the hub returned as JSON, and saves the listing for
     /// later runs.
     pub fn read(hub: &Hub, repo: &RepoId, json: &str) -> Result<Self> {
-        let wrong = |what: &str| Error::new(format!("the hub's metadata of `{repo}` {what}"));
+        let wrong = |what: &str| Error::new(format!("the metadata of `{repo}` on the hub {what}"));
         let json: Value =
             serde_json::from_str(json).map_err(|e| wrong("is not valid JSON").because(e))?;
         let commit = text(&json, "sha").to_owned();
@@ -112,7 +112,7 @@ fn listing_path(hub: &Hub, repo: &RepoId, commit: &str) -> PathBuf {
     hub.settings.listings.join(repo.for_hub().folder_name()).join(format!("{commit}.json"))
 }
 
-/// True if `file` is a relative path that does not leave the folder it is joined to.
+/// True if the relative path `file` cannot point outside the folder that it is joined to.
 fn is_inside(file: &str) -> bool {
     !file.is_empty()
         && !file.contains('\\')
