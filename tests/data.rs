@@ -134,11 +134,11 @@ fn flags_select_the_part_of_a_split_and_the_columns() {
     for (split, why) in [
         (
             "train[x:]",
-            "error: the split `train[x:]` is not valid\n  because `x` is not a number of pairs or \
+            "error: invalid split `train[x:]`\n  because `x` is not a number of pairs or \
                 a percentage\n\nhint: valid: `train`",
         ),
         ("trian[:3]", "error: unknown split `trian`\n\nhint: did you mean `train`?"),
-        ("train[10:]", "error: the split `train[10:]` has an empty part"),
+        ("train[10:]", "error: split `train[10:]` contains an empty range"),
     ] {
         let output = inspect(split);
         assert_eq!(output.status.code(), Some(1));

@@ -319,7 +319,7 @@ fn a_fetched_adapter_names_its_base_model() {
     );
     assert!(
         refused(&fixture.reprpo(&["model", "fetch", "lora", "--adapter"]))
-            .contains("write `org/name`")
+            .contains("use `org/name`")
     );
 }
 

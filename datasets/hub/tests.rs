@@ -321,7 +321,7 @@ fn in_a_cache_that_another_tool_filled_the_readme_assigns_files_to_splits() {
     );
     assert!(
         e.contains(
-            "README.md`\n  because `configs` in the front matter of `README.md` cannot be read \
+            "README.md`\n  because `configs` in the front matter of `README.md` cannot be parsed \
             as YAML"
         ),
         "{e}"

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::example::of_example;
+use super::example::with_example;
 use super::{Invariant, Method, Verdict};
 use crate::api::{Dataset, PreferencePair, Text};
 use crate::error::{Context, Result};
@@ -29,7 +29,7 @@ fn of_open(
     check: impl FnOnce(&dyn Dataset) -> Result<Verdict>,
 ) -> Result<Verdict> {
     let build = |json: &str| method.entry.build(json);
-    match build(&method.json).or_else(|_| build(&of_example(method.entry.into())?.json)) {
+    match build(&method.json).or_else(|_| build(&with_example(method.entry.into())?.json)) {
         Ok(dataset) => check(dataset.as_ref()),
         Err(e) if e.is_panic() => Err(e),
         Err(_) => Ok(Verdict::DoesNotApply("the data is not available")),

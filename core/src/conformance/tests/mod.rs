@@ -24,7 +24,7 @@ use crate::registry::{
 };
 
 const FINITE: &str = "the loss and its gradients are finite";
-const TWIN: &str = "a pair with identical completions does not outweigh the others";
+const TWIN: &str = "a pair with identical completions does not dominate the gradient";
 const LEARNT: &str =
     "60 steps with the defaults lower the loss and raise the accuracy on the training pairs";
 const GRADIENTS: &str = "gradients agree with central finite differences";
@@ -32,7 +32,7 @@ const REACH: &str = "all trained tensors receive a gradient, and no others";
 const ACCUMULATION: &str = "a batch of n equals n accumulated batches of one";
 const SEED: &str = "the same seed gives the same bytes";
 const LEARNING: &str = "training lowers the loss";
-const MISSING_VALUES: &str = "a batch without the values that the method needs is an error";
+const MISSING_VALUES: &str = "a batch that lacks the method's inputs is an error";
 const NAMING: &str = "tensor names are unique, and declared axes have the right width";
 const IDENTITY: &str = "the adapter starts as the identity if it claims to";
 const OFF: &str = "with the adapter off, the base model is bitwise unchanged";
@@ -40,13 +40,13 @@ const MERGING: &str = "merging preserves the outputs, and unmerging restores the
 const SAVING: &str = "a saved adapter loads back to the same bytes";
 const FUSING: &str =
     "fusing the adapters of a module's parts into a single adapter preserves the outputs";
-const LEAVES: &str = "the parameters are trainable leaves with unique names";
-const SEEDED: &str = "the transform only depends on the seed";
+const LEAVES: &str = "the parameters are trainable leaf tensors with unique names";
+const SEEDED: &str = "the transform is determined by its seed";
 const LINEAR: &str = "the transform is linear if it claims to be";
 const ORTHOGONAL: &str = "the transform preserves lengths and angles if it claims to";
 const PLACES: &str = "the sites exist in the model, or the tap returns an error";
-const ORDER: &str = "the sites are unique, and in the order of a forward pass";
-const OUTSIDE: &str = "a layer out of range is an error";
+const ORDER: &str = "the sites are unique and in the order of a forward pass";
+const OUTSIDE: &str = "an out-of-range layer is an error";
 const SPLITS: &str = "the splits have unique names";
 const WHOLE: &str = "the pairs of every split can be read and are complete";
 const TWICE: &str = "reading a split twice gives the same pairs";
