@@ -332,7 +332,7 @@ fn an_input_that_changed_since_the_checkpoint_is_rejected_and_named() {
 
     let output = resume(&[]);
     assert!(output.status.success(), "{}", transcript(&output));
-    assert!(refused(&resume(&["--inexact-resume"])).contains("has ended"));
+    assert!(refused(&resume(&["--inexact-resume"])).contains("has already finished"));
 }
 
 #[test]
@@ -466,14 +466,14 @@ fn a_command_that_continues_a_run_must_have_the_same_configuration() {
         let text = refused(&auto(&extra));
         assert!(
             text.starts_with(
-                "error: the run in `run` has a different configuration from this command: "
+                "error: the run in `run` was started with a different configuration: "
             ) && text.contains(expected),
             "{extra:?}: {text}"
         );
     }
     // The contents of the data file are compared, not only its name.
     tree.pairs("pairs.jsonl", 1);
-    assert!(refused(&auto(&[])).contains("the data is not what its checkpoint was made with"));
+    assert!(refused(&auto(&[])).contains("the data has changed since its checkpoint was written"));
     tree.pairs("pairs.jsonl", 0);
 
     let text = refused(&tree.reprpo(
@@ -527,7 +527,7 @@ fn two_processes_cannot_write_into_the_same_run() {
     kill(child);
     for output in &outputs {
         assert!(
-            refused(output).contains("another process is writing into `run`"),
+            refused(output).contains("another process is writing to `run`"),
             "{}",
             transcript(output)
         );
@@ -784,7 +784,7 @@ fn a_resumed_run_finds_its_initial_adapter_and_data_folder() {
     )
     .expect("a copy");
     let text = refused(&resume());
-    assert!(text.contains("the reference, the values that training began with are not"), "{text}");
+    assert!(text.contains("the reference, the initial values have changed since"), "{text}");
     std::fs::write(tree.path("first/adapter/adapter_model.safetensors"), adapter)
         .expect("the file is written");
     let output = resume();
@@ -866,7 +866,7 @@ fn changed_data_of_the_same_length_is_rejected() {
         .output()
         .expect("the command runs");
     assert!(
-        refused(&output).contains("the data is not what its checkpoint was made with"),
+        refused(&output).contains("the data has changed since its checkpoint was written"),
         "{}",
         transcript(&output)
     );

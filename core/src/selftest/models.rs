@@ -23,8 +23,7 @@ use crate::report::Silent;
 /// Tolerance for a sum of log-probabilities in float32, relative to its absolute value or to 1 nat,
 /// whichever is larger.
 const SCORES: f64 = 1e-4;
-/// Number of tokens in the prompt of a decoded sequence, and number of tokens that are then decoded
-/// one by one.
+/// Number of prompt tokens, and number of tokens that are decoded one by one after the prompt.
 const DECODED: (usize, usize) = (7, 25);
 
 /// Compares scores and decoding.

@@ -1,4 +1,5 @@
-//! Tests that the self-test reports a method that computes wrong results, and passes otherwise.
+//! Tests that the self-test fails for methods that compute wrong results and passes for correct
+//! ones.
 
 use std::sync::atomic::AtomicUsize;
 
