@@ -245,13 +245,13 @@ fn an_input_that_changed_since_the_checkpoint_is_rejected_and_named() {
         (
             step(Box::new(|| data(1))),
             step(Box::new(|| data(0))),
-            "`run`: the data is not",
+            "`run`: the data has changed",
             "the model",
         ),
         (
             step(Box::new(|| model(1, ""))),
             step(Box::new(|| model(0, ""))),
-            "`run`: the model is not",
+            "`run`: the model has changed",
             "the tokenizer",
         ),
         (
@@ -269,7 +269,7 @@ fn an_input_that_changed_since_the_checkpoint_is_rejected_and_named() {
         (
             step(Box::new(|| tree.edit("run", "max_length = 512", "max_length = 500"))),
             step(Box::new(|| tree.edit("run", "max_length = 500\n", "max_length = 512\n"))),
-            "`run`: `train.max_length` is not",
+            "`run`: `train.max_length` has changed",
             "the data",
         ),
         (
@@ -349,11 +349,14 @@ fn reference_values_are_recomputed_for_changed_pairs() {
     assert!(!reprpo_core::weights::read_safetensors(&kept).expect("values").is_empty());
     write_safetensors(&kept, &[]).expect("the file is written");
     for run in ["run", "fresh"] {
-        assert!(refused(&tree.reprpo("", &["run", "--resume", run])).contains("the data is not"));
+        assert!(
+            refused(&tree.reprpo("", &["run", "--resume", run])).contains("the data has changed")
+        );
         let output = tree.reprpo("", &["run", "--resume", run, "--inexact-resume"]);
         let text = transcript(&output);
         assert!(
-            output.status.success() && text.contains("it differs from the checkpoint: the data;"),
+            output.status.success()
+                && text.contains("have changed since the checkpoint: the data;"),
             "{text}"
         );
         // From here on, the adapter and the data of the run match.
@@ -498,7 +501,7 @@ fn a_command_that_continues_a_run_must_have_the_same_configuration() {
     std::fs::write(tree.path("begun/thesis.txt"), "x").expect("the file is written");
     let text = refused(&tree.reprpo("", &tree.run_args("begun", &long)));
     assert!(
-        text.contains("`thesis.txt`, which a run does not create")
+        text.contains("`thesis.txt`, which does not belong to a run")
             && tree.path("begun/metrics.jsonl").is_file(),
         "{text}"
     );
@@ -772,7 +775,7 @@ fn a_resumed_run_finds_its_initial_adapter_and_data_folder() {
     tree.edit("runs/a", "checkpoint_every = 1\n", "checkpoint_every = 100000\n");
     std::fs::write(tree.path("data/sums/train.json"), rows(4)).expect("the file is written");
     let resume = || tree.reprpo("elsewhere", &["run", "--resume", "../runs/a"]);
-    assert!(refused(&resume()).contains("the data is not"));
+    assert!(refused(&resume()).contains("the data has changed"));
     std::fs::write(tree.path("data/sums/train.json"), rows(3)).expect("the file is written");
     // The reference is the adapter that training started from.
     let adapter =

@@ -477,7 +477,7 @@ fn seeded_noise_perturbs_a_flat_start_and_is_logged() {
         assert!(
             text.contains(
                 "the loss is flat at the reference, so training starts from a perturbed adapter: \
-            noise of standard deviation 0.01 "
+            noise with standard deviation 0.01 "
             ),
             "{text}"
         );
@@ -875,7 +875,7 @@ fn an_error_after_a_checkpoint_says_that_the_checkpoint_is_kept() {
         run(&golden, &out, &[&["--intervention", "dpo", "--adapter", "lora"][..], &sets].concat());
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{text}");
-    assert!(text.contains("error: step ") && text.contains("keeps the last checkpoint"), "{text}");
+    assert!(text.contains("error: step ") && text.contains("the last checkpoint is in"), "{text}");
     assert!(out.join("checkpoints/latest").is_file());
 }
 
@@ -1179,8 +1179,8 @@ fn a_run_starts_from_the_saved_transforms_of_another() {
         assert_eq!(bytes("first", file), bytes("second", file), "{file}");
     }
     let saved = "contains `ether` with form = plus, blocks = 2, reduce = 4, but this run uses ";
-    let taps = "contains separate transforms for the taps `hidden_states.1`, `hidden_states.2`, but this \
-        run uses ";
+    let taps = "contains separate transforms for the taps `hidden_states.1`, `hidden_states.2`, \
+        but this run uses ";
     for (args, expected) in [
         ([&STATE_READER[..], &["--transform", "none"]].concat(), format!("{saved}`none`")),
         (

@@ -170,7 +170,7 @@ pub fn check(run: &Path, step: usize, now: &Fingerprints, inexact: bool) -> Resu
     let given_up = |e: Error| {
         e.hint(
             "use `--inexact-resume` to resume anyway; the result can then differ from that of an \
-            uninterrupted run, and reference values that no longer apply are computed again",
+            uninterrupted run, and outdated reference values are computed again",
         )
     };
     let Some(then) = Fingerprints::read(&dir(run).join(format!("step-{step}")).join(FINGERPRINTS))?

@@ -99,7 +99,7 @@ impl Folder {
         let path = self.path.display();
         match self.path.join("checkpoints").is_dir() && self.keep {
             true => format!(
-                "`{path}` keeps the last checkpoint; resume it with `reprpo run --resume {}`, and \
+                "the last checkpoint is in `{path}`; resume it with `reprpo run --resume {}`, and \
                     add `--inexact-resume` if you change `config.toml`",
                 quoted(&self.path)
             ),

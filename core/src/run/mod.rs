@@ -140,8 +140,8 @@ fn opening(plan: &Plan<'_>, run: &Assembled, recorders: &mut Recorders<'_>) -> R
         plan.checkpoint.as_ref().filter(|resumed| !resumed.differences.is_empty())
     {
         lines.push(format!(
-            "warning: resumed after step {} although it differs from the checkpoint: {}; the \
-                result is not that of an uninterrupted run",
+            "warning: resumed after step {} with inputs that have changed since the checkpoint: \
+                {}; the result may differ from that of an uninterrupted run",
             resumed.step,
             resumed.differences.join(", ")
         ));
@@ -183,7 +183,7 @@ fn opening(plan: &Plan<'_>, run: &Assembled, recorders: &mut Recorders<'_>) -> R
     lines.extend(run.noise.map(|std| {
         format!(
             "the loss is flat at the reference, so training starts from a perturbed adapter: \
-            noise of standard deviation {std} on the adapter, from `train.seed`"
+            noise with standard deviation {std} was added to it, seeded by `train.seed`"
         )
     }));
     let unreadable = peft::unreadable(

@@ -311,7 +311,7 @@ fn validate(
     })
 }
 
-/// Extends an error about the path in `field` with the place where the user set it.
+/// Adds to the error `e` where the user set `field`, whose value is `path`.
 fn explain(experiment: &Experiment, field: &str, path: Option<&Path>, e: Error) -> Error {
     experiment.sources.explain(field, &path.unwrap_or(Path::new("")).to_string_lossy(), e)
 }

@@ -102,8 +102,8 @@ pub fn clear(folder: &Path) -> Result<()> {
     };
     if let Some(foreign) = names.iter().find(|name| !ours(name)) {
         return Err(Error::new(format!(
-            "`{}` contains a run without a checkpoint, and `{foreign}`, which a run does not \
-                create",
+            "`{}` contains a run without a checkpoint, and `{foreign}`, which does not \
+                belong to a run",
             folder.display()
         ))
         .hint("move this file elsewhere, or choose a different `--out`"));

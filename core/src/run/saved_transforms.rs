@@ -54,8 +54,8 @@ impl SavedTransforms {
             .within(|| format!("cannot read `{}`", path.display()))
             .map_err(|e| {
                 e.hint(format!(
-                "give a folder with `{CONFIG}` and `{TENSORS}`, such as the `transform` folder of \
-                    a run that trained its transform"
+                "specify a folder with `{CONFIG}` and `{TENSORS}`, such as the `transform` folder \
+                    of a run that trained its transform"
             ))
             })?;
         let described = serde_json::from_str(&text).map_err(|e| {
@@ -105,7 +105,7 @@ impl SavedTransforms {
                 )
             };
             return Err(mismatch(&words(places), &words(&here))
-                .hint("use the saved model, tap, layers and `train.share_transform`"));
+                .hint("use the model, tap, layers and `train.share_transform` of the saved run"));
         }
         let parameters = taps.parameters();
         let mut pairs = Vec::with_capacity(parameters.len());

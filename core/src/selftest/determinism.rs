@@ -9,8 +9,8 @@ use crate::error::Result;
 use crate::registry::Kind;
 
 /// Repeats runs and compares their files. With `--full`, this covers all plugins and architectures.
-/// Without it, this covers the program's defaults, one plugin of each kind and one architecture. Only
-/// the run with the defaults uses multiple threads.
+/// Without it, this covers the program's defaults, one plugin of each kind and one architecture.
+/// Only the run with the defaults uses multiple threads.
 ///
 /// # Errors
 /// Fails if a model cannot be written. Returns `Error::interrupted` if the user stopped the test.

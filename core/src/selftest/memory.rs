@@ -8,7 +8,7 @@ use tch::Device;
 use crate::error::{Error, Result};
 use crate::ffi;
 
-/// Measures the peak memory use from the call to [`begin`](Self::begin).
+/// Measures the peak memory use since the call to [`begin`](Self::begin).
 pub struct Memory {
     device: Device,
     /// Resident bytes at the start; `None` if the system cannot reset the peak.
