@@ -41,8 +41,8 @@ pub struct Resumed {
     pub step: usize,
     /// The run's log, locked for this process; `None` if it could not be opened.
     pub lock: Option<File>,
-    /// Names of the inputs that differ from those of the checkpoint. Only set with
-    /// `--inexact-resume`.
+    /// Names of the inputs that have changed since the checkpoint was written. Empty unless
+    /// `--inexact-resume` is used.
     pub differences: Vec<String>,
 }
 

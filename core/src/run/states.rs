@@ -63,7 +63,7 @@ pub struct StatesIndex {
 struct Span {
     /// Index of the first row.
     start: i64,
-    /// Number of rows, including those of the prompt.
+    /// Number of rows, including the rows of the prompt.
     tokens: i64,
     /// Number of rows that belong to the prompt, at the start of the span.
     prompt: i64,

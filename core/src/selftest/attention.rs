@@ -97,8 +97,8 @@ impl fmt::Display for Problem {
     }
 }
 
-/// The inputs without a cache. The numbers of heads are those of SmolLM2, of a model with one
-/// key-value head, and of a model with wide heads like Gemma.
+/// The inputs without a cache. The head configurations are taken from SmolLM2, a model with one
+/// key-value head, and a model with wide heads like Gemma.
 fn problems() -> Vec<Problem> {
     let mut problems = Vec::new();
     for shape in [PAIRS, CHAINS] {

@@ -70,7 +70,7 @@ pub fn check(test: &mut Selftest<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Compares the scores with those of transformers, for each attention strategy.
+/// Compares the scores of each attention strategy with scores computed by transformers.
 fn scores(test: &Selftest<'_>, case: &Case) -> Result<Vec<Difference>> {
     let pairs = test.workshop.fixture().pairs();
     let mut model = test.workshop.fixture().model(case, Kind::Float, test.device)?;
@@ -99,7 +99,8 @@ fn scores(test: &Selftest<'_>, case: &Case) -> Result<Vec<Difference>> {
     Ok(all)
 }
 
-/// Compares the logits of a decoded sequence with those of a single pass in float32 on the CPU.
+/// Compares the logits of a decoded sequence with the logits of a single pass in float32 on the
+/// CPU.
 fn decoding(test: &Selftest<'_>, case: &Case, kind: Kind, tolerance: f64) -> Result<Difference> {
     let _guard = tch::no_grad_guard();
     let fixture = test.workshop.fixture();

@@ -117,7 +117,7 @@ impl TargetModules for Inexact {
 }
 
 /// Like [`Scale`], but each module has a larger error than the previous one. It simulates kernels
-/// whose results on the tested device differ from those on the CPU.
+/// whose results on the tested device differ from the results on the CPU.
 impl Adapter for Inexact {
     fn attach(&self, site: &LinearSite<'_>, init: &mut Init) -> Result<Box<dyn AdaptedLinear>> {
         Ok(Box::new(Scaled(

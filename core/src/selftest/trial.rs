@@ -46,7 +46,7 @@ impl Way {
     /// The simplest computation: float32 on the CPU, without the fused attention kernel.
     pub const PLAIN: Self = Self { device: Device::Cpu, dtype: "f32", attention: "eager" };
 
-    /// The default computation on `device`, with the given precision.
+    /// The computation of a normal run on `device`, in the precision `dtype`.
     pub fn usual(device: Device, dtype: &'static str) -> Self {
         Self { device, dtype, attention: "sdpa" }
     }

@@ -79,7 +79,7 @@ impl ChatTemplate {
         })
     }
 
-    /// Compiles and adds the model's other templates, given the name and the source of each.
+    /// Compiles and adds the model's other templates, given as pairs of name and source.
     ///
     /// # Errors
     /// Fails if a template is too long or not valid.
@@ -380,7 +380,7 @@ fn without_training_marks(source: &str) -> Result<String> {
     Ok(marks.replace_all(source, "{%$1 ${2}with $3%}").into_owned())
 }
 
-/// Prefix that distinguishes the template's own error messages from those of minijinja.
+/// Prefix that distinguishes errors raised by the template from minijinja's own errors.
 const REFUSED: &str = "refused: ";
 
 fn raise_exception(reason: &str) -> Result<Jinja, minijinja::Error> {
