@@ -146,8 +146,8 @@ fn root(parent: &mut [usize], mut pair: usize) -> usize {
     pair
 }
 
-/// Chooses groups that have exactly `wanted` pairs in total, preferring the first groups. If this is
-/// impossible, returns the largest possible total below `wanted` as the error.
+/// Chooses groups that have exactly `wanted` pairs in total, preferring the first groups. If this
+/// is impossible, returns the largest possible total below `wanted` as the error.
 fn choose(sizes: &[usize], wanted: usize) -> Result<Vec<usize>, usize> {
     let (mut left, mut taken) = (wanted, Vec::new());
     for (group, size) in sizes.iter().enumerate() {
