@@ -215,7 +215,7 @@ fn a_run_trains_on_the_selected_part_and_counts_pairs_without_effect() {
     assert!(log.contains("3 pairs to train on, 0 dropped, 0 cut\n"), "{log}");
     assert!(
         log.contains(
-            "warning: pairs with equal tokens in both completions, which have no effect: 1\n"
+            "warning: pairs with no effect because both completions have the same tokens: 1\n"
         ),
         "{log}"
     );

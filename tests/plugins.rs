@@ -256,14 +256,14 @@ fn a_method_that_fails_is_named_and_ends_only_its_run() {
         (
             &["--intervention", "hook-changes-shape"],
             &[
-                "step 1 failed, with intervention `hook-changes-shape`",
+                "step 1 failed (intervention `hook-changes-shape`",
                 "a gradient hook must return a gradient of (",
                 "but returned ([], Float)",
             ],
         ),
         (
             &["--intervention", "loss-is-nan"],
-            &["step 1 failed, with intervention `loss-is-nan`", "the loss is NaN"],
+            &["step 1 failed (intervention `loss-is-nan`", "the loss is NaN"],
         ),
         (
             &["--intervention", "loss-is-not-scalar"],

@@ -584,7 +584,7 @@ fn a_run_checks_every_pair_that_it_will_score_before_it_starts() {
     let log = stderr(&output);
     assert!(
         log.contains(
-            "the split `test` cannot be used\n  because cannot read line 3 of \
+            "cannot use the split `test`\n  because cannot read line 3 of \
         `test.jsonl`\n  because there is no column `rejected`"
         ),
         "{log}"
