@@ -93,7 +93,7 @@ impl Findings {
         let mut lines = self.of_tokens();
         let of_data = [
             (
-                "pairs whose completions begin with the prompt, which is then read twice",
+                "pairs whose completions repeat the prompt, so that the model reads it twice",
                 self.prompt_repeated,
             ),
             ("pairs with an empty completion", self.empty_completions),
@@ -113,17 +113,17 @@ impl Findings {
         let mut lines = Vec::new();
         if let Some(left_out) = &self.left_out {
             lines.push(format!(
-                "warning: pairs whose prompt ends in other tokens on its own than before a \
-                completion: {}. Their completions begin at the first token that differs, as in \
-                TRL, and this end of {} prompt is left out: {left_out:?}",
+                "warning: pairs whose prompt tokenises differently on its own than before a \
+                completion: {}. As in TRL, the prompt ends and the completion begins at the first \
+                token that differs. Cut from {} prompt: {left_out:?}",
                 self.prefix_mismatches,
                 if self.prefix_mismatches > 1 { "the first such" } else { "the" },
             ));
         }
         for (role, n) in &self.roles {
             lines.push(format!(
-                "warning: pairs with a completion that begins with a message of \
-                the role `{role}`, not `assistant`: {n}"
+                "warning: pairs with a completion whose first message has the role `{role}` \
+                instead of `assistant`: {n}"
             ));
         }
         if let Some(context) = self.context {
@@ -134,8 +134,7 @@ impl Findings {
             let over = over.into_iter().filter(|(_, n)| *n > 0);
             lines.extend(over.map(|(what, n)| {
                 format!(
-                    "warning: {what} that are longer than the \
-                model's context of {context} tokens: {n}"
+                    "warning: {what} that are longer than the model's context of {context} tokens: {n}"
                 )
             }));
         }

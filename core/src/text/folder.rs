@@ -157,15 +157,18 @@ fn refuse(config: &Map<String, Value>, model: &Map<String, Value>, file: &Ids) -
     {
         return refused(
             "fast_tokenizer_files",
-            &format!("transformers reads `{other}` in place of tokenizer.json"),
+            &format!("transformers reads `{other}` instead of tokenizer.json"),
         )
         .map_err(|e| {
             e.hint(format!("replace tokenizer.json with `{other}` and remove the field"))
         });
     }
     if config.get("init_inputs").is_some_and(is_truthy) {
-        return refused("init_inputs", "its values do not have names, so their meaning is unknown")
-            .map_err(|e| e.hint("remove the field, or write its values under their names"));
+        return refused(
+            "init_inputs",
+            "its values are positional arguments, whose meaning is unknown",
+        )
+        .map_err(|e| e.hint("remove the field, or set its values as named fields"));
     }
     for field in ["split_special_tokens", "add_prefix_space", "legacy"] {
         if let Some(value) =
@@ -192,16 +195,13 @@ fn refuse(config: &Map<String, Value>, model: &Map<String, Value>, file: &Ids) -
         && major.is_none_or(|major| major < 5)
         && file.get_vocab_size(true) > 100_000
     {
-        return refused(
-            "fix_mistral_regex",
-            "it replaces the pattern in tokenizer.json that splits text into words",
-        )
-        .map_err(|e| {
-            e.hint(
+        return refused("fix_mistral_regex", "it changes how transformers splits text into words")
+            .map_err(|e| {
+                e.hint(
                 "run `AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)` in Python to \
                 write the corrected tokenizer.json, then remove the field",
             )
-        });
+            });
     }
     Ok(())
 }

@@ -239,14 +239,12 @@ const USE_FILE: &str = "if tokenizer.json is correct without changes, set `token
 
 fn by_name(name: &str) -> Result<Option<&'static Class>> {
     if UNSUPPORTED.contains(&name) {
-        return Err(Error::new(format!(
-            "the tokenizer is of transformers' class `{name}`, which is not supported"
-        ))
-        .hint(format!(
-            "valid: {}, and classes that use tokenizer.json unchanged",
-            REBUILT.iter().map(|c| c.name).collect::<Vec<_>>().join(", ")
-        ))
-        .hint(USE_FILE));
+        return Err(Error::new(format!("the tokenizer class `{name}` is not supported"))
+            .hint(format!(
+                "valid: {}, and classes that use tokenizer.json unchanged",
+                REBUILT.iter().map(|c| c.name).collect::<Vec<_>>().join(", ")
+            ))
+            .hint(USE_FILE));
     }
     Ok(REBUILT.iter().find(|class| class.name == name))
 }
@@ -259,20 +257,18 @@ impl Class {
     pub fn build(&self, file: &Ids, unknown: Option<&str>, options: &Options) -> Result<Ids> {
         let refused = |why: &str| {
             Error::new(format!(
-                "tokenizer.json cannot be used with transformers' class `{}`: {why}",
+                "tokenizer.json cannot be used with the tokenizer class `{}`: {why}",
                 self.name
             ))
             .hint(USE_FILE)
         };
         let ModelWrapper::BPE(model) = file.get_model() else {
-            return Err(refused(
-                "the class needs a BPE model, and the model in the file is not BPE",
-            ));
+            return Err(refused("the class requires a BPE model"));
         };
         let mut model = model.clone();
         if model.continuing_subword_prefix.as_ref().is_some_and(|prefix| !prefix.is_empty()) {
             return Err(refused(
-                "its tokens have a `continuing_subword_prefix`, which the class does not have",
+                "it sets `continuing_subword_prefix`, which the class does not support",
             ));
         }
         (model.dropout, model.ignore_merges, model.end_of_word_suffix) = (None, false, None);
@@ -282,7 +278,11 @@ impl Class {
         let [normalizer, pre_tokenizer, decoder] = (self.parts)(options);
         // The parts are constants in this file, so a failure to parse them is a bug.
         let wrong = |e: serde_json::Error| {
-            Error::internal(format!("`{}` has parts that are not valid", self.name)).because(e)
+            Error::internal(format!(
+                "`{}` defines an invalid normalizer, pre-tokenizer or decoder",
+                self.name
+            ))
+            .because(e)
         };
         ids.with_normalizer(
             serde_json::from_value::<Option<tokenizers::NormalizerWrapper>>(normalizer)

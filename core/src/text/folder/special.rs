@@ -228,7 +228,7 @@ impl Tokens {
             for (text, id) in &files.added {
                 let id = id.as_i64().ok_or_else(|| {
                     Error::new(format!(
-                        "the id of `{text}` in {ADDED} must be a whole number, got `{id}`"
+                        "the id of `{text}` in {ADDED} must be an integer, got `{id}`"
                     ))
                 })?;
                 added.insert(id, AddedToken::from(text.as_str(), special.contains(text.as_str())));

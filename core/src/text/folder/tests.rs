@@ -106,7 +106,7 @@ fn unsupported_fields_that_change_ids_are_refused_by_name() {
     let refused = |config: Value| format!("{:?}", with(config).unwrap_err());
     let class = refused(json!({ "tokenizer_class": "CodeLlamaTokenizerFast" }));
     assert!(
-        class.contains("class `CodeLlamaTokenizer`, which is not supported")
+        class.contains("the tokenizer class `CodeLlamaTokenizer` is not supported")
             && class.contains("`PreTrainedTokenizerFast`"),
         "{class}"
     );

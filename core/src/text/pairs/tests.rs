@@ -206,10 +206,10 @@ fn warnings_count_unusual_pairs_and_give_an_example() {
     let warnings = found.lines().join("\n");
     for part in [
         "on its own than before a completion: 4. ",
-        "this end of the first such prompt is left out: \" \"\n",
-        "a message of the role `user`, not `assistant`: 1\n",
+        "Cut from the first such prompt: \" \"\n",
+        "first message has the role `user` instead of `assistant`: 1\n",
         "longer than the model's context of 9 tokens: ",
-        "begin with the prompt, which is then read twice: 2\n",
+        "repeat the prompt, so that the model reads it twice: 2\n",
         "with an empty completion: 1",
     ] {
         assert!(warnings.contains(part), "{part}\n{warnings}");
