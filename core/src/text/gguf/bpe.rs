@@ -1,5 +1,5 @@
 //! Byte-level BPE, which GGUF calls `gpt2`. The text is split into words, each byte of a word is
-//! represented by a character, and the characters are merged.
+//! mapped to a printable character, and BPE merges these characters into tokens.
 
 use tokenizers::normalizers::NFC;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -38,7 +38,7 @@ pub(super) fn build(meta: &Metadata, tokens: &[Token]) -> Result<BuiltTokenizer>
         cut.push(Digits::new(true).into());
     }
     match pre.expression {
-        // GPT-2's expression is built into the crate's ByteLevel.
+        // GPT-2's regular expression is built into `ByteLevel`.
         None => cut.push(bytes(true).into()),
         Some(expression) => {
             let split = Split::new(
