@@ -229,7 +229,7 @@ pub fn whole_pair(
         }
         _ => {
             return Err(Error::new(format!("pair {row} mixes plain text and messages")).hint(
-                "use either plain text for all of prompt, chosen and rejected, or lists of messages",
+                "use plain text for prompt, chosen and rejected, or lists of messages for all of them",
             ));
         }
     };

@@ -17,10 +17,9 @@ pub(super) fn build(meta: &Metadata, tokens: &[Token]) -> Result<BuiltTokenizer>
     let name = meta.text("tokenizer.ggml.pre")?;
     if name.is_none() {
         tracing::warn!(
-            "`{}` does not have `tokenizer.ggml.pre`, which names the expression that splits text \
-            into words; GPT-2's expression is assumed, and the tokens are wrong if the model uses \
-            another one; convert the model again with a newer llama.cpp, or use its Hugging Face \
-            folder",
+            "`{}` does not specify a pre-tokenizer (`tokenizer.ggml.pre`). GPT-2's pre-tokenizer \
+            is used, and the tokens are wrong if the model needs a different one. Convert the \
+            model again with a newer llama.cpp, or use its Hugging Face folder",
             meta.path().display()
         );
     }
