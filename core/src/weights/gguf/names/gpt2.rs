@@ -25,8 +25,8 @@ pub const GPT2: Architecture = Architecture {
         ("ffn_up", "mlp.c_fc"),
         ("ffn_down", "mlp.c_proj"),
     ]],
-    // transformers' Conv1D stores weights as `[in out]`. The file has `[out in]`, as for linear
-    // modules.
+    // transformers' Conv1D stores weights as `[in out]`, but the file stores them as `[out in]`, as
+    // in linear modules.
     order: |name, _| {
         if [".c_attn.weight", ".c_proj.weight", ".c_fc.weight"]
             .iter()
@@ -47,8 +47,8 @@ pub const GPT2: Architecture = Architecture {
                 keys and values, each {head} wide"
             )));
         }
-        // llama.cpp's converter always writes four times the width of the model, even if the MLP
-        // has another size. Use the shape of the tensor instead.
+        // llama.cpp's converter always sets this to four times the width of the model, even if it
+        // is wrong. Use the shape of the tensor instead.
         let inner = match (file.rows)("transformer.h.0.mlp.c_fc.weight") {
             Some(rows) => rows,
             None => settings.count("feed_forward_length")? as i64,
