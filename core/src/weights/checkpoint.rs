@@ -139,11 +139,11 @@ fn open_shards(folder: &Path) -> Result<(Vec<SafetensorsFile>, IndexMap<String, 
     for (name, shard) in map {
         let shard = shard
             .as_str()
-            .ok_or_else(|| wrong(format!("does not name a file for tensor `{name}`")))?;
+            .ok_or_else(|| wrong(format!("does not specify a file for tensor `{name}`")))?;
         // The index must not refer to files outside the folder.
         if Path::new(shard).file_name().is_none_or(|f| f != shard) {
             return Err(wrong(format!(
-                "names `{shard}` for tensor `{name}`, which is not a file in the folder"
+                "must refer to a file in the same folder for tensor `{name}`, got `{shard}`"
             )));
         }
         shards.entry(shard).or_default().push(name);
@@ -154,7 +154,7 @@ fn open_shards(folder: &Path) -> Result<(Vec<SafetensorsFile>, IndexMap<String, 
         let at = folder.join(shard);
         if !at.exists() {
             return Err(Error::new(format!(
-                "the shard `{}` is missing; the index lists {} tensors in it",
+                "the shard `{}` is missing, which should contain {} tensors",
                 at.display(),
                 expected.len()
             ))
@@ -164,7 +164,7 @@ fn open_shards(folder: &Path) -> Result<(Vec<SafetensorsFile>, IndexMap<String, 
         let there: IndexMap<&str, ()> = file.names().map(|n| (n, ())).collect();
         if let Some(lost) = expected.iter().find(|n| !there.contains_key(*n)) {
             return Err(Error::new(format!(
-                "the shard `{}` has no tensor `{lost}`, although the index lists it there",
+                "the shard `{}` has no tensor `{lost}`, which the index assigns to it",
                 at.display()
             )));
         }
@@ -182,13 +182,13 @@ fn no_weights(folder: &Path) -> Error {
     if ["pytorch_model.bin", "pytorch_model.bin.index.json"].iter().any(|f| folder.join(f).exists())
     {
         e.hint(
-            "convert pytorch_model.bin, which is a pickle and never read because pickles can run \
-            code: run `AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER, \
+            "convert pytorch_model.bin, which is never read because pickles can run code: run \
+            `AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER, \
             safe_serialization=True)` in Python",
         )
     } else if folder.join("adapter_config.json").exists() {
         e.hint(
-            "give a model here, and this folder with `--init-adapter`, because it contains an \
+            "use a model here, and pass this folder with `--init-adapter`, because it contains an \
             adapter",
         )
     } else {

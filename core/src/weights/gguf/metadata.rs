@@ -55,7 +55,7 @@ impl Metadata {
     pub(super) fn read(cursor: &mut Cursor, file: &Arc<Mapped>, count: u64) -> Result<Self> {
         if count > MAX_ENTRIES {
             return Err(cursor
-                .wrong(format!("claims to have {count} metadata entries"))
+                .wrong(format!("has {count} metadata entries, which is too many"))
                 .hint(format!("valid: up to {MAX_ENTRIES}")));
         }
         let mut entries = IndexMap::new();
@@ -309,7 +309,8 @@ impl<'a> Cursor<'a> {
         let left = self.file.len() - self.at;
         if len <= left as u64 && self.at as u64 + len > MAX_HEADER_BYTES {
             return Err(self.wrong(format!(
-                "has a header of more than {MAX_HEADER_BYTES} bytes, with {what} of {len} bytes"
+                "has a header of more than {MAX_HEADER_BYTES} bytes, including {what} of {len} \
+                bytes"
             )));
         }
         match usize::try_from(len) {
@@ -379,9 +380,7 @@ impl<'a> Cursor<'a> {
             11 => Value::Signed(i64::from_le_bytes(self.bytes()?)),
             12 => Value::Float(f64::from_le_bytes(self.bytes()?)),
             other => {
-                return Err(
-                    self.wrong(format!("has a value of type {other}, which does not exist"))
-                );
+                return Err(self.wrong(format!("has a value of the unknown type {other}")));
             }
         })
     }
@@ -411,9 +410,7 @@ impl<'a> Cursor<'a> {
                 );
             }
             other => {
-                return Err(
-                    self.wrong(format!("has an array of type {other}, which does not exist"))
-                );
+                return Err(self.wrong(format!("has an array of the unknown type {other}")));
             }
         };
         self.take(len.saturating_mul(size), "an array").map(|_| ())

@@ -95,7 +95,7 @@ impl Gguf {
             }
             let name = architecture.rename(&gguf_name).ok_or_else(|| {
                 Error::new(format!(
-                    "`{at}` has a tensor `{gguf_name}`, which is unknown for its architecture"
+                    "`{at}` has a tensor `{gguf_name}`, which does not belong to its architecture"
                 ))
             })?;
             (stored.order, stored.offset) =
@@ -129,10 +129,10 @@ impl Gguf {
             }
             if let Some(first) = tensors.insert(name, stored) {
                 return Err(Error::new(format!(
-                    "`{at}` is not a valid GGUF file: it has a second tensor `{gguf_name}`"
+                    "`{at}` is not a valid GGUF file: duplicate tensor `{gguf_name}`"
                 ))
                 .hint(format!(
-                    "download it again; the first tensor of this name is in `{}`",
+                    "download it again; the tensor is also in `{}`",
                     files[first.file].path().display()
                 )));
             }

@@ -43,8 +43,8 @@ pub const GPT2: Architecture = Architecture {
         if file.shape.key_value_heads != heads || file.shape.head != width / heads {
             let (keys, head) = (file.shape.key_value_heads, file.shape.head);
             return Err(Error::new(format!(
-                "a GPT-2 model of width {width} with {heads} heads cannot have {keys} heads of \
-                keys and values, each {head} wide"
+                "a GPT-2 model of width {width} with {heads} heads cannot have {keys} key-value \
+                heads of width {head}"
             )));
         }
         // llama.cpp's converter always sets this to four times the width of the model, even if it

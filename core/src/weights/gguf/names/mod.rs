@@ -70,7 +70,7 @@ pub fn architecture(meta: &Metadata) -> Result<&'static Architecture> {
         meta.text("general.architecture")?.ok_or_else(|| meta.missing("general.architecture"))?;
     KNOWN.iter().find(|a| a.name == name).ok_or_else(|| {
         Error::unknown("GGUF architecture", name, KNOWN.iter().map(|a| a.name)).hint(
-            "use llama.cpp's names: Mistral's models are `llama`, and those of OLMo 3 are `olmo2`",
+            "use llama.cpp's names: `llama` for Mistral models, and `olmo2` for OLMo 3 models",
         )
     })
 }
@@ -137,7 +137,7 @@ impl Architecture {
         if rotated > head || !rotated.is_multiple_of(2) {
             let key = settings.key("rope.dimension_count");
             return Err(Error::new(format!(
-                "`{key}` must be an even number up to {head}, the width of a head, got {rotated}"
+                "`{key}` must be even and at most {head} (the width of a head), got {rotated}"
             )));
         }
         Ok(Shape { heads, key_value_heads, head, rotated })
@@ -214,7 +214,7 @@ impl Source<'_> {
                 && settings.count("attention.value_length")? != shape.head
             {
                 return Err(Error::new(
-                    "GGUF files of models whose keys and values differ in width are not supported",
+                    "GGUF models with different widths for keys and values are not supported",
                 ));
             }
             put("head_dim", json!(shape.head));

@@ -142,7 +142,7 @@ impl Settings<'_> {
         // This limit ensures that products of sizes do not overflow.
         match usize::try_from(count) {
             Ok(count @ 1..=0x7fff_ffff) => Ok(count),
-            _ => Err(Error::new(format!("`{key}` is {count}, which is out of range"))),
+            _ => Err(Error::new(format!("`{key}` must be between 1 and 2147483647, got {count}"))),
         }
     }
 
@@ -163,10 +163,9 @@ impl Settings<'_> {
         match self.count("block_count")? {
             layers @ 1..=MAX_LAYERS => Ok(layers),
             layers => Err(Error::new(format!(
-                "`{}` is {layers}, which is out of range",
+                "`{}` must be between 1 and {MAX_LAYERS}, got {layers}",
                 self.key("block_count")
-            ))
-            .hint(format!("valid: up to {MAX_LAYERS}"))),
+            ))),
         }
     }
 
@@ -192,7 +191,7 @@ impl Settings<'_> {
         };
         if sliding.len() != layers {
             return Err(Error::new(format!(
-                "`{key}` is for {} layers, but the model has {layers}",
+                "`{key}` has {} entries, but the model has {layers} layers",
                 sliding.len()
             )));
         }
@@ -244,7 +243,7 @@ impl Settings<'_> {
     pub fn unsupported(&self, name: &str) -> Error {
         let (key, value) = (self.key(name), self.meta.describe(&self.key(name)));
         Error::new(format!(
-            "the setting `{key}` ({value}) may change the model's output, but is not supported"
+            "the setting `{key}` ({value}) is not supported, but may change the model's output"
         ))
         .hint("use the model's Hugging Face folder")
     }
