@@ -229,7 +229,7 @@ pub fn whole_pair(
         }
         _ => {
             return Err(Error::new(format!("pair {row} mixes plain text and messages")).hint(
-                "use plain text for prompt, chosen and rejected, or lists of messages for all of them",
+                "make prompt, chosen and rejected either all plain text or all lists of messages",
             ));
         }
     };

@@ -148,7 +148,7 @@ impl AdamW {
                 let saved = take(&format!("{prefix}.{name}"))?;
                 if saved.size() != moment.size() {
                     return Err(Error::new(format!(
-                        "`{prefix}.{name}` has the shape {:?} in the checkpoint, but {:?} in this run",
+                        "`{prefix}.{name}` has shape {:?} in the checkpoint, but {:?} in this run",
                         saved.size(),
                         moment.size()
                     )));

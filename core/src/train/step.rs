@@ -32,7 +32,7 @@ pub struct LeftOut {
     pub lacking: &'static str,
 }
 
-/// What [`sum`] is called for.
+/// The modes of [`sum`].
 #[derive(Clone, Copy)]
 enum Mode<'a> {
     Train,
