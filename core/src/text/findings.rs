@@ -133,7 +133,10 @@ impl Findings {
             ];
             let over = over.into_iter().filter(|(_, n)| *n > 0);
             lines.extend(over.map(|(what, n)| {
-                format!("warning: {what} longer than the model's context of {context} tokens: {n}")
+                format!(
+                    "warning: {what} that are longer than the model's context of {context} \
+                    tokens: {n}"
+                )
             }));
         }
         lines
