@@ -109,20 +109,20 @@ impl fmt::Display for Cut {
 /// The result of tokenising a pair.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The pair is used.
+    /// The pair is kept.
     Kept {
-        /// Ids after cutting.
+        /// Ids after truncation.
         pair: TokenPair,
         /// Numbers of tokens that were removed.
         cut: Cut,
         /// The whole prompt, tokenised without a completion.
         prompt: Prompt,
     },
-    /// The pair is not used.
+    /// The pair is dropped.
     Dropped(SkipReason),
 }
 
-/// A pair that is not used.
+/// A pair that was dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DroppedPair {
     /// Index among the pairs that were read, as in [`TokenPair`].

@@ -80,8 +80,8 @@ impl ModuleDirections {
         Self { whose: needs.directions, sites, ..Self::default() }
     }
 
-    /// Returns the sites to read in the forward pass of `whose` model. Empty if the method takes
-    /// its directions from the other model.
+    /// Returns the sites to read in the forward pass of the policy or of the reference, as selected
+    /// by `whose`. Empty if the method takes its directions from the other model.
     pub fn sites(&self, whose: Directions) -> &[Site] {
         if whose == self.whose { &self.sites } else { &[] }
     }

@@ -174,7 +174,7 @@ fn sum(
             // If no pair counts, the metrics have no mean.
             of_method.0.clear();
         } else if counted < pairs.len() as f64 {
-            // The weights assumed that all pairs count. Correct this.
+            // The weights above assume that all pairs count. Correct for those that do not.
             let rest = pairs.len() as f64 / counted;
             loss *= rest;
             for (_, value) in &mut of_method.0 {

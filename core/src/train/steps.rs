@@ -56,7 +56,7 @@ impl<'a> Steps<'a> {
 
     /// Number of completed epochs after step `step`, as a fraction. As in the Trainer of
     /// transformers, it is based on the number of batches, although the last step of an epoch may
-    /// have fewer batches.
+    /// have fewer batches than the others.
     pub fn epoch(&self, step: usize) -> f64 {
         let batches = self.pairs.div_ceil(self.train.batch);
         let seen = ((step % self.per_epoch + 1) * self.train.accumulate).min(batches);

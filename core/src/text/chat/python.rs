@@ -185,8 +185,8 @@ fn write_repr(out: &mut String, x: &Value) -> Result<(), Error> {
     Ok(())
 }
 
-/// Formats a number like Python. A float is written with the fewest digits that represent it
-/// exactly, in scientific notation if its exponent is below -4 or above 15.
+/// Formats a number like Python. A float is written with the fewest digits that parse back to the
+/// same value, in scientific notation if its exponent is below -4 or above 15.
 pub fn number(x: &Value) -> Result<String, Error> {
     if x.is_integer() {
         return Ok(x.to_string());

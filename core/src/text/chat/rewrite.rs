@@ -3,8 +3,11 @@
 //! minijinja allows replacing filters but not operators. This module therefore parses a template
 //! and writes it back with filter calls instead of these operators:
 //!
-//! - `'%s' % x`, which minijinja does not support - `a < b`, which minijinja accepts for values of
-//! any types - `a in b`, and loops over `none`, which are errors in Python but not in minijinja
+//! - `'%s' % x`, which minijinja does not support
+//! - `a < b`, which minijinja accepts for values of any types
+//! - `a in b`, which is an error in Python for some types, but false in minijinja
+//!
+//! It also adds filters that reject `none` in loops, which minijinja treats as an empty list.
 //!
 //! Statements stay on their original lines, so that errors report the correct line.
 
@@ -71,7 +74,8 @@ impl Writer<'_> {
         statements.iter().try_for_each(|statement| self.statement(statement))
     }
 
-    /// Writes the start of a tag. Line breaks after it move its content to its original line.
+    /// Writes the start of a tag, followed by enough line breaks to keep its content on its
+    /// original line.
     fn open(&mut self, tag: &str, span: Span) {
         self.out.push_str(tag);
         while self.line < span.start_line {

@@ -269,7 +269,7 @@ impl Tokens {
     /// true, all special tokens get the default flags.
     ///
     /// # Errors
-    /// Fails if the tokenizer refuses a token.
+    /// Fails if the tokenizer rejects a token.
     pub fn add_to(&self, ids: &mut Ids, resets_flags: bool) -> tokenizers::Result<()> {
         let there: HashSet<AddedToken> = ids.get_added_tokens_decoder().into_values().collect();
         let mut adding: Vec<TokenEntry> = self

@@ -41,8 +41,8 @@ static PRE: [Pre; 10] = [
     Pre { names: &["gpt-2", "default", "phi-2", "granite-docling"], ..GPT_2 },
     // The tokenizer of StarCoder and, under the name `refact`, of Granite 3.
     Pre { names: &["starcoder", "refact"], digits: true, ..GPT_2 },
-    // In its tokenizer.json, SmolLM makes each digit a separate word. The vocabulary has no merges
-    // of digits, so this only affects spaces before digits. The ids must match transformers, which
+    // SmolLM's tokenizer.json makes each digit a separate word. The vocabulary has no merges of
+    // digits, so this only affects spaces before digits. The ids must match transformers, which
     // skips this step for GGUF files.
     Pre { names: &["smollm"], ..GPT_2 },
     // GPT-NeoX's tokenizer, which llama.cpp names after OLMo and MPT.

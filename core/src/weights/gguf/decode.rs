@@ -29,8 +29,7 @@ pub fn in_order<T: Element>(
     });
 }
 
-/// Decodes like [`in_order`], but reorders the rows as in Hugging Face's format. There are `rows`
-/// rows.
+/// Decodes like [`in_order`], but puts the rows into Hugging Face's order. `rows` is their number.
 pub fn by_rows<T: Element>(
     format: &Format,
     file: &Mapped,

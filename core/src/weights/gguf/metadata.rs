@@ -1,7 +1,8 @@
 //! Reads the key-value metadata in the header of a GGUF file.
 //!
-//! A malicious file must not use much time or memory. Therefore, no length is used before it was
-//! compared with the rest of the file, and strings and arrays are only parsed when they are needed.
+//! A malicious file must not use much time or memory. Therefore, every length is checked against
+//! the remaining size of the file before it is used, and strings and arrays are only parsed when
+//! they are needed.
 
 use std::ops::Range;
 use std::path::Path;

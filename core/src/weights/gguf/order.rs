@@ -32,8 +32,8 @@ impl Order {
         }
     }
 
-    /// Returns the number of heads if `rows` is not divisible into heads of equal parts, and `None`
-    /// if it is.
+    /// Returns `None` if `rows` is divisible into heads of equal parts, and the number of heads
+    /// otherwise.
     pub fn misfit(self, rows: i64) -> Option<usize> {
         let (heads, parts) = self.groups()?;
         let groups = heads
@@ -53,9 +53,9 @@ impl Order {
         }
     }
 
-    /// Returns the index in the file of row `r` in Hugging Face's order, where `rows` is the number
-    /// of rows. Both indices may also be relative to the start of a group of
-    /// [`together`](Self::together) rows.
+    /// Returns the index in the file of row `r` in Hugging Face's order. `rows` is the total number
+    /// of rows. Both indices may also be relative to the start of a group, see
+    /// [`together`](Self::together).
     pub fn row_of(self, r: usize, rows: usize) -> usize {
         match self {
             Self::Same | Self::Transposed => r,

@@ -164,7 +164,7 @@ impl Architecture {
     }
 }
 
-/// What a configuration is created from.
+/// Inputs for creating a configuration.
 struct Source<'a> {
     settings: Settings<'a>,
     shape: Shape,

@@ -75,8 +75,7 @@ impl Settings<'_> {
             self.unsigned("rope.scaling.original_context_length")?.unwrap_or(context as u64);
         let plain = kind == "none" || (kind == "linear" && factor == 1.0);
         let mut rope = match factors {
-            // In Llama 3.1's scaling, the converter has computed a separate factor for each
-            // frequency.
+            // Llama 3.1's scaling. The converter precomputes a factor for each frequency.
             RopeFactors { all: Some(all), long: None, short: None } if plain => {
                 json!({ "rope_type": "longrope", "short_factor": all, "long_factor": all,
                     "attention_factor": 1.0, "original_max_position_embeddings": context })
@@ -117,7 +116,7 @@ impl Settings<'_> {
             rope["partial_rotary_factor"] = json!(part(shape.rotated, shape.head));
         } else if shape.rotated != shape.head {
             // llama.cpp can rotate only the first dimensions of each head in every architecture,
-            // but transformers has no field for this here.
+            // but for this one, transformers has no field for it.
             rope["dimension_count"] = json!(shape.rotated);
         }
         Ok(rope)
