@@ -126,7 +126,7 @@ fn sum(
             Mode::Train => objective.loss(model, adapted, &batch, info, weight)?,
             Mode::Validate(stop) if stop.load(Ordering::Relaxed) => {
                 return Err(Error::interrupted(format!(
-                    "interrupted after the loss of {} of {} batches",
+                    "interrupted after {} of {} batches",
                     losses.len(),
                     pairs.len().div_ceil(size)
                 )));
