@@ -151,7 +151,7 @@ fn place(
     if !alignment.is_power_of_two() || alignment > 1 << 20 {
         return Err(cursor
             .wrong(format!("has the alignment {alignment}"))
-            .hint("valid: powers of two up to 2^20"));
+            .hint("valid: a power of two up to 2^20"));
     }
     let start = (cursor.at() as u64).next_multiple_of(alignment);
     let mut placed: Vec<(String, TensorInfo)> = Vec::with_capacity(infos.len());
