@@ -1,4 +1,5 @@
-//! Trainable changes of a frozen model, saved in PEFT's format if PEFT has the method.
+//! Adapters: trainable changes to a frozen model. They are saved in PEFT's format if PEFT
+//! implements the method.
 //!
 //! Each adapter's `learning_rate_factor` was chosen using only training pairs: 30 steps of dpo with
 //! SmolLM2-135M-Instruct on 40 pairs of the synthetic data. With the factor, the accuracy on these
@@ -53,14 +54,14 @@ fn check_dropout(field: &str, p: f64) -> Result<()> {
     }
 }
 
-/// Applies dropout: in training, zeroes a share p of the entries of x and scales the others by 1/(1
-/// − p).
+/// Applies dropout: in training, zeroes each entry of x with probability p and scales the remaining
+/// ones by 1/(1 − p).
 fn dropout(x: &Tensor, p: f64, train: bool) -> Result<Tensor> {
     Ok(if train && p > 0.0 { x.f_dropout(p, true)? } else { x.shallow_clone() })
 }
 
-/// Reads `layers_to_transform` from PEFT's configuration, which is a list or one number. An empty
-/// list means every layer.
+/// Reads `layers_to_transform` from PEFT's configuration, where it can be a list or a single
+/// number. An empty list means every layer.
 fn peft_layers(peft: &PeftConfig) -> Result<Option<Vec<usize>>> {
     match peft.get::<Value>("layers_to_transform")? {
         Some(Value::Number(_)) => Ok(Some(vec![peft.need("layers_to_transform")?])),

@@ -40,7 +40,7 @@ impl TransformPlugin for Hra {
 
 /// The transform of one tap.
 struct HraTransform {
-    /// Columns `[h r]` of any length except 0.
+    /// Directions of the reflections, as nonzero columns `[h r]` of any length.
     u: Tensor,
 }
 
