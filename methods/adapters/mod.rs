@@ -40,7 +40,7 @@ fn default_targets() -> Targets {
 /// Fails if r is 0.
 fn rank(r: u32) -> Result<i64> {
     if r == 0 {
-        return Err(Error::new("`adapter.r` is 0, but must be at least 1"));
+        return Err(Error::new("`adapter.r` must be at least 1, got 0"));
     }
     Ok(i64::from(r))
 }
@@ -50,7 +50,7 @@ fn check_dropout(field: &str, p: f64) -> Result<()> {
     if (0.0..1.0).contains(&p) {
         Ok(())
     } else {
-        Err(Error::new(format!("`adapter.{field}` is {p}, but must be at least 0 and less than 1")))
+        Err(Error::new(format!("`adapter.{field}` must be at least 0 and less than 1, got {p}")))
     }
 }
 

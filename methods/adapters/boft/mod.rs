@@ -67,7 +67,7 @@ impl AdapterPlugin for Boft {
         }
         if !(1..=32).contains(&self.boft_n_butterfly_factor) {
             return Err(Error::new(format!(
-                "`adapter.boft_n_butterfly_factor` is {}, but must be from 1 to 32",
+                "`adapter.boft_n_butterfly_factor` must be from 1 to 32, got {}",
                 self.boft_n_butterfly_factor
             )));
         }

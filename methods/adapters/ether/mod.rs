@@ -53,7 +53,7 @@ pub struct Ether {
 impl AdapterPlugin for Ether {
     fn build(self) -> Result<Box<dyn Adapter>> {
         if self.blocks == 0 {
-            return Err(Error::new("`adapter.blocks` is 0, but must be at least 1"));
+            return Err(Error::new("`adapter.blocks` must be at least 1, got 0"));
         }
         Ok(Box::new(self))
     }

@@ -73,8 +73,8 @@ impl Adapter for Hra {
         let (r, inputs) = (rank(self.r)?, site.info.inputs);
         if self.apply_gs && r > inputs {
             return Err(Error::new(format!(
-                "`adapter.r` is {r}, but with `adapter.apply_gs` it must be at most {inputs}, the \
-                    module's width"
+                "with `adapter.apply_gs`, `adapter.r` must be at most the module's input width, \
+                    {inputs}, got {r}"
             )));
         }
         let u = if r % 2 == 0 && !self.apply_gs {

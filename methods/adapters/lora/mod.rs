@@ -79,7 +79,7 @@ impl AdapterPlugin for Lora {
             if a > 0.0 && a.is_finite() {
                 Ok(())
             } else {
-                Err(Error::new(format!("`adapter.{field}` is {a}, but must be greater than 0")))
+                Err(Error::new(format!("`adapter.{field}` must be greater than 0, got {a}")))
             }
         };
         alpha("lora_alpha", self.lora_alpha)?;

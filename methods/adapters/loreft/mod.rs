@@ -91,7 +91,7 @@ impl Adapter for LoReft {
         let (r, hidden) = (rank(self.r)?, model.hidden);
         if r > hidden {
             return Err(Error::new(format!(
-                "`adapter.r` is {r}, but must be at most {hidden}, the width of the residual stream"
+                "`adapter.r` must be at most the width of the residual stream, {hidden}, got {r}"
             )));
         }
         // Start with orthonormal rows, so that the matrix is as far from singular as possible.

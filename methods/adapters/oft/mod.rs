@@ -72,7 +72,7 @@ impl AdapterPlugin for Oft {
         }
         if self.use_cayley_neumann && self.num_cayley_neumann_terms < 2 {
             return Err(Error::new(format!(
-                "`adapter.num_cayley_neumann_terms` is {}, but must be at least 2",
+                "`adapter.num_cayley_neumann_terms` must be at least 2, got {}",
                 self.num_cayley_neumann_terms
             ))
             .hint("use at least 2: with fewer terms, the series is the identity"));

@@ -53,7 +53,7 @@ impl AdapterPlugin for Vera {
         check_dropout("vera_dropout", self.vera_dropout)?;
         if self.d_initial == 0.0 || !self.d_initial.is_finite() {
             return Err(Error::new(format!(
-                "`adapter.d_initial` is {}, but must be a finite number other than 0",
+                "`adapter.d_initial` must be a finite number other than 0, got {}",
                 self.d_initial
             ))
             .hint("use another value, e.g. 0.1: at 0, neither λ_d nor λ_b gets a gradient"));

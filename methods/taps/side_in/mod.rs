@@ -25,7 +25,7 @@ pub struct SideIn {
     /// `range(.3,.9,2)`.
     #[default(default_layers())]
     pub layers: Layers,
-    /// Method that combines the tokens of a completion into one vector.
+    /// How the states of a completion's tokens are pooled into one vector.
     pub pooling: Pooling,
     /// Modules whose inputs are read, given by the last part of their names; none = o_proj and
     /// down_proj.
