@@ -43,7 +43,7 @@ fn modules<'m>(
             chosen.into_iter().flatten().find(|name| !block.iter().any(|l| last(l) == **name))
         {
             return Err(Error::unknown("module", missing, block.iter().map(|l| last(l)))
-                .within(format!("`tap.modules` of `{tap}` does not fit block {k}")));
+                .within(format!("cannot apply `tap.modules` of `{tap}` to block {k}")));
         }
         let before = found.len();
         found.extend(block.iter().filter(wanted));

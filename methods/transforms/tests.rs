@@ -259,10 +259,8 @@ fn an_error_about_a_value_out_of_range_lists_the_valid_values() {
         (
             "svd",
             r#"{"top": 12}"#,
-            "`transform.top` must select at least one but not all of the 12 directions, got \
-                12\n  \
-                hint: valid: a fraction greater than 0 and less than 1, or a whole number from 1 to \
-                11",
+            "must select at least one but not all of the 12 directions, got 12\n  hint: valid: a \
+                fraction greater than 0 and less than 1, or a whole number from 1 to 11",
         ),
         ("svd", r#"{"top": 0}"#, "directions, got 0"),
         ("svd", r#"{"top": -1}"#, "directions, got -1"),

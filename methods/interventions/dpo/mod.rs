@@ -85,10 +85,10 @@ pub enum LossType {
     BcoPair,
     /// (Δ⁺ − ½/β)² + (Δ⁻ + ½/β)² (SPPO: Wu et al. 2024)
     SppoHard,
-    /// −(1−e)log σ(βδ) − e log σ(−βδ), δ = sort(log-ratios of π) − sort(those of r) over the
+    /// −(1−e)log σ(βδ) − e log σ(−βδ), δ = sort(log-ratios of π) − sort(log-ratios of r) over the
     /// micro-batch (Melnyk et al. 2024)
     Aot,
-    /// as `aot`, with δ = sort(Δ⁺) − sort(Δ⁻)
+    /// like `aot`, with δ = sort(Δ⁺) − sort(Δ⁻)
     AotUnpaired,
     /// [1 − σ(βΔ⁺)] + σ(βΔ⁻) (APO: D'Oosterlinck et al. 2024, eq. 7)
     ApoZero,
@@ -100,8 +100,7 @@ pub enum LossType {
     Sft,
     /// −log σ(β(Δ⁺/n⁺ − Δ⁻/n⁻))
     SigmoidNorm,
-    /// log σ(−θ), without β and without a lower bound. The original prefvec adds it to its loss on
-    /// states
+    /// log σ(−θ), without β and without a lower bound; part of the original prefvec's loss
     Unbounded,
 }
 

@@ -174,7 +174,7 @@ fn invalid_settings_are_rejected() {
     refused(json!({ "loss_type": [] }), "empty list");
     refused(
         json!({ "loss_type": ["sigmoid", "sft"], "loss_weights": [1.0] }),
-        "1 numbers for 2 loss types",
+        "1 weights for 2 loss types",
     );
     refused(json!({ "loss_type": "sigmoid", "loss_weights": [0.0] }), "greater than 0");
     refused(json!({ "loss_type": "exo_pair" }), "greater than 0");

@@ -39,7 +39,8 @@ fn the_loss_equals_a_case_worked_out_by_hand() {
     near(at(&config, [3.0, 2.0], [-2.0, 0.0]), 1.25 + 0.05);
     // Beyond τ, the loss is 0.
     near(at(&config, [9.0, 0.0], [4.0, 0.0]), 0.0);
-    // τ = 2: ½(2 + 2)/2; p⁺ − p⁻ = (0, 2) is orthogonal to d, and m⁺ = (−1, 1), m⁻ = (0, 0).
+    // With τ = 2, m⁺ = (−1, 1) and m⁻ = (0, 0), the term along v̂ is ½(3 + 2)/2. p⁺ − p⁻ = (0, 2)
+    // is orthogonal to d, so 1 − cos = 1.
     near(
         at(&PrefVec { tau: 2.0, lambda_angle: 0.5, ..config.clone() }, [0.0, 2.0], [0.0, 0.0]),
         0.5 * (3.0 + 2.0) / 2.0 + 0.05 + 0.5,

@@ -46,7 +46,7 @@ pub struct ProjBp {
     #[default(0.01)]
     pub neg_slope: f64,
     /// κ: a pair's gradient is scaled down before the projection if its mean over tokens is longer
-    /// than κ times the preference vector; none = no limit.
+    /// than κ times the preference vector. `none` means no limit.
     #[default(Some(0.6))]
     pub mag_clip: Option<f64>,
     /// Restores the length that each token's gradient had before the projection.

@@ -39,7 +39,7 @@ pub struct ProjGrad {
     /// Factor for the coefficients that are not kept, 0 to 1.
     pub neg_slope: f64,
     /// κ: maximum length of a parameter's gradient before the projection, as a multiple of the
-    /// preference direction's length; none = no limit.
+    /// preference direction's length. `none` means no limit.
     pub mag_clip: Option<f64>,
     /// Scales the orthogonal part to the length of the part along the direction before multiplying
     /// it by β.

@@ -32,7 +32,8 @@ pub struct Svd {
     #[default(0.5)]
     pub top: f64,
     /// Removes each direction in proportion to its singular value. Directions whose singular values
-    /// reach this quantile (0 to 1) are removed completely. none = the hard cut at `top`.
+    /// reach this quantile (0 to 1) are removed completely. `none` uses the hard cut at `top`
+    /// instead.
     pub soft: Option<f64>,
 }
 
