@@ -1,7 +1,7 @@
 //! Checks libtorch's version and builds the C++ shim.
 //!
-//! No binary links libtorch's CUDA library. It is opened when the program runs (`src/ffi/cuda.rs`),
-//! so that one binary works on machines with and without CUDA.
+//! No binary links libtorch's CUDA library. It is loaded at run time (`src/ffi/cuda.rs`), so that
+//! one binary works on machines with and without CUDA.
 
 #[path = "libtorch_version.rs"]
 mod libtorch_version;
@@ -15,11 +15,12 @@ fn main() {
     println!("cargo:rerun-if-changed=libtorch_version.rs");
     println!("cargo:rerun-if-changed=csrc");
     let Some(lib) = std::env::var_os("DEP_TCH_LIBTORCH_LIB").map(PathBuf::from) else {
-        panic!("torch-sys did not report the folder of libtorch; run `cargo xtask setup`");
+        panic!("torch-sys did not report where libtorch is; run `cargo xtask setup`");
     };
     match std::env::var_os("LIBTORCH").map(PathBuf::from) {
         Some(root) => check_version(&root),
-        // With `LIBTORCH_USE_PYTORCH` or a downloaded libtorch, torch-sys has checked the version.
+        // torch-sys has already checked the version if `LIBTORCH_USE_PYTORCH` is set or if it
+        // downloaded libtorch itself.
         None => println!("cargo:warning=`LIBTORCH` is not set, using {}", lib.display()),
     }
     println!("cargo:rustc-link-search=native={}", lib.display());
@@ -35,7 +36,7 @@ fn main() {
         .include(include)
         .file("csrc/shim.cc")
         .compile("reprpo_shim");
-    // This code replaces a function of libtorch, so it is optimised in debug builds too.
+    // This code replaces a libtorch function, so optimise it in debug builds too.
     // `-ffp-contract=fast` allows fused multiply-add instructions.
     cc::Build::new()
         .cpp(true)

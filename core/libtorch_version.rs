@@ -1,15 +1,15 @@
-//! Which libtorch this is written for, and which one lies in a folder.
+//! The required version of libtorch, and the version of an installed libtorch.
 //!
-//! One file for the two that ask, the build script of `core` and `xtask`: neither can depend on the
-//! other.
+//! The build scripts of `core` and `core/fingerprint` and the crate `xtask` all include this file
+//! as a module, because they cannot depend on each other.
 
 use std::path::{Path, PathBuf};
 
 /// The release that tch 0.24 is generated from.
 pub const LIBTORCH_VERSION: &str = "2.11.0";
 
-/// The header that names the version. A wheel carries no `build-version`, which is what torch-sys
-/// looks at.
+/// The header that defines the version of libtorch. torch-sys reads the file `build-version`
+/// instead, which wheels do not contain.
 pub fn version_header(root: &Path) -> PathBuf {
     root.join("include/torch/headeronly/version.h")
 }

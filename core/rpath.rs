@@ -1,8 +1,8 @@
-//! The build script of every package here whose binaries or tests link libtorch.
+//! The build script of every package in this workspace whose binaries or tests link libtorch.
 //!
-//! Cargo only applies a `rustc-link-arg` to the package that prints it, so each of these packages
-//! must print the folder of libtorch. They all use this file. `LIBTORCH` is the folder that
-//! `cargo xtask setup` wrote for cargo, unless the variable is exported.
+//! Cargo only applies a `rustc-link-arg` to the package whose build script prints it, so all of
+//! these packages must use this script. It reads `LIBTORCH`, which `cargo xtask setup` sets in
+//! Cargo's configuration; an exported variable takes precedence.
 
 use std::path::PathBuf;
 
@@ -12,7 +12,7 @@ fn main() {
     let lib = std::env::var_os("LIBTORCH_LIB")
         .or_else(|| std::env::var_os("LIBTORCH"))
         .map(|p| PathBuf::from(p).join("lib"));
-    // Where it is missing, the build script of `core` says so and what to do.
+    // If libtorch is missing, the build script of `core` reports the error.
     if let Some(lib) = lib.and_then(|p| p.canonicalize().ok()) {
         println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
     }

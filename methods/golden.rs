@@ -1,4 +1,4 @@
-//! Reference values for tests and the comparison with them.
+//! Locates reference values for tests and compares results with them.
 
 use reprpo_plugin::tch::Tensor;
 

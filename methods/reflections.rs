@@ -1,8 +1,8 @@
 //! Products of Householder reflections in compact form, without building the full matrix.
 //!
 //! H₀H₁⋯H_{r−1} with H_i = I − 2ûᵢûᵢᵀ equals I − U S Uᵀ, where U has the unit columns û and S⁻¹ =
-//! ½I + striu(UᵀU): one r×r triangular system, which is never singular. Cost and memory are those
-//! of a rank-r map.
+//! ½I + striu(UᵀU). Applying it only requires solving a triangular r×r system, which is never
+//! singular, and costs as much time and memory as a rank-r map.
 //!
 //! Reference: Schreiber and Van Loan 1989 (the compact WY form); Yuan et al. 2024 (HRA), eq. 4 for
 //! the product.
@@ -36,7 +36,8 @@ impl Reflections {
 
     /// Returns x·(H₀⋯H_{r−1})ᵀ for rows x `[n h]`, which can have a lower precision than U.
     pub fn transposed(&self, x: &Tensor) -> Tensor {
-        // SᵀUᵀ is computed from the weights, so the backward pass only keeps xU of the activations.
+        // SᵀUᵀ only depends on the weights, so xU is the only activation that is stored for the
+        // backward pass.
         let right = Tensor::linalg_solve_triangular(
             &self.system.tr(),
             &self.columns.tr(),
@@ -48,15 +49,15 @@ impl Reflections {
     }
 }
 
-/// Returns a trainable tensor `[h r]` for even r. Its columns are pairs of equal ones, so the
-/// reflections cancel.
+/// Returns a trainable tensor `[h r]` for even r. Its columns form pairs of equal vectors, so that
+/// the reflections cancel.
 pub fn equal_pairs(init: &mut Init, key: &str, h: i64, r: i64) -> Tensor {
     // As in PEFT: half of the columns are random, and torch uses their number r/2 as the fan-in.
     let half = init.kaiming_uniform(key, &[h, r / 2], r / 2);
     half.detach().repeat_interleave_self_int(2, 1, None).set_requires_grad(true)
 }
 
-/// Computes X·A⁻¹ for rows X, as a method of X.
+/// Adds a method to tensors that computes X·A⁻¹ for rows X.
 trait SolveRight {
     fn linalg_solve_triangular_right(&self, a: &Tensor, upper: bool) -> Tensor;
 }

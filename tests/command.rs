@@ -481,7 +481,8 @@ mod with_built_ins {
         let output = in_folder(&["run", "--out", "."], folder.path(), &[]);
         assert_eq!(output.status.code(), Some(1));
         assert!(
-            stderr(&output).starts_with("error: `.` already exists\n\nhint: give another `--out`"),
+            stderr(&output)
+                .starts_with("error: `.` already exists\n\nhint: choose a different `--out`"),
             "{}",
             stderr(&output)
         );

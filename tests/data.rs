@@ -134,11 +134,11 @@ fn flags_select_the_part_of_a_split_and_the_columns() {
     for (split, why) in [
         (
             "train[x:]",
-            "error: the split `train[x:]` is not valid\n  because `x` is not a number of pairs or \
+            "error: invalid split `train[x:]`\n  because `x` is not a number of pairs or \
                 a percentage\n\nhint: valid: `train`",
         ),
         ("trian[:3]", "error: unknown split `trian`\n\nhint: did you mean `train`?"),
-        ("train[10:]", "error: the split `train[10:]` has an empty part"),
+        ("train[10:]", "error: split `train[10:]` contains an empty range"),
     ] {
         let output = inspect(split);
         assert_eq!(output.status.code(), Some(1));
@@ -152,7 +152,8 @@ fn flags_select_the_part_of_a_split_and_the_columns() {
             .starts_with("error: unknown part of a pair `promt`\n\nhint: did you mean `prompt`?")
     );
     assert!(wrong("prompt").starts_with(
-        "error: `--columns prompt` does not name a column\n\nhint: write `--columns prompt=question"
+        "error: `--columns` must be a list of `PART=COLUMN`, got `prompt`\n\n\
+            hint: write `--columns prompt=question"
     ));
     assert!(wrong("prompt=x").contains("there is no column `chosen`"));
 }
@@ -214,7 +215,7 @@ fn a_run_trains_on_the_selected_part_and_counts_pairs_without_effect() {
     assert!(log.contains("3 pairs to train on, 0 dropped, 0 cut\n"), "{log}");
     assert!(
         log.contains(
-            "warning: pairs with equal tokens in both completions, which have no effect: 1\n"
+            "warning: pairs with no effect because both completions have the same tokens: 1\n"
         ),
         "{log}"
     );
@@ -253,7 +254,7 @@ fn standard_input_is_read_like_a_file() {
         PAIRS.as_bytes(),
     );
     assert!(
-        stderr(&output).contains("named for several splits: train, test"),
+        stderr(&output).contains("is used for several splits: train, test"),
         "{}",
         stderr(&output)
     );

@@ -111,7 +111,7 @@ fn without_pip_the_error_suggests_the_hub() {
         .expect("the command runs");
     let text = refused(&output);
     assert!(
-        text.contains("no pip of Python 3.9 or later was found")
+        text.contains("cannot find pip for Python 3.9 or later")
             && text.contains("`reprpo model fetch google/gemma-3-270m`"),
         "{text}"
     );
@@ -319,7 +319,7 @@ fn a_fetched_adapter_names_its_base_model() {
     );
     assert!(
         refused(&fixture.reprpo(&["model", "fetch", "lora", "--adapter"]))
-            .contains("write `org/name`")
+            .contains("use `org/name`")
     );
 }
 

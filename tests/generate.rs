@@ -313,7 +313,7 @@ fn a_run_reports_completions_before_and_after_training() {
     assert_eq!(second["prompts"][0]["before"], completions["prompts"][0]["after"]);
     for shown in [
         "ppl ratio: below 1",
-        "\n\ngreedy completions of prompts of ",
+        "\n\ngreedy completions of prompts from ",
         "\nprompt  ",
         "\nbefore  ",
         "\nafter   ",

@@ -159,11 +159,11 @@ fn doctor_reports_the_hub_the_token_and_the_certificates() {
             .contains(&format!("{}, offline, no token", fixture.hub.endpoint()))
     );
     let text = doctor(("HF_TOKEN", TOKEN));
-    assert!(text.contains("token of `HF_TOKEN`") && !text.contains(TOKEN), "{text}");
-    assert!(doctor(("HF_TOKEN", "not a token")).contains("does not contain a valid token"));
+    assert!(text.contains("token from `HF_TOKEN`") && !text.contains(TOKEN), "{text}");
+    assert!(doctor(("HF_TOKEN", "not a token")).contains("does not contain a valid access token"));
     assert!(
         doctor(("SSL_CERT_FILE", "/nowhere"))
-            .contains("the certificates that `SSL_CERT_FILE` names cannot be used")
+            .contains("cannot use the certificates from `SSL_CERT_FILE`")
     );
     assert!(fixture.hub.requests().is_empty());
 }
@@ -285,7 +285,9 @@ fn an_error_of_the_hub_is_reported_with_a_hint() {
             && text.contains("--init-adapter org/adapter"),
         "{text}"
     );
-    assert!(generate("org/tiny@v9").contains("has no revision `v9`"));
+    assert!(
+        generate("org/tiny@v9").contains("revision `v9` of the model `org/tiny` was not found")
+    );
     assert!(
         error(&["generate", "--model", "org/other", "--offline", "--prompt", "a"])
             .contains("this run is offline")

@@ -256,14 +256,14 @@ fn a_method_that_fails_is_named_and_ends_only_its_run() {
         (
             &["--intervention", "hook-changes-shape"],
             &[
-                "step 1 failed, with intervention `hook-changes-shape`",
+                "step 1 failed (intervention `hook-changes-shape`",
                 "a gradient hook must return a gradient of (",
                 "but returned ([], Float)",
             ],
         ),
         (
             &["--intervention", "loss-is-nan"],
-            &["step 1 failed, with intervention `loss-is-nan`", "the loss is NaN"],
+            &["step 1 failed (intervention `loss-is-nan`", "the loss is NaN"],
         ),
         (
             &["--intervention", "loss-is-not-scalar"],
@@ -390,7 +390,7 @@ fn a_run_records_its_plugin_and_rejects_another_file() {
     std::fs::write(dir.path().join("other.toml"), other).expect("a file");
     let e = error(dir.path(), &["config", "show", "--config", "other.toml"]);
     assert!(
-        e.contains("is not the one that the configuration names")
+        e.contains("does not match the digest in the configuration")
             && e.contains("remove `sha256` from the configuration"),
         "{e}"
     );
@@ -590,7 +590,7 @@ fn a_new_crate_of_every_kind_works_without_changes() {
 fn an_invalid_new_crate_is_rejected_before_anything_is_written() {
     let dir = tempfile::tempdir().expect("a folder");
     for (name, part) in [
-        ("dpo", "the intervention `dpo` already exists"),
+        ("dpo", "the intervention `dpo` is already defined"),
         ("Twist", "is not a valid name for a plugin"),
         ("serde", "a plugin depends on"),
     ] {

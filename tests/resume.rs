@@ -245,13 +245,13 @@ fn an_input_that_changed_since_the_checkpoint_is_rejected_and_named() {
         (
             step(Box::new(|| data(1))),
             step(Box::new(|| data(0))),
-            "`run`: the data is not",
+            "`run`: the data has changed",
             "the model",
         ),
         (
             step(Box::new(|| model(1, ""))),
             step(Box::new(|| model(0, ""))),
-            "`run`: the model is not",
+            "`run`: the model has changed",
             "the tokenizer",
         ),
         (
@@ -269,7 +269,7 @@ fn an_input_that_changed_since_the_checkpoint_is_rejected_and_named() {
         (
             step(Box::new(|| tree.edit("run", "max_length = 512", "max_length = 500"))),
             step(Box::new(|| tree.edit("run", "max_length = 500\n", "max_length = 512\n"))),
-            "`run`: `train.max_length` is not",
+            "`run`: `train.max_length` has changed",
             "the data",
         ),
         (
@@ -292,7 +292,7 @@ fn an_input_that_changed_since_the_checkpoint_is_rejected_and_named() {
             "{expected}: {text}"
         );
         assert!(
-            !text.contains(not) && text.contains("hint: `--inexact-resume` "),
+            !text.contains(not) && text.contains("hint: use `--inexact-resume` "),
             "{expected}: {text}"
         );
         back();
@@ -332,7 +332,7 @@ fn an_input_that_changed_since_the_checkpoint_is_rejected_and_named() {
 
     let output = resume(&[]);
     assert!(output.status.success(), "{}", transcript(&output));
-    assert!(refused(&resume(&["--inexact-resume"])).contains("has ended"));
+    assert!(refused(&resume(&["--inexact-resume"])).contains("has already finished"));
 }
 
 #[test]
@@ -349,11 +349,14 @@ fn reference_values_are_recomputed_for_changed_pairs() {
     assert!(!reprpo_core::weights::read_safetensors(&kept).expect("values").is_empty());
     write_safetensors(&kept, &[]).expect("the file is written");
     for run in ["run", "fresh"] {
-        assert!(refused(&tree.reprpo("", &["run", "--resume", run])).contains("the data is not"));
+        assert!(
+            refused(&tree.reprpo("", &["run", "--resume", run])).contains("the data has changed")
+        );
         let output = tree.reprpo("", &["run", "--resume", run, "--inexact-resume"]);
         let text = transcript(&output);
         assert!(
-            output.status.success() && text.contains("it differs from the checkpoint: the data;"),
+            output.status.success()
+                && text.contains("have changed since the checkpoint: the data;"),
             "{text}"
         );
         // From here on, the adapter and the data of the run match.
@@ -466,14 +469,14 @@ fn a_command_that_continues_a_run_must_have_the_same_configuration() {
         let text = refused(&auto(&extra));
         assert!(
             text.starts_with(
-                "error: the run in `run` has a different configuration from this command: "
+                "error: the run in `run` was started with a different configuration: "
             ) && text.contains(expected),
             "{extra:?}: {text}"
         );
     }
     // The contents of the data file are compared, not only its name.
     tree.pairs("pairs.jsonl", 1);
-    assert!(refused(&auto(&[])).contains("the data is not what its checkpoint was made with"));
+    assert!(refused(&auto(&[])).contains("the data has changed since its checkpoint was written"));
     tree.pairs("pairs.jsonl", 0);
 
     let text = refused(&tree.reprpo(
@@ -498,7 +501,7 @@ fn a_command_that_continues_a_run_must_have_the_same_configuration() {
     std::fs::write(tree.path("begun/thesis.txt"), "x").expect("the file is written");
     let text = refused(&tree.reprpo("", &tree.run_args("begun", &long)));
     assert!(
-        text.contains("`thesis.txt`, which a run does not create")
+        text.contains("`thesis.txt`, which does not belong to a run")
             && tree.path("begun/metrics.jsonl").is_file(),
         "{text}"
     );
@@ -527,7 +530,7 @@ fn two_processes_cannot_write_into_the_same_run() {
     kill(child);
     for output in &outputs {
         assert!(
-            refused(output).contains("another process is writing into `run`"),
+            refused(output).contains("another process is writing to `run`"),
             "{}",
             transcript(output)
         );
@@ -600,7 +603,7 @@ fn a_run_finds_its_model_and_data_from_any_folder_and_after_its_tree_was_moved()
     let text = refused(&eval(&[]));
     assert!(
         text.starts_with(
-            "error: the data are not those that `moved/runs/a/config.toml` was made with"
+            "error: the data does not match the fingerprint in `moved/runs/a/config.toml`"
         ),
         "{text}"
     );
@@ -618,7 +621,7 @@ fn a_run_finds_its_model_and_data_from_any_folder_and_after_its_tree_was_moved()
     {
         let text = refused(&tree.reprpo("", &[&args[..], &["moved/runs/a"]].concat()));
         assert!(
-            text.contains("is not the one that `moved/runs/a/config.toml` was made with"),
+            text.contains("does not match the fingerprint in `moved/runs/a/config.toml`"),
             "{args:?}: {text}"
         );
     }
@@ -772,7 +775,7 @@ fn a_resumed_run_finds_its_initial_adapter_and_data_folder() {
     tree.edit("runs/a", "checkpoint_every = 1\n", "checkpoint_every = 100000\n");
     std::fs::write(tree.path("data/sums/train.json"), rows(4)).expect("the file is written");
     let resume = || tree.reprpo("elsewhere", &["run", "--resume", "../runs/a"]);
-    assert!(refused(&resume()).contains("the data is not"));
+    assert!(refused(&resume()).contains("the data has changed"));
     std::fs::write(tree.path("data/sums/train.json"), rows(3)).expect("the file is written");
     // The reference is the adapter that training started from.
     let adapter =
@@ -784,7 +787,7 @@ fn a_resumed_run_finds_its_initial_adapter_and_data_folder() {
     )
     .expect("a copy");
     let text = refused(&resume());
-    assert!(text.contains("the reference, the values that training began with are not"), "{text}");
+    assert!(text.contains("the reference, the initial values have changed since"), "{text}");
     std::fs::write(tree.path("first/adapter/adapter_model.safetensors"), adapter)
         .expect("the file is written");
     let output = resume();
@@ -866,7 +869,7 @@ fn changed_data_of_the_same_length_is_rejected() {
         .output()
         .expect("the command runs");
     assert!(
-        refused(&output).contains("the data is not what its checkpoint was made with"),
+        refused(&output).contains("the data has changed since its checkpoint was written"),
         "{}",
         transcript(&output)
     );

@@ -218,8 +218,8 @@ fn a_model_without_an_end_token_causes_a_warning() {
         ("config.json", &without),
         ("generation_config.json", &without),
     ];
-    let warning = "warning: neither the model nor its tokenizer names a token that ends a \
-        completion, so every completion has 3 tokens";
+    let warning = "warning: neither the model nor its tokenizer defines a stop token, so \
+        every completion has 3 tokens";
     let generate = |model: &str| {
         output_of(&[
             "generate",

@@ -145,7 +145,7 @@ fn tokens_are_listed_pair_by_pair_with_the_index_of_their_row() {
     let log = stderr(&output);
     assert!(
         log.contains("than before a completion: 1. ")
-            && log.contains("this end of the prompt is left out: \" \"\n"),
+            && log.contains("Cut from the prompt: \" \"\n"),
         "{log}"
     );
     assert!(log.contains("pairs with an empty completion: 1\n"), "{log}");
@@ -584,7 +584,7 @@ fn a_run_checks_every_pair_that_it_will_score_before_it_starts() {
     let log = stderr(&output);
     assert!(
         log.contains(
-            "the split `test` cannot be used\n  because cannot read line 3 of \
+            "cannot use the split `test`\n  because cannot read line 3 of \
         `test.jsonl`\n  because there is no column `rejected`"
         ),
         "{log}"
@@ -598,7 +598,7 @@ fn a_run_checks_every_pair_that_it_will_score_before_it_starts() {
     );
     let log = stderr(&reprpo(here, &[&run[..], &more].concat()));
     assert_eq!(log.matches("than before a completion: 5. ").count(), 1, "{log}");
-    assert!(log.contains("begin with the prompt, which is then read twice: 5\n"), "{log}");
+    assert!(log.contains("repeat the prompt, so that the model reads it twice: 5\n"), "{log}");
     assert!(
         log.contains(
             "pairs to score in `test`: 1, 1 dropped, 1 cut; dropped 1: the prompt leaves no room"

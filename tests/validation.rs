@@ -62,7 +62,7 @@ fn a_run_validates_at_every_interval_and_after_the_last_step() {
     let text = transcript(&output);
     assert!(
         text.contains("36 pairs to train on, 0 dropped, 0 cut")
-            && text.contains("4 more pairs of `train` are held out to validate on"),
+            && text.contains("4 more pairs of `train` are held out for validation"),
         "{text}"
     );
     let run = tree.path("run");
@@ -204,7 +204,7 @@ fn keep_best_saves_the_state_with_the_lowest_validation_loss() {
         );
         assert!(at < last && best["adapter_step"] == best["best_step"], "{best}");
         assert!(
-            text.contains(&format!("the adapter is that of step {at} (`train.keep_best`)")),
+            text.contains(&format!("the adapter is from step {at} (`train.keep_best`)")),
             "{text}"
         );
         assert!(!kept.join("checkpoints").exists());
@@ -227,10 +227,7 @@ fn keep_best_saves_the_state_with_the_lowest_validation_loss() {
         // Without `keep_best`, the run saves its last state.
         let (ends, text) = run(&format!("ends-{i}"), &[]);
         assert!(trained(&ends) != trained(&kept) && outcome(&ends)["adapter_step"] == json!(last));
-        assert!(
-            text.contains(&format!("the adapter is that of the last step, {last}: ")),
-            "{text}"
-        );
+        assert!(text.contains(&format!("the adapter is from the last step, {last}: ")), "{text}");
     }
 }
 
@@ -263,7 +260,7 @@ fn a_run_whose_patience_runs_out_stops_and_counts_as_finished() {
             && text
                 .trim_end()
                 .lines()
-                .any(|line| line.contains(&format!("the adapter is that of step {best}"))),
+                .any(|line| line.contains(&format!("the adapter is from step {best}"))),
         "{text}"
     );
     assert!(run.join("eval/summary.json").is_file() && !run.join("checkpoints").exists());
@@ -375,7 +372,10 @@ fn a_run_cannot_be_resumed_with_other_held_out_pairs() {
     changed[held_out]["chosen"] = json!("w1 w2 w3");
     jsonl(&tree.path(""), "pairs.jsonl", &changed);
     let text = refused(&tree.reprpo("", &["run", "--resume", "run"]));
-    assert!(text.contains("the held-out data is not what its checkpoint was made with"), "{text}");
+    assert!(
+        text.contains("the held-out data has changed since its checkpoint was written"),
+        "{text}"
+    );
     jsonl(&tree.path(""), "pairs.jsonl", &rows(40));
     let config = std::fs::read_to_string(tree.path("run/config.toml")).expect("a configuration");
     std::fs::write(
@@ -408,7 +408,8 @@ fn a_number_of_pairs_that_cannot_be_held_out_is_rejected() {
     let text = run(&["train.validate_every=1", "train.validation_pairs=10"]);
     assert!(
         text.contains(
-            "cannot hold out 10 of the 10 usable pairs of `train`: none would be left to train on"
+            "cannot hold out 10 of the 10 usable pairs of `train`: no pairs would be left to train \
+                on"
         ),
         "{text}"
     );
@@ -460,7 +461,7 @@ fn a_sweep_validates_only_the_runs_that_train() {
     );
     assert!(output.status.success(), "{}", transcript(&output));
     assert!(
-        stderr(&output).contains("the method takes no steps, so nothing is validated"),
+        stderr(&output).contains("nothing is trained or validated: the method takes no steps"),
         "{}",
         stderr(&output)
     );

@@ -1,5 +1,5 @@
-//! Assembles the fingerprint of a build: compiler, target, panic strategy, version and sources of
-//! the core, tch and libtorch.
+//! Assembles the fingerprint of a build: the compiler, the target, the panic strategy, the version
+//! and the sources of the core, and the versions of tch and libtorch.
 
 #[path = "../libtorch_version.rs"]
 #[expect(dead_code, reason = "only the version is needed here")]
@@ -40,8 +40,8 @@ fn fingerprint(core: &Path, watched: &[PathBuf]) -> String {
     .join(";")
 }
 
-/// Release and commit of the compiler, e.g. `1.95.0 (59807616e1fa)`. Even commits of the same
-/// release may use different layouts for types.
+/// Release and commit of the compiler, e.g. `1.95.0 (59807616e1fa)`. Builds of the same release
+/// from different commits may lay out types differently.
 fn rustc(rustc: &str) -> String {
     let output = Command::new(rustc).arg("-vV").output().expect("rustc runs");
     let text = String::from_utf8_lossy(&output.stdout);

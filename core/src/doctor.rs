@@ -16,13 +16,13 @@ use crate::weights::known_models;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// It works.
+    /// The component works.
     Good,
-    /// It is missing, but not required.
+    /// The component is missing, but not required.
     Absent,
-    /// It works, but not as well as it could on this machine.
+    /// The component is unusable or slower than it could be, but training can still run.
     Limited,
-    /// It does not work, and nothing can run without it.
+    /// A required component does not work.
     Broken,
 }
 
@@ -35,7 +35,7 @@ pub struct Check {
     pub state: State,
     /// Description of what was found.
     pub found: String,
-    /// Advice on how to fix or improve it.
+    /// Advice on how to fix or improve the state.
     pub hint: Option<String>,
 }
 
@@ -70,7 +70,7 @@ pub fn checks() -> Vec<Check> {
     ]
 }
 
-/// Checks that libtorch works, and shows its version and folder.
+/// Checks that libtorch works, and reports its version and folder.
 fn libtorch() -> Check {
     let found = format!("{LIBTORCH_VERSION}, in {}", libtorch_folder().display());
     let broken = |why: String| {
@@ -86,24 +86,25 @@ fn libtorch() -> Check {
 fn threads() -> Check {
     let (used, cores) =
         (tch::get_num_threads(), std::thread::available_parallelism().map_or(1, |n| n.get()));
-    let check = Check::new("threads", State::Good, format!("{used} for tensors, {cores} cores"));
+    let check = Check::new(
+        "threads",
+        State::Good,
+        format!("{used} threads for tensor operations on {cores} cores"),
+    );
     if used > cores as i32 {
         Check { state: State::Limited, ..check }
-            .hint("set OMP_NUM_THREADS to at most the number of cores; more threads are slower")
+            .hint("set `OMP_NUM_THREADS` to at most the number of cores; more threads run slower")
     } else {
         check
     }
 }
 
-/// Measures matrix products on the CPU in both precisions.
+/// Measures the speed of matrix products on the CPU in float32 and bfloat16.
 fn cpu_speed() -> Check {
     match (rate(Kind::Float), rate(Kind::BFloat16)) {
         (Some(f32), Some(bf16)) => {
-            let faster = if bf16 > 1.2 * f32 {
-                "bf16 is faster here"
-            } else {
-                "f32 is the better choice here"
-            };
+            let faster =
+                if bf16 > 1.2 * f32 { "bf16 is faster on this CPU" } else { "use f32 on this CPU" };
             Check::new(
                 "cpu",
                 State::Good,
@@ -116,7 +117,7 @@ fn cpu_speed() -> Check {
     }
 }
 
-/// Measures the GFLOP/s of a 512 × 512 matrix product for about a tenth of a second; `None` if the
+/// Measures the speed of 512 × 512 matrix products in GFLOP/s, for about 0.1 s. Returns `None` if a
 /// product fails.
 pub fn rate(kind: Kind) -> Option<f64> {
     const N: i64 = 512;
@@ -130,8 +131,7 @@ pub fn rate(kind: Kind) -> Option<f64> {
     Some(2.0 * (N * N * N) as f64 * f64::from(products) / start.elapsed().as_secs_f64() / 1e9)
 }
 
-/// Checks that libtorch can use a GPU. `driver` describes the GPUs that the driver lists; `None` if
-/// there is no driver.
+/// Checks that libtorch can use a GPU. `driver` is the list of GPUs from [`driver`].
 fn cuda(driver: Option<&str>) -> Check {
     let limited = |found: &str| Check::new("cuda", State::Limited, found);
     match load_cuda() {
@@ -140,7 +140,7 @@ fn cuda(driver: Option<&str>) -> Check {
             let cudnn =
                 if tch::Cuda::cudnn_is_available() { "with cuDNN" } else { "without cuDNN" };
             match count {
-                0 => limited(&format!("CUDA {version} is loaded, but no GPU can be used")).hint(
+                0 => limited(&format!("CUDA {version} is loaded, but no GPU is available")).hint(
                     "check that `CUDA_VISIBLE_DEVICES` does not hide the GPUs, and that the driver \
                         is new enough: `nvidia-smi` shows the newest CUDA that it supports",
                 ),
@@ -166,19 +166,19 @@ fn cuda(driver: Option<&str>) -> Check {
         ))
         .hint(&libtorch_hint(true)),
         CudaLibrary::NoDriver if driver.is_some() => {
-            limited("the system lists NVIDIA GPUs, but `libcuda.so.1` cannot be opened").hint(
+            limited("the system lists NVIDIA GPUs, but cannot open `libcuda.so.1`").hint(
                 "if this is a container, start it with the NVIDIA runtime, e.g. \
                 `docker run --gpus all`",
             )
         }
         CudaLibrary::NoDriver => {
-            Check::new("cuda", State::Absent, "no NVIDIA driver: everything runs on the CPU")
+            Check::new("cuda", State::Absent, "no NVIDIA driver found; using the CPU")
         }
     }
 }
 
-/// Names and memory of the GPUs that the driver lists, separated by semicolons; `None` without a
-/// driver.
+/// Returns the names and memory sizes of the GPUs that the driver lists, separated by semicolons.
+/// Returns `None` if there is no driver.
 fn driver() -> Option<String> {
     let smi = Command::new("nvidia-smi")
         .args(["--query-gpu=name,memory.total", "--format=csv,noheader"])
@@ -213,7 +213,7 @@ fn card(driver: Option<String>) -> Check {
     }
 }
 
-/// The folder in which downloaded models are stored.
+/// Checks whether the cache folder, which stores downloaded models, exists.
 fn cache() -> Check {
     let folder = cache_dir();
     let shown = folder.display().to_string();
@@ -224,7 +224,8 @@ fn cache() -> Check {
     }
 }
 
-/// The known models that are on this machine, or how to download one if there are none.
+/// Lists the known models that are on this machine. If there are none, the hint says how to
+/// download one.
 fn models() -> Check {
     let known = known_models();
     let here: Vec<&str> = known.iter().filter(|m| m.path.is_some()).map(|m| m.name).collect();
@@ -232,27 +233,27 @@ fn models() -> Check {
         (true, Some(first)) => Check::new(
             "models",
             State::Absent,
-            format!("none of the {} known models is on this machine", known.len()),
+            format!("none of the {} known models found on this machine", known.len()),
         )
         .hint(&format!("{}: {}", first.name, first.fetch)),
         _ => Check::new("models", State::Good, here.join(", ")),
     }
 }
 
-/// The settings for the Hugging Face hub: endpoint, token, certificates and cache. No request is
-/// sent.
+/// Reports the settings for the Hugging Face hub: endpoint, token, certificates and cache. Does not
+/// send a request.
 fn hub() -> Check {
     match Hub::of_environment() {
         Ok(hub) => {
             let Settings { endpoint, cache, offline, token, authorities, .. } = hub.settings();
             let who = token.as_ref().map_or_else(
                 || "no token".to_owned(),
-                |token| format!("token of {}", token.source),
+                |token| format!("token from {}", token.source),
             );
             let offline = if *offline { ", offline" } else { "" };
             let trusted = authorities
                 .as_ref()
-                .map_or_else(String::new, |own| format!(", authorities of {}", own.source));
+                .map_or_else(String::new, |own| format!(", certificates from {}", own.source));
             Check::new(
                 "hub",
                 State::Good,
@@ -264,7 +265,8 @@ fn hub() -> Check {
     }
 }
 
-/// Free disk space at the cache folder or, if it does not exist, at its nearest existing parent.
+/// Checks the free disk space at the cache folder. If the folder does not exist, its nearest
+/// existing parent is used.
 fn disk() -> Check {
     let start = cache_dir();
     let Some(folder) = start.ancestors().find(|p| p.is_dir()) else {
@@ -284,7 +286,7 @@ fn disk() -> Check {
     match free.map(|kib| kib as f64 / 1_048_576.0) {
         Some(gib) if gib < 2.0 => {
             Check::new("disk", State::Limited, format!("{gib:.1} GiB free at {}", folder.display()))
-                .hint("free some space; a model with 135 million weights takes 0.3 GiB")
+                .hint("free up disk space; a model with 135 million parameters takes 0.3 GiB")
         }
         Some(gib) => {
             Check::new("disk", State::Good, format!("{gib:.0} GiB free at {}", folder.display()))
@@ -298,7 +300,7 @@ fn data() -> Check {
         None => Check::new(
             "data",
             State::Absent,
-            "REPRPO_DATA is not set: data sets only use `--data-dir`",
+            "`REPRPO_DATA` is not set; use `--data-dir` to select a data folder",
         ),
         Some(folder) => match std::fs::read_dir(&folder) {
             Ok(_) => Check::new("data", State::Good, format!("REPRPO_DATA = {}", folder.display())),
@@ -312,14 +314,10 @@ fn data() -> Check {
     }
 }
 
-/// The libraries in the plugin folder, and whether they fit this build.
+/// Lists the libraries in the plugin folder, and checks that this build can load them.
 fn plugins() -> Check {
     let Some(folder) = plugin::folder() else {
-        return Check::new(
-            "plugins",
-            State::Absent,
-            "there is no plugin folder, because `HOME` is not set",
-        );
+        return Check::new("plugins", State::Absent, "no plugin folder, because `HOME` is not set");
     };
     let shown = folder.display().to_string();
     let (mut good, mut bad) = (Vec::new(), Vec::new());
@@ -336,8 +334,8 @@ fn plugins() -> Check {
         (_, bad) => Check::new(
             "plugins",
             State::Limited,
-            format!("{shown}: {} cannot be used", bad.join(", ")),
+            format!("{shown}: cannot load {}", bad.join(", ")),
         )
-        .hint("run `reprpo plugin check FILE` for details; usually it must be rebuilt"),
+        .hint("run `reprpo plugin check FILE` for details; the plugin may need to be rebuilt"),
     }
 }

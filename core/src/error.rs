@@ -11,7 +11,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// The origin of an error, which determines the exit code of the command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// An argument or a file of the user is wrong: exit code 1.
+    /// The user's input is not valid, for example an argument or a file: exit code 1.
     Input,
     /// A bug in this program or a failure of libtorch: exit code 2.
     Internal,
@@ -21,8 +21,8 @@ pub enum Fault {
 
 /// An error for users: a message, an optional cause, and hints.
 ///
-/// The message says what failed and on what. Values are in backticks, and there is no full stop.
-/// Each hint says what the user can do, and is shown on its own line.
+/// The message says what failed, and quotes file names and other values in backticks. It does not
+/// end with a full stop. Each hint says what the user can do, and is shown on its own line.
 pub struct Error(Box<Inner>);
 
 struct Inner {
@@ -33,9 +33,9 @@ struct Inner {
     panic: bool,
 }
 
-/// The cause of an error. Errors of this crate are distinguished from others when the cause is
-/// stored. A downcast when it is read would fail for errors from plugins, whose types have other
-/// type ids.
+/// The cause of an error. [`Error::because`] downcasts the cause to this crate's type immediately.
+/// A later downcast would fail for an error from a plugin, because `Error` has a different `TypeId`
+/// in the plugin's copy of this crate.
 enum Cause {
     Ours(Error),
     Other(Box<dyn std::error::Error + Send + Sync>),
@@ -51,7 +51,7 @@ impl Cause {
 }
 
 impl Error {
-    /// An error in the user's input.
+    /// Creates an error that is caused by the user's input.
     pub fn new(message: impl Into<String>) -> Self {
         Self(Box::new(Inner {
             message: message.into(),
@@ -62,14 +62,14 @@ impl Error {
         }))
     }
 
-    /// An error that no input should be able to cause.
+    /// Creates an error that indicates a bug, because no input should be able to cause it.
     pub fn internal(message: impl Into<String>) -> Self {
         let mut e = Self::new(message);
         e.0.fault = Fault::Internal;
         e
     }
 
-    /// The error for a panic that was caught in `place`. The message of the panic becomes the
+    /// Creates an error from a panic that was caught in `place`. The panic message becomes the
     /// cause.
     pub fn panicked(place: &str, payload: &(dyn std::any::Any + Send)) -> Self {
         let message = payload
@@ -78,8 +78,8 @@ impl Error {
             .or_else(|| payload.downcast_ref::<String>().map(String::as_str));
         let first = message.and_then(|s| s.lines().next()).unwrap_or("no message");
         let at = panics::take_place();
-        // The message of a panic in tch includes libtorch's C++ stack, which is removed. The
-        // location is omitted too, because it is in tch's own source.
+        // The message of a panic in tch includes libtorch's C++ stack trace, which is removed. The
+        // panic's location is omitted too, because it is in tch's own source.
         let reason = match first.split_once("Torch(\"") {
             Some((_, text)) => format!("libtorch: {}", text.split("\\n").next().unwrap_or(text)),
             None => {
@@ -99,15 +99,16 @@ impl Error {
         self
     }
 
-    /// The error for an interruption by the user. `message` says what was saved.
+    /// Creates an error for an interruption by the user. `message` says what was interrupted or
+    /// saved.
     pub fn interrupted(message: impl Into<String>) -> Self {
         let mut e = Self::new(message);
         e.0.fault = Fault::Interrupted;
         e
     }
 
-    /// The error for a name that is not valid. Its hints suggest the nearest valid name and list
-    /// all of them.
+    /// Creates an error for an unknown name. The hints suggest the most similar valid name and list
+    /// all valid names.
     pub fn unknown<S: AsRef<str>>(
         what: &str,
         given: &str,
@@ -144,8 +145,8 @@ impl Error {
         self
     }
 
-    /// Wraps the error in one that says what failed. This error becomes the cause; its hints and
-    /// its origin are kept.
+    /// Wraps this error in a new one whose message says what failed. The new error keeps the origin
+    /// and the hints of this one.
     #[must_use]
     pub fn within(self, doing: impl Into<String>) -> Self {
         let mut outer = Self::new(doing);
@@ -201,8 +202,8 @@ impl Error {
     }
 }
 
-/// Quotes a path or another text for a shell, so that a command in a message can be pasted. Text
-/// with blanks or other special characters gets single quotes.
+/// Quotes a path or another string for a shell, so that users can paste a command from a message.
+/// Strings with spaces or special characters are put in single quotes.
 pub fn quoted(text: impl AsRef<OsStr>) -> String {
     let text = text.as_ref().to_string_lossy();
     let plain = |c: char| c.is_alphanumeric() || "_-+=:,./@%".contains(c);
@@ -213,7 +214,8 @@ pub fn quoted(text: impl AsRef<OsStr>) -> String {
     }
 }
 
-/// The valid name nearest to `given`, if it is near enough for `given` to be a likely misspelling.
+/// Returns the valid name that is most similar to `given`, or `None` if `given` is unlikely to be a
+/// misspelling.
 pub fn nearest<'a>(given: &str, valid: &'a [String]) -> Option<&'a str> {
     let given = given.to_lowercase();
     let limit = (given.chars().count() / 3).max(1);

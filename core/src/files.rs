@@ -7,11 +7,11 @@ use serde_json::Value;
 
 use crate::error::{Context, Error, Result, quoted};
 
-/// Maximum size of a JSON file in bytes. It is forty times the size of the weight index of Llama
-/// 3.1 405B.
+/// Maximum size of a JSON file in bytes. The weight index of Llama 3.1 405B is about 40 times
+/// smaller.
 const MOST_JSON: u64 = 1 << 22;
 
-/// Formats bytes with two lowercase hexadecimal digits each.
+/// Formats bytes as lowercase hexadecimal digits.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
@@ -24,8 +24,8 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     write_beside(path, |temporary| std::fs::write(temporary, bytes))
 }
 
-/// Makes a temporary file in the folder of `path`, calls `write` to fill or replace it, and renames
-/// it to `path`.
+/// Creates a temporary file in the folder of `path`, calls `write` to fill or replace it, and
+/// renames it to `path`.
 ///
 /// # Errors
 /// Fails if the folder is missing or not writable, if the disk is full, or if `write` fails.
@@ -38,7 +38,7 @@ pub(crate) fn write_beside<E: std::error::Error + Send + Sync + 'static>(
     let temporary = tempfile::NamedTempFile::new_in(dir).within(within)?.into_temp_path();
     write(&temporary).map_err(|e| Error::new(within()).because(e))?;
     let file = File::options().write(true).open(&temporary).within(within)?;
-    // Only the owner can read a temporary file. The final file gets the usual permissions.
+    // Only the owner can read a temporary file. Give the final file the usual permissions.
     #[cfg(unix)]
     file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644)).within(within)?;
     file.sync_all().within(within)?;
@@ -58,18 +58,19 @@ pub fn read_json(path: &Path) -> Result<Value> {
 /// Reads a regular file of at most `most` bytes.
 ///
 /// # Errors
-/// Fails if the file cannot be read, is not a regular file, is larger, or is a Git LFS pointer.
+/// Fails if the file cannot be read, is not a regular file, has more than `most` bytes, or is a Git
+/// LFS pointer.
 pub fn read_bounded(path: &Path, most: u64) -> Result<Vec<u8>> {
     let within = || format!("cannot read `{}`", path.display());
-    // This must come before the file is opened, because opening a named pipe would wait for a
-    // writer.
+    // Check the file type before opening the file, because opening a named pipe would block until
+    // there is a writer.
     let about = std::fs::metadata(path).within(within)?;
     if !about.is_file() {
         return Err(Error::new(format!("`{}` is not a file", path.display())));
     }
     if about.len() > most {
         return Err(Error::new(format!(
-            "`{}` has {} bytes, more than any file of its kind",
+            "`{}` is too large ({} bytes)",
             path.display(),
             about.len()
         ))
@@ -82,20 +83,20 @@ pub fn read_bounded(path: &Path, most: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// True if `bytes` are a Git LFS pointer, which takes the place of a large file until it is
-/// fetched.
+/// True if `bytes` are a Git LFS pointer, the placeholder for a large file that has not been
+/// fetched yet.
 pub fn is_lfs_pointer(bytes: &[u8]) -> bool {
     let first = &bytes[..bytes.len().min(LONGEST_POINTER)];
     first.starts_with(b"version https://") && first.windows(OID.len()).any(|part| part == OID)
 }
 
-/// The error for a file that is a Git LFS pointer.
+/// Creates the error for a file that is only a Git LFS pointer.
 pub fn lfs_pointer(path: &Path) -> Error {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     Error::new(format!("`{}` is a Git LFS pointer, not the file itself", path.display()))
         .hint(format!("fetch the file itself: `git -C {} lfs pull`", quoted(folder)))
 }
 
-/// Upper limit of the size of a Git LFS pointer in bytes.
+/// Number of bytes at the start of a file that are searched for the contents of a Git LFS pointer.
 const LONGEST_POINTER: usize = 1024;
 const OID: &[u8] = b"\noid sha256:";

@@ -1,7 +1,7 @@
 //! Fingerprints: digests of the inputs of a run, so that a later command can detect changes.
 //!
-//! A checkpoint stores the fingerprints of everything that the steps of its run depend on. The
-//! `config.toml` of a run stores those of its model and its data.
+//! A checkpoint stores the fingerprints of everything that affects the training steps. The
+//! `config.toml` of a run stores the fingerprints of its model and its data.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -20,7 +20,7 @@ use crate::files::hex;
 use crate::text::{TokenPair, Tokenizer};
 use crate::weights::{Located, ModelFiles};
 
-/// A SHA-256 digest, and a short description of what it covers, for messages.
+/// A SHA-256 digest with a short description of the hashed data, which is used in messages.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Fingerprint {
     pub(crate) sha256: String,
@@ -34,8 +34,8 @@ impl PartialEq for Fingerprint {
 }
 
 impl Fingerprint {
-    /// Describes how `found` differs from this fingerprint, which was recorded earlier. `None` if
-    /// they are equal.
+    /// Compares this fingerprint, which was recorded earlier, with the current one, `found`.
+    /// Returns a description of the difference, or `None` if they are equal.
     pub fn change(&self, found: &Self) -> Option<String> {
         match (self == found, self.of == found.of) {
             (true, _) => None,
@@ -45,13 +45,13 @@ impl Fingerprint {
     }
 }
 
-/// A hash of several values. The length of each is hashed too, so that lists which split the same
-/// bytes differently have different hashes.
+/// An incremental hash of several values. The length of each value is hashed too, so that for
+/// example `ab`, `c` and `a`, `bc` have different hashes.
 pub(crate) struct Parts(Sha256);
 
 impl Parts {
-    /// Starts a hash. `kind` names the kind of values, and values of different kinds have different
-    /// hashes.
+    /// Starts a hash. `kind` is hashed first, so that hashes of different kinds of data never
+    /// coincide.
     pub(crate) fn new(kind: &str) -> Self {
         let mut parts = Self(Sha256::new());
         parts.add(kind.as_bytes());
@@ -79,14 +79,14 @@ impl Parts {
     }
 }
 
-/// Number of evenly spaced blocks of a large file that are read, in addition to its last block, and
-/// their lengths in bytes.
+/// Large files are sampled: only this many evenly spaced blocks and the last block are read. The
+/// following constants are the lengths of a block in bytes.
 const BLOCKS: u64 = 64;
 const MODEL_BLOCK: u64 = 1 << 16;
 const DATA_BLOCK: u64 = 1 << 20;
 
-/// Offset and length of each block to read from a file of `len` bytes. The first block is at the
-/// start of the file and the last at its end. A file that the blocks would cover completely is a
+/// Returns the offset and length of each block to read from a file of `len` bytes. The first block
+/// is at the start of the file and the last one at its end. A small file is read completely, as a
 /// single block.
 fn blocks(len: u64, block: u64) -> Vec<(u64, u64)> {
     if len <= BLOCKS * block {
@@ -98,7 +98,7 @@ fn blocks(len: u64, block: u64) -> Vec<(u64, u64)> {
         .collect()
 }
 
-/// A digest of the token ids of a pair, after truncation.
+/// Hashes the token ids of a truncated pair.
 fn pair_digest(pair: &TokenPair) -> String {
     let mut parts = Parts::new("pair");
     for ids in [&pair.prompt, &pair.chosen, &pair.rejected] {
@@ -107,8 +107,8 @@ fn pair_digest(pair: &TokenPair) -> String {
     parts.hex()
 }
 
-/// Makes a name for each pair, by the pair's index. The name only depends on the pair's tokens. A
-/// number distinguishes pairs with the same tokens.
+/// Returns a unique name for each pair, as a map from the pair's index. A name consists of a hash
+/// of the pair's tokens and a number, which distinguishes pairs with the same tokens.
 pub fn pair_names<'p>(pairs: impl IntoIterator<Item = &'p TokenPair>) -> BTreeMap<usize, String> {
     let mut seen: HashMap<String, usize> = HashMap::new();
     let mut name = |pair| {
@@ -119,7 +119,7 @@ pub fn pair_names<'p>(pairs: impl IntoIterator<Item = &'p TokenPair>) -> BTreeMa
     pairs.into_iter().map(|pair| (pair.index, name(pair))).collect()
 }
 
-/// The fingerprint of the tokens of the pairs, in order, after truncation.
+/// Computes the fingerprint of the tokens of truncated pairs. It depends on the order of the pairs.
 pub fn of_pairs(pairs: &[TokenPair]) -> Fingerprint {
     let mut parts = Parts::new("pairs");
     for pair in pairs {
@@ -129,9 +129,9 @@ pub fn of_pairs(pairs: &[TokenPair]) -> Fingerprint {
     parts.describing(format!("{n} {} of {tokens} tokens", if n == 1 { "pair" } else { "pairs" }))
 }
 
-/// The fingerprint of a model. It covers the commit on the hub if that is known. Otherwise it
-/// covers the configuration and, of each weight file, the name, the length, the header and 65
-/// blocks spread over the file.
+/// Computes the fingerprint of a model. If the model comes from the hub, this is a hash of its id
+/// and commit. Otherwise, the configuration and the weight files are hashed. Only the name, the
+/// length, the header and up to 65 evenly spaced blocks of each weight file are read.
 pub fn of_model(source: &Located, files: &ModelFiles) -> Fingerprint {
     if source.repository.is_some() {
         let commit = source.pinned("");
@@ -162,8 +162,8 @@ pub fn of_model(source: &Located, files: &ModelFiles) -> Fingerprint {
     parts.describing(format!("{names} of {total} bytes"))
 }
 
-/// The fingerprint of a tokenizer. It covers the contents of the files that saving the tokenizer
-/// would write.
+/// Computes the fingerprint of a tokenizer from the contents of the files in which it would be
+/// saved.
 ///
 /// # Errors
 /// Fails if the tokenizer cannot be saved.
@@ -176,8 +176,8 @@ pub fn of_tokenizer(tokenizer: &Tokenizer) -> Result<Fingerprint> {
     Ok(parts.describing(format!("a tokenizer of {} tokens", tokenizer.vocab_size())))
 }
 
-/// The fingerprint of named tensors and the configuration that they belong to. `of` describes them
-/// in messages.
+/// Computes the fingerprint of named tensors and their configuration. `of` describes the tensors in
+/// messages.
 ///
 /// # Errors
 /// Fails if a tensor cannot be copied to the CPU.
@@ -210,8 +210,8 @@ pub(crate) fn together(kind: &str, all: &[&Fingerprint]) -> Fingerprint {
     parts.describing(all.iter().map(|one| one.of.as_str()).collect::<Vec<_>>().join(" and "))
 }
 
-/// The fingerprint of the contents of files in the given order, without their names. A file of up
-/// to 64 MiB is read in full. Of a larger one, 65 blocks of 1 MiB are read.
+/// Computes the fingerprint of the contents of files, without their names, in the given order.
+/// Files of up to 64 MiB are read completely. From larger files, only 65 blocks of 1 MiB are read.
 fn of_files(files: &[PathBuf]) -> Result<Fingerprint> {
     let mut parts = Parts::new("files");
     let mut total = 0;
@@ -241,13 +241,13 @@ fn of_files(files: &[PathBuf]) -> Result<Fingerprint> {
     Ok(parts.describing(format!("{names} of {total} bytes")))
 }
 
-/// Number of pairs that are hashed for a split whose files are not known.
+/// Number of pairs to hash if the files of a split are unknown.
 const FIRST: usize = 64;
 
-/// The fingerprint of each split of a data set. It covers the contents of the split's files, or its
-/// first pairs if its files are not known. Splits that cannot be read are left out. If the data set
-/// has a pinned configuration, splits without known files are left out too, because that
-/// configuration always gives the same pairs.
+/// Computes the fingerprint of each split of a data set from the contents of the split's files. If
+/// the files are unknown, the first pairs of the split are hashed instead. A data set with a pinned
+/// configuration always returns the same pairs, so its splits with unknown files need no
+/// fingerprint and are omitted. Splits that cannot be read are omitted too.
 pub fn of_splits(dataset: &dyn Dataset) -> BTreeMap<String, Fingerprint> {
     let pinned = dataset.pinned().is_some();
     let of = |split: &str| -> Result<Fingerprint> {
@@ -256,7 +256,7 @@ pub fn of_splits(dataset: &dyn Dataset) -> BTreeMap<String, Fingerprint> {
             return of_files(&files);
         }
         if pinned {
-            return Err(Error::new("the configuration identifies the split"));
+            return Err(Error::new("a split of a pinned data set needs no fingerprint"));
         }
         let mut parts = Parts::new("first pairs");
         let mut n = 0;
@@ -300,7 +300,7 @@ mod tests {
             both.change(&of_pairs(std::slice::from_ref(&a))).as_deref(),
             Some("2 pairs of 14 tokens then, 1 pair of 7 tokens now")
         );
-        // Moving a token from the completion to the prompt makes a different pair.
+        // Moving a token from the completion to the prompt changes the fingerprint.
         let moved = TokenPair {
             index: 0,
             row: 0,
@@ -309,8 +309,7 @@ mod tests {
             rejected: vec![9],
         };
         assert_ne!(of_pairs(&[moved]), of_pairs(std::slice::from_ref(&a)));
-        // The index does not affect the digest, and pairs with the same tokens have different
-        // names.
+        // The index does not affect the digest, but pairs with the same tokens get different names.
         let names = pair_names(&[a.clone(), b, pair(7, &[3, 4])]);
         assert_eq!(names[&0][..33], names[&7][..33]);
         assert_ne!(names[&0], names[&7]);
@@ -337,7 +336,7 @@ mod tests {
         let of = |paths: &[&PathBuf]| {
             of_files(&paths.iter().map(|p| (*p).clone()).collect::<Vec<_>>()).unwrap()
         };
-        assert_eq!(of(&[&a]), of(&[&c]), "the names must not affect the fingerprint");
+        assert_eq!(of(&[&a]), of(&[&c]), "file names must not affect the fingerprint");
         assert_ne!(of(&[&a]), of(&[&b]));
         assert_ne!(of(&[&a, &b]), of(&[&b, &a]));
         assert!(of_files(&[dir.path().join("none")]).is_err());

@@ -1,4 +1,4 @@
-//! Generation of text, token by token.
+//! Generates text token by token.
 
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
@@ -17,14 +17,16 @@ use crate::text::Tokenizer;
 /// Settings for sampling tokens.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampling {
-    /// Maximum number of tokens in a completion, 1 or more.
+    /// Maximum number of tokens in a completion. Must be at least 1.
     pub max_new_tokens: usize,
-    /// Divisor of the logits, 0 or more. 0 always takes the most likely token.
+    /// The logits are divided by this value before sampling. With 0, the most likely token is
+    /// always chosen.
     pub temperature: f64,
-    /// Nucleus sampling (Holtzman et al. 2020): only sample from the most likely tokens whose
-    /// probabilities add up to this value, which is greater than 0 and at most 1.
+    /// Nucleus sampling (Holtzman et al. 2020): only sample from the smallest set of most likely
+    /// tokens whose probabilities add up to at least this value. Must be greater than 0 and at most
+    /// 1.
     pub top_p: f64,
-    /// Seed of the random numbers.
+    /// Seed of the random number generator.
     pub seed: u64,
 }
 
@@ -35,18 +37,18 @@ impl Default for Sampling {
 }
 
 impl Sampling {
-    /// Checks that every value is in its range.
+    /// Checks that all settings are in their valid ranges.
     ///
     /// # Errors
-    /// Fails if a value is out of range.
+    /// Fails if a setting is out of range.
     pub fn check(&self) -> Result<()> {
         let rules = [
-            (self.max_new_tokens >= 1, "max-new-tokens", self.max_new_tokens as f64, "1 or more"),
+            (self.max_new_tokens >= 1, "max-new-tokens", self.max_new_tokens as f64, "at least 1"),
             (
                 self.temperature >= 0.0 && self.temperature.is_finite(),
                 "temperature",
                 self.temperature,
-                "0 or more",
+                "finite and at least 0",
             ),
             (
                 self.top_p > 0.0 && self.top_p <= 1.0,
@@ -64,31 +66,31 @@ impl Sampling {
     }
 }
 
-/// Tokens that chat models use to end a turn. They are listed here because the configurations of
+/// Tokens that chat models use to end a turn. They are hard-coded because the configurations of
 /// fine-tuned models often omit them.
 const TURN_ENDS: [&str; 5] =
     ["<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>"];
 
-/// Returns the ids of the tokens that end a completion, in ascending order: the ids in `named`,
-/// which come from the model's files, the tokenizer's EOS token, and the tokens that chat models
-/// use to end a turn.
-pub fn stops(tokenizer: &Tokenizer, named: &[i64]) -> Vec<i64> {
+/// Returns the sorted ids of all stop tokens. These are the ids in `configured`, which come from
+/// the model's configuration files, the tokenizer's EOS token, and the tokens that chat models use
+/// to end a turn.
+pub fn stops(tokenizer: &Tokenizer, configured: &[i64]) -> Vec<i64> {
     let own = tokenizer
         .eos()
         .map(|s| s.id)
         .into_iter()
         .chain(TURN_ENDS.iter().filter_map(|t| tokenizer.token_id(t)));
-    let mut stops: Vec<i64> = own.chain(named.iter().copied()).collect();
+    let mut stops: Vec<i64> = own.chain(configured.iter().copied()).collect();
     stops.sort_unstable();
     stops.dedup();
     stops
 }
 
-/// Returns the warning for a model without a token that ends a completion. `most` is the maximum
-/// number of new tokens.
+/// Returns the warning for a model without stop tokens, whose completions always have `most`
+/// tokens, the maximum number.
 pub fn endless(most: usize) -> String {
     format!(
-        "warning: neither the model nor its tokenizer names a token that ends a completion, so \
+        "warning: neither the model nor its tokenizer defines a stop token, so \
             every completion has {most} tokens"
     )
 }
@@ -100,49 +102,50 @@ pub struct Generator<'a> {
     pub model: &'a Model,
     /// The model's tokenizer.
     pub tokenizer: &'a Tokenizer,
-    /// Ids of the tokens that end a completion, from [`stops`].
+    /// Ids of the stop tokens, from [`stops`].
     pub stops: &'a [i64],
     /// The adapter; `None` for the base model.
     pub adapted: Option<&'a Adapted>,
 }
 
-/// A generated text, with its length and timings.
+/// A generated text with token counts and timings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
-    /// The text, without the token that ends it.
+    /// The text, without the stop token.
     pub text: String,
-    /// Number of generated tokens, including the one that ends the text.
+    /// Number of generated tokens, including the stop token.
     pub tokens: usize,
-    /// True if the text ends with one of the stop tokens, false if it reached the limit.
+    /// True if generation ended with a stop token, false if it was stopped or reached the maximum
+    /// number of tokens.
     pub ended: bool,
     /// Number of tokens in the prompt.
     pub prompt: usize,
-    /// Time until the first token, including the forward pass over the prompt.
+    /// Time until the first token was generated, which includes the forward pass over the prompt.
     pub read: Duration,
-    /// Time from the first token to the last.
+    /// Time from the first token to the last one.
     pub generated: Duration,
 }
 
 impl Answer {
-    /// Prompt tokens per second.
+    /// Speed of reading the prompt, in tokens per second.
     pub fn read_per_second(&self) -> f64 {
         self.prompt as f64 / self.read.as_secs_f64()
     }
 
-    /// Generated tokens per second. The first token does not count, because the pass over the
-    /// prompt produces it. `None` if there is only one token.
+    /// Speed of generation, in tokens per second. The first token is not counted, because it is
+    /// produced by the forward pass over the prompt. `None` if only one token was generated.
     pub fn generated_per_second(&self) -> Option<f64> {
         (self.tokens > 1).then(|| (self.tokens - 1) as f64 / self.generated.as_secs_f64())
     }
 }
 
 impl Generator<'_> {
-    /// Continues `prompt`. `on_text` receives the text of each new token, which may be empty, and
-    /// returns false to stop.
+    /// Generates a completion of `prompt`. `on_text` is called with the text of each new token,
+    /// which may be empty. It returns false to stop generation.
     ///
     /// # Errors
-    /// Fails as [`generate`] does, if a token of the prompt is not in the model's vocabulary, or if
-    /// the new tokens cannot be decoded as text.
+    /// Fails in the same cases as [`generate`]. Also fails if a prompt token is not in the
+    /// vocabulary, or if the new tokens cannot be decoded.
     pub fn answer(
         &self,
         prompt: &[i64],
@@ -156,8 +159,7 @@ impl Generator<'_> {
             first.get_or_insert_with(Instant::now);
             ids.push(id);
             match self.tokenizer.decode(&ids) {
-                // A character may consist of several tokens. No text is passed on until the
-                // character is complete.
+                // A character may consist of several tokens. Wait until the character is complete.
                 Ok(text) if text.ends_with(char::REPLACEMENT_CHARACTER) => on_text(""),
                 Ok(text) => {
                     let more = on_text(text.strip_prefix(sent.as_str()).unwrap_or_default());
@@ -172,7 +174,7 @@ impl Generator<'_> {
         })?;
         let end = Instant::now();
         if let Some(e) = failed {
-            return Err(e.within("the generated tokens cannot be decoded"));
+            return Err(e.within("cannot decode the generated tokens"));
         }
         let ended = new.last().is_some_and(|id| self.stops.contains(id));
         let text = self.tokenizer.decode(&new[..new.len() - usize::from(ended)])?;
@@ -191,9 +193,10 @@ impl Generator<'_> {
     }
 }
 
-/// Continues `prompt` and returns the new tokens. Generation ends after one of `stops`, which is
-/// then the last token, after the maximum number of tokens, or at the model's maximum length.
-/// `on_token` receives each token except a stop token, and returns false to end generation.
+/// Continues `prompt` and returns the new tokens. Generation ends when one of `stops` is generated,
+/// or when the maximum number of new tokens or the model's maximum length is reached. The returned
+/// tokens include the stop token. `on_token` is called with each new token except the stop token,
+/// and returns false to stop generation.
 ///
 /// # Errors
 /// Fails if the prompt is empty, if a sampling setting is out of range, if the logits are NaN, or
@@ -214,7 +217,7 @@ pub fn generate(
     let cache = RefCell::new(Cache::default());
     let mut rng = ChaCha8Rng::seed_from_u64(sampling.seed);
     let (mut new, mut next) = (Vec::new(), prompt.to_vec());
-    // The last token needs no position, because it is not fed back into the model.
+    // The last token does not need a position, because it is not fed back into the model.
     let room = model
         .max_tokens()
         .map_or(usize::MAX, |most| (most + 1).saturating_sub(prompt.len()).max(1));
@@ -251,7 +254,7 @@ pub fn generate(
     Ok(new)
 }
 
-/// Chooses the next token from its logits `[vocab]`.
+/// Chooses the next token from the logits `[vocab]`.
 fn choose(logits: &Tensor, sampling: Sampling, rng: &mut ChaCha8Rng) -> Result<i64> {
     if sampling.temperature == 0.0 {
         return Ok(logits.f_argmax(0, false)?.f_int64_value(&[])?);
@@ -267,7 +270,7 @@ fn choose(logits: &Tensor, sampling: Sampling, rng: &mut ChaCha8Rng) -> Result<i
             Error::new("the model's logits are NaN").hint("compute in float32 with `--dtype f32`")
         );
     }
-    // Keep the fewest tokens whose probabilities reach `top_p`.
+    // Keep the smallest set of tokens whose probabilities add up to at least `top_p`.
     let before = likely.iter().scan(0.0, |sum, p| {
         let before = *sum;
         *sum += p;
@@ -289,7 +292,8 @@ mod tests {
     use crate::conformance;
     use crate::model::stream::StreamBuilder;
 
-    /// Greedy generation without a cache: a pass over the whole sequence for every token.
+    /// Greedy generation without a cache, with a forward pass over the whole sequence for each
+    /// token.
     fn greedy_without_cache(model: &Model, prompt: &[i64], n: usize) -> Vec<i64> {
         let _guard = tch::no_grad_guard();
         let mut ids = prompt.to_vec();
@@ -390,7 +394,7 @@ mod tests {
                 .all(|(expected, found): (&i32, i32)| (expected - found).abs() < 130),
             "{all:?}"
         );
-        // 0.5 + 0.3 exceed 0.7, so only the two most likely tokens are kept.
+        // 0.5 + 0.3 exceeds 0.7, so only the two most likely tokens are kept.
         let nucleus = counts(1.0, 0.7);
         assert!(nucleus[2] == 0 && nucleus[3] == 0 && nucleus[1] > 1300, "{nucleus:?}");
         assert_eq!(counts(1.0, 0.01)[0], 4000);

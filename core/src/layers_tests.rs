@@ -1,10 +1,10 @@
-//! Checks the layers of this crate: a module may only import modules of lower layers.
+//! Checks the layering of this crate. A module may only import modules from lower layers.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The modules of the crate, from the lowest to the highest.
+/// The top-level modules of the crate, from the lowest to the highest layer.
 const ORDER: [&str; 28] = [
     "panics",
     "error",
@@ -36,7 +36,7 @@ const ORDER: [&str; 28] = [
     "layers_tests",
 ];
 
-/// An import of a top-level module by another.
+/// The importing and the imported top-level module.
 type Import = (String, String);
 
 #[test]
@@ -49,10 +49,13 @@ fn modules_only_import_lower_modules() {
             .unwrap_or_else(|| panic!("module `{module}` is missing from `ORDER`"))
     };
     let upward: Vec<&Import> = found.iter().filter(|(from, to)| level(from) < level(to)).collect();
-    assert!(upward.is_empty(), "these modules import a higher one: {upward:?}");
+    assert!(
+        upward.is_empty(),
+        "imports of a module from a higher layer (importing module, imported module): {upward:?}"
+    );
 }
 
-/// Every import of one top-level module by another, outside of tests.
+/// Returns all imports between top-level modules, except those in tests.
 fn imports() -> BTreeSet<Import> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut found = BTreeSet::new();
@@ -68,7 +71,7 @@ fn imports() -> BTreeSet<Import> {
     found
 }
 
-/// The source files below a folder, without those that only contain tests.
+/// Returns the source files in a folder and its subfolders, except test files.
 fn files(folder: &Path) -> Vec<PathBuf> {
     let mut all = Vec::new();
     for entry in fs::read_dir(folder).expect("a folder") {
@@ -88,20 +91,21 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     all
 }
 
-/// The top-level module that a file belongs to.
+/// Returns the name of the top-level module that contains `file`.
 fn module(root: &Path, file: &Path) -> String {
     let inner = file.strip_prefix(root).expect("a file of the crate");
     let first = inner.components().next().expect("a name").as_os_str();
     Path::new(first).with_extension("").to_string_lossy().into_owned()
 }
 
-/// Removes the tests at the end of a source text, and all comments.
+/// Removes the test module at the end of a source file and all comments.
 fn without_tests(text: &str) -> String {
     let code = text.lines().take_while(|line| *line != "mod tests {");
     code.map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
 }
 
-/// The first components of all paths after `crate::` or `$crate::`.
+/// Returns the identifiers that follow `crate::` or `$crate::`, including those in `crate::{…}`
+/// groups.
 fn paths(code: &str) -> Vec<String> {
     let name = |rest: &str| {
         rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>()
@@ -121,7 +125,7 @@ fn every_module_is_in_the_order() {
     let modules: BTreeSet<String> = files(&root).iter().map(|file| module(&root, file)).collect();
     let missing: Vec<&String> =
         modules.iter().filter(|module| !ORDER.contains(&module.as_str())).collect();
-    assert!(missing.is_empty(), "these modules are missing from `ORDER`: {missing:?}");
+    assert!(missing.is_empty(), "modules missing from `ORDER`: {missing:?}");
 }
 
 #[test]

@@ -82,7 +82,7 @@ impl LoadedModel {
         let settings = locate(&experiment.model, Extent::Settings).map_err(explained)?;
         if settings.repository.is_some() && settings.path.is_dir() {
             Model::accepts(&configuration(&settings.path)?)
-                .within(|| format!("`{}` is not a model that can be used", experiment.model))?;
+                .within(|| format!("cannot use the model `{}`", experiment.model))?;
         }
         let source =
             locate(&settings.pinned(&experiment.model), Extent::Whole).map_err(explained)?;
@@ -122,7 +122,7 @@ impl Session {
         for change in
             experiment.sources.check_data(&experiment.dataset, dataset.as_ref(), registry)?
         {
-            tracing::warn!("the data differ from those that the run recorded: {change}");
+            tracing::warn!("the data has changed since the run recorded it: {change}");
         }
         let LoadedModel { model, tokenizer, stops, source, context, fingerprint, describes } =
             LoadedModel::open(experiment)?;
@@ -151,12 +151,12 @@ impl Session {
         }
     }
 
-    /// Tokenises the first `max_pairs` usable pairs of a split, or of a part such as `train[:750]`.
+    /// Tokenises the first `max_pairs` usable pairs of a split or of a slice such as `train[:750]`.
     /// The result also lists the pairs that were dropped. It is not an error if all are dropped.
     ///
     /// # Errors
     /// Fails if the split does not exist or cannot be read, if the tokenizer or its chat template
-    /// refuses a pair, or if a pair has more tokens than the model has positions.
+    /// rejects a pair, or if a pair has more tokens than the model supports.
     pub fn tokenise_all(
         &self,
         split: &str,
@@ -164,14 +164,14 @@ impl Session {
         max_pairs: Option<usize>,
     ) -> Result<Tokenised> {
         let rows = data::rows(self.dataset.as_ref(), split)?;
-        let within = || format!("the split `{split}` cannot be used");
+        let within = || format!("cannot use the split `{split}`");
         let tokenised =
             tokenise(&self.tokenizer, rows, &self.limits(train), max_pairs).within(within)?;
         if let Some(most) = self.model.max_tokens()
             && let Some(pair) = tokenised.pairs.iter().find(|pair| pair.longest() > most)
         {
             let text = format!(
-                "the pair in row {} has {} tokens, but the model only has positions for {most}",
+                "the pair in row {} has {} tokens, but the model supports at most {most}",
                 pair.row,
                 pair.longest()
             );
@@ -181,10 +181,11 @@ impl Session {
         Ok(tokenised)
     }
 
-    /// Tokenises the first `max_pairs` usable pairs of a split, or of a part such as `train[:750]`.
+    /// Tokenises the first `max_pairs` usable pairs of a split or of a slice such as `train[:750]`.
     ///
     /// # Errors
-    /// Fails as [`tokenise_all`](Self::tokenise_all) does, and if the split has no usable pair.
+    /// Fails if the split has no usable pairs, and in the same cases as
+    /// [`tokenise_all`](Self::tokenise_all).
     pub fn tokenise(
         &self,
         split: &str,
@@ -195,7 +196,7 @@ impl Session {
         if tokenised.pairs.is_empty() {
             let reasons: Vec<String> =
                 tokenised.reasons().iter().map(|(why, n)| format!("{n}: {why}")).collect();
-            let mut e = Error::new(format!("the split `{split}` has no pair that can be used"));
+            let mut e = Error::new(format!("the split `{split}` has no usable pairs"));
             if !reasons.is_empty() {
                 e = e.hint(format!("dropped {}", reasons.join(", ")));
             }

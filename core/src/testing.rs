@@ -1,7 +1,7 @@
 //! Helpers for tests: the folders of reference values, the paths of real models, and a clock.
 //!
 //! The real models are not part of the repository. A test whose model is missing prints a message
-//! and is skipped, except that continuous integration must have SmolLM2.
+//! and is skipped. In continuous integration, a missing SmolLM2 fails the test instead.
 
 pub mod gguf;
 #[path = "../../tests/golden.rs"]
@@ -22,9 +22,9 @@ pub fn smollm2() -> Option<PathBuf> {
     }
     assert!(
         std::env::var("CI").as_deref() != Ok("true"),
-        "continuous integration needs the model smollm2-135m-instruct"
+        "the model smollm2-135m-instruct must be present in continuous integration"
     );
-    eprintln!("skipped: the model smollm2-135m-instruct (`cargo xtask model`) not found");
+    eprintln!("skipped: the model smollm2-135m-instruct (`cargo xtask model`) was not found");
     None
 }
 
@@ -60,7 +60,7 @@ pub fn gemma3() -> Option<PathBuf> {
     // The model is too large for continuous integration, where the tiny model `models/gemma3_text`
     // covers the architecture.
     if found.is_none() {
-        eprintln!("skipped: the model gemma3-270m (`cargo xtask model gemma3-270m`) not found");
+        eprintln!("skipped: the model gemma3-270m (`cargo xtask model gemma3-270m`) was not found");
     }
     found
 }

@@ -119,11 +119,11 @@ impl DatasetPlugin for Files {
         let named = named.into_iter().filter_map(|(split, path)| Some((split, path?)));
         let open = |path: PathBuf| {
             let source = Source::open(&path, reading.clone(), &[])?;
-            // Reads the first pair, so that a wrong file fails before the model is loaded.
+            // Read the first pair, so that an invalid file is reported before the model is loaded.
             source.pairs()?.first().map(|_| source)
         };
         let splits = named.map(|(split, path)| {
-            Ok((split, open(path).within(|| format!("the `{split}` pairs cannot be used"))?))
+            Ok((split, open(path).within(|| format!("cannot load the `{split}` pairs"))?))
         });
         Ok(Box::new(Splits { splits: splits.collect::<Result<_>>()?, pinned }))
     }

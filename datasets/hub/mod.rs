@@ -1,4 +1,4 @@
-//! The data set `hub`: pairs from a data set of the Hugging Face hub.
+//! The data set `hub`: preference pairs from a data set on the Hugging Face hub.
 
 mod layout;
 mod part;
@@ -13,10 +13,10 @@ use self::layout::Layout;
 use self::part::Part;
 use crate::files::{Format, Source};
 
-/// Pairs in a repository of the hub: `--dataset org/name`.
+/// Preference pairs from a repository on the hub: `--dataset org/name`.
 #[dataset(
     name = "hub",
-    summary = "preference pairs from a data set of the Hugging Face hub",
+    summary = "preference pairs from a data set on the Hugging Face hub",
     reference = "Hugging Face hub, dataset cards and data files configuration; TRL, dataset \
         formats",
     explain = "\
@@ -44,17 +44,18 @@ pub struct OfHub {
     /// The data set, as `org/name`, or `org/name@revision` for a branch, a tag or a commit.
     /// Required; `--dataset org/name` sets it.
     pub repo: String,
-    /// Configuration of the data set (a subset on the hub); none = the only one, or the default.
+    /// Configuration of the data set (called a subset on the hub). If unset, the only configuration
+    /// is used, or the default one.
     pub config_name: Option<String>,
     /// Split to train on.
     #[default("train")]
     pub train: String,
-    /// Held-out split of the same distribution. The default, `test`, is ignored if the data set has
-    /// none.
+    /// Held-out in-distribution split. The default, `test`, is ignored if the data set has no split
+    /// of that name.
     #[default(Some(TEST.to_owned()))]
     pub test: Option<String>,
-    /// Split of the shifted distribution: `SPLIT`, `CONFIG:SPLIT`, or `org/name:CONFIG:SPLIT` of
-    /// another data set.
+    /// Out-of-distribution split: `SPLIT`, `CONFIG:SPLIT`, or `org/name:CONFIG:SPLIT` for a split
+    /// of another data set.
     pub oos: Option<String>,
     /// Split of unrelated pairs, written like `oos`.
     pub rnd: Option<String>,
@@ -74,7 +75,7 @@ impl DatasetPlugin for OfHub {
 
 fn open(config: &OfHub, hub: &Hub) -> Result<Box<dyn Dataset>> {
     if config.repo.is_empty() {
-        return Err(Error::new("no data set of the hub is given").hint("use `--dataset org/name`"));
+        return Err(Error::new("`dataset.repo` is not set").hint("use `--dataset org/name`"));
     }
     let home = RepoId::read(RepoKind::Dataset, &config.repo)?;
     let named = [
@@ -90,16 +91,13 @@ fn open(config: &OfHub, hub: &Hub) -> Result<Box<dyn Dataset>> {
     let mut opened = Opened { hub, snapshots: Vec::new() };
     let mut splits = Vec::new();
     for (split, part) in &parts {
-        let found = opened
-            .files(part)
-            .map_err(|e| e.within(format!("the `{split}` pairs cannot be used")))?;
+        let found =
+            opened.files(part).map_err(|e| e.within(format!("cannot load the `{split}` pairs")))?;
         let Some((files, snapshot)) = found else {
             if *split == "test" && part.split == TEST {
                 continue;
             }
-            return Err(opened
-                .no_split(part)?
-                .within(format!("the `{split}` pairs cannot be used")));
+            return Err(opened.no_split(part)?.within(format!("cannot load the `{split}` pairs")));
         };
         let source =
             |file: &String| Source::open(&snapshot.get(file)?, config.format.reading()?, &[]);
@@ -107,13 +105,13 @@ fn open(config: &OfHub, hub: &Hub) -> Result<Box<dyn Dataset>> {
             .iter()
             .map(source)
             .collect::<Result<Vec<_>>>()
-            .within(|| format!("the `{split}` pairs cannot be used"))?;
-        // Reads the first pair, so that a wrong file fails before the model is loaded.
+            .within(|| format!("cannot load the `{split}` pairs"))?;
+        // Read the first pair, so that an invalid file is reported before the model is loaded.
         sources
             .first()
             .map(|s| s.pairs()?.first().map(drop))
             .transpose()
-            .within(|| format!("the `{split}` pairs cannot be used"))?;
+            .within(|| format!("cannot load the `{split}` pairs"))?;
         let describes = format!("{}@{} {}", part.repo.name, short(snapshot.commit()), part.split);
         splits.push(Split { name: split, describes, sources });
     }
@@ -122,7 +120,7 @@ fn open(config: &OfHub, hub: &Hub) -> Result<Box<dyn Dataset>> {
     Ok(Box::new(Splits { splits, pinned }))
 }
 
-/// The repositories that have been opened, so that each is only looked up once.
+/// The repositories opened so far, so that each is only looked up once.
 struct Opened<'h> {
     hub: &'h Hub,
     snapshots: Vec<(RepoId, Snapshot<'h>)>,
@@ -139,7 +137,8 @@ impl<'h> Opened<'h> {
         }
     }
 
-    /// Returns the files of a split and their repository, or `None` if there is no such split.
+    /// Returns the files of a split and the repository that contains them, or `None` if the split
+    /// does not exist.
     fn files(&mut self, part: &Part) -> Result<Option<(Vec<String>, &Snapshot<'h>)>> {
         let (i, layout) = self.layout(part)?;
         layout.check(&part.split, &part.repo.to_string())?;
@@ -150,11 +149,12 @@ impl<'h> Opened<'h> {
             .map(|(_, files)| (files, &self.snapshots[i].1)))
     }
 
-    /// Returns the index of the repository with the files of a configuration, and its splits.
+    /// Returns the splits of a configuration, and the index in `snapshots` of the repository that
+    /// contains their files.
     fn layout(&mut self, part: &Part) -> Result<(usize, Layout)> {
         let own = self.at(&part.repo)?;
-        // A run that used the hub's conversion recorded the commit of the conversion, so the
-        // repository can already be a conversion.
+        // A run that uses the hub's conversion records the commit of the conversion. When such a
+        // run is resumed, `part.repo` is already the conversion.
         if layout::is_conversion(self.snapshots[own].1.files()) {
             return Ok((own, Layout::converted(&self.snapshots[own].1, part.config.as_deref())?));
         }
@@ -182,7 +182,7 @@ impl<'h> Opened<'h> {
         ))
     }
 
-    /// Returns the configuration with the commits that were found.
+    /// Returns `config` with every repository pinned to the commit that was opened.
     fn pinned(&self, config: &OfHub, home: &RepoId, parts: &[(&str, Part)]) -> OfHub {
         let opened = |repo: &RepoId| {
             self.snapshots.iter().find(|(id, _)| id == repo).map(|(_, snapshot)| snapshot.pinned())

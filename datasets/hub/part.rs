@@ -1,10 +1,10 @@
-//! Parses the notation of a split in the configuration: `SPLIT`, `CONFIG:SPLIT` or
+//! Parses the names of splits in the configuration: `SPLIT`, `CONFIG:SPLIT` or
 //! `org/name:CONFIG:SPLIT`.
 
 use reprpo_plugin::hub::{RepoId, RepoKind};
 use reprpo_plugin::prelude::*;
 
-/// A split of a configuration in a repository.
+/// A split, with the repository and configuration that contain it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Part {
     pub repo: RepoId,
@@ -13,8 +13,8 @@ pub struct Part {
 }
 
 impl Part {
-    /// Parses the notation. An omitted repository is `home`, and an omitted configuration of `home`
-    /// is `config`.
+    /// Parses the name of a split. The repository defaults to `home`, and the configuration of
+    /// `home` defaults to `config`.
     pub fn read(text: &str, home: &RepoId, config: Option<&str>) -> Result<Self> {
         let wrong = || {
             Error::new(format!("`{text}` is not a valid split"))
@@ -47,7 +47,8 @@ impl Part {
         })
     }
 
-    /// Formats the notation. If the repository is not `home`, it is replaced by `pinned`.
+    /// Formats the name of the split. `home` is omitted; any other repository is replaced by
+    /// `pinned`.
     pub fn text(&self, home: &RepoId, pinned: RepoId) -> String {
         let repo = (self.repo != *home).then(|| pinned.to_string());
         [repo.as_deref(), self.config.as_deref(), Some(&self.split)]

@@ -228,10 +228,10 @@ fn errors_name_the_data_set_or_the_split() {
     assert!(e.contains("the `train` pairs") && e.contains("did you mean `train`"), "{e}");
     let e = test_hub.error(&pairs());
     assert!(
-        e.contains("the `test` pairs cannot be used")
+        e.contains("cannot load the `test` pairs")
             && e.contains("chosen")
             && e.contains("test.jsonl"),
-        "the test split has another format: {e}"
+        "the error should name the missing column and the file: {e}"
     );
     assert!(test_hub.open(&OfHub { test: None, ..pairs() }).is_ok());
 }
@@ -261,7 +261,7 @@ fn offline_the_pairs_are_read_from_the_cache() {
     assert_eq!(
         prompts(open(&config, &offline).unwrap().as_ref(), "train"),
         ["p0", "p1"],
-        "the card is in the cache too"
+        "the card should be cached as well"
     );
     let e = format!(
         "{:?}",
@@ -270,8 +270,8 @@ fn offline_the_pairs_are_read_from_the_cache() {
     assert!(e.contains("`law/train.jsonl` of `org/pairs` is not in the cache"), "{e}");
 }
 
-/// Fills the cache like another tool would, with files of one commit but without the hub's listing
-/// of all files. Returns an offline hub with that cache.
+/// Fills the cache as another tool would: with the files of one commit, but without the hub's file
+/// listing. Returns an offline hub that uses this cache.
 fn staged(test_hub: &TestHub, name: &str, files: &[(&str, &str)]) -> Hub {
     let commit = "93efa2f097d58c2a74874c7e644dbc9b0cee75a2";
     let folder =
@@ -297,8 +297,8 @@ fn in_a_cache_that_another_tool_filled_the_readme_assigns_files_to_splits() {
     );
     let named = OfHub { repo: "acme/named".into(), ..OfHub::default() };
     assert_eq!(prompts(open(&named, &hub).unwrap().as_ref(), "train"), ["p0"]);
-    // The card names a file for the test split, so it is an error that the file is missing, even
-    // though the user did not set a test split.
+    // The card lists a file for the test split. If the file is missing, opening the data set fails,
+    // even though the user did not set a test split.
     let two =
         card.replace("---\n# Pairs", "  - split: test\n    path: held_out.jsonl\n---\n# Pairs");
     let hub =
@@ -321,7 +321,7 @@ fn in_a_cache_that_another_tool_filled_the_readme_assigns_files_to_splits() {
     );
     assert!(
         e.contains(
-            "README.md`\n  because `configs` in the front matter of `README.md` cannot be read \
+            "README.md`\n  because `configs` in the front matter of `README.md` cannot be parsed \
             as YAML"
         ),
         "{e}"
@@ -338,7 +338,7 @@ fn in_a_cache_that_another_tool_filled_a_missing_part_is_an_error() {
     let e = format!("{:?}", open(&config, &hub).err().unwrap());
     assert!(
         e.starts_with(
-            "the `train` pairs cannot be used\n  because `data/train-00001-of-00002.jsonl` of the \
+            "cannot load the `train` pairs\n  because `data/train-00001-of-00002.jsonl` of the \
             split `train` of `acme/pairs` is missing\n"
         ),
         "{e}"

@@ -43,18 +43,18 @@ pub struct Synthetic {
     /// Number of pairs to train on, 1 to 10000.
     #[default(400)]
     pub train: usize,
-    /// Number of held-out pairs of the same distribution, 0 to 10000.
+    /// Number of held-out in-distribution pairs, 0 to 10000.
     #[default(100)]
     pub test: usize,
-    /// Number of pairs of the shifted distribution, 0 to 10000.
+    /// Number of out-of-distribution pairs, 0 to 10000.
     #[default(100)]
     pub oos: usize,
-    /// Number of pairs of the unrelated judgement, 0 to 10000.
+    /// Number of unrelated pairs, 0 to 10000.
     #[default(100)]
     pub rnd: usize,
 }
 
-/// Maximum size of a split. The smallest distribution has about 20,000 different prompts. Drawing
+/// Maximum size of a split. The distribution with the fewest prompts has about 20,000, and drawing
 /// more than half of them at random would produce many duplicates.
 const LARGEST: usize = 10_000;
 
@@ -144,7 +144,7 @@ impl Part {
         }
     }
 
-    /// Draws one pair; `None` if it belongs to another split.
+    /// Draws one pair. Returns `None` if the pair is reserved for another split.
     fn draw(self, rng: &mut ChaCha8Rng) -> Option<PreferencePair> {
         match self {
             Part::Train | Part::Test => counts(rng, self == Part::Test),
@@ -155,8 +155,8 @@ impl Part {
 }
 
 /// Draws a pair about counts. A third of all claims is reserved for `test`, so that `train` and
-/// `test` have the same words but different claims. Returns `None` if the claim belongs to the
-/// other split.
+/// `test` use the same words but different claims. Returns `None` if the claim belongs to the other
+/// split.
 fn counts(rng: &mut ChaCha8Rng, test: bool) -> Option<PreferencePair> {
     let ((held, (thing, items)), [(i, fact), (j, opinion)]) =
         (one(rng, &HELD), several(rng, &NUMBERS));

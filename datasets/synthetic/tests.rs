@@ -9,7 +9,7 @@ fn read(config: &Synthetic, split: &str) -> Vec<PreferencePair> {
 fn plain(text: &Text) -> &str {
     match text {
         Text::Plain(text) => text,
-        Text::Messages(_) => panic!("the synthetic texts are plain"),
+        Text::Messages(_) => panic!("synthetic prompts and completions should be plain text"),
     }
 }
 
@@ -22,7 +22,7 @@ fn a_seed_always_generates_the_same_pairs_and_another_seed_others() {
     }
 }
 
-/// Published figures were measured on these pairs.
+/// Published results depend on exactly these pairs.
 #[test]
 fn the_pairs_of_seed_0_do_not_change() {
     let is = |split, want: [&str; 3]| {
@@ -122,7 +122,8 @@ fn no_claim_of_test_is_in_train() {
     assert!(claims("train").is_disjoint(&claims("test")));
 }
 
-/// Otherwise a model could learn a length, a word or a position instead of the preference.
+/// If length, wording or position gave the answer away, a model could learn that instead of the
+/// preference.
 #[test]
 fn chosen_and_rejected_can_only_be_told_apart_by_the_prompt() {
     let config =
@@ -151,8 +152,8 @@ fn chosen_and_rejected_can_only_be_told_apart_by_the_prompt() {
             *uses.entry(differs.1).or_default() -= 1;
         }
         let share = first as f64 / pairs.len() as f64;
-        // In `rnd`, the prompt contains the middle name of the three twice, so the rejected name is
-        // more often the first.
+        // In `rnd`, the prompt mentions the middle person twice, so the rejected name comes first
+        // more often.
         let balanced = if split == "rnd" { 0.3..0.7 } else { 0.45..0.55 };
         assert!(
             balanced.contains(&share),
@@ -161,7 +162,7 @@ fn chosen_and_rejected_can_only_be_told_apart_by_the_prompt() {
         let most = uses.values().map(|n| n.unsigned_abs()).max().unwrap_or_default();
         assert!(
             most < pairs.len() as u64 / 20,
-            "{split}: a word is chosen and rejected with a difference of {most} pairs"
+            "{split}: a word is chosen and rejected unequally often: the counts differ by {most}"
         );
     }
 }

@@ -61,12 +61,12 @@ pub const SHIFTED_OPINIONS: [&str; 4] =
 pub const TOWNS: [&str; 10] =
     ["Rome", "Paris", "Oslo", "Cairo", "Tokyo", "Lima", "Madrid", "Berlin", "Vienna", "Dublin"];
 
-/// Names of people, in the shifted distribution and in the unrelated judgement.
+/// Names of people, in the shifted distribution and in the unrelated pairs.
 pub const NAMES: [&str; 16] = [
     "Mia", "Tom", "Ada", "Leo", "Eva", "Sam", "Ida", "Max", "Zoe", "Ben", "Ann", "Tim", "Lea",
     "Jim", "Kim", "Dan",
 ];
 
-/// Comparatives and superlatives, in the unrelated judgement.
+/// Comparatives and superlatives, in the unrelated pairs.
 pub const COMPARED: [(&str, &str); 4] =
     [("taller", "tallest"), ("older", "oldest"), ("faster", "fastest"), ("richer", "richest")];

@@ -1,4 +1,4 @@
-//! Block-diagonal maps of rows, computed block by block without a matrix of the full width.
+//! Applies block-diagonal matrices to rows block by block, without building the full matrix.
 
 use reprpo_plugin::prelude::*;
 
@@ -12,12 +12,12 @@ pub fn join(blocks: &Tensor) -> Result<Tensor> {
     Ok(blocks.f_transpose(0, 1)?.f_flatten(1, 2)?)
 }
 
-/// Size up to which small blocks are combined into larger ones. The overhead of many small products
-/// exceeds the cost of the additional arithmetic.
+/// Small blocks are combined into blocks of up to this size: one larger product is faster than many
+/// small ones, even though it multiplies zeros.
 const SMALL: i64 = 32;
 
-/// Returns x·diag(R₀, …, R_{k−1}) for rows x `[n k·b]` and R `[k b b]`, in the dtype of x. If R is
-/// `[1 b b]`, it applies to every block.
+/// Returns x·diag(R₀, …, R_{k−1}) for rows x `[n k·b]` and R `[k b b]`, in the dtype of x. An R of
+/// shape `[1 b b]` is used for every block.
 pub fn rotate(x: &Tensor, r: &Tensor) -> Result<Tensor> {
     let (r, b) = (r.f_to_kind(x.kind())?, r.size()[1]);
     if r.size()[0] == 1 {
@@ -27,8 +27,8 @@ pub fn rotate(x: &Tensor, r: &Tensor) -> Result<Tensor> {
     join(&split(x, r.size()[0])?.f_bmm(&r)?)
 }
 
-/// Combines g neighbouring blocks of R `[k b b]` into one block-diagonal matrix, which gives `[k/g
-/// g·b g·b]`. It uses the largest g that divides k with g·b ≤ [`SMALL`].
+/// Combines groups of g adjacent blocks of R `[k b b]`: the result is block-diagonal matrices of
+/// shape `[k/g g·b g·b]`. g is the largest divisor of k with g·b ≤ [`SMALL`].
 fn combined(r: &Tensor) -> Result<Tensor> {
     let (k, b) = (r.size()[0], r.size()[1]);
     let Some(g) = (2..=SMALL / b).rev().find(|g| k % g == 0) else { return Ok(r.shallow_clone()) };
@@ -47,7 +47,8 @@ pub fn cayley(q: &Tensor) -> Result<Tensor> {
     Ok(r)
 }
 
-/// Returns `width` divided by `value`, the number or size of blocks in `adapter.<field>`.
+/// Returns `width` divided by `value`, which is the number of blocks or the block size set in
+/// `adapter.<field>`.
 ///
 /// # Errors
 /// Fails if `value` does not divide `width`.

@@ -6,7 +6,7 @@ use reprpo_plugin::testkit::random;
 
 pub const DOUBLE: (Kind, Device) = (Kind::Double, Device::Cpu);
 
-/// Returns the module `name` in float64 with a bias and random weights.
+/// Returns a float64 linear module called `name`, with a bias and random weights.
 pub fn module(name: &str, inputs: i64, outputs: i64) -> (LinearInfo, Frozen) {
     let info =
         LinearInfo { name: format!("model.layers.0.{name}"), layer: Some(0), inputs, outputs };
@@ -48,7 +48,7 @@ pub fn rows(n: i64, h: i64) -> Tensor {
     random(&[n, h])
 }
 
-/// Returns the largest absolute difference.
+/// Returns the largest absolute difference between `a` and `b`.
 pub fn off(a: &Tensor, b: &Tensor) -> f64 {
     assert_eq!(a.size(), b.size());
     (a - b).abs().max().double_value(&[])

@@ -161,8 +161,8 @@ fn oft_with_the_power_series_agrees_with_peft() {
 
 #[test]
 fn boft_agrees_with_peft() {
-    // PEFT wrote this file without its CUDA extension. It trained one factor but saved a
-    // configuration with the two that were requested.
+    // PEFT wrote this file without its CUDA extension: the saved configuration requests two
+    // factors, but PEFT only trained one.
     assert_agrees_with_peft("boft");
 }
 
@@ -238,7 +238,7 @@ fn an_adapter_is_restored_from_its_file_and_a_file_that_does_not_fit_is_rejected
     }
 }
 
-/// PEFT has no adapters of the residual stream, so this adapter is compared with itself.
+/// PEFT cannot adapt the residual stream, so the restored adapter is compared with the saved one.
 #[test]
 fn an_adapter_on_blocks_can_be_saved_and_restored_but_not_merged() {
     let golden = own();
@@ -255,7 +255,8 @@ fn an_adapter_on_blocks_can_be_saved_and_restored_but_not_merged() {
     let adapter = entry.build(r#"{"r": 2, "layers": "0,-1", "positions": "f1+l2"}"#).unwrap();
     let layers = model.info().layers;
     let base = logits(&model, None, &stream).unwrap();
-    // A run that does not compute the last block trains and saves only the first one.
+    // If a run does not compute the last block, only the adapter of the first block is trained and
+    // saved.
     for (blocks, written) in [(layers, Value::Null), (layers - 1, vec![0].into())] {
         let adapted = Adapted::attach(&*adapter, &model, blocks, 0).unwrap();
         assert!(

@@ -1,4 +1,5 @@
-//! Trainable changes of a frozen model, saved in PEFT's format if PEFT has the method.
+//! Adapters: trainable changes to a frozen model. They are saved in PEFT's format if PEFT
+//! implements the method.
 //!
 //! Each adapter's `learning_rate_factor` was chosen using only training pairs: 30 steps of dpo with
 //! SmolLM2-135M-Instruct on 40 pairs of the synthetic data. With the factor, the accuracy on these
@@ -39,7 +40,7 @@ fn default_targets() -> Targets {
 /// Fails if r is 0.
 fn rank(r: u32) -> Result<i64> {
     if r == 0 {
-        return Err(Error::new("`adapter.r` is 0, but must be at least 1"));
+        return Err(Error::new("`adapter.r` must be at least 1, got 0"));
     }
     Ok(i64::from(r))
 }
@@ -49,18 +50,18 @@ fn check_dropout(field: &str, p: f64) -> Result<()> {
     if (0.0..1.0).contains(&p) {
         Ok(())
     } else {
-        Err(Error::new(format!("`adapter.{field}` is {p}, but must be at least 0 and less than 1")))
+        Err(Error::new(format!("`adapter.{field}` must be at least 0 and less than 1, got {p}")))
     }
 }
 
-/// Applies dropout: in training, zeroes a share p of the entries of x and scales the others by 1/(1
-/// − p).
+/// Applies dropout: in training, zeroes each entry of x with probability p and scales the remaining
+/// ones by 1/(1 − p).
 fn dropout(x: &Tensor, p: f64, train: bool) -> Result<Tensor> {
     Ok(if train && p > 0.0 { x.f_dropout(p, true)? } else { x.shallow_clone() })
 }
 
-/// Reads `layers_to_transform` from PEFT's configuration, which is a list or one number. An empty
-/// list means every layer.
+/// Reads `layers_to_transform` from PEFT's configuration, where it can be a list or a single
+/// number. An empty list means every layer.
 fn peft_layers(peft: &PeftConfig) -> Result<Option<Vec<usize>>> {
     match peft.get::<Value>("layers_to_transform")? {
         Some(Value::Number(_)) => Ok(Some(vec![peft.need("layers_to_transform")?])),

@@ -1,5 +1,5 @@
-//! Adapters on parts of fused modules, compared with adapters on separate modules, merged, and
-//! saved.
+//! Tests adapters on parts of fused modules: they must match adapters on separate modules, and it
+//! must be possible to merge and save them.
 
 use std::collections::BTreeSet;
 
@@ -33,8 +33,8 @@ fn open(name: &str, kind: Kind) -> (ModelFiles, Model, Stream) {
     (files, model, stream)
 }
 
-/// Returns the output rows of each part of a fused module. The test states them independently of
-/// the model's own table.
+/// Returns the output rows of each part of a fused module. They are written out here, so that the
+/// tests do not depend on the model's own table.
 fn parts(module: &str) -> Vec<(&'static str, Vec<i64>)> {
     let range = |from: i64, to: i64| (from..to).collect::<Vec<i64>>();
     // Four heads of width 8, each with a query, key and value.
@@ -74,7 +74,8 @@ fn entry(name: &str) -> &'static AdapterEntry {
 /// Builds an adapter with default settings except for `fields`.
 fn build(entry: &AdapterEntry, fields: Value) -> Box<dyn Adapter> {
     let mut config = entry.about.defaults().unwrap();
-    // The default feed-forward modules of IA³ must be targets, and these tests use other targets.
+    // IA³'s feed-forward modules must be among the targets, and these tests do not target its
+    // default ones.
     config.entry("feedforward_modules").and_modify(|f| *f = json!([]));
     config.extend(fields.as_object().unwrap().clone());
     entry.build(&Value::Object(config).to_string()).unwrap()
@@ -231,8 +232,7 @@ fn adapted_parts_equal_the_adapted_modules_of_the_unfused_model() {
     }
 }
 
-/// LoRA on a whole module equals LoRA on all of its parts with the same A and the matching rows of
-/// B.
+/// Each part gets the whole module's A and its own rows of the module's B.
 #[test]
 fn lora_on_a_whole_module_equals_lora_on_all_of_its_parts() {
     for (name, module) in
@@ -306,7 +306,7 @@ fn merged_parts_compute_the_same_and_do_not_change_other_rows() {
 }
 
 /// Saves an adapter and loads it again. Returns the saved configuration, the names of the saved
-/// tensors, and the error of the logits.
+/// tensors, and the error of the restored adapter's logits.
 fn save_and_load(
     entry: &AdapterEntry,
     adapter: &dyn Adapter,
@@ -405,7 +405,8 @@ fn lora_of_parts_keeps_its_scale_in_a_file_of_whole_modules() {
             (json!({ "r": 2, "lora_alpha": 8.0, "layers_to_transform": [1] }), 4, 16.0),
         ] {
             let mut fields = fields;
-            // A regular expression over names of parts, which is saved as a list of module names.
+            // A regular expression that matches the names of parts; it is saved as a list of module
+            // names.
             fields["target_modules"] = json!(format!(r".*\.{module}\.[qv]_proj"));
             let (config, tensors, error) = save_and_load(
                 entry("lora"),

@@ -35,7 +35,7 @@ fn build(entry: &AdapterEntry, fields: &Value) -> Box<dyn Adapter> {
         ("boft_block_size", json!(8)),
         ("blocks", json!(2)),
     ] {
-        // OFT takes the size of its blocks or their number; the setting that is not used stays 0.
+        // OFT is configured by block size or by number of blocks; keep the unused setting at 0.
         if config.get(field).is_some_and(|old| *old != json!(0)) {
             config.insert(field.to_owned(), value);
         }
@@ -88,7 +88,7 @@ fn found_by_peft(config: &Value, model: &ModelInfo) -> BTreeSet<String> {
     }
 }
 
-/// Returns those of the adapted modules whose input PEFT's IA³ scales.
+/// Returns the adapted modules whose inputs are scaled by PEFT's IA³.
 fn feedforward_modules(config: &Value, names: &BTreeSet<String>) -> BTreeSet<String> {
     match &config["feedforward_modules"] {
         Value::String(text) => {
@@ -108,7 +108,7 @@ fn feedforward_modules(config: &Value, names: &BTreeSet<String>) -> BTreeSet<Str
     }
 }
 
-/// Forms of `target_modules`: a list of suffixes, of full names, or of both; a regular expression;
+/// Kinds of `target_modules`: a list of suffixes, of full names, or of both; a regular expression;
 /// `all-linear`; and Rust regular expressions that Python rejects or interprets differently.
 fn forms() -> Vec<(&'static str, Value)> {
     vec![
@@ -125,7 +125,7 @@ fn forms() -> Vec<(&'static str, Value)> {
         ("expression", json!(r".*\.(v|down)_proj")),
         ("all", json!("all-linear")),
         ("expression of Rust's", json!(r".*\.(?<which>v|down)_proj")),
-        ("expression that Python reads otherwise", json!(r".*+\.(v|down)_proj")),
+        ("expression that Python interprets differently", json!(r".*+\.(v|down)_proj")),
     ]
 }
 
@@ -199,7 +199,7 @@ fn assert_peft_reads_the_saved_adapter(
     let fresh = entry.build(&Value::Object(saved.config).to_string()).unwrap();
     let warnings: Vec<String> =
         unmatched(&*fresh, model.info()).unwrap().iter().map(|e| e.to_string()).collect();
-    // A list keeps entries that match nothing in the blocks that the run computes.
+    // A saved list also contains the entries that match no computed block, which causes a warning.
     assert!(
         warnings
             .iter()
@@ -271,7 +271,7 @@ fn a_name_that_matches_no_module_is_an_error_only_in_a_new_adapter() {
             "lora",
             json!({ "alpha_pattern": { "k_proj": 4.0 } }),
             "`k_proj` in `adapter.alpha_pattern`",
-            "the model has it",
+            "the model has this module",
         ),
         (
             "lora",
@@ -445,7 +445,7 @@ fn layers_pattern_must_name_the_models_list_of_layers() {
     );
 }
 
-/// Adapters that PEFT saved, with the version fields of other releases.
+/// Adapters saved by PEFT 0.21.2, with `peft_version` edited or removed.
 #[test]
 fn files_of_other_versions_of_peft_get_a_warning() {
     let changed = |name: &str, field: &str, value: Option<&str>| {
@@ -478,7 +478,7 @@ fn files_of_other_versions_of_peft_get_a_warning() {
     let boft = read(&golden::own().join("peft/boft"));
     assert!(boft.warnings[0].contains("boft_n_butterfly_factor"), "{:?}", boft.warnings);
 
-    // Files of PEFT before 0.14 do not contain this field.
+    // PEFT releases before 0.14 do not write this field.
     let older = changed("oft", "oft_block_size", None);
     assert!(Saved::read(older.path(), &Registry::builtin().unwrap()).is_err());
 
@@ -490,7 +490,7 @@ fn files_of_other_versions_of_peft_get_a_warning() {
     assert!(format!("{e:?}").contains("is a pickle"), "{e:?}");
 }
 
-/// Files that different versions of PEFT wrote.
+/// Files written by different versions of PEFT.
 #[test]
 fn files_written_by_older_versions_of_peft_get_a_warning() {
     let Some(shared) = golden::shared("cases/42-oft-versions") else { return };

@@ -9,7 +9,7 @@ use reprpo_plugin::testkit::random;
 use super::fixture::{disturb, off};
 use super::*;
 
-/// Widths that the default blocks of every method divide.
+/// Module widths that are divisible by the default block size of every method.
 const INPUTS: i64 = 64;
 const OUTPUTS: i64 = 32;
 

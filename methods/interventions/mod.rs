@@ -1,8 +1,9 @@
 //! Training objectives on preference pairs.
 //!
-//! Each `learning_rate` was chosen using only training pairs, with SmolLM2-135M-Instruct and LoRA
-//! on the synthetic data and on one GENIES distribution. Losses on states need a higher rate than
-//! losses on log-probabilities, for which the default rate is suitable.
+//! The default `learning_rate` of each method was chosen using only training pairs, with
+//! SmolLM2-135M-Instruct and LoRA on the synthetic data and on one GENIES distribution. Losses on
+//! states need a higher learning rate. For losses on log-probabilities, the general default is
+//! suitable.
 
 mod dpo;
 mod mse;

@@ -1,37 +1,37 @@
-//! Shared parts of the `original` variants: the configuration field and the pooling of the original
-//! project.
+//! Code that the `original` variants share: the configuration field and the original project's
+//! pooling.
 
 use reprpo_plugin::prelude::*;
 use reprpo_plugin::tch::Kind;
 
 use crate::taps::outliers;
 
-/// This project's objective or that of the original implementation.
+/// Variants of an objective: this project's or the original implementation's.
 #[choice]
 pub enum Variant {
     /// The formula `L` above.
     #[default]
     Default,
-    /// The formula `original` above, including the original pooling, to reproduce its numbers.
+    /// The formula `original` above with the original pooling, to reproduce the original results.
     Original,
 }
 
-/// Inputs of every original variant. The original pooling needs the states of single tokens.
+/// Inputs of every original variant. The original pooling needs the state of every token.
 pub const NEEDS: Needs = Needs { states: States::PerToken, reference_states: true, ..Needs::NONE };
 
-/// The states of every token at one tap, with padding if the batch has it.
+/// The states of every token at one tap, including any padding tokens.
 pub struct OriginalTap<'a> {
-    /// The policy's and the reference's tokens.
+    /// States of the policy and of the reference, in this order.
     pub tokens: [Sides<Padded<'a>>; 2],
 }
 
-/// States of the tokens of b sequences, where some tokens may be padding.
+/// Token states of b sequences, which can include padding tokens.
 #[derive(Clone, Copy)]
 pub struct Padded<'a> {
     /// States of the tokens.
     pub tokens: &'a TokenStates,
-    /// Bool `[m]`, false for padding; `None` without padding. Padding counts in the mean norm, but
-    /// not in the pooled states.
+    /// Bool mask `[m]`, false for padding; `None` if there is no padding. Padding is included in
+    /// the mean norm, but not in the pooled states.
     pub attended: Option<&'a Tensor>,
 }
 

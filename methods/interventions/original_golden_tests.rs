@@ -26,7 +26,8 @@ impl Inputs {
         Sides { chosen: side("cho"), rejected: side("rej") }
     }
 
-    /// Returns the leaves of the policy, for which the file can contain gradients, by name.
+    /// Returns the policy's leaf tensors and their names. Only these can have gradients in the
+    /// file.
     fn leaves(&self) -> impl Iterator<Item = (&String, &Tensor)> {
         let leaf = |name: &str| name.starts_with("pi_") && !name.ends_with(".logits");
         self.tensors.iter().filter(move |(name, _)| leaf(name))

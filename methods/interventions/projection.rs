@@ -12,12 +12,12 @@ use super::vectors::{EPS, norm};
 /// completion.
 #[choice]
 pub enum Sign {
-    /// Both signs: nothing is clipped.
+    /// Keeps all coefficients.
     #[default]
     Both,
-    /// Coefficients greater than 0; the others are scaled by `neg_slope`.
+    /// Keeps positive coefficients and scales negative ones by `neg_slope`.
     Pos,
-    /// Coefficients less than 0; the others are scaled by `neg_slope`.
+    /// Keeps negative coefficients and scales positive ones by `neg_slope`.
     Neg,
 }
 
@@ -32,7 +32,7 @@ impl Sign {
     }
 }
 
-/// Returns ‖x‖ over the last dimension, which is kept with size 1.
+/// Returns ‖x‖ over the last dimension, which becomes 1: `[… w]` → `[… 1]`.
 pub fn length(x: &Tensor) -> Tensor {
     norm(x).unsqueeze(-1)
 }
@@ -42,7 +42,8 @@ pub fn unit(direction: &Tensor) -> Tensor {
     direction / (length(direction) + EPS)
 }
 
-/// Returns the divisor that reduces a length `x` to at most `limit`; 1 if `x` is within the limit.
+/// Returns the number by which a vector of length `x` must be divided to be at most `limit` long; 1
+/// if it already is.
 pub fn excess(x: &Tensor, limit: &Tensor) -> Tensor {
     (x / (limit + EPS)).clamp_min(1.0)
 }

@@ -17,6 +17,6 @@ pub fn within(field: &str, value: f64, valid: bool, wanted: &str) -> Result<()> 
     if valid {
         Ok(())
     } else {
-        Err(Error::new(format!("`intervention.{field}` is {value}, but must be {wanted}")))
+        Err(Error::new(format!("`intervention.{field}` must be {wanted}, got {value}")))
     }
 }

@@ -98,12 +98,11 @@ fn train(
 #[test]
 fn training_only_the_transform_does_not_lower_the_loss() {
     let reference = random_sides(&[PAIRS, WIDTH]);
-    // As in the middle of training, the policy's states have moved in different directions.
+    // The policy's states have moved in random directions, as they have midway through training.
     let policy = map(&reference, |r| r + random(&[PAIRS, WIDTH]) * 0.5);
-    // Each method with the smallest allowed ratio of the last loss to the first, and true if an
-    // unconstrained T must keep its rank. With prefvec, T can lose directions: the smaller the
-    // components orthogonal to v̂, the smaller the orthogonal term, which is only a few hundredths
-    // of the loss.
+    // For each method: the lower bound on the ratio of the last loss to the first, and true if an
+    // unconstrained T must keep its rank. With prefvec, T may lose rank: shrinking the components
+    // orthogonal to v̂ lowers the orthogonal term, which is only a few hundredths of the loss.
     let methods: [(&str, Box<dyn Intervention>, f64, bool); 3] = [
         ("mse", Box::new(Mse::default()), 0.99, true),
         ("rank", Box::new(Rank::default()), 0.98, true),
@@ -111,7 +110,7 @@ fn training_only_the_transform_does_not_lower_the_loss() {
         ("prefvec", Box::new(PrefVec { lambda_nll: 0.0, ..PrefVec::default() }), 0.97, false),
     ];
     for (name, mut method, least, keeps_rank) in methods {
-        // Transforms that keep lengths by construction need fewer steps.
+        // Transforms that preserve lengths by construction need fewer steps.
         let transforms = [
             ("ortho", built_in("ortho", "{}"), 40),
             ("hra", built_in("hra", r#"{"r": 4}"#), 40),

@@ -5,11 +5,12 @@ use reprpo_plugin::prelude::*;
 /// ε of the formulas in `docs/methods.md`.
 pub const EPS: f64 = 1e-12;
 
-/// The reason for leaving a pair out of a loss on states; completes "each has …" in the run's log.
+/// Why a pair is left out of a loss on states. The run's log shows it after "each has".
 pub const NO_DIRECTION: &str =
     "no preference direction: the reference's states of both completions are equal";
 
-/// Returns `scale` `[b]` with 1 for pairs that do not count, to avoid a division by 0.
+/// Returns `scale` `[b]` with 1 for the pairs that are left out of the loss, to avoid dividing by
+/// 0.
 pub fn safe(scale: &Tensor, counts: &Tensor) -> Tensor {
     scale.where_self(counts, &scale.ones_like())
 }

@@ -1,4 +1,4 @@
-//! Recipes: files of settings that form a layer of the configuration.
+//! Recipes: named sets of settings. A recipe is one layer of a run's configuration.
 
 #[cfg(test)]
 mod tests;

@@ -1,4 +1,4 @@
-//! The recipes as layers of the configuration.
+//! Tests the recipes as layers of the configuration.
 
 use reprpo_core::api::Layers;
 use reprpo_core::config::{Layering, Resolved};
@@ -6,7 +6,7 @@ use reprpo_core::registry::{Kind, Registry};
 use reprpo_plugin::prelude::*;
 use reprpo_plugin::serde_json::json;
 
-/// An empty data set, because the built-in ones belong to another crate.
+/// A stand-in for the built-in data set, which is in another crate.
 #[dataset(name = "synthetic", summary = "for tests", reference = "", explain = "")]
 struct Empty {}
 

@@ -1,4 +1,4 @@
-//! Taps: the places of a model whose states a method reads.
+//! Taps: the sites in a model where a method reads states.
 
 mod hs;
 pub(crate) mod outliers;
@@ -11,20 +11,20 @@ mod tests;
 
 use reprpo_plugin::prelude::*;
 
-/// Returns the default layers: from 30% of the depth on, without the last two.
+/// Returns the default layers: all layers from 30% of the depth onwards, except the last two.
 fn default_layers() -> Layers {
     Layers("range(.3,-2)".to_owned())
 }
 
-/// Returns the linear modules that a tap reads in each chosen block, in the order in which they
+/// Returns the linear modules that a tap reads in the blocks `layers`, in the order in which they
 /// run.
 ///
-/// `chosen` contains the last parts of module names. If it is `None`, the modules are those that
-/// are in `usual` or have a fused part in `usual`.
+/// `chosen` selects modules by the last component of their names. If it is `None`, the tap reads
+/// the modules in `usual`, and fused modules with a part in `usual`.
 ///
 /// # Errors
-/// Fails if a layer is outside the model, if a block lacks a chosen module, or if a block has none
-/// of the usual ones.
+/// Fails if the model does not have a selected layer, if a block lacks a chosen module, or if a
+/// block has none of the modules in `usual`.
 fn modules<'m>(
     model: &'m ModelInfo,
     layers: &Layers,
@@ -43,7 +43,7 @@ fn modules<'m>(
             chosen.into_iter().flatten().find(|name| !block.iter().any(|l| last(l) == **name))
         {
             return Err(Error::unknown("module", missing, block.iter().map(|l| last(l)))
-                .within(format!("`tap.modules` of `{tap}` does not fit block {k}")));
+                .within(format!("cannot apply `tap.modules` of `{tap}` to block {k}")));
         }
         let before = found.len();
         found.extend(block.iter().filter(wanted));
@@ -57,9 +57,8 @@ fn modules<'m>(
                     usual.join(", ")
                 )
             };
-            return Err(Error::new(format!("{what}, so `{tap}` has nothing to read")).hint(
-                "name modules in `tap.modules`, or use the tap `hs`, which every model has",
-            ));
+            return Err(Error::new(format!("{what}, so `{tap}` has nothing to read"))
+                .hint("set `tap.modules`, or use the tap `hs`, which every model supports"));
         }
     }
     Ok(found)

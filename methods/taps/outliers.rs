@@ -1,8 +1,10 @@
-//! The original project's pooling, which leaves out tokens whose states are unusually long.
+//! The original project's pooling, which leaves out tokens whose states have an unusually large
+//! norm.
 
 use reprpo_plugin::prelude::*;
 
-/// The mean over prompt and completion without tokens whose states are unusually long.
+/// Averages over prompt and completion, leaving out tokens whose states have an unusually large
+/// norm.
 pub struct WithoutOutliers;
 
 impl TokenPooling for WithoutOutliers {
@@ -14,15 +16,15 @@ impl TokenPooling for WithoutOutliers {
 /// Pools `x` `[m w]`, one row per token, to `[b w]`.
 ///
 /// The result is the mean over the tokens whose norm is at most one (unbiased) standard deviation
-/// above the sequence's mean norm. Tokens where `attended` `[m]` is false count in the mean norm,
-/// but not in the result.
+/// above the sequence's mean norm. Tokens where `attended` `[m]` is false contribute to the mean
+/// norm, but not to the result.
 pub fn pool(tokens: &TokenStates, x: &Tensor, attended: Option<&Tensor>) -> Tensor {
     let norms = x.norm_scalaropt_dim(2.0, -1, false);
     let count = tokens.sum_by_sequence(&norms.ones_like());
     let mean = tokens.sum_by_sequence(&norms) / &count;
     let off = &norms - mean.index_select(0, &tokens.owner);
     let std = (tokens.sum_by_sequence(&off.square()) / (&count - 1.0)).sqrt();
-    // The deviation of a single token is NaN; the token is kept.
+    // The standard deviation of a single token is NaN; replacing it by 0 keeps the token.
     let limit = (mean + std.nan_to_num(0.0, 0.0, 0.0)).index_select(0, &tokens.owner);
     let usual = norms.le_tensor(&limit);
     let keep = attended

@@ -4,7 +4,7 @@ use reprpo_plugin::prelude::{self, *};
 
 use super::outliers::WithoutOutliers;
 
-/// Methods that combine the tokens of a completion into one vector.
+/// How the states of a completion's tokens are pooled into one vector.
 #[choice]
 pub enum Pooling {
     /// The mean over the completion's tokens.
@@ -14,15 +14,15 @@ pub enum Pooling {
     All,
     /// The last token.
     Last,
-    /// The mean over the positions that both sequences of the pair have, prompt included.
+    /// The mean over the positions that exist in both sequences of the pair, including the prompt.
     Common,
-    /// The mean over prompt and completion, as in the original project: without tokens whose
-    /// transformed state has a norm of more than one standard deviation above the mean norm.
+    /// The mean over prompt and completion, as in the original project. It leaves out tokens whose
+    /// transformed states have norms more than one standard deviation above the mean.
     Original,
 }
 
 impl Pooling {
-    /// Returns the plugin API's pooling over the same tokens.
+    /// Returns the variant of the plugin API's pooling that covers the same tokens.
     pub fn tokens(self) -> prelude::Pooling {
         match self {
             Self::Completion => prelude::Pooling::Completion,
@@ -32,8 +32,7 @@ impl Pooling {
         }
     }
 
-    /// Returns the pooling of transformed states that replaces the mean, or `None` if the mean is
-    /// used.
+    /// Returns the custom pooling of transformed states, or `None` if they are averaged.
     pub fn of_states(self) -> Option<Box<dyn TokenPooling>> {
         (self == Self::Original).then(|| Box::new(WithoutOutliers) as _)
     }

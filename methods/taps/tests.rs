@@ -111,7 +111,7 @@ fn modules_selects_what_a_side_tap_reads() {
     assert_eq!(names, ["out.model.layers.0.mlp.down_proj", "out.model.layers.9.mlp.down_proj"]);
     let e = format!("{:?}", of(&["v_porj"]).unwrap_err());
     assert!(
-        e.contains("`tap.modules` of `side-out` does not fit block 0")
+        e.contains("cannot apply `tap.modules` of `side-out` to block 0")
             && e.contains("did you mean `v_proj`?"),
         "{e}"
     );

@@ -1,4 +1,4 @@
-//! Maps of states into the space where a loss compares them.
+//! Transforms: maps from states to the space in which a loss compares them.
 
 mod ether;
 mod hra;

@@ -2,7 +2,8 @@
 
 use reprpo_plugin::prelude::*;
 
-/// Rows of W that are converted to float64 at a time, to limit memory for a large vocabulary.
+/// Number of rows of W that are converted to float64 at a time, to limit memory use with large
+/// vocabularies.
 const ROWS: i64 = 8192;
 
 /// The singular values and right-singular directions of a matrix `[vocab h]`, in float64.
@@ -18,8 +19,8 @@ impl RowSpace {
     /// Frobenius norm of 1.
     ///
     /// WᵀW = V σ² Vᵀ is only h×h, whereas U in the singular value decomposition of W has vocab·h
-    /// entries. In float64, the values are accurate to 1e-8 of the largest, which is enough for the
-    /// precision of weights.
+    /// entries. In float64, the error of the singular values is at most 1e-8 times the largest one,
+    /// which is far below the precision of the weights.
     ///
     /// # Errors
     /// Fails if the device runs out of memory, or if the weights are not finite.
@@ -36,8 +37,9 @@ impl RowSpace {
                 None => gram,
             });
         }
-        let total =
-            total.ok_or_else(|| Error::internal("the directions need at least one matrix"))?;
+        let total = total.ok_or_else(|| {
+            Error::internal("at least one matrix is needed to compute directions")
+        })?;
         let (squares, directions) = total.f_linalg_eigh("L")?;
         // libtorch sorts in ascending order. Rounding can make the smallest value negative.
         Ok(Self {

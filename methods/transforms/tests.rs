@@ -1,5 +1,5 @@
-//! Checks the properties that every built-in transform declares, and compares its values with its
-//! definition.
+//! Checks that the built-in transforms have the properties that they declare, and that their values
+//! match their definitions.
 
 use reprpo_core::registry::{Registry, TransformEntry};
 use reprpo_plugin::prelude::*;
@@ -259,14 +259,18 @@ fn an_error_about_a_value_out_of_range_lists_the_valid_values() {
         (
             "svd",
             r#"{"top": 12}"#,
-            "`transform.top` is 12, but must select some and not all of the 12 directions\n  \
-                hint: valid: a share greater than 0 and less than 1, or a whole number from 1 to 11",
+            "must select at least one but not all of the 12 directions, got 12\n  hint: valid: a \
+                fraction greater than 0 and less than 1, or a whole number from 1 to 11",
         ),
-        ("svd", r#"{"top": 0}"#, "`transform.top` is 0"),
-        ("svd", r#"{"top": -1}"#, "`transform.top` is -1"),
-        ("svd", r#"{"top": 2.5}"#, "`transform.top` is 2.5"),
-        ("svd", r#"{"soft": 1.5}"#, "`transform.soft` is 1.5"),
-        ("suppressed", r#"{"threshold": -0.1}"#, "`transform.threshold` is -0.1"),
+        ("svd", r#"{"top": 0}"#, "directions, got 0"),
+        ("svd", r#"{"top": -1}"#, "directions, got -1"),
+        ("svd", r#"{"top": 2.5}"#, "directions, got 2.5"),
+        ("svd", r#"{"soft": 1.5}"#, "a quantile from 0 to 1 or `none`, got 1.5"),
+        (
+            "suppressed",
+            r#"{"threshold": -0.1}"#,
+            "`transform.threshold` must be at least 0, got -0.1",
+        ),
     ] {
         assert!(message(name, json).contains(expected), "{name} {json}: {}", message(name, json));
     }
@@ -336,7 +340,7 @@ fn svd_removes_the_main_directions_of_the_matrix() {
     let model = Model::new();
     let x = random(&[5, WIDTH]);
     let of = |json: &str| apply(model.build("svd", json).unwrap().as_ref(), &x);
-    // The definition, computed from the singular value decomposition of the full matrix.
+    // Compute the expected values from the singular value decomposition of the full matrix.
     let directions = |w: &Tensor| {
         let (_, s, v) = w.svd(true, true);
         (s, v.tr())
@@ -365,7 +369,7 @@ fn svd_removes_the_main_directions_of_the_matrix() {
 fn suppressed_keeps_the_coordinates_whose_contribution_to_the_head_changes() {
     let mut model = Model::new();
     for rank in [WIDTH, 5] {
-        // A head of lower rank depends only on a part of the change.
+        // A rank-deficient head only depends on the part of the change in its row space.
         model.unembedding = random(&[31, rank]).matmul(&random(&[rank, WIDTH]));
         let (x, before) = (random(&[5, WIDTH]), random(&[5, WIDTH]));
         let w = &model.unembedding;

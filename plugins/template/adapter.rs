@@ -3,7 +3,7 @@
 use reprpo_plugin::prelude::*;
 
 /// The adapter that `--adapter my-method` selects.
-// `reprpo list` and `reprpo explain my-method` show these texts.
+// `reprpo list` and `reprpo explain my-method` show these strings.
 #[adapter(
     name = "my-method",
     summary = "a full-rank change to each weight matrix",
@@ -12,11 +12,11 @@ use reprpo_plugin::prelude::*;
         first. The merged weight is W + D.",
     peft_type = "MY_METHOD"
 )]
-// Users set the fields with `--set adapter.FIELD=…`; the doc comments are the help texts. A field
-// without `#[default(…)]` has the default of its type.
+// Users set the fields with `--set adapter.FIELD=…`; the doc comments become the help. Without
+// `#[default(…)]`, a field defaults to the default value of its type.
 pub struct MyMethod {
-    /// The linear modules to adapt: a list of ends of names (`qkv_proj.q_proj` selects a part of a
-    /// fused module), a regular expression for whole names, or `all-linear`.
+    /// The linear modules to adapt: a list of name suffixes (`qkv_proj.q_proj` selects a part of a
+    /// fused module), a regular expression that matches whole names, or `all-linear`.
     #[default(["q_proj", "v_proj"].into())]
     pub target_modules: Targets,
     /// The blocks to adapt, counted from 0. By default, all blocks are adapted.
@@ -44,8 +44,8 @@ impl Adapter for MyMethod {
         "{}".to_owned()
     }
 
-    // Called once per module. Take random values only from `init`, so that the same seed gives the
-    // same bytes on every machine.
+    // Called once per module. Only draw random values from `init`, so that a seed gives the same
+    // bytes on every machine.
     fn attach(&self, site: &LinearSite<'_>, init: &mut Init) -> Result<Box<dyn AdaptedLinear>> {
         Ok(Box::new(MyMethodLinear(init.zeros(&[site.info.outputs, site.info.inputs]))))
     }
@@ -63,7 +63,7 @@ impl AdaptedLinear for MyMethodLinear {
     fn parameters(&self) -> Vec<Parameter> {
         vec![Parameter::new("d", &self.0).along(Axis::Input(1))]
     }
-    // Your formula goes here too: the frozen module that computes the same outputs.
+    // Your formula goes here too: return a frozen module that computes the same outputs.
     fn merge(&self, base: &Frozen) -> Result<Frozen> {
         Ok(base.with_weight(base.dense()?.to_kind(self.0.kind()).f_add(&self.0)?))
     }

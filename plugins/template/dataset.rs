@@ -3,18 +3,18 @@
 use reprpo_plugin::prelude::*;
 
 /// The data set that `--dataset my-method` selects.
-// `reprpo list` and `reprpo explain my-method` show these texts. To read a file, add a field
+// `reprpo list` and `reprpo explain my-method` show these strings. To read a file, add a field
 // `file: PathBuf` to the struct, and the arguments `argument = "file"` and `extensions = &["tsv"]`
-// here. `--dataset pairs.tsv` then sets the field. To read a repository of the hub, add
+// here. `--dataset pairs.tsv` then sets the field. To read a repository on the hub, add
 // `repositories = true`, and fetch its files with `reprpo_plugin::hub`.
 #[dataset(
     name = "my-method",
-    summary = "correct sums against sums that are off by one; the shift is to products",
+    summary = "correct sums preferred over wrong ones; the out-of-distribution split has products",
     reference = "source of the data: paper or project",
     explain = "train, test: What is 3 plus 4? 7, not 8\noos:         What is 3 times 4? 12, not 13"
 )]
-// Users set the fields with `--set dataset.FIELD=…`; the doc comments are the help texts. A field
-// without `#[default(…)]` has the default of its type.
+// Users set the fields with `--set dataset.FIELD=…`; the doc comments become the help. Without
+// `#[default(…)]`, a field defaults to the default value of its type.
 pub struct MyMethod {
     /// The largest number in a question, 2 to 1000.
     #[default(20)]
@@ -34,8 +34,8 @@ impl DatasetPlugin for MyMethod {
 }
 
 impl Dataset for MyMethod {
-    // The model is trained on `train` and evaluated on all splits. `oos` is the shifted
-    // distribution.
+    // The model is trained on `train` and evaluated on all splits. `oos` is the out-of-distribution
+    // split.
     fn splits(&self) -> Vec<SplitInfo> {
         let split = |name: &str, describes: &str| SplitInfo {
             name: name.to_owned(),
@@ -46,7 +46,7 @@ impl Dataset for MyMethod {
     }
 
     // If a split skips rows of a file, implement `rows` as well. It returns each pair with the
-    // index of its row, which outputs show as `index`.
+    // index of its row, which appears as `index` in output files.
     fn pairs(&self, split: &str) -> Result<PairIter<'_>> {
         let (word, value, test): (_, fn(u32, u32) -> u32, _) = match split {
             "train" => ("plus", |a, b| a + b, Some(false)),
@@ -54,13 +54,14 @@ impl Dataset for MyMethod {
             "oos" => ("times", |a, b| a * b, None),
             other => return Err(Error::unknown("split", other, ["train", "test", "oos"])),
         };
-        // A fifth of the sums is reserved for `test`. The order mixes small and large numbers.
+        // A fifth of the sums is reserved for `test`. The questions are ordered so that small and
+        // large numbers are mixed.
         let n = self.largest;
         let questions = (0..n * n).map(move |i| (1 + i % n, 1 + (i / n + 7 * i) % n));
         let wanted =
             questions.filter(move |(a, b)| test.is_none_or(|test| test == ((a + 2 * b) % 5 == 0)));
-        // Your pairs go here: a prompt and two completions that continue it. Return an `Err` for a
-        // line of a file that is invalid.
+        // Your pairs go here: a prompt and two completions that continue it. If you read a file,
+        // return an `Err` for each invalid line.
         Ok(Box::new(wanted.map(move |(a, b)| {
             let right = value(a, b);
             Ok(PreferencePair::new(

@@ -1,9 +1,9 @@
-//! An intervention: a training objective, with the values that it needs from the model.
+//! An intervention: a training objective. It also declares the values that it needs from the model.
 
 use reprpo_plugin::prelude::*;
 
 /// The intervention that `--intervention my-method` selects.
-// `reprpo list` and `reprpo explain my-method` show these texts.
+// `reprpo list` and `reprpo explain my-method` show these strings.
 #[intervention(
     name = "my-method",
     summary = "raise the chosen completion's log-probability above the rejected one's, and keep \
@@ -12,14 +12,14 @@ use reprpo_plugin::prelude::*;
     explain = "L = −log σ(β[logp(y⁺) − logp(y⁻)]) + λ·mean (p⁺ − r⁺)²\n\np⁺ and r⁺ are the states \
         of the policy and of the reference at a tap."
 )]
-// Users set the fields with `--set intervention.FIELD=…`; the doc comments are the help texts. A
-// field without `#[default(…)]` has the default of its type.
+// Users set the fields with `--set intervention.FIELD=…`; the doc comments become the help. Without
+// `#[default(…)]`, a field defaults to the default value of its type.
 pub struct MyMethod {
-    /// β: factor on the margin, per nat, above 0.
+    /// β: factor of the margin, per nat; greater than 0.
     #[default(0.1)]
     pub beta: f64,
-    /// λ: weight of the squared distance between the chosen states of policy and reference, 0 or
-    /// more.
+    /// λ: weight of the squared distance between the policy's and the reference's chosen states; at
+    /// least 0.
     #[default(1.0)]
     pub lambda: f64,
 }
@@ -28,7 +28,7 @@ impl InterventionPlugin for MyMethod {
     fn build(self, _model: &ModelInfo) -> Result<Box<dyn Intervention>> {
         if !(self.beta > 0.0 && self.lambda >= 0.0) {
             return Err(Error::new(format!(
-                "`beta` must be greater than 0 and `lambda` must be 0 or more, got {} and {}",
+                "`beta` must be greater than 0 and `lambda` must be at least 0, got {} and {}",
                 self.beta, self.lambda
             )));
         }
@@ -48,8 +48,7 @@ impl Intervention for MyMethod {
     }
 
     fn loss(&mut self, pairs: &Pairs, _step: StepInfo) -> Result<Loss> {
-        // Your formula goes here: for b pairs, the log-probabilities are `[b]` and the states
-        // `[b h]`.
+        // Your formula goes here. For b pairs, the log-probabilities are `[b]`, the states `[b h]`.
         let logprobs = pairs.policy()?;
         let margin = logprobs.chosen()?.sum() - logprobs.rejected()?.sum();
         let moved = pairs.mean_over_taps(|tap| {

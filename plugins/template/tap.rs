@@ -1,9 +1,9 @@
-//! A tap: the sites of the model where states are read.
+//! A tap: the sites in the model at which states are read.
 
 use reprpo_plugin::prelude::*;
 
 /// The tap that `--tap my-method` selects.
-// `reprpo list` and `reprpo explain my-method` show these texts.
+// `reprpo list` and `reprpo explain my-method` show these strings.
 #[tap(
     name = "my-method",
     summary = "the residual stream after selected blocks",
@@ -11,8 +11,8 @@ use reprpo_plugin::prelude::*;
     explain = "blocks.k, the residual stream after block k    width: hidden\n\nThere is one tap \
         per selected block."
 )]
-// Users set the fields with `--set tap.FIELD=…`; the doc comments are the help texts. A field
-// without `#[default(…)]` has the default of its type.
+// Users set the fields with `--set tap.FIELD=…`; the doc comments become the help. Without
+// `#[default(…)]`, a field defaults to the default value of its type.
 pub struct MyMethod {
     /// The blocks, counted from 0: `10,20`, `-2,-1`, `0.33,0.66`, `range(.3,-2)` or
     /// `range(.3,.9,2)`.
@@ -30,8 +30,8 @@ impl TapPlugin for MyMethod {
 
 impl Tap for MyMethod {
     fn sites(&self, model: &ModelInfo) -> Result<Vec<Site>> {
-        // Your sites go here: outputs of blocks, or `Site::Input` and `Site::Output` with the name
-        // of one of `model.linears`.
+        // Your sites go here: block outputs, or `Site::Input` and `Site::Output` with the name of a
+        // module in `model.linears`.
         Ok(self.layers.resolve(model.layers)?.into_iter().map(Site::Block).collect())
     }
 

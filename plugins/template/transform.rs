@@ -3,7 +3,7 @@
 use reprpo_plugin::prelude::*;
 
 /// The transform that `--transform my-method` selects.
-// `reprpo list` and `reprpo explain my-method` show these texts.
+// `reprpo list` and `reprpo explain my-method` show these strings.
 #[transform(
     name = "my-method",
     summary = "a trainable scale of each coordinate",
@@ -11,16 +11,16 @@ use reprpo_plugin::prelude::*;
     explain = "T(x) = e^s ⊙ x    s [h]\n\ns starts at 0, so that T is the identity at first. It is \
         trained together with the adapter."
 )]
-// Users set the fields with `--set transform.FIELD=…`; the doc comments are the help texts. A field
-// without `#[default(…)]` has the default of its type.
+// Users set the fields with `--set transform.FIELD=…`; the doc comments become the help. Without
+// `#[default(…)]`, a field defaults to the default value of its type.
 pub struct MyMethod {
-    /// Standard deviation of the logarithms of the scales at the start, 0 or more.
+    /// Initial standard deviation of the logarithms of the scales, at least 0.
     pub spread: f64,
 }
 
 impl TransformPlugin for MyMethod {
-    // Called once per tap. Take random values only from `init`, so that the same seed gives the
-    // same bytes on every machine.
+    // Called once per tap. Only draw random values from `init`, so that a seed gives the same bytes
+    // on every machine.
     fn build(self, cx: &TransformCx<'_>, init: &mut Init) -> Result<Box<dyn Transform>> {
         if !(self.spread >= 0.0 && self.spread.is_finite()) {
             return Err(Error::new(format!(
@@ -40,7 +40,7 @@ struct MyMethodMap {
 impl Transform for MyMethodMap {
     fn forward(&self, h: &Tensor, _around: &Around) -> Result<Tensor> {
         // Your formula goes here: h is `[… h]`, with one row per token or per completion. The
-        // result may have another width.
+        // result can have a different width.
         Ok(h * self.s.exp())
     }
 
@@ -49,8 +49,8 @@ impl Transform for MyMethodMap {
         vec![Parameter::new("s", &self.s)]
     }
 
-    // True if T(ax + by) = aT(x) + bT(y). The engine then pools states before it applies T, which
-    // is cheaper.
+    // True if T(ax + by) = aT(x) + bT(y). The engine then pools states before applying T, which is
+    // cheaper.
     fn linear(&self) -> bool {
         true
     }

@@ -19,14 +19,14 @@ use crate::trained::warn_of_other_base;
 /// The maximum number of tokens in a pair.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LengthLimit {
-    /// At most `train.max_length`, which a user or a run has set.
+    /// At most `train.max_length` tokens, as set by the user or by the run's configuration.
     Configured(Origin),
     /// No limit. A pair that exceeds the model's context is scored in full, with a warning.
     Unlimited,
 }
 
 impl LengthLimit {
-    /// The limit that a user or a run has set, or `Unlimited` if neither has.
+    /// Returns the configured limit, or `Unlimited` if `train.max_length` only has its default.
     pub fn of(resolved: &Resolved) -> Self {
         match resolved.origins.get("train.max_length") {
             None | Some(Origin::Default) => LengthLimit::Unlimited,

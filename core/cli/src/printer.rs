@@ -28,8 +28,7 @@ pub struct Printer {
 }
 
 impl Printer {
-    /// Creates a printer from the global flags, and sets the choice of `--color` for the whole
-    /// process.
+    /// Creates a printer from the global flags, and applies `--color` to the whole process.
     pub fn new(global: &Global) -> Self {
         let choice = match global.color {
             Color::Auto => ColorChoice::Auto,

@@ -139,8 +139,8 @@ impl TextGenerator {
     }
 }
 
-/// Returns the variants of the model that answer each prompt, in order: their names, and true if
-/// the adapter is used. With `--compare`, the base model comes before the trained model.
+/// Returns the variants of the model that answer each prompt, in order. Each is a name and a flag
+/// that is true if the adapter is used. With `--compare`, the base model comes first.
 pub fn variants(args: &GenerationArgs) -> Vec<(&'static str, bool)> {
     match (args.compare, args.target.is_some()) {
         (true, _) => vec![("base", false), ("trained", true)],

@@ -11,7 +11,7 @@ use reprpo_core::{Error, Result};
 
 use crate::App;
 
-/// A trained adapter, and the source of its base model's name.
+/// A trained adapter, and where the name of its base model comes from.
 pub struct TrainedAdapter {
     /// Folder of the adapter, in PEFT format.
     pub adapter: PathBuf,
@@ -19,9 +19,9 @@ pub struct TrainedAdapter {
 }
 
 enum Base {
-    /// The configuration of the run, which gives the whole experiment.
+    /// The run's configuration file, from which the whole experiment is taken.
     Config(PathBuf),
-    /// The configuration of the run that wrote the adapter. Only its model is used.
+    /// The configuration file of the run that wrote the adapter. Only the model is taken from it.
     ConfigOfAdapter(PathBuf),
     /// The base model that the adapter's `adapter_config.json` names.
     Named { config: PathBuf, model: String },

@@ -15,15 +15,15 @@ const MEGABYTE: u64 = 1_000_000;
 /// Shows the progress of all downloads from the hub after this call. A signal that asks the process
 /// to end stops them.
 pub fn show(printer: &Printer) {
-    let shown = Mutex::new(Shown { progress: printer.progress(), file: None });
+    let shown = Mutex::new(HubDownloads { progress: printer.progress(), file: None });
     hub::watch(Box::new(move |file, done, size| {
         shown.lock().unwrap_or_else(PoisonError::into_inner).at(file, done, size);
         !interrupt::stop_requested()
     }));
 }
 
-/// The display of downloads from the hub.
-struct Shown {
+/// Progress display for downloads from the hub.
+struct HubDownloads {
     progress: Box<dyn Progress>,
     file: Option<CurrentFile>,
 }
@@ -33,13 +33,13 @@ struct CurrentFile {
     name: String,
     /// Megabytes that the display shows.
     megabytes: u64,
-    /// Bytes that an interrupted download had left before this one started.
+    /// Bytes already on disk from an interrupted download.
     before: u64,
     /// Time at which this download started.
     began: Instant,
 }
 
-impl Shown {
+impl HubDownloads {
     /// Shows that `done` of the `size` bytes of `file` have been downloaded.
     fn at(&mut self, file: &str, done: u64, size: u64) {
         // Small files need no progress bar.
@@ -71,7 +71,7 @@ impl Shown {
     }
 }
 
-/// The display of a download from the package index.
+/// Progress display for a download from the package index.
 pub struct Download<'a> {
     printer: &'a Printer,
     progress: Box<dyn Progress>,

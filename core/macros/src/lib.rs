@@ -49,7 +49,7 @@ pub fn intervention(arguments: TokenStream, item: TokenStream) -> TokenStream {
 ///
 /// Arguments in addition to the [common ones](crate):
 /// - `peft_type`: the type in `adapter_config.json`; required.
-/// - `learning_rate_factor`: factor on the default of `train.lr`, which is 1 for LoRA. It is larger
+/// - `learning_rate_factor`: factor applied to the default of `train.lr`; 1 for LoRA. It is larger
 ///   for an adapter whose parameters must move further to change the model by the same amount.
 /// - `adjustable`: fields, such as dropout, that may change when training continues from a saved
 ///   adapter, e.g. `&["lora_dropout"]`. They must not affect the shapes of the saved tensors or how
@@ -85,8 +85,8 @@ pub fn tap(arguments: TokenStream, item: TokenStream) -> TokenStream {
 /// - `argument`: the field that `--dataset NAME:TEXT` sets to `TEXT`.
 /// - `extensions`: file extensions, without the dot, for which `--dataset FILE` selects this
 ///   plugin, e.g. `&["csv"]`. The field `argument` is set to the path.
-/// - `repositories`: `true` if `--dataset org/name`, a repository of the hub, selects this plugin.
-///   The field `argument` is set to the repository.
+/// - `repositories`: `true` if `--dataset org/name`, a Hugging Face repository, selects this
+///   plugin. The field `argument` is set to the repository.
 /// - `stdin`: `true` if `--dataset -`, pairs on standard input, selects this plugin. The field
 ///   `argument` is set to `-`.
 #[proc_macro_attribute]

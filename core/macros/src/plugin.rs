@@ -75,7 +75,9 @@ fn take_defaults(item: &mut ItemStruct) -> Result<Vec<Option<Expr>>> {
             [one] => one.parse_args::<Expr>().map(Some).map_err(|_| {
                 Error::new_spanned(one, "write the field's default as `#[default(VALUE)]`")
             }),
-            [_, second, ..] => Err(Error::new_spanned(second, "a field must have one default")),
+            [_, second, ..] => {
+                Err(Error::new_spanned(second, "a field must have only one default"))
+            }
         });
     }
     found.into_iter().collect()
@@ -111,7 +113,7 @@ fn check_fields(item: &ItemStruct, arguments: &Arguments) -> Result<()> {
             return Ok(());
         }
         let valid = if names.is_empty() {
-            "it has none".to_owned()
+            "it has no fields".to_owned()
         } else {
             format!("valid: {}", names.join(", "))
         };
@@ -170,7 +172,7 @@ fn default(item: &ItemStruct, values: Vec<Option<Expr>>) -> TokenStream {
     }
 }
 
-/// Implements `Plugin`, which has the name and the texts of the method.
+/// Implements `Plugin` with the method's name, aliases and descriptions.
 fn plugin_impl(item: &ItemStruct, arguments: &Arguments) -> TokenStream {
     let ident = &item.ident;
     let text = |key: &str| arguments.get(key).map(ToTokens::to_token_stream).unwrap_or_default();
@@ -350,7 +352,7 @@ mod tests {
         };
         assert_eq!(
             dataset("argument = \"file\"", "struct Twist {}"),
-            "`Twist` has no field `file`; it has none"
+            "`Twist` has no field `file`; it has no fields"
         );
         let adapter = format!("{TEXTS}, peft_type = \"X\", adjustable = &[\"dropout\"]");
         assert_eq!(
@@ -386,7 +388,7 @@ mod tests {
         );
         assert_eq!(
             refused("struct Twist { #[default(1)] #[default(2)] a: u32 }"),
-            "a field must have one default"
+            "a field must have only one default"
         );
     }
 }

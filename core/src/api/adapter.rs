@@ -53,7 +53,10 @@ impl AdaptedPart<'_> {
     pub fn tensor(&self, key: &str) -> Result<Tensor> {
         let found = self.parameters.iter().find(|p| p.key == key).map(|p| p.tensor.shallow_clone());
         found.ok_or_else(|| {
-            Error::internal(format!("the adapter of `{}` has no `{key}`", self.info.linear.name))
+            Error::internal(format!(
+                "the adapter of `{}` has no parameter `{key}`",
+                self.info.linear.name
+            ))
         })
     }
 }
@@ -124,14 +127,14 @@ pub trait TargetModules {
 
 /// A configured adapter method. It changes linear modules, the outputs of blocks, or both.
 pub trait Adapter: TargetModules + Send {
-    /// Fields besides the targets that select some of the adapted modules, such as `rank_pattern`.
-    /// An entry that matches no adapted module is an error in a new configuration, and a warning in
-    /// a saved adapter.
+    /// Fields, other than the targets, whose entries select some of the adapted modules, e.g.
+    /// `rank_pattern`. An entry that matches none of them is an error in a new configuration, and a
+    /// warning in a saved adapter.
     fn selections(&self) -> Vec<Selection> {
         Vec::new()
     }
 
-    /// Creates the tensors that all modules share, which may be frozen or trained. Their keys in
+    /// Creates the tensors that all modules share. They may be frozen or trainable. Their keys in
     /// the saved file do not begin with the name of a module.
     ///
     /// # Errors
@@ -154,7 +157,7 @@ pub trait Adapter: TargetModules + Send {
         Ok(Vec::new())
     }
 
-    /// Creates the adapter of the output of block `block`.
+    /// Creates the adapter that changes the output of block `block`.
     ///
     /// # Errors
     /// Fails if the configuration does not fit the model.
@@ -181,9 +184,9 @@ pub trait Adapter: TargetModules + Send {
         true
     }
 
-    /// Converts the adapters of parts of fused modules to adapters of the whole modules that
-    /// compute the same outputs. The converted adapters are saved and loaded again, because PEFT
-    /// only adapts whole modules.
+    /// For each fused module, converts the adapters of its parts to one adapter of the whole module
+    /// with the same outputs. Adapters are saved in this form, because PEFT only adapts whole
+    /// modules.
     ///
     /// Returns `None` if the method has no such conversion. The adapters are then saved under the
     /// names of the parts, which only reprpo can read.
@@ -217,9 +220,9 @@ pub trait AdapterPlugin: Plugin {
     /// Fails if a field has a value that this method does not support.
     fn from_peft(json: &str) -> Result<Self>;
 
-    /// Adjusts the configuration from [`from_peft`](Self::from_peft) for methods whose meaning
-    /// depends on the tensors in the file or on the version of PEFT that saved it. Returns warnings
-    /// for the user.
+    /// Adjusts the configuration from [`from_peft`](Self::from_peft) if its interpretation depends
+    /// on the saved tensors or on the version of PEFT that saved them. Returns warnings for the
+    /// user.
     ///
     /// # Errors
     /// Fails if the saved adapter cannot be computed as PEFT computes it.

@@ -7,13 +7,13 @@ use serde::{Deserialize, Serialize};
 use super::{Message, Plugin, TemplateArgs};
 use crate::error::Result;
 
-/// A text, either plain or as messages that the model's chat template renders.
+/// A prompt or completion: either plain text, or messages that the chat template renders.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Text {
     /// Text that is used unchanged.
     Plain(String),
-    /// Messages that are rendered by the chat template.
+    /// Messages that the model's chat template renders.
     Messages(Vec<Message>),
 }
 
@@ -35,10 +35,10 @@ impl From<Vec<Message>> for Text {
     }
 }
 
-/// A prompt with a preferred completion and another completion.
+/// A prompt with a preferred and a rejected completion.
 ///
-/// Either all three texts are plain, or all three are messages. In the second case, `chosen` and
-/// `rejected` only contain the messages after the prompt.
+/// Either the prompt and both completions are plain text, or all three are messages. In the latter
+/// case, `chosen` and `rejected` only contain the messages after the prompt.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PreferencePair {
     /// The prompt of both completions.
@@ -124,9 +124,9 @@ pub trait Dataset: Send {
         Vec::new()
     }
 
-    /// The configuration, as JSON, with everything pinned that may change over time, such as the
-    /// revision of a download. A run stores it so that the same pairs can be read again. `None` if
-    /// the original configuration always gives the same pairs.
+    /// The configuration as JSON, with fixed values for everything that may change over time, such
+    /// as the revision of a download. A run stores it so that the same pairs can be read again.
+    /// `None` if the original configuration always gives the same pairs.
     fn pinned(&self) -> Option<String> {
         None
     }

@@ -30,7 +30,7 @@ impl Frozen {
         self.weight.size()[0]
     }
 
-    /// The kind of the weights, in which the module computes.
+    /// The kind of the weights. The module computes in this kind.
     pub fn kind(&self) -> Kind {
         self.weight.kind()
     }
@@ -91,7 +91,8 @@ impl Frozen {
         )?)
     }
 
-    /// Returns the module with other weights `[out in]`. They are converted to the module's kind.
+    /// Returns the module with its weights replaced by `weight` `[out in]`, converted to the
+    /// module's kind.
     #[must_use]
     pub fn with_weight(&self, weight: Tensor) -> Self {
         Self {
@@ -100,13 +101,13 @@ impl Frozen {
         }
     }
 
-    /// Returns the module with another bias `[out]`, which is converted to the module's kind.
+    /// Returns the module with its bias replaced by `bias` `[out]`, converted to the module's kind.
     #[must_use]
     pub fn with_bias(self, bias: &Tensor) -> Self {
         Self { bias: Some(bias.to_kind(self.kind())), ..self }
     }
 
-    /// Converts the module to another kind.
+    /// Returns the module with its weights and bias converted to `kind`.
     #[must_use]
     pub fn to_kind(&self, kind: Kind) -> Self {
         Self {

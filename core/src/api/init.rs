@@ -6,7 +6,7 @@ use rand_chacha::ChaCha8Rng;
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
-/// A source of random initial values that only depend on the seed and on the name of the tensor.
+/// A source of random initial values that depend only on the seed and on the tensor's name.
 ///
 /// Therefore, adding a module or changing the device or the precision does not change the values of
 /// other tensors.

@@ -1,4 +1,4 @@
-//! Interventions: training objectives, each with the values it needs from the model and its loss.
+//! Interventions: training objectives. Each declares the values it needs and computes a loss.
 
 use tch::Tensor;
 
@@ -19,8 +19,8 @@ pub enum States {
     PerToken,
 }
 
-/// The model whose states give the preference directions d = pool(y⁺) − pool(y⁻) at the adapted
-/// modules.
+/// The model from whose states the engine computes the preference directions
+/// d = pool(y⁺) − pool(y⁻) at the adapted modules.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Directions {
     /// The method needs no directions.
@@ -40,19 +40,19 @@ pub struct Needs {
     /// Log-probabilities of the reference, for the same completions as
     /// [`logprobs`](Self::logprobs).
     pub reference_logprobs: bool,
-    /// log Σ_v p(v)² at every completion token, as a part of the policy's log-probabilities:
+    /// log Σ_v p(v)² of the policy at every completion token, in
     /// [`TokenLogprobs::collision`](super::TokenLogprobs::collision).
     pub collision: bool,
     /// −log p of each position's own token in the chosen sequence, for policy and reference:
     /// [`Pairs::sequence_nll`].
     pub sequence_nll: bool,
-    /// KL(policy ‖ reference) at every completion token, as a part of the policy's
-    /// log-probabilities: [`TokenLogprobs::kl`](super::TokenLogprobs::kl). The engine runs the
-    /// reference at every step to compute it.
+    /// KL(policy ‖ reference) at every completion token, in
+    /// [`TokenLogprobs::kl`](super::TokenLogprobs::kl). To compute it, the engine runs the
+    /// reference at every step.
     pub reference_kl: bool,
     /// States of the policy at the run's taps.
     pub states: States,
-    /// The only side whose states the method needs; `None` for both sides.
+    /// Limits the states to one side; `None` for both sides.
     pub only: Option<Side>,
     /// States of the reference at the run's taps, in the same form as those of the policy.
     pub reference_states: bool,
@@ -74,7 +74,7 @@ pub struct Needs {
 }
 
 impl Needs {
-    /// The default as a constant. It needs nothing.
+    /// No needs at all. Equal to the default, but usable in constants.
     pub const NONE: Self = Self {
         logprobs: Completions::None,
         reference_logprobs: false,
@@ -105,7 +105,7 @@ impl Needs {
     /// Checks that the fields are consistent.
     ///
     /// # Errors
-    /// Fails if a field is set that requires another field, and that field is not set.
+    /// Fails if a field is set without another field that it requires.
     pub fn check(&self) -> Result<()> {
         let wrong = |field: &str, with: &str| {
             Err(Error::internal(format!("the method's `Needs` set `{field}`, but not `{with}`")))
@@ -141,8 +141,9 @@ impl Needs {
             words.push("the policy's collision probability at every completion token");
         }
         if self.reference_kl {
-            words
-                .push("the divergence from the reference at every completion token, at every step");
+            words.push(
+                "the KL divergence from the reference at every completion token, at every step",
+            );
         }
         if self.sequence_nll {
             words.push("both models' likelihood of the whole chosen sequence");
@@ -189,14 +190,15 @@ impl Needs {
             words.push("the parameters' gradients before clipping");
         }
         if self.flat_start {
-            words.push("a start slightly away from the reference, at which its loss is flat");
+            words.push(
+                "noise on the initial adapter, because the loss has no gradient at the reference",
+            );
         }
         if words.is_empty() { "nothing".to_owned() } else { words.join("; ") }
     }
 }
 
-/// The output of an adapted module, described for [`Intervention::output_grad`] before the backward
-/// pass.
+/// The arguments of [`Intervention::output_grad`], for the output of one adapted module.
 #[derive(Debug)]
 pub struct OutputGrad {
     /// The module's output.
@@ -231,8 +233,9 @@ pub struct Loss {
     /// A scalar with a gradient: the mean over the pairs of the batch, or over the pairs that
     /// count.
     pub value: Tensor,
-    /// Names and values of the metrics: TRL's names (e.g. `rewards/margins`) with means over the
-    /// pairs. A metric with the name of one of the engine's own (e.g. `logps/chosen`) replaces it.
+    /// Names and values of the metrics. The values are means over the pairs, and the names follow
+    /// TRL, e.g. `rewards/margins`. If the engine has a metric of the same name, such as
+    /// `logps/chosen`, it is replaced.
     pub metrics: Vec<(String, Tensor)>,
     /// The pairs that count in the mean; `None` if all of them count.
     pub partial: Option<Partial>,
@@ -304,12 +307,12 @@ pub struct RunInfo<'a> {
 
 /// A training objective on preference pairs.
 pub trait Intervention: Send {
-    /// The values that [`loss`](Self::loss) reads from its [`Pairs`], and the other stages that the
-    /// method takes part in.
+    /// The values that [`loss`](Self::loss) reads from its [`Pairs`], and the optional methods of
+    /// this trait that the engine must call.
     fn needs(&self) -> Needs;
 
-    /// The tap of a method that chooses its own sites; `None` to use the run's tap. Setting `tap`
-    /// for a method that has its own is an error.
+    /// The tap of a method that chooses its own sites; `None` to use the run's tap. If this returns
+    /// a tap, the run must not set `tap`.
     fn tap(&self) -> Option<Box<dyn Tap>> {
         None
     }
@@ -332,8 +335,8 @@ pub trait Intervention: Send {
     /// Fails if `pairs` lacks a value that the method reads.
     fn loss(&mut self, pairs: &Pairs, step: StepInfo) -> Result<Loss>;
 
-    /// Returns the map of the gradient at the output of one adapted module, for one batch. Only
-    /// called if [`Needs::output_grads`] is set.
+    /// Returns a function that maps the gradient at the output of one adapted module, for one
+    /// batch. Only called if [`Needs::output_grads`] is set.
     ///
     /// # Errors
     /// Fails if the method does not support this module. The default implementation always fails.

@@ -113,7 +113,7 @@ impl Message {
         Self::from_fields(fields)
     }
 
-    /// The role: `system`, `user`, `assistant`, `tool`, or another one that the model's chat
+    /// The role: `system`, `user`, `assistant`, `tool`, or any other role that the model's chat
     /// template supports.
     pub fn role(&self) -> &str {
         self.0.get("role").and_then(Value::as_str).unwrap_or_default()
@@ -175,8 +175,8 @@ fn is_blank(value: &Value) -> bool {
     }
 }
 
-/// Checks one part of a message's content, and removes its null fields: in a table, every part has
-/// the fields of all parts, and those that it does not use are null.
+/// Checks one part of a message's content, and removes its null fields. Data sets stored as tables
+/// give every part the same fields, and set the unused ones to null.
 fn check_part(part: &mut Value) -> Result<()> {
     let Value::Object(fields) = part else {
         return Err(Error::new(format!("a part must be an object, got {}", json_kind(part)))
@@ -239,7 +239,7 @@ struct Columns {
 const TOOLS: &str = TemplateArgs::COLUMNS[0];
 const KWARGS: &str = TemplateArgs::COLUMNS[1];
 
-/// Arguments that TRL sets itself. In TRL too, a row that sets one of them is an error.
+/// Arguments that TRL sets itself. As in TRL, a row must not set them.
 const TAKEN: [&str; 8] = [
     "add_generation_prompt",
     "conversation",
@@ -272,7 +272,7 @@ impl TemplateArgs {
     /// Both may be encoded as JSON text. Null is equivalent to a missing column.
     ///
     /// # Errors
-    /// Fails if a column has another type, or if a variable has the name of an argument of
+    /// Fails if a column has the wrong type, or if a variable has the name of an argument of
     /// `apply_chat_template`.
     pub fn new(tools: Value, kwargs: Value) -> Result<Self> {
         let mut variables = match from_json_text(KWARGS, kwargs)? {
@@ -287,7 +287,7 @@ impl TemplateArgs {
         };
         if let Some(name) = variables.keys().find(|name| TAKEN.contains(&name.as_str())) {
             return Err(Error::new(format!(
-                "`{KWARGS}` sets `{name}`, which is not a variable of the template"
+                "`{KWARGS}` sets `{name}`, which is not a template variable"
             ))
             .hint(format!("remove `{name}`")));
         }
@@ -327,7 +327,7 @@ impl TemplateArgs {
             Some(Value::Array(all)) if all.iter().all(Value::is_object) => {}
             Some(_) => {
                 return Err(Error::new(format!(
-                    "`documents` in `{KWARGS}` is not a list of objects"
+                    "`documents` in `{KWARGS}` must be a list of objects"
                 )));
             }
         }
@@ -359,8 +359,7 @@ impl TemplateArgs {
     }
 }
 
-/// Parses a column that may be encoded as JSON text. A blank text is an empty cell and becomes
-/// null.
+/// Parses a column that may be encoded as JSON text. An empty cell (blank text) becomes null.
 fn from_json_text(column: &str, value: Value) -> Result<Value> {
     match value {
         Value::String(text) if text.trim().is_empty() => Ok(Value::Null),

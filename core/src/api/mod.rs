@@ -1,8 +1,8 @@
 //! The plugin API: one trait for each of the five kinds of plugin, and the values that the engine
 //! exchanges with them.
 //!
-//! This module only has traits and plain data. The engine (`train`, `model`, `eval`) uses them;
-//! nothing here uses the engine.
+//! This module only contains traits and plain data. The engine (`train`, `model`, `eval`) uses
+//! them; nothing here uses the engine.
 
 mod adapter;
 mod dataset;

@@ -16,25 +16,25 @@ pub enum Site {
     Residual(usize),
     /// The output of block k, counted from 0, before any final norm.
     Block(usize),
-    /// The input of the linear module, or part of a module, with this name.
+    /// The input of a linear module, or of a part of one, given by its name.
     Input(String),
-    /// The output of the linear module, or part of a module, with this name.
+    /// The output of a linear module, or of a part of one, given by its name.
     Output(String),
-    /// Some columns of the activations at another site, such as the input that `o_proj` receives
-    /// from one attention head. Created by [`Site::columns`].
+    /// A range of columns of another site, such as the input that `o_proj` receives from one
+    /// attention head. Created by [`Site::columns`].
     Columns {
-        /// The other site, which must not be `Columns` itself.
+        /// The site that the columns are selected from. It must not be `Columns` itself.
         of: Box<Site>,
         /// The first column.
         start: i64,
-        /// The column after the last one.
+        /// The end of the range, exclusive.
         end: i64,
     },
 }
 
 impl Site {
-    /// Selects the columns `range` of this site. If the site is a range of columns already, `range`
-    /// counts from its first column.
+    /// Selects the columns `range` of this site. If the site already is a range of columns, the new
+    /// range is relative to it.
     #[must_use]
     pub fn columns(self, range: Range<i64>) -> Self {
         match self {
@@ -45,7 +45,7 @@ impl Site {
         }
     }
 
-    /// The site with all its columns.
+    /// The site without a column selection.
     pub fn whole(&self) -> &Self {
         match self {
             Site::Columns { of, .. } => of,
@@ -53,8 +53,8 @@ impl Site {
         }
     }
 
-    /// Selects the state at this site `[n width]` from `state`, the state at the
-    /// [`whole`](Self::whole) site. The result shares its memory.
+    /// Selects the columns of this site from a state at the [`whole`](Self::whole) site. The result
+    /// `[n width]` is a view.
     ///
     /// # Errors
     /// Fails if `state` has too few columns.
@@ -117,7 +117,7 @@ pub struct ModelInfo {
     pub heads: i64,
     /// Width of one attention head.
     pub head_dim: i64,
-    /// Number of rows of the embedding.
+    /// Number of rows in the embedding matrix.
     pub vocab: i64,
     /// The linear modules of the blocks, in the order in which they run.
     pub linears: Vec<LinearInfo>,
@@ -143,16 +143,18 @@ impl ModelInfo {
             Site::Columns { of, start, end } => {
                 let width = self.width(of)?;
                 if *start < 0 || end <= start || *end > width {
-                    return Err(Error::new(format!("`{of}` has no columns {start}..{end}"))
-                        .hint(format!("valid: a range within 0..{width}")));
+                    return Err(Error::new(format!(
+                        "columns {start}..{end} of `{of}` are out of range"
+                    ))
+                    .hint(format!("valid: a range within 0..{width}")));
                 }
                 Ok(end - start)
             }
         }
     }
 
-    /// Index of the last block that a forward pass must run to compute `site`. `None` if the
-    /// embeddings are enough.
+    /// Index of the last block that is needed to compute `site`. `None` if the embeddings are
+    /// enough.
     ///
     /// # Errors
     /// Fails if the model has no such site.
@@ -163,7 +165,7 @@ impl ModelInfo {
             Site::Block(k) => Ok(Some(*k)),
             Site::Input(name) | Site::Output(name) => Ok(self.linear(name)?.layer),
             Site::Columns { .. } => {
-                Err(Error::internal(format!("`{site}` selects columns of columns")))
+                Err(Error::internal(format!("`{site}` is a column range of another column range")))
             }
         }
     }
@@ -171,7 +173,7 @@ impl ModelInfo {
     /// Looks up the linear module, or the part of a module, called `name`.
     ///
     /// # Errors
-    /// Fails if there is none.
+    /// Fails if the model has no such module.
     pub fn linear(&self, name: &str) -> Result<&LinearInfo> {
         let mut all = self.linears.iter().chain(self.parts.iter().map(|p| &p.linear));
         all.find(|l| l.name == name)

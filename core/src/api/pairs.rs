@@ -1,14 +1,13 @@
-//! The values of a batch that a method receives: states and log-probabilities of each pair. A
-//! method never receives the model itself.
+//! The input of a method: states and log-probabilities of the pairs in a batch. A method never
+//! receives the model itself.
 
 use tch::{Kind, Tensor};
 
 use super::{Side, Sides, Site};
 use crate::error::{Error, Result};
 
-/// Tolerance, in multiples of the relative precision of a kind, up to which two states count as
-/// equal. If a mean over some hundreds of equal states is summed in a different order, it is off by
-/// up to a few dozen times that precision.
+/// Tolerance for treating two states as equal, in multiples of their machine epsilon. Averaging a
+/// few hundred equal states in a different order changes the mean by up to a few dozen epsilons.
 pub(crate) const ROUNDING: f64 = 64.0;
 
 impl Sides<Tensor> {
@@ -16,8 +15,8 @@ impl Sides<Tensor> {
     /// more than rounding.
     ///
     /// ‖chosen − rejected‖ is compared with 64 ε times the length of the longer vector, where ε is
-    /// the precision of their kind. Identical completions share their rows of a batch, so their
-    /// states are bitwise equal, even in a model that computes in bf16.
+    /// the machine epsilon of their kind. Identical completions share their rows in a batch, so
+    /// their states are bitwise equal, even if the model computes in bf16.
     pub fn differ(&self) -> Tensor {
         let _guard = tch::no_grad_guard();
         let length = |x: &Tensor| x.norm_scalaropt_dim(2.0, -1, false);
@@ -28,7 +27,7 @@ impl Sides<Tensor> {
     }
 }
 
-/// The relative precision ε of a kind: the distance from 1 to the next larger number.
+/// The machine epsilon of a kind: the distance from 1 to the next larger number.
 pub fn precision(kind: Kind) -> f64 {
     match kind {
         Kind::Double => f64::EPSILON,
@@ -38,34 +37,33 @@ pub fn precision(kind: Kind) -> f64 {
     }
 }
 
-/// Values of the pairs of a batch, together with a mask of the pairs that count.
+/// One value per pair of a batch, and a mask of the pairs that are included in the mean.
 #[derive(Debug)]
 pub struct Counted {
-    /// The values `[… b]`. They are 0 for a pair that does not count.
+    /// The values `[… b]`, which are 0 for excluded pairs.
     pub values: Tensor,
-    /// 1 for a pair that counts and 0 for one that does not, `[b]`, in the kind of `values`.
+    /// 1 for included pairs and 0 for excluded ones, `[b]`, in the kind of `values`.
     pub counts: Tensor,
 }
 
 impl Counted {
-    /// Returns the mean of `per_pair` `[b]` over the pairs that count, a scalar. If no pair counts,
-    /// the mean and its gradient are 0.
+    /// Returns the mean of `per_pair` `[b]` over the included pairs, a scalar. If no pair is
+    /// included, the mean and its gradient are 0.
     pub fn mean(&self, per_pair: &Tensor) -> Tensor {
         mean_of_counted(per_pair, &self.counts, per_pair.kind())
     }
 }
 
-/// The mean of `values` `[b]` over the pairs that count, a scalar of kind `kind`. It is 0 if no
-/// pair counts.
+/// The mean of `values` `[b]` over the included pairs, a scalar of kind `kind`. It is 0 if no pair
+/// is included.
 pub(super) fn mean_of_counted(values: &Tensor, counts: &Tensor, kind: Kind) -> Tensor {
     (values * counts).sum(kind) / counts.sum(kind).clamp_min(1.0)
 }
 
-/// The transformed states of all tokens of b sequences, prompts included, one sequence after the
-/// other.
+/// The transformed states of every token in b concatenated sequences, including the prompts.
 #[derive(Debug)]
 pub struct TokenStates {
-    /// Transformed states T h, `[m h]`, where m is the number of all tokens.
+    /// Transformed states T h, `[m h]`, where m is the total number of tokens.
     pub states: Tensor,
     /// Index of the sequence (0 to b − 1) that each token belongs to, `[m]`, int64, ascending.
     pub owner: Tensor,
@@ -84,12 +82,12 @@ impl TokenStates {
     }
 }
 
-/// Values of one model for the sides that the method needs.
+/// Values from one model, for both sides or only for the one that the method needs.
 #[derive(Debug)]
 pub enum PerSide<T = Tensor> {
     /// Values for both sides.
     Both(Sides<T>),
-    /// The value for one side only.
+    /// The value for one side.
     One(Side, T),
 }
 
@@ -121,17 +119,17 @@ impl<T> From<Sides<T>> for PerSide<T> {
     }
 }
 
-/// Values of the policy, and of the reference if the method needs them.
+/// The policy's values, and the reference's if the method needs them.
 type OfModels<T> = (PerSide<T>, Option<PerSide<T>>);
 
 const STATES: &str = "states";
 const REFERENCE: &str = "reference states";
 
-/// The states at one tap: p⁺ and p⁻ of the policy, r⁺ and r⁻ of the reference. They are pooled and
-/// transformed, each `[b h]`.
+/// The pooled and transformed states at one tap: the policy's p⁺ and p⁻ and the reference's r⁺ and
+/// r⁻, each `[b h]`.
 #[derive(Debug)]
 pub struct TapStates {
-    /// Site that the states were read at.
+    /// Site where the states were read.
     pub site: Site,
     pooled: OfModels<Tensor>,
     raw: Option<OfModels<Tensor>>,
@@ -139,22 +137,21 @@ pub struct TapStates {
 }
 
 impl TapStates {
-    /// Creates the states of a tap from the states of the policy, and of the reference if the
-    /// method needs them. Each is a [`Sides`] or a [`PerSide`].
+    /// Creates the states of a tap from the policy's states, and from the reference's if the method
+    /// needs them. Each argument is a [`Sides`] or a [`PerSide`].
     pub fn new<S: Into<PerSide>>(site: Site, policy: S, reference: Option<S>) -> Self {
         Self { site, pooled: (policy.into(), reference.map(Into::into)), raw: None, tokens: None }
     }
 
-    /// Adds the states pooled before the transform: those of the policy, and of the reference if
-    /// the method needs them.
+    /// Adds the policy's states pooled before the transform, and the reference's if the method
+    /// needs them.
     #[must_use]
     pub fn with_raw<S: Into<PerSide>>(mut self, policy: S, reference: Option<S>) -> Self {
         self.raw = Some((policy.into(), reference.map(Into::into)));
         self
     }
 
-    /// Adds the states of every token: those of the policy, and of the reference if the method
-    /// needs them.
+    /// Adds the policy's states of every token, and the reference's if the method needs them.
     #[must_use]
     pub fn with_tokens<S: Into<PerSide<TokenStates>>>(
         mut self,
@@ -165,7 +162,7 @@ impl TapStates {
         self
     }
 
-    /// p⁺ and p⁻, with the adapter on.
+    /// The policy's states p⁺ and p⁻.
     ///
     /// # Errors
     /// Fails if the method's `Needs` only request one side.
@@ -173,7 +170,7 @@ impl TapStates {
         self.pooled.0.both(STATES)
     }
 
-    /// p of one side, with the adapter on.
+    /// The policy's states of one side.
     ///
     /// # Errors
     /// Fails if the method's `Needs` only request the other side.
@@ -181,8 +178,7 @@ impl TapStates {
         self.pooled.0.of(side, STATES)
     }
 
-    /// r⁺ and r⁻, with the adapter off. Their gradient only flows into the parameters of the
-    /// transform.
+    /// The reference's states r⁺ and r⁻. Gradients only flow into the parameters of the transform.
     ///
     /// # Errors
     /// Fails if the method's `Needs` do not request them.
@@ -190,7 +186,7 @@ impl TapStates {
         of_reference(&self.pooled.1)?.both(REFERENCE)
     }
 
-    /// r of one side, with the adapter off.
+    /// The reference's states of one side.
     ///
     /// # Errors
     /// Fails if the method's `Needs` do not request it.
@@ -243,10 +239,9 @@ fn of_reference<T>(reference: &Option<PerSide<T>>) -> Result<&PerSide<T>> {
     reference.as_ref().ok_or_else(|| missing(REFERENCE, "reference_states"))
 }
 
-/// −log p of each position's own token, for b chosen sequences one after the other.
+/// −log p of each token under the logits at its own position, for b concatenated chosen sequences.
 ///
-/// Each position's logits are compared with the token at the same position. This is not the usual
-/// likelihood, which compares them with the next token.
+/// This is not the usual likelihood, in which the logits at a position predict the next token.
 #[derive(Debug)]
 pub struct SequenceNll {
     /// −log p under the policy, `[m]`, with a gradient.
@@ -257,10 +252,10 @@ pub struct SequenceNll {
     pub owner: Tensor,
 }
 
-/// Log-probabilities of the tokens of b completions, one completion after the other.
+/// Log-probabilities of the tokens of b concatenated completions.
 #[derive(Debug)]
 pub struct TokenLogprobs {
-    /// log p(token | preceding tokens), `[m]`, where m is the number of all completion tokens.
+    /// log p(token | preceding tokens), `[m]`, where m is the total number of completion tokens.
     pub per_token: Tensor,
     /// Index of the completion (0 to b − 1) that each token belongs to, `[m]`, int64, ascending.
     pub owner: Tensor,
@@ -273,19 +268,19 @@ pub struct TokenLogprobs {
 }
 
 impl TokenLogprobs {
-    /// Creates a value without `log_collision` and `kl`. The arguments are the fields of the same
-    /// names.
+    /// Creates log-probabilities without `log_collision` and `kl`. Each argument sets the field of
+    /// the same name.
     pub fn new(per_token: Tensor, owner: Tensor, tokens: Tensor) -> Self {
         Self { per_token, owner, tokens, log_collision: None, kl: None }
     }
 
-    /// log p(y|x) of each completion, the sum over its tokens, `[b]`.
+    /// log p(y|x) of each completion, i.e. the sum over its tokens, `[b]`.
     pub fn sum(&self) -> Tensor {
         self.sum_of(&self.per_token)
     }
 
     /// Sums `values` `[m]` over the tokens of each completion, `[b]`. The sums are accumulated in
-    /// float64, because sums of hundreds of nats lose digits in float32.
+    /// float64, because a sum of hundreds of nats loses digits in float32.
     pub fn sum_of(&self, values: &Tensor) -> Tensor {
         let kind = values.kind();
         self.tokens
@@ -312,14 +307,13 @@ impl TokenLogprobs {
     /// `[m]`. Its gradient flows into the policy.
     ///
     /// # Errors
-    /// Fails if the method's `Needs` do not request it, or if these are the reference's
-    /// log-probabilities.
+    /// Fails if the method's `Needs` do not request it, or if `self` belongs to the reference.
     pub fn kl(&self) -> Result<&Tensor> {
         self.kl.as_ref().ok_or_else(|| missing("the divergence from the reference", "reference_kl"))
     }
 }
 
-/// Log-probabilities of one model for the pairs of a batch.
+/// Log-probabilities of a batch of pairs under one model.
 #[derive(Debug)]
 pub struct Logprobs(Sides<Option<TokenLogprobs>>);
 
@@ -367,12 +361,12 @@ impl Logprobs {
     }
 }
 
-/// The values of a batch of b pairs that a method receives.
+/// A batch of b pairs with the values that the method needs.
 #[derive(Debug)]
 pub struct Pairs {
     /// Number of pairs b.
     pub len: usize,
-    /// One entry per tap; empty if the method needs no states.
+    /// States at each tap; empty if the method needs no states.
     pub taps: Vec<TapStates>,
     policy: Option<Logprobs>,
     reference: Option<Logprobs>,
@@ -380,7 +374,7 @@ pub struct Pairs {
 }
 
 impl Pairs {
-    /// Creates the values of a batch. Called by the engine and by tests of methods.
+    /// Creates a batch. Called by the engine and by the tests of methods.
     pub fn new(
         len: usize,
         taps: Vec<TapStates>,
@@ -390,21 +384,21 @@ impl Pairs {
         Self { len, taps, policy, reference, sequence_nll: None }
     }
 
-    /// Adds −log p of each position's own token in the chosen sequences.
+    /// Adds −log p of the chosen sequences; see [`SequenceNll`].
     #[must_use]
     pub fn with_sequence_nll(mut self, nll: SequenceNll) -> Self {
         self.sequence_nll = Some(nll);
         self
     }
 
-    /// −log p of each position's own token in the chosen sequences.
+    /// −log p of each token of the chosen sequences under the logits at its own position.
     ///
     /// # Errors
     /// Fails if the method's `Needs` do not request it.
     pub fn sequence_nll(&self) -> Result<&SequenceNll> {
         self.sequence_nll
             .as_ref()
-            .ok_or_else(|| missing("the likelihood of the whole chosen sequence", "sequence_nll"))
+            .ok_or_else(|| missing("the likelihood of the chosen sequences", "sequence_nll"))
     }
 
     /// Log-probabilities of the policy, with a gradient.
@@ -435,11 +429,10 @@ impl Pairs {
         Ok(models.map(|(policy, reference)| policy.sum() - reference.sum()))
     }
 
-    /// Averages the results of `per_tap` over the taps. The results may have any shape, but all
-    /// must have the same shape.
+    /// Averages the results of `per_tap` over the taps. All results must have the same shape.
     ///
     /// # Errors
-    /// Fails if there is no tap, or if `per_tap` fails at one of them.
+    /// Fails if there are no taps, or if `per_tap` fails at one of them.
     pub fn mean_over_taps(&self, per_tap: impl Fn(&TapStates) -> Result<Tensor>) -> Result<Tensor> {
         let values = self.taps.iter().map(per_tap).collect::<Result<Vec<_>>>()?;
         if values.is_empty() {
@@ -448,15 +441,14 @@ impl Pairs {
         Ok(Tensor::stack(&values, 0).mean_dim(0, false, None::<Kind>))
     }
 
-    /// Averages the values of each pair over the taps at which it counts. A pair counts if it
-    /// counts at one tap or more.
+    /// Averages the values of each pair over the taps that include it. A pair is included in the
+    /// result if at least one tap includes it.
     ///
-    /// `per_tap` returns values `[… b]` and a bool tensor `[b]` that is true for the pairs that
-    /// count at that tap. The values of a pair that does not count must be finite, because they are
-    /// multiplied by 0.
+    /// `per_tap` returns values `[… b]` and a bool tensor `[b]` that is true for the included
+    /// pairs. The values of excluded pairs must be finite, because they are multiplied by 0.
     ///
     /// # Errors
-    /// Fails if there is no tap, or if `per_tap` fails at one of them.
+    /// Fails if there are no taps, or if `per_tap` fails at one of them.
     pub fn mean_over_counting_taps(
         &self,
         per_tap: impl Fn(&TapStates) -> Result<(Tensor, Tensor)>,

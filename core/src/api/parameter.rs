@@ -2,8 +2,8 @@
 
 use tch::Tensor;
 
-/// A dimension of a parameter that runs over the inputs or the outputs of its module. Methods that
-/// project gradients need no other information about an adapter.
+/// The dimension of a parameter that corresponds to the inputs or the outputs of its module.
+/// Methods that project gradients need no other information about an adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Axis {
     /// Index of the dimension that has one entry per input of the module.
@@ -13,7 +13,7 @@ pub enum Axis {
 }
 
 impl Axis {
-    /// Index of the tensor's dimension.
+    /// Index of the dimension.
     pub fn dim(self) -> usize {
         let (Axis::Input(dim) | Axis::Output(dim)) = self;
         dim
@@ -25,10 +25,10 @@ impl Axis {
 pub struct Parameter {
     /// PEFT's key without the name of the module, e.g. `lora_A.weight`.
     pub key: String,
-    /// The values. The tensor shares its memory with the adapter's own tensor, and is trained if it
+    /// The values. The tensor shares memory with the adapter or transform, and is trained if it
     /// requires a gradient.
     pub tensor: Tensor,
-    /// The dimension that runs over the module's inputs or outputs, if there is one.
+    /// The dimension that corresponds to the module's inputs or outputs, if there is one.
     pub axis: Option<Axis>,
 }
 
@@ -38,7 +38,7 @@ impl Parameter {
         Self { key: key.to_owned(), tensor: tensor.shallow_clone(), axis: None }
     }
 
-    /// Declares which dimension of the tensor runs over the module's inputs or outputs.
+    /// Declares which dimension corresponds to the module's inputs or outputs.
     #[must_use]
     pub fn along(mut self, axis: Axis) -> Self {
         self.axis = Some(axis);

@@ -1,4 +1,4 @@
-//! Parts of fused modules: rows of a fused projection that Llama stores as a separate module.
+//! Parts of fused modules. A part is a set of rows that Llama stores as a separate module.
 
 use tch::Tensor;
 
@@ -6,7 +6,7 @@ use crate::error::Result;
 
 /// A selection of rows of a fused module.
 ///
-/// The rows of the module form `groups` groups of `width` rows each. The selection contains rows
+/// The module's rows are divided into `groups` groups of `width` rows. The selection contains rows
 /// `start` to `start + len − 1` of every group. For example, Phi-3 has a single group that begins
 /// with the queries, and GPT-NeoX has one group per head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,13 +22,12 @@ pub struct Rows {
 }
 
 impl Rows {
-    /// Number of selected rows in all groups together.
+    /// Total number of selected rows.
     pub fn count(&self) -> i64 {
         self.groups * self.len
     }
 
-    /// Selects these rows of `all`, whose dimension `dim` runs over the module's rows. Returns a
-    /// view `[… groups len …]` of the same memory.
+    /// Selects these rows along dimension `dim` of `all`. Returns a view `[… groups len …]`.
     ///
     /// # Errors
     /// Fails if the size of `dim` is not `groups · width`.
@@ -40,8 +39,8 @@ impl Rows {
         )?)
     }
 
-    /// Selects these rows as [`grouped`](Self::grouped) does, but with `dim` as one dimension:
-    /// `[… groups·len …]`. The result is a copy if there is more than one group.
+    /// Like [`grouped`](Self::grouped), but joins the groups in one dimension. The result `[…
+    /// groups·len …]` is a copy if there is more than one group.
     ///
     /// # Errors
     /// Fails if the size of `dim` is not `groups · width`.

@@ -25,10 +25,8 @@ impl PeftConfig {
         match self.0.get(field) {
             None | Some(serde_json::Value::Null) => Ok(None),
             Some(v) => serde_json::from_value(v.clone()).map(Some).map_err(|e| {
-                Error::new(format!(
-                    "`{field}` in `adapter_config.json` has the invalid value `{v}`"
-                ))
-                .because(e)
+                Error::new(format!("invalid value `{v}` for `{field}` in `adapter_config.json`"))
+                    .because(e)
             }),
         }
     }
@@ -39,14 +37,14 @@ impl PeftConfig {
     /// Fails if the field is missing or null, or if its value does not have the type `T`.
     pub fn need<T: serde::de::DeserializeOwned>(&self, field: &str) -> Result<T> {
         self.get(field)?
-            .ok_or_else(|| Error::new(format!("`adapter_config.json` has no field `{field}`")))
+            .ok_or_else(|| Error::new(format!("missing field `{field}` in `adapter_config.json`")))
     }
 
-    /// Checks that unsupported features are switched off: each of the fields must be missing, null,
+    /// Checks that unsupported features are off, i.e. that each of `fields` is missing, null,
     /// false, 0, empty or `none`.
     ///
     /// # Errors
-    /// Fails if a field has another value, and names the first such field.
+    /// Fails for the first field that has any other value.
     pub fn must_be_off(&self, fields: &[&str]) -> Result<()> {
         use serde_json::Value;
         for field in fields {

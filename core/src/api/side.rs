@@ -93,13 +93,13 @@ impl<T> IntoIterator for Sides<T> {
     type Item = (Side, T);
     type IntoIter = std::array::IntoIter<(Side, T), 2>;
 
-    /// Both sides with their values, the chosen one first.
+    /// Iterates over both sides and their values, the chosen one first.
     fn into_iter(self) -> Self::IntoIter {
         [(Side::Chosen, self.chosen), (Side::Rejected, self.rejected)].into_iter()
     }
 }
 
-/// A set of completions, e.g. those that a method needs log-probabilities of.
+/// Neither, one or both completions of a pair, e.g. those whose log-probabilities a method needs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Completions {
     /// Neither.

@@ -19,12 +19,12 @@ pub enum Pooling {
     All,
     /// The last token.
     Last,
-    /// The mean over the first positions of the sequence, up to the length of the pair's shorter
-    /// sequence. This includes the prompt.
+    /// The mean over the positions that both sequences of a pair have, including the prompt. The
+    /// tail of the longer sequence is ignored.
     Common,
 }
 
-/// A choice of layers, as text: `10,20`, `-2,-1` (from the end), `0.33,0.66` (fractions of the
+/// A selection of layers, written as `10,20`, `-2,-1` (from the end), `0.33,0.66` (fractions of the
 /// depth), `range(.3,-2)` (start and exclusive end) or `range(.3,.9,2)` (with a step).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
@@ -37,15 +37,14 @@ impl From<&str> for Layers {
 }
 
 impl Layers {
-    /// Returns the selected indices out of `0..places`, in ascending order and without duplicates.
+    /// Returns the selected indices in `0..count`, in ascending order and without duplicates.
     ///
-    /// A whole number counts from the start, or from the end if it is negative. A number with a
-    /// decimal point is a fraction f of the depth and selects round(f·(places − 1)).
+    /// An integer is an index, which counts from the end if it is negative. A number with a decimal
+    /// point is a fraction f of the depth and selects round(f·(count − 1)).
     ///
     /// # Errors
-    /// Fails if the text has none of the valid forms, if an index is out of range, or if a range is
-    /// empty.
-    pub fn resolve(&self, places: usize) -> Result<Vec<usize>> {
+    /// Fails if the syntax is invalid, if an index is out of range, or if a range is empty.
+    pub fn resolve(&self, count: usize) -> Result<Vec<usize>> {
         let spec = self.0.trim();
         let mut indices = match spec.strip_prefix("range(").and_then(|s| s.strip_suffix(')')) {
             Some(inner) => {
@@ -56,76 +55,73 @@ impl Layers {
                     _ => return Err(self.malformed()),
                 };
                 let step = step.parse().ok().filter(|s| *s > 0).ok_or_else(|| self.malformed())?;
-                // The end may be one past the last place, as in Python.
-                let end = if end.parse() == Ok(places) { places } else { self.index(end, places)? };
-                (self.index(first, places)?..end).step_by(step).collect::<Vec<_>>()
+                // The end may be one past the last index, as in Python.
+                let end = if end.parse() == Ok(count) { count } else { self.index(end, count)? };
+                (self.index(first, count)?..end).step_by(step).collect::<Vec<_>>()
             }
             None => spec
                 .split(',')
-                .map(|part| self.index(part.trim(), places))
+                .map(|part| self.index(part.trim(), count))
                 .collect::<Result<Vec<_>>>()?,
         };
         indices.sort_unstable();
         indices.dedup();
         if indices.is_empty() {
             return Err(
-                Error::new(format!("layers `{spec}` select no layer")).hint(Self::valid(places))
+                Error::new(format!("`{spec}` does not select any layers")).hint(Self::valid(count))
             );
         }
         Ok(indices)
     }
 
-    fn index(&self, text: &str, places: usize) -> Result<usize> {
+    fn index(&self, text: &str, count: usize) -> Result<usize> {
         let outside = || {
-            Error::new(format!("layer `{text}` in `{}` is outside the model", self.0))
-                .hint(Self::valid(places))
+            Error::new(format!("layer `{text}` in `{}` is out of range", self.0))
+                .hint(Self::valid(count))
         };
         if let Ok(i) = text.parse::<i64>() {
-            let i = if i < 0 { i + places as i64 } else { i };
-            return usize::try_from(i).ok().filter(|i| *i < places).ok_or_else(outside);
+            let i = if i < 0 { i + count as i64 } else { i };
+            return usize::try_from(i).ok().filter(|i| *i < count).ok_or_else(outside);
         }
         match text.parse::<f64>() {
-            Ok(f) if (0.0..=1.0).contains(&f) => Ok((f * (places - 1) as f64).round() as usize),
+            Ok(f) if (0.0..=1.0).contains(&f) => Ok((f * (count - 1) as f64).round() as usize),
             Ok(f) if f.is_finite() => Err(outside()),
             _ => Err(self.malformed()),
         }
     }
 
-    fn valid(places: usize) -> String {
-        format!(
-            "valid: 0 to {} or -{places} to -1 from the end, or fractions 0.0 to 1.0",
-            places - 1
-        )
+    fn valid(count: usize) -> String {
+        format!("valid: 0 to {} or -{count} to -1 from the end, or fractions 0.0 to 1.0", count - 1)
     }
 
     fn malformed(&self) -> Error {
-        Error::new(format!("layers `{}` is not a choice of layers", self.0))
+        Error::new(format!("invalid layer selection `{}`", self.0))
             .hint("write `10,20`, `-2,-1`, `0.33,0.66`, `range(.3,-2)` or `range(.3,.9,2)`")
     }
 }
 
-/// The sites of a model whose states a run reads.
+/// Chooses the sites of a model where a run reads states.
 pub trait Tap: Send {
     /// The sites, in the order in which a forward pass computes them.
     ///
     /// # Errors
-    /// Fails if a layer is out of range, or if the model does not have one of the modules.
+    /// Fails if a layer is out of range, or if the model lacks a module that the tap reads.
     fn sites(&self, model: &ModelInfo) -> Result<Vec<Site>>;
 
     /// How the states of a completion's tokens are pooled into one vector.
     fn pooling(&self) -> Pooling;
 
-    /// A pooling that depends on the transformed states themselves. `None` uses
-    /// [`pooling`](Self::pooling), which only depends on the positions of the tokens.
+    /// A pooling that depends on the values of the transformed states. If `None`,
+    /// [`pooling`](Self::pooling) is used, which only depends on the positions of the tokens.
     fn token_pooling(&self) -> Option<Box<dyn TokenPooling>> {
         None
     }
 }
 
-/// A pooling that depends on the values of the states, and not only on the positions of the tokens.
+/// A pooling that depends on the values of the states, not only on the positions of the tokens.
 pub trait TokenPooling: Send {
-    /// Pools the transformed states of all tokens of b sequences into one vector per sequence. The
-    /// result is `[b h]`.
+    /// Pools transformed token states into one vector for each of the b sequences. The result is
+    /// `[b h]`.
     ///
     /// # Errors
     /// Fails if memory runs out.
@@ -149,8 +145,8 @@ pub trait TapPlugin: Plugin {
 mod tests {
     use super::*;
 
-    fn of(spec: &str, places: usize) -> Vec<usize> {
-        Layers(spec.to_owned()).resolve(places).expect(spec)
+    fn of(spec: &str, count: usize) -> Vec<usize> {
+        Layers(spec.to_owned()).resolve(count).expect(spec)
     }
 
     #[test]
@@ -170,7 +166,7 @@ mod tests {
         let e = Layers("31".into()).resolve(31).unwrap_err();
         assert_eq!(
             format!("{e:?}"),
-            "layer `31` in `31` is outside the model\n  hint: valid: 0 to 30 or -31 to -1 from \
+            "layer `31` in `31` is out of range\n  hint: valid: 0 to 30 or -31 to -1 from \
                 the end, or fractions 0.0 to 1.0"
         );
         for bad in

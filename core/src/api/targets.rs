@@ -1,4 +1,4 @@
-//! The choice of the modules that an adapter changes, and settings for some of these modules.
+//! Selection of the modules that an adapter changes, and settings for individual modules.
 
 use std::collections::BTreeMap;
 
@@ -16,12 +16,11 @@ const ALL: &str = "all-linear";
 /// A predicate that is true for the names of targeted modules.
 type Matcher<'a> = Box<dyn Fn(&str) -> bool + 'a>;
 
-/// Llama's names for projections, each with the modules that contain the projection in
-/// architectures that fuse or rename it.
+/// Maps Llama's projection names to module names in architectures that fuse or rename the
+/// projection.
 ///
-/// A target such as `q_proj` selects the whole module that contains the projection, because PEFT
-/// cannot adapt a part of a module. To select only the part, the target must name the module too,
-/// as in `qkv_proj.q_proj`.
+/// A target such as `q_proj` selects the whole fused module, because PEFT cannot adapt a part of a
+/// module. To select only the part, the target must also name the module, as in `qkv_proj.q_proj`.
 const HOLDERS: [(&str, &[&str]); 7] = [
     ("q_proj", &["qkv_proj", "query_key_value", "c_attn"]),
     ("k_proj", &["qkv_proj", "query_key_value", "c_attn"]),
@@ -32,8 +31,8 @@ const HOLDERS: [(&str, &[&str]); 7] = [
     ("down_proj", &["dense_4h_to_h", "mlp.c_proj"]),
 ];
 
-/// Returns the entry of [`HOLDERS`] that shows that the module `name` is, or contains, the
-/// projection that Llama calls `projection`. Returns `None` if it does not contain the projection.
+/// Returns the suffix in [`HOLDERS`] by which the module `name` is known to contain Llama's
+/// `projection`; `None` if it does not contain it.
 fn holder(name: &str, projection: &str) -> Option<&'static str> {
     let of = |llamas: &str| llamas == projection;
     HOLDERS
@@ -42,15 +41,15 @@ fn holder(name: &str, projection: &str) -> Option<&'static str> {
         .find_map(|(_, holders)| holders.iter().find(|h| ends(name, h)).copied())
 }
 
-/// True if the module `name` is, or contains, the projection that Llama calls `projection`.
+/// True if the module `name` corresponds to, or contains, Llama's `projection`.
 fn holds(name: &str, projection: &str) -> bool {
     holder(name, projection).is_some()
 }
 
 impl LinearInfo {
-    /// True if the name of the module ends in `suffix`, or if the module contains the projection
-    /// that Llama calls `suffix`. For example, `q_proj` is a part of Phi-3's `qkv_proj`, GPT-NeoX's
-    /// `query_key_value` and GPT-2's `c_attn`.
+    /// True if the name of the module ends in `suffix`, or if `suffix` is a Llama projection that
+    /// the module contains. For example, Phi-3's `qkv_proj`, GPT-NeoX's `query_key_value` and
+    /// GPT-2's `c_attn` contain `q_proj`.
     pub fn is(&self, suffix: &str) -> bool {
         ends(&self.name, suffix) || holds(&self.name, suffix)
     }
@@ -60,15 +59,14 @@ impl LinearInfo {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Targets {
-    /// Names or ends of names: `q_proj` matches `model.layers.0.self_attn.q_proj`. If an
+    /// Module names or suffixes: `q_proj` matches `model.layers.0.self_attn.q_proj`. If an
     /// architecture fuses or renames Llama's projections, Llama's name selects the module that
-    /// contains the projection. A part of a fused module is named with the module:
+    /// contains the projection. To select a part of a fused module, name the module too:
     /// `qkv_proj.q_proj`, `gate_up_proj.up_proj`, `query_key_value.v_proj`.
     #[schemars(extend("uniqueItems" = true))]
     Suffixes(Vec<String>),
-    /// `all-linear`, or a regular expression that must match the whole name of a module. An
-    /// expression such as `.*qkv_proj\.[qv]_proj`, which contains the name of a fused module but
-    /// does not match it, selects parts of the module.
+    /// `all-linear`, or a regular expression that must match the full name of a module. To match
+    /// parts of a fused module, it must contain the module's name, e.g. `.*qkv_proj\.[qv]_proj`.
     Pattern(String),
 }
 
@@ -82,8 +80,8 @@ impl Targets {
     /// Returns the targeted modules and parts of modules, in the model's order.
     ///
     /// # Errors
-    /// Fails if a pattern is not a regular expression, if a target matches no module, or if a
-    /// module is targeted both whole and in part.
+    /// Fails if a pattern is not a regular expression, if a target matches no module, or if both a
+    /// whole module and a part of it are targeted.
     pub fn resolve<'m>(&self, model: &'m ModelInfo) -> Result<Vec<&'m LinearInfo>> {
         let hits = self.select(model, None)?;
         match self.unmatched(&hits, model)?.into_iter().next() {
@@ -92,14 +90,14 @@ impl Targets {
         }
     }
 
-    /// Returns the targeted modules and parts of modules that are in `layers`, or in any layer if
-    /// `layers` is `None`. The result is in the model's order. As in PEFT, a target that matches no
-    /// module is ignored, and a module that is listed by its whole name is included even if its
-    /// layer is not in `layers`.
+    /// Returns the targeted modules and parts of modules in the model's order. If `layers` is
+    /// given, only modules in these layers are returned. As in PEFT, a target that matches no
+    /// module is ignored, and a module that is listed by its full name is included regardless of
+    /// `layers`.
     ///
     /// # Errors
-    /// Fails if a pattern is not a regular expression, or if a module is targeted both whole and in
-    /// part.
+    /// Fails if a pattern is not a regular expression, or if both a whole module and a part of it
+    /// are targeted.
     pub fn select<'m>(
         &self,
         model: &'m ModelInfo,
@@ -107,7 +105,7 @@ impl Targets {
     ) -> Result<Vec<&'m LinearInfo>> {
         let fits = self.matcher()?;
         let within = |l: &LinearInfo| match (l.layer, layers) {
-            (Some(k), Some(some)) => some.contains(&k) || self.names_whole(&l.name),
+            (Some(k), Some(some)) => some.contains(&k) || self.lists_full_name(&l.name),
             _ => true,
         };
         let mut hits = Vec::new();
@@ -139,13 +137,13 @@ impl Targets {
         Ok(hits)
     }
 
-    /// True if the targets are a list that contains the whole name of the module.
-    fn names_whole(&self, name: &str) -> bool {
+    /// True if the targets are a list that contains the full name of the module.
+    fn lists_full_name(&self, name: &str) -> bool {
         matches!(self, Targets::Suffixes(list) if list.iter().any(|s| s == name))
     }
 
-    /// Returns one error for each target that matches none of `hits`, the modules that
-    /// [`select`](Self::select) found in `model`.
+    /// Returns one error for each target that matches none of `hits`, the result of
+    /// [`select`](Self::select) for `model`.
     ///
     /// # Errors
     /// Fails if a pattern is not a regular expression.
@@ -161,11 +159,11 @@ impl Targets {
         })
     }
 
-    /// True if the targets select the part, given that they do not select the whole module. `fits`
+    /// True if the targets select `part`, provided that they do not select the whole module. `fits`
     /// is the [`matcher`](Self::matcher) of the targets.
     ///
-    /// A target must name the module together with the part. In PEFT's files, a target such as
-    /// `q_proj` has no effect on a model without such a module.
+    /// A target must name both the module and the part, because PEFT ignores a target such as
+    /// `q_proj` if the model has no module with that name.
     fn means_part(&self, part: &PartInfo, fits: &Matcher<'_>) -> bool {
         match self {
             Targets::Suffixes(list) => {
@@ -182,7 +180,7 @@ impl Targets {
         matches!(self, Targets::Pattern(p) if is_all(p))
     }
 
-    /// True if the targets select the module or the adapted part called `name`. Unlike in
+    /// True if the targets select the module or part called `name`. Unlike in
     /// [`select`](Self::select), a target such as `q_proj` also matches a part with that name.
     ///
     /// # Errors
@@ -191,7 +189,7 @@ impl Targets {
         Ok(self.matcher()?(name))
     }
 
-    /// Replaces Llama's names by the model's own names, for files that other programs read.
+    /// Replaces Llama's names with the model's own names, for files that other programs read.
     #[must_use]
     pub fn in_names_of(&self, model: &ModelInfo) -> Self {
         let Targets::Suffixes(list) = self else { return self.clone() };
@@ -200,7 +198,7 @@ impl Targets {
             let held = || {
                 let (found, end) =
                     model.linears.iter().find_map(|l| Some((l, holder(&l.name, suffix)?)))?;
-                // The last word of a name may be ambiguous: GPT-2 has `attn.c_proj` and
+                // The last component of a name may be ambiguous: GPT-2 has `attn.c_proj` and
                 // `mlp.c_proj`.
                 let short = last(&found.name);
                 Some(if any(&|l| ends(&l.name, short) && !holds(&l.name, suffix)) {
@@ -215,7 +213,7 @@ impl Targets {
         Targets::Suffixes(list.iter().map(own).collect::<IndexSet<_>>().into_iter().collect())
     }
 
-    /// Replaces parts of modules by the whole modules.
+    /// Replaces each part of a module with the whole module.
     ///
     /// # Errors
     /// Fails in the same cases as [`select`](Self::select).
@@ -250,7 +248,7 @@ impl Targets {
             Targets::Pattern(p) if is_all(p) => Box::new(|_| true),
             Targets::Pattern(p) => {
                 let regex = Regex::new(&format!("^(?:{p})$")).map_err(|e| {
-                    Error::new(format!("target_modules `{p}` is not a regular expression"))
+                    Error::new(format!("invalid regular expression `{p}` in `target_modules`"))
                         .because(e)
                         .hint("use a list of names, a regular expression or `all-linear`")
                 })?;
@@ -263,13 +261,12 @@ impl Targets {
     }
 }
 
-/// True if the text is `all-linear`, regardless of upper and lower case, as in PEFT.
+/// True if the text is `all-linear`, ignoring case as PEFT does.
 fn is_all(text: &str) -> bool {
     text.eq_ignore_ascii_case(ALL)
 }
 
-/// The shortest names that are valid in a list of targets, for the modules of `model` and their
-/// parts, sorted.
+/// The shortest valid target names for the modules of `model` and their parts, sorted.
 fn valid_names(model: &ModelInfo) -> Vec<String> {
     let parts = model.parts.iter().map(|p| format!("{}.{}", last(&p.holder), last(&p.linear.name)));
     let mut names: Vec<String> =
@@ -279,15 +276,15 @@ fn valid_names(model: &ModelInfo) -> Vec<String> {
     names
 }
 
-/// Formats names as a list in a flag or in TOML: `["a", "b"]`.
+/// Formats names as a TOML list, which flags also accept: `["a", "b"]`.
 fn listed<S: AsRef<str>>(names: impl IntoIterator<Item = S>) -> String {
     let quoted: Vec<String> =
         names.into_iter().map(|name| format!("\"{}\"", name.as_ref())).collect();
     format!("[{}]", quoted.join(", "))
 }
 
-/// Splits a text that was probably meant as a list into names. It accepts `q_proj,v_proj`,
-/// `q_proj v_proj` and `[q_proj, v_proj]`.
+/// Splits a string that was probably meant to be a list, such as `q_proj,v_proj`, `q_proj v_proj`
+/// or `[q_proj, v_proj]`.
 fn names_in(text: &str) -> Vec<&str> {
     let trim = |c: char| c.is_whitespace() || matches!(c, '[' | ']' | '"' | '\'');
     text.split([',', ' '])
@@ -296,8 +293,8 @@ fn names_in(text: &str) -> Vec<&str> {
         .collect()
 }
 
-/// The names in `given`, each replaced by the nearest valid name of `model`. `None` if one of them
-/// resembles no valid name.
+/// The names in `given`, with each unknown name replaced by the most similar name in `model`.
+/// `None` if a name is not similar to any of them.
 fn likely_names(given: &str, model: &ModelInfo) -> Option<Vec<String>> {
     let valid = valid_names(model);
     let likely = |name: &str| {
@@ -314,7 +311,7 @@ fn unknown_name(given: &str, model: &ModelInfo) -> Error {
     let unknown = Error::new(format!("unknown target module `{given}`"));
     if is_all(given) {
         return unknown.hint(format!(
-            "write `adapter.target_modules={ALL}`, without a list, for every linear module"
+            "write `adapter.target_modules={ALL}`, not in a list, to target every linear module"
         ));
     }
     if Regex::new(&format!("^(?:{given})$"))
@@ -330,7 +327,7 @@ fn unknown_name(given: &str, model: &ModelInfo) -> Error {
     match likely_names(given, model).filter(|_| has_several) {
         Some(names) => {
             let unknown = unknown.hint(format!(
-                "write each name as its own entry: `adapter.target_modules={}`",
+                "write each name as a separate entry: `adapter.target_modules={}`",
                 listed(names)
             ));
             unknown.hint(format!("valid: {}", valid.join(", ")))
@@ -339,15 +336,15 @@ fn unknown_name(given: &str, model: &ModelInfo) -> Error {
     }
 }
 
-/// The error for a regular expression that does not match the whole name of any module of `model`.
+/// The error for a regular expression that does not match the full name of any module of `model`.
 fn unmatched_pattern(given: &str, model: &ModelInfo) -> Error {
     let mut e = Error::new(format!(
         "the regular expression `{given}` in `target_modules` matches \
         no module"
     ))
     .hint(
-        "a string is a regular expression that must match the whole name of a module; put \
-            names or ends of names into a list",
+        "a string is a regular expression that must match the full name of a module; put \
+            names or suffixes in a list",
     );
     let valid = valid_names(model);
     let all = [ALL.to_owned()];
@@ -371,7 +368,7 @@ fn unmatched_pattern(given: &str, model: &ModelInfo) -> Error {
         ));
     }
     if let Some(example) = model.linears.first() {
-        e = e.hint(format!("a whole name is `{}`", example.name));
+        e = e.hint(format!("an example of a full name is `{}`", example.name));
     }
     e.hint(format!("valid in a list: {}", valid.join(", ")))
 }
@@ -386,9 +383,9 @@ fn ends(name: &str, suffix: &str) -> bool {
     name == suffix || name.strip_suffix(suffix).is_some_and(|head| head.ends_with('.'))
 }
 
-/// Values for some of the modules. Each key is a regular expression for the end of a module's name,
-/// e.g. `q_proj` or `layers\.[01]\.mlp\.down_proj`, and applies to the modules that it matches. If
-/// several match, the first one applies.
+/// Values for individual modules. Each key is a regular expression that is matched against the end
+/// of a module's name, e.g. `q_proj` or `layers\.[01]\.mlp\.down_proj`. If several keys match, the
+/// first one applies.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Patterns<V: JsonSchema>(
@@ -402,7 +399,7 @@ impl<V: JsonSchema> Default for Patterns<V> {
 }
 
 impl<V: JsonSchema> Patterns<V> {
-    /// Returns the value for the module called `name`, if a pattern matches it.
+    /// Returns the value for the module called `name`; `None` if no pattern matches it.
     ///
     /// # Errors
     /// Fails if a pattern is not a regular expression.
@@ -421,7 +418,7 @@ impl<V: JsonSchema> Patterns<V> {
     }
 }
 
-/// True if a pattern matches the name of a module, by the rule of [`pattern_regex`].
+/// True if a pattern matches the name of a module; see [`pattern_regex`].
 ///
 /// # Errors
 /// Fails if the pattern is not a regular expression.
@@ -429,22 +426,21 @@ pub(crate) fn pattern_fits(pattern: &str, name: &str) -> Result<bool> {
     Ok(pattern_regex(pattern)?.is_match(name))
 }
 
-/// The regular expression of a pattern for module names. As in PEFT, a match starts at the start of
-/// the name or after a dot, and ends at the end of the name.
+/// Compiles a pattern for module names. As in PEFT, a match begins at the start of the name or
+/// after a dot, and extends to the end of the name.
 fn pattern_regex(pattern: &str) -> Result<Regex> {
     Regex::new(&format!(r"^(?:.*\.)?(?:{pattern})$")).map_err(|e| {
-        Error::new(format!("the pattern `{pattern}` for module names is not a regular expression"))
-            .because(e)
+        Error::new(format!("invalid regular expression `{pattern}` for module names")).because(e)
     })
 }
 
-/// A field of an adapter's configuration, other than its targets, that selects some of the adapted
-/// modules.
+/// A field of an adapter's configuration that selects some of the adapted modules, e.g.
+/// `rank_pattern`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Selection {
-    /// Name of the field, e.g. `rank_pattern`.
+    /// Name of the field.
     pub field: String,
-    /// The value of the field, which selects the modules.
+    /// Value of the field.
     pub modules: Selected,
 }
 
@@ -458,12 +454,12 @@ pub enum Selected {
 }
 
 impl Selection {
-    /// Creates the selection of a field of type [`Targets`].
+    /// Creates a selection from a field of type [`Targets`].
     pub fn targets(field: &str, targets: &Targets) -> Self {
         Self { field: field.to_owned(), modules: Selected::Targets(targets.clone()) }
     }
 
-    /// Creates the selection of a field of type [`Patterns`].
+    /// Creates a selection from a field of type [`Patterns`].
     pub fn patterns<V: JsonSchema>(field: &str, patterns: &Patterns<V>) -> Self {
         Self {
             field: field.to_owned(),
@@ -471,8 +467,8 @@ impl Selection {
         }
     }
 
-    /// Returns one error for each entry that matches none of `hits`, the modules of `model` that
-    /// the adapter changes.
+    /// Returns one error for each entry of the field that matches none of `hits`, the modules of
+    /// `model` that the adapter changes.
     ///
     /// # Errors
     /// Fails if a pattern is not a regular expression.
@@ -503,8 +499,8 @@ impl Selection {
         Ok(errors)
     }
 
-    /// The error for an entry that matches none of `hits`. `elsewhere` is true if it matches other
-    /// modules of the model.
+    /// The error for an entry that matches none of `hits`. `elsewhere` is true if it matches a
+    /// module that the adapter does not change.
     fn matches_none(&self, given: &str, hits: &[&LinearInfo], elsewhere: bool) -> Error {
         let field = &self.field;
         let e = Error::new(format!(
@@ -512,13 +508,13 @@ impl Selection {
         ));
         let e = if elsewhere {
             e.hint(format!(
-                "the model has it, but it is not adapted; remove it from \
+                "the model has this module, but the adapter does not change it; remove it from \
                 `adapter.{field}`, or add it to `adapter.target_modules`"
             ))
         } else {
             e
         };
-        // Suggestions have as many dotted components as the entry: `mlp.down_proj` for
+        // Suggest names with as many dotted components as the entry: `mlp.down_proj` for
         // `mlp.down_porj`.
         let words = given.matches('.').count() + 1;
         let end = |name: &str| {
@@ -602,7 +598,7 @@ mod tests {
         Targets::Pattern(p.to_owned())
     }
 
-    /// The selected modules of the first block, without the components that all their names share.
+    /// The selected modules of the first block. Names are shortened, e.g. to `query_key_value`.
     fn hits(targets: &Targets) -> Vec<String> {
         let model = fused();
         let hits = targets.resolve(&model).unwrap();
@@ -661,7 +657,7 @@ mod tests {
             hits(&pattern(r".*query_key_value\.[qk]_proj")),
             [part, "query_key_value.k_proj"]
         );
-        // A pattern that matches a whole module selects the module, and not its parts as well.
+        // A pattern that matches a whole module does not also select its parts.
         assert_eq!(
             hits(&pattern("all-linear")),
             ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]
@@ -744,8 +740,10 @@ mod tests {
             "{one}"
         );
         assert!(
-            one.contains("must match the whole name")
-                && one.contains("a whole name is `gpt_neox.layers.0.attention.query_key_value`"),
+            one.contains("must match the full name")
+                && one.contains(
+                    "an example of a full name is `gpt_neox.layers.0.attention.query_key_value`"
+                ),
             "{one}"
         );
         assert!(
@@ -779,7 +777,7 @@ mod tests {
             refused(&pattern(r"attention\.query"))
                 .contains(r"`adapter.target_modules=.*(attention\.query).*`")
         );
-        // The suggested values select these modules.
+        // The suggested pattern selects the same modules as the list.
         assert_eq!(
             hits(&pattern(".*(query_key_value|dense)")),
             hits(&of(&["query_key_value", "dense"]))
@@ -856,7 +854,7 @@ mod tests {
         assert!(bad[0].contains("did you mean `query_key_value`?"), "{}", bad[0]);
         assert!(bad[1].contains("did you mean `mlp.dense_h_to_4h`?"), "{}", bad[1]);
         assert!(
-            bad[2].contains("the model has it, but it is not adapted")
+            bad[2].contains("the model has this module, but the adapter does not change it")
                 && !bad[2].contains("did you mean"),
             "{}",
             bad[2]

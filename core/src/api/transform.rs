@@ -5,14 +5,14 @@ use tch::Tensor;
 use super::{Init, ModelInfo, Parameter, Plugin, Site};
 use crate::error::Result;
 
-/// The context of the states of m tokens that a transform receives. Both fields are `None` if the
-/// states are pooled, which only happens to transforms that do not read the context.
+/// Context that a transform can read in addition to the states of m tokens. Both fields are `None`
+/// for pooled states; only transforms that read neither field are applied to pooled states.
 #[derive(Debug, Default)]
 pub struct Around {
     /// States of the same tokens at the run's previous tap, `[m h]`. `None` if there is no previous
-    /// tap, or if it has another width.
+    /// tap, or if its width differs.
     pub previous: Option<Tensor>,
-    /// For each token, the row (0 to m − 1) of the last token of its sequence, `[m]`, int64.
+    /// For each token, the row index of the last token in the same sequence, `[m]`, int64.
     pub last: Option<Tensor>,
 }
 
@@ -21,7 +21,7 @@ pub trait Transform: Send {
     /// Applies T to each row: `[… h]` → `[… h']`.
     ///
     /// # Errors
-    /// Fails if the width is not h, or if `around` lacks a value that the transform reads.
+    /// Fails if the width is not h, or if the transform reads a field of `around` that is `None`.
     fn forward(&self, h: &Tensor, around: &Around) -> Result<Tensor>;
 
     /// The trainable parameters; empty if the transform is fixed.
@@ -29,11 +29,11 @@ pub trait Transform: Send {
         Vec::new()
     }
 
-    /// True if T(a·x + b·y) = a·T(x) + b·T(y) for every context. The engine then pools states
-    /// before it applies T, and keeps the pooled states of the reference.
+    /// True if T(a·x + b·y) = a·T(x) + b·T(y), whatever `around` contains. The engine then pools
+    /// states before it applies T, and only caches the pooled states of the reference.
     fn linear(&self) -> bool;
 
-    /// True if T preserves lengths and angles. The conformance tests check it.
+    /// True if T preserves lengths and angles. The conformance tests verify this.
     fn orthogonal(&self) -> bool;
 }
 
@@ -48,8 +48,7 @@ pub struct TransformCx<'a> {
     pub width: i64,
     /// The model's embedding matrix `[vocab hidden]`.
     pub embedding: &'a Tensor,
-    /// The matrix of the model's output head `[vocab hidden]`. It is the embedding matrix itself if
-    /// the two are tied.
+    /// The matrix of the model's output head `[vocab hidden]`. If tied, it is the embedding matrix.
     pub unembedding: &'a Tensor,
 }
 

@@ -1,5 +1,5 @@
-//! Lays out the pairs of a batch as one token stream. Prompts and completions that several pairs
-//! share appear only once.
+//! Lays out the pairs of a batch as one token stream. A prompt or completion that several pairs
+//! share appears only once.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -39,7 +39,7 @@ impl Sharing {
     }
 }
 
-/// The completions of each pair that a batch contains.
+/// Specifies which completions of each pair a batch contains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BatchSpec {
     /// Completions whose tokens are scored.
@@ -51,19 +51,19 @@ pub struct BatchSpec {
 }
 
 impl BatchSpec {
-    /// Both completions of each pair. Both are scored.
+    /// Contains and scores both completions of each pair.
     pub const SCORED: Self =
         Self { logprobs: Completions::Both, states: Completions::Both, sharing: Sharing::Prefixes };
 
-    /// The completions that the batch contains: those that are scored or whose states are read. If
-    /// there are none, it contains the chosen completions.
+    /// The completions in the batch: all that are scored or whose states are read. If there are
+    /// none, the batch contains the chosen completions.
     fn completions(self) -> Completions {
         let needed = self.logprobs.or(self.states);
         if needed.any() { needed } else { Completions::Chosen }
     }
 }
 
-/// The rows of a stream that belong to one side of b pairs, one sequence after the other.
+/// The rows of a stream that belong to one side of b pairs, ordered by pair.
 #[derive(Debug)]
 pub struct Rows {
     /// Index of each row in the stream, `[m]`, int64.
@@ -107,7 +107,7 @@ impl Rows {
 struct Sequence {
     /// Indices of the segments, each of which continues the previous one.
     chain: Vec<usize>,
-    /// Number of tokens of the prompt, which come first.
+    /// Number of prompt tokens, which come first.
     prompt: usize,
     /// Indices of the sequence's completion tokens among the scored tokens; empty if the sequence
     /// is not scored.
@@ -121,7 +121,7 @@ pub struct PairBatch {
     pub indices: Vec<usize>,
     /// The tokens of the batch.
     pub stream: Stream,
-    /// The scored tokens, one completion after the other.
+    /// The scored tokens, ordered by completion.
     pub predicted: PredictedTokens,
     sequences: Vec<Sequence>,
     /// Index of each pair's sequence; empty for a side that the batch does not contain.
@@ -129,13 +129,13 @@ pub struct PairBatch {
     /// Number of completion tokens of each pair's shorter side.
     shorter: Vec<usize>,
     kind: Kind,
-    /// A cache of the results of [`rows`](Self::rows). All taps and adapted modules use the same
-    /// rows.
+    /// Caches the results of [`rows`](Self::rows), because all taps and adapted modules use the
+    /// same rows.
     rows: RefCell<HashMap<(Pooling, Side), Rc<Rows>>>,
 }
 
-/// Divides pairs, in order, into groups for forward passes. A group has at most `tokens` tokens, or
-/// a single pair.
+/// Divides pairs into consecutive groups, one per forward pass. A group has at most `tokens`
+/// tokens, unless a single pair is longer.
 pub fn passes(pairs: &[TokenPair], tokens: usize) -> impl Iterator<Item = &[TokenPair]> {
     let mut rest = pairs;
     std::iter::from_fn(move || {
@@ -159,9 +159,9 @@ impl PairBatch {
         Self::new(pairs, spec, model.kind(), model.device(), |tokens| model.rotation_of(tokens))
     }
 
-    /// Lays out `pairs` for a model whose weights have the kind `kind`. `rotation_of` returns the
-    /// rotation for a sequence of a given length. Sequences only share a prompt if their rotations
-    /// are equal, because the states of the prompt depend on the rotation.
+    /// Lays out `pairs` for a model with weights of kind `kind`. `rotation_of` returns the rotation
+    /// for a sequence of a given length. Sequences only share a prompt if their rotations are
+    /// equal, because the states of the prompt depend on the rotation.
     ///
     /// # Errors
     /// Fails if the device runs out of memory.
@@ -386,8 +386,8 @@ impl PairBatch {
         rows.mean(&rows.gather(states)?.f_to_kind(self.kind)?)
     }
 
-    /// The tokens of `rows`, to be scored with the logits at their own rows instead of the previous
-    /// ones.
+    /// The tokens of `rows`, each to be scored under the logits at its own row instead of the
+    /// previous row.
     ///
     /// # Errors
     /// Fails if memory runs out.
@@ -416,8 +416,8 @@ impl PairBatch {
     }
 }
 
-/// Minimum number of tokens that sequences must have in common to share them. Each shared beginning
-/// adds a call to attention in every block, which costs more than a few tokens do.
+/// Minimum number of tokens in a shared segment, except for a whole prompt. Every segment adds a call
+/// to attention in each block, which costs more than computing a few tokens twice.
 const MIN_SHARED: usize = 8;
 
 /// Sequences with the same key may share rows. The key has the rotation of the sequence, and the
@@ -436,8 +436,8 @@ struct Planned {
 }
 
 /// Appends the tokens from position `from` on of the sequences `which`, which are equal before that
-/// position, and appends the new segments to their chains. Sequences share at least `least` tokens
-/// or none, but equal sequences share all.
+/// position, and appends the new segments to their chains. Sequences only share a segment if it has
+/// at least `least` tokens, or if it is the whole prompt of all of them, or their whole rest.
 fn lay_out(
     builder: &mut StreamBuilder,
     group: &[Planned],
@@ -462,7 +462,8 @@ fn lay_out(
         }
     }
     let is_last = branches.len() == 1;
-    let is_shared = is_last || common - from >= least;
+    let is_prompt = least < usize::MAX && which.iter().all(|i| group[*i].prompt == common);
+    let is_shared = is_last || is_prompt || common - from >= least;
     if is_shared && common > from {
         let tokens = &first[from..common];
         let parent = chains[which[0]].last().copied();

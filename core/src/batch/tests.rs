@@ -1,4 +1,4 @@
-//! Compares the rows of a shared stream with the sequences that they represent.
+//! Checks that the rows of a stream represent the right sequences, even if pairs share rows.
 
 use super::*;
 
@@ -34,7 +34,7 @@ fn batch(pairs: &[TokenPair], sharing: Sharing) -> PairBatch {
     .expect("a batch")
 }
 
-/// States of a stream, with two numbers per token that identify the token.
+/// Returns a state `[2]` for each token of the stream that identifies the token.
 fn states(batch: &PairBatch) -> Tensor {
     let ids = batch.stream.ids.to_kind(Kind::Double);
     Tensor::stack(&[&ids * 1.0, ids.square() / 7.0], 1)
@@ -161,7 +161,7 @@ fn equal_completions_share_rows_even_if_only_one_is_scored() {
         .expect("a batch");
         assert_eq!(batch.stream.ids.size(), [4], "{logprobs:?}");
     }
-    // The first pair's rejected completion, which is not scored, has the same tokens.
+    // An unscored rejected completion is identical to a scored chosen completion.
     let two = [pair(0, &[1, 2], &[5], &[3, 4]), twin[0].clone()];
     let refs: Vec<&TokenPair> = two.iter().collect();
     let spec = BatchSpec {

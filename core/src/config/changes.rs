@@ -6,9 +6,9 @@ use serde_json::{Map, Value};
 
 use super::value::equal;
 
-/// Returns the values of an experiment's fields by path (`section.field`), for the paths that
-/// `counts` accepts.
-pub(crate) fn flat(experiment: &Value, counts: impl Fn(&str) -> bool) -> BTreeMap<String, Value> {
+/// Flattens an experiment to a map from path (`section.field`) to value. Only includes paths for
+/// which `include` returns true.
+pub(crate) fn flat(experiment: &Value, include: impl Fn(&str) -> bool) -> BTreeMap<String, Value> {
     let none = Map::new();
     let mut fields = BTreeMap::new();
     for (name, value) in experiment.as_object().unwrap_or(&none) {
@@ -21,12 +21,12 @@ pub(crate) fn flat(experiment: &Value, counts: impl Fn(&str) -> bool) -> BTreeMa
             }
         }
     }
-    fields.retain(|path, _| counts(path));
+    fields.retain(|path, _| include(path));
     fields
 }
 
-/// The paths of the fields in which two experiments differ, with both values. A missing field
-/// counts as null.
+/// The path and both values of each field in which two experiments differ. A missing field is
+/// treated as null.
 pub(crate) fn changed_fields(
     then: &BTreeMap<String, Value>,
     now: &BTreeMap<String, Value>,

@@ -1,9 +1,10 @@
-//! The valid ranges of the engine's values. A plugin checks its own values in `build`.
+//! Range checks for all settings that do not belong to a plugin. A plugin checks its own settings
+//! in `build`.
 
 use super::{Experiment, Origins, Schedule};
 use crate::error::{Error, Result};
 
-/// The value of a field, and whether it is in its range.
+/// The value of a field, and the result of its range check.
 struct Rule {
     path: &'static str,
     value: String,
@@ -11,19 +12,19 @@ struct Rule {
     must: &'static str,
 }
 
-/// The requirement for optional fields that only have an effect if the run validates.
+/// The requirement for optional fields that have no effect without validation.
 const UNVALIDATED_NONE: &str = "be `none` unless `train.validate_every` is set";
 
 fn rule(path: &'static str, value: impl ToString, holds: bool, must: &'static str) -> Rule {
     Rule { path, value: value.to_string(), holds, must }
 }
 
-/// Checks that every value of the engine is in its range.
+/// Checks that all settings that do not belong to a plugin are in range.
 pub(super) fn check(e: &Experiment, origins: &Origins) -> Result<()> {
     let t = &e.train;
     let positive = |v: f64| v.is_finite() && v > 0.0;
     let not_negative = |v: f64| v.is_finite() && v >= 0.0;
-    let share = |v: f64| (0.0..1.0).contains(&v);
+    let is_decay_rate = |v: f64| (0.0..1.0).contains(&v);
     let optional = |v: Option<usize>| v.map_or_else(|| "none".to_owned(), |v| v.to_string());
     let at_least_one = |v: Option<usize>| v != Some(0);
     let validates = t.validate_every.is_some();
@@ -47,15 +48,15 @@ pub(super) fn check(e: &Experiment, origins: &Origins) -> Result<()> {
             "train.decay",
             t.decay,
             t.schedule != Schedule::Wsd || (t.decay > 0.0 && t.decay <= 1.0),
-            "be a share of the steps, greater than 0 and at most 1",
+            "be a fraction of the steps, greater than 0 and at most 1",
         ),
         rule("train.batch", t.batch, t.batch >= 1, "be 1 or more"),
         rule("train.accumulate", t.accumulate, t.accumulate >= 1, "be 1 or more"),
         rule("train.epochs", t.epochs, positive(t.epochs), "be greater than 0"),
         rule("train.clip", t.clip, not_negative(t.clip), "be 0 (no clipping) or more"),
         rule("train.weight_decay", t.weight_decay, not_negative(t.weight_decay), "be 0 or more"),
-        rule("train.beta1", t.beta1, share(t.beta1), "be at least 0 and less than 1"),
-        rule("train.beta2", t.beta2, share(t.beta2), "be at least 0 and less than 1"),
+        rule("train.beta1", t.beta1, is_decay_rate(t.beta1), "be at least 0 and less than 1"),
+        rule("train.beta2", t.beta2, is_decay_rate(t.beta2), "be at least 0 and less than 1"),
         rule("train.eps", t.eps, positive(t.eps), "be greater than 0"),
         rule("train.max_length", t.max_length, t.max_length >= 2, "be 2 or more"),
         rule(

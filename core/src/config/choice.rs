@@ -15,7 +15,7 @@ pub struct Choice {
 }
 
 impl Choice {
-    /// The values of the fields as JSON text, which the registry builds the plugin from.
+    /// The values of the fields as JSON, from which the registry builds the plugin.
     pub fn json(&self) -> String {
         Value::Object(self.config.clone()).to_string()
     }

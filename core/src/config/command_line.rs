@@ -1,4 +1,4 @@
-//! The flags of the command line, collected from the fields that declare them.
+//! The command-line flags that the fields of the experiment declare.
 
 use std::sync::LazyLock;
 
@@ -25,7 +25,7 @@ fn declared() -> Vec<Flag> {
     all
 }
 
-/// Fills in the parts of a declared flag that follow from its field. `section` is the section of
+/// Derives the unset parts of a flag from the field that declares it. `section` is the section of
 /// the field; empty for a top-level field.
 fn completed(mut flag: Flag, field: &Field, section: &str) -> Flag {
     let (own, shared) = (field.name.as_str(), flag.field.as_str());
@@ -48,7 +48,7 @@ fn completed(mut flag: Flag, field: &Field, section: &str) -> Flag {
     flag
 }
 
-/// The help of a flag made from the documentation of its field, with the values of an enumeration.
+/// Help text for a flag, made from the documentation and the possible values of its field.
 fn described(field: &Field) -> String {
     let words: Vec<String> = field.choices.iter().map(|word| format!("`{}`", word.value)).collect();
     let text = field.description.trim_end_matches('.');
@@ -56,7 +56,7 @@ fn described(field: &Field) -> String {
         (Some((last, rest)), _) if !rest.is_empty() => {
             format!("{text}: {} or {last}.", rest.join(", "))
         }
-        // If the default is `none`, its meaning is also the meaning of leaving the flag out.
+        // If the field defaults to `none`, the meaning of `none` also describes an omitted flag.
         (_, Some((text, none))) if field.default.is_null() => {
             format!("{text}. Defaults to {none}.")
         }
@@ -75,7 +75,7 @@ mod tests {
         let seed = of("seed");
         assert_eq!(
             (seed.path.as_str(), seed.help.as_str(), seed.number),
-            ("train.seed", "Seed of initial values, order of the pairs and dropout.", true)
+            ("train.seed", "Seed for initial values, pair order and dropout.", true)
         );
         assert_eq!(of("dtype").help, "Precision of the frozen model: `auto`, `f32` or `bf16`.");
         assert_eq!(

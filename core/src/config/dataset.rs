@@ -7,7 +7,8 @@ use crate::error::{Error, Result, quoted};
 use crate::hub::{RepoId, RepoKind};
 use crate::registry::{DatasetEntry, Registry};
 
-/// The data set that a text selects, and the field that the text sets, with its value.
+/// The selected data set. `argument` is the field that the value of `--dataset` also sets, and its
+/// value.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct DatasetChoice {
     pub name: &'static str,
@@ -17,8 +18,8 @@ pub(super) struct DatasetChoice {
 /// Finds the data set that `given` selects.
 ///
 /// # Errors
-/// Fails if there is no data set of that name, if text is given for a data set that does not take
-/// any, or if a file is missing or has an extension that no data set opens.
+/// Fails if the data set does not exist, if it does not take the text after the colon, or if a file
+/// is missing or has an unsupported extension.
 pub(super) fn parse(given: &str, registry: &Registry) -> Result<DatasetChoice> {
     if let Ok(entry) = registry.dataset(given) {
         return Ok(DatasetChoice { name: entry.about.name, argument: None });
@@ -63,16 +64,12 @@ fn stdin(registry: &Registry) -> Result<DatasetChoice> {
         [(one, field)] => {
             Ok(DatasetChoice { name: one.about.name, argument: Some((field, "-".to_owned())) })
         }
-        _ => Err(several(
-            &takers.iter().map(|(entry, _)| *entry).collect::<Vec<_>>(),
-            "-",
-            "read standard input",
-        )),
+        _ => Err(several(&takers.iter().map(|(entry, _)| *entry).collect::<Vec<_>>(), "-")),
     }
 }
 
-/// Finds the data set for a text that can only be a Hugging Face repository; `None` if it can be
-/// something else.
+/// Finds the data set that reads a Hugging Face repository; `None` if `given` is not a repository
+/// id, or if it could also be a file.
 fn repository(given: &str, path: &Path, registry: &Registry) -> Result<Option<DatasetChoice>> {
     let is_file = registry
         .all::<DatasetEntry>()
@@ -89,17 +86,17 @@ fn repository(given: &str, path: &Path, registry: &Registry) -> Result<Option<Da
             name: one.about.name,
             argument: Some((field, given.to_owned())),
         })),
-        _ => Err(several(&takers, given, "take repositories")),
+        _ => Err(several(&takers, given)),
     }
 }
 
-/// The error if several data sets accept the same text. There is no order of precedence, because
+/// The error if several data sets can read `given`. There is no order of precedence, because
 /// installing a plugin must not change which data set reads existing data.
-fn several(takers: &[&DatasetEntry], given: &str, what: &str) -> Error {
+fn several(takers: &[&DatasetEntry], given: &str) -> Error {
     let names: Vec<&str> = takers.iter().map(|entry| entry.about.name).collect();
     let command = |name: &&str| format!("`--dataset {}`", quoted(format!("{name}:{given}")));
     let commands: Vec<String> = names.iter().map(command).collect();
-    Error::new(format!("several datasets {what} like `{given}`: {}", names.join(", ")))
+    Error::new(format!("several datasets can read `{given}`: {}", names.join(", ")))
         .hint(format!("choose one with {}", commands.join(" or ")))
 }
 
@@ -115,15 +112,15 @@ fn file(given: &str, path: &Path, registry: &Registry) -> Result<DatasetChoice> 
         .filter(|(entry, _)| entry.extensions.iter().any(fits));
     let (entry, field) = match openers.collect::<Vec<_>>().as_slice() {
         [] => {
-            return Err(Error::new(format!("no dataset opens files like `{given}`"))
-                .hint(openable(registry)));
+            return Err(
+                Error::new(format!("no dataset can open `{given}`")).hint(openable(registry))
+            );
         }
         [one] => *one,
         openers => {
             return Err(several(
                 &openers.iter().map(|(entry, _)| *entry).collect::<Vec<_>>(),
                 given,
-                "open files",
             ));
         }
     };
@@ -156,8 +153,8 @@ fn openable(registry: &Registry) -> String {
     all.sort();
     all.dedup();
     if all.is_empty() {
-        "no installed dataset opens files".to_owned()
+        "no installed dataset can open files".to_owned()
     } else {
-        format!("files of preference pairs end in {}", all.join(", "))
+        format!("supported file extensions: {}", all.join(", "))
     }
 }

@@ -19,7 +19,7 @@ pub enum Dtype {
 
 /// The valid values in a configuration.
 const WORDS: [&str; 3] = ["auto", "f32", "bf16"];
-/// Names of half precision in other programs. They get their own error message.
+/// Names that other programs use for half precision. They get a more helpful error message.
 const HALF: [&str; 4] = ["f16", "fp16", "float16", "half"];
 
 impl<'de> Deserialize<'de> for Dtype {
@@ -29,9 +29,9 @@ impl<'de> Deserialize<'de> for Dtype {
             "f32" => Ok(Self::F32),
             "bf16" => Ok(Self::Bf16),
             half if HALF.contains(&half) => Err(D::Error::custom(format!(
-                "`{half}` has too small a range: gradients underflow to 0 in it, and loss scaling \
-                would change the gradients that methods read; choose `f32`, or `bf16` on a GPU of \
-                compute capability 8.0 or above"
+                "`{half}` is not supported: gradients underflow to 0 because of its small range, \
+                and loss scaling would change the gradients that methods read; choose `f32`, or \
+                `bf16` on a GPU of compute capability 8.0 or above"
             ))),
             other => Err(D::Error::unknown_variant(other, &WORDS)),
         }
@@ -60,8 +60,7 @@ mod tests {
         for word in HALF {
             let e = serde_json::from_str::<Dtype>(&format!("\"{word}\"")).unwrap_err().to_string();
             assert!(
-                e.starts_with(&format!("`{word}` has too small a range"))
-                    && e.contains("choose `f32`"),
+                e.starts_with(&format!("`{word}` is not supported")) && e.contains("choose `f32`"),
                 "{e}"
             );
         }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::flag::{Flag, Group};
 
-/// The score by which two completions are compared.
+/// The score that is used to compare two completions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Score {
@@ -28,9 +28,9 @@ pub struct EvalConfig {
     pub enabled: bool,
     /// Maximum number of pairs to score in each split, from its start; none = all pairs.
     pub max_pairs: Option<usize>,
-    /// The score by which two completions are compared.
+    /// The score that is used to compare two completions.
     pub score: Score,
-    /// Splits to score, or parts of splits as in `train.split`; none = all splits of the data set.
+    /// Splits to score, written as in `train.split`; none = all splits of the data set.
     #[schemars(extend("flags" = [
         Flag::new(Group::Data, "SPLIT").named("split").help(
             "Splits or parts of splits to score, e.g. `train`, `train[:750]` or `train[10%:20%]`, \
@@ -40,8 +40,8 @@ pub struct EvalConfig {
     pub splits: Option<Vec<String>>,
     /// Maximum number of tokens in one forward pass.
     pub tokens: usize,
-    /// Number of prompts for which completions are generated before and after training, to check
-    /// that the model still writes coherent text; 0 = none. Sweeps generate none by default.
+    /// Number of completions to generate before and after training, as a check that the model still
+    /// writes coherent text; 0 = none. Sweeps generate none by default.
     pub completions: usize,
     /// Maximum number of tokens in each of these completions.
     pub completion_tokens: usize,

@@ -1,11 +1,11 @@
-//! The example in a plugin's documentation: the command that `reprpo explain` shows, and the same
-//! settings as a layer.
+//! The example in a plugin's documentation. `reprpo explain` shows it as a command, and the
+//! conformance tests run it.
 
 use super::{Layering, plugin_fields};
 use crate::error::{Result, quoted};
 use crate::registry::{DatasetEntry, Entry, TypedEntry};
 
-/// The choice of a plugin together with values for some of its fields.
+/// A choice of a plugin, and values for some of its fields.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Example {
     kind: &'static str,
@@ -16,8 +16,8 @@ pub struct Example {
 }
 
 impl Example {
-    /// The example that the plugin declares. If it declares none, the example sets its first number
-    /// or boolean to the default.
+    /// The example that the plugin declares. If it declares none, the example sets the plugin's
+    /// first numeric or boolean field to its default.
     ///
     /// # Errors
     /// Fails if the plugin's defaults are not a JSON object.
@@ -61,7 +61,7 @@ impl Example {
         command
     }
 
-    /// Adds the settings that [`command`](Self::command) makes.
+    /// Adds the settings in [`command`](Self::command) to `layering`.
     ///
     /// # Errors
     /// Fails if a field has no name.

@@ -12,7 +12,7 @@ use super::{Choice, Dtype, EvalConfig, Origins, PluginFile, Sources, TrainConfig
 use crate::model::attention::Kernel;
 use crate::registry::Kind;
 
-/// Everything that a run depends on.
+/// The complete configuration of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Experiment {
@@ -23,8 +23,8 @@ pub struct Experiment {
         ),
     ]))]
     pub recipe: Option<String>,
-    /// The plugin files that the experiment uses. A configuration file may list more files, and may
-    /// give only the path of a file.
+    /// The plugin files that the experiment uses. A configuration file may list unused files, and
+    /// may list a file by its path only.
     #[schemars(schema_with = "PluginFile::list_schema")]
     pub plugins: Vec<PluginFile>,
     /// Name of a known model, a folder in Hugging Face's layout, a GGUF file, or a Hugging Face
@@ -54,7 +54,7 @@ pub struct Experiment {
     /// Use only deterministic kernels, which give the same bytes every time. An operation without a
     /// deterministic kernel is an error. `false` is faster.
     pub deterministic: bool,
-    /// Folder of the run; none = a new folder below `runs/`.
+    /// Folder of the run; none = a new folder in `runs/`.
     #[schemars(extend("flags" = [Flag::new(Group::Output, "DIR")]))]
     pub out: Option<PathBuf>,
     /// Saved adapter in PEFT format to start from: a folder or a Hugging Face repository.
@@ -64,23 +64,23 @@ pub struct Experiment {
         ),
     ]))]
     pub init_adapter: Option<PathBuf>,
-    /// Folder of a run's saved transforms to start from; none = new ones.
+    /// Folder of saved transforms to start from; none = start with new transforms.
     #[schemars(extend("flags" = [
         Flag::new(Group::Start, "DIR").under("Method").help(
-            "Start from the transforms of an earlier run, which are in its `transform` folder.",
+            "Start from the transforms of an earlier run, given as its `transform` folder.",
         ),
     ]))]
     pub init_transform: Option<PathBuf>,
     /// The training objective.
     #[schemars(extend("flags" = [Flag::new(Group::Method, "NAME")]))]
     pub intervention: Choice,
-    /// The trainable change of the model.
+    /// The trainable change to the model.
     #[schemars(extend("flags" = [Flag::new(Group::Method, "NAME")]))]
     pub adapter: Choice,
-    /// The map of the activations before a loss compares them.
+    /// The map that is applied to activations before a loss compares them.
     #[schemars(extend("flags" = [Flag::new(Group::Method, "NAME")]))]
     pub transform: Choice,
-    /// The place in the model where activations are read.
+    /// The location in the model where activations are read.
     #[schemars(extend("flags" = [
         Flag::new(Group::Method, "NAME"),
         Flag::new(Group::Method, "SPEC").of("layers").hyphens().help(
@@ -101,12 +101,12 @@ pub struct Experiment {
     pub train: TrainConfig,
     /// The settings of the evaluation.
     pub eval: EvalConfig,
-    /// The origins of the values, for errors about paths.
+    /// The origins of the values, for error messages and fingerprint checks.
     #[serde(skip)]
     pub sources: Sources,
 }
 
-/// The defaults of the engine. The model and the plugins are empty, because the binary chooses
+/// The built-in defaults. The model and the plugins are left empty, because the binary chooses
 /// them.
 impl Default for Experiment {
     fn default() -> Self {
@@ -151,7 +151,7 @@ impl Experiment {
         format!("intervention `{}` and adapter `{}`", self.intervention.name, self.adapter.name)
     }
 
-    /// The plugin chosen for `kind`, mutably.
+    /// Mutable version of [`choice`](Self::choice).
     pub(super) fn choice_mut(&mut self, kind: Kind) -> &mut Choice {
         match kind {
             Kind::Intervention => &mut self.intervention,
@@ -162,17 +162,16 @@ impl Experiment {
         }
     }
 
-    /// Writes the experiment as TOML, from which [`read`](Self::read) gives the same experiment. A
-    /// value that is not set is written as `"none"` and not left out, because its default may be a
-    /// value.
+    /// Writes the experiment as TOML, which [`read`](Self::read) can read back. An unset value is
+    /// written as `"none"`, because leaving it out would select the default.
     pub fn to_toml(&self) -> String {
         toml_text::write(&self.to_json(), &Origins::default())
     }
 
     /// Writes the experiment as JSON.
     pub fn to_json(&self) -> Value {
-        // This cannot fail, because the experiment only has strings, numbers, lists, and maps with
-        // string keys.
+        // This cannot fail, because the experiment only contains strings, numbers, booleans, lists,
+        // and maps with string keys.
         serde_json::to_value(self).unwrap_or_default()
     }
 }

@@ -1,5 +1,5 @@
-//! The fields of a section, read from a JSON schema. They are used to check names, to convert text
-//! to values, and to print `reprpo explain`.
+//! The fields of a configuration section, read from its JSON schema. They are used to check names,
+//! to convert text to values, and to print `reprpo explain`.
 
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -23,7 +23,7 @@ pub struct Word {
 pub struct Field {
     /// Name of the field.
     pub name: String,
-    /// Type for people, e.g. `number` or `list of text`.
+    /// Human-readable type, e.g. `number` or `list of text`.
     #[serde(rename = "type")]
     pub kind: String,
     /// The values of an enumeration; empty for other types.
@@ -37,7 +37,7 @@ pub struct Field {
     /// The fields of a table; empty for other types.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub fields: Vec<Field>,
-    /// True if the value is a path, that is, if its schema has the format `path`.
+    /// True if the value is a path, i.e. if the schema has the format `path`.
     #[serde(skip)]
     pub path: bool,
     /// The command-line flags that the field declares.
@@ -53,8 +53,8 @@ pub struct Field {
 }
 
 impl Field {
-    /// Converts typed text to a value. Text that is valid TOML of a type that the field takes is
-    /// parsed; any other text is the value itself.
+    /// Converts text that the user typed to a value. The text is parsed as TOML if the result has a
+    /// type that the field accepts, and otherwise used as it is.
     ///
     /// If the field is optional, `none` and `null` clear it. Text that looks like a number stays
     /// text if the field does not take numbers (`--layers 10`).
@@ -211,7 +211,7 @@ struct Shape {
 
 impl Shape {
     fn add(&mut self, root: &Value, schema: &Value, depth: usize) {
-        // Limit the depth, because a recursive type would never end.
+        // Limit the depth, because the schema of a recursive type refers to itself.
         if depth > 8 {
             return;
         }

@@ -1,11 +1,12 @@
-//! The declaration of command-line flags, which a field makes next to its documentation.
+//! Command-line flags. A field declares its flags next to its documentation.
 
 use serde::{Deserialize, Serialize};
 
-/// The key in a field's schema that contains its flags. [`schema`](super::schema) removes it.
+/// The key in a field's schema that contains its flags. The published [`schema`](super::schema)
+/// omits it.
 pub(super) const FLAGS: &str = "flags";
 
-/// A group of flags. A command takes all flags of a group or none.
+/// A group of flags. A command accepts either all flags of a group or none of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Group {
     /// The model, its device and its precision.
@@ -45,15 +46,16 @@ pub struct Flag {
     pub hyphens: bool,
     /// True if the field only takes numbers.
     pub number: bool,
-    /// True if the field takes a list. The flag then gives a list with one item.
+    /// True if the field takes a list. The value of the flag then becomes a list with one item.
     pub list: bool,
-    /// Name of the plugins' field that the flag sets, if the flag is declared by a section of
-    /// plugins and sets a field that several of them have.
+    /// For a flag such as `--data-dir` that sets a field of the chosen plugin: the name of this
+    /// field; otherwise empty.
     pub(super) field: String,
 }
 
 impl Flag {
-    /// A flag with the name of its field. `value` is the placeholder for the value in the help.
+    /// Creates a flag that is named after its field. `value` is the placeholder for the value in
+    /// the help.
     pub(super) fn new(group: Group, value: &str) -> Self {
         Self {
             path: String::new(),
@@ -70,7 +72,7 @@ impl Flag {
         }
     }
 
-    /// A flag without a value, which sets the field to `value`.
+    /// Creates a flag that takes no value and sets the field to `value`.
     pub(super) fn switch(group: Group, name: &str, value: &str) -> Self {
         Self { switch: Some(value.to_owned()), ..Self::new(group, "").named(name) }
     }

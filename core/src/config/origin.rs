@@ -1,4 +1,4 @@
-//! The origins of values, shown the way the user gave them.
+//! The origins of values, formatted the way the user would write them.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,7 +13,7 @@ pub enum Origin {
     Plugin(String),
     /// The named recipe.
     Recipe(String),
-    /// The configuration of a saved adapter in this folder or Hugging Face repository.
+    /// The configuration of the saved adapter in this folder or Hugging Face repository.
     Adapter(PathBuf),
     /// A configuration file.
     File(PathBuf),
@@ -51,7 +51,7 @@ impl fmt::Display for Origin {
 pub struct Origins(BTreeMap<String, Origin>);
 
 impl Origins {
-    /// The origin of the value at `path`. For a part of a value, this is the origin of the whole.
+    /// The origin of the value at `path`. A part of a value has the origin of the whole value.
     pub fn get(&self, path: &str) -> Option<&Origin> {
         let mut path = path;
         loop {

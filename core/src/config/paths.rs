@@ -1,8 +1,8 @@
-//! The paths of an experiment: how a run stores them, and how two experiments are compared.
+//! The paths in an experiment: how a run stores them, and how they are compared.
 //!
-//! A relative path that the user gives is resolved against the current folder. A run stores it
-//! relative to the run's folder if both are in the same tree, and otherwise as an absolute path. It
-//! can then be found from any current folder, even after the tree was moved.
+//! Relative paths from the user are resolved against the current folder. A run stores a path
+//! relative to the run's folder if both are in the same tree, and otherwise as an absolute path.
+//! Stored paths are therefore valid in any current folder, and even if the tree is moved.
 
 use std::path::{Path, PathBuf};
 

@@ -1,13 +1,13 @@
-//! Functions on paths: absolute paths with and without symbolic links, and the form in which a run
+//! Path conversions: absolute paths with and without symbolic links, and the form in which a run
 //! stores a path.
 
 use std::path::{Component, Path, PathBuf};
 
-/// The form in which the run in the folder `run` stores `path`. It is relative to `run` if both are
-/// below the current folder `here`, or if `path` is below the parent folder of the run. Otherwise
-/// it is absolute.
+/// Returns `path` in the form in which the run in the folder `run` stores it: relative to `run` if
+/// both are inside the current folder `here`, or if `path` is inside the parent folder of `run`;
+/// otherwise absolute.
 pub(super) fn stored(path: &Path, run: &Path, here: &Path) -> String {
-    let target = at_place(path);
+    let target = resolve_parent(path);
     let shared =
         |tree: &Path| tree.parent().is_some() && run.starts_with(tree) && target.starts_with(tree);
     if !(shared(here) || run.parent().is_some_and(shared)) {
@@ -29,9 +29,9 @@ fn relative(target: &Path, folder: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
 
-/// An absolute path with its symbolic links resolved, except in the last component, which may be a
-/// link on purpose.
-fn at_place(path: &Path) -> PathBuf {
+/// An absolute path with all symbolic links resolved except in the last component, because the user
+/// may have chosen that link on purpose.
+fn resolve_parent(path: &Path) -> PathBuf {
     let path = absolute(path);
     match (path.parent().and_then(|parent| parent.canonicalize().ok()), path.file_name()) {
         (Some(parent), Some(name)) => parent.join(name),

@@ -24,7 +24,7 @@ pub struct PluginFile {
     /// Version of the plugin's crate, for information only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
-    /// SHA-256 digest that the file must have, in hexadecimal; none = not checked.
+    /// Required SHA-256 digest of the file in hexadecimal; none = not checked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
 }
@@ -53,11 +53,11 @@ impl PluginFile {
         let loaded = plugin::load(&self.path)?;
         if let Some(sha256) = self.sha256.as_ref().filter(|digest| **digest != loaded.sha256) {
             return Err(Error::new(format!(
-                "the plugin `{}` is not the one that the configuration names",
+                "the plugin `{}` does not match the digest in the configuration",
                 self.path.display()
             ))
-            .because(Error::new(format!("its sha256 is {}, but must be {sha256}", loaded.sha256)))
-            .hint("remove `sha256` from the configuration to use the file as it is now"));
+            .because(Error::new(format!("expected sha256 {sha256}, got {}", loaded.sha256)))
+            .hint("remove `sha256` from the configuration to use the current file"));
         }
         registry.add_plugin(loaded)
     }

@@ -15,8 +15,8 @@ use crate::registry::{Kind, Registry};
 /// Name of the section of a run's `config.toml` that contains its [`Record`].
 pub(super) const SECTION: &str = "record";
 
-/// The folder and the fingerprints that a run records in its `config.toml`. Relative paths in a
-/// file with such a record are resolved against the file's folder.
+/// The folder and the fingerprints that a run records in its `config.toml`. If a configuration file
+/// contains a record, its relative paths are resolved against the file's folder.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Record {
     /// Folder of the run at the time of writing.
@@ -38,7 +38,7 @@ impl Record {
     fn take(table: &mut toml::Table, file: &Path) -> Result<Option<Self>> {
         let Some(value) = table.remove(SECTION) else { return Ok(None) };
         let wrong = |e| {
-            Error::new(format!("`{SECTION}` in `{}` was not written by a run", file.display()))
+            Error::new(format!("invalid section `{SECTION}` in `{}`", file.display()))
                 .because(e)
                 .hint(format!(
                     "remove the section `{SECTION}` from the file; relative paths are then \
@@ -51,8 +51,8 @@ impl Record {
             .map_err(|e: toml::de::Error| wrong(Error::new(e.message().to_owned())))
     }
 
-    /// Reads the table of a configuration file, and separates the record from it if the file was
-    /// written by a run.
+    /// Reads a configuration file, and separates its table from the record if the file was written
+    /// by a run.
     pub(super) fn split(path: &Path) -> Result<(toml::Table, Option<Self>)> {
         let text = std::fs::read_to_string(path).map_err(|e| {
             Error::new(format!("cannot read the configuration file `{}`", path.display()))
@@ -77,7 +77,7 @@ impl Record {
         &self.model
     }
 
-    /// Makes the relative paths in the table of `file` absolute. `file` was written by a run.
+    /// Makes all relative paths in the table of `file` absolute.
     pub(super) fn resolve(&self, table: &mut toml::Table, file: &Path, registry: &Registry) {
         self.resolve_plugins(table, file);
         for field in PATHS.iter().chain(&PATHS_OR_NAMES) {
@@ -102,8 +102,8 @@ impl Record {
         }
     }
 
-    /// Makes only the paths of plugin files absolute. Plugins are loaded before the other fields
-    /// can be interpreted.
+    /// Makes only the paths of plugin files absolute. This comes first, because other fields can
+    /// only be interpreted once the plugins are loaded.
     pub(super) fn resolve_plugins(&self, table: &mut toml::Table, file: &Path) {
         for plugin in
             table.get_mut("plugins").and_then(toml::Value::as_array_mut).into_iter().flatten()
@@ -170,8 +170,7 @@ mod tests {
         for text in ["record = 3", "[record]\nfolder = \"x\"", "[record]\nmodel = 1"] {
             let e = Record::take(&mut table(text), Path::new("a/config.toml")).unwrap_err();
             assert!(
-                format!("{e:?}")
-                    .starts_with("`record` in `a/config.toml` was not written by a run"),
+                format!("{e:?}").starts_with("invalid section `record` in `a/config.toml`"),
                 "{e:?}"
             );
         }

@@ -7,12 +7,12 @@ use super::{Experiment, Origins, toml_text};
 pub struct Resolved {
     /// The resolved experiment.
     pub experiment: Experiment,
-    /// The origin of each of its values.
+    /// The origin of each value.
     pub origins: Origins,
 }
 
 impl Resolved {
-    /// The experiment as TOML with a comment after each value that names its origin.
+    /// The experiment as TOML. A comment after each value names its origin.
     pub fn to_toml_with_origins(&self) -> String {
         toml_text::write(&self.experiment.to_json(), &self.origins)
     }

@@ -19,8 +19,8 @@ pub fn schema(registry: &Registry) -> Result<Value> {
             .map(|entry| {
                 let mut schema = entry.about().schema()?;
                 if let Some(defs) = schema.get_mut("$defs").map(Value::take) {
-                    // All definitions go to the document's root, where the names of types of
-                    // different plugins could collide.
+                    // All definitions are moved to the root of the document. The prefix keeps type
+                    // names of different plugins from colliding.
                     let prefix = format!("{}-{}-", kind.name(), entry.about().name);
                     rename_references(&mut schema, &prefix);
                     for (name, mut definition) in defs.as_object().cloned().unwrap_or_default() {
@@ -46,7 +46,7 @@ pub fn schema(registry: &Registry) -> Result<Value> {
     }
     remove_flags(&mut root);
     if let Some(map) = root.as_object_mut() {
-        // No field is required, because a file may leave any field to the layers below it.
+        // No field is required, because a file may omit fields that another layer sets.
         map.remove("required");
         if let Some(defs) = map.get_mut("$defs").and_then(Value::as_object_mut) {
             defs.remove("Choice");

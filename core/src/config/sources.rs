@@ -1,5 +1,5 @@
-//! The origins of an experiment's values, and checks of the model and the data against the records
-//! of the runs that they came from.
+//! The origins of an experiment's values. A model or data set from an earlier run's configuration
+//! is checked against the fingerprints in that run's record.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::fingerprint::{self, Fingerprint};
 use crate::registry::{Kind, Registry};
 
-/// The origin of each value of an experiment, and the records of the runs that values came from.
+/// The origin of each value of an experiment, and the records of all runs that provided values.
 #[derive(Clone, Debug, Default)]
 pub struct Sources {
     origins: Origins,
@@ -38,7 +38,7 @@ impl Sources {
         self.origins.get(field)
     }
 
-    /// Drops the records, for callers that check the model and the data in another way.
+    /// Drops the records, for callers that check the model and the data themselves.
     pub(crate) fn forget_records(&mut self) {
         self.records.clear();
     }
@@ -54,7 +54,7 @@ impl Sources {
         }
     }
 
-    /// Adds the origin of the value of `field` to an error about it.
+    /// Adds the field, its value and the origin of the value to an error about the value.
     pub fn explain(&self, field: &str, value: &str, e: Error) -> Error {
         match self.origins.get(field) {
             None | Some(Origin::Default) => e,
@@ -78,18 +78,19 @@ impl Sources {
         let Some((file, record)) = self.record("model") else { return Ok(()) };
         let Some(change) = record.model.change(found) else { return Ok(()) };
         Err(Error::new(format!(
-            "the model at `{model}` is not the one that `{}` was made with",
+            "the model at `{model}` does not match the fingerprint in `{}`",
             file.display()
         ))
         .because(Error::new(format!("the model: {change}")))
-        .hint("restore the run's model, or choose a model with `--model`"))
+        .hint("restore the run's model, or choose a different model with `--model`"))
     }
 
     /// Compares the loaded data with the record of the run that the data set came from. Returns a
-    /// description of each difference that the user caused by choosing other data.
+    /// description of each difference that is expected because the user chose different data.
     ///
     /// # Errors
-    /// Fails if the data differ from the run's although the user did not choose other data.
+    /// Fails if the data differs from the run's data although the user did not choose different
+    /// data.
     pub fn check_data(
         &self,
         chosen: &Choice,
@@ -102,14 +103,14 @@ impl Sources {
             !matches!(origin, None | Some(Origin::Default | Origin::Plugin(_)))
                 && origin != Some(&Origin::File(file.to_owned()))
         };
-        // If the data set has files, only another path explains a difference. A field that changes
-        // how rows are read does not change the fingerprint of the files.
-        let mut places = in_section(Kind::Dataset, &chosen.name, registry);
-        places.extend(
+        // If the data set reads files, a difference is only expected if the user set a path. Fields
+        // that control how rows are read do not change the fingerprint of the files.
+        let mut path_fields = in_section(Kind::Dataset, &chosen.name, registry);
+        path_fields.extend(
             registry.dataset(&chosen.name).ok().and_then(|data| data.argument).map(str::to_owned),
         );
-        let other_place = places.iter().any(|field| is_given(field));
-        let other_field = chosen.config.keys().any(|field| is_given(field));
+        let path_is_given = path_fields.iter().any(|field| is_given(field));
+        let field_is_given = chosen.config.keys().any(|field| is_given(field));
         let found = fingerprint::of_splits(dataset);
         let mut changes = Vec::new();
         for (split, then) in &record.data {
@@ -118,14 +119,15 @@ impl Sources {
                 continue;
             }
             let change = format!("the `{split}` pairs: {change}{}", named(chosen, &self.origins));
-            let intended = if dataset.files(split).is_empty() { other_field } else { other_place };
+            let intended =
+                if dataset.files(split).is_empty() { field_is_given } else { path_is_given };
             if !intended {
                 return Err(Error::new(format!(
-                    "the data are not those that `{}` was made with",
+                    "the data does not match the fingerprint in `{}`",
                     file.display()
                 ))
                 .because(Error::new(change))
-                .hint("restore the run's data, or choose the data with `--dataset`"));
+                .hint("restore the run's data, or choose different data with `--dataset`"));
             }
             changes.push(change);
         }
@@ -154,7 +156,7 @@ impl Sources {
             let e = Error::new(format!("`{path}` is `{missing}`{from}, which does not exist"));
             return Err(match self.record(&path) {
                 Some((_, record)) => e.hint(format!(
-                    "choose the data with `--dataset`, or copy them to the same place relative to \
+                    "choose the data with `--dataset`, or copy it to the same location relative to \
                         the run, which was made in `{}`",
                     record.folder.display()
                 )),
@@ -166,7 +168,7 @@ impl Sources {
     }
 }
 
-/// Lists the fields of the data set that are existing paths, with their origins, for a message.
+/// Formats the data set's fields that are existing paths, with their origins, as part of a message.
 fn named(chosen: &Choice, origins: &Origins) -> String {
     let values = chosen.config.iter().filter_map(|(field, value)| {
         Some((field, value.as_str().filter(|v| Path::new(v).exists())?))

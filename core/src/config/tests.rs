@@ -247,7 +247,7 @@ fn every_layer_overrides_the_layers_below() {
         (&|l| l.flag("--lr", "train.lr", "4.0"), 4.0, "flag --lr".into()),
         (&|l| l.set("train.lr=5.0").expect("a path"), 5.0, "--set".into()),
     ];
-    // For every subset of the layers, the highest one takes effect.
+    // For every subset of the layers, the highest layer in the subset takes effect.
     for chosen in 0u8..16 {
         let present: Vec<_> = layers
             .iter()
@@ -398,7 +398,7 @@ fn errors_about_data_sets_explain_the_choices() {
     assert_eq!(
         of("fixd"),
         "unknown dataset `fixd`\n  hint: did you mean `fixed`?\n  hint: valid: fixed, lines, \
-            sheet\n  hint: files of preference pairs end in .jsonl, .jsonl.gz, .rows"
+            sheet\n  hint: supported file extensions: .jsonl, .jsonl.gz, .rows"
     );
     assert_eq!(
         of("fixed:x"),
@@ -421,12 +421,12 @@ fn errors_about_data_sets_explain_the_choices() {
     );
     assert_eq!(
         of("pairs.csv"),
-        "no dataset opens files like `pairs.csv`\n  hint: files of preference pairs end in \
+        "no dataset can open `pairs.csv`\n  hint: supported file extensions: \
             .jsonl, .jsonl.gz, .rows"
     );
     assert_eq!(
         of("pairs.rows"),
-        "several datasets open files like `pairs.rows`: lines, sheet\n  hint: choose one with \
+        "several datasets can read `pairs.rows`: lines, sheet\n  hint: choose one with \
             `--dataset lines:pairs.rows` or `--dataset sheet:pairs.rows`"
     );
     let folder = tempfile::tempdir().expect("a folder");
@@ -542,10 +542,10 @@ fn errors_about_values_name_the_origin() {
     );
     assert_eq!(
         set("dtype=f16"),
-        "`dtype` is not valid (--set)\n  because `f16` has too small a range: gradients underflow \
-            to 0 in it, and loss scaling would change the gradients that methods read; choose \
-            `f32`, or `bf16` on a GPU of compute capability 8.0 or above\n  hint: see `reprpo \
-            config schema` for all fields"
+        "`dtype` is not valid (--set)\n  because `f16` is not supported: gradients underflow to 0 \
+            because of its small range, and loss scaling would change the gradients that methods \
+            read; choose `f32`, or `bf16` on a GPU of compute capability 8.0 or above\n  hint: see \
+            `reprpo config schema` for all fields"
     );
     assert_eq!(
         set("dtype=fp8"),
@@ -808,7 +808,7 @@ fn a_saved_adapter_sets_the_adapter_fields_and_is_their_origin() {
         again.iter().for_each(|s| l.set(s).expect("a path"));
     });
     assert_eq!(same.experiment.adapter, r.experiment.adapter);
-    // A field that does not change any saved tensor may differ.
+    // An adjustable field may differ from the saved adapter.
     let changed = good(|l| {
         starts_from(l, &dir);
         l.set("adapter.dropout=0.5").expect("a path");
@@ -874,7 +874,7 @@ fn a_setting_that_contradicts_a_saved_adapter_is_refused_with_both_values_and_th
         e.contains(r#"`adapter.pattern` is `{"a":4,"b":2}` (--set)"#) && e.contains(r#"`{"a":4}`"#),
         "{e}"
     );
-    // An unknown field of the saved adapter has the usual error.
+    // An unknown field is reported as usual.
     assert!(with(&|l| l.set("adapter.rr=2").expect("a path")).contains("has no field `rr`"));
     assert!(
         with(&|l| l.flag("--init-adapter", "init_adapter", "/no/such/folder"))

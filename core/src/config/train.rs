@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::flag::{Flag, Group};
 
-/// The course of the learning rate after the warm-up.
+/// The learning-rate schedule after the warm-up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Schedule {
@@ -14,9 +14,9 @@ pub enum Schedule {
     /// Linear decrease to 0 at the last step.
     #[default]
     Linear,
-    /// Decrease to 0 at the last step along half a cosine.
+    /// Half-cosine decrease to 0 at the last step.
     Cosine,
-    /// Constant, then a linear decrease to 0 over the last `decay` of the steps
+    /// Constant, then a linear decrease to 0 over the last fraction `decay` of the steps
     /// ("warmup-stable-decay").
     Wsd,
 }
@@ -33,19 +33,19 @@ pub enum ReferenceModel {
     Base,
 }
 
-/// The metric on the held-out pairs that validations are compared by.
+/// The metric on the held-out pairs that is used to compare validations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum BestMetric {
-    /// The loss of the method; lower is better. If a method weights its terms by the step, the
-    /// weights of the last step are used, so that all values can be compared.
+    /// The loss of the method; lower is better. If a method changes the weights of its loss terms
+    /// during training, the weights of the last step are used, so that all values are comparable.
     #[default]
     Loss,
-    /// The share of pairs whose chosen completion scores higher, which is `acc` in the evaluation's
-    /// table. It has few distinct values, so equal values are common.
+    /// The fraction of pairs whose chosen completion scores higher (`acc` in the evaluation's
+    /// table). It only has a few distinct values, so ties are common.
     Accuracy,
-    /// The mean increase of log p(chosen) − log p(rejected) since the start of training, in nats,
-    /// which is `margin gain` in the evaluation's table.
+    /// The mean increase of log p(chosen) − log p(rejected) since the start of training, in nats
+    /// (`margin gain` in the evaluation's table).
     Margin,
 }
 
@@ -67,11 +67,12 @@ pub struct TrainConfig {
     /// Peak learning rate of the adapter. The chosen intervention can declare a different default,
     /// and the chosen adapter can multiply the default by a factor.
     pub lr: f64,
-    /// The course of the learning rate after the warm-up.
+    /// The learning-rate schedule after the warm-up.
     pub schedule: Schedule,
-    /// Length of the linear warm-up: below 1, a share of all steps; otherwise, a number of steps.
+    /// Length of the linear warm-up: a fraction of all steps if less than 1, otherwise a number of
+    /// steps.
     pub warmup: f64,
-    /// Share of all steps over which `wsd` decays. Other schedules ignore it.
+    /// Fraction of all steps over which `wsd` decays. Other schedules ignore it.
     pub decay: f64,
     /// Number of pairs in a micro-batch.
     pub batch: usize,
@@ -94,43 +95,43 @@ pub struct TrainConfig {
     /// Maximum number of tokens in prompt and completion together.
     #[schemars(extend("flags" = [Flag::new(Group::Data, "N")]))]
     pub max_length: usize,
-    /// Maximum number of tokens in the prompt. A longer prompt loses its first tokens; none = only
-    /// limited by `max_length`.
+    /// Maximum number of tokens in the prompt. A longer prompt is truncated at the start; none =
+    /// only limited by `max_length`.
     pub max_prompt_length: Option<usize>,
     /// The split to train on, or a part of a split, e.g. `train[:750]`, `train[10%:20%]` or
     /// `train[-100:]`. Several parts can be joined with `+`.
     #[schemars(extend("flags" = [Flag::new(Group::Data, "SPLIT")]))]
     pub split: String,
-    /// Only train on the first `max_pairs` pairs; none = all pairs. Pairs that are held out for
-    /// validation are read in addition if the split has enough pairs, and otherwise taken from
-    /// these.
+    /// Maximum number of pairs to train on, from the start of the split; none = all pairs.
+    /// Validation pairs are not included in this number if the split has enough pairs for both.
     pub max_pairs: Option<usize>,
-    /// Seed of initial values, order of the pairs and dropout.
+    /// Seed for initial values, pair order and dropout.
     #[schemars(extend("flags" = [Flag::new(Group::Training, "N").hyphens()]))]
     pub seed: u64,
     /// Train the transform's parameters together with the adapter.
     pub transform: bool,
     /// Peak learning rate of the transform; none = `lr`.
     pub transform_lr: Option<f64>,
-    /// Use one transform for all taps, which must have the same width, and not one for each tap.
+    /// Use the same transform for all taps instead of one for each tap. All taps must have the same
+    /// width.
     pub share_transform: bool,
     /// The model that the policy is compared with.
     pub reference: ReferenceModel,
-    /// Number of optimiser steps between checkpoints; none = only when interrupted.
+    /// Number of optimiser steps between checkpoints; none = only save a checkpoint when
+    /// interrupted.
     pub checkpoint_every: Option<usize>,
-    /// Number of optimiser steps between validations. They use pairs of `split` that are held out
-    /// from training. There is also a validation after the last step; none = no validation, and all
-    /// pairs are trained on.
+    /// Number of optimiser steps between validations, which use held-out pairs of `split`. The last
+    /// step is always followed by a validation; none = no validation, train on all pairs.
     pub validate_every: Option<usize>,
-    /// Number of pairs to hold out, drawn with `seed`. Pairs with the same prompt are held out
-    /// together; none = a tenth of the training pairs, at most 64, and fewer if prompts have
-    /// several pairs.
+    /// Number of pairs to hold out, drawn with `seed`. Pairs with the same prompt stay together;
+    /// none = a tenth of the training pairs, at most 64, or fewer if the pairs cannot be divided
+    /// exactly.
     pub validation_pairs: Option<usize>,
-    /// Write the adapter and transforms of the best validation, and not those of the last step.
-    /// Requires `validate_every`.
+    /// Save the adapter and transforms of the best validation instead of the last step. Requires
+    /// `validate_every`.
     pub keep_best: bool,
-    /// The metric by which `keep_best` and `patience` compare validations. If several have the best
-    /// value, the earliest is the best.
+    /// The metric that `keep_best` and `patience` use to compare validations. Ties go to the
+    /// earliest validation.
     pub best_metric: BestMetric,
     /// Stop training after this many validations in a row without a new best value. The
     /// learning-rate schedule does not change. Requires `validate_every`; none = train to the last

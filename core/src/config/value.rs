@@ -1,4 +1,4 @@
-//! Conversion of text to values: TOML, and numbers in Python's notation.
+//! Conversion of text to values. Accepts TOML, and numbers in Python's notation.
 
 use serde_json::Value;
 
@@ -73,7 +73,8 @@ pub(super) fn parse(text: &str) -> Option<Value> {
     table.into_iter().next().map(|(_, v)| json(v))
 }
 
-/// Converts TOML to JSON. Dates, and floats that JSON cannot express, become text.
+/// Converts TOML to JSON. Dates, infinities and NaN become strings, because JSON has no syntax for
+/// them.
 pub(super) fn json(value: toml::Value) -> Value {
     match value {
         toml::Value::String(s) => Value::String(s),

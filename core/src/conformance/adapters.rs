@@ -1,4 +1,4 @@
-//! Invariants of adapters, in addition to those of training.
+//! Invariants of adapters that training does not check.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -19,24 +19,24 @@ use crate::model::peft::{self, Saved};
 use crate::registry::Registry;
 use crate::train::accumulate;
 
-/// The invariants for adapters, besides those of training.
+/// The invariants for adapters. Adapters must also satisfy the training invariants.
 pub const ADAPTERS: &[Invariant] = &[
     Invariant {
-        name: "the tensors have unique names, and axes of the declared width",
+        name: "tensor names are unique, and declared axes have the right width",
         check: naming,
     },
     Invariant { name: "the adapter starts as the identity if it claims to", check: identity },
     Invariant {
-        name: "with the adapter off, the base model is unchanged to the bit",
+        name: "with the adapter off, the base model is bitwise unchanged",
         check: off_switch,
     },
     Invariant {
-        name: "merged weights compute the same, and unmerging restores the old weights",
+        name: "merging preserves the outputs, and unmerging restores the weights",
         check: merging,
     },
     Invariant { name: "a saved adapter loads back to the same bytes", check: saving },
     Invariant {
-        name: "adapters of parts compute the same when they are fused into one of the whole module",
+        name: "fusing the adapters of a module's parts into a single adapter preserves the outputs",
         check: fusing,
     },
 ];
@@ -76,7 +76,7 @@ fn naming(case: &Case) -> Result<Verdict> {
             })?;
             if p.tensor.size().get(axis.dim()) != Some(&width) {
                 return Ok(Verdict::Violated(format!(
-                    "`{}` at `{}` has the shape {:?}, but the width of {axis:?} must be {width}",
+                    "`{}` at `{}` has the shape {:?}, but the size of {axis:?} must be {width}",
                     p.key,
                     place.output,
                     p.tensor.size()
@@ -97,7 +97,7 @@ fn identity(case: &Case) -> Result<Verdict> {
         Verdict::Holds
     } else {
         Verdict::Violated(
-            "the adapter claims to change the model at the start, but does not".to_owned(),
+            "the adapter is not declared to start as the identity, but it does".to_owned(),
         )
     })
 }
@@ -129,7 +129,8 @@ fn merging(case: &Case) -> Result<Verdict> {
             Verdict::Holds
         } else {
             Verdict::Violated(
-                "an adapter of blocks was merged into the weights, which must fail".to_owned(),
+                "merging an adapter that changes blocks must fail and leave the model unchanged"
+                    .to_owned(),
             )
         });
     }
@@ -179,7 +180,7 @@ fn saving(case: &Case) -> Result<Verdict> {
             saved.entry.about.name
         )));
     }
-    // Build another adapter from the saved file only.
+    // Build a second adapter only from the saved file.
     let config = serde_json::Value::Object(saved.config).to_string();
     let fresh = Bench::new(&Case { adapter: Method::new(saved.entry, config), ..case.clone() }, 5)?;
     fresh.adapted.restore(&saved.values)?;
@@ -196,8 +197,8 @@ fn saving(case: &Case) -> Result<Verdict> {
     Ok(Verdict::within("a logit of the loaded adapter", off, 1e-4))
 }
 
-/// Fuses the adapters of a module with two groups of rows. Each group has a query, a key and a
-/// value, and the keys are not adapted.
+/// Fuses the adapters of the queries and values of a module. The module has two groups of rows,
+/// each with queries, keys and values, and its keys are not adapted.
 fn fusing(case: &Case) -> Result<Verdict> {
     let bench = Bench::new(case, 0)?;
     if bench.adapted.names().next().is_none() {
@@ -251,11 +252,11 @@ fn fusing(case: &Case) -> Result<Verdict> {
         parts: sites,
     };
     let Some(Fused { modules, .. }) = bench.adapter.fuse(std::slice::from_ref(&site))? else {
-        return Ok(Verdict::DoesNotApply("the method cannot fuse adapters of parts"));
+        return Ok(Verdict::DoesNotApply("the method cannot fuse the adapters of parts"));
     };
     let [whole] = &modules[..] else {
         return Ok(Verdict::Violated(format!(
-            "there are {} fused adapters for one module",
+            "the parts of a module must be fused into one adapter, got {}",
             modules.len()
         )));
     };

@@ -1,4 +1,4 @@
-//! A case, assembled on its own small model.
+//! Assembles a case on a small model, so that its invariants can be checked.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use crate::run::AdapterChoice;
 use crate::run::assembled::{Assembled, Parts};
 use crate::train::{Objective, Taps};
 
-/// The tap for interventions without their own tap. Its last site is after the final norm, so that
+/// The tap for interventions that do not define one. Its last site is after the final norm, so that
 /// the output of every block affects it.
 struct FirstAndLast;
 
@@ -28,7 +28,7 @@ impl Tap for FirstAndLast {
     }
 }
 
-/// A case, assembled on its own small model.
+/// A case assembled on a small model, which is not shared with other cases.
 pub(crate) struct Bench {
     pub model: Model,
     /// All weights of the model by name. They share memory with the model.
@@ -53,7 +53,7 @@ impl Bench {
         };
         let taps = Taps::build(tap.as_ref(), &intervention.needs(), &model, &train, build)?;
         let adapter = AdapterChoice::of_new(case.adapter.entry, &case.adapter.json)?;
-        // Checks that need to leave a flat start add noise themselves.
+        // Checks that must not start where the loss is flat call `disturb` or `leave_flat_start`.
         let parts = Parts {
             intervention,
             taps,
@@ -66,7 +66,7 @@ impl Bench {
         Ok(Self { model, frozen, adapter, adapted, objective })
     }
 
-    /// Returns all trained tensors by name: those of the adapter and of the transforms.
+    /// Returns all trained tensors of the adapter and the transforms by name.
     pub fn named(&self) -> Vec<(String, Tensor)> {
         let of_transforms = self
             .objective

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::example::of_example;
+use super::example::with_example;
 use super::{Invariant, Method, Verdict};
 use crate::api::{Dataset, PreferencePair, Text};
 use crate::error::{Context, Result};
@@ -19,17 +19,17 @@ pub const DATASETS: &[Invariant<Method<&'static DatasetEntry>>] = &[
 
 /// Number of pairs to read from each split.
 const FIRST: usize = 200;
-/// Largest declared number of pairs that is verified by counting.
+/// Maximum number of pairs to count when the declared size of a split is verified.
 const COUNTED: usize = 20_000;
 
-/// Runs `check` on the data set with its given configuration. If this cannot be opened, the
-/// documented example is used instead.
+/// Runs `check` on the data set with the given configuration, or with its documented example if the
+/// data set cannot be opened.
 fn of_open(
     method: &Method<&'static DatasetEntry>,
     check: impl FnOnce(&dyn Dataset) -> Result<Verdict>,
 ) -> Result<Verdict> {
     let build = |json: &str| method.entry.build(json);
-    match build(&method.json).or_else(|_| build(&of_example(method.entry.into())?.json)) {
+    match build(&method.json).or_else(|_| build(&with_example(method.entry.into())?.json)) {
         Ok(dataset) => check(dataset.as_ref()),
         Err(e) if e.is_panic() => Err(e),
         Err(_) => Ok(Verdict::DoesNotApply("the data is not available")),
@@ -104,7 +104,7 @@ fn repeatable(method: &Method<&'static DatasetEntry>) -> Result<Verdict> {
                     (None, None) => break,
                     (a, b) if a != b => {
                         return Ok(Verdict::Violated(format!(
-                            "pair {i} of `{}` differs the second time",
+                            "pair {i} of `{}` differs between two reads",
                             split.name
                         )));
                     }
@@ -133,7 +133,9 @@ fn counts(method: &Method<&'static DatasetEntry>) -> Result<Verdict> {
         Ok(if declared {
             Verdict::Holds
         } else {
-            Verdict::DoesNotApply("the data set declares no number of pairs, or a very large one")
+            Verdict::DoesNotApply(
+                "the data set does not declare its size, or is too large to count",
+            )
         })
     })
 }

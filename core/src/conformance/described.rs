@@ -1,4 +1,4 @@
-//! Invariants of a method's description: its texts, its fields and its JSON schema.
+//! Invariants of a method's description: its documentation, fields and JSON schema.
 
 use std::collections::BTreeSet;
 
@@ -16,12 +16,12 @@ use crate::registry::Entry;
 pub const DESCRIBED: &[Invariant<Method>] = &[
     Invariant { name: "the method and all its fields are documented", check: documented },
     Invariant {
-        name: "the defaults have the fields of the schema, and survive serialisation unchanged",
+        name: "the defaults have the fields of the schema, and do not change when serialised",
         check: round_trip,
     },
     Invariant { name: "no field is called `name`, which is reserved", check: names },
     Invariant { name: "an unknown field is an error", check: unknown_field },
-    Invariant { name: "a configuration with values of a wrong type is an error", check: misfit },
+    Invariant { name: "a configuration with values of the wrong type is an error", check: misfit },
     Invariant { name: "the documented example is valid and runs", check: example },
 ];
 
@@ -53,8 +53,8 @@ fn documented(method: &Method) -> Result<Verdict> {
     ))
 }
 
-/// Adds to `bare` all fields below `part` that have no description, in the field itself or in its
-/// type. `root` is the whole schema.
+/// Adds all fields inside `part` that are not documented to `bare`. A field is documented by its
+/// own description or by the description of its type. `root` is the whole schema.
 fn undescribed(root: &Value, part: &Value, path: &str, bare: &mut Vec<String>) {
     let described = |v: &Value| {
         v.get("description").and_then(Value::as_str).is_some_and(|text| !text.trim().is_empty())
@@ -82,7 +82,7 @@ fn undescribed(root: &Value, part: &Value, path: &str, bare: &mut Vec<String>) {
             .flatten()
             .for_each(|inner| undescribed(root, inner, path, bare));
     }
-    // Named types are checked here, and not again where they are referenced.
+    // Named types are checked once here, not at every reference.
     for (name, inner) in part.get("$defs").and_then(Value::as_object).into_iter().flatten() {
         undescribed(root, inner, name, bare);
     }
@@ -113,9 +113,9 @@ fn round_trip(method: &Method) -> Result<Verdict> {
     let written = Value::Object(defaults);
     let again = about.rewrite(&written.to_string())?;
     let same = serde_json::from_str::<Value>(&again).is_ok_and(|again| again == written);
-    Ok(Verdict::unless(
-        (!same).then(|| format!("{written} becomes {again} when it is read and written again")),
-    ))
+    Ok(Verdict::unless((!same).then(|| {
+        format!("{written} becomes {again} when it is deserialised and serialised again")
+    })))
 }
 
 fn names(method: &Method) -> Result<Verdict> {
@@ -159,7 +159,9 @@ fn misfit(method: &Method) -> Result<Verdict> {
     for text in ["", "{", "7", "\"text\""] {
         match build(method.entry, text) {
             Ok(()) => {
-                return Ok(Verdict::Violated(format!("the configuration `{text}` was accepted")));
+                return Ok(Verdict::Violated(format!(
+                    "the invalid configuration `{text}` was accepted"
+                )));
             }
             Err(e) if e.is_panic() => return Err(e),
             Err(_) => {}

@@ -80,7 +80,8 @@ pub fn examine_quickly(method: impl Into<Method>) -> impl Iterator<Item = Findin
     examine_with(method, &[])
 }
 
-/// Checks a method. `lesson` contains the invariants that need a longer training run.
+/// Checks a method against all invariants for its kind. `lesson` contains the ones that need a
+/// longer training run, or is empty.
 fn examine_with(
     method: impl Into<Method>,
     lesson: &'static [Invariant],
@@ -108,7 +109,7 @@ fn examine_with(
     check(method, [DESCRIBED]).chain(of_kind)
 }
 
-/// Checks a subject against the invariants of several tables.
+/// Checks `subject` against the invariants in all `tables`.
 fn check<S, const N: usize>(
     subject: S,
     tables: [&'static [Invariant<S>]; N],

@@ -1,5 +1,5 @@
-//! Checks the documented example of a method. The example is applied through the layers of the
-//! configuration, like the flags of a user.
+//! Checks the documented example of a method. The example is resolved through the layered
+//! configuration, like flags on the command line.
 
 use super::training::trained;
 use super::{Case, Method, Verdict, fixture, stand_ins};
@@ -7,8 +7,8 @@ use crate::config::{Example, Layering};
 use crate::error::{Context, Result};
 use crate::registry::{Entry, Kind, Registry};
 
-/// Returns the method with the settings of its documented example.
-pub(super) fn of_example(entry: Entry) -> Result<Method> {
+/// Returns the method, configured as in its documented example.
+pub(super) fn with_example(entry: Entry) -> Result<Method> {
     let registry = Registry::holding(
         stand_ins::ALL.into_iter().filter(|e| e.kind() != entry.kind()).chain([entry]),
     )?;
@@ -33,12 +33,12 @@ pub(super) fn of_example(entry: Entry) -> Result<Method> {
     Ok(Method::new(entry, choice.json()))
 }
 
-/// Applies the example that `reprpo explain` shows, and then trains with it, resolves its sites or
-/// opens the data set, depending on the kind.
+/// Configures the method with the example that `reprpo explain` shows, and then uses it: trains one
+/// step, resolves the sites of a tap, or opens a data set.
 pub(super) fn example(method: &Method) -> Result<Verdict> {
     let command = Example::of(method.entry)?.command();
     let within = || format!("`{command}`");
-    let json = of_example(method.entry).within(within)?.json;
+    let json = with_example(method.entry).within(within)?.json;
     let train = |case: Case| trained(&case, 0, 1, 1e-3, false).map(drop).within(within);
     match method.entry {
         Entry::Intervention(entry) => train(Method::new(entry, json).into())?,

@@ -1,4 +1,4 @@
-//! A small model, and preference pairs for it.
+//! A small model and preference pairs to test methods with.
 
 use indexmap::IndexMap;
 use rand::{RngExt, SeedableRng};
@@ -18,7 +18,7 @@ const KEY_VALUES: i64 = 16;
 /// Number of blocks of the model that methods are trained on.
 pub(super) const BLOCKS: usize = 3;
 
-/// Number of blocks of the model that taps are checked on, which is typical of small chat models.
+/// Number of blocks of the model that taps are checked on. Small chat models typically have 30.
 pub(super) const DEEP: usize = 30;
 
 /// Creates a Llama model with random weights on the CPU. It has three blocks of hidden size 32,
@@ -30,7 +30,7 @@ pub fn model(kind: Kind) -> Result<Model> {
     of_weights(BLOCKS, weights(BLOCKS, kind), kind)
 }
 
-/// Describes the same model with `blocks` blocks.
+/// Describes the model from [`model`], but with `blocks` blocks.
 ///
 /// # Errors
 /// Fails if memory runs out.
@@ -38,7 +38,7 @@ pub(super) fn info(blocks: usize) -> Result<ModelInfo> {
     Ok(of_weights(blocks, weights(blocks, Kind::Float), Kind::Float)?.info().clone())
 }
 
-/// Creates a model with `blocks` blocks from `weights`.
+/// Creates the model from `weights`, which must contain `blocks` blocks.
 pub(super) fn of_weights(
     blocks: usize,
     weights: IndexMap<String, Tensor>,
@@ -53,7 +53,7 @@ pub(super) fn of_weights(
     Model::from_tensors(&config, weights, kind, Device::Cpu)
 }
 
-/// Creates random weights with PyTorch's names.
+/// Creates random weights under the tensor names of a Hugging Face Llama checkpoint.
 pub(super) fn weights(blocks: usize, kind: Kind) -> IndexMap<String, Tensor> {
     let mut init = Init::new(0, "fixture", kind, Device::Cpu);
     let mut tensors = IndexMap::new();
@@ -140,7 +140,7 @@ pub(super) fn pairs_with_common_beginnings() -> Vec<TokenPair> {
     .collect()
 }
 
-/// Returns a pair with two identical completions.
+/// Returns a pair whose chosen and rejected completions are identical.
 pub(super) fn twins() -> TokenPair {
     let first = &pairs()[0];
     TokenPair { index: 6, row: 6, prompt: first.prompt.clone(), chosen: vec![1], rejected: vec![1] }

@@ -1,4 +1,4 @@
-//! Invariants of interventions, in addition to those of training.
+//! Invariants that apply only to interventions.
 
 use tch::{Device, Kind, Tensor};
 
@@ -7,31 +7,31 @@ use super::{Bench, Case, Invariant, Verdict};
 use crate::api::{Logprobs, Pairs, Sides, Site, TapStates, TokenLogprobs};
 use crate::error::Result;
 
-/// The invariants for interventions, besides those of training.
-pub const INTERVENTIONS: &[Invariant] = &[Invariant {
-    name: "a batch without the values that the method needs is an error",
-    check: bare,
-}];
+/// Invariants for interventions, in addition to [`TRAINING`](super::TRAINING).
+pub const INTERVENTIONS: &[Invariant] =
+    &[Invariant { name: "a batch that lacks the method's inputs is an error", check: bare }];
 
 fn bare(case: &Case) -> Result<Verdict> {
     let mut bench = Bench::new(case, 0)?;
     match bench.objective.intervention().loss(&Pairs::new(1, Vec::new(), None, None), STEP) {
         Ok(_) => {
             return Ok(Verdict::Violated(
-                "the method computed a loss from a batch without any values".to_owned(),
+                "the method computed a loss from a batch without log-probabilities or states"
+                    .to_owned(),
             ));
         }
         Err(e) if e.is_panic() => return Err(e),
         Err(_) => {}
     }
-    // With some of the values, the method may return a loss or an error, but must not panic.
+    // If only some inputs are missing, the method may return a loss or an error, but must not
+    // panic.
     match bench.objective.intervention().loss(&partial(), STEP) {
         Err(e) if e.is_panic() => Err(e),
         _ => Ok(Verdict::Holds),
     }
 }
 
-/// One pair with only some of the values: the chosen completion's log-probability and the policy's
+/// A batch of one pair that only has the chosen completion's log-probability and the policy's
 /// pooled states.
 fn partial() -> Pairs {
     let numbers = |shape: &[i64]| Tensor::ones(shape, (Kind::Double, Device::Cpu));

@@ -18,16 +18,17 @@ use crate::report::Silent;
 use crate::text::TokenPair;
 use crate::train::{AdamW, Group, accumulate, learning_rate, leave_flat_start};
 
-/// The invariant of interventions and adapters with their default settings and learning rate.
+/// The invariant checks interventions and adapters with their default settings and learning rate.
 pub const LESSON: &[Invariant] = &[Invariant {
     name: "60 steps with the defaults lower the loss and raise the accuracy on the training pairs",
     check: learnt,
 }];
 
-/// Number of steps, as stated in the name of the invariant.
+/// Number of training steps. The name of the invariant states the same number.
 const STEPS: usize = 60;
-/// Numbers of pairs that the base model orders correctly and incorrectly. Most are incorrect, as if
-/// the model followed the user's opinion and not the evidence.
+/// Numbers of pairs for which the base model prefers the chosen answer (`RIGHT`) and the rejected
+/// one (`WRONG`). Most are wrong, as in a sycophantic model that follows the user's opinion instead
+/// of the evidence.
 const RIGHT: usize = 8;
 const WRONG: usize = 24;
 
@@ -52,7 +53,8 @@ fn claim(rng: &mut ChaCha8Rng) -> TokenPair {
     }
 }
 
-/// Returns the share of `pairs` that the model orders correctly, with the adapter if `on` is true.
+/// Returns the fraction of `pairs` for which the model prefers the chosen answer. The adapter is
+/// applied if `on` is true.
 fn accuracy(bench: &Bench, on: bool, pairs: &[TokenPair]) -> Result<f64> {
     let scores = score_pairs(
         &bench.model,
@@ -66,7 +68,8 @@ fn accuracy(bench: &Bench, on: bool, pairs: &[TokenPair]) -> Result<f64> {
     Ok(summary.base_accuracy.ok_or_else(|| Error::internal("no pair has a score"))?.value)
 }
 
-/// Draws pairs until the base model orders [`RIGHT`] of them correctly and [`WRONG`] incorrectly.
+/// Draws pairs until there are [`RIGHT`] pairs for which the base model prefers the chosen answer,
+/// and [`WRONG`] for which it prefers the rejected one.
 fn pairs(bench: &Bench) -> Result<Vec<TokenPair>> {
     let mut rng = ChaCha8Rng::seed_from_u64(2);
     let (mut right, mut wrong) = (Vec::new(), Vec::new());
@@ -89,8 +92,8 @@ fn pairs(bench: &Bench) -> Result<Vec<TokenPair>> {
         .collect())
 }
 
-/// Returns the loss of all pairs in one batch, always for the same step of the schedule. Clears the
-/// gradients.
+/// Returns the loss of all pairs in one batch. Always uses the same step of the schedule, so that
+/// losses can be compared. Clears the gradients.
 fn loss(bench: &mut Bench, pairs: &[TokenPair]) -> Result<f64> {
     let batch = bench.objective.batch(&refs(pairs), &bench.model)?;
     let loss = bench
@@ -103,13 +106,13 @@ fn loss(bench: &mut Bench, pairs: &[TokenPair]) -> Result<f64> {
     Ok(loss)
 }
 
-/// The loss and the accuracy, each before and after training.
+/// The loss and the accuracy, as `[before, after]` training.
 struct Lesson {
     loss: [f64; 2],
     accuracy: [f64; 2],
 }
 
-/// Trains the case with the default settings of a run. Returns `None` if the method trains nothing.
+/// Trains with the default training settings. Returns `None` if the method trains nothing.
 fn lesson(case: &Case) -> Result<Option<Lesson>> {
     let mut bench = Bench::new(case, 0)?;
     if bench.objective.needs().evaluate_only {
@@ -155,7 +158,7 @@ fn learnt(case: &Case) -> Result<Verdict> {
             loss[0], loss[1], accuracy[0], accuracy[1]
         )
     };
-    // Both comparisons are false for NaN, which is therefore a violation.
+    // NaN counts as a violation, because both comparisons are then false.
     Ok(if loss[1] < loss[0] && accuracy[1] > accuracy[0] {
         Verdict::Holds
     } else {

@@ -1,10 +1,10 @@
 //! The conformance tests: invariants that every registered method must satisfy.
 //!
-//! [`examine`] checks one method against all invariants for its kind, first those of its
-//! description and then those of its behaviour. Interventions, adapters and transforms are trained
-//! on a small float64 model, together with stand-ins for the other kinds. The result of each
-//! [`Invariant`] is that it holds, that it does not apply, or that it is violated. No invariant has
-//! code for a specific method.
+//! [`examine`] checks one method against all invariants for its kind. It checks the method's
+//! description first and then its behaviour. Interventions, adapters and transforms are trained on
+//! a small float64 model. An adapter can only be trained together with an intervention and vice
+//! versa, so simple stand-ins replace the missing methods. Each [`Invariant`] either holds, does
+//! not apply or is violated. Invariants must not contain code for a specific method.
 
 mod adapters;
 mod bench;
@@ -39,14 +39,15 @@ use crate::registry::{About, AdapterEntry, Entry, InterventionEntry, TransformEn
 /// A method and its configuration.
 #[derive(Clone, Debug)]
 pub struct Method<E = Entry> {
-    /// Registry entry, of a specific kind or of any kind.
+    /// The method's registry entry.
     pub entry: E,
     /// JSON object with the fields that differ from the defaults.
     pub json: Cow<'static, str>,
 }
 
 impl<E> Method<E> {
-    /// Creates a method with a configuration in JSON. Missing fields have their defaults.
+    /// Creates a method from its configuration as a JSON object. Missing fields take their default
+    /// values.
     pub fn new(entry: E, json: impl Into<Cow<'static, str>>) -> Self {
         Self { entry, json: json.into() }
     }
@@ -96,21 +97,21 @@ impl Case {
     }
 }
 
-/// Uses stand-ins for the other kinds.
+/// Uses the stand-in adapter and no transform.
 impl From<Method<&'static InterventionEntry>> for Case {
     fn from(intervention: Method<&'static InterventionEntry>) -> Self {
         Self { intervention, ..Self::of_stand_ins() }
     }
 }
 
-/// Uses stand-ins for the other kinds.
+/// Uses the stand-in intervention and no transform.
 impl From<Method<&'static AdapterEntry>> for Case {
     fn from(adapter: Method<&'static AdapterEntry>) -> Self {
         Self { adapter, ..Self::of_stand_ins() }
     }
 }
 
-/// Uses stand-ins for the other kinds.
+/// Uses the stand-in intervention and the stand-in adapter.
 impl From<Method<&'static TransformEntry>> for Case {
     fn from(transform: Method<&'static TransformEntry>) -> Self {
         Self { transform: Some(transform), ..Self::of_stand_ins() }
@@ -129,16 +130,17 @@ impl std::fmt::Display for Case {
 pub enum Verdict {
     /// The invariant holds.
     Holds,
-    /// The invariant does not apply, for the given reason.
+    /// The invariant does not apply. The string gives the reason.
     DoesNotApply(&'static str),
-    /// The invariant is violated, with a description of the violation.
+    /// The invariant is violated. The string describes the violation.
     Violated(String),
 }
 
 impl Verdict {
-    /// Returns `Holds` if `error`, the error of `what`, is at most `limit`.
+    /// Returns `Holds` if `error` is at most `limit`. `what` names the computed value in the
+    /// message.
     fn within(what: &str, error: f64, limit: f64) -> Self {
-        // The comparison is false for NaN, which is therefore a violation.
+        // NaN counts as a violation, because the comparison is then false.
         if error <= limit {
             Verdict::Holds
         } else {

@@ -48,11 +48,11 @@ pub static ALL: [Entry; 5] = [
     Entry::Dataset(&DATASET),
 ];
 
-/// A logistic loss of the margin, plus a distance between states.
+/// A logistic loss of the margin plus a distance between states.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct MarginAndStates {
-    /// β: factor on the margin, per nat.
+    /// β: scale of the margin, per nat.
     beta: f64,
 }
 
@@ -65,7 +65,7 @@ impl Default for MarginAndStates {
 impl Plugin for MarginAndStates {
     const NAME: &'static str = NAME;
     const SUMMARY: &'static str =
-        "a logistic loss of the margin, plus a coordinate-wise distance between states";
+        "a logistic loss of the margin plus a coordinate-wise distance between states";
     const EXPLAIN: &'static str = "L = −log σ(βθ) + mean over taps of [D(p⁻ − r⁺) + D(p⁺ − \
         r⁺)]    D(x) = mean over coordinates of √(1 + x²) − 1";
     const REFERENCE: &'static str = REFERENCE;
@@ -92,8 +92,8 @@ impl Intervention for MarginAndStates {
     fn loss(&mut self, pairs: &Pairs, _: StepInfo) -> Result<Loss> {
         let Sides { chosen, rejected } = pairs.log_ratios()?;
         let margin = -((chosen - rejected) * self.beta).log_sigmoid();
-        // This distance depends on the coordinates. A squared length would not change under a
-        // rotation, and could not detect an error in a transform that is a rotation.
+        // Do not use the Euclidean distance here. It is invariant under rotations, so it would not
+        // reveal an error in a transform that is a rotation.
         let distance = |a: &Tensor, b: &Tensor| {
             ((a - b).square() + 1.0).sqrt().mean_dim(1, false, None::<Kind>) - 1.0
         };
@@ -105,7 +105,7 @@ impl Intervention for MarginAndStates {
     }
 }
 
-/// A full-rank change to each weight matrix.
+/// Adds a trainable full-rank matrix to each weight matrix.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct FullChange {
@@ -127,7 +127,7 @@ impl Default for FullChange {
 
 impl Plugin for FullChange {
     const NAME: &'static str = NAME;
-    const SUMMARY: &'static str = "a trainable change to every weight";
+    const SUMMARY: &'static str = "adds a trainable full-rank matrix to each weight matrix";
     const EXPLAIN: &'static str = "y = (W + Δ)x + b    Δ [out in] starts at 0";
     const REFERENCE: &'static str = REFERENCE;
     const EXAMPLE: &'static [(&'static str, &'static str)] = &[("target_modules", r#"["v_proj"]"#)];
@@ -167,7 +167,7 @@ impl Adapter for FullChange {
     }
 }
 
-/// The change Δ `[out in]` to one module.
+/// The change Δ `[out in]` to the weight of one module.
 struct Change(Tensor);
 
 impl AdaptedLinear for Change {
@@ -220,7 +220,7 @@ impl Transform for Untransformed {
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct HiddenStates {
-    /// The hidden states to read, where 0 is the embeddings.
+    /// The hidden states to read. 0 selects the output of the embedding layer.
     layers: Layers,
 }
 
@@ -233,7 +233,7 @@ impl Default for HiddenStates {
 impl Plugin for HiddenStates {
     const NAME: &'static str = NAME;
     const SUMMARY: &'static str = "the residual stream";
-    const EXPLAIN: &'static str = "hidden_states[k] of each chosen k";
+    const EXPLAIN: &'static str = "hidden_states[k] for each k in `layers`";
     const REFERENCE: &'static str = REFERENCE;
     const EXAMPLE: &'static [(&'static str, &'static str)] = &[("layers", "1,-1")];
 }

@@ -11,8 +11,8 @@ use crate::registry::TapEntry;
 /// The invariants for taps.
 pub const TAPS: &[Invariant<Method<&'static TapEntry>>] = &[
     Invariant { name: "the sites exist in the model, or the tap returns an error", check: places },
-    Invariant { name: "the sites are unique, and in the order of a forward pass", check: order },
-    Invariant { name: "a layer out of range is an error", check: outside },
+    Invariant { name: "the sites are unique and in the order of a forward pass", check: order },
+    Invariant { name: "an out-of-range layer is an error", check: outside },
 ];
 
 fn sites(method: &Method<&'static TapEntry>, model: &ModelInfo) -> Result<Vec<Site>> {
@@ -27,13 +27,14 @@ fn places(method: &Method<&'static TapEntry>) -> Result<Verdict> {
             deep.layers
         )));
     }
-    // A tap may reject a model without modules, but it must not return sites that do not exist.
+    // A tap may reject a model without linear modules, but it must not return sites that do not
+    // exist.
     let without_modules = ModelInfo { linears: Vec::new(), ..deep.clone() };
     for model in [deep, fixture::info(fixture::BLOCKS)?, fixture::info(1)?, without_modules] {
         for site in sites(method, &model).unwrap_or_default() {
             if let Err(e) = model.width(&site) {
                 return Ok(Verdict::Violated(format!(
-                    "in a model of {} blocks and {} modules the tap selects `{site}`: {e}",
+                    "in a model of {} blocks and {} linear modules, the tap selects `{site}`: {e}",
                     model.layers,
                     model.linears.len()
                 )));
@@ -61,8 +62,9 @@ fn order(method: &Method<&'static TapEntry>) -> Result<Verdict> {
     Ok(Verdict::Holds)
 }
 
-/// Returns a sort key for when a forward pass computes a site: the number of blocks that have
-/// started by then, and a position within the last of these blocks.
+/// Returns a sort key for the time at which a forward pass computes `site`. It consists of the
+/// number of blocks that have started by that time and the position of the site within the current
+/// block.
 fn reached(model: &ModelInfo, site: &Site) -> Result<(usize, usize)> {
     let begun = model.block(site)?.map_or(0, |k| k + 1);
     let module = |name: &str| {

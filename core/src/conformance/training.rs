@@ -1,4 +1,5 @@
-//! Invariants of training. They apply to interventions, adapters and transforms.
+//! Invariants that hold when a method is trained. They apply to interventions, adapters and
+//! transforms.
 
 use tch::{Kind, Tensor};
 
@@ -16,16 +17,13 @@ use crate::train::{AdamW, Group, accumulate};
 pub const TRAINING: &[Invariant] = &[
     Invariant { name: "the loss and its gradients are finite", check: finite },
     Invariant {
-        name: "a pair with identical completions does not outweigh the others",
+        name: "a pair with identical completions does not dominate the gradient",
         check: twin_weight,
     },
     Invariant { name: "gradients agree with central finite differences", check: gradients },
     Invariant { name: "all trained tensors receive a gradient, and no others", check: reach },
     Invariant { name: "a batch of n equals n accumulated batches of one", check: accumulation },
-    Invariant {
-        name: "sequences that share their beginnings have the same gradient as separate ones",
-        check: sharing,
-    },
+    Invariant { name: "shared and separate sequences have the same gradient", check: sharing },
     Invariant { name: "the same seed gives the same bytes", check: determinism },
     Invariant { name: "training lowers the loss", check: learning },
 ];
@@ -58,26 +56,28 @@ fn finite(case: &Case) -> Result<Verdict> {
     if bench.objective.needs().evaluate_only {
         return Ok(UNTRAINED);
     }
-    // These batches are edge cases: a single pair has no standard deviation, and identical
-    // completions have no difference. The other invariants use larger batches.
+    // These batches are edge cases: a single pair has no standard deviation, and the difference
+    // between identical completions is zero. The other invariants use larger batches.
     let batches = [("a single pair", &pairs()[0]), ("a pair with identical completions", &twins())];
-    for place in ["at the start", "after a disturbance"] {
+    for place in ["at the initial parameters", "at perturbed parameters"] {
         for (what, pair) in batches {
             let step =
                 accumulate(&mut bench.objective, &bench.model, &bench.adapted, &[pair], 1, STEP)
-                    .within(|| format!("{place}, {what} cannot be trained on"))?;
+                    .within(|| format!("{place}, training on {what} failed"))?;
             if let Some((name, value)) = step.metrics.iter().find(|(_, value)| !value.is_finite()) {
-                return Ok(Verdict::Violated(format!("{place}, `{name}` of {what} is {value}")));
+                return Ok(Verdict::Violated(format!(
+                    "{place}, the metric `{name}` for {what} is {value}"
+                )));
             }
-            // Gradients accumulate over the batches. Those of earlier batches were finite, so a
-            // non-finite gradient comes from this batch.
+            // Gradients accumulate over the batches. They were finite after the previous batch, so
+            // a non-finite value comes from this one.
             if let Some((name, _)) = bench
                 .named()
                 .iter()
                 .find(|(_, t)| t.grad().defined() && !largest(&t.grad()).is_finite())
             {
                 return Ok(Verdict::Violated(format!(
-                    "{place}, the gradient of {what} in `{name}` is not finite"
+                    "{place}, the gradient of `{name}` for {what} is not finite"
                 )));
             }
         }
@@ -86,9 +86,10 @@ fn finite(case: &Case) -> Result<Verdict> {
     Ok(Verdict::Holds)
 }
 
-/// Largest accepted ratio between the gradient norms of a pair with identical completions and of an
-/// ordinary pair. A loss that divides by a distance of 0 exceeds this by orders of magnitude.
-const LONGEST: f64 = 1e3;
+/// Largest accepted gradient norm of a pair with identical completions, relative to the gradient
+/// norms of ordinary pairs. A loss that divides by a distance of 0 exceeds this by orders of
+/// magnitude.
+const MAX_NORM_RATIO: f64 = 1e3;
 
 fn twin_weight(case: &Case) -> Result<Verdict> {
     let length = |pair: &TokenPair| -> Result<Option<f64>> {
@@ -114,7 +115,11 @@ fn twin_weight(case: &Case) -> Result<Verdict> {
                 others"
         )
     };
-    Ok(if twin <= LONGEST * longest { Verdict::Holds } else { Verdict::Violated(description()) })
+    Ok(if twin <= MAX_NORM_RATIO * longest {
+        Verdict::Holds
+    } else {
+        Verdict::Violated(description())
+    })
 }
 
 fn gradients(case: &Case) -> Result<Verdict> {
@@ -123,7 +128,7 @@ fn gradients(case: &Case) -> Result<Verdict> {
         return Ok(UNTRAINED);
     }
     if bench.objective.needs().output_grads {
-        return Ok(Verdict::DoesNotApply("the method changes gradients during the backward pass"));
+        return Ok(Verdict::DoesNotApply("the method modifies gradients during the backward pass"));
     }
     let pairs = pairs();
     bench.disturb();
@@ -135,10 +140,10 @@ fn gradients(case: &Case) -> Result<Verdict> {
     }
     const H: f64 = 1e-4;
     let mut worst: f64 = 0.0;
-    // Each tensor is checked separately, along a random direction. Otherwise, large gradients of
-    // one tensor could hide an error in another.
+    // Check each tensor separately, along a random direction, because large gradients of one tensor
+    // could hide an error in another.
     for (i, (tensor, gradient)) in tensors.iter().zip(&gradients).enumerate() {
-        // Do not use libtorch's generator, which is shared with tests in other threads.
+        // Do not use libtorch's generator, because tests in other threads share it.
         let direction = Init::new(11, "direction", Kind::Double, tensor.device())
             .normal(&i.to_string(), &tensor.size(), 1.0)
             .detach();
@@ -166,7 +171,7 @@ fn reach(case: &Case) -> Result<Verdict> {
     bench.disturb();
     let of_adapter: Vec<_> =
         bench.adapted.tensors().into_iter().filter(|(_, t)| !t.requires_grad()).collect();
-    // The weights of the base model before an adapter was attached.
+    // `weights` recreates the base model's weights as they were before the adapter was attached.
     let before: Vec<Tensor> = fixture::weights(fixture::BLOCKS, Kind::Double)
         .into_values()
         .chain(of_adapter.iter().map(|(_, t)| t.copy()))
@@ -208,7 +213,7 @@ fn accumulation(case: &Case) -> Result<Verdict> {
     let (Some(whole), Some(single)) = (gradient(6)?, gradient(1)?) else { return Ok(UNTRAINED) };
     let scale = whole.iter().map(largest).fold(1e-6, f64::max);
     Ok(Verdict::within(
-        "the gradient, relative to its largest entry,",
+        "the gradient (relative to its largest entry)",
         difference(&whole, &single) / scale,
         1e-9,
     ))
@@ -242,8 +247,9 @@ fn optimiser(bench: &Bench) -> AdamW {
     AdamW::new(vec![Group { parameters: bench.named(), scale: 1.0 }], &TrainConfig::default())
 }
 
-/// Trains for `steps` steps, from the initial values or from disturbed ones. Returns the loss of
-/// each step and copies of the trained tensors, or `None` if the method trains nothing.
+/// Trains for `steps` steps. If `disturbed` is true, adds noise to the initial values first.
+/// Returns the loss of each step and copies of the trained tensors, or `None` if the method trains
+/// nothing.
 pub(super) fn trained(
     case: &Case,
     seed: u64,
@@ -290,8 +296,8 @@ fn determinism(case: &Case) -> Result<Verdict> {
 }
 
 fn learning(case: &Case) -> Result<Verdict> {
-    // Start from disturbed values, because some losses are flat where policy and reference are
-    // equal, for example a cosine between states.
+    // Add noise to the initial values, because the gradients of some losses vanish where policy and
+    // reference are equal. An example is a cosine between states.
     let Some((losses, _)) = trained(case, 0, 12, 2e-3, true)? else { return Ok(UNTRAINED) };
     let (first, last) = (losses[0], losses[losses.len() - 1]);
     Ok(if last < first {

@@ -1,4 +1,4 @@
-//! Invariants of transforms, in addition to those of training.
+//! Invariants that apply only to transforms.
 
 use std::collections::HashSet;
 
@@ -10,10 +10,13 @@ use crate::api::{Around, Init, Site, Transform, TransformCx};
 use crate::error::Result;
 use crate::registry::TransformEntry;
 
-/// The invariants for transforms.
+/// Invariants for transforms, in addition to [`TRAINING`](super::TRAINING).
 pub const TRANSFORMS: &[Invariant<Method<&'static TransformEntry>>] = &[
-    Invariant { name: "the parameters are trainable leaves with unique names", check: naming },
-    Invariant { name: "the transform only depends on the seed", check: seeded },
+    Invariant {
+        name: "the parameters are trainable leaf tensors with unique names",
+        check: naming,
+    },
+    Invariant { name: "the transform is determined by its seed", check: seeded },
     Invariant { name: "the transform is linear if it claims to be", check: linear },
     Invariant {
         name: "the transform preserves lengths and angles if it claims to",
@@ -23,8 +26,8 @@ pub const TRANSFORMS: &[Invariant<Method<&'static TransformEntry>>] = &[
 
 const ROWS: i64 = 6;
 
-/// Builds the transform for a site in the middle of the model. Returns it with the width of the
-/// states.
+/// Builds the transform for a site in the middle of the model. Returns the transform and the width
+/// of the states at the site.
 fn build(method: &Method<&'static TransformEntry>, seed: u64) -> Result<(Box<dyn Transform>, i64)> {
     let model = fixture::model(Kind::Double)?;
     let site = Site::Residual(2);
@@ -41,8 +44,8 @@ fn build(method: &Method<&'static TransformEntry>, seed: u64) -> Result<(Box<dyn
     ))
 }
 
-/// Builds the same transform and adds noise to its parameters, because some transforms start as the
-/// identity.
+/// Builds the transform and adds noise to its parameters, because some transforms are initialised
+/// as the identity.
 fn disturbed(method: &Method<&'static TransformEntry>) -> Result<(Box<dyn Transform>, i64)> {
     let (transform, width) = build(method, 0)?;
     let _guard = tch::no_grad_guard();
@@ -56,8 +59,8 @@ fn noise(key: &str, shape: &[i64]) -> Tensor {
     Init::new(3, "noise", Kind::Double, Device::Cpu).normal(key, shape, 1.0).detach()
 }
 
-/// Applies the transform to the tokens of two sequences. The states at the previous tap do not
-/// depend on `x`.
+/// Applies the transform to `x`, whose rows are the tokens of two sequences. The states at the
+/// previous tap are fixed random numbers.
 fn apply(transform: &dyn Transform, x: &Tensor) -> Result<Tensor> {
     let around = Around {
         previous: Some(noise("previous", &x.size())),
@@ -78,7 +81,7 @@ fn naming(method: &Method<&'static TransformEntry>) -> Result<Verdict> {
             return Ok(Verdict::Violated(format!("the name `{}` is empty or not unique", p.key)));
         }
         if !p.tensor.is_leaf() || !p.tensor.requires_grad() {
-            return Ok(Verdict::Violated(format!("`{}` is not a trainable leaf", p.key)));
+            return Ok(Verdict::Violated(format!("`{}` is not a trainable leaf tensor", p.key)));
         }
     }
     Ok(Verdict::Holds)
@@ -114,7 +117,7 @@ fn linear(method: &Method<&'static TransformEntry>) -> Result<Verdict> {
     let (tx, ty) = (apply(transform.as_ref(), &x)?, apply(transform.as_ref(), &y)?);
     let mixed = apply(transform.as_ref(), &(&x * 2.0 - &y * 3.0))?;
     let off = largest(&(mixed - (&tx * 2.0 - ty * 3.0)));
-    // Pooled states have no context.
+    // Pooled states are transformed without context, and the result must be the same.
     let pooled = transform.forward(&x, &Around::default())?;
     Ok(match Verdict::within("T(2x − 3y)", off, 1e-9) {
         Verdict::Holds => {
@@ -128,7 +131,9 @@ fn orthogonal(method: &Method<&'static TransformEntry>) -> Result<Verdict> {
     let _guard = tch::no_grad_guard();
     for (transform, width) in [build(method, 0)?, disturbed(method)?] {
         if !transform.orthogonal() {
-            return Ok(Verdict::DoesNotApply("the transform does not claim to preserve them"));
+            return Ok(Verdict::DoesNotApply(
+                "the transform does not claim to preserve lengths and angles",
+            ));
         }
         let x = noise("x", &[ROWS, width]);
         let y = apply(transform.as_ref(), &x)?;

@@ -1,5 +1,5 @@
-//! The inspection of a data set: the number of pairs, duplicates and contradictions, lengths, and
-//! the pairs that a run would use, cut or drop.
+//! Inspects a data set: counts pairs, duplicates and contradictions, measures lengths, and reports
+//! which pairs a run would use, truncate or drop.
 
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, HashSet};
@@ -21,16 +21,16 @@ use crate::text::{
 /// The settings of an inspection.
 #[derive(Debug)]
 pub struct InspectSpec<'a> {
-    /// Splits to inspect, or parts of splits; `None` for all splits of the data set.
+    /// Splits to inspect, e.g. `test` or `train[:100]`. `None` inspects all splits of the data set.
     pub splits: Option<Vec<String>>,
-    /// The model's tokenizer. Without one, lengths are in characters and the report does not say
-    /// which pairs a run would cut or drop.
+    /// The model's tokenizer. Without a tokenizer, lengths are in characters, and the report does
+    /// not say which pairs a run would truncate or drop.
     pub tokenizer: Option<&'a Tokenizer>,
-    /// Settings for tokenising pairs, including their maximum length.
+    /// Length limits and other settings for tokenising pairs.
     pub limits: Limits,
     /// Maximum number of pairs to read from each split; `None` for all.
     pub max_pairs: Option<usize>,
-    /// Number of example pairs from each split.
+    /// Number of example pairs to include from each split.
     pub examples: usize,
 }
 
@@ -39,9 +39,9 @@ pub struct InspectSpec<'a> {
 pub struct Inspection {
     /// The unit of lengths: `tokens` or `characters`.
     pub unit: &'static str,
-    /// Maximum number of tokens in prompt and completion together in a run.
+    /// Maximum total number of tokens in a prompt and its completion, as configured for the run.
     pub max_length: usize,
-    /// Maximum number of tokens in a prompt in a run.
+    /// Maximum number of tokens in a prompt, as configured for the run.
     pub max_prompt_length: Option<usize>,
     /// The report on each split.
     pub splits: Vec<SplitReport>,
@@ -50,30 +50,31 @@ pub struct Inspection {
 /// The report on a split.
 #[derive(Debug, Serialize)]
 pub struct SplitReport {
-    /// Name of the split, or the expression that selects a part.
+    /// Name of the split, or an expression such as `train[:100]`.
     pub name: String,
     /// Description of the data.
     pub describes: String,
     /// Number of pairs that were read.
     pub pairs: usize,
-    /// Number of pairs that are conversations. The others are plain text.
+    /// Number of pairs whose texts are lists of messages. The remaining pairs are plain text.
     pub conversations: usize,
-    /// Number of different prompts.
+    /// Number of distinct prompts.
     pub prompts: usize,
     /// Number of pairs that are identical to an earlier pair.
     pub repeated: usize,
-    /// Number of pairs that swap chosen and rejected of an earlier pair.
+    /// Number of pairs that are equal to an earlier pair with chosen and rejected swapped.
     pub contradicted: usize,
-    /// Number of pairs whose two completions are identical.
+    /// Number of pairs whose chosen and rejected completions are identical.
     pub identical: usize,
     /// Number of pairs with an empty prompt.
     pub without_prompt: usize,
     /// Number of pairs with an empty completion.
     pub without_completion: usize,
-    /// Number of pairs whose completions both begin with the whole prompt, which the model would
-    /// then read twice.
+    /// Number of pairs in which both completions start with the whole prompt, so that the model
+    /// would read the prompt twice.
     pub prompt_repeated: usize,
-    /// Number of pairs whose prompt also occurs in the first split; `None` for the first split.
+    /// Number of pairs whose prompt also occurs in the first inspected split. `None` for the first
+    /// split itself.
     pub in_first: Option<usize>,
     /// Lengths of the prompts.
     pub prompt: Lengths,
@@ -81,20 +82,20 @@ pub struct SplitReport {
     pub chosen: Lengths,
     /// Lengths of the rejected completions.
     pub rejected: Lengths,
-    /// Lengths of the prompt together with the longer completion, which a run limits.
+    /// Lengths of the prompt plus the longer completion. A run limits this total length.
     pub whole: Lengths,
-    /// The pairs that a run would use, cut or drop; `None` without a tokenizer.
+    /// Number of pairs that a run would use, truncate or drop. `None` without a tokenizer.
     pub used: Option<TokenReport>,
     /// The first pairs.
     pub examples: Vec<Example>,
 }
 
-/// Counts of the pairs that a run would use, cut or drop.
+/// Numbers of pairs that a run would use, truncate or drop.
 #[derive(Debug, Default, Serialize)]
 pub struct TokenReport {
-    /// Number of pairs that are trained on or scored.
+    /// Number of pairs that a run would use.
     pub kept: usize,
-    /// Number of kept pairs that are cut to the maximum length.
+    /// Number of kept pairs that would be truncated to the maximum length.
     pub truncated: usize,
     /// Warnings about the tokens of the kept pairs.
     #[serde(flatten)]
@@ -108,9 +109,9 @@ pub struct TokenReport {
 pub struct Example {
     /// Row number of the pair in the split.
     pub index: usize,
-    /// The reason why a run would drop the pair, if it would.
+    /// The reason why a run would drop the pair, or `None` if it would use it.
     pub dropped: Option<SkipReason>,
-    /// Text of the prompt, including special tokens.
+    /// The prompt as text, including special tokens.
     pub prompt: String,
     /// The chosen completion.
     pub chosen: Completion,
@@ -118,14 +119,14 @@ pub struct Example {
     pub rejected: Completion,
 }
 
-/// A completion, and its sequence of prompt and completion.
+/// A completion of an example pair, as text and as the token sequence that the model receives.
 #[derive(Debug, Serialize)]
 pub struct Completion {
     /// Text of the completion.
     pub text: String,
     /// Token ids of the prompt followed by the completion.
     pub ids: Vec<i64>,
-    /// 1 for each token of the completion, which is trained on, and 0 for each token of the prompt.
+    /// Loss mask: 0 for each token of the prompt and 1 for each token of the completion.
     pub mask: Vec<u8>,
 }
 
@@ -133,7 +134,7 @@ pub struct Completion {
 ///
 /// # Errors
 /// Fails if a split does not exist or cannot be read, or if the tokenizer or its chat template
-/// refuses a pair.
+/// cannot process a pair.
 pub fn inspect(
     dataset: &dyn Dataset,
     spec: &InspectSpec<'_>,
@@ -161,12 +162,12 @@ pub fn inspect(
     })
 }
 
-/// Number of pairs that are processed in parallel: enough for every core, and few enough to keep in
-/// memory.
+/// Number of pairs that are processed in parallel. It is large enough to keep every core busy and
+/// small enough to fit into memory.
 const CHUNK: usize = 1024;
 
-/// Time after which a progress bar is shown.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// Delay before a progress bar is shown.
+const PROGRESS_DELAY: Duration = Duration::from_secs(1);
 
 fn split(
     dataset: &dyn Dataset,
@@ -199,7 +200,7 @@ fn split(
         let done = chunk.len() as u64;
         if shown {
             progress.advance(done, &[]);
-        } else if began.elapsed() > PATIENCE {
+        } else if began.elapsed() > PROGRESS_DELAY {
             progress.stage(&format!("inspect {name}"), total);
             progress.skip(tally.pairs as u64);
             shown = true;
@@ -211,7 +212,7 @@ fn split(
     Ok(tally.report(name, info.describes, first.is_some()))
 }
 
-/// The lengths of a pair, and the outcome of tokenising it.
+/// The lengths of a pair and the outcome of tokenising it.
 struct Measured {
     lengths: [u64; 3],
     outcome: Option<Outcome>,
@@ -272,7 +273,7 @@ fn measure(
     Ok(Measured { lengths, outcome: Some(outcome), example })
 }
 
-/// A text in a readable form that does not need a chat template.
+/// Formats a text for display, without a chat template.
 fn readable(text: &Text) -> String {
     match text {
         Text::Plain(text) => text.clone(),
@@ -282,7 +283,7 @@ fn readable(text: &Text) -> String {
     }
 }
 
-/// A message with all its fields as text.
+/// Formats a message with all its fields, e.g. `user: Hello`.
 fn readable_message(message: &Message) -> String {
     let extras: String = message
         .extras()
@@ -295,7 +296,8 @@ fn readable_value(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
-/// A prompt as text, preceded by the tools and variables for its chat template.
+/// Formats a prompt for display, preceded by the tools and variables that its chat template would
+/// receive.
 fn readable_prompt(pair: &PreferencePair) -> String {
     let args = &pair.template_args;
     let [tools_column, variables_column] = TemplateArgs::COLUMNS;
@@ -320,8 +322,8 @@ fn characters(text: &Text) -> u64 {
     }
 }
 
-/// The counts so far. Texts are stored as hashes: among ten million pairs, the probability that two
-/// different texts have the same hash is one in 300,000.
+/// The counts so far. Prompts and pairs are stored as 64-bit hashes. Among ten million, the
+/// probability of a collision is about one in 300,000.
 #[derive(Default)]
 struct Tally {
     pairs: usize,

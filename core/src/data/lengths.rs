@@ -1,8 +1,8 @@
-//! Statistics of the lengths of texts: percentiles, and a histogram.
+//! Length statistics: percentiles, mean and histogram.
 
 use serde::Serialize;
 
-/// Statistics of the lengths of many texts.
+/// Percentiles, mean and histogram of a list of lengths.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Lengths {
     /// Median.
@@ -15,29 +15,29 @@ pub struct Lengths {
     pub max: u64,
     /// Mean.
     pub mean: f64,
-    /// Counts in bins whose edges are powers of two, up to the maximum.
+    /// Histogram up to the maximum length. The bins start at 0 and at powers of two.
     pub histogram: Vec<Bin>,
 }
 
-/// A bin of a histogram: the texts with a length of `from` to `to`, both inclusive.
+/// A histogram bin, which counts the lengths from `from` to `to`, both inclusive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Bin {
-    /// Smallest length in the bin.
+    /// Smallest length that the bin counts.
     pub from: u64,
-    /// Largest length in the bin.
+    /// Largest length that the bin counts.
     pub to: u64,
-    /// Number of texts in the bin.
+    /// Number of lengths in the bin.
     pub count: usize,
 }
 
 impl Lengths {
-    /// Computes the statistics of `lengths`. All are 0 if there are no lengths.
+    /// Computes the statistics of `lengths`. If `lengths` is empty, all statistics are 0.
     pub fn of(mut lengths: Vec<u64>) -> Self {
         lengths.sort_unstable();
-        // Percentiles by nearest rank, so that each is a length that occurs.
-        let at = |share: f64| {
+        // The nearest-rank method returns one of the given lengths instead of interpolating.
+        let at = |fraction: f64| {
             lengths
-                .get(((share * lengths.len() as f64).ceil() as usize).saturating_sub(1))
+                .get(((fraction * lengths.len() as f64).ceil() as usize).saturating_sub(1))
                 .copied()
                 .unwrap_or_default()
         };

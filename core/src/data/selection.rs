@@ -1,12 +1,12 @@
-//! Parts of splits in the notation of Hugging Face's `datasets`: `train[:750]`, `train[10%:20%]`,
-//! `train[-100:]+test`.
+//! Selects parts of splits with the syntax of Hugging Face's `datasets`: `train[:750]`,
+//! `train[10%:20%]`, `train[-100:]+test`.
 //!
-//! They are parsed here and not by the data sets, so that every data set supports them.
+//! The expressions are parsed here and not by the data sets, so that every data set supports them.
 
 use crate::api::{Dataset, RowIter, SplitInfo};
 use crate::error::{Error, Result};
 
-/// A bound of a slice, counted from the start or, if negative, from the end of the split.
+/// Start or end of a slice. Negative bounds count from the end of the split.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Bound {
     Pairs(i64),
@@ -14,20 +14,21 @@ enum Bound {
 }
 
 impl Bound {
-    /// The bound as a number of pairs from the start, clamped to the `all` pairs of the split.
+    /// Converts the bound to an index into a split of `all` pairs. The index is clamped to
+    /// `0..=all`.
     fn of(self, all: usize) -> usize {
         let all = i64::try_from(all).unwrap_or(i64::MAX);
         let at = match self {
             Bound::Pairs(n) => n,
-            // Python's `round`, which `datasets` uses, rounds halves to the even neighbour.
+            // Round half to even, like Python's `round`, which `datasets` uses.
             Bound::Percent(p) => (p as f64 * all as f64 / 100.0).round_ties_even() as i64,
         };
         let at = if at < 0 { all.saturating_add(at) } else { at };
         at.clamp(0, all) as usize
     }
 
-    /// True if the bound does not depend on the number of pairs in the split.
-    fn counted(self) -> bool {
+    /// True if the bound can be resolved without knowing the number of pairs in the split.
+    fn is_absolute(self) -> bool {
         matches!(self, Bound::Pairs(n) if n >= 0)
     }
 }
@@ -40,8 +41,8 @@ struct Part {
     to: Option<Bound>,
 }
 
-/// Parses an expression into parts. The exact name of a split always means that split, even if it
-/// contains special characters.
+/// Parses an expression into parts. An expression that equals the name of a split selects that
+/// split, even if the name contains `[` or `+`.
 fn parts(splits: &[SplitInfo], expression: &str) -> Result<Vec<Part>> {
     if splits.iter().any(|s| s.name == expression) {
         return Ok(vec![Part { split: expression.to_owned(), from: None, to: None }]);
@@ -49,8 +50,7 @@ fn parts(splits: &[SplitInfo], expression: &str) -> Result<Vec<Part>> {
     expression
         .split('+')
         .map(|part| {
-            part_of(part.trim())
-                .map_err(|e| e.within(format!("the split `{expression}` is not valid")))
+            part_of(part.trim()).map_err(|e| e.within(format!("invalid split `{expression}`")))
         })
         .collect()
 }
@@ -64,15 +64,15 @@ fn part_of(text: &str) -> Result<Part> {
     };
     let Some((split, slice)) = text.split_once('[') else {
         return if text.is_empty() {
-            Err(wrong("the name of a split is missing".to_owned()))
+            Err(wrong("missing split name".to_owned()))
         } else {
             Ok(Part { split: text.to_owned(), from: None, to: None })
         };
     };
     let slice =
-        slice.strip_suffix(']').ok_or_else(|| wrong(format!("`{text}` has no `]` at its end")))?;
+        slice.strip_suffix(']').ok_or_else(|| wrong(format!("`{text}` must end with `]`")))?;
     let (from, to) =
-        slice.split_once(':').ok_or_else(|| wrong(format!("`[{slice}]` has no `:`")))?;
+        slice.split_once(':').ok_or_else(|| wrong(format!("`[{slice}]` must contain `:`")))?;
     let bound = |text: &str| -> Result<Option<Bound>> {
         let text = text.trim();
         if text.is_empty() {
@@ -85,25 +85,26 @@ fn part_of(text: &str) -> Result<Part> {
             .parse()
             .map_err(|_| wrong(format!("`{text}` is not a number of pairs or a percentage")))?;
         if percent && !(-100..=100).contains(&n) {
-            return Err(wrong(format!("`{text}` is outside -100% to 100%")));
+            return Err(wrong(format!("`{text}` must be between -100% and 100%")));
         }
         Ok(Some(if percent { Bound::Percent(n) } else { Bound::Pairs(n) }))
     };
     let split = split.trim();
     if split.is_empty() {
-        return Err(wrong("the name of a split is missing".to_owned()));
+        return Err(wrong("missing split name".to_owned()));
     }
     Ok(Part { split: split.to_owned(), from: bound(from)?, to: bound(to)? })
 }
 
-/// A part of a split with its bounds as numbers of pairs from the start.
+/// A part of a split, with its bounds resolved to indices.
 struct Range {
     split: SplitInfo,
     from: usize,
     to: Option<usize>,
 }
 
-/// Resolves an expression to ranges. Counts the pairs of a split only if that is necessary.
+/// Resolves an expression to ranges. If a bound depends on the size of a split whose size is
+/// unknown, the pairs of the split are counted.
 fn ranges(dataset: &dyn Dataset, expression: &str) -> Result<Vec<Range>> {
     let all = dataset.splits();
     parts(&all, expression)?
@@ -115,11 +116,15 @@ fn ranges(dataset: &dyn Dataset, expression: &str) -> Result<Vec<Range>> {
                 .ok_or_else(|| Error::unknown("split", &split, all.iter().map(|s| &s.name)))?;
             let known = match info.pairs {
                 Some(pairs) => Some(pairs),
-                None if from.is_none_or(Bound::counted) && to.is_none_or(Bound::counted) => None,
+                None if from.is_none_or(Bound::is_absolute)
+                    && to.is_none_or(Bound::is_absolute) =>
+                {
+                    None
+                }
                 None => Some(count(dataset, &split)?),
             };
-            // If the number of pairs is not known, all bounds count from the start and are not
-            // clamped.
+            // If the number of pairs is unknown, all bounds are non-negative indices, so they need
+            // no clamping.
             let at = |bound: Bound| bound.of(known.unwrap_or(usize::MAX));
             let (from, to) = (from.map_or(0, at), to.map(at));
             let end = to.or(known);
@@ -127,10 +132,9 @@ fn ranges(dataset: &dyn Dataset, expression: &str) -> Result<Vec<Range>> {
                 Ok(known.is_none() && from > 0 && dataset.rows(&split)?.nth(from).is_none())
             };
             if end.is_some_and(|end| from >= end) || past()? {
-                let holds =
-                    known.map_or_else(String::new, |n| format!(": `{split}` has {n} pairs"));
+                let size = known.map_or_else(String::new, |n| format!(": `{split}` has {n} pairs"));
                 return Err(Error::new(format!(
-                    "the split `{expression}` has an empty part{holds}"
+                    "split `{expression}` contains an empty range{size}"
                 )));
             }
             Ok(Range { split: SplitInfo { pairs: known, ..info.clone() }, from, to })
@@ -142,7 +146,7 @@ fn count(dataset: &dyn Dataset, split: &str) -> Result<usize> {
     dataset.rows(split)?.try_fold(0, |n, pair| pair.map(|_| n + 1))
 }
 
-/// The names of the splits that an expression refers to.
+/// Returns the names of the splits that an expression refers to.
 ///
 /// # Errors
 /// Fails if the expression is not valid.
@@ -150,11 +154,11 @@ pub fn named(dataset: &dyn Dataset, expression: &str) -> Result<Vec<String>> {
     Ok(parts(&dataset.splits(), expression)?.into_iter().map(|part| part.split).collect())
 }
 
-/// Describes the pairs that `expression` selects, under the name `expression`.
+/// Describes the pairs that `expression` selects. The returned name is the expression itself.
 ///
 /// # Errors
-/// Fails if the expression is not valid, if the data set does not have one of its splits, or if a
-/// part is empty.
+/// Fails if the expression is not valid, if it refers to an unknown split, or if one of its ranges
+/// is empty.
 pub fn info(dataset: &dyn Dataset, expression: &str) -> Result<SplitInfo> {
     let ranges = ranges(dataset, expression)?;
     let pairs =
@@ -164,14 +168,14 @@ pub fn info(dataset: &dyn Dataset, expression: &str) -> Result<SplitInfo> {
     Ok(SplitInfo { name: expression.to_owned(), describes: describes.join(" + "), pairs })
 }
 
-/// The pairs that `expression` selects, in order, each with its row number in its own split.
+/// Iterates over the pairs that `expression` selects, each with its row number in its own split.
 ///
 /// # Errors
-/// Fails as [`info`] does, and also if a split cannot be read.
+/// Fails in the same cases as [`info`], and if a split cannot be read.
 pub fn rows<'a>(dataset: &'a dyn Dataset, expression: &str) -> Result<RowIter<'a>> {
     let parts = ranges(dataset, expression)?.into_iter().map(|Range { split, from, to }| {
         let most = to.map_or(usize::MAX, |to| to - from);
-        // Rows before the range are skipped, but errors in them are passed on.
+        // Skip the rows before the range, but return their errors.
         let mut left = from;
         let rows = dataset.rows(&split.name)?.filter(move |row| {
             let passed = left > 0 && row.is_ok();
@@ -228,7 +232,7 @@ mod tests {
                     assert_eq!(
                         pair.prompt,
                         Text::from(row.to_string()),
-                        "the rows of a part keep their numbers in the split"
+                        "row numbers refer to the whole split"
                     );
                     row
                 })
@@ -257,11 +261,11 @@ mod tests {
         assert_eq!(read("train[-2:]"), [23, 24]);
         assert_eq!(read("train[3:-20]"), [3, 4]);
         assert_eq!(read("train[:1_000]"), (0..25).collect::<Vec<_>>());
-        // 2.5 and 7.5 pairs are rounded to even numbers.
+        // 2.5 is rounded to 2 and 7.5 to 8.
         assert_eq!(read("train[10%:30%]"), (2..8).collect::<Vec<_>>());
         assert_eq!(read("train[-10%:]"), [23, 24]);
         assert_eq!(read("train[:2]+test[50%:]+train[:1]"), [0, 1, 2, 3, 0]);
-        assert_eq!(read("a+b["), [0], "the exact name of a split is not parsed");
+        assert_eq!(read("a+b["), [0], "the exact name of a split must not be parsed");
         assert_eq!(
             named(&Numbers { known: false }, "train[:2]+test[50%:]").unwrap(),
             ["train", "test"]
@@ -274,10 +278,10 @@ mod tests {
         for (expression, why) in [
             ("train[:x]", "`x` is not a number of pairs or a percentage"),
             ("train[5]", "`[5]` has no `:`"),
-            ("train[1:2", "`train[1:2` has no `]` at its end"),
-            ("train+", "the name of a split is missing"),
-            ("[:3]", "the name of a split is missing"),
-            ("train[:101%]", "`101%` is outside -100% to 100%"),
+            ("train[1:2", "`train[1:2` must end with `]`"),
+            ("train+", "missing split name"),
+            ("[:3]", "missing split name"),
+            ("train[:101%]", "`101%` must be between -100% and 100%"),
             (
                 "train[:99999999999999999999]",
                 "`99999999999999999999` is not a number of pairs or a percentage",
@@ -286,7 +290,7 @@ mod tests {
             let e = error(expression);
             assert!(
                 e.starts_with(&format!(
-                    "the split `{expression}` is not valid\n  \
+                    "invalid split `{expression}`\n  \
                 because {why}\n  hint: valid: `train`"
                 )),
                 "{e}"
@@ -296,10 +300,13 @@ mod tests {
             error("trian[:3]"),
             "unknown split `trian`\n  hint: did you mean `train`?\n  hint: valid: a+b[, test, train"
         );
-        assert_eq!(error("test[4:]"), "the split `test[4:]` has an empty part: `test` has 4 pairs");
+        assert_eq!(
+            error("test[4:]"),
+            "split `test[4:]` contains an empty range: `test` has 4 pairs"
+        );
         assert_eq!(
             error("test[3:1]"),
-            "the split `test[3:1]` has an empty part: `test` has 4 pairs"
+            "split `test[3:1]` contains an empty range: `test` has 4 pairs"
         );
     }
 

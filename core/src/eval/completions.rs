@@ -1,5 +1,5 @@
-//! Sample completions: a few prompts are continued before and after training, to check that the
-//! model still writes coherent text.
+//! Generates sample completions of a few prompts before and after training, to check that the model
+//! still writes coherent text.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,9 +23,9 @@ struct PromptTokens {
     ids: Vec<i64>,
 }
 
-/// Continues the first different prompts of one of `splits` with greedy decoding: once with
-/// `began`, the adapter that training began with (`None` for the base model), and once with
-/// `adapted` if there is one. Returns `None` if there are no splits.
+/// Continues the first few distinct prompts of one of `splits` with greedy decoding. Each prompt is
+/// continued with `initial`, the adapter that training started from (`None` for the base model),
+/// and also with `adapted` if it is given. Returns `None` if there are no splits.
 ///
 /// # Errors
 /// Fails if the split cannot be read, or if libtorch fails. Returns `Error::interrupted` when
@@ -33,7 +33,7 @@ struct PromptTokens {
 pub fn completions(
     session: &Session,
     splits: &[SplitInfo],
-    [began, adapted]: [Option<&Adapted>; 2],
+    [initial, adapted]: [Option<&Adapted>; 2],
     experiment: &Experiment,
     stop: &AtomicBool,
     progress: &mut dyn Progress,
@@ -62,8 +62,8 @@ pub fn completions(
         };
         let mut reported = 0;
         let answer = generator.answer(&prompt.ids, sampling, &mut |_| {
-            // `answer` can call this once more after the last token, to pass on the rest of the
-            // text. Such a call is not counted.
+            // After the last token, `answer` may call this once more with the remaining text. Do
+            // not count that call as a token.
             if reported < most {
                 (tokens, reported) = (tokens + 1, reported + 1);
                 progress.advance(1, &rate(tokens));
@@ -81,12 +81,12 @@ pub fn completions(
     };
     let mut sampled = Vec::with_capacity(prompts.len());
     for prompt in prompts {
-        let before = sample(began, &prompt)?;
+        let before = sample(initial, &prompt)?;
         let after = adapted.map(|adapted| sample(Some(adapted), &prompt)).transpose()?;
         sampled.push(SampledPrompt { index: prompt.index, prompt: prompt.text, before, after });
     }
     progress.finish();
-    let started_from = if began.is_some() { StartedFrom::InitAdapter } else { StartedFrom::Base };
+    let started_from = if initial.is_some() { StartedFrom::InitAdapter } else { StartedFrom::Base };
     Ok(Some(SampleCompletions {
         split: split.name.clone(),
         max_new_tokens: most,
@@ -95,8 +95,8 @@ pub fn completions(
     }))
 }
 
-/// The split to take prompts from: `test` or a part of it; otherwise the first split that was not
-/// trained on; otherwise the first split.
+/// Chooses the split to take prompts from. Prefers `test` or a part of it, then the first split
+/// that was not trained on, then the first split.
 fn prompt_split<'a>(
     dataset: &dyn Dataset,
     splits: &'a [SplitInfo],
@@ -116,9 +116,9 @@ fn prompt_split<'a>(
         .or_else(|| splits.first()))
 }
 
-/// The first different prompts among the pairs that are evaluated, tokenised without a completion
-/// and cut as in training. In a pair the prompt may have fewer tokens, because a completion can
-/// change the last tokens of its prompt.
+/// Collects the first distinct prompts of the evaluated pairs. They are tokenised without a
+/// completion and truncated as in training. The same prompt may have fewer tokens in a pair,
+/// because tokenising it together with a completion can change its last tokens.
 fn prompts(
     session: &Session,
     split: &SplitInfo,

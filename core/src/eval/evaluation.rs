@@ -1,4 +1,4 @@
-//! Evaluation of the base model and the trained model on the splits of a data set.
+//! Evaluates the base model and the trained model on the splits of a data set.
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -23,14 +23,14 @@ use crate::text::{Cut, DroppedPair, SkipReason, Tokenised};
 /// A split to score, with its tokenised pairs.
 #[derive(Debug)]
 pub struct EvalSplit {
-    /// Name of the split, or the expression that selects a part, and a description of its data.
+    /// Name of the split, or an expression such as `train[750:]`, and a description of the data.
     pub info: SplitInfo,
     /// The tokenised pairs.
     pub data: Tokenised,
 }
 
 impl EvalSplit {
-    /// Describes how many pairs are scored, dropped and cut, in one line.
+    /// Describes in one line how many pairs will be scored, dropped and truncated.
     pub fn describe(&self) -> String {
         let data = &self.data;
         let reasons: Vec<String> =
@@ -51,15 +51,15 @@ impl EvalSplit {
 pub struct SplitScores {
     /// Name of the split.
     pub split: String,
-    /// Maximum number of tokens in prompt and completion together.
+    /// Maximum total number of tokens in a prompt and its completion.
     pub max_length: usize,
-    /// Scores of the base model, or of the only model.
+    /// Scores by the base model.
     pub base: Vec<PairScore>,
-    /// Scores of the trained model, if there is one.
+    /// Scores by the trained model, if there is one.
     pub trained: Option<Vec<PairScore>>,
-    /// The parts of each pair that were cut off.
+    /// How each scored pair was truncated.
     pub cuts: Vec<Cut>,
-    /// Position of each scored pair among all pairs that were read.
+    /// Position of each scored pair among all pairs of the split, including dropped pairs.
     pub order: Vec<usize>,
     /// Pairs without a score.
     pub dropped: Vec<DroppedPair>,
@@ -68,7 +68,8 @@ pub struct SplitScores {
 /// A pair of [`SplitScores`].
 #[derive(Clone, Copy, Debug)]
 pub enum ScoreRow<'a> {
-    /// A pair with its score by the base model and, if there is one, by the trained model.
+    /// A scored pair: its score by the base model, its score by the trained model if there is one,
+    /// and how it was truncated.
     Scored(&'a PairScore, Option<&'a PairScore>, Cut),
     /// A pair without a score.
     Dropped(DroppedPair),
@@ -95,7 +96,7 @@ impl SplitScores {
         }
     }
 
-    /// All pairs in the data set's order, including those without a score.
+    /// Returns all pairs in the order of the data set, including the dropped pairs.
     pub fn rows(&self) -> Vec<ScoreRow<'_>> {
         let trained = |i: usize| self.trained.as_ref().map(|scores| &scores[i]);
         let scored = self
@@ -109,15 +110,16 @@ impl SplitScores {
         rows.into_iter().map(|(_, row)| row).collect()
     }
 
-    /// Number of pairs that were cut.
+    /// Number of pairs that were truncated.
     pub fn truncated(&self) -> usize {
         self.cuts.iter().filter(|cut| cut.any()).count()
     }
 }
 
 impl ScoreRow<'_> {
-    /// JSON fields about dropped and cut pairs. A dropped pair has `dropped` and `reason`. A scored
-    /// pair has `truncated` and, if that is true, `reason`.
+    /// Returns the JSON fields that tell whether the pair was dropped or truncated: `dropped` and
+    /// `reason` for a dropped pair; `truncated` for a scored pair, and `reason` if it was
+    /// truncated.
     pub fn remarks(&self, split: &SplitScores) -> Map<String, Value> {
         let mut fields = Map::new();
         match self {
@@ -134,8 +136,8 @@ impl ScoreRow<'_> {
         fields
     }
 
-    /// The reason why the pair was dropped, or why only a part of it was scored; `None` if the
-    /// whole pair was scored.
+    /// Explains why the pair was dropped or how it was truncated. Returns `None` if the whole pair
+    /// was scored.
     pub fn reason(&self, split: &SplitScores) -> Option<String> {
         match self {
             ScoreRow::Dropped(DroppedPair { why: why @ SkipReason::PromptTooLong, .. }) => {
@@ -157,38 +159,38 @@ pub struct Evaluation {
     pub table: Table,
     /// Sample completions before and after training, if they were generated.
     pub completions: Option<SampleCompletions>,
-    /// The scores of each split, by the base model and, if there is an adapter, by the trained one.
+    /// Scores of the pairs of each split.
     pub scores: Vec<SplitScores>,
 }
 
 impl Evaluation {
-    /// The table and the completions as text for a terminal.
+    /// Formats the table and the completions for a terminal.
     pub fn plain(&self) -> String {
         let completions =
             self.completions.as_ref().map_or_else(String::new, |c| format!("\n{}", c.plain()));
         self.table.plain() + &completions
     }
 
-    /// The table and the completions as Markdown, for `eval/table.md`.
+    /// Formats the table and the completions as Markdown, for `eval/table.md`.
     pub fn markdown(&self) -> String {
         let completions =
             self.completions.as_ref().map_or_else(String::new, |c| format!("\n{}", c.markdown()));
         self.table.markdown() + &completions
     }
 
-    /// The table and the completions as JSON, for `eval/summary.json`. `completions` is null if
-    /// there are none.
+    /// Converts the table and the completions to JSON, for `eval/summary.json`. `completions` is
+    /// null if none were generated.
     pub fn json(&self) -> Value {
         let mut value = self.table.json();
         value["completions"] = json!(self.completions);
         value
     }
 
-    /// Reads the table and the completions that [`write`](Self::write) wrote to `dir`, without the
-    /// scores.
+    /// Reads the table and the completions that [`write`](Self::write) saved in `dir`. The scores
+    /// are not read.
     ///
     /// # Errors
-    /// Fails if there is no `summary.json`, or if its format is different.
+    /// Fails if `summary.json` is missing or does not have the expected format.
     pub fn read(dir: &Path) -> Result<Self> {
         let path = dir.join("summary.json");
         let within = || format!("cannot read `{}`", path.display());
@@ -233,11 +235,12 @@ impl Evaluation {
     }
 }
 
-/// The splits that an evaluation scores: the ones in `eval.splits`, which may be parts such as
-/// `train[750:]`, or all splits of the data set.
+/// Returns the splits to evaluate. These are the splits listed in `eval.splits`, which may be parts
+/// such as `train[750:]`. By default, they are all splits of the data set.
 ///
 /// # Errors
-/// Fails if the data set does not have a split, or if a part is empty or not valid.
+/// Fails if a listed split does not exist, or if an expression is not valid or selects an empty
+/// range.
 pub fn splits(dataset: &dyn Dataset, config: &EvalConfig) -> Result<Vec<SplitInfo>> {
     match &config.splits {
         None => Ok(dataset.splits()),
@@ -245,12 +248,11 @@ pub fn splits(dataset: &dyn Dataset, config: &EvalConfig) -> Result<Vec<SplitInf
     }
 }
 
-/// Reads and tokenises the splits that the experiment scores. This is a separate step so that
-/// errors in the data are found before anything is computed.
+/// Reads and tokenises the splits to evaluate. This is a separate step so that errors in the data
+/// are found before any computation starts.
 ///
 /// # Errors
-/// Fails if the data set does not have a split, if a split cannot be read, or if it has no usable
-/// pair.
+/// Fails if a split does not exist, cannot be read, or has no pair that can be scored.
 pub fn read(session: &Session, experiment: &Experiment) -> Result<Vec<EvalSplit>> {
     let config = &experiment.eval;
     let splits = splits(session.dataset.as_ref(), config)?;
@@ -266,15 +268,15 @@ pub fn read(session: &Session, experiment: &Experiment) -> Result<Vec<EvalSplit>
 }
 
 /// Scores the splits from [`read`] with the base model and with `adapted`, and generates sample
-/// completions before and after training. `began` is the adapter that training began with; `None`
-/// if it began with the base model.
+/// completions before and after training. `initial` is the adapter that training started from, or
+/// `None` if it started from the base model.
 ///
 /// # Errors
 /// Fails if libtorch fails. Returns `Error::interrupted` when `stop` becomes true.
 pub fn evaluate(
     session: &Session,
     splits: &[EvalSplit],
-    [began, adapted]: [Option<&Adapted>; 2],
+    [initial, adapted]: [Option<&Adapted>; 2],
     experiment: &Experiment,
     registry: &Registry,
     stop: &AtomicBool,
@@ -284,10 +286,10 @@ pub fn evaluate(
     let (mut summaries, mut scores) = (Vec::new(), Vec::new());
     let completions = if config.completions > 0 {
         let infos: Vec<SplitInfo> = splits.iter().map(|split| split.info.clone()).collect();
-        match completions(session, &infos, [began, adapted], experiment, stop, progress) {
+        match completions(session, &infos, [initial, adapted], experiment, stop, progress) {
             Err(e) if e.fault() != Fault::Interrupted => {
-                // The completions are only for people to read, so a problem with them, for example
-                // with an unusual tokenizer, must not prevent the scores.
+                // The completions are only for people to read, so an error in them, for example
+                // with an unusual tokenizer, must not abort the evaluation.
                 progress.finish();
                 progress.message(&format!(
                     "warning: cannot generate sample completions: {}",

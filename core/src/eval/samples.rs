@@ -1,4 +1,5 @@
-//! Sample completions before and after training, and their text for the terminal and for files.
+//! Sample completions before and after training, and their formatting for the terminal and for
+//! files.
 
 use std::borrow::Cow;
 
@@ -14,13 +15,13 @@ pub struct SampleCompletions {
     pub split: String,
     /// Maximum number of tokens in a completion.
     pub max_new_tokens: usize,
-    /// The model that the completions before training come from.
+    /// The model that training started from, which generated the completions `before`.
     pub started_from: StartedFrom,
-    /// The prompts with their completions, in the order of the data.
+    /// The prompts with their completions, in the order of the split.
     pub prompts: Vec<SampledPrompt>,
 }
 
-/// The model that training began with.
+/// The model that training started from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StartedFrom {
@@ -35,38 +36,39 @@ pub enum StartedFrom {
 pub struct SampledPrompt {
     /// Row number in the split.
     pub index: usize,
-    /// The prompt as the data set has it. The model received it tokenised as in training.
+    /// The prompt as it appears in the data set, before the chat template is applied.
     pub prompt: Text,
-    /// Completion of the model that training began with.
+    /// Completion by the model that training started from.
     pub before: Sample,
-    /// Completion of the model with the adapter; `None` if there is no adapter.
+    /// Completion by the model with the trained adapter. `None` if there is no adapter.
     pub after: Option<Sample>,
 }
 
 /// A completion.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sample {
-    /// The text, without the token that ends it.
+    /// The text, without the stop token.
     pub text: String,
-    /// Number of tokens, including the one that ends the text.
+    /// Number of tokens, including the stop token.
     pub tokens: usize,
-    /// True if the text ends with a stop token, false if it reached the limit.
+    /// True if generation ended with a stop token, false if it reached the maximum number of
+    /// tokens.
     pub ended: bool,
 }
 
 /// Maximum number of characters in a line.
 const WIDTH: usize = 80;
-/// Width of the column of names at the start of a line.
-const NAME: usize = 8;
+/// Width of the first column, which labels the lines.
+const LABEL: usize = 8;
 
 /// Number of lines shown from the start and from the end of a long prompt.
 const SHOWN: (usize, usize) = (2, 2);
 
 impl SampleCompletions {
-    /// The completions as text for a terminal.
+    /// Formats the completions for a terminal.
     pub fn plain(&self) -> String {
         let of = format!(
-            "greedy completions of prompts of {}, at most {} tokens each",
+            "greedy completions of prompts from {}, at most {} tokens each",
             self.split, self.max_new_tokens
         );
         let trained = self.prompts.iter().any(|p| p.after.is_some());
@@ -76,8 +78,7 @@ impl SampleCompletions {
                 "before: the base model; after: with the adapter\n".to_owned()
             }
             (true, StartedFrom::InitAdapter) => {
-                "before: with the adapter that training began with; after: with the trained one\n"
-                    .to_owned()
+                "before: with the initial adapter; after: with the trained adapter\n".to_owned()
             }
         };
         let mut text = format!("{of}\n{who}");
@@ -85,7 +86,7 @@ impl SampleCompletions {
             text.push('\n');
             text += &block(
                 "prompt",
-                &lines::shortened(&shown(&last_turn(&answered.prompt)), WIDTH - NAME, SHOWN),
+                &lines::shortened(&shown(&last_turn(&answered.prompt)), WIDTH - LABEL, SHOWN),
             );
             match &answered.after {
                 None => text += &block("model", &answered.before.lines()),
@@ -98,7 +99,7 @@ impl SampleCompletions {
         text
     }
 
-    /// The completions as Markdown for a file. They are in a code block, so that generated text is
+    /// Formats the completions as Markdown. They are put in a code block, so that generated text is
     /// not interpreted as Markdown.
     pub fn markdown(&self) -> String {
         let (head, blocks) = match self.plain().split_once("\n\n") {
@@ -116,11 +117,12 @@ impl SampleCompletions {
 impl Sample {
     fn lines(&self) -> Vec<String> {
         let cut = if self.ended { "" } else { " …" };
-        lines::wrapped(&format!("{}{cut}", shown(&self.text)), WIDTH - NAME)
+        lines::wrapped(&format!("{}{cut}", shown(&self.text)), WIDTH - LABEL)
     }
 }
 
-/// The part of a prompt to show: the text, or the last message of a conversation.
+/// Returns the part of a prompt to show: the last message of a conversation, or the whole plain
+/// text.
 fn last_turn(prompt: &Text) -> Cow<'_, str> {
     match prompt {
         Text::Plain(text) => Cow::Borrowed(text),
@@ -135,13 +137,13 @@ fn shown(text: &str) -> String {
     }
 }
 
-/// Lines with `name` before the first of them.
+/// Formats `lines` with the label `name` in front of the first line.
 fn block(name: &str, lines: &[String]) -> String {
     let head = |i: usize| if i == 0 { name } else { "" };
     lines
         .iter()
         .enumerate()
-        .map(|(i, line)| format!("{:<NAME$}{}\n", head(i), line.trim_end()))
+        .map(|(i, line)| format!("{:<LABEL$}{}\n", head(i), line.trim_end()))
         .collect()
 }
 
@@ -175,7 +177,7 @@ mod tests {
     fn completions_before_and_after_training_are_shown_together() {
         assert_eq!(
             completions(Some(sample(" ", true))).plain(),
-            "greedy completions of prompts of test, at most 3 tokens each\nbefore: the base \
+            "greedy completions of prompts from test, at most 3 tokens each\nbefore: the base \
                 model; after: with the adapter\n\n\
              prompt  Is it?⏎\n        Say so.\nbefore  It is. And\\u{1b}[31m …\nafter   (nothing)\n"
         );
@@ -194,7 +196,7 @@ mod tests {
         let (head, blocks) = text.split_once("\n\n").expect("a head");
         assert_eq!(
             head,
-            "greedy completions of prompts of test, at most 3 tokens each  \nbefore: the base \
+            "greedy completions of prompts from test, at most 3 tokens each  \nbefore: the base \
                 model; after: with the adapter"
         );
         assert!(

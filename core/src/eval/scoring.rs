@@ -1,4 +1,4 @@
-//! Log-probabilities of the pairs of a data set, for evaluation.
+//! Computes the log-probabilities of preference pairs for evaluation.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -13,8 +13,9 @@ use crate::model::{Adapted, Detail, Model};
 use crate::report::Progress;
 use crate::text::TokenPair;
 
-/// Scores every pair, in the given order, with the adapter if one is given. Several pairs are
-/// scored in one forward pass of at most `tokens` tokens; a longer pair has its own pass.
+/// Scores every pair and returns the scores in the same order. The adapter is applied if one is
+/// given. A forward pass scores as many pairs as fit into `tokens` tokens; a longer pair gets a
+/// pass of its own.
 ///
 /// # Errors
 /// Fails if libtorch fails. Returns `Error::interrupted` when `stop` becomes true.
@@ -31,7 +32,7 @@ pub fn score_pairs(
     for now in passes(pairs, tokens) {
         if stop.load(Ordering::Relaxed) {
             return Err(Error::interrupted(format!(
-                "interrupted after {} of {} pairs were scored",
+                "interrupted after scoring {} of {} pairs",
                 scores.len(),
                 pairs.len()
             )));

@@ -1,6 +1,7 @@
-//! The figures of an evaluation's table, computed from the scores of pairs, with 95 % intervals.
+//! Computes the metrics of the evaluation table, with 95 % confidence intervals, from the scores of
+//! pairs.
 //!
-//! This module uses neither models nor tensors, so that tests can compare every figure with a value
+//! This module uses neither models nor tensors, so that tests can compare every metric with a value
 //! computed by hand.
 
 use rand::{RngExt, SeedableRng};
@@ -48,8 +49,8 @@ pub struct PairScore {
 }
 
 impl PairScore {
-    /// 1 if the chosen completion scores higher, ½ for a tie, and 0 otherwise, also if a score is
-    /// NaN.
+    /// Returns 1 if the chosen completion scores higher, ½ for a tie, and 0 if it scores lower or a
+    /// score is NaN.
     fn right(&self, score: Score) -> f64 {
         match self.chosen.score(score).partial_cmp(&self.rejected.score(score)) {
             Some(std::cmp::Ordering::Greater) => 1.0,
@@ -59,33 +60,35 @@ impl PairScore {
     }
 }
 
-/// A figure with its 95 % interval from bootstrap resamples of the pairs.
+/// A metric with its 95 % bootstrap confidence interval.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Estimate {
-    /// The figure for all pairs.
+    /// The metric over all pairs.
     pub value: f64,
-    /// 2.5th percentile of the resamples.
+    /// Lower end of the interval: the 2.5th percentile of the resamples.
     pub low: f64,
-    /// 97.5th percentile of the resamples.
+    /// Upper end of the interval: the 97.5th percentile of the resamples.
     pub high: f64,
 }
 
-/// The effect of training on the pairs of one split.
+/// Metrics that compare the trained model with the base model on one split.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Change {
-    /// Share of pairs that the trained model orders correctly.
+    /// Fraction of pairs for which the trained model scores the chosen completion higher.
     pub accuracy: Option<Estimate>,
-    /// accuracy / base accuracy; `None` if the base model orders no pair correctly.
+    /// accuracy / base accuracy; `None` if the base accuracy is 0.
     pub ratio: Option<Estimate>,
     /// 100·(accuracy − base accuracy), in percentage points.
     pub points: Option<Estimate>,
     /// Mean θ = [logp_π(y⁺) − logp_π(y⁻)] − [logp_r(y⁺) − logp_r(y⁻)], in nats.
     pub margin_gain: Option<Estimate>,
-    /// exp(mean(log ppl_base(y⁺) − log ppl_π(y⁺))). Below 1, the chosen text became less likely.
+    /// exp(mean(log ppl_base(y⁺) − log ppl_π(y⁺))). A value below 1 means that the chosen text
+    /// became less likely.
     pub perplexity_ratio: Option<Estimate>,
 }
 
-/// The figures of one split. A figure is `None` if there are no pairs to compute it from.
+/// The metrics of one split. A metric is `None` if it is not defined, for example because there are
+/// no pairs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SplitSummary {
     /// Name of the split: `train`, `test`, `oos`, `rnd` or another name.
@@ -94,35 +97,36 @@ pub struct SplitSummary {
     pub data: String,
     /// Number of scored pairs.
     pub n: usize,
-    /// Number of scored pairs with a score that is not finite. They count as incorrect in
-    /// accuracies, and are left out of the other figures.
+    /// Number of scored pairs with an infinite or NaN score. They are excluded from the margin gain
+    /// and the perplexity ratio. In an accuracy, a NaN score counts as incorrect.
     pub not_finite: usize,
-    /// Number of pairs that were not scored, because the prompt is too long or a completion is
-    /// empty.
+    /// Number of pairs that were not scored, for example because the prompt is too long or a
+    /// completion is empty.
     #[serde(default)]
     pub dropped: usize,
-    /// Number of scored pairs that were cut to `train.max_length`.
+    /// Number of scored pairs that were truncated to `train.max_length`.
     #[serde(default)]
     pub truncated: usize,
-    /// Share of pairs that the base model orders correctly.
+    /// Fraction of pairs for which the base model scores the chosen completion higher.
     pub base_accuracy: Option<Estimate>,
-    /// The trained model compared with the base model; `None` if only the base model is evaluated.
+    /// Comparison of the trained model with the base model. `None` if only the base model was
+    /// evaluated.
     pub change: Option<Change>,
 }
 
 impl SplitSummary {
-    /// The figures of the base model, without a trained model.
+    /// Computes the metrics of the base model only.
     pub fn of_base(split: &str, data: &str, base: &[PairScore], score: Score, seed: u64) -> Self {
         let rows: Vec<Row> = base.iter().map(|b| Row::new(b, b, score)).collect();
-        let figures = Figures::of(&rows, seed);
-        Self::with(split, data, &rows, figures.base, None)
+        let metrics = Metrics::of(&rows, seed);
+        Self::with(split, data, &rows, metrics.base, None)
     }
 
-    /// The figures of a trained model compared with its base model. Both must be given for the same
-    /// pairs in the same order.
+    /// Computes the metrics of a trained model compared with its base model. `base` and `policy`
+    /// must be scores of the same pairs in the same order.
     ///
     /// # Errors
-    /// Fails if the scores are for different pairs.
+    /// Fails if `base` and `policy` are scores of different pairs.
     pub fn compare(
         split: &str,
         data: &str,
@@ -133,11 +137,11 @@ impl SplitSummary {
     ) -> Result<Self> {
         if base.len() != policy.len() || base.iter().zip(policy).any(|(b, p)| b.index != p.index) {
             return Err(Error::internal(format!(
-                "the two models' scores of split `{split}` are for different pairs"
+                "the base model and the trained model scored different pairs of split `{split}`"
             )));
         }
         let rows: Vec<Row> = base.iter().zip(policy).map(|(b, p)| Row::new(b, p, score)).collect();
-        let Figures { base, change } = Figures::of(&rows, seed);
+        let Metrics { base, change } = Metrics::of(&rows, seed);
         Ok(Self::with(split, data, &rows, base, Some(change)))
     }
 
@@ -162,7 +166,7 @@ impl SplitSummary {
     }
 }
 
-/// The contribution of one pair to the sums.
+/// The values that one pair adds to [`Sums`].
 struct Row {
     base: f64,
     policy: f64,
@@ -175,8 +179,7 @@ impl Row {
     fn new(base: &PairScore, policy: &PairScore, score: Score) -> Self {
         let margin = |p: &PairScore| p.chosen.logp_sum - p.rejected.logp_sum;
         let theta = margin(policy) - margin(base);
-        // log ppl = −mean logp, so log ppl_base − log ppl_π is the policy's mean minus the base
-        // model's.
+        // log ppl_base − log ppl_π, where log ppl is the negative of `mean`.
         let log_ppl = policy.chosen.mean() - base.chosen.mean();
         let scores = [base.chosen, base.rejected, policy.chosen, policy.rejected];
         let finite = theta.is_finite()
@@ -193,7 +196,7 @@ impl Row {
     }
 }
 
-/// Sums over pairs, from which the figures are computed.
+/// Sums over pairs. All metrics are computed from these sums.
 #[derive(Clone, Copy, Default)]
 struct Sums {
     n: f64,
@@ -221,7 +224,7 @@ impl Sums {
         self.policy / self.n
     }
     fn ratio(&self) -> f64 {
-        // Infinite or NaN if the base model is never correct, which `estimate` turns into `None`.
+        // If the base accuracy is 0, this is infinite or NaN, and `estimate` returns `None`.
         self.policy / self.base
     }
     fn points(&self) -> f64 {
@@ -235,12 +238,12 @@ impl Sums {
     }
 }
 
-struct Figures {
+struct Metrics {
     base: Option<Estimate>,
     change: Change,
 }
 
-impl Figures {
+impl Metrics {
     fn of(rows: &[Row], seed: u64) -> Self {
         let sums = |indices: &mut dyn Iterator<Item = usize>| {
             let mut sums = Sums::default();
@@ -248,15 +251,15 @@ impl Figures {
             sums
         };
         let all = sums(&mut (0..rows.len()));
-        // Use the same resamples for both models and all figures, so that differences are between
-        // the same pairs.
+        // Use the same resamples for both models and all metrics, so that the intervals of
+        // differences are those of a paired comparison.
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let resamples = if rows.is_empty() { 0 } else { RESAMPLES };
         let drawn: Vec<Sums> = (0..resamples)
             .map(|_| sums(&mut (0..rows.len()).map(|_| rng.random_range(0..rows.len()))))
             .collect();
         let estimate =
-            |figure: fn(&Sums) -> f64| estimate(figure(&all), drawn.iter().map(figure).collect());
+            |metric: fn(&Sums) -> f64| estimate(metric(&all), drawn.iter().map(metric).collect());
         Self {
             base: estimate(Sums::base),
             change: Change {
@@ -270,8 +273,8 @@ impl Figures {
     }
 }
 
-/// The value with the 2.5th and 97.5th percentile of `resampled`; `None` if the value is not
-/// finite.
+/// Adds the 2.5th and 97.5th percentiles of `resampled` to the value. Returns `None` if the value
+/// is not finite.
 fn estimate(value: f64, mut resampled: Vec<f64>) -> Option<Estimate> {
     if !value.is_finite() {
         return None;
@@ -285,12 +288,13 @@ fn estimate(value: f64, mut resampled: Vec<f64>) -> Option<Estimate> {
     })
 }
 
-/// The q-quantile of sorted values, with linear interpolation.
+/// Computes the q-quantile of sorted values with linear interpolation. Returns `None` if there are
+/// no values.
 fn quantile(sorted: &[f64], q: f64) -> Option<f64> {
     let place = q * sorted.len().checked_sub(1)? as f64;
-    let (below, share) = (place.floor() as usize, place.fract());
+    let (below, fraction) = (place.floor() as usize, place.fract());
     let (a, b) = (sorted[below], sorted[(below + 1).min(sorted.len() - 1)]);
-    Some(a + (b - a) * share)
+    Some(a + (b - a) * fraction)
 }
 
 #[cfg(test)]
@@ -303,7 +307,7 @@ mod tests {
     }
 
     fn value(e: Option<Estimate>) -> f64 {
-        e.expect("a figure").value
+        e.expect("a metric").value
     }
 
     /// Means per token: −2 vs −3 (correct), −4 vs −2 (incorrect), −1 vs −1 (tie), −3 vs −2
@@ -317,7 +321,7 @@ mod tests {
         ]
     }
 
-    /// All four are correct; log ppl of y⁺ falls by 0.5, 3, 0.5 and 2.
+    /// All four pairs are correct. The log perplexity of y⁺ falls by 0.5, 3, 0.5 and 2.
     fn policy() -> Vec<PairScore> {
         vec![
             pair(0, (-3.0, 2), (-9.0, 3)),
@@ -344,7 +348,7 @@ mod tests {
 
     #[test]
     fn the_sum_favours_short_completions() {
-        // By the sum, pair 2 is incorrect (−3 against −2) and not a tie.
+        // With the sum as score, pair 2 is incorrect (−3 vs −2) instead of a tie.
         let s = SplitSummary::of_base("test", "", &base(), Score::Sum, 0);
         assert_eq!(value(s.base_accuracy), 0.25);
         assert_eq!(s.change, None);
@@ -359,7 +363,7 @@ mod tests {
         assert_eq!(of(3), of(3));
         let c = of(3).change.expect("two models");
         for e in [c.accuracy, c.ratio, c.points, c.margin_gain, c.perplexity_ratio]
-            .map(|e| e.expect("a figure"))
+            .map(|e| e.expect("a metric"))
         {
             assert!(e.low <= e.value && e.value <= e.high, "{e:?}");
         }
@@ -371,7 +375,7 @@ mod tests {
             (0..400).map(|i| pair(i, (if i < 240 { -1.0 } else { -3.0 }, 1), (-2.0, 1))).collect();
         let e = SplitSummary::of_base("test", "", &scores, Score::Mean, 1)
             .base_accuracy
-            .expect("a figure");
+            .expect("a metric");
         let half = 1.96 * (0.6_f64 * 0.4 / 400.0).sqrt();
         assert!(
             (e.low - (0.6 - half)).abs() < 0.008 && (e.high - (0.6 + half)).abs() < 0.008,
@@ -415,6 +419,9 @@ mod tests {
     fn scores_of_different_pairs_are_refused() {
         let e =
             SplitSummary::compare("oos", "", &base(), &policy()[1..], Score::Mean, 0).unwrap_err();
-        assert_eq!(e.message(), "the two models' scores of split `oos` are for different pairs");
+        assert_eq!(
+            e.message(),
+            "the base model and the trained model scored different pairs of split `oos`"
+        );
     }
 }

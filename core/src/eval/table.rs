@@ -9,21 +9,21 @@ use crate::hub::short;
 use crate::registry::Registry;
 use crate::report::{Align, Grid};
 
-/// The table of one evaluation.
+/// The table of an evaluation.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Table {
-    /// The methods, the data and the model, as `A × B on D, M`.
+    /// Title of the table, as `INTERVENTION × TRANSFORM × ADAPTER on DATA, MODEL`.
     pub title: String,
-    /// The rows, from in-distribution to unrelated data.
+    /// The rows, sorted from in-distribution to unrelated data.
     pub splits: Vec<SplitSummary>,
-    /// Maximum number of tokens in prompt and completion together; `None` if there was no limit or
-    /// it is not known.
+    /// Maximum total number of tokens in a prompt and its completion. `None` if the length was
+    /// unlimited or is unknown.
     pub max_length: Option<usize>,
 }
 
 impl Table {
-    /// Creates a table with the splits in the order train, test, oos, rnd, followed by all others
-    /// in the given order.
+    /// Creates a table. The splits train, test, oos and rnd come first, in this order, followed by
+    /// all remaining splits in the given order.
     pub fn new(title: impl Into<String>, mut splits: Vec<SplitSummary>) -> Self {
         let place = |s: &SplitSummary| {
             ["train", "test", "oos", "rnd"].iter().position(|n| *n == s.split).unwrap_or(usize::MAX)
@@ -32,15 +32,16 @@ impl Table {
         Self { title: title.into(), splits, max_length: None }
     }
 
-    /// Sets the maximum number of tokens of a pair; `usize::MAX` means that there was no limit.
+    /// Sets the maximum total number of tokens in a prompt and its completion. `usize::MAX` means
+    /// unlimited.
     #[must_use]
     pub fn limited_to(mut self, tokens: usize) -> Self {
         self.max_length = Some(tokens).filter(|tokens| *tokens != usize::MAX);
         self
     }
 
-    /// The title for an experiment: its methods, its data (with the argument of the data set) and
-    /// its model.
+    /// Returns the title for an experiment. It names the methods, the data set with its argument
+    /// (e.g. `files:pairs.jsonl`) and the model.
     pub fn title_of(experiment: &Experiment, registry: &Registry) -> String {
         let method: Vec<&str> =
             [&experiment.intervention, &experiment.transform, &experiment.adapter]
@@ -64,19 +65,19 @@ impl Table {
         format!("{} on {}{part}, {}", method.join(" × "), data.name, last(&experiment.model))
     }
 
-    /// The table as text for a terminal.
+    /// Formats the table for a terminal.
     pub fn plain(&self) -> String {
         format!("{}\n\n{}\n{}", self.title, self.grid().plain(), self.legend("\n"))
     }
 
-    /// The table as Markdown, for `eval/table.md`.
+    /// Formats the table as Markdown, for `eval/table.md`.
     pub fn markdown(&self) -> String {
         format!("**{}**\n\n{}\n{}", self.title, self.grid().markdown(), self.legend("  \n"))
     }
 
-    /// The table as JSON, for `eval/summary.json`.
+    /// Converts the table to JSON, for `eval/summary.json`.
     pub fn json(&self) -> Value {
-        // This cannot fail, because the table only has numbers, text and lists.
+        // This cannot fail, because the table only contains numbers, strings and lists.
         serde_json::to_value(self).unwrap_or_default()
     }
 
@@ -119,8 +120,8 @@ impl Table {
         grid
     }
 
-    /// A perplexity ratio, with a mark if it is low. If any cell has a mark, the others end in a
-    /// blank, so that the digits align.
+    /// Formats a perplexity ratio, and marks it with `*` if it is low. If any cell in the column is
+    /// marked, unmarked cells end with a space, so that the digits align.
     fn perplexity(&self, ratio: Option<Estimate>) -> String {
         let marked = |ratio: Option<Estimate>| perplexity_mark(ratio).len();
         let widest = self
@@ -134,7 +135,8 @@ impl Table {
 
     fn legend(&self, line_end: &str) -> String {
         let mut lines = vec![
-            "acc: share of pairs whose chosen completion scores higher, ties count one half"
+            "acc: fraction of pairs whose chosen completion scores higher, with ties counted as one \
+                half"
                 .to_owned(),
         ];
         if self.compares() {
@@ -159,9 +161,7 @@ impl Table {
         let broken: usize = self.splits.iter().map(|s| s.not_finite).sum();
         if broken > 0 {
             let pairs = if broken == 1 { "1 pair has" } else { &format!("{broken} pairs have") };
-            lines.push(format!(
-                "{pairs} a score that is not finite: incorrect in acc, left out of other columns"
-            ));
+            lines.push(format!("{pairs} an infinite or NaN score and only count towards acc"));
         }
         lines.extend(
             self.splits
@@ -172,7 +172,8 @@ impl Table {
     }
 }
 
-/// A line with the numbers of dropped and cut pairs of a split; `None` if there are no such pairs.
+/// Returns a line with the numbers of dropped and truncated pairs of a split. Returns `None` if no
+/// pair was dropped or truncated.
 pub fn dropped_and_cut(
     split: &str,
     dropped: usize,
@@ -185,17 +186,16 @@ pub fn dropped_and_cut(
         .then(|| format!("{split}: pairs dropped: {dropped}, scored but cut: {truncated}{limit}"))
 }
 
-/// Perplexity ratios below this value are marked.
+/// Perplexity ratios below this value are marked with `*`.
 const LOW_PERPLEXITY_RATIO: f64 = 0.5;
 
-/// The footnote for [`perplexity_mark`].
+/// The footnote that explains [`perplexity_mark`].
 pub const PERPLEXITY_NOTE: &str = "*: ppl ratio below 0.5 or unknown: the chosen text is at least \
     twice as perplexing as before, so the accuracy may be that of a model whose text is broken";
 
-/// The mark after a perplexity ratio that is below 0.5 or could not be computed; empty for all
-/// others.
+/// Returns `*` if a perplexity ratio is below 0.5 or unknown, and an empty string otherwise.
 pub fn perplexity_mark(ratio: Option<Estimate>) -> &'static str {
-    // With this comparison, NaN is marked too.
+    // Do not write `r.value < …`, because that would not mark NaN.
     if ratio.is_some_and(|r| r.value >= LOW_PERPLEXITY_RATIO) { "" } else { "*" }
 }
 
@@ -207,7 +207,7 @@ fn dash() -> String {
     "–".to_owned()
 }
 
-/// A number with its sign, or without a sign if it rounds to zero.
+/// Formats a number with its sign, or without a sign if it rounds to zero.
 fn signed(v: f64, digits: usize) -> String {
     let text = format!("{v:+.digits$}");
     if text.bytes().any(|b| b.is_ascii_digit() && b != b'0') {
@@ -295,7 +295,7 @@ mod tests {
             );
             assert!(text.contains("*: ppl ratio below 0.5 or unknown"), "{text}");
         }
-        // The digits of all cells align.
+        // The digits must align in all cells.
         let ends: Vec<usize> = marked
             .plain()
             .lines()
@@ -311,8 +311,8 @@ mod tests {
         let text = Table::new("m", vec![split("test", "math", None)]).plain();
         assert_eq!(
             text,
-            "m\n\nsplit  data    n  base acc\ntest   math  100     0.500\n\nacc: share of pairs \
-                whose chosen completion scores higher, ties count one half\n"
+            "m\n\nsplit  data    n  base acc\ntest   math  100     0.500\n\nacc: fraction of \
+                pairs whose chosen completion scores higher, with ties counted as one half\n"
         );
     }
 }

@@ -1,9 +1,9 @@
-//! Loads libtorch's CUDA library when the program runs.
+//! Loads libtorch's CUDA library at run time.
 //!
 //! The program only links libtorch's CPU library, so that one binary works on machines with and
-//! without a card. The CUDA library registers its kernels and hooks when it is opened. libtorch
-//! looks up the hooks once and stores the result, so the library must be opened before the first
-//! call that checks whether CUDA is available.
+//! without a GPU. The CUDA library registers its kernels and hooks when it is loaded. libtorch
+//! looks up the hooks once and caches the result, so the CUDA library must be loaded before the
+//! first call that checks whether CUDA is available.
 
 use std::ffi::{CStr, c_char};
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ unsafe extern "C" {
     fn reprpo_cuda_version(out: *mut i64) -> *mut c_char;
 }
 
-/// The driver's own library. Without it, no card can be used.
+/// Library of the NVIDIA driver. Without it, no GPU can be used.
 const DRIVER: &str = "libcuda.so.1";
 
 /// Name of libtorch's CUDA library.
@@ -28,19 +28,18 @@ const LIBRARY: &str = "libtorch_cuda.so";
 /// The result of loading libtorch's CUDA library.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CudaLibrary {
-    /// The driver's library cannot be opened.
+    /// The library of the NVIDIA driver cannot be loaded.
     NoDriver,
     /// There is a driver, but this libtorch was built without CUDA.
     NotInLibtorch,
-    /// The library could not be loaded, with the reason.
+    /// The library could not be loaded, for the given reason.
     Failed(String),
-    /// The library is loaded, with the version of its CUDA runtime, such as `13.0`.
+    /// The library is loaded. The string is the version of its CUDA runtime, e.g. `13.0`.
     Loaded(String),
 }
 
 impl CudaLibrary {
-    /// A warning for users of a machine with a card that cannot be used. `None` if there is no
-    /// card, or if it can be used.
+    /// Returns a warning if there is an NVIDIA driver, but libtorch cannot use CUDA.
     pub fn warning(&self) -> Option<String> {
         let hint = libtorch_hint(true);
         match self {
@@ -61,14 +60,14 @@ impl CudaLibrary {
 /// Loads libtorch's CUDA library if there is an NVIDIA driver. The first call takes about 0.15 s;
 /// later calls return the same result.
 ///
-/// Call it before the first operation of libtorch.
+/// Must be called before the first libtorch operation.
 pub fn load_cuda() -> &'static CudaLibrary {
     static STATE: OnceLock<CudaLibrary> = OnceLock::new();
     STATE.get_or_init(load)
 }
 
 fn load() -> CudaLibrary {
-    // SAFETY: the driver's initialisers run, as they would in any program that uses a card.
+    // SAFETY: this only runs the initialisers of the driver's library, as every CUDA program does.
     match unsafe { Library::open(Some(DRIVER), RTLD_NOW | RTLD_LOCAL) } {
         Ok(driver) => std::mem::forget(driver),
         Err(_) => return CudaLibrary::NoDriver,
@@ -78,7 +77,7 @@ fn load() -> CudaLibrary {
         return CudaLibrary::NotInLibtorch;
     }
     // The symbols must be global, because libtorch's other CUDA libraries need them. SAFETY: this
-    // runs the initialisers of a library that belongs to this process's libtorch.
+    // runs the initialisers of a library that belongs to the libtorch in use.
     match unsafe { Library::open(Some(&file), RTLD_NOW | RTLD_GLOBAL) } {
         Ok(library) => std::mem::forget(library),
         Err(e) => {
@@ -90,7 +89,7 @@ fn load() -> CudaLibrary {
     match cuda_version() {
         Ok(version) => CudaLibrary::Loaded(version),
         Err(e) => CudaLibrary::Failed(format!(
-            "it was opened after libtorch had looked for CUDA ({})",
+            "it was loaded after libtorch had checked whether CUDA is available ({})",
             e.in_a_line()
         )),
     }
@@ -99,37 +98,38 @@ fn load() -> CudaLibrary {
 /// The version of the CUDA runtime that the loaded library was built for.
 fn cuda_version() -> Result<String> {
     let mut version = 0;
-    // SAFETY: the shim writes a number.
+    // SAFETY: the shim writes one integer.
     checked(unsafe { reprpo_cuda_version(&raw mut version) })?;
     Ok(format!("{}.{}", version / 1000, version % 1000 / 10))
 }
 
-/// The folder of the libtorch that this process uses.
+/// Returns the folder that contains the libtorch in use. The path is empty if it cannot be
+/// determined.
 pub fn libtorch_folder() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
         let mut file = std::ptr::null();
-        // SAFETY: the shim writes a pointer to a text of the dynamic loader, which lives as long as
-        // the process.
+        // SAFETY: the shim writes a pointer to a string that the dynamic loader owns and keeps for
+        // the lifetime of the process.
         if let Err(e) = checked(unsafe { reprpo_libtorch_file(&raw mut file) }) {
-            tracing::warn!("the folder of libtorch is not known: {e}");
+            tracing::warn!("cannot determine the folder of libtorch: {e}");
             return PathBuf::new();
         }
-        // SAFETY: the text is still alive, and ends with a NUL.
+        // SAFETY: the string is NUL-terminated and lives as long as the process.
         let file = PathBuf::from(unsafe { CStr::from_ptr(file) }.to_string_lossy().into_owned());
-        // The loader returns the path that it used to open the file, such as
-        // `reprpo/bin/../../torch/lib/libtorch_cpu.so`. Only the folder is resolved: the file
-        // itself may be a link into a package manager's cache, away from libtorch's other
-        // libraries.
+        // The loader returns the path as it was used to open the file, e.g.
+        // `reprpo/bin/../../torch/lib/libtorch_cpu.so`. Canonicalise only the folder. The file
+        // itself may be a link into a package manager's cache, which does not contain libtorch's
+        // other libraries.
         let folder = file.parent().unwrap_or(Path::new(""));
         folder.canonicalize().unwrap_or_else(|_| folder.to_owned())
     })
 }
 
-/// A hint that says how to install a suitable libtorch, with CUDA if `cuda` is true. It suggests
-/// cargo if this program was built here, and pip otherwise.
+/// Returns a hint that says how to install a suitable libtorch, with CUDA if `cuda` is true. It
+/// suggests cargo if this program is in a Cargo target folder, and pip otherwise.
 pub fn libtorch_hint(cuda: bool) -> String {
-    let built = std::env::current_exe().is_ok_and(|exe| is_cargos(&exe));
+    let built = std::env::current_exe().is_ok_and(|exe| is_in_cargo_target(&exe));
     let version = super::LIBTORCH_VERSION;
     match (built, cuda) {
         (true, true) => "run `cargo xtask setup --cuda` and build again".to_owned(),
@@ -145,9 +145,9 @@ pub fn libtorch_hint(cuda: bool) -> String {
     }
 }
 
-/// True for a file in the target folder of cargo. Virtual environments of uv also have a
-/// `CACHEDIR.TAG`, so its text decides.
-fn is_cargos(file: &Path) -> bool {
+/// True if the file is in a Cargo target folder. This checks the content of `CACHEDIR.TAG`, because
+/// uv's virtual environments also contain a file of that name.
+fn is_in_cargo_target(file: &Path) -> bool {
     let tag =
         |folder: &Path| std::fs::read_to_string(folder.join("CACHEDIR.TAG")).unwrap_or_default();
     file.ancestors().any(|folder| tag(folder).contains("created by cargo"))
@@ -161,14 +161,14 @@ mod tests {
     fn only_files_in_cargos_target_folder_count_as_built() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("bin/reprpo");
-        assert!(!is_cargos(&file));
+        assert!(!is_in_cargo_target(&file));
         let tag = |creator: &str| {
             format!("Signature: 8a477f\n# This is a cache directory tag created by {creator}.\n")
         };
         std::fs::write(folder.path().join("CACHEDIR.TAG"), tag("uv")).unwrap();
-        assert!(!is_cargos(&file));
+        assert!(!is_in_cargo_target(&file));
         std::fs::write(folder.path().join("CACHEDIR.TAG"), tag("cargo")).unwrap();
-        assert!(is_cargos(&file));
+        assert!(is_in_cargo_target(&file));
     }
 
     #[test]
@@ -178,7 +178,7 @@ mod tests {
 
     #[test]
     fn without_a_driver_nothing_is_loaded() {
-        // SAFETY: this runs the driver's initialisers, as in `load`.
+        // SAFETY: as in `load`, this only runs the initialisers of the driver's library.
         let driver = unsafe { Library::open(Some(DRIVER), RTLD_NOW | RTLD_LOCAL) }.is_ok();
         assert_eq!(*load_cuda() == CudaLibrary::NoDriver, !driver);
         assert!(driver || !tch::Cuda::is_available());

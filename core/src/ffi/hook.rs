@@ -34,7 +34,7 @@ impl HookErrors {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).is_none()
     }
 
-    /// Takes the error, if there is one.
+    /// Takes the first error and clears it.
     ///
     /// # Errors
     /// Fails with the first error of a hook.
@@ -43,7 +43,7 @@ impl HookErrors {
     }
 }
 
-/// A map of a gradient.
+/// A function from the old gradient to the new one.
 type GradMap = Box<dyn FnMut(&Tensor) -> Result<Tensor> + Send>;
 
 struct Context {
@@ -82,7 +82,8 @@ impl Context {
 }
 
 extern "C" fn call(context: *mut c_void, grad: *mut C_tensor) -> *mut C_tensor {
-    // SAFETY: the shim passes the context of `register_hook`; a tensor's hooks run one at a time.
+    // SAFETY: the shim passes the context from `register_hook`. It is not aliased, because the
+    // hooks of a tensor do not run concurrently.
     let context = unsafe { &mut *context.cast::<Context>() };
     // SAFETY: the shim passes a new tensor on the heap, which this function owns.
     let grad = unsafe { Tensor::from_ptr(grad) };
@@ -97,21 +98,22 @@ extern "C" fn call(context: *mut c_void, grad: *mut C_tensor) -> *mut C_tensor {
 }
 
 extern "C" fn drop_context(context: *mut c_void) {
-    // SAFETY: the pointer comes from `Box::into_raw` below, and is dropped once, with the last copy
-    // of the hook.
+    // SAFETY: the pointer comes from `Box::into_raw` in `register_hook`. The shim calls this
+    // function once, when the last copy of the hook is destroyed.
     let context = unsafe { Box::from_raw(context.cast::<Context>()) };
-    // Dropping values that the map captured may panic, and the panic must not unwind into C++.
+    // The destructors of the values captured by the map may panic, and a panic must not unwind into
+    // C++.
     let _ = catch_unwind(AssertUnwindSafe(|| drop(context)));
 }
 
-/// Replaces the gradient of `tensor` by the result of `map` in every backward pass. `map` may run
-/// on another thread. An error or a panic in it is stored in `errors`.
+/// Replaces the gradient of `tensor` with `map(gradient)` in every backward pass. `map` may run on
+/// another thread. If it fails or panics, the error is stored in `errors`.
 ///
 /// # Errors
 /// Fails if `tensor` does not require a gradient.
 pub fn register_hook(tensor: &Tensor, map: GradMap, errors: &HookErrors) -> Result<()> {
     let context = Box::into_raw(Box::new(Context { map, errors: errors.clone() }));
-    // SAFETY: the tensor lives during the call. The shim owns the context from here on.
+    // SAFETY: `tensor` is borrowed for the whole call, and the shim takes ownership of the context.
     checked(unsafe {
         reprpo_register_hook(tensor.as_ptr().cast_mut(), context.cast(), call, drop_context)
     })

@@ -1,5 +1,5 @@
-//! Functions of libtorch that tch does not offer. All `unsafe` code of this crate that calls
-//! libtorch is here.
+//! Wrappers for libtorch functions that tch does not expose. All `unsafe` code in this crate that
+//! calls libtorch is in this module.
 
 mod compute_capability;
 mod cuda;
@@ -27,18 +27,18 @@ unsafe extern "C" {
     fn reprpo_free(text: *mut c_char);
 }
 
-/// Converts the result of a shim function: null for success, or the text of an error, which this
-/// function frees.
+/// Converts the return value of a shim function to a `Result`. The value is null on success, or
+/// else an error message, which this function frees.
 ///
 /// # Errors
-/// Fails with the first line of the text. The other lines are a C++ stack.
+/// Fails with the first line of the message. The remaining lines are a C++ stack trace.
 fn checked(text: *mut c_char) -> Result<()> {
     if text.is_null() {
         return Ok(());
     }
     // SAFETY: the shim returns a NUL-terminated string that the caller owns.
     let message = unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned();
-    // SAFETY: the string is owned here, and nothing refers to it any more.
+    // SAFETY: this function owns the string, and there are no references to it.
     unsafe { reprpo_free(text) };
     Err(Error::new(
         message.lines().next().unwrap_or("libtorch failed without a message").to_owned(),

@@ -1,4 +1,4 @@
-//! The product of a matrix and one vector in float32. Generating text token by token spends most of
+//! A fast float32 matrix-vector product on the CPU. Generating text token by token spends most of
 //! its time here.
 
 use std::slice;
@@ -17,15 +17,16 @@ unsafe extern "C" {
     ) -> bool;
 }
 
-/// Minimum number of bytes of W per thread, which take about a third of a millisecond. Smaller
-/// pieces would be slower on a busy machine, because the product waits for the slowest core.
+/// Minimum number of bytes of W per thread. Processing this many takes about a third of a
+/// millisecond. Using more threads for smaller pieces would be slower on a busy machine, because
+/// the product waits for the slowest thread.
 const PIECE: usize = 8 << 20;
 
 /// Computes xWᵀ `[1 out]` from x `[1 in]` and W `[out in]`.
 ///
-/// Returns `None` if this function does not support the case, and libtorch must compute the
-/// product: if x has several rows, if a tensor is not float32 or not on the CPU, if it requires a
-/// gradient, or if the processor lacks the vector instructions.
+/// Returns `None` for unsupported inputs, for which the caller must use libtorch. Both tensors must
+/// be contiguous float32 matrices on the CPU that do not require a gradient. x must have a single
+/// row, and the processor must support AVX-512, or AVX2 with FMA.
 ///
 /// # Errors
 /// Fails if memory runs out.
@@ -45,13 +46,15 @@ pub fn row_product(x: &Tensor, weight: &Tensor) -> Result<Option<Tensor>> {
     let (Ok(rows), Ok(columns)) = (usize::try_from(rows), usize::try_from(columns)) else {
         return Ok(None);
     };
-    // libtorch reports shapes that do not match. An empty tensor has no address.
+    // Leave mismatched shapes to libtorch, which returns an error, and empty tensors, which have no
+    // data pointer.
     if n != 1 || inputs as usize != columns || rows * columns == 0 {
         return Ok(None);
     }
     let y = Tensor::f_zeros([1, rows as i64], (Kind::Float, Device::Cpu))?;
-    // SAFETY: these are contiguous float32 tensors of these sizes on the CPU, which live until the
-    // end of this function. `y` has no other references, and nothing writes to frozen weights.
+    // SAFETY: the tensors are contiguous, float32, on the CPU and have these sizes. They live until
+    // the end of this function. `y` has no other references, and nothing writes to `x` and `weight`
+    // meanwhile.
     let (w, v, out) = unsafe {
         (
             slice::from_raw_parts(weight.data_ptr().cast::<f32>(), rows * columns),
@@ -65,11 +68,12 @@ pub fn row_product(x: &Tensor, weight: &Tensor) -> Result<Option<Tensor>> {
 }
 
 /// Computes y = Wx, with the rows of W divided among `pieces` threads. Returns false if the
-/// processor lacks the vector instructions.
+/// processor lacks the required vector instructions.
 fn in_pieces(w: &[f32], x: &[f32], y: &mut [f32], pieces: usize) -> bool {
     let (columns, each) = (x.len(), y.len().div_ceil(pieces));
     let product = |w: &[f32], y: &mut [f32]| {
-        // SAFETY: W has `columns` numbers for each entry of `y`, and x has `columns` numbers.
+        // SAFETY: `w` contains `columns` numbers for each entry of `y`, and `x` contains `columns`
+        // numbers.
         unsafe {
             reprpo_row_product(
                 w.as_ptr(),
@@ -80,11 +84,12 @@ fn in_pieces(w: &[f32], x: &[f32], y: &mut [f32], pieces: usize) -> bool {
             )
         }
     };
-    let mut shares = w.chunks(each * columns).zip(y.chunks_mut(each));
-    let Some((first, first_y)) = shares.next() else { return false };
+    let mut chunks = w.chunks(each * columns).zip(y.chunks_mut(each));
+    let Some((first, first_y)) = chunks.next() else { return false };
     std::thread::scope(|scope| {
-        // The result of one thread is enough, because all threads run on the same processor.
-        shares.for_each(|(w, y)| drop(scope.spawn(move || product(w, y))));
+        // Ignore the results of these threads. They all return the same value, which only depends
+        // on the processor.
+        chunks.for_each(|(w, y)| drop(scope.spawn(move || product(w, y))));
         product(first, first_y)
     })
 }
@@ -97,7 +102,7 @@ mod tests {
         Tensor::randn(shape, (Kind::Float, Device::Cpu))
     }
 
-    /// The largest difference from the product in float64.
+    /// Returns the largest difference between `y` and the product computed in float64.
     fn error(x: &Tensor, weight: &Tensor, y: &Tensor) -> f64 {
         let expected =
             x.to_kind(Kind::Double).linear(&weight.to_kind(Kind::Double), None::<&Tensor>);
@@ -134,7 +139,7 @@ mod tests {
         };
         let Some(whole) = of(1) else { return eprintln!("skipped: no AVX2") };
         assert!(whole.iter().all(|y| y.is_finite()));
-        // 37 rows cannot be divided equally among most of these numbers of pieces.
+        // 37 is not divisible by most of these numbers of pieces.
         assert!([2, 5, 16, 37, 40].into_iter().all(|pieces| of(pieces).as_ref() == Some(&whole)));
     }
 

@@ -21,7 +21,7 @@ unsafe extern "C" {
     fn reprpo_set_rng_state(device: c_int, state: *mut C_tensor) -> *mut c_char;
 }
 
-/// Memory of one card, in bytes.
+/// Memory statistics of one GPU, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CudaMemory {
     /// Memory in use by tensors.
@@ -34,55 +34,55 @@ pub struct CudaMemory {
     pub peak_reserved: i64,
 }
 
-fn card(device: Device) -> Result<c_int> {
+fn cuda_index(device: Device) -> Result<c_int> {
     match device {
         Device::Cuda(i) => Ok(i as c_int),
-        other => Err(Error::internal(format!("{other:?} is not a CUDA card"))),
+        other => Err(Error::internal(format!("`{other:?}` is not a CUDA device"))),
     }
 }
 
-/// Returns the memory statistics of a card.
+/// Returns the memory statistics of a GPU.
 ///
 /// # Errors
-/// Fails if `device` is not a CUDA card, or if it does not exist.
+/// Fails if `device` is not a CUDA device or does not exist.
 pub fn cuda_memory(device: Device) -> Result<CudaMemory> {
     let mut out = [0i64; 4];
-    // SAFETY: the shim writes four numbers.
-    checked(unsafe { reprpo_cuda_memory(card(device)?, out.as_mut_ptr()) })?;
+    // SAFETY: the shim writes four integers, and `out` has room for four.
+    checked(unsafe { reprpo_cuda_memory(cuda_index(device)?, out.as_mut_ptr()) })?;
     let [allocated, peak_allocated, reserved, peak_reserved] = out;
     Ok(CudaMemory { allocated, peak_allocated, reserved, peak_reserved })
 }
 
-/// Resets the peak statistics of a card to the current values.
+/// Resets the peak statistics of a GPU to the current values.
 ///
 /// # Errors
-/// Fails if `device` is not a CUDA card, or if it does not exist.
+/// Fails if `device` is not a CUDA device or does not exist.
 pub fn cuda_reset_peak(device: Device) -> Result<()> {
-    // SAFETY: the function only takes a number.
-    checked(unsafe { reprpo_cuda_reset_peak(card(device)?) })
+    // SAFETY: the shim takes no pointers.
+    checked(unsafe { reprpo_cuda_reset_peak(cuda_index(device)?) })
 }
 
-/// Returns memory that no tensor uses to the driver.
+/// Releases the cached memory that no tensor uses, so that other programs can use it.
 ///
 /// # Errors
 /// Fails if CUDA is not available.
 pub fn cuda_empty_cache() -> Result<()> {
-    // SAFETY: the function takes no arguments.
+    // SAFETY: the shim takes no pointers.
     checked(unsafe { reprpo_cuda_empty_cache() })
 }
 
 /// Restricts libtorch to deterministic kernels, or allows all kernels again. While the setting is
 /// on, a CUDA operation without a deterministic kernel fails with an error that names the
-/// operation. Call this function before the first matrix product on a card.
+/// operation. Must be called before the first matrix product on a GPU.
 ///
 /// # Errors
 /// Fails if libtorch cannot change the setting.
 pub fn set_deterministic(on: bool) -> Result<()> {
-    // SAFETY: the function only takes a bool.
+    // SAFETY: the shim takes no pointers.
     checked(unsafe { reprpo_set_deterministic(on) })
 }
 
-/// True if libtorch currently raises an error for every operation that has no deterministic kernel.
+/// True if libtorch only allows deterministic kernels, as set by [`set_deterministic`].
 ///
 /// # Errors
 /// Fails if libtorch cannot read the setting.
@@ -93,16 +93,16 @@ pub fn is_deterministic() -> Result<bool> {
     Ok(on)
 }
 
-/// Allows float32 matrix products to be computed in TF32, or forbids it.
+/// Allows or forbids TF32 for float32 matrix products.
 ///
 /// # Errors
 /// Fails if libtorch cannot change the setting.
 pub fn set_tf32(on: bool) -> Result<()> {
-    // SAFETY: the function only takes a bool.
+    // SAFETY: the shim takes no pointers.
     checked(unsafe { reprpo_set_tf32(on) })
 }
 
-/// Sets which kernels scaled-dot-product attention may use.
+/// Selects the kernels that scaled-dot-product attention may use.
 ///
 /// # Errors
 /// Fails if libtorch cannot change the setting.
@@ -112,7 +112,7 @@ pub fn set_attention_kernels(
     cudnn: bool,
     math: bool,
 ) -> Result<()> {
-    // SAFETY: the function only takes bools.
+    // SAFETY: the shim takes no pointers.
     checked(unsafe { reprpo_set_sdp(flash, memory_efficient, cudnn, math) })
 }
 
@@ -129,11 +129,11 @@ impl RngState {
     /// # Errors
     /// Fails if the device does not exist.
     pub fn of(device: Device) -> Result<Self> {
-        let device = if device.is_cuda() { card(device)? } else { -1 };
+        let device = if device.is_cuda() { cuda_index(device)? } else { -1 };
         let mut out = std::ptr::null_mut();
         // SAFETY: the shim writes a pointer to a new tensor.
         checked(unsafe { reprpo_rng_state(device, &raw mut out) })?;
-        // SAFETY: the caller owns that tensor.
+        // SAFETY: the shim passes ownership of that tensor to the caller.
         Ok(Self { device, state: unsafe { Tensor::from_ptr(out) } })
     }
 
@@ -142,7 +142,7 @@ impl RngState {
     /// # Errors
     /// Fails if the device does not exist.
     pub fn restore(&self) -> Result<()> {
-        // SAFETY: the tensor lives during the call.
+        // SAFETY: `self.state` is borrowed for the whole call.
         checked(unsafe { reprpo_set_rng_state(self.device, self.state.as_ptr().cast_mut()) })
     }
 }
@@ -156,8 +156,8 @@ mod tests {
     #[test]
     fn a_restored_generator_draws_the_same_numbers() {
         let draw = || Tensor::rand([4], (Kind::Float, Device::Cpu));
-        // The process has only one generator, and tests in other threads may draw from it at the
-        // same time. Therefore, the test passes if one of many attempts succeeds.
+        // All threads share one generator, and tests in other threads may draw from it at the same
+        // time. The test therefore passes if one of many attempts succeeds.
         let repeats = || {
             let state = RngState::of(Device::Cpu).unwrap();
             let first = draw();
@@ -171,7 +171,7 @@ mod tests {
     #[test]
     fn the_allocator_counts_the_memory_of_tensors() {
         if !Cuda::is_available() {
-            eprintln!("skipped: no CUDA card");
+            eprintln!("skipped: no GPU");
             assert!(cuda_memory(Device::Cuda(0)).is_err());
             return;
         }

@@ -1,7 +1,8 @@
-//! Faults in functions of a method that cannot return an error, such as `drop`.
+//! Collects errors from method functions that cannot return an error, such as `drop`. They are
+//! called faults.
 //!
-//! The engine continues with a harmless value until the next time it calls [`check`]. Each command
-//! calls [`check`] once more before it ends, so that no fault is lost.
+//! After a fault, the engine continues with a harmless value until it next calls [`check`]. Each
+//! command calls [`check`] once more before it ends, so that no fault is lost.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -10,7 +11,7 @@ use crate::error::{Error, Fault, Result};
 
 static FAULTS: Mutex<Vec<Error>> = Mutex::new(Vec::new());
 
-/// Stores a fault for [`check`]. In a plugin, the fault is sent to the host instead.
+/// Stores a fault for [`check`]. In a plugin, sends it to the host instead.
 pub(crate) fn report(error: Error) {
     if let Some(host) = host_link::host() {
         host.fault(&error);
@@ -20,16 +21,16 @@ pub(crate) fn report(error: Error) {
     }
 }
 
-/// Stores a fault that a plugin reported.
+/// Stores a fault that a plugin sent to this host.
 pub(crate) fn of_plugin(message: &str, cause: &str) {
     let error = Error::new(message).blamed_on(Fault::Input);
     report(if cause.is_empty() { error } else { error.because(Error::new(cause)) });
 }
 
-/// Checks whether a method failed in a function that cannot return an error.
+/// Checks whether a fault was reported since the last call.
 ///
 /// # Errors
-/// Returns the first fault since the last call. Any others are only in the log.
+/// Fails with the first fault since the last call. Any further faults are only logged.
 pub fn check() -> Result<()> {
     let mut faults = FAULTS.lock().unwrap_or_else(PoisonError::into_inner);
     if faults.is_empty() {

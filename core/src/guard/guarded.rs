@@ -1,8 +1,8 @@
-//! Wrappers around the objects of a method that turn panics into errors which name the method.
+//! Wrappers around a method's objects. They turn panics into errors that name the method.
 //!
-//! A panic that leaves a plugin library ends the process, so the library's own copy of this code
-//! must catch it. Registry entries therefore wrap all objects that a method builds in code that is
-//! compiled in the method's crate. Methods that are linked in get the same wrappers.
+//! A panic that unwinds out of a plugin library aborts the process, so the library's own copy of
+//! this code must catch it. Registry entries are therefore generic: the code that wraps the objects
+//! is compiled into the crate that defines the method. Built-in methods get the same wrappers.
 
 use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,7 +19,7 @@ use crate::api::{
 };
 use crate::error::{Error, Fault, Result};
 
-/// Kind and name of the method whose code runs, for errors.
+/// Kind and name of a method, for error messages.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct MethodId {
     /// Name of the kind, e.g. `intervention`.
@@ -36,8 +36,8 @@ impl MethodId {
     }
 }
 
-/// Runs the function `doing` of a method. A panic becomes an error, and an error of a loaded plugin
-/// is wrapped in one that names the plugin.
+/// Runs `work`, which calls the method's function named `doing`. Panics are turned into errors. In
+/// a plugin, errors are wrapped in one that names the plugin.
 ///
 /// # Errors
 /// Fails if `work` fails or panics.
@@ -58,12 +58,12 @@ pub(crate) fn guard<T>(
             error
         }
     };
-    // A panic in a plugin that the user loaded is not an internal error of this program.
+    // A panic in a plugin is not an internal error of this program.
     Err(if host_link::host().is_some() { error.blamed_on(Fault::Input) } else { error })
 }
 
-/// Runs a function of a method that cannot return an error. If it panics, the panic is reported as
-/// a fault, and the result of `otherwise` is returned.
+/// Runs a method function that cannot return an error. If it panics, reports the panic as a fault
+/// and returns the value of `otherwise()`.
 fn guard_or<T>(
     method: MethodId,
     doing: &str,
@@ -76,7 +76,7 @@ fn guard_or<T>(
     })
 }
 
-/// An object that a method built. All calls to it are guarded.
+/// An object that was built by a method. Every call to it goes through [`guard`].
 pub(crate) struct Guarded<T: ?Sized> {
     method: MethodId,
     inner: ManuallyDrop<Box<T>>,
@@ -107,7 +107,7 @@ impl<T: ?Sized> Guarded<T> {
 
 impl<T: ?Sized> Drop for Guarded<T> {
     fn drop(&mut self) {
-        // SAFETY: the value is taken only once, here.
+        // SAFETY: this is the only place that takes the value, and `drop` runs once.
         let inner = unsafe { ManuallyDrop::take(&mut self.inner) };
         guard_or(self.method, "drop", || (), || drop(inner));
     }
@@ -362,7 +362,8 @@ mod tests {
         let e = map(&Tensor::new()).unwrap_err();
         assert!(format!("{e:?}").contains("no map"), "{e:?}");
 
-        // Panics in functions that cannot return an error are reported later, and only once.
+        // A panic in a function that cannot return an error is reported by the next `check`, and
+        // only once.
         assert_eq!(method.needs(), Needs::default());
         assert!(format!("{:?}", faults::check().unwrap_err()).contains("no needs"));
         drop(method);

@@ -1,25 +1,26 @@
-//! The connection from a plugin's copy of this crate to its host.
+//! Connects a plugin's copy of this crate to the host program.
 
 use std::sync::OnceLock;
 
 use crate::error::Error;
 
-/// The host, in a plugin's copy of this crate. It is never set in the program itself.
+/// The host of this plugin. It is only set in a plugin's copy of this crate, not in the host
+/// program.
 static HOST: OnceLock<HostSide> = OnceLock::new();
 
-/// The values that a plugin receives from its host and stores.
+/// The values that the host passes to a plugin when it loads the plugin.
 pub(crate) struct HostSide {
     label: &'static str,
     fault: extern "C" fn(*const u8, usize, *const u8, usize),
 }
 
 impl HostSide {
-    /// Path of this library, in backticks, for error messages.
+    /// Path of this plugin library, in backticks, for error messages.
     pub fn label(&self) -> &'static str {
         self.label
     }
 
-    /// Reports a fault from a function that cannot return an error.
+    /// Reports a fault to the host.
     pub fn fault(&self, error: &Error) {
         let message = error.message();
         let cause = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
@@ -27,12 +28,13 @@ impl HostSide {
     }
 }
 
-/// The host, if this code runs in a plugin.
+/// Returns the host if this code runs in a plugin.
 pub(crate) fn host() -> Option<&'static HostSide> {
     HOST.get()
 }
 
-/// Stores the host. Returns false and does nothing if a host is already stored.
+/// Stores the values from the host. Returns false, and does nothing, if a host has already been
+/// stored.
 pub(crate) fn keep(
     label: &'static str,
     fault: extern "C" fn(*const u8, usize, *const u8, usize),

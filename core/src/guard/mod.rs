@@ -1,4 +1,4 @@
-//! Runs the code of methods so that panics in it become errors, in this program and in plugin
+//! Runs the code of methods and turns panics into errors, both for built-in methods and in plugin
 //! libraries.
 
 pub mod faults;

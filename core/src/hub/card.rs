@@ -1,5 +1,6 @@
-//! Reads the field of a data set's README that assigns files to splits. The hub sends this field as
-//! JSON, but a cache that another tool filled only contains the README itself.
+//! Reads the `configs` field in a data set's README, which assigns files to splits. The hub's API
+//! returns this field as JSON, but a cache that was filled by another tool only contains the README
+//! itself.
 
 use std::borrow::Cow;
 
@@ -8,19 +9,19 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 
-/// The field that names files.
+/// The field that assigns files to splits.
 const CONFIGS: &str = "configs";
-/// Maximum nesting depth of the field's values. Data sets use four levels.
+/// Maximum nesting depth of the field's value. Actual data sets use four levels.
 const MAX_DEPTH: usize = 16;
-/// Maximum number of YAML events in the field. A data set with a thousand configurations has a
-/// tenth as many.
+/// Maximum number of YAML events in the field. A data set with a thousand configurations needs
+/// about a tenth of this.
 const MAX_EVENTS: usize = 100_000;
 
-/// Returns the card of a README: `{"configs": […]}`, or null if the front matter does not have this
-/// field.
+/// Parses the `configs` field of a README. Returns `{"configs": […]}`, or null if the front matter
+/// does not contain the field.
 ///
 /// # Errors
-/// Fails if the field is not YAML, uses an alias, or is too large.
+/// Fails if the field is not valid YAML, uses an alias, is nested too deeply, or is too long.
 pub(super) fn of_readme(text: &str) -> Result<Value> {
     let Some(field) = front_matter(text).and_then(|lines| field(&lines)) else {
         return Ok(Value::Null);
@@ -28,8 +29,8 @@ pub(super) fn of_readme(text: &str) -> Result<Value> {
     parse(&field)
 }
 
-/// Returns the lines of the front matter, which are between the first two `---`. Returns `None` if
-/// the text does not begin with `---`.
+/// Returns the lines between the first two `---`. Returns `None` if the text does not begin with
+/// `---`, or if the second `---` is missing.
 fn front_matter(text: &str) -> Option<Vec<&str>> {
     let mut lines = text.strip_prefix('\u{feff}').unwrap_or(text).lines();
     if lines.next()?.trim_end() != "---" {
@@ -45,20 +46,21 @@ fn front_matter(text: &str) -> Option<Vec<&str>> {
     None
 }
 
-/// Returns the lines of the field. Other lines are not parsed, so errors in them do not matter.
+/// Returns the lines of the `configs` field. The rest of the front matter is not parsed, so syntax
+/// errors there do not matter.
 fn field(lines: &[&str]) -> Option<String> {
     let key = |line: &str| {
         line.strip_prefix(CONFIGS).is_some_and(|rest| rest.trim_start().starts_with(':'))
     };
     let start = lines.iter().position(|line| key(line))?;
-    // YAML allows a list in the same column as the key above it.
+    // In YAML, the items of a list may start in the same column as its key.
     let inner = |line: &&&str| line.is_empty() || line.starts_with([' ', '\t', '-', '#', ']', '}']);
     let rest = lines[start + 1..].iter().take_while(inner);
     Some(std::iter::once(&lines[start]).chain(rest).map(|line| format!("{line}\n")).collect())
 }
 
-/// A collection whose end has not been read yet. A table also stores the key whose value comes
-/// next.
+/// A list or mapping whose end has not been reached yet. `Table` also contains the key that is
+/// waiting for its value.
 enum Open {
     List(Vec<Value>),
     Table(Map<String, Value>, Option<String>),
@@ -81,7 +83,7 @@ impl Open {
 fn parse(text: &str) -> Result<Value> {
     let wrong = |why: &str| {
         Error::new(format!(
-            "`{CONFIGS}` in the front matter of `README.md` cannot be read as YAML: {why}"
+            "`{CONFIGS}` in the front matter of `README.md` cannot be parsed as YAML: {why}"
         ))
     };
     let mut open: Vec<Open> = Vec::new();
@@ -89,12 +91,13 @@ fn parse(text: &str) -> Result<Value> {
     for (count, event) in Parser::new_from_str(text).enumerate() {
         let (event, _) = event.map_err(|e| wrong(&e.to_string()))?;
         if count > MAX_EVENTS || open.len() > MAX_DEPTH {
-            return Err(wrong("it is nested too deeply, or too long"));
+            return Err(wrong("it is nested too deeply or too long"));
         }
         let value = match event {
             Event::Alias(_) => {
-                return Err(wrong("it uses an alias")
-                    .hint("write the value in place of the alias, which begins with `*`"));
+                return Err(wrong("it uses an alias").hint(
+                    "replace the alias, which begins with `*`, with the value it refers to",
+                ));
             }
             Event::Scalar(text, style, ..) => scalar(text, style),
             Event::SequenceStart(..) => {
@@ -120,8 +123,8 @@ fn parse(text: &str) -> Result<Value> {
     Ok(whole)
 }
 
-/// Converts a scalar. Numbers stay text, because in this field they are names of configurations or
-/// files.
+/// Converts a scalar. Numbers stay strings, because in this field they are names of configurations
+/// or files.
 fn scalar(text: Cow<'_, str>, style: ScalarStyle) -> Value {
     match (style, &*text) {
         (ScalarStyle::Plain, "true" | "True" | "TRUE") => Value::Bool(true),
@@ -183,7 +186,7 @@ mod tests {
             let e = of_readme(&format!("---\n{text}---\n")).unwrap_err();
             assert!(
                 e.message().starts_with(
-                    "`configs` in the front matter of `README.md` cannot be read as YAML: "
+                    "`configs` in the front matter of `README.md` cannot be parsed as YAML: "
                 ),
                 "{e:?}"
             );

@@ -1,9 +1,10 @@
-//! Downloads one file from the hub into the cache. The paths, the names of partial files and the
-//! locks are the same as in the hub's Python client, so each program can resume downloads that the
-//! other one started.
+//! Downloads one file from the hub into the cache. Paths, partial files and locks are the same as
+//! in the hub's Python client, so each program can resume a download that the other program
+//! started.
 //!
-//! hf-hub's own download is not used, because it sends the token to the host of large files, checks
-//! neither length nor hash, and resumes at the wrong byte.
+//! This module does not use the download function of the hf-hub crate, because that function also
+//! sends the token to the host that stores large files, checks neither length nor hash, and resumes
+//! at the wrong byte.
 
 use std::fs::{self, File as Opened, TryLockError};
 use std::io::{self, Read, Write};
@@ -18,7 +19,7 @@ use super::{Hub, RepoId, show};
 use crate::error::{Context, Error, Result};
 use crate::files::hex;
 
-/// Number of consecutive attempts without any new bytes before a download fails.
+/// A download fails after this many consecutive attempts that did not receive any bytes.
 const MAX_RETRIES: u32 = 5;
 /// Interval between progress reports.
 const REPORT_INTERVAL: Duration = Duration::from_millis(100);
@@ -36,7 +37,7 @@ pub(super) struct File<'a> {
     pub gated: bool,
 }
 
-/// The reasons why an attempt to download a file can fail.
+/// The ways in which an attempt to download a file can fail.
 enum TransferError {
     /// The connection failed, so another attempt may succeed.
     Cut(Error),
@@ -52,7 +53,7 @@ impl From<Error> for TransferError {
     }
 }
 
-/// Metadata of a file from the hub, and the file's paths in the cache.
+/// Metadata that the hub reports for a file, and the file's paths in the cache.
 struct RemoteFile {
     /// URL of the content.
     address: String,
@@ -62,7 +63,7 @@ struct RemoteFile {
     blob: PathBuf,
     /// The partial download.
     part: PathBuf,
-    /// Link to the blob under the file's own name.
+    /// Symlink to the blob, in the snapshot folder under the file's own name.
     pointer: PathBuf,
     lock: PathBuf,
 }
@@ -70,9 +71,11 @@ struct RemoteFile {
 impl File<'_> {
     /// Downloads the file into the cache.
     pub fn fetch(&self) -> Result<()> {
-        // The name is inserted into a URL without escaping.
+        // The name is put into a URL without percent-encoding.
         if !self.name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.+=@,~()/".contains(&b)) {
-            return Err(Error::new("the file's name contains characters that a URL cannot have"));
+            return Err(Error::new(
+                "the file name contains characters that are not supported in a URL",
+            ));
         }
         let (mut without_progress, mut damaged, mut had) = (0, false, 0);
         loop {
@@ -90,12 +93,12 @@ impl File<'_> {
                         "the received file does not match the length or hash that the hub \
                         announced, in two attempts",
                     )
-                    .hint("check whether a proxy changes files"));
+                    .hint("check whether a proxy modifies downloads"));
                 }
                 Err(TransferError::Damaged) => damaged = true,
                 Err(TransferError::Cut(e)) => {
-                    // Even over an unreliable connection, the download completes as long as each
-                    // attempt adds some bytes.
+                    // Only count attempts without progress, so that a large download can complete
+                    // over an unreliable connection.
                     without_progress = if had > before { 0 } else { without_progress + 1 };
                     if without_progress >= MAX_RETRIES {
                         return Err(e.hint(RESUME));
@@ -107,7 +110,7 @@ impl File<'_> {
         }
     }
 
-    /// Requests the file's metadata with HEAD requests.
+    /// Gets the file's metadata with HEAD requests.
     fn metadata(&self) -> Result<RemoteFile, TransferError> {
         let invalid =
             |what: &str| TransferError::Failed(Error::new(format!("the hub's response {what}")));
@@ -118,9 +121,9 @@ impl File<'_> {
             let header = |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok());
             commit = header("x-repo-commit").map(str::to_owned).or(commit);
             let target = redirect_target(&address, &response)?;
-            // The hub redirects to a renamed repository or to its store of small files, and a
-            // mirror redirects to the hub. In these cases, the target sends the metadata. A
-            // redirect to the host of large files contains the metadata itself, in `x-linked-*`
+            // Follow redirects to a renamed repository, to the hub's storage for small files, or
+            // from a mirror to the hub, because the target's response contains the metadata. A
+            // redirect to the host of large files already contains the metadata in `x-linked-*`
             // headers.
             if let Some(target) =
                 target.as_ref().filter(|to| self.is_on_hub(to) || header("x-linked-etag").is_none())
@@ -128,9 +131,9 @@ impl File<'_> {
                 address.clone_from(target);
                 continue;
             }
-            let commit = commit.ok_or_else(|| invalid("does not name the commit"))?;
+            let commit = commit.ok_or_else(|| invalid("does not include the commit"))?;
             if commit != self.repo.revision {
-                return Err(invalid("is for another commit"));
+                return Err(invalid("is for a different commit"));
             }
             let etag = header("x-linked-etag")
                 .or_else(|| header("etag"))
@@ -143,13 +146,13 @@ impl File<'_> {
                 || etag.len() > 128
                 || !etag.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))
             {
-                return Err(invalid("does not have a valid ETag"));
+                return Err(invalid("does not include a valid ETag"));
             }
             let size = header("x-linked-size")
                 .or_else(|| header("content-length").filter(|_| target.is_none()));
             let size = size
                 .and_then(|s| s.parse().ok())
-                .ok_or_else(|| invalid("does not give the file's size"))?;
+                .ok_or_else(|| invalid("does not include the file size"))?;
             let (cache, folder) = (&self.hub.settings.cache, self.repo.for_hub().folder_name());
             let cached = self.hub.cached(self.repo.for_hub());
             let blob = cached.blob_path(&etag);
@@ -163,18 +166,18 @@ impl File<'_> {
                 etag,
             });
         }
-        Err(invalid("redirects too many times"))
+        Err(invalid("contains too many redirects"))
     }
 
-    /// Makes one attempt to download the file.
+    /// Tries once to download the file.
     fn attempt(&self, file: &RemoteFile) -> Result<(), TransferError> {
         for path in [&file.blob, &file.pointer, &file.lock] {
             let folder = path.parent().unwrap_or(Path::new("."));
             fs::create_dir_all(folder).map_err(|e| self.unwritable(e))?;
         }
         let _lock = self.lock(&file.lock)?;
-        // Another process may have downloaded the file during the wait for the lock, or another
-        // commit may have the same content.
+        // The blob may already exist if another process downloaded it during the wait for the lock,
+        // or if another commit has a file with the same content.
         if !(file.blob.is_file() && length(&file.blob) == file.size) {
             self.transfer(file)?;
             let received = length(&file.part);
@@ -202,7 +205,7 @@ impl File<'_> {
         }
     }
 
-    /// Downloads the bytes that the partial file is missing.
+    /// Downloads the rest of the partial file.
     fn transfer(&self, file: &RemoteFile) -> Result<(), TransferError> {
         let mut start = length(&file.part);
         if start > file.size {
@@ -235,7 +238,7 @@ impl File<'_> {
                 last = Some(Instant::now());
                 self.report(start, file.size)?;
             }
-            // Stop if the server sends more bytes than it announced.
+            // Stop at the end, or if the server sends more bytes than it announced.
             if n == 0 || start > file.size {
                 part.sync_all().map_err(|e| self.unwritable(e))?;
                 return Ok(());
@@ -243,7 +246,7 @@ impl File<'_> {
         }
     }
 
-    /// Follows redirects until a response has the file's content, from byte `start` onwards.
+    /// Requests the file's content from byte `start` onwards, following redirects.
     fn follow(&self, address: &str, start: u64) -> Result<Response<Body>, TransferError> {
         let mut address = address.to_owned();
         for _ in 0..MAX_REDIRECTS {
@@ -253,14 +256,14 @@ impl File<'_> {
                 None => return Ok(response),
             }
         }
-        Err(Error::new("the hub's response redirects too many times").into())
+        Err(Error::new("too many redirects from the hub").into())
     }
 
     /// Sends a GET request from byte `start` onwards, or a HEAD request if `head` is true. The
     /// token is only sent to the hub, not to other hosts.
     fn ask(&self, head: bool, address: &str, start: u64) -> Result<Response<Body>, TransferError> {
         let agent = &self.hub.agent;
-        // A compressed response would have a different length.
+        // Forbid compression, because it would change the length of the response.
         let mut request = if head { agent.head(address) } else { agent.get(address) }
             .header("Accept-Encoding", "identity");
         if let Some(token) = self.hub.settings.token.as_ref().filter(|_| self.is_on_hub(address)) {
@@ -280,7 +283,8 @@ impl File<'_> {
             status @ (408 | 429 | 500..=599) => {
                 Err(TransferError::Cut(Error::new(format!("the hub is busy (status {status})"))))
             }
-            // The range is outside the file, so the partial download is not a part of it.
+            // The partial download is longer than the file on the server, so it is not a part of
+            // that file.
             416 => Err(TransferError::Damaged),
             status => {
                 Err(TransferError::Failed(Error::new(format!("the hub returned status {status}"))))
@@ -288,14 +292,14 @@ impl File<'_> {
         }
     }
 
-    /// True if the URL is on the hub itself.
+    /// True if the URL is on the hub itself and not on another host.
     fn is_on_hub(&self, address: &str) -> bool {
         address
             .strip_prefix(self.hub.settings.endpoint.as_str())
             .is_some_and(|rest| rest.starts_with('/'))
     }
 
-    /// Locks the file at `path`, waiting while another process downloads the same file.
+    /// Locks the file at `path`. Waits if another process is downloading the same file.
     fn lock(&self, path: &Path) -> Result<Opened> {
         let file = Opened::options()
             .create(true)
@@ -328,7 +332,8 @@ impl File<'_> {
 
     #[cfg(unix)]
     fn link(&self, file: &RemoteFile) -> io::Result<()> {
-        // From the link's folder up to the repository's folder, past the commit and `snapshots`.
+        // Path from the link's folder to the repository's folder. The 2 is for the `snapshots` and
+        // commit folders.
         let up = "../".repeat(self.name.matches('/').count() + 2);
         std::os::unix::fs::symlink(format!("{up}blobs/{}", file.etag), &file.pointer)
     }
@@ -374,7 +379,7 @@ impl File<'_> {
     }
 }
 
-/// The target of a redirect; `None` for other responses.
+/// Returns the target URL of a redirect, or `None` if the response is not a redirect.
 fn redirect_target(address: &str, response: &Response<Body>) -> Result<Option<String>> {
     if !response.status().is_redirection() {
         return Ok(None);

@@ -1,10 +1,10 @@
-//! Ids of repositories: `org/name` or `org/name@revision`.
+//! Repository ids: `org/name` or `org/name@revision`.
 
 use std::fmt;
 
 use crate::error::{Error, Result};
 
-/// The content of a repository.
+/// The type of a repository.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RepoKind {
     /// A model or an adapter.
@@ -14,7 +14,7 @@ pub enum RepoKind {
 }
 
 impl RepoKind {
-    /// The name of this kind in messages.
+    /// Returns the name of this type for messages.
     pub fn word(self) -> &'static str {
         match self {
             RepoKind::Model => "model",
@@ -23,14 +23,14 @@ impl RepoKind {
     }
 }
 
-/// A repository of the hub at a revision.
+/// A repository on the hub at a revision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RepoId {
-    /// The content of the repository.
+    /// Type of the repository.
     pub kind: RepoKind,
     /// `org/name`.
     pub name: String,
-    /// A branch, a tag or a commit; `main` by default.
+    /// Branch, tag or commit. The default is `main`.
     pub revision: String,
 }
 
@@ -38,7 +38,7 @@ pub struct RepoId {
 const MAIN: &str = "main";
 
 impl RepoId {
-    /// Parses `org/name` or `org/name@revision`. Returns `None` for a text of any other form.
+    /// Parses `org/name` or `org/name@revision`. Returns `None` if `text` is not a valid id.
     pub fn parse(kind: RepoKind, text: &str) -> Option<Self> {
         let (name, revision) = text.split_once('@').unwrap_or((text, MAIN));
         let (org, rest) = name.split_once('/')?;
@@ -51,29 +51,30 @@ impl RepoId {
         })
     }
 
-    /// Parses an id like [`parse`](Self::parse), but returns an error for a text of another form.
+    /// Parses an id like [`parse`](Self::parse), but returns an error if `text` is not a valid id.
     ///
     /// # Errors
     /// Fails if the text is not `org/name` or `org/name@revision`.
     pub fn read(kind: RepoKind, text: &str) -> Result<Self> {
         Self::parse(kind, text).ok_or_else(|| {
-            Error::new(format!("`{text}` is not a valid id of a {} on the hub", kind.word()))
-                .hint("write `org/name`, or `org/name@revision` for a branch, a tag or a commit")
+            Error::new(format!("`{text}` is not a valid {} id", kind.word())).hint(
+                "use `org/name`, or `org/name@revision` to select a branch, a tag or a commit",
+            )
         })
     }
 
-    /// The same repository at another revision.
+    /// Returns the same repository at a different revision.
     #[must_use]
     pub fn at(&self, revision: &str) -> Self {
         Self { revision: revision.to_owned(), ..self.clone() }
     }
 
-    /// True if the revision is the default, `main`.
+    /// True if the revision is `main`, the default.
     pub fn is_main(&self) -> bool {
         self.revision == MAIN
     }
 
-    /// True if the revision is a full commit hash, so that its files never change.
+    /// True if the revision is a full commit hash. Its files never change.
     pub fn is_commit(&self) -> bool {
         is_commit(&self.revision)
     }
@@ -97,13 +98,13 @@ impl fmt::Display for RepoId {
     }
 }
 
-/// True if a text is a full commit hash.
+/// True if `text` is a full commit hash.
 pub(super) fn is_commit(text: &str) -> bool {
     text.len() == 40 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// True if a text is allowed as a part of an id. The rules are the same as on the hub. In addition,
-/// the text must not lead out of a folder if it is used as a path.
+/// True if `text` is a valid component of an id. The rules are those of the hub. They also exclude
+/// `..`, so that an id can safely be used as a path.
 fn plain(text: &str) -> bool {
     !text.is_empty()
         && text.len() <= 96

@@ -1,9 +1,10 @@
-//! Looks up repositories on the Hugging Face hub and fetches their files into the cache that all
-//! Hugging Face libraries share. Without a network, files are read from that cache.
+//! Looks up repositories on the Hugging Face hub and downloads their files to the cache that all
+//! Hugging Face libraries share. Without network access, files are read from that cache.
 //!
-//! The crate hf-hub provides the hub's URLs, the request for a repository's contents and the layout
-//! of the cache. This module adds checks of every file's length and SHA-256, resumes interrupted
-//! transfers, sends the token only to the hub itself, and turns each refusal into a specific error.
+//! The hf-hub crate provides the URLs of the hub, the request for a repository's metadata and the
+//! layout of the cache. This module checks the length and SHA-256 of every download, resumes
+//! interrupted downloads, sends the token only to the hub itself, and turns error responses into
+//! specific error messages.
 //!
 //! This module must not depend on any file format. Its callers decide which files they need.
 
@@ -38,13 +39,13 @@ use snapshot::Listing;
 
 /// Timeout for the request that lists a repository's files. The hub's Python client uses the same.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// Maximum size in bytes of the hub's description of a repository. A data set of a hundred thousand
-/// files needs about a tenth of this.
+/// Maximum size in bytes of the hub's response with the metadata of a repository. The metadata of a
+/// data set with a hundred thousand files has about a tenth of this size.
 const MAX_LISTING_BYTES: u64 = 100 << 20;
-/// Number of retries if the hub replies that it is too busy.
+/// Number of retries if the hub responds that it is busy.
 const MAX_RETRIES: u32 = 3;
 
-/// A client of the hub.
+/// A client for the hub.
 pub struct Hub {
     settings: Settings,
     api: Api,
@@ -54,23 +55,23 @@ pub struct Hub {
 }
 
 impl fmt::Debug for Hub {
-    /// Leaves out hf-hub's client, because its debug output includes the token.
+    /// Omits the client from hf-hub, because its debug output includes the token.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Hub").field("settings", &self.settings).finish_non_exhaustive()
     }
 }
 
-/// The reasons why a lookup on the hub can fail.
+/// The ways in which a lookup on the hub can fail.
 enum LookupError {
-    /// The hub could not be reached. The cache may still have the repository.
+    /// The hub could not be reached. The repository may still be in the cache.
     Unreachable(Error),
-    /// The hub refused the request.
-    Refused(Error),
+    /// The hub responded with an error or with invalid metadata.
+    Failed(Error),
 }
 
 impl Hub {
-    /// Creates a client with the settings of the environment. The client is offline if the
-    /// environment says so, or if [`stay_offline`] was called.
+    /// Creates a client with the settings from the environment variables. The client is offline if
+    /// the environment variables disable network access, or if [`stay_offline`] was called.
     ///
     /// # Errors
     /// Fails if a setting is not valid.
@@ -80,7 +81,7 @@ impl Hub {
         Self::new(settings)
     }
 
-    /// Creates a client with these settings.
+    /// Creates a client from explicit settings.
     ///
     /// # Errors
     /// Fails if the certificates in `settings` cannot be read.
@@ -95,9 +96,9 @@ impl Hub {
             .with_user_agent("reprpo", env!("CARGO_PKG_VERSION"));
         let api = builder
             .build()
-            .map_err(|e| Error::internal("cannot create a client of the hub").because(e))?;
+            .map_err(|e| Error::internal("cannot create a client for the hub").because(e))?;
         let agent = Agent::config_builder()
-            // `fetch` follows redirects itself, because it must not send the token to other hosts.
+            // `fetch` follows redirects itself, so that the token is never sent to other hosts.
             .max_redirects(0)
             .http_status_as_error(false)
             .timeout_connect(Some(TIMEOUT))
@@ -109,17 +110,18 @@ impl Hub {
         Ok(Self { settings, api, agent: agent.into(), tls })
     }
 
-    /// The settings of this client.
+    /// Returns the settings of this client.
     pub fn settings(&self) -> &Settings {
         &self.settings
     }
 
-    /// Looks up a repository on the hub. The cache is used instead if the client is offline, if the
-    /// revision is a commit that was looked up before, or if the hub cannot be reached.
+    /// Looks up a repository on the hub. If the client is offline, if the revision is a commit that
+    /// was looked up before, or if the hub cannot be reached, the repository is looked up in the
+    /// cache instead.
     ///
     /// # Errors
-    /// Fails if the repository does not exist, if this user cannot access it, or if the cache is
-    /// used and does not contain it.
+    /// Fails if the repository does not exist or is not accessible to the user, or if the lookup
+    /// uses the cache and the repository is not in it.
     pub fn open(&self, repo: &RepoId) -> Result<Snapshot<'_>> {
         if self.settings.offline {
             return Snapshot::cached(self, repo).map_err(|e| {
@@ -136,7 +138,7 @@ impl Hub {
         }
         match self.ask(repo) {
             Ok(listing) => Ok(Snapshot::listed(self, repo, listing)),
-            Err(LookupError::Refused(e)) => Err(e),
+            Err(LookupError::Failed(e)) => Err(e),
             Err(LookupError::Unreachable(e)) => match Snapshot::cached(self, repo) {
                 Ok(snapshot) => {
                     tracing::warn!(
@@ -147,14 +149,14 @@ impl Hub {
                     Ok(snapshot)
                 }
                 Err(_) => Err(e.hint(format!(
-                    "check the network; `{repo}` is not in the cache `{}` either",
+                    "check the network connection; `{repo}` is also not in the cache `{}`",
                     self.settings.cache.display()
                 ))),
             },
         }
     }
 
-    /// Requests the list of a repository's files from the hub.
+    /// Requests the list of files in a repository from the hub.
     fn ask(&self, repo: &RepoId) -> Result<Listing, LookupError> {
         let unreached = |e: ureq::Error| LookupError::Unreachable(self.unreachable(e));
         let mut busy = 0;
@@ -176,7 +178,7 @@ impl Hub {
                         .limit(MAX_LISTING_BYTES)
                         .read_to_string()
                         .map_err(unreached)?;
-                    return Listing::read(self, repo, &text).map_err(LookupError::Refused);
+                    return Listing::read(self, repo, &text).map_err(LookupError::Failed);
                 }
                 429 | 500..=599 if busy < MAX_RETRIES => {
                     busy += 1;
@@ -188,7 +190,7 @@ impl Hub {
                     ));
                 }
                 _ => {
-                    return Err(LookupError::Refused(self.refusal(
+                    return Err(LookupError::Failed(self.refusal(
                         repo,
                         status,
                         response.headers(),
@@ -200,7 +202,7 @@ impl Hub {
 
     fn unreachable(&self, why: impl std::error::Error + Send + Sync + 'static) -> Error {
         let e = Error::new(format!("the hub at `{}` cannot be reached", self.settings.endpoint));
-        let e = match (tls::is_distrust(&why), &self.settings.authorities) {
+        let e = match (tls::is_untrusted_certificate(&why), &self.settings.authorities) {
             (false, _) => e.hint(
                 "use `--offline` to use only the cache, or set `HTTPS_PROXY` or `HF_ENDPOINT` to \
                 reach the hub another way",
@@ -210,7 +212,7 @@ impl Hub {
                 `SSL_CERT_FILE` to that authority's certificate",
             ),
             (true, Some(own)) => e.hint(format!(
-                "check `{}`: {} makes it the only source of trusted certificates",
+                "check `{}`: {} makes its certificates the only trusted ones",
                 own.path.display(),
                 own.source
             )),
@@ -218,29 +220,30 @@ impl Hub {
         e.because(why)
     }
 
-    /// Turns the hub's refusal to describe a repository into an error.
+    /// Converts an error response to a request for a repository's metadata into an error message.
     fn refusal(&self, repo: &RepoId, status: u16, headers: &HeaderMap) -> Error {
         let header =
             |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default();
         let (what, id) = (repo.kind.word(), &repo.name);
         match (status, header("x-error-code")) {
             (_, "GatedRepo") => self.gated(repo),
-            (_, "RevisionNotFound") => {
-                Error::new(format!("the {what} `{id}` has no revision `{}`", repo.revision))
-                    .hint("give a branch, a tag or a full commit hash; the default is `main`")
-            }
+            (_, "RevisionNotFound") => Error::new(format!(
+                "revision `{}` of the {what} `{id}` was not found",
+                repo.revision
+            ))
+            .hint("use a branch, a tag or a full commit hash; the default is `main`"),
             (401, _) if header("x-error-message").contains("Invalid credentials") => {
-                self.with_token_hint(Error::new("the hub does not accept the token"))
+                self.with_token_hint(Error::new("the hub rejected the token"))
             }
-            // The hub does not reveal whether a private repository exists, and for some missing
-            // repositories it only replies with status 401.
+            // The hub does not reveal whether a private repository exists. For some missing
+            // repositories, it only returns status 401.
             (_, "RepoNotFound") | (401, "") => {
                 let e = Error::new(format!(
-                    "the {what} `{id}` was not found on the hub, or you cannot access it"
+                    "the {what} `{id}` was not found on the hub, or you do not have access to it"
                 ));
                 self.with_token_hint(match self.settings.endpoint.as_str() {
                     "https://huggingface.co" => e,
-                    other => e.hint(format!("check `HF_ENDPOINT`: it sets the hub to `{other}`")),
+                    other => e.hint(format!("check `HF_ENDPOINT`, which is set to `{other}`")),
                 })
             }
             _ => {
@@ -257,7 +260,7 @@ impl Hub {
         }
     }
 
-    /// The error for a gated repository whose terms the user has not accepted.
+    /// Creates the error for a gated repository whose terms the user has not accepted.
     fn gated(&self, repo: &RepoId) -> Error {
         let page = match repo.kind {
             RepoKind::Model => format!("{}/{}", self.settings.endpoint, repo.name),
@@ -265,7 +268,7 @@ impl Hub {
         };
         self.with_token_hint(
             Error::new(format!(
-                "the {} `{}` is gated, and its terms have not been accepted with your account",
+                "the {} `{}` is gated, and you have not accepted its terms",
                 repo.kind.word(),
                 repo.name
             ))
@@ -277,7 +280,7 @@ impl Hub {
     fn with_token_hint(&self, e: Error) -> Error {
         e.hint(match &self.settings.token {
             Some(token) => {
-                format!("check that the token of {} is valid and has access", token.source)
+                format!("check that the token from {} is valid and has access", token.source)
             }
             None => "set `HF_TOKEN` or run `hf auth login` to access private or gated \
                 repositories; the request was made without a token"
@@ -295,7 +298,8 @@ pub fn short(revision: &str) -> &str {
     if id::is_commit(revision) { revision.get(..7).unwrap_or(revision) } else { revision }
 }
 
-/// A field of a JSON object as text, or an empty text if it is missing or not a string.
+/// Returns the string in a field of a JSON object, or an empty string if the field is missing or
+/// not a string.
 fn text<'v>(value: &'v Value, field: &str) -> &'v str {
     value.get(field).and_then(Value::as_str).unwrap_or_default()
 }

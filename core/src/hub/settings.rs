@@ -1,5 +1,5 @@
-//! Settings of the hub's client, read from the same environment variables as in Hugging Face's own
-//! client.
+//! Settings of the client for the hub. They are read from the same environment variables that
+//! Hugging Face's Python client uses.
 
 use std::env;
 use std::fmt;
@@ -10,26 +10,28 @@ use crate::error::{Context, Error, Result};
 
 const ENDPOINT: &str = "https://huggingface.co";
 
-/// The hub's address, the cache folders and the credentials.
+/// URL of the hub, cache folders, credentials and certificates.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Address of the hub, without a slash at its end: `HF_ENDPOINT`.
+    /// URL of the hub, without a trailing slash: `HF_ENDPOINT`.
     pub endpoint: String,
-    /// The cache that all of Hugging Face's libraries share: `HF_HUB_CACHE`, its older name
-    /// `HUGGINGFACE_HUB_CACHE`, or else `HF_HOME/hub`.
+    /// The cache that all Hugging Face libraries share: `HF_HUB_CACHE`, or else
+    /// `HUGGINGFACE_HUB_CACHE` (the older name), or else `$HF_HOME/hub`.
     pub cache: PathBuf,
-    /// Folder for the lists of files in repositories, which the shared cache does not store.
+    /// Folder for the file lists of repositories, which the shared cache does not contain.
     pub listings: PathBuf,
-    /// True if only the cache may be used: `HF_HUB_OFFLINE`, `TRANSFORMERS_OFFLINE`, `--offline`.
+    /// True if network access is disabled and only the cache is used: `HF_HUB_OFFLINE`,
+    /// `TRANSFORMERS_OFFLINE`, `--offline`.
     pub offline: bool,
     /// Access token: `HF_TOKEN`, or the file that `hf auth login` writes.
     pub token: Option<Token>,
-    /// The only certificate authorities to trust: `SSL_CERT_FILE`, `REQUESTS_CA_BUNDLE`,
-    /// `CURL_CA_BUNDLE`. `None` means the public authorities that Mozilla trusts.
+    /// Certificate authorities to trust instead of the default ones: `SSL_CERT_FILE`,
+    /// `REQUESTS_CA_BUNDLE`, `CURL_CA_BUNDLE`. With `None`, Mozilla's list of public authorities is
+    /// used.
     pub authorities: Option<Authorities>,
 }
 
-/// A file of certificates in PEM format, or a folder of such files.
+/// A PEM file with certificates, or a folder of PEM files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Authorities {
     /// Path of the file or folder.
@@ -42,23 +44,23 @@ pub struct Authorities {
 #[derive(Clone)]
 pub struct Token {
     pub(super) secret: String,
-    /// The environment variable or file that the token comes from, in backticks, for error
-    /// messages.
+    /// Origin of the token for error messages: the name of an environment variable or the path of a
+    /// file, in backticks.
     pub source: String,
 }
 
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the token of {}", self.source)
+        write!(f, "the token from {}", self.source)
     }
 }
 
 impl Settings {
-    /// Reads the settings from the process's environment.
+    /// Reads the settings from the environment variables of this process.
     ///
     /// # Errors
-    /// Fails if the endpoint is not an HTTP URL, or if the token cannot be read or has characters
-    /// that a token cannot have.
+    /// Fails if the endpoint is not an HTTP URL, or if the token cannot be read or contains invalid
+    /// characters.
     pub fn of_environment() -> Result<Self> {
         Self::from(&|name| env::var_os(name).map(PathBuf::from))
     }
@@ -88,7 +90,7 @@ impl Settings {
         if host.is_empty()
             || host.contains(|c: char| c.is_whitespace() || c.is_control() || "@?#".contains(c))
         {
-            return Err(Error::new("`HF_ENDPOINT` is not a valid address of a hub")
+            return Err(Error::new("`HF_ENDPOINT` is not a valid URL of a hub")
                 .hint(format!("use the form `{ENDPOINT}`")));
         }
         let token = match ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"]
@@ -104,7 +106,10 @@ impl Settings {
                     Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
                     Err(e) => {
                         return Err(e).within(|| {
-                            format!("cannot read the hub's token from `{}`", file.display())
+                            format!(
+                                "cannot read the access token for the hub from `{}`",
+                                file.display()
+                            )
                         });
                     }
                 }
@@ -115,7 +120,9 @@ impl Settings {
             if written {
                 Ok(Token { secret, source })
             } else {
-                Err(Error::new(format!("{source} does not contain a valid token of the hub")))
+                Err(Error::new(format!(
+                    "{source} does not contain a valid access token for the hub"
+                )))
             }
         });
         let named = ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"]

@@ -1,4 +1,4 @@
-//! A repository at one commit: the list of its files, and the files in the cache.
+//! A repository at one commit, with the list of its files and their copies in the cache.
 
 use std::path::{Path, PathBuf};
 
@@ -23,14 +23,15 @@ pub(super) struct Listing {
 }
 
 impl Listing {
-    /// Parses the hub's description of a repository (JSON) and stores the listing for later runs.
+    /// Parses the repository metadata that the hub returned as JSON, and saves the listing for
+    /// later runs.
     pub fn read(hub: &Hub, repo: &RepoId, json: &str) -> Result<Self> {
-        let wrong = |what: &str| Error::new(format!("the hub's description of `{repo}` {what}"));
+        let wrong = |what: &str| Error::new(format!("the metadata of `{repo}` on the hub {what}"));
         let json: Value =
             serde_json::from_str(json).map_err(|e| wrong("is not valid JSON").because(e))?;
         let commit = text(&json, "sha").to_owned();
         if !is_commit(&commit) {
-            return Err(wrong("does not name a commit"));
+            return Err(wrong("does not contain a commit hash"));
         }
         let siblings = json
             .get("siblings")
@@ -54,8 +55,8 @@ impl Listing {
         Ok(listing)
     }
 
-    /// Reads the listing of a commit that an earlier run stored. A stored listing stays valid,
-    /// because commits never change.
+    /// Reads the listing of a commit that an earlier run saved. A saved listing never becomes
+    /// outdated, because commits do not change.
     pub fn stored(hub: &Hub, repo: &RepoId, commit: &str) -> Option<Self> {
         let bytes =
             read_bounded(&listing_path(hub, repo, commit), super::MAX_LISTING_BYTES).ok()?;
@@ -64,7 +65,8 @@ impl Listing {
             .filter(|l| l.commit == commit && l.files.iter().all(|f| is_inside(f)))
     }
 
-    /// Lists the files of a snapshot in the cache, for which there is no listing from the hub.
+    /// Creates a listing from the files in a snapshot folder of the cache, for use without a
+    /// listing from the hub.
     fn of_folder(folder: &Path, repo: &RepoId, commit: String) -> Result<Self> {
         let mut files = Vec::new();
         walk(folder, "", &mut files)?;
@@ -79,8 +81,8 @@ impl Listing {
                     .within(|| format!("cannot use `{}`", readme.display()))?;
             } else if !repo.revision.starts_with("refs/convert/") {
                 tracing::warn!(
-                    "the cache has no `{README}` of `{repo}`, so the splits are inferred from the \
-                        names of its files"
+                    "`{README}` of `{repo}` is not in the cache, so the splits are inferred from \
+                        file names"
                 );
             }
         }
@@ -98,19 +100,19 @@ impl Listing {
                 &serde_json::to_vec(self).map_err(|e| Error::internal(e.to_string()))?,
             )
         };
-        // If storing fails, a later run requests the listing from the hub again.
+        // Ignore the error, because a later run will then request the listing from the hub again.
         if let Err(e) = written() {
-            tracing::debug!("the listing of `{repo}` was not stored: {e:?}");
+            tracing::debug!("cannot save the listing of `{repo}`: {e:?}");
         }
     }
 }
 
-/// Path of the file that stores the listing of a repository at a commit.
+/// Returns the path of the file in which the listing of a commit is saved.
 fn listing_path(hub: &Hub, repo: &RepoId, commit: &str) -> PathBuf {
     hub.settings.listings.join(repo.for_hub().folder_name()).join(format!("{commit}.json"))
 }
 
-/// True if a relative path stays within the folder that it is joined to.
+/// True if the relative path `file` cannot point outside the folder that it is joined to.
 fn is_inside(file: &str) -> bool {
     !file.is_empty()
         && !file.contains('\\')
@@ -124,8 +126,9 @@ pub struct Snapshot<'h> {
     repo: RepoId,
     listing: Listing,
     /// True if files that are not in the cache may be downloaded.
-    fetches: bool,
-    /// True if the listing was created from the cache, so that the repository may have more files.
+    can_download: bool,
+    /// True if the listing was created from the files in the cache. The repository may then contain
+    /// more files.
     partial: bool,
 }
 
@@ -135,7 +138,7 @@ const MAX_README_BYTES: u64 = 1 << 24;
 
 impl<'h> Snapshot<'h> {
     pub(super) fn listed(hub: &'h Hub, repo: &RepoId, listing: Listing) -> Self {
-        Self { hub, repo: repo.clone(), listing, fetches: true, partial: false }
+        Self { hub, repo: repo.clone(), listing, can_download: true, partial: false }
     }
 
     /// Looks up the repository in the cache.
@@ -143,7 +146,7 @@ impl<'h> Snapshot<'h> {
         let folder = hub.settings.cache.join(repo.for_hub().folder_name());
         let missing = || {
             Error::new(format!(
-                "the {} `{repo}` is not in the cache, `{}`",
+                "the {} `{repo}` is not in the cache at `{}`",
                 repo.kind.word(),
                 hub.settings.cache.display()
             ))
@@ -152,9 +155,9 @@ impl<'h> Snapshot<'h> {
         let named = match std::fs::read_to_string(folder.join("refs").join(&repo.revision)) {
             Ok(commit) => Some(commit.trim().to_owned()),
             Err(_) if repo.is_commit() => Some(repo.revision.clone()),
-            // A cache that was filled by hand has no refs. If there is only one snapshot, it is
-            // used.
-            Err(_) => only(&snapshots).filter(|_| repo.revision == "main"),
+            // A cache that was filled manually does not contain refs. If it contains only one
+            // snapshot, use that as `main`.
+            Err(_) => only_subfolder(&snapshots).filter(|_| repo.revision == "main"),
         };
         let commit = named
             .filter(|c| is_inside(c) && !c.contains('/') && snapshots.join(c).is_dir())
@@ -163,45 +166,48 @@ impl<'h> Snapshot<'h> {
             Some(listing) => (listing, false),
             None => (Listing::of_folder(&snapshots.join(&commit), repo, commit)?, true),
         };
-        Ok(Self { hub, repo: repo.clone(), listing, fetches: false, partial })
+        Ok(Self { hub, repo: repo.clone(), listing, can_download: false, partial })
     }
 
-    /// The full hash of the commit.
+    /// Returns the full hash of the commit.
     pub fn commit(&self) -> &str {
         &self.listing.commit
     }
 
-    /// The repository's id with the commit as revision. It always refers to the same files.
+    /// Returns the repository's id with the commit hash as its revision. This id always refers to
+    /// the same files.
     pub fn pinned(&self) -> RepoId {
         self.repo.at(&self.listing.commit)
     }
 
-    /// The paths of all files in the repository, sorted.
+    /// Returns the sorted paths of all files in the repository.
     pub fn files(&self) -> &[String] {
         &self.listing.files
     }
 
-    /// True if the repository has a file with this path.
+    /// True if the repository contains a file with this path.
     pub fn has(&self, file: &str) -> bool {
         self.listing.files.binary_search_by(|f| f.as_str().cmp(file)).is_ok()
     }
 
-    /// Metadata from the front matter of the README, as JSON; null if the README does not have any,
-    /// or if the cache does not have the README.
+    /// Returns the metadata from the front matter of the README, as JSON. It is null if there is no
+    /// front matter, or if the client is offline and the README is not in the cache.
     pub fn card(&self) -> &Value {
         &self.listing.card
     }
 
-    /// The snapshot's folder in the cache. It contains only the files that were downloaded.
+    /// Returns the snapshot's folder in the cache. It only contains the files that have been
+    /// downloaded.
     pub fn folder(&self) -> PathBuf {
         self.hub.cached(self.repo.for_hub()).pointer_path(&self.listing.commit)
     }
 
-    /// Returns the path of a file in the cache, and downloads the file if it is not there yet.
+    /// Returns the path of a file in the cache. Downloads the file if it is not in the cache yet.
     ///
     /// # Errors
-    /// Fails if the repository does not have the file or denies access to it, if the download fails
-    /// or is damaged, or if the client is offline and the file is not in the cache.
+    /// Fails if the file does not exist in the repository or is not accessible to the user, if the
+    /// download fails or is corrupted, or if the client is offline and the file is not in the
+    /// cache.
     pub fn get(&self, file: &str) -> Result<PathBuf> {
         let path = self.folder().join(file);
         if is_inside(file) && path.is_file() {
@@ -214,16 +220,16 @@ impl<'h> Snapshot<'h> {
                 self.repo
             )));
         }
-        if !self.fetches {
+        if !self.can_download {
             let dataset =
                 if self.repo.kind == RepoKind::Dataset { " --repo-type dataset" } else { "" };
             return Err(Error::new(format!(
-                "`{file}` of `{}` is not in the cache, `{}`",
+                "`{file}` of `{}` is not in the cache at `{}`",
                 self.repo,
                 self.hub.settings.cache.display()
             ))
             .hint(format!(
-                "run `hf download{dataset} {} {}` on a machine with a network",
+                "run `hf download{dataset} {} {}` on a machine with network access",
                 self.repo.name,
                 quoted(file)
             )));
@@ -233,16 +239,17 @@ impl<'h> Snapshot<'h> {
             .fetch()
             .within(|| format!("cannot fetch `{file}` of `{}`", self.repo))?;
         if !self.repo.is_commit() {
-            // Record the branch's commit, so that later offline runs find it.
+            // Save the commit of the branch or tag, so that offline runs can find the snapshot.
             let reference = self.hub.cached(self.repo.for_hub()).create_ref(&self.listing.commit);
             reference.within(|| {
-                format!("cannot write into the cache `{}`", self.hub.settings.cache.display())
+                format!("cannot write to the cache `{}`", self.hub.settings.cache.display())
             })?;
         }
         Ok(path)
     }
 
-    /// Downloads several files that are not in the cache yet, and returns their common folder.
+    /// Downloads several files, unless they are already in the cache, and returns the snapshot's
+    /// folder.
     ///
     /// # Errors
     /// Fails in the same cases as [`get`](Self::get).
@@ -252,8 +259,8 @@ impl<'h> Snapshot<'h> {
     }
 }
 
-/// The name of the only subfolder; `None` if there are several or none.
-fn only(folder: &Path) -> Option<String> {
+/// Returns the name of the only subfolder, or `None` if there is not exactly one.
+fn only_subfolder(folder: &Path) -> Option<String> {
     let mut folders =
         std::fs::read_dir(folder).ok()?.filter_map(|e| Some(e.ok()?.path())).filter(|p| p.is_dir());
     let first = folders.next()?;
@@ -264,15 +271,16 @@ fn only(folder: &Path) -> Option<String> {
         .flatten()
 }
 
-/// Adds the files below a folder to `files`, as relative paths that start with `prefix`.
+/// Appends the files in a folder and its subfolders to `files`, as relative paths that start with
+/// `prefix`.
 fn walk(folder: &Path, prefix: &str, files: &mut Vec<String>) -> Result<()> {
     let entries =
         std::fs::read_dir(folder).within(|| format!("cannot read `{}`", folder.display()))?;
     for entry in entries.filter_map(std::result::Result::ok) {
         let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
         let path = entry.path();
-        // Files are links into the cache's blobs. The hub's tools never create links to folders, so
-        // those are skipped.
+        // In the cache, files are symlinks to blobs. Only descend into real folders: Hugging Face
+        // tools never create symlinks to folders.
         if entry.file_type().is_ok_and(|t| t.is_dir()) {
             walk(&path, &format!("{name}/"), files)?;
         } else if path.is_file() {

@@ -9,8 +9,7 @@ use crate::error::Fault as ErrorFault;
 const MODEL: &str = "models/org/name";
 const WEIGHTS: &str = "model.safetensors";
 
-/// Returns `n` bytes with a pattern that changes from range to range, so that swapped ranges are
-/// noticed.
+/// Returns `n` bytes with a non-repeating pattern, so that the tests detect swapped byte ranges.
 fn weights(n: usize) -> Vec<u8> {
     (0..n).map(|i| (i * 31 + i / 251) as u8).collect()
 }
@@ -23,7 +22,7 @@ struct Fixture {
 }
 
 impl Fixture {
-    /// Starts a hub that contains one model.
+    /// Starts a local hub that contains one model.
     fn new() -> Self {
         Self::of(LocalHub::start())
     }
@@ -239,7 +238,7 @@ fn the_next_process_resumes_a_failed_download() {
     let fixture = Fixture::new();
     let client = fixture.client();
     let snapshot = client.open(&id("org/name")).unwrap();
-    // One attempt receives some bytes, and the following attempts receive none.
+    // The first attempt receives some bytes, and all later attempts receive none.
     fixture.hub.fail(&[vec![Fault::Cut(1000)], vec![Fault::Cut(0); 20]].concat());
     let e = snapshot.get(WEIGHTS).unwrap_err();
     assert!(
@@ -270,7 +269,7 @@ fn a_corrupt_partial_file_is_downloaded_again() {
         snapshot.get(WEIGHTS).unwrap();
         let blob = snapshot.folder().join(WEIGHTS).canonicalize().unwrap();
         fs::remove_file(&blob).unwrap();
-        // A process that is killed at the wrong moment can leave a file like this.
+        // A process that is killed during a download can leave a corrupted partial file.
         fs::write(blob.with_extension("incomplete"), vec![7; length]).unwrap();
         assert_eq!(fs::read(snapshot.get(WEIGHTS).unwrap()).unwrap(), fixture.weights, "{length}");
     }
@@ -285,7 +284,7 @@ fn damaged_downloads_are_discarded() {
     assert_eq!(
         fs::read(snapshot.get(WEIGHTS).unwrap()).unwrap(),
         fixture.weights,
-        "one damaged download is retried"
+        "a damaged download must be retried once"
     );
 
     let fixture = Fixture::new();
@@ -312,7 +311,7 @@ fn private_and_gated_repositories_need_a_token_with_access() {
     fixture.hub.describe(MODEL, Traits { gated: true, ..Traits::default() });
     for (client, who) in [
         (fixture.client(), "without a token"),
-        (fixture.client_with("hf_another"), "token of `HF_TOKEN`"),
+        (fixture.client_with("hf_another"), "token from `HF_TOKEN`"),
     ] {
         let e = client.open(&id("org/name")).unwrap().get(WEIGHTS).unwrap_err();
         let text = message_of(&e);
@@ -329,7 +328,7 @@ fn private_and_gated_repositories_need_a_token_with_access() {
     fixture.hub.describe(MODEL, Traits { private: true, ..Traits::default() });
     for (client, who) in [
         (fixture.client(), "without a token"),
-        (fixture.client_with("hf_another"), "token of `HF_TOKEN`"),
+        (fixture.client_with("hf_another"), "token from `HF_TOKEN`"),
     ] {
         let text = message_of(&client.open(&id("org/name")).unwrap_err());
         assert!(
@@ -348,7 +347,7 @@ fn an_invalid_token_and_a_missing_repository_have_different_errors() {
     fixture.hub.fail(&[Fault::Credentials]);
     let text = message_of(&fixture.client_with("hf_old").open(&id("org/name")).unwrap_err());
     assert!(
-        text.contains("does not accept the token")
+        text.contains("rejected the token")
             && text.contains("`HF_TOKEN`")
             && !text.contains("hf_old"),
         "{text}"
@@ -387,7 +386,7 @@ fn a_tls_connection_requires_a_trusted_certificate() {
     let folder = fixture.dir.path().join("certificates");
     fs::create_dir(&folder).unwrap();
     let file = folder.join("own.pem");
-    fs::write(&file, format!("An authority of the tests.\n{}", fixture.hub.certificate())).unwrap();
+    fs::write(&file, format!("Test authority.\n{}", fixture.hub.certificate())).unwrap();
     let trusting = |path: &Path| {
         Hub::new(Settings {
             authorities: Some(Authorities { path: path.into(), source: "`SSL_CERT_FILE`".into() }),
@@ -395,7 +394,7 @@ fn a_tls_connection_requires_a_trusted_certificate() {
         })
     };
     let client = trusting(&file).unwrap();
-    // Large files come from another host, and that connection uses TLS as well.
+    // Large files are served by another host, which also uses TLS.
     let path = client.open(&id("org/name")).unwrap().get(WEIGHTS).unwrap();
     assert!(
         fs::read(path).unwrap() == fixture.weights
@@ -406,7 +405,7 @@ fn a_tls_connection_requires_a_trusted_certificate() {
             && !fixture.hub.requests().is_empty()
     );
 
-    // A certificate from another hub is not valid for this hub.
+    // The certificate of another hub must not be accepted.
     fs::write(&file, LocalHub::start_secure().certificate()).unwrap();
     let other = trusting(&file).unwrap();
     let e = other.open(&id("org/other")).unwrap_err();
@@ -434,7 +433,7 @@ fn errors_name_the_missing_repository_revision_or_file() {
         of("org/nothing").contains("the model `org/nothing` was not found")
             && of("org/nothing").contains(&fixture.hub.endpoint())
     );
-    assert!(of("org/name@v9").contains("has no revision `v9`"));
+    assert!(of("org/name@v9").contains("revision `v9` of the model `org/name` was not found"));
     assert!(
         message_of(&client.open(&id("org/name")).unwrap().get("x.json").unwrap_err())
             .contains("has no file `x.json`")
@@ -515,7 +514,8 @@ fn a_cache_that_cannot_be_written_to_is_named() {
     );
 }
 
-/// A cache that another tool filled does not list the files that were not fetched.
+/// A cache that was filled by another tool does not contain a listing, so the client cannot know
+/// which files are missing.
 #[test]
 fn an_offline_client_names_the_command_to_fetch_a_missing_file() {
     let fixture = Fixture::new();
@@ -527,7 +527,7 @@ fn an_offline_client_names_the_command_to_fetch_a_missing_file() {
     assert!(found.get("config.json").is_ok() && !found.has("model-00002-of-00002.safetensors"));
     let e = message_of(&found.get("model-00002-of-00002.safetensors").unwrap_err());
     assert!(
-        e.starts_with("`model-00002-of-00002.safetensors` of `org/name` is not in the cache, `"),
+        e.starts_with("`model-00002-of-00002.safetensors` of `org/name` is not in the cache at `"),
         "{e}"
     );
     assert!(

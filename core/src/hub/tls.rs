@@ -1,4 +1,4 @@
-//! TLS connections that only trust the user's certificate authorities.
+//! TLS configuration that only trusts the certificate authorities chosen by the user.
 
 use std::error::Error as Cause;
 use std::path::{Path, PathBuf};
@@ -9,19 +9,18 @@ use super::Authorities;
 use crate::error::{Context, Error, Result};
 use crate::files::read_bounded;
 
-/// Maximum size in bytes of a file of certificates. A file with all public authorities is about a
-/// hundredth of this size.
+/// Maximum size of a certificate file in bytes. A bundle of all public authorities is about a
+/// hundred times smaller.
 const MAX_PEM_BYTES: u64 = 1 << 24;
 
-/// A TLS configuration that trusts only these certificate authorities.
+/// Creates a TLS configuration that only trusts these certificate authorities.
 pub fn trusting(authorities: &Authorities) -> Result<TlsConfig> {
-    read(authorities).map_err(|e| {
-        e.hint(format!("correct {}, unset it, or use `--offline`", authorities.source))
-    })
+    read(authorities)
+        .map_err(|e| e.hint(format!("correct or unset {}, or use `--offline`", authorities.source)))
 }
 
 fn read(authorities: &Authorities) -> Result<TlsConfig> {
-    let within = || format!("the certificates that {} names cannot be used", authorities.source);
+    let within = || format!("cannot use the certificates from {}", authorities.source);
     let mut certificates = Vec::new();
     for file in files(&authorities.path).within(within)? {
         let bytes = read_bounded(&file, MAX_PEM_BYTES).within(within)?;
@@ -43,7 +42,7 @@ fn read(authorities: &Authorities) -> Result<TlsConfig> {
     Ok(TlsConfig::builder().root_certs(RootCerts::from(certificates)).build())
 }
 
-/// Returns `path` itself if it is a file, or the files of the folder `path` sorted by name.
+/// Returns `path` itself if it is a file, or the sorted files in the folder if it is a folder.
 fn files(path: &Path) -> Result<Vec<PathBuf>> {
     if !path.is_dir() {
         return Ok(vec![path.to_owned()]);
@@ -60,8 +59,9 @@ fn files(path: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// True if a connection failed because the server's certificate is not trusted.
-pub fn is_distrust(e: &(dyn Cause + 'static)) -> bool {
-    // rustls's error is wrapped in an I/O error, so check the text.
-    e.to_string().contains("invalid peer certificate") || e.source().is_some_and(is_distrust)
+/// True if a connection failed because the server's certificate was not trusted.
+pub fn is_untrusted_certificate(e: &(dyn Cause + 'static)) -> bool {
+    // The rustls error is wrapped in an I/O error, so it can only be recognised by its message.
+    e.to_string().contains("invalid peer certificate")
+        || e.source().is_some_and(is_untrusted_certificate)
 }

@@ -1,4 +1,4 @@
-//! Tables as text, aligned for a terminal or as Markdown.
+//! Aligned text tables for terminals and Markdown.
 
 /// The alignment of a column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub struct Grid {
 }
 
 impl Grid {
-    /// Creates a table with these columns and without rows.
+    /// Creates an empty table with the given columns.
     pub fn new<S: Into<String>>(columns: impl IntoIterator<Item = (S, Align)>) -> Self {
         Self {
             columns: columns.into_iter().map(|(name, align)| (name.into(), align)).collect(),
@@ -28,14 +28,14 @@ impl Grid {
         }
     }
 
-    /// Adds a row. Missing cells at its end are empty.
+    /// Adds a row. If it has fewer cells than the table has columns, empty cells are appended.
     pub fn row<S: Into<String>>(&mut self, cells: impl IntoIterator<Item = S>) {
         let mut row: Vec<String> = cells.into_iter().map(Into::into).collect();
         row.resize(self.columns.len(), String::new());
         self.rows.push(row);
     }
 
-    /// The table as text for a terminal, with two blanks between columns. Long text in the last
+    /// Renders the table for a terminal, with two spaces between columns. Long text in the last
     /// column is wrapped within the column.
     pub fn plain(&self) -> String {
         let mut text = String::new();
@@ -61,7 +61,7 @@ impl Grid {
         text
     }
 
-    /// The table as Markdown, whose source is also aligned.
+    /// Renders the table as Markdown. Cells are padded so that the source is aligned too.
     pub fn markdown(&self) -> String {
         let escape = |cell: &str| cell.replace('|', "\\|").replace('\n', " ");
         let line = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
@@ -108,8 +108,8 @@ impl Grid {
     }
 }
 
-/// Breaks `text` between words into pieces of at most `room` characters. Text that fits is not
-/// changed.
+/// Wraps `text` at word boundaries to lines of at most `room` characters. Text that fits is
+/// returned unchanged.
 fn wrapped(text: &str, room: usize) -> Vec<String> {
     if text.trim_end().chars().count() <= room {
         return vec![text.to_owned()];

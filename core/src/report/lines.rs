@@ -1,6 +1,6 @@
-//! Text from data sets and models as lines that are safe to show on a terminal.
+//! Prepares text from data sets and models for safe display on a terminal.
 
-/// Makes line ends visible and escapes control characters, which a terminal would interpret.
+/// Marks line breaks with `⏎` and escapes control characters, which a terminal would interpret.
 pub fn visible(text: &str) -> String {
     let shown: String = text
         .chars()
@@ -10,12 +10,13 @@ pub fn visible(text: &str) -> String {
             c => c.to_string(),
         })
         .collect();
-    // Show the line end of the last line, but do not add an empty line after it.
+    // Mark a trailing line break, but do not add an empty line after it.
     shown.strip_suffix('\n').map(str::to_owned).unwrap_or(shown)
 }
 
-/// Splits text into lines of at most `room` characters. Of a long text only the `first` and the
-/// `last` lines are returned, with a line between them that counts the rest.
+/// Wraps text like [`wrapped`]. If there are too many lines, only the `first` lines at the start
+/// and the `last` lines at the end are kept, and a line with the number of omitted lines replaces
+/// the middle.
 pub fn shortened(text: &str, room: usize, (first, last): (usize, usize)) -> Vec<String> {
     let mut lines = wrapped(text, room);
     if lines.len() > first + last + 1 {
@@ -25,13 +26,13 @@ pub fn shortened(text: &str, room: usize, (first, last): (usize, usize)) -> Vec<
     lines
 }
 
-/// Splits text into lines of at most `room` characters.
+/// Wraps text to lines of at most `room` characters.
 pub fn wrapped(text: &str, room: usize) -> Vec<String> {
     text.lines().flat_map(|line| pieces(line, room)).collect()
 }
 
-/// Splits a line into pieces of at most `room` characters. A piece ends after a blank if there is
-/// one in its second half.
+/// Wraps one line to pieces of at most `room` characters. A piece ends after its last space, unless
+/// that space is in the first half of the piece.
 fn pieces(line: &str, room: usize) -> Vec<String> {
     let mut left: Vec<char> = line.chars().collect();
     let mut all = Vec::new();

@@ -1,4 +1,4 @@
-//! Output for people: tables, lines of text, and progress.
+//! Human-readable output: tables, wrapped text and progress.
 
 pub mod grid;
 pub mod lines;

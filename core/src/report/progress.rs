@@ -3,10 +3,10 @@
 
 /// A receiver of progress reports.
 pub trait Progress: Send {
-    /// Starts a new stage of `total` steps, if that is known.
+    /// Starts a new stage. `total` is its number of steps, or `None` if that is unknown.
     fn stage(&mut self, name: &str, total: Option<u64>);
-    /// Counts `by` steps of the stage as already done, for example when a run is resumed. They do
-    /// not count towards the speed.
+    /// Marks `by` steps of the stage as already done, for example when a run is resumed. They are
+    /// not included in the displayed speed.
     fn skip(&mut self, by: u64);
     /// Reports that `by` more steps are done. `fields` are values to show, for example the loss.
     fn advance(&mut self, by: u64, fields: &[(&str, f64)]);
@@ -16,7 +16,7 @@ pub trait Progress: Send {
     fn finish(&mut self);
 }
 
-/// A receiver that shows nothing.
+/// Ignores all progress reports.
 #[derive(Clone, Copy, Debug)]
 pub struct Silent;
 

@@ -27,11 +27,11 @@ pub struct AdapterChoice {
 }
 
 impl AdapterChoice {
-    /// Builds the experiment's adapter, with the values of `saved` if it is given.
+    /// Builds the experiment's adapter, with the parameter values of `saved` if it is `Some`.
     ///
     /// # Errors
-    /// Fails if the experiment configures another adapter than the saved one, or if the adapter
-    /// refuses its configuration.
+    /// Fails if `saved` is a different adapter or has a different configuration, or if the adapter
+    /// rejects its configuration.
     pub fn new(experiment: &Experiment, saved: Option<Saved>, registry: &Registry) -> Result<Self> {
         let choice = &experiment.adapter;
         let entry = registry.adapter(&choice.name)?;
@@ -45,18 +45,18 @@ impl AdapterChoice {
         Ok(Self { entry, adapter: entry.build(&choice.json())?, values, warnings })
     }
 
-    /// Builds a new adapter from a configuration in JSON.
+    /// Builds a new adapter from a JSON configuration.
     ///
     /// # Errors
-    /// Fails if the adapter refuses its configuration.
+    /// Fails if the adapter rejects its configuration.
     pub fn of_new(entry: &'static AdapterEntry, json: &str) -> Result<Self> {
         Ok(Self { entry, adapter: entry.build(json)?, values: None, warnings: Vec::new() })
     }
 
-    /// Loads the saved adapter in the folder `dir`, with the configuration that was saved with it.
+    /// Loads the adapter saved in the folder `dir`, using its saved configuration.
     ///
     /// # Errors
-    /// Fails if the adapter cannot be read, or if it refuses its configuration.
+    /// Fails if the adapter cannot be read, or if it rejects its configuration.
     pub fn read(dir: &Path, registry: &Registry) -> Result<Self> {
         let saved = Saved::read(dir, registry)?;
         let adapter = saved.entry.build(&Value::Object(saved.config).to_string())?;
@@ -68,16 +68,17 @@ impl AdapterChoice {
         })
     }
 
-    /// Loads the saved adapter in the folder `dir`, which must agree with the experiment.
+    /// Loads the adapter saved in the folder `dir`, which must have the configuration of the
+    /// experiment's adapter.
     ///
     /// # Errors
-    /// Fails if the adapter cannot be read, or as [`new`](Self::new) does.
+    /// Fails if the adapter cannot be read, and in the same cases as [`new`](Self::new).
     pub fn saved(dir: &Path, experiment: &Experiment, registry: &Registry) -> Result<Self> {
         Self::new(experiment, Some(Saved::read(dir, registry)?), registry)
     }
 
-    /// Warnings about a saved adapter: those from reading its file, and one for each part of its
-    /// configuration that matches nothing in `model`.
+    /// Warnings about a saved adapter: problems found while reading its file, and configured module
+    /// patterns that match nothing in `model`.
     ///
     /// # Errors
     /// Fails if a pattern is not a regular expression.
@@ -125,9 +126,9 @@ pub fn attach_saved(saved: &AdapterChoice, model: &Model) -> Result<Adapted> {
 fn agrees(choice: &Choice, entry: &AdapterEntry, saved: &Saved) -> Result<()> {
     let contradicts = |what: &str, ours: &dyn std::fmt::Display, theirs: &dyn std::fmt::Display| {
         Error::new(format!(
-            "`{what}` is `{ours}` in the configuration, but the saved adapter has `{theirs}`"
+            "`{what}` is `{ours}` in the configuration, but `{theirs}` in the saved adapter"
         ))
-        .hint("use the saved adapter that the configuration was made for")
+        .hint("change the configuration to match, or load a different adapter")
     };
     if saved.entry.about.name != entry.about.name {
         return Err(contradicts("adapter.name", &entry.about.name, &saved.entry.about.name));

@@ -1,5 +1,5 @@
-//! The adapter, objective and optimiser that train a model. Runs and the conformance kit assemble
-//! them here.
+//! Assembles the adapter, objective and optimiser that train a model. Both runs and the conformance
+//! kit use this.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -14,7 +14,7 @@ use crate::guard::faults;
 use crate::model::{Adapted, Model};
 use crate::train::{AdamW, Group, Objective, Reference, Taps, leave_flat_start};
 
-/// Everything that trains a model, ready for the first step.
+/// The adapter, objective and optimiser of a run, ready for the first step.
 pub struct Assembled {
     /// The adapter that is trained.
     pub adapted: Adapted,
@@ -29,7 +29,7 @@ pub struct Assembled {
     pub noise: Option<f64>,
 }
 
-/// The parts of an assembled run, besides the model.
+/// The inputs to [`Assembled::new`], other than the model and the training configuration.
 pub struct Parts<'a> {
     /// The training objective.
     pub intervention: Box<dyn Intervention>,
@@ -37,7 +37,7 @@ pub struct Parts<'a> {
     pub taps: Taps,
     /// The adapter.
     pub adapter: &'a AdapterChoice,
-    /// The name of each pair in a checkpoint, by the index of the pair.
+    /// Maps the index of each pair to the name under which checkpoints store its reference values.
     pub names: BTreeMap<usize, String>,
     /// True to add noise to the adapter if the loss is flat at its initial value.
     pub leaves_flat_start: bool,
@@ -60,7 +60,7 @@ impl Assembled {
             None
         };
         let reference = initial.clone().filter(|_| train.reference == ReferenceModel::Start);
-        // True if training starts from the reference itself.
+        // True if the policy initially equals the reference.
         let at_reference = if initial.is_some() {
             reference.is_some()
         } else {
@@ -78,7 +78,7 @@ impl Assembled {
         Ok(Self { adapted, initial, objective, optimiser, noise })
     }
 
-    /// All trained parameters: those of the adapter, and those of the transforms.
+    /// All trained parameters of the adapter and the transforms, by name.
     pub fn parameters(&self) -> Vec<(String, Tensor)> {
         let scoped =
             |scope: &'static str| move |(name, t): (String, Tensor)| (format!("{scope}.{name}"), t);
@@ -89,10 +89,10 @@ impl Assembled {
     }
 }
 
-/// Number of blocks that a training step must run, for a method with these needs that reads states
-/// at `sites`.
+/// Number of blocks that the forward pass of a training step must run to compute the states at
+/// `sites` and whatever else the method needs.
 fn depth(needs: &Needs, sites: &[Site], model: &Model) -> Result<usize> {
-    // A method that trains nothing reads no states, and its adapter is attached to all blocks.
+    // Evaluate-only methods read no states, but their adapter must be attached to all blocks.
     model.depth(sites, needs.logprobs.any() || needs.sequence_nll || needs.evaluate_only)
 }
 

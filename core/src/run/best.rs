@@ -5,7 +5,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::config::BestMetric;
 use crate::error::Error;
 
-/// The best validation so far. It is part of a checkpoint.
+/// The best validation so far. Checkpoints include it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Best {
     /// Number of finished steps at the last validation; 0 before the first validation.
@@ -16,7 +16,7 @@ pub struct Best {
     pub without_improvement: usize,
 }
 
-/// A validation, with the value of `train.best_metric`.
+/// The result of one validation.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Validated {
     /// Number of finished steps at this validation.
@@ -27,9 +27,8 @@ pub struct Validated {
 }
 
 impl Best {
-    /// Records the value of the validation after `step` steps, which is `None` or NaN if the metric
-    /// has no value. Returns true if the value is better than all earlier ones. A value that equals
-    /// the best one is not better.
+    /// Records the metric's `value` at the validation after `step` steps. Returns true if it is
+    /// strictly better than all earlier values. A missing or non-finite value is never better.
     pub fn observe(&mut self, metric: BestMetric, step: usize, value: Option<f64>) -> bool {
         self.validated = step;
         let Some(value) = value.filter(|value| value.is_finite()) else {
@@ -52,14 +51,14 @@ impl Best {
         self.best.map(|best| best.step)
     }
 
-    /// True if the last `patience` validations or more did not improve on the best one.
+    /// True if there have been at least `patience` validations since the best one.
     pub fn exhausted(&self, patience: Option<usize>) -> bool {
         patience.is_some_and(|patience| self.without_improvement >= patience)
     }
 }
 
-/// Writes a number as text, so that reading it gives exactly the same number. The JSON reader may
-/// round the last bit of a number.
+/// Serializes a number as a string so that it round-trips exactly. `serde_json` may change the last
+/// bit when it parses a number.
 fn exact<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&format_args!("{value:?}"))
 }

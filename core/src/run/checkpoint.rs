@@ -25,7 +25,7 @@ fn dir(run: &Path) -> PathBuf {
     run.join("checkpoints")
 }
 
-/// Path of the trained values of the best validation, which followed step `step`.
+/// Folder with the parameters from the best validation, which took place after step `step`.
 fn dir_of_best(run: &Path, step: usize) -> PathBuf {
     dir(run).join(format!("best-{step}"))
 }
@@ -77,8 +77,8 @@ pub fn save(
     Ok(())
 }
 
-/// Reads the best validation up to the checkpoint of `step`. Returns `None` if the run that wrote
-/// the checkpoint did not validate.
+/// Reads the best validation recorded in the checkpoint of `step`. Returns `None` if the run that
+/// wrote the checkpoint did not validate.
 ///
 /// # Errors
 /// Fails if the file cannot be read, or if its content is not valid.
@@ -94,8 +94,8 @@ pub fn best(run: &Path, step: usize) -> Result<Option<Best>> {
     })
 }
 
-/// Saves all trained values after `step` finished steps, because the validation after this step is
-/// the best so far.
+/// Saves all trained parameters after `step` finished steps. Called when the validation after this
+/// step is the best so far.
 ///
 /// # Errors
 /// Fails if a file cannot be written.
@@ -106,22 +106,22 @@ pub fn save_best(folder: &Path, step: usize, run: &Assembled) -> Result<()> {
     write_safetensors(&here.join(PARAMETERS), &host(&run.parameters())?)
 }
 
-/// Restores the values that [`save_best`] saved after `step` steps.
+/// Restores the parameters that [`save_best`] saved after `step` steps.
 ///
 /// # Errors
 /// Fails if the file is missing or damaged.
 pub fn restore_best(folder: &Path, step: usize, run: &Assembled) -> Result<()> {
-    put_back(read_safetensors(&dir_of_best(folder, step).join(PARAMETERS))?, run)
+    copy_into_parameters(read_safetensors(&dir_of_best(folder, step).join(PARAMETERS))?, run)
 }
 
-/// Removes the values that were saved for the best validation, after `step` steps, because a later
+/// Removes the parameters that [`save_best`] saved after `step` steps. Called when a later
 /// validation is better.
 pub fn discard_best(folder: &Path, step: usize) {
     // If the file cannot be removed, it only costs disk space.
     let _ = std::fs::remove_dir_all(dir_of_best(folder, step));
 }
 
-/// Removes all values saved by [`save_best`] except those of `best`.
+/// Removes everything that [`save_best`] saved, except the parameters of `best`.
 fn keep_only_best(folder: &Path, best: Option<&Best>) {
     let kept = best.and_then(Best::step).map(|step| format!("best-{step}"));
     remove(&dir(folder), &|name| name.starts_with("best-") && Some(name) != kept.as_deref());
@@ -132,7 +132,7 @@ pub fn exists(run: &Path) -> bool {
     dir(run).join("latest").is_file()
 }
 
-/// Returns the number of steps that the run's checkpoint has finished.
+/// Returns the number of steps that were finished when the run's checkpoint was written.
 ///
 /// # Errors
 /// Fails if there is no checkpoint, or if the training is complete.
@@ -140,7 +140,7 @@ pub fn latest(run: &Path) -> Result<usize> {
     let path = dir(run).join("latest");
     if marks::trained(run) {
         return Err(Error::new(format!(
-            "the run in `{}` has ended: there is nothing left to train",
+            "the run in `{}` has already finished training",
             run.display()
         ))
         .hint(format!(
@@ -160,24 +160,23 @@ pub fn latest(run: &Path) -> Result<usize> {
         .map_err(|_| Error::new(format!("`{}` does not contain a step number", path.display())))
 }
 
-/// Compares the fingerprints in the checkpoint of `step` with those of the run that is resumed. If
-/// `inexact` is true, returns the names of the inputs that differ and does not fail.
+/// Compares the fingerprints in the checkpoint of `step` with `now`, the fingerprints of the
+/// resumed run. If `inexact` is true, returns the names of the inputs that differ.
 ///
 /// # Errors
-/// Fails if something differs, or if the checkpoint has no fingerprints, unless `inexact` is true.
+/// Fails if a file cannot be read. Unless `inexact` is true, also fails if an input differs or if
+/// the checkpoint has no fingerprints.
 pub fn check(run: &Path, step: usize, now: &Fingerprints, inexact: bool) -> Result<Vec<String>> {
     let given_up = |e: Error| {
         e.hint(
             "use `--inexact-resume` to resume anyway; the result can then differ from that of an \
-            uninterrupted run, and reference values that no longer apply are computed again",
+            uninterrupted run, and outdated reference values are computed again",
         )
     };
     let Some(then) = Fingerprints::read(&dir(run).join(format!("step-{step}")).join(FINGERPRINTS))?
     else {
         if inexact {
-            return Ok(vec![
-                "possibly everything, because the checkpoint has no fingerprints".to_owned(),
-            ]);
+            return Ok(vec!["unknown inputs (the checkpoint has no fingerprints)".to_owned()]);
         }
         return Err(given_up(
             Error::new(format!(
@@ -192,21 +191,17 @@ pub fn check(run: &Path, step: usize, now: &Fingerprints, inexact: bool) -> Resu
     if names.is_empty() || inexact {
         return Ok(names);
     }
-    let differ = if names.len() == 1 {
-        "is not what its checkpoint was made with"
-    } else {
-        "are not what its checkpoint was made with"
-    };
+    let have = if names.len() == 1 { "has" } else { "have" };
     let e = Error::new(format!(
-        "cannot resume the run in `{}`: {} {differ}",
+        "cannot resume the run in `{}`: {} {have} changed since its checkpoint was written",
         run.display(),
         names.join(", ")
     ))
     .because(Error::new(details.join("; ")));
-    Err(given_up(e.hint("put back what the checkpoint was made with, or start a new run")))
+    Err(given_up(e.hint("restore the original inputs, or start a new run")))
 }
 
-/// Restores the checkpoint of `step`. `now` are the fingerprints of the run that is resumed.
+/// Restores the checkpoint of `step`. `now` contains the fingerprints of the resumed run.
 ///
 /// # Errors
 /// Fails if a file is damaged, or if it does not contain the parameters that this run trains.
@@ -219,7 +214,7 @@ pub fn restore(
 ) -> Result<()> {
     let here = dir(folder).join(format!("step-{step}"));
     run.optimiser.restore(read_safetensors(&here.join("optimiser.safetensors"))?)?;
-    // If the reference has changed, its cached values are not restored, and are computed again.
+    // If the reference has changed, its cached values are invalid and must be computed again.
     if Fingerprints::read(&here.join(FINGERPRINTS))?
         .is_some_and(|then| then.of_reference() == now.of_reference())
     {
@@ -227,11 +222,11 @@ pub fn restore(
             .reference()
             .restore(read_safetensors(&here.join("reference.safetensors"))?, device)?;
     }
-    put_back(read_safetensors(&here.join(PARAMETERS))?, run)
+    copy_into_parameters(read_safetensors(&here.join(PARAMETERS))?, run)
 }
 
 /// Copies saved values into the trained parameters of `run`.
-fn put_back(mut values: IndexMap<String, Tensor>, run: &Assembled) -> Result<()> {
+fn copy_into_parameters(mut values: IndexMap<String, Tensor>, run: &Assembled) -> Result<()> {
     let _guard = tch::no_grad_guard();
     for (name, tensor) in &run.parameters() {
         let value = values
@@ -239,7 +234,7 @@ fn put_back(mut values: IndexMap<String, Tensor>, run: &Assembled) -> Result<()>
             .ok_or_else(|| Error::new(format!("the checkpoint has no `{name}`")))?;
         if tensor.size() != value.size() {
             return Err(Error::new(format!(
-                "`{name}` is {:?} in the checkpoint, but {:?} in this run",
+                "`{name}` has shape {:?} in the checkpoint, but {:?} in this run",
                 value.size(),
                 tensor.size()
             )));
@@ -254,7 +249,7 @@ fn put_back(mut values: IndexMap<String, Tensor>, run: &Assembled) -> Result<()>
     Ok(())
 }
 
-/// Removes the files and folders in `folder` for whose names `stale` is true.
+/// Removes all files and folders in `folder` whose name satisfies `stale`.
 fn remove(folder: &Path, stale: &dyn Fn(&str) -> bool) {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         if stale(&entry.file_name().to_string_lossy()) {
@@ -284,10 +279,10 @@ pub fn tidy(run: &Path, step: usize) -> Result<()> {
     Ok(())
 }
 
-/// Removes the checkpoints of a run that has ended.
+/// Removes all checkpoints of a finished run.
 pub fn discard(run: &Path) {
-    // `latest` is removed first. If the process is killed between the two lines, the run has no
-    // checkpoint instead of an incomplete one.
+    // Remove `latest` first. If the process is killed halfway through, the run then has no
+    // checkpoint rather than an incomplete one.
     let _ = std::fs::remove_file(dir(run).join("latest"));
     let _ = std::fs::remove_dir_all(dir(run));
 }

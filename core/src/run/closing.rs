@@ -1,5 +1,5 @@
-//! The last lines that a run prints. They warn if pairs did not count in the loss, or if the model
-//! seems to have learnt nothing.
+//! The closing lines that a run prints. They warn if pairs were left out of the loss, or if the
+//! model does not seem to have learned anything.
 
 use std::path::Path;
 
@@ -10,17 +10,17 @@ use crate::config::TrainConfig;
 use crate::error::{Context, Result};
 use crate::eval::Table;
 
-/// Smallest number of steps for which the loss and the margin are checked. In shorter runs, the
-/// first and the last steps see too few pairs to be compared.
+/// Minimum number of steps for which the loss and the margin are checked. In shorter runs, the
+/// first and the last steps contain too few pairs for a comparison.
 const FEWEST_STEPS: usize = 4;
-/// Smallest change of the mean margin that counts as movement, in the units of `rewards/margins`:
+/// A smaller change of the mean margin triggers a warning. The unit is that of `rewards/margins`:
 /// nats times β.
 const SMALLEST_MARGIN: f64 = 1e-3;
 
-/// The course of a training run: its loss and margin at each step, and how many pairs did not count
-/// in the loss.
+/// The history of a training run: loss and margin at each step, and the number of pairs left out of
+/// the loss.
 #[derive(Debug, Default, PartialEq)]
-pub struct Course {
+pub struct History {
     losses: Vec<f64>,
     margins: Vec<f64>,
     left_out: usize,
@@ -29,11 +29,11 @@ pub struct Course {
     validation: Vec<String>,
 }
 
-impl Course {
-    /// Reads the course from `metrics.jsonl` in `folder`. `seen` is the number of pairs that the
-    /// run has trained on, counted once per epoch. `lacking` is described at
-    /// [`Partial::lacking`](crate::api::Partial::lacking). `validation` contains lines about the
-    /// validations.
+impl History {
+    /// Reads the losses and margins from `metrics.jsonl` in `folder`. `seen` is the number of pairs
+    /// that the run has trained on, counted once per epoch. `lacking` describes what the left-out
+    /// pairs lack; see [`Partial::lacking`](crate::api::Partial::lacking). `validation` contains
+    /// the closing lines about the validations.
     ///
     /// # Errors
     /// Fails if the file cannot be read.
@@ -61,22 +61,23 @@ impl Course {
         })
     }
 
-    /// Returns the run's last lines: the outcome of the validations, the number of pairs that did
-    /// not count, and warnings if the model seems to have learnt nothing. `table` contains the
-    /// results of the evaluation, which measures the margin more precisely than the last steps do.
+    /// Returns the run's closing lines: the outcome of the validations, the number of pairs left
+    /// out of the loss, and warnings if the model does not seem to have learned anything. `table`
+    /// contains the results of the evaluation, whose margin is more precise than the margins of the
+    /// last steps.
     pub fn verdict(&self, train: &TrainConfig, table: Option<&Table>) -> Vec<String> {
         let mut lines = self.validation.clone();
         if let (Some(lacking), true) = (self.lacking, self.left_out > 0) {
             let nothing = if self.left_out == self.seen { ", so nothing was trained" } else { "" };
             lines.push(format!(
-                "warning: {} of the {} pairs seen did not count in the \
+                "warning: {} of the {} pairs seen were left out of the \
                 loss{nothing}: each has {lacking}",
                 self.left_out, self.seen
             ));
         }
         if let Some((first, last)) = ends(&self.losses).filter(|(first, last)| last >= first) {
             lines.push(format!(
-                "warning: the loss ended no lower than it began: {first:.4}, then {last:.4} \
+                "warning: the loss did not decrease: it was {first:.4}, then {last:.4} \
                     (means over the first and the last quarter of {} steps, at `train.lr` = {})",
                 self.losses.len(),
                 train.lr
@@ -86,7 +87,7 @@ impl Course {
         lines
     }
 
-    /// Returns a warning if the margin did not move. Returns `None` if it did, or if it is unknown.
+    /// Returns a warning if the margin is known and did not move.
     fn still_margin(&self, train: &TrainConfig, table: Option<&Table>) -> Option<String> {
         let trained_on = train.split.split(['[', '+']).next().unwrap_or_default();
         let gain = table.and_then(|t| {
@@ -128,8 +129,8 @@ mod tests {
     use super::*;
     use crate::eval::statistics::{Change, Estimate, SplitSummary};
 
-    fn of(losses: &[f64], margins: &[f64]) -> Course {
-        Course { losses: losses.to_vec(), margins: margins.to_vec(), ..Course::default() }
+    fn of(losses: &[f64], margins: &[f64]) -> History {
+        History { losses: losses.to_vec(), margins: margins.to_vec(), ..History::default() }
     }
 
     fn table(low: f64, value: f64, high: f64) -> Table {
@@ -162,7 +163,7 @@ mod tests {
         assert!(verdict(&[0.9, 0.7, 0.6, 0.5, 0.5, 0.4, 0.4, 0.3]).is_empty());
         let rising = verdict(&[0.6, 0.8, 9.0, 0.1, 0.1, 9.0, 0.7, 0.9]);
         assert!(
-            rising[0].contains("no lower than it began: 0.7000, then 0.8000 (means"),
+            rising[0].contains("the loss did not decrease: it was 0.7000, then 0.8000 (means"),
             "{rising:?}"
         );
         assert_eq!(verdict(&[1.0; 8]).len(), 1);
@@ -182,7 +183,7 @@ mod tests {
                 .contains("the margin did not move: `rewards/margins` was 0.00000, then 0.00050")
         );
         assert!(verdict(&[0.0, 0.1, 0.2, 0.3], None).is_empty());
-        // If there is an evaluation, its margin is used instead of that of the steps.
+        // An evaluation's margin replaces the margins of the steps.
         assert!(verdict(&[0.0; 4], Some(&table(0.2, 0.3, 0.4))).is_empty());
         assert!(verdict(&[], Some(&table(0.0, 0.0, 0.0)))[0].contains("did not move on `train`"));
         assert!(
@@ -192,19 +193,19 @@ mod tests {
     }
 
     #[test]
-    fn the_last_lines_give_the_number_of_pairs_that_did_not_count() {
-        let course = Course {
+    fn the_closing_lines_give_the_number_of_left_out_pairs() {
+        let history = History {
             left_out: 4,
             seen: 44,
             lacking: Some("no preference direction"),
-            ..Course::default()
+            ..History::default()
         };
-        let verdict = |course: &Course| course.verdict(&TrainConfig::default(), None);
+        let verdict = |history: &History| history.verdict(&TrainConfig::default(), None);
         assert_eq!(
-            verdict(&course),
-            ["warning: 4 of the 44 pairs seen did not count in the loss: each has no \
+            verdict(&history),
+            ["warning: 4 of the 44 pairs seen were left out of the loss: each has no \
                     preference direction"]
         );
-        assert!(verdict(&Course { left_out: 0, ..course }).is_empty());
+        assert!(verdict(&History { left_out: 0, ..history }).is_empty());
     }
 }

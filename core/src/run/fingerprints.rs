@@ -1,5 +1,5 @@
-//! The fingerprints of a run. They are compared with those in a checkpoint before the run is
-//! resumed.
+//! The fingerprints of a run's inputs. Before a run is resumed, they are compared with the
+//! fingerprints in the checkpoint.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -50,7 +50,7 @@ fn trajectory(experiment: &Experiment, kind: Kind) -> BTreeMap<String, Value> {
         !(NOT_COMPARED.iter().any(|free| path == *free || path.starts_with(&format!("{free}.")))
             || NOT_COMPARED_IN_TRAIN.iter().any(|f| path == format!("train.{f}")))
     });
-    // `auto` means a different precision on a different device.
+    // The precision that `auto` selects depends on the device.
     fields.insert("dtype".to_owned(), type_name(kind).into());
     // The path of a plugin's file does not matter, but its code does.
     let plugins: Vec<Value> =
@@ -61,7 +61,7 @@ fn trajectory(experiment: &Experiment, kind: Kind) -> BTreeMap<String, Value> {
     fields
 }
 
-/// The fingerprints of everything that the steps of a run depend on.
+/// The fingerprints of all inputs that affect the training steps of a run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Fingerprints {
     data: Fingerprint,
@@ -75,7 +75,7 @@ pub struct Fingerprints {
     configuration: BTreeMap<String, Value>,
 }
 
-/// Fingerprints of the saved values that a run starts from, besides those of the model.
+/// Fingerprints of the saved adapters and transforms that a run starts from.
 #[derive(Debug)]
 pub struct StartFingerprints {
     /// The saved adapter and transforms, if there are any.
@@ -85,8 +85,8 @@ pub struct StartFingerprints {
 }
 
 impl Fingerprints {
-    /// Fingerprints a run of `experiment` whose model computes in `kind`. `data` contains the pairs
-    /// to train on and the held-out pairs.
+    /// Computes the fingerprints of a run of `experiment` whose model computes in `kind`. `data`
+    /// contains the pairs to train on and the held-out pairs.
     pub fn new(
         experiment: &Experiment,
         kind: Kind,
@@ -115,22 +115,20 @@ impl Fingerprints {
         }
     }
 
-    /// Returns the differences between a checkpoint with these fingerprints and a run with the
-    /// fingerprints `now`: the name of each field or input that differs, and a description of how
-    /// it differs.
+    /// Compares the fingerprints of a checkpoint with the fingerprints `now` of the resumed run.
+    /// Returns the name of each field or input that differs, with a description of the difference.
     pub fn differences(&self, now: &Self) -> Vec<(String, String)> {
         let parts = [
             ("the data", &self.data, &now.data),
             ("the model", &self.model, &now.model),
             ("the tokenizer", &self.tokenizer, &now.tokenizer),
             ("the reference", &self.reference, &now.reference),
-            ("the values that training began with", &self.start, &now.start),
+            ("the initial values", &self.start, &now.start),
         ];
         let parts = parts.into_iter().filter_map(|(name, then, now)| {
             Some((name.to_owned(), format!("{name}: {}", then.change(now)?)))
         });
-        // If only one of the two runs validates, `train.validate_every` is reported as a
-        // difference.
+        // If only one of the two runs validates, `train.validate_every` is already reported below.
         let held_out = self.held_out.as_ref().zip(now.held_out.as_ref());
         let held_out = held_out.and_then(|(then, now)| {
             Some((
@@ -146,7 +144,7 @@ impl Fingerprints {
     }
 
     /// Returns a digest of everything that the cached values of the reference depend on, except the
-    /// tokens of the pairs. Fields that only change how the policy is trained are left out.
+    /// tokens of the pairs. Fields that only affect the training of the policy are excluded.
     pub fn of_reference(&self) -> String {
         let mut parts = Parts::new("reference values");
         parts.add(self.model.sha256.as_bytes());

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::assembled::Assembled;
 use super::checkpoint;
-use super::closing::Course;
+use super::closing::History;
 use super::folder::Folder;
 use super::plan::Plan;
 use super::record::{Recorder, Recorders, StepRecord};
@@ -16,7 +16,7 @@ use crate::error::{Context, Error, Fault, Result, quoted};
 use crate::text::TokenPair;
 use crate::train::{Accumulated, Steps, accumulate, learning_rate};
 
-/// Trains `run` from the first step, or from that of its checkpoint. Also validates and writes
+/// Trains `run` from the first step, or from the step of its checkpoint. Validates and writes
 /// checkpoints into `folder` at the configured intervals. If `stop` becomes true, writes a
 /// checkpoint and stops.
 ///
@@ -29,7 +29,7 @@ pub fn fit(
     folder: &mut Folder,
     recorders: &mut Recorders<'_>,
     stop: &AtomicBool,
-) -> Result<Course> {
+) -> Result<History> {
     let (train, pairs) = (&plan.experiment.train, &plan.pairs.pairs);
     let steps = Steps::new(pairs.len(), train);
     let first = plan.first_step();
@@ -38,7 +38,7 @@ pub fn fit(
     }
     recorders.begin(first, steps.count)?;
     let (begin, mut seen, mut lacking) = (Instant::now(), 0, None);
-    // Validation time does not count in the training speed.
+    // The training speed excludes the time spent on validations.
     let (mut validations, mut validating) = (0, Duration::ZERO);
     let mut tokens: usize =
         (0..first).flat_map(|step| steps.pairs_of(step, pairs)).map(TokenPair::tokens).sum();
@@ -58,7 +58,7 @@ pub fn fit(
                 }
                 Err(e) => {
                     return Err(e.within(format!(
-                        "the validation after step {step} failed, with {}",
+                        "the validation after step {step} failed ({})",
                         plan.experiment.methods()
                     )));
                 }
@@ -83,7 +83,7 @@ pub fn fit(
         let info = StepInfo { step, steps: steps.count };
         let lr = learning_rate(train, step, steps.count);
         let (sums, grad_norm) = take_step(plan, run, &now, info, lr)
-            .within(|| format!("step {} failed, with {}", step + 1, plan.experiment.methods()))?;
+            .within(|| format!("step {} failed ({})", step + 1, plan.experiment.methods()))?;
         seen += now.len();
         tokens += now.iter().map(|pair| pair.tokens()).sum::<usize>();
         lacking = lacking.or(sums.left_out.map(|left_out| left_out.lacking));
@@ -117,11 +117,11 @@ pub fn fit(
     for line in &outcome {
         recorders.message(line)?;
     }
-    // The file also contains the steps from before an interruption.
-    Course::read(folder.path(), steps.pairs_in(step), lacking, outcome)
+    // The file also contains the steps before the run was resumed.
+    History::read(folder.path(), steps.pairs_in(step), lacking, outcome)
 }
 
-/// Takes one optimiser step on `pairs`. Returns the loss and metrics, and the norm of the gradient.
+/// Takes one optimiser step on `pairs`. Returns the loss, the metrics and the gradient norm.
 fn take_step(
     plan: &Plan<'_>,
     run: &mut Assembled,
@@ -141,7 +141,7 @@ fn take_step(
     let norm = run.optimiser.clip(train.clip)?;
     if !norm.is_finite() {
         return Err(Error::new(format!(
-            "the norm of the gradient is {norm} at a loss of {:.4}",
+            "the gradient norm is {norm} at a loss of {:.4}",
             sums.loss
         ))
         .hint("lower `train.lr`, or compute in float32 with `--dtype f32`"));
@@ -150,7 +150,7 @@ fn take_step(
         let without = run.optimiser.without_gradient();
         if let Some(name) = without.first() {
             tracing::warn!(
-                "{} trainable parameters get no gradient, for example `{name}`",
+                "{} trainable parameters received no gradient, e.g. `{name}`",
                 without.len()
             );
         }

@@ -18,7 +18,7 @@ pub struct Folder {
     keep: bool,
 }
 
-/// The recorders of the files in the folder.
+/// The recorders that write the files in the folder.
 pub struct Files {
     /// The recorder of `log.txt`, which also locks the folder for this process.
     pub log: LogFile,
@@ -43,7 +43,7 @@ impl Folder {
             .map_err(|e| {
                 let e2 = Error::new(format!("cannot create the folder `{}`", path.display()));
                 if e.kind() == std::io::ErrorKind::AlreadyExists {
-                    e2.because(e).hint("give another `--out`, or remove it")
+                    e2.because(e).hint("choose a different `--out`, or remove the folder")
                 } else {
                     e2.because(e)
                 }
@@ -52,8 +52,8 @@ impl Folder {
         Self::open(path, locked(path, None)?, false)
     }
 
-    /// Opens the folder of an interrupted run. `lock` is the run's log if it is already locked.
-    /// Metrics after `step` are removed, because the resumed run writes them again.
+    /// Opens the folder of an interrupted run. If the run's log is already locked, `lock` is its
+    /// file. Metrics after `step` are removed, because the resumed run writes them again.
     ///
     /// # Errors
     /// Fails if a file cannot be read or written.
@@ -63,8 +63,8 @@ impl Folder {
         let metrics = path.join("metrics.jsonl");
         let text = std::fs::read_to_string(&metrics)
             .within(|| format!("cannot read `{}`", metrics.display()))?;
-        // The validation of the checkpoint's step can be later than the checkpoint, and is then
-        // repeated.
+        // If the checkpoint was written before the validation of the same step, the resumed run
+        // repeats that validation.
         let validated = checkpoint::best(path, step)?.map_or(step, |best| best.validated);
         let kept: String = text
             .lines()
@@ -75,7 +75,7 @@ impl Folder {
         Self::open(path, log, true)
     }
 
-    /// Overwrites the configuration of a resumed run, whose configuration may have changed.
+    /// Overwrites the configuration in the folder. Used if a run is resumed with different inputs.
     ///
     /// # Errors
     /// Fails if the file cannot be written.
@@ -99,7 +99,7 @@ impl Folder {
         let path = self.path.display();
         match self.path.join("checkpoints").is_dir() && self.keep {
             true => format!(
-                "`{path}` keeps the last checkpoint; resume it with `reprpo run --resume {}`, and \
+                "the last checkpoint is in `{path}`; resume it with `reprpo run --resume {}`, and \
                     add `--inexact-resume` if you change `config.toml`",
                 quoted(&self.path)
             ),
@@ -167,8 +167,8 @@ mod tests {
         let (step, validation) = (r#"{"step":4,"loss":0.5}"#, r#"{"step":4,"eval_loss":0.5}"#);
         assert!(is_up_to(step, 4, 4) && !is_up_to(step, 3, 3));
         assert!(is_up_to(validation, 4, 4));
-        // The checkpoint was written before the validation of its step, which the resumed run
-        // repeats.
+        // The checkpoint was written before the validation of the same step, so the resumed run
+        // repeats that validation.
         assert!(!is_up_to(validation, 4, 2));
         assert!(!is_up_to(&step[..9], 4, 4), "an incomplete line");
     }

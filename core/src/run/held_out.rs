@@ -1,7 +1,5 @@
-//! The pairs that are held out from training for validation. No prompt is both trained on and held
-//! out.
-//!
-//! The held-out pairs are always taken from the split that is trained on.
+//! Holds out pairs of the training split for validation. Pairs with the same prompt are either all
+//! trained on or all held out.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -15,14 +13,14 @@ use crate::error::{Error, Result};
 use crate::session::Session;
 use crate::text::{TokenPair, Tokenised};
 
-/// By default, one of this many pairs is held out,
+/// By default, one in this many pairs is held out.
 const ONE_IN: usize = 10;
-/// and at most this many pairs in total.
-const MOST: usize = 64;
+/// Maximum number of pairs that are held out by default.
+const MAX_DEFAULT: usize = 64;
 
 /// Default number of held-out pairs for a split of `pairs` pairs.
 fn default_count(pairs: usize) -> usize {
-    (pairs / ONE_IN).clamp(1, MOST)
+    (pairs / ONE_IN).clamp(1, MAX_DEFAULT)
 }
 
 /// Reads the pairs of `train.split`. Returns the pairs to train on and the held-out pairs.
@@ -49,14 +47,14 @@ fn divide(all: Tokenised, train: &TrainConfig) -> Result<(Tokenised, Vec<TokenPa
             .max_pairs
             .map_or_else(String::new, |most| format!(" with `train.max_pairs` = {most}"));
         let e = Error::new(format!(
-            "cannot hold out {wanted} of the {n} usable pairs of `{}`{limit}: none would be left \
-                to train on",
+            "cannot hold out {wanted} of the {n} usable pairs of `{}`{limit}: no pairs would be \
+                left to train on",
             train.split
         ));
-        return Err(e.hint("lower `train.validation_pairs`, or leave `train.validate_every` out"));
+        return Err(e.hint("lower `train.validation_pairs`, or remove `train.validate_every`"));
     }
     let mut groups = groups(&all);
-    // These random numbers are independent of those that shuffle the pairs in training.
+    // Use a different seed from the one that shuffles the pairs during training.
     groups.shuffle(&mut ChaCha8Rng::seed_from_u64(
         train.seed.wrapping_mul(0xd1b5_4a32_d192_ed03).wrapping_add(1),
     ));
@@ -68,7 +66,7 @@ fn divide(all: Tokenised, train: &TrainConfig) -> Result<(Tokenised, Vec<TokenPa
                     pairs with the same prompt must stay together",
                 train.split
             ));
-            return Err(e.hint("leave `train.validate_every` out"));
+            return Err(e.hint("remove `train.validate_every`"));
         }
         (Ok(chosen), _) => chosen,
         (Err(possible), Some(wanted)) => {
@@ -84,7 +82,7 @@ fn divide(all: Tokenised, train: &TrainConfig) -> Result<(Tokenised, Vec<TokenPa
             ));
             return Err(e.hint(format!("set `train.validation_pairs={possible}`")));
         }
-        // Every prompt has more pairs than are wanted. Hold out the prompt with the fewest pairs.
+        // Every prompt has more than `wanted` pairs. Hold out the prompt with the fewest pairs.
         (Err(0), None) => (0..sizes.len()).min_by_key(|group| sizes[*group]).into_iter().collect(),
         (Err(possible), None) => choose(&sizes, possible).unwrap_or_default(),
     };
@@ -109,18 +107,18 @@ fn divide(all: Tokenised, train: &TrainConfig) -> Result<(Tokenised, Vec<TokenPa
     Ok((training, held_out))
 }
 
-/// Groups the pairs so that no prompt occurs in two groups. Returns the positions of each group's
-/// pairs, in ascending order. Two prompts are the same if their texts are equal, or their tokens
-/// after truncation.
+/// Groups the pairs so that no prompt occurs in two groups. Returns the indices of the pairs in
+/// each group, in ascending order. Two prompts are considered equal if they have the same text, or
+/// the same tokens after truncation.
 fn groups(all: &Tokenised) -> Vec<Vec<usize>> {
     let mut parent: Vec<usize> = (0..all.pairs.len()).collect();
     join(&mut parent, all.prompts.iter());
     join(&mut parent, all.pairs.iter().map(|pair| &pair.prompt));
-    let mut place = HashMap::new();
+    let mut group_of = HashMap::new();
     let mut groups: Vec<Vec<usize>> = Vec::new();
     for pair in 0..parent.len() {
         let root = root(&mut parent, pair);
-        let group = *place.entry(root).or_insert_with(|| {
+        let group = *group_of.entry(root).or_insert_with(|| {
             groups.push(Vec::new());
             groups.len() - 1
         });
@@ -132,24 +130,24 @@ fn groups(all: &Tokenised) -> Vec<Vec<usize>> {
 /// Merges the groups of all pairs whose keys are equal.
 fn join<K: Hash + Eq>(parent: &mut [usize], keys: impl Iterator<Item = K>) {
     let mut first = HashMap::new();
-    for (place, key) in keys.enumerate() {
-        let before = *first.entry(key).or_insert(place);
-        let (a, b) = (root(parent, before), root(parent, place));
+    for (pair, key) in keys.enumerate() {
+        let before = *first.entry(key).or_insert(pair);
+        let (a, b) = (root(parent, before), root(parent, pair));
         parent[a.max(b)] = a.min(b);
     }
 }
 
-/// The position that represents the group of the pair at `place`.
-fn root(parent: &mut [usize], mut place: usize) -> usize {
-    while parent[place] != place {
-        parent[place] = parent[parent[place]];
-        place = parent[place];
+/// The representative of the group that contains `pair`.
+fn root(parent: &mut [usize], mut pair: usize) -> usize {
+    while parent[pair] != pair {
+        parent[pair] = parent[parent[pair]];
+        pair = parent[pair];
     }
-    place
+    pair
 }
 
-/// Chooses groups that have exactly `wanted` pairs in total, and prefers the first groups. If that
-/// is impossible, the error is the largest possible total below `wanted`.
+/// Chooses groups that have exactly `wanted` pairs in total, preferring the first groups. If this
+/// is impossible, returns the largest possible total below `wanted` as the error.
 fn choose(sizes: &[usize], wanted: usize) -> Result<Vec<usize>, usize> {
     let (mut left, mut taken) = (wanted, Vec::new());
     for (group, size) in sizes.iter().enumerate() {
@@ -161,8 +159,8 @@ fn choose(sizes: &[usize], wanted: usize) -> Result<Vec<usize>, usize> {
     if left == 0 {
         return Ok(taken);
     }
-    // For each possible sum, the last group that contributes to it. The other groups are found at
-    // the sum without that group.
+    // For each sum that can be reached, the last group that was added to reach it. Its other groups
+    // are found by subtracting the size of that group and looking up the remaining sum.
     let mut last: Vec<Option<usize>> = vec![None; wanted + 1];
     for (group, size) in sizes.iter().enumerate() {
         for sum in (*size..=wanted).rev() {
@@ -187,7 +185,7 @@ mod tests {
     use super::*;
     use crate::text::{Cut, Findings};
 
-    /// Creates pairs with these prompts.
+    /// Creates one pair for each prompt.
     fn pairs(prompts: &[i64]) -> Tokenised {
         let pair = |(index, prompt): (usize, &i64)| TokenPair {
             index,
@@ -249,7 +247,7 @@ mod tests {
             |seed| indices(&divide(all(), &TrainConfig { seed, ..train(None, None) }).unwrap().1);
         assert_eq!((of(0), of(0).len()), (of(0), 10));
         assert_ne!(of(0), of(1));
-        assert!(of(0).is_sorted() && of(0)[9] > 20, "they come from the whole split: {:?}", of(0));
+        assert!(of(0).is_sorted() && of(0)[9] > 20, "not from the whole split: {:?}", of(0));
     }
 
     #[test]
@@ -258,7 +256,7 @@ mod tests {
             divide(pairs(&(0..n).collect::<Vec<_>>()), config)
                 .map(|(training, held)| (training.pairs.len(), held.len()))
         };
-        // The split has enough pairs for both, or not.
+        // First with enough pairs for both training and validation, then with too few.
         assert_eq!(sizes(44, &train(None, Some(40))).unwrap(), (40, 4));
         assert_eq!(sizes(40, &train(None, Some(40))).unwrap(), (36, 4));
         assert_eq!(sizes(30, &train(Some(5), Some(25))).unwrap(), (25, 5));
@@ -267,7 +265,7 @@ mod tests {
         let e = sizes(8, &train(Some(8), None)).unwrap_err();
         assert!(
             e.message()
-                .contains("cannot hold out 8 of the 8 usable pairs of `train`: none would be left"),
+                .contains("cannot hold out 8 of the 8 usable pairs of `train`: no pairs would be"),
             "{e}"
         );
         assert!(sizes(1, &train(None, None)).is_err());
@@ -278,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn an_explicit_number_of_held_out_pairs_is_met_or_refused() {
+    fn an_explicit_number_of_held_out_pairs_is_met_or_rejected() {
         let of = |prompts: &[i64], n| {
             divide(pairs(prompts), &train(n, None)).map(|(_, held_out)| held_out.len())
         };
@@ -292,7 +290,7 @@ mod tests {
             "{e:?}"
         );
         assert!(of(&prompts, Some(1)).unwrap_err().hints()[0] == "set `train.validation_pairs=2`");
-        // The default number of pairs is adjusted to what the prompts allow.
+        // The default number is rounded to a possible total.
         assert_eq!(of(&prompts, None).unwrap(), 2);
         let e = of(&[4; 9], None).unwrap_err();
         assert!(e.message().contains("all 9 usable pairs have the same prompt"), "{e}");

@@ -40,7 +40,7 @@ pub fn judge(
     found.map(Some).map_err(|e| {
         let outer = if e.fault() == Fault::Interrupted { "was interrupted" } else { "failed" };
         e.within(format!(
-            "the evaluation {outer}; training is complete, and the adapter is in `{}/adapter`",
+            "the evaluation {outer}, but the trained adapter was saved in `{}/adapter`",
             plan.folder.display()
         ))
         .hint(format!("run `reprpo eval {}` to evaluate the adapter", quoted(&plan.folder)))

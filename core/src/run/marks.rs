@@ -1,5 +1,5 @@
-//! The state of a run's folder as marked by its files: the lock, the end of training, and temporary
-//! files.
+//! Checks on the files in a run's folder: whether another process has locked it, whether training
+//! is complete, and which files are temporary.
 
 use std::fs::File;
 use std::path::Path;
@@ -26,8 +26,8 @@ pub fn lock(folder: &Path) -> Result<Option<File>> {
 pub fn lock_file(log: &File, folder: &Path) -> Result<()> {
     match log.try_lock() {
         Err(std::fs::TryLockError::WouldBlock) => {
-            Err(Error::new(format!("another process is writing into `{}`", folder.display()))
-                .hint("wait for it, or give another `--out`"))
+            Err(Error::new(format!("another process is writing to `{}`", folder.display()))
+                .hint("wait for it to finish, or choose a different `--out`"))
         }
         // Some file systems do not support locks.
         Err(std::fs::TryLockError::Error(_)) | Ok(()) => Ok(()),
@@ -40,8 +40,8 @@ pub fn trained(folder: &Path) -> bool {
     folder.join("adapter").join("adapter_config.json").is_file()
 }
 
-/// True if `name` is the name of a temporary file. Such a file remains if the process is killed
-/// while it writes.
+/// True if `name` is the name of a temporary file, which is left behind if the process is killed
+/// during a write.
 pub fn is_temporary(name: &str) -> bool {
     name.starts_with(".tmp")
 }

@@ -1,9 +1,9 @@
-//! A training run, from its configuration to the table of its results, in four phases.
+//! A training run, which has four phases.
 //!
 //! 1. `plan` reads and checks all inputs of the run.
-//! 2. `assemble` builds everything that trains: adapter, objective and optimiser.
-//! 3. `fit` takes the steps.
-//! 4. `judge` evaluates the result.
+//! 2. `assemble` builds the adapter, the objective and the optimiser.
+//! 3. `fit` takes the training steps.
+//! 4. `judge` evaluates the trained adapter.
 //!
 //! The run's folder is created between the second and the third phase. The recorders in [`record`]
 //! write its files.
@@ -61,8 +61,8 @@ use crate::text::{Findings, show_example};
 /// Trains an adapter, writes the run's folder, and evaluates the result if `eval.enabled` is true.
 ///
 /// # Errors
-/// Fails if something cannot be loaded, built, trained or written. Returns `Error::interrupted`,
-/// after a checkpoint, if `stop` became true.
+/// Fails if an input is invalid, if a training step or the evaluation fails, or if a file cannot be
+/// written. If `stop` becomes true, writes a checkpoint and returns `Error::interrupted`.
 pub fn run(
     experiment: &Experiment,
     start: &Start,
@@ -84,15 +84,14 @@ pub fn run(
     recorders.add(Terminal::new(&progress));
     opening(&plan, &run, &mut recorders)?;
 
-    let mut course = None;
+    let mut history = None;
     if run.objective.needs().evaluate_only {
-        let unvalidated =
-            plan.experiment.train.validate_every.map_or("", |_| ", so nothing is validated");
+        let unvalidated = plan.experiment.train.validate_every.map_or("", |_| " or validated");
         recorders
-            .message(&format!("nothing is trained: the method takes no steps{unvalidated}"))?;
+            .message(&format!("nothing is trained{unvalidated}: the method takes no steps"))?;
     } else {
         let trained = fit(&plan, &mut run, &mut folder, &mut recorders, stop);
-        course = Some(trained.map_err(|e| {
+        history = Some(trained.map_err(|e| {
             if e.fault() == Fault::Interrupted { e } else { e.hint(folder.remains()) }
         })?);
     }
@@ -104,7 +103,8 @@ pub fn run(
     }
     recorders.message(&costs(&plan)?)?;
     let table = evaluation.as_ref().map(|e| &e.table);
-    for line in course.into_iter().flat_map(|course| course.verdict(&plan.experiment.train, table))
+    for line in
+        history.into_iter().flat_map(|history| history.verdict(&plan.experiment.train, table))
     {
         recorders.message(&line)?;
     }
@@ -140,8 +140,8 @@ fn opening(plan: &Plan<'_>, run: &Assembled, recorders: &mut Recorders<'_>) -> R
         plan.checkpoint.as_ref().filter(|resumed| !resumed.differences.is_empty())
     {
         lines.push(format!(
-            "warning: resumed after step {} although it differs from the checkpoint: {}; the \
-                result is not that of an uninterrupted run",
+            "warning: resumed after step {} with inputs that have changed since the checkpoint: \
+                {}; the result may differ from that of an uninterrupted run",
             resumed.step,
             resumed.differences.join(", ")
         ));
@@ -156,7 +156,7 @@ fn opening(plan: &Plan<'_>, run: &Assembled, recorders: &mut Recorders<'_>) -> R
     ));
     if !plan.held_out.is_empty() {
         lines.push(format!(
-            "{} more pairs of `{}` are held out to validate on, drawn by `train.seed`",
+            "{} more pairs of `{}` are held out for validation, selected with `train.seed`",
             plan.held_out.len(),
             plan.experiment.train.split
         ));
@@ -170,7 +170,7 @@ fn opening(plan: &Plan<'_>, run: &Assembled, recorders: &mut Recorders<'_>) -> R
     );
     if data.findings.identical > 0 {
         lines.push(format!(
-            "warning: pairs with equal tokens in both completions, which have no effect: {}",
+            "warning: pairs with no effect because both completions have the same tokens: {}",
             data.findings.identical
         ));
     }
@@ -183,7 +183,7 @@ fn opening(plan: &Plan<'_>, run: &Assembled, recorders: &mut Recorders<'_>) -> R
     lines.extend(run.noise.map(|std| {
         format!(
             "the loss is flat at the reference, so training starts from a perturbed adapter: \
-            noise of standard deviation {std} on the adapter, from `train.seed`"
+            noise with standard deviation {std} was added to it, seeded by `train.seed`"
         )
     }));
     let unreadable = peft::unreadable(
@@ -202,8 +202,8 @@ fn opening(plan: &Plan<'_>, run: &Assembled, recorders: &mut Recorders<'_>) -> R
     recorders.detail(&format!("ready after {:.1} s", plan.begin.elapsed().as_secs_f64()))
 }
 
-/// Findings about the pairs to train on and to evaluate on. If a split is used for both, its pairs
-/// are only counted once.
+/// Merges the findings about the training pairs and the evaluation pairs. The findings of a split
+/// that is used for both are only included once.
 fn findings(plan: &Plan<'_>) -> Result<Findings> {
     let (dataset, data) = (plan.session.dataset.as_ref(), &plan.pairs);
     let trained = data::named(dataset, &plan.experiment.train.split)?;
@@ -235,8 +235,8 @@ fn save(plan: &Plan<'_>, run: &Assembled, folder: &mut Folder) -> Result<()> {
     folder.keep();
     checkpoint::discard(folder.path());
     if session.model.device().is_cuda() {
-        // Training and evaluation use different batch sizes, so that the evaluation cannot reuse
-        // the cached memory.
+        // The evaluation uses different batch sizes, so it could not reuse the memory that the
+        // allocator has cached during training.
         ffi::cuda_empty_cache()?;
     }
     Ok(())

@@ -31,7 +31,7 @@ use crate::session::Session;
 use crate::text::{TokenPair, Tokenised};
 use crate::train::{Steps, Taps};
 
-/// The number of steps that a checkpoint has finished, and the locked log of its run.
+/// The step of a checkpoint, and the locked log of its run.
 type LockedCheckpoint = (usize, Option<File>);
 
 /// The checkpoint that a run is resumed from.
@@ -41,8 +41,8 @@ pub struct Resumed {
     pub step: usize,
     /// The run's log, locked for this process; `None` if it could not be opened.
     pub lock: Option<File>,
-    /// Names of the inputs that differ from those of the checkpoint. Only set with
-    /// `--inexact-resume`.
+    /// Names of the inputs that have changed since the checkpoint was written. Empty unless
+    /// `--inexact-resume` is used.
     pub differences: Vec<String>,
 }
 
@@ -70,7 +70,7 @@ pub struct Plan<'a> {
     pub folder: PathBuf,
     /// The checkpoint to resume from; `None` for a new run.
     pub checkpoint: Option<Resumed>,
-    /// The warning about an adapter in `init_adapter` that was made for another base model.
+    /// A warning if the adapter in `init_adapter` was trained on a different base model.
     pub base_warning: Option<String>,
     /// Other warnings for the user.
     pub warnings: Vec<String>,
@@ -82,8 +82,9 @@ impl<'a> Plan<'a> {
     /// Reads and checks all inputs of the run.
     ///
     /// # Errors
-    /// Fails if the folder is in use, if a plugin, the model, the data or a saved file cannot be
-    /// read or contradicts the experiment, or if the checkpoint was made from other inputs.
+    /// Fails if the folder is in use, if the model, the data or a saved file cannot be read or does
+    /// not match the experiment, if a plugin rejects the experiment, or if the inputs have changed
+    /// since the checkpoint was written.
     pub fn new(
         experiment: &Experiment,
         start: &Start,
@@ -94,8 +95,7 @@ impl<'a> Plan<'a> {
         let (folder, resumed) = open(start)?;
         let mut experiment = experiment.clone();
         if resumed.is_some() {
-            // The fingerprints in the checkpoint are compared instead, because they cover more
-            // inputs.
+            // Compare the fingerprints in the checkpoint instead, because they cover more inputs.
             experiment.sources.forget_records();
         }
         let saved =
@@ -138,15 +138,15 @@ impl<'a> Plan<'a> {
         let mut warnings = adapter.warnings(&session.model)?;
 
         let train = &experiment.train;
-        // If the method trains nothing, there is nothing to validate.
+        // An evaluate-only method has nothing to validate.
         let (pairs, held_out) =
             if train.validate_every.is_some() && !intervention.needs().evaluate_only {
                 held_out::read(&session, train)?
             } else {
                 (session.tokenise(&train.split, train, train.max_pairs)?, Vec::new())
             };
-        // The pairs for the evaluation are read before training, so that a bad row is reported at
-        // once and not after hours.
+        // Read the evaluation pairs before training, so that a bad row is reported immediately
+        // instead of after hours of training.
         let eval_splits =
             if experiment.eval.enabled { eval::read(&session, &experiment)? } else { Vec::new() };
         warnings.extend(validate(
@@ -191,7 +191,7 @@ impl<'a> Plan<'a> {
         })
     }
 
-    /// Number of steps that the checkpoint has finished; 0 for a new run.
+    /// Number of steps that were finished before this process; 0 for a new run.
     pub fn first_step(&self) -> usize {
         self.checkpoint.as_ref().map_or(0, |resumed| resumed.step)
     }
@@ -199,7 +199,7 @@ impl<'a> Plan<'a> {
     /// Builds another instance of the training objective.
     ///
     /// # Errors
-    /// Fails if the plugin refuses its configuration, although it accepted it before.
+    /// Fails if the plugin rejects its configuration.
     pub(super) fn intervention(&self) -> Result<Box<dyn Intervention>> {
         intervention(&self.experiment, &self.session.model, self.registry)
     }
@@ -207,7 +207,7 @@ impl<'a> Plan<'a> {
     /// Takes the training objective and its taps out of the plan.
     ///
     /// # Errors
-    /// Fails if they were taken before.
+    /// Fails if they have already been taken.
     pub(super) fn take_method(&mut self) -> Result<(Box<dyn Intervention>, Taps)> {
         self.method.take().ok_or_else(|| Error::internal("the run was assembled twice"))
     }
@@ -219,7 +219,7 @@ fn open(start: &Start) -> Result<(PathBuf, Option<LockedCheckpoint>)> {
     match start {
         Start::New(folder) if folder.exists() && !is_empty(folder) => {
             Err(Error::new(format!("`{}` already exists", folder.display()))
-                .hint("give another `--out`, or remove it"))
+                .hint("choose a different `--out`, or remove the folder"))
         }
         Start::New(folder) => Ok((folder.to_owned(), None)),
         Start::Resume { folder, .. } => {
@@ -230,7 +230,7 @@ fn open(start: &Start) -> Result<(PathBuf, Option<LockedCheckpoint>)> {
     }
 }
 
-/// Replaces the model and the data set in the experiment by the commits that were read.
+/// Pins the experiment's model and data set to the commits that were read.
 fn pin(experiment: &mut Experiment, session: &Session) -> Result<()> {
     experiment.model = session.source.pinned(&experiment.model);
     if let Some(json) = session.dataset.pinned() {
@@ -265,7 +265,7 @@ fn method(
     let intervention = intervention(experiment, model, registry)?;
     let tap = match intervention.tap() {
         Some(own) => {
-            refuse_tap(experiment)?;
+            reject_tap(experiment)?;
             own
         }
         None => registry.tap(&experiment.tap.name)?.build(&experiment.tap.json())?,
@@ -279,8 +279,8 @@ fn method(
     Ok((intervention, taps))
 }
 
-/// Refuses a tap that the user chose for this command if the intervention defines its own sites.
-fn refuse_tap(experiment: &Experiment) -> Result<()> {
+/// Fails if the user explicitly chose a tap, although the intervention defines its own sites.
+fn reject_tap(experiment: &Experiment) -> Result<()> {
     let chosen =
         |origin: &&Origin| matches!(origin, Origin::Flag(_) | Origin::Set | Origin::Environment(_));
     let Some(origin) = experiment.sources.origin("tap.name").filter(chosen) else { return Ok(()) };
@@ -289,7 +289,7 @@ fn refuse_tap(experiment: &Experiment) -> Result<()> {
         "`tap` is `{tap}` ({origin}), but the intervention `{intervention}` \
         defines its own sites"
     ))
-    .hint("leave `tap` out, or choose another intervention"))
+    .hint("remove `tap`, or choose a different intervention"))
 }
 
 /// Lets the method check the run, and returns its warnings.
@@ -311,7 +311,7 @@ fn validate(
     })
 }
 
-/// Adds to an error about the path in `field` where the user set that path.
+/// Adds to the error `e` where the user set `field`, whose value is `path`.
 fn explain(experiment: &Experiment, field: &str, path: Option<&Path>, e: Error) -> Error {
     experiment.sources.explain(field, &path.unwrap_or(Path::new("")).to_string_lossy(), e)
 }

@@ -38,7 +38,7 @@ impl Prior {
     /// line.
     ///
     /// # Errors
-    /// Fails if the folder contains something other than a run, if another process is writing into
+    /// Fails if the folder contains something other than a run, if another process is writing to
     /// it, or if its run has a different configuration. The error names the fields that differ.
     pub fn find(folder: &Path, asked: &Experiment, registry: &Registry) -> Result<Self> {
         let names = names(folder)?;
@@ -52,7 +52,7 @@ impl Prior {
                     "`{}` is not the folder of a run: it contains `{foreign}`",
                     folder.display()
                 ))
-                .hint("give another `--out`"));
+                .hint("choose a different `--out`"));
             }
             return Ok(Self::Begun);
         }
@@ -80,7 +80,7 @@ impl Prior {
 /// Deletes the files of a run that was killed before its first checkpoint.
 ///
 /// # Errors
-/// Fails if another process is writing into the folder, if a file cannot be deleted, or if the
+/// Fails if another process is writing to the folder, if a file cannot be deleted, or if the
 /// folder contains files that a run does not create.
 pub fn clear(folder: &Path) -> Result<()> {
     let _lock = lock(folder)?;
@@ -102,11 +102,11 @@ pub fn clear(folder: &Path) -> Result<()> {
     };
     if let Some(foreign) = names.iter().find(|name| !ours(name)) {
         return Err(Error::new(format!(
-            "`{}` contains a run without a checkpoint, and `{foreign}`, which a run does not \
-                create",
+            "`{}` contains a run without a checkpoint, and `{foreign}`, which does not \
+                belong to a run",
             folder.display()
         ))
-        .hint("move this file away, or give another `--out`"));
+        .hint("move this file elsewhere, or choose a different `--out`"));
     }
     for name in names {
         let path = folder.join(name);
@@ -137,7 +137,7 @@ fn names(folder: &Path) -> Result<Vec<String>> {
         .collect()
 }
 
-/// Fails if the experiment that a run started with differs from the experiment on the command line.
+/// Fails if the recorded experiment of a run differs from the experiment on the command line.
 fn compare(
     folder: &Path,
     recorded: &Experiment,
@@ -162,16 +162,16 @@ fn compare(
         })
         .collect();
     Err(Error::new(format!(
-        "the run in `{}` has a different configuration from this command: {}",
+        "the run in `{}` was started with a different configuration: {}",
         folder.display(),
         names.join(", ")
     ))
     .because(Error::new(details.join("; ")))
     .hint(format!(
-        "to continue it with its own configuration, use `reprpo run --resume {}`",
+        "to continue it with its original configuration, use `reprpo run --resume {}`",
         quoted(folder)
     ))
-    .hint("to start a run with this configuration, give another `--out`"))
+    .hint("to start a new run with this configuration, choose a different `--out`"))
 }
 
 /// True if two values name the same repository. A run records the commit that it used, as

@@ -54,8 +54,8 @@ impl SavedTransforms {
             .within(|| format!("cannot read `{}`", path.display()))
             .map_err(|e| {
                 e.hint(format!(
-                "give a folder with `{CONFIG}` and `{TENSORS}`, such as the `transform` folder of \
-                    a run that trained its transform"
+                "specify a folder with `{CONFIG}` and `{TENSORS}`, such as the `transform` folder \
+                    of a run that trained its transform"
             ))
             })?;
         let described = serde_json::from_str(&text).map_err(|e| {
@@ -73,15 +73,12 @@ impl SavedTransforms {
     /// Copies the saved values into `taps`, which were built for `experiment`.
     ///
     /// # Errors
-    /// Fails if the transform, its configuration, the taps or the shapes differ from those that
-    /// were saved. The error names both, and nothing is changed.
+    /// Fails if the transform, its configuration, the taps or the shapes differ between the saved
+    /// transforms and `taps`. In this case, `taps` is not changed.
     pub fn restore(mut self, experiment: &Experiment, taps: &Taps) -> Result<()> {
         let dir = &self.dir;
         let mismatch = |saved: &str, here: &str| {
-            Error::new(format!(
-                "the transforms in `{}` are {saved}, but those of this run are {here}",
-                dir.display()
-            ))
+            Error::new(format!("`{}` contains {saved}, but this run uses {here}", dir.display()))
         };
         if taps.sites.is_empty() {
             return Err(Error::new(format!(
@@ -89,26 +86,26 @@ impl SavedTransforms {
                 dir.display(),
                 experiment.intervention.name
             ))
-            .hint("leave `init_transform` out, or choose an intervention that compares states"));
+            .hint("remove `init_transform`, or choose an intervention that reads states"));
         }
         let Description { transform: saved, taps: places } = &self.described;
         let chosen = &experiment.transform;
         if saved != chosen {
             return Err(mismatch(&in_words(saved), &in_words(chosen))
-                .hint(format!("use the saved transform: `{}`", as_flags(saved))));
+                .hint(format!("choose the saved transform with `{}`", as_flags(saved))));
         }
         let here = Description::of(experiment, taps).taps;
         if *places != here {
             let words = |taps: &IndexMap<String, usize>| {
                 let shared = taps.values().copied().max().map_or(0, |n| n + 1) < taps.len();
                 format!(
-                    "{} of the taps {}",
-                    if shared { "shared ones" } else { "one each" },
+                    "{} transforms for the taps {}",
+                    if shared { "shared" } else { "separate" },
                     taps.keys().map(|t| format!("`{t}`")).collect::<Vec<_>>().join(", ")
                 )
             };
             return Err(mismatch(&words(places), &words(&here))
-                .hint("choose the same model, tap, layers and `train.share_transform`"));
+                .hint("use the model, tap, layers and `train.share_transform` of the saved run"));
         }
         let parameters = taps.parameters();
         let mut pairs = Vec::with_capacity(parameters.len());
@@ -118,7 +115,7 @@ impl SavedTransforms {
             })?;
             if value.size() != tensor.size() {
                 return Err(Error::new(format!(
-                    "`{name}` in `{}` is {:?}, but this run's is {:?}",
+                    "`{name}` has shape {2:?} in this run, but {1:?} in `{0}`",
                     dir.join(TENSORS).display(),
                     value.size(),
                     tensor.size()

@@ -11,8 +11,8 @@ pub enum Start {
     Resume {
         /// The run's folder.
         folder: PathBuf,
-        /// True to resume even if the data, the model or the configuration differ from those of the
-        /// checkpoint.
+        /// True to resume even if the data, the model or the configuration has changed since the
+        /// checkpoint was written.
         inexact: bool,
     },
 }

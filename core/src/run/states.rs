@@ -63,7 +63,7 @@ pub struct StatesIndex {
 struct Span {
     /// Index of the first row.
     start: i64,
-    /// Number of rows, including those of the prompt.
+    /// Number of rows, including the rows of the prompt.
     tokens: i64,
     /// Number of rows that belong to the prompt, at the start of the span.
     prompt: i64,
@@ -102,7 +102,7 @@ pub fn write_states(
 ) -> Result<StatesIndex> {
     if out.exists() {
         return Err(Error::new(format!("`{}` already exists", out.display()))
-            .hint("give another `--out`, or remove it"));
+            .hint("choose a different `--out`, or remove the folder"));
     }
     let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::create_dir_all(parent)
@@ -131,7 +131,7 @@ pub fn write_states(
         for pairs in passes(&split.data.pairs, spec.tokens) {
             if stop.load(Ordering::Relaxed) {
                 return Err(Error::interrupted(format!(
-                    "interrupted after the states of {} pairs",
+                    "interrupted after reading the states of {} pairs",
                     entries.len()
                 )));
             }

@@ -59,8 +59,8 @@ impl<'a> Validation<'a> {
         if let Some(resumed) = &plan.checkpoint {
             best = checkpoint::best(&plan.folder, resumed.step)?.unwrap_or_default();
             if !resumed.differences.is_empty() {
-                // Earlier values cannot be compared with those that follow, because the pairs or
-                // the metric may have changed.
+                // Discard the earlier results. The pairs or the metric may have changed, so later
+                // results are not comparable with them.
                 best = Best { validated: best.validated, ..Best::default() };
             }
         }
@@ -88,7 +88,7 @@ impl<'a> Validation<'a> {
         step > self.best.validated && (step.is_multiple_of(self.every) || step == steps.count)
     }
 
-    /// True if training must stop because the last `train.patience` validations were not better.
+    /// True if training must stop because the last `train.patience` validations did not improve.
     pub fn is_exhausted(&self) -> bool {
         self.best.exhausted(self.train().patience)
     }
@@ -127,15 +127,15 @@ impl<'a> Validation<'a> {
         self.base_accuracy = summary.base_accuracy.map(|accuracy| accuracy.value);
         let change = summary
             .change
-            .ok_or_else(|| Error::internal("the held-out pairs were not compared"))?;
+            .ok_or_else(|| Error::internal("the comparison on the held-out pairs is missing"))?;
 
         // Seeds the random numbers of the method, so that a resumed run draws the same ones.
         tch::manual_seed(steps.seed(step - 1));
         let (adapted, objective) = (&run.adapted, &mut run.objective);
         let method = plan.intervention()?;
         let all: Vec<&TokenPair> = pairs.iter().collect();
-        // Always use the last step. If a method's loss depends on the step, validations at
-        // different steps could not be compared otherwise.
+        // Some losses depend on the step. Always validate with the loss of the last step, so that
+        // validations at different steps are comparable.
         let info = StepInfo { step: steps.count - 1, steps: steps.count };
         let sums = objective.with_method(method, |objective| {
             validate(objective, &session.model, adapted, &all, train.batch, info, stop)
@@ -144,7 +144,7 @@ impl<'a> Validation<'a> {
         let mut record = ValidationRecord {
             step,
             epoch: steps.epoch(step - 1),
-            // If no pair counts, there is no mean loss.
+            // There is no mean loss if all pairs were left out.
             loss: Some(sums.loss)
                 .filter(|_| sums.left_out.is_none_or(|left_out| left_out.pairs < pairs.len())),
             accuracy: change.accuracy.map_or(0.0, |accuracy| accuracy.value),
@@ -239,7 +239,7 @@ impl<'a> Validation<'a> {
         };
         let Some(best) = self.best.best else {
             lines.push(format!(
-                "warning: no validation had a finite {}; the adapter is that of \
+                "warning: no validation had a finite {}; the adapter is from \
                 the last step, {step}",
                 metric.name()
             ));
@@ -249,11 +249,11 @@ impl<'a> Validation<'a> {
         let base =
             base.map_or_else(String::new, |base| format!(" ({} before training)", number(base)));
         let adapter = match (kept == step, best.step == step) {
-            (_, true) => format!("the adapter is that of the last step, {step}"),
-            (false, false) => format!("the adapter is that of step {kept} (`train.keep_best`)"),
+            (_, true) => format!("the adapter is from the last step, {step}"),
+            (false, false) => format!("the adapter is from step {kept} (`train.keep_best`)"),
             (true, false) => {
                 let latest = self.latest.map_or_else(|| "none".to_owned(), number);
-                format!("the adapter is that of the last step, {step}: {latest}")
+                format!("the adapter is from the last step, {step}: {latest}")
             }
         };
         lines.push(format!(

@@ -97,8 +97,8 @@ impl fmt::Display for Problem {
     }
 }
 
-/// The inputs without a cache. The numbers of heads are those of SmolLM2, of a model with one
-/// key-value head, and of a model with wide heads like Gemma.
+/// The inputs without a cache. The head configurations are taken from SmolLM2, a model with one
+/// key-value head, and a model with wide heads like Gemma.
 fn problems() -> Vec<Problem> {
     let mut problems = Vec::new();
     for shape in [PAIRS, CHAINS] {
@@ -117,7 +117,7 @@ fn problems() -> Vec<Problem> {
 }
 
 /// The inputs with a cache, as in decoding.
-fn behind() -> Vec<Problem> {
+fn cached_problems() -> Vec<Problem> {
     let shapes = [(40, 1), (1, 1), (40, 7)].map(|(past, tokens)| Shape::Behind { past, tokens });
     let windows = [None, Some(6)];
     shapes
@@ -156,7 +156,7 @@ pub fn check(test: &mut Selftest<'_>) -> Result<()> {
                     .collect();
                 let usual = how(Strategy::for_device(test.device));
                 ways.extend([
-                    ("behind a cache", usual, behind(), false),
+                    ("with a cache", usual, cached_problems(), false),
                     ("without gradient", usual, problems(), false),
                 ]);
                 for (name, how, problems, trained) in ways {
@@ -189,7 +189,7 @@ pub fn check(test: &mut Selftest<'_>) -> Result<()> {
 }
 
 /// Compares the output with the reference and, if `trained` is true, also the gradients. `solved`
-/// caches the results of the reference by the name of the problem.
+/// caches the reference results by problem name.
 fn compared(
     problem: &Problem,
     how: AttentionOptions,

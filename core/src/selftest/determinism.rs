@@ -8,14 +8,14 @@ use crate::config::plugin_fields;
 use crate::error::Result;
 use crate::registry::Kind;
 
-/// Repeats runs. A full test repeats all runs; otherwise, only the run with the program's defaults
-/// and one run for each kind of plugin. The run with the defaults uses all threads, the others use
-/// one.
+/// Repeats runs and compares their files. With `--full`, this covers all plugins and architectures.
+/// Without it, this covers the program's defaults, one plugin of each kind and one architecture.
+/// Only the run with the defaults uses multiple threads.
 ///
 /// # Errors
 /// Fails if a model cannot be written. Returns `Error::interrupted` if the user stopped the test.
 pub fn check(test: &mut Selftest<'_>) -> Result<()> {
-    let mut subjects = vec![dropout(test)?];
+    let mut subjects = vec![defaults_with_dropout(test)?];
     let mut kinds = Vec::new();
     for subject in methods::subjects(test)? {
         let kind = subject.name.split(' ').next().unwrap_or_default().to_owned();
@@ -50,8 +50,8 @@ fn repeated(test: &Selftest<'_>, name: &str, trial: &Trial, dtype: &'static str)
     Ok(Row::new(Section::Determinism, name, outcome, compared))
 }
 
-/// The program's default methods, with dropout if the adapter supports it.
-fn dropout(test: &Selftest<'_>) -> Result<Subject> {
+/// A run with the program's default plugins, with dropout if the default adapter supports it.
+fn defaults_with_dropout(test: &Selftest<'_>) -> Result<Subject> {
     let mut trial = test.workshop.trial(Vec::new());
     let adapter = test.workshop.experiment(&trial, Way::PLAIN)?.adapter.name;
     let fields = plugin_fields(test.workshop.registry().get(Kind::Adapter, &adapter)?.about())?;

@@ -8,7 +8,7 @@ use tch::Device;
 use crate::error::{Error, Result};
 use crate::ffi;
 
-/// A measurement of the memory that is used after its start.
+/// Measures the peak memory use since the call to [`begin`](Self::begin).
 pub struct Memory {
     device: Device,
     /// Resident bytes at the start; `None` if the system cannot reset the peak.
@@ -39,9 +39,8 @@ impl Memory {
         if self.device.is_cuda() {
             return Ok((ffi::cuda_memory(self.device)?.peak_reserved as f64, "on the GPU"));
         }
-        let peak = status("VmHWM:").ok_or_else(|| {
-            Error::new("`/proc/self/status` does not contain the peak of the memory")
-        })?;
+        let peak = status("VmHWM:")
+            .ok_or_else(|| Error::new("`/proc/self/status` does not contain the peak memory"))?;
         Ok(self
             .before
             .map_or((peak, "the whole process"), |before| (peak - before, "weights and steps")))
@@ -65,8 +64,8 @@ pub fn free() -> Option<f64> {
 
 /// Returns the free bytes below the lowest memory limit of this process's control groups, or `None`
 /// if there is no limit. `membership` is the content of `/proc/self/cgroup`, and `root` is the
-/// folder where the groups are mounted. In a container, the named folder may not exist, but its
-/// parents do.
+/// folder where the groups are mounted. In a container, the folder of the process's own group may
+/// not be visible, but its parents are.
 fn room(root: &Path, membership: &str) -> Option<f64> {
     let number = |path: PathBuf| read_to_string(path).ok()?.trim().parse::<f64>().ok();
     let left = |folder: &Path, [limit, usage, cached]: [&str; 3]| {

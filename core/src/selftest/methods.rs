@@ -1,5 +1,6 @@
-//! Trains ten steps with every intervention, adapter, transform, tap and architecture, and compares
-//! them with the same steps in the simplest computation.
+//! Trains ten steps with every intervention, adapter, transform, tap and architecture on the tested
+//! device, and compares them with the same steps in float32 on the CPU with the eager attention
+//! kernel.
 
 use super::report::{Difference, Outcome, Row};
 use super::trial::{Tolerances, Trial, Way};
@@ -9,9 +10,9 @@ use crate::config::plugin_fields;
 use crate::error::Result;
 use crate::registry::{Entry, InterventionEntry, Kind, TapEntry};
 
-/// In float32, ten steps differ by about 1e-6. A loss near 0 is the difference of larger terms and
-/// has their rounding error, so that it is compared relative to at least one hundredth of the
-/// largest loss.
+/// In float32, ten steps differ by about 1e-6. A loss near 0 can be the difference of larger terms
+/// and inherits their rounding errors. Therefore, the differences of small losses are taken
+/// relative to one hundredth of the largest loss.
 const F32: Tolerances = Tolerances { loss: 1e-4, norm: [1e-3, 1e-3], floor: 1e-2 };
 /// In bf16, the gradient is only compared at the first step, where both runs have the same weights.
 /// Later, the weights differ by rounding, and the gradient may jump where the loss has a kink. A
@@ -26,8 +27,8 @@ pub struct Subject {
     pub trial: Trial,
 }
 
-/// Returns one run for every plugin, with the defaults for the other kinds, and one for every
-/// architecture.
+/// Returns one run for every plugin, combined with the default plugins of the other kinds, and one
+/// run for every architecture.
 ///
 /// # Errors
 /// Fails if a model cannot be written.

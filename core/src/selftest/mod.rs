@@ -1,9 +1,9 @@
 //! A test of the program on the machine that it runs on.
 //!
-//! The test creates its own models and data, so it only needs the program and libtorch. Each
-//! comparison is a [`Row`] of the [`Report`]. It compares a computation on the tested device, done
-//! as in a normal run, with the same computation done in the simplest way, or with values that
-//! transformers computed. No method is named here. The methods come from the registry.
+//! The test creates its own models and data, so it only needs the program and libtorch. It runs
+//! computations on the tested device with the code of a normal run. Each result is compared with a
+//! simple reference implementation or with values computed by transformers, which gives a [`Row`]
+//! of the [`Report`]. The tested methods come from the registry; this module must not name any.
 
 mod attention;
 mod determinism;
@@ -126,8 +126,8 @@ impl Options {
     }
 }
 
-/// Tests the device. `defaults` is TOML with the default plugins, which are used for all kinds that
-/// a check does not vary.
+/// Tests the device. `defaults` is TOML with the default plugin of each kind. A check that varies
+/// one kind of plugin uses the defaults for the other kinds.
 ///
 /// # Errors
 /// Fails if the device does not exist, or if temporary files cannot be written. Returns
@@ -157,7 +157,7 @@ pub fn run(
         rows: Vec::new(),
     };
     for section in Section::ALL.into_iter().filter(|section| options.runs(*section)) {
-        // Runs and attention checks change these settings.
+        // Reset these settings, because runs and attention checks change them.
         ffi::set_tf32(false)?;
         ffi::set_deterministic(true)?;
         let _threads = section.is_tiny().then(|| Threads::set(1));
@@ -227,7 +227,7 @@ impl Selftest<'_> {
             Ok(rows) => rows,
             Err(e) if e.fault() == Fault::Interrupted => return Err(self.interrupted()),
             Err(e) if cannot_write(&e) => return Err(self.workshop.explain(e)),
-            // If a real-size model does not fit in memory, the check is skipped and does not fail.
+            // A check whose real-size model does not fit in memory is skipped rather than failed.
             Err(e) if [Section::Speed, Section::Peer].contains(&section) && memory::ran_out(&e) => {
                 vec![Row::new(section, name, Outcome::Skipped, e.in_a_line())]
             }
@@ -301,8 +301,8 @@ impl Drop for Threads {
 }
 
 /// True if a file could not be written because the disk is full, a quota is exceeded, or the file
-/// system is read-only. The self-test ends then, because further checks would fail without any
-/// information about the computations.
+/// system is read-only. The self-test stops in this case, because the remaining checks would fail
+/// for the same reason.
 fn cannot_write(e: &Error) -> bool {
     // ENOSPC, EDQUOT and EROFS. Some libraries only pass on the text of the system's error.
     const CODES: [i32; 3] = [28, 122, 30];

@@ -23,8 +23,7 @@ use crate::report::Silent;
 /// Tolerance for a sum of log-probabilities in float32, relative to its absolute value or to 1 nat,
 /// whichever is larger.
 const SCORES: f64 = 1e-4;
-/// Number of tokens in the prompt of a decoded sequence, and number of tokens that are then decoded
-/// one by one.
+/// Number of prompt tokens, and number of tokens that are decoded one by one after the prompt.
 const DECODED: (usize, usize) = (7, 25);
 
 /// Compares scores and decoding.
@@ -71,7 +70,7 @@ pub fn check(test: &mut Selftest<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Compares the scores with those of transformers, for each attention strategy.
+/// Compares the scores of each attention strategy with scores computed by transformers.
 fn scores(test: &Selftest<'_>, case: &Case) -> Result<Vec<Difference>> {
     let pairs = test.workshop.fixture().pairs();
     let mut model = test.workshop.fixture().model(case, Kind::Float, test.device)?;
@@ -100,7 +99,8 @@ fn scores(test: &Selftest<'_>, case: &Case) -> Result<Vec<Difference>> {
     Ok(all)
 }
 
-/// Compares the logits of a decoded sequence with those of a single pass in float32 on the CPU.
+/// Compares the logits of a decoded sequence with the logits of a single pass in float32 on the
+/// CPU.
 fn decoding(test: &Selftest<'_>, case: &Case, kind: Kind, tolerance: f64) -> Result<Difference> {
     let _guard = tch::no_grad_guard();
     let fixture = test.workshop.fixture();

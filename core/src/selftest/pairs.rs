@@ -1,4 +1,5 @@
-//! The data for the short runs: pairs of a few letters, where each letter is a token.
+//! The data set of the self-test's training runs: short strings of letters, with one token per
+//! letter.
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;

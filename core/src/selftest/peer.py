@@ -1,10 +1,12 @@
-"""The peer's side of the speed comparison: TRL's DPOTrainer with a PEFT adapter on a model with random weights.
+"""The peer's side of the speed comparison: TRL's DPOTrainer with a PEFT adapter on a model with
+random weights.
 
     python3 peer.py SPEC.json
 
-The specification holds the model's configuration, the folder of the adapter's configuration and the sizes of the steps. The
-first line that the script writes contains the versions and the number of trained parameters, or lists what is missing. Then
-it answers each line of its standard input with a line of JSON: the seconds of the measured steps, and the peak memory.
+The specification contains the configuration of the model, the folder with the configuration of the
+adapter, and the sizes of the steps. The script first writes one line with the versions and the
+number of trained parameters, or with the missing packages. Then it answers each line of its
+standard input with a line of JSON: the seconds of the measured steps, and the peak memory.
 """
 
 import importlib.util
@@ -120,10 +122,20 @@ class Clock(transformers.TrainerCallback):
 
 
 arguments = trl.DPOConfig(
-    output_dir=spec["folder"], report_to="none", use_cpu=not cuda, bf16=cuda and spec["dtype"] == "bfloat16", max_length=None,
-    gradient_checkpointing=False, per_device_train_batch_size=batch, max_steps=1 + steps, logging_steps=1000, save_strategy="no",
-    disable_tqdm=True, learning_rate=1e-5, dataloader_drop_last=True,
-)  # fmt: skip
+    output_dir=spec["folder"],
+    report_to="none",
+    use_cpu=not cuda,
+    bf16=cuda and spec["dtype"] == "bfloat16",
+    max_length=None,
+    gradient_checkpointing=False,
+    per_device_train_batch_size=batch,
+    max_steps=1 + steps,
+    logging_steps=1000,
+    save_strategy="no",
+    disable_tqdm=True,
+    learning_rate=1e-5,
+    dataloader_drop_last=True,
+)
 trainer = trl.DPOTrainer(
     model=model,
     args=arguments,

@@ -28,7 +28,7 @@ use crate::session::device_name;
 const SCRIPT: &str = include_str!("peer.py");
 /// Number of measurements of each side.
 const ROUNDS: usize = 3;
-/// Maximum time for the start of the peer, and for each of its measurements.
+/// Time limit for starting the peer, and for each of its measurements.
 const LONGEST: Duration = Duration::from_secs(15 * 60);
 
 /// The side that failed, with its error.
@@ -85,7 +85,7 @@ fn compared(test: &mut Selftest<'_>, shape: &Shape) -> Result<Row, Failure> {
     if let Some(missing) = ready["missing"].as_array() {
         let missing: Vec<&str> = missing.iter().filter_map(Value::as_str).collect();
         return Err(Failure::Peer(Error::new(format!(
-            "`python3` does not have {}",
+            "`python3` cannot import {}",
             missing.join(", ")
         ))));
     }

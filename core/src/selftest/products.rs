@@ -1,4 +1,4 @@
-//! Compares matrix products with frozen weights with float64 on the CPU.
+//! Checks matrix products with frozen weights against float64 on the CPU.
 //!
 //! In float32 on the CPU, a product with a single row has its own implementation. Decoding uses it,
 //! but training does not.
@@ -10,8 +10,8 @@ use super::{Section, Selftest, kind_name};
 use crate::api::Frozen;
 use crate::error::Result;
 
-/// Numbers of outputs and inputs of the weights. Some fill vector registers and some do not, and
-/// one product is large enough to be split over several cores.
+/// Numbers of outputs and inputs of the weights. Some are multiples of the width of a vector
+/// register and some are not. The last product is large enough to be split across cores.
 const SIZES: [(i64, i64); 6] = [(1, 1), (37, 50), (64, 63), (576, 1536), (1536, 576), (4099, 577)];
 
 /// Compares the products.

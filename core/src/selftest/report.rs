@@ -44,14 +44,14 @@ impl Difference {
     }
 
     /// The difference divided by its tolerance; infinite for NaN.
-    fn share(&self) -> f64 {
-        let share = self.worst / self.tolerance;
-        if share.is_nan() { f64::INFINITY } else { share }
+    fn ratio(&self) -> f64 {
+        let ratio = self.worst / self.tolerance;
+        if ratio.is_nan() { f64::INFINITY } else { ratio }
     }
 
-    /// Returns the difference that is largest in units of its tolerance.
+    /// Returns the difference that is largest relative to its tolerance.
     pub fn worst_of(all: impl IntoIterator<Item = Self>) -> Option<Self> {
-        all.into_iter().max_by(|a, b| a.share().total_cmp(&b.share()))
+        all.into_iter().max_by(|a, b| a.ratio().total_cmp(&b.ratio()))
     }
 }
 
@@ -71,7 +71,7 @@ pub struct Row {
     pub tolerance: Option<f64>,
     /// The outcome.
     pub outcome: Outcome,
-    /// Further values for programs, for example pairs per second.
+    /// Additional machine-readable values, for example pairs per second.
     #[serde(skip_serializing_if = "Value::is_null")]
     pub values: Value,
     /// Duration of the check in seconds.
@@ -198,10 +198,10 @@ impl Report {
         )
     }
 
-    /// Returns an error that names the failed checks, if there are any.
+    /// Turns failed checks into an error that names them.
     ///
     /// # Errors
-    /// Fails if a check failed.
+    /// Fails if any check failed.
     pub fn verdict(&self) -> Result<(), Error> {
         const NAMED: usize = 8;
         let mut failed: Vec<String> =
@@ -226,7 +226,7 @@ impl Report {
                 self.device,
                 first.section.name()
             ))
-            .hint("do not trust results from this machine, and please report the table"))
+            .hint("do not trust results from this machine, and report this table as a bug"))
     }
 }
 

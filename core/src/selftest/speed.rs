@@ -39,7 +39,7 @@ const PATIENCE: f64 = 150.0;
 pub struct Plan {
     /// Number of pairs in a step.
     pub batch: usize,
-    /// Number of measured steps. There is one more step before them, which is not measured.
+    /// Number of measured steps, not including one warm-up step.
     pub steps: usize,
 }
 
@@ -55,8 +55,8 @@ impl Plan {
     }
 }
 
-/// Returns the `dtype` to measure. This is bf16, except on a GPU that only emulates it, and on a
-/// CPU with faster float32 products.
+/// Returns the `dtype` to measure. This is bf16, except on a GPU that only emulates bf16 and on a
+/// CPU that multiplies matrices faster in float32.
 fn fastest(device: Device) -> &'static str {
     let bf16 = match device {
         Device::Cpu => doctor::rate(Kind::BFloat16) >= doctor::rate(Kind::Float),
@@ -95,9 +95,8 @@ pub fn check(test: &mut Selftest<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Returns the reason why a model is too large for this CPU: it needs too much memory, or too much
-/// time, estimated from the small model's `rate` in pairs per second. Returns `None` if it is not
-/// too large.
+/// Returns a reason to skip a model that would need too much memory or time on this CPU, or `None`
+/// if it can be measured. The time is estimated from `rate`, the small model's pairs per second.
 fn too_much(shape: &Shape, device: Device, plan: &Plan, rate: Option<f64>) -> Option<String> {
     if device.is_cuda() {
         return None;

@@ -1,4 +1,5 @@
-//! Tests that the self-test reports a method that computes wrong results, and passes otherwise.
+//! Tests that the self-test fails for methods that compute wrong results and passes for correct
+//! ones.
 
 use std::sync::atomic::AtomicUsize;
 
@@ -116,7 +117,7 @@ impl TargetModules for Inexact {
 }
 
 /// Like [`Scale`], but each module has a larger error than the previous one. It simulates kernels
-/// whose results on the tested device differ from those on the CPU.
+/// whose results on the tested device differ from the results on the CPU.
 impl Adapter for Inexact {
     fn attach(&self, site: &LinearSite<'_>, init: &mut Init) -> Result<Box<dyn AdaptedLinear>> {
         Ok(Box::new(Scaled(

@@ -31,8 +31,8 @@ pub const STEPS: usize = 10;
 const PLAIN_ARCHITECTURE: &str = "llama";
 
 /// A hint for errors about the temporary folder.
-const TMPDIR: &str = "free some space, or set `TMPDIR` to a folder that can be written, with \
-    about 100 MB of free space";
+const TMPDIR: &str = "free some space, or set `TMPDIR` to a writable folder with about 100 MB of \
+    free space";
 
 /// The device, precision and attention kernel of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +46,7 @@ impl Way {
     /// The simplest computation: float32 on the CPU, without the fused attention kernel.
     pub const PLAIN: Self = Self { device: Device::Cpu, dtype: "f32", attention: "eager" };
 
-    /// The default computation on `device`, with the given precision.
+    /// The computation of a normal run on `device`, in the precision `dtype`.
     pub fn usual(device: Device, dtype: &'static str) -> Self {
         Self { device, dtype, attention: "sdpa" }
     }
@@ -210,7 +210,8 @@ impl Workshop {
         let experiment = self.experiment(trial, way)?;
         self.runs.set(self.runs.get() + 1);
         let out = self.folder.path().join(format!("run-{}", self.runs.get()));
-        // Ignore the warnings of the run, because its data and methods are fixed here.
+        // Suppress the run's warnings. The user cannot act on them, because the self-test chooses
+        // the data and the methods.
         tracing::subscriber::with_default(NoSubscriber::default(), || {
             run::run(&experiment, &Start::New(out.clone()), &self.registry, stop, &mut Silent)
         })?;
@@ -295,8 +296,8 @@ impl Trained {
         Ok(Self { losses, norms, files })
     }
 
-    /// Returns the largest differences of the losses and of the gradient norms from those of a
-    /// reference run. `of` is the name of this run in the description.
+    /// Compares this run with a reference run. Returns the largest difference of the losses and the
+    /// largest difference of the gradient norms. Their descriptions start with `of`.
     pub fn differences(
         &self,
         reference: &Self,
@@ -312,7 +313,7 @@ impl Trained {
         }
         let compare =
             |what: &str, ours: &[f64], theirs: &[f64], tolerance: [f64; 2], floor: f64| {
-                // `f64::max` ignores NaN, but `off` is still NaN if a value of either run is.
+                // `f64::max` ignores NaN, but `off` below is NaN if the value of either run is NaN.
                 let largest = theirs.iter().fold(0.0, |a: f64, b| a.max(b.abs()));
                 let off = |(a, b): (&f64, &f64)| {
                     (a - b).abs() / b.abs().max(floor * largest).max(f64::MIN_POSITIVE)
@@ -351,7 +352,7 @@ pub struct Tolerances {
     pub loss: f64,
     /// Tolerances for the gradient norm: of the first step, and of later steps.
     pub norm: [f64; 2],
-    /// Share of the run's largest value. Smaller values are compared relative to this share instead
-    /// of their own size.
+    /// Fraction of the run's largest value. The differences of values below this floor are taken
+    /// relative to the floor.
     pub floor: f64,
 }

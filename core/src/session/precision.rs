@@ -5,8 +5,8 @@ use tch::{Device, Kind};
 use crate::config::Dtype;
 use crate::ffi;
 
-/// The precision that `dtype` selects on a device. Also returns a message for the user if the
-/// device does not support the usual precision, or if it is slow in the chosen one.
+/// Returns the precision that `dtype` selects on a device. Also returns a message for the user if
+/// the device does not support bf16.
 pub fn precision(dtype: Dtype, device: Device) -> (Kind, Option<String>) {
     choose(dtype, device, ffi::bf16_supported(device), ffi::compute_capability(device))
 }
@@ -20,7 +20,7 @@ fn choose(
     let gpu = || {
         capability.map_or_else(
             || "the GPU".to_owned(),
-            |(major, minor)| format!("the GPU, of compute capability {major}.{minor},"),
+            |(major, minor)| format!("the GPU (compute capability {major}.{minor})"),
         )
     };
     match dtype {
@@ -62,7 +62,7 @@ mod tests {
         assert!(
             kind == Kind::Float
                 && remark
-                    == "the GPU, of compute capability 7.5, does not support bf16, so float32 \
+                    == "the GPU (compute capability 7.5) does not support bf16, so float32 \
                         is used",
             "{remark}"
         );
@@ -70,7 +70,7 @@ mod tests {
         let remark = remark.unwrap();
         assert!(
             kind == Kind::BFloat16
-                && remark.starts_with("warning: the GPU, of compute capability 7.0, emulates bf16"),
+                && remark.starts_with("warning: the GPU (compute capability 7.0) emulates bf16"),
             "{remark}"
         );
         assert_eq!(of(Dtype::F32, gpu, Some((7, 0))), (Kind::Float, None));

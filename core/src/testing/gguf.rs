@@ -7,8 +7,8 @@ pub struct Writer {
     /// Prefix of the keys of the architecture's settings, e.g. `llama`.
     pub architecture: &'static str,
     pub entries: Vec<Vec<u8>>,
-    /// Each tensor's name, sizes from the innermost dimension outwards, ggml type number, and
-    /// bytes.
+    /// Name, shape, ggml type number and data of each tensor. As in GGUF, the innermost dimension
+    /// of a shape comes first.
     pub tensors: Vec<(String, Vec<u64>, u32, Vec<u8>)>,
 }
 
@@ -23,7 +23,7 @@ impl Writer {
         Self::of("llama")
     }
 
-    /// The same model as [`llama`](Self::llama), but of another architecture.
+    /// Like [`llama`](Self::llama), but with a different architecture.
     pub fn of(architecture: &'static str) -> Self {
         let w = Self { version: 3, architecture, entries: Vec::new(), tensors: Vec::new() };
         let w = w

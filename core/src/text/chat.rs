@@ -1,8 +1,8 @@
 //! Renders chat templates: Jinja templates with the same variables and filters as in transformers.
 //!
 //! A template comes with the weights and is untrusted. It has no access to files or the network,
-//! and a limit on the number of steps (fuel) stops a template that does not end. The expected texts
-//! of the tests in `chat/templates` were rendered by transformers.
+//! and a limit on the number of steps (fuel) stops infinite loops. The expected outputs in
+//! `chat/templates` were rendered by transformers.
 
 mod filters;
 mod methods;
@@ -79,14 +79,14 @@ impl ChatTemplate {
         })
     }
 
-    /// Compiles and adds the model's other templates, given the name and the source of each.
+    /// Compiles and adds the model's other templates, given as pairs of name and source.
     ///
     /// # Errors
     /// Fails if a template is too long or not valid.
     pub fn with_others(mut self, others: Vec<(String, String)>) -> Result<Self> {
         for (name, source) in others {
             let other = Self::new(source, self.tokens.clone())
-                .within(|| format!("the model's chat template `{name}` cannot be used"))?;
+                .within(|| format!("cannot use the model's chat template `{name}`"))?;
             self.others.push((name, other));
         }
         Ok(self)
@@ -111,7 +111,7 @@ impl ChatTemplate {
     /// beginning of the assistant's turn.
     ///
     /// # Errors
-    /// Fails if the template fails, or if it refuses the conversation.
+    /// Fails if the template fails, or if it rejects the conversation.
     pub fn render(
         &self,
         messages: &[Message],
@@ -141,7 +141,7 @@ impl ChatTemplate {
             return Ok(template.clone());
         }
         let template = Self::new(source.to_owned(), self.tokens.clone())
-            .within(|| "the `chat_template` of the row cannot be used".to_owned())?;
+            .within(|| "cannot use the row's `chat_template`".to_owned())?;
         let template = Arc::new(template);
         if kept.len() < MAX_ROW_TEMPLATES {
             kept.insert(source.to_owned(), template.clone());
@@ -178,13 +178,13 @@ impl ChatTemplate {
         };
         template.render(scope).map_err(|e| match (e.kind(), e.detail()) {
             (ErrorKind::OutOfFuel, _) => Error::new(format!(
-                "the model's chat template does not end: it was stopped after {FUEL} steps or {} \
+                "the model's chat template did not finish: it was stopped after {FUEL} steps or {} \
                 MB of text",
                 FUEL * BYTES_PER_STEP / 1_000_000
             )),
             (ErrorKind::InvalidOperation, Some(reason)) if reason.starts_with(REFUSED) => {
                 Error::new(format!(
-                    "the model's chat template refuses the conversation: {}",
+                    "the model's chat template rejected the conversation: {}",
                     &reason[REFUSED.len()..]
                 ))
                 .hint(format!(
@@ -260,7 +260,8 @@ impl ChatTemplate {
         };
         let call = json!([{"id": "abcdefghi", "type": "function", "function": {"name": "f",
             "arguments": {}}}]);
-        // Conversations that end with the role's message, most likely to be accepted first.
+        // Conversations that contain a message of this role. Templates are most likely to accept
+        // the first one.
         let conversations = |content: Value| -> Vec<Vec<Map<String, Value>>> {
             let message = turn(role, content);
             let (user, mut caller, mut answer) =
@@ -306,7 +307,7 @@ impl ChatTemplate {
     }
 }
 
-/// A Jinja environment with the settings of transformers that contains the template.
+/// Creates a Jinja environment that contains the template and uses the settings of transformers.
 fn environment(source: &str) -> Result<Environment<'static>> {
     let mut environment = Environment::new();
     environment.set_auto_escape_callback(|_| AutoEscape::None);
@@ -348,7 +349,7 @@ fn environment(source: &str) -> Result<Environment<'static>> {
     let lines = source.replace("\r\n", "\n").replace('\r', "\n");
     let rewritten =
         rewrite::rewritten(&without_training_marks(&lines)?, syntax).map_err(invalid)?;
-    // The rewritten template has no whitespace left that tags would remove.
+    // Rewriting has already applied `trim_blocks` and `lstrip_blocks`, so they stay off here.
     environment.set_syntax(
         environment.syntax().to_builder().keep_trailing_newline(true).build().map_err(foreign)?,
     );
@@ -359,8 +360,8 @@ fn environment(source: &str) -> Result<Environment<'static>> {
 /// Names of the field that contains a message's reasoning. Most templates read the first one.
 const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
-/// The fields of a message as transformers passes them to the template. Reasoning under any of the
-/// names is also available as `reasoning_content` and `thinking`.
+/// The fields of a message as transformers passes them to the template. If the message contains
+/// reasoning, the template can read it as `reasoning_content` and as `thinking`.
 fn with_reasoning(fields: &Map<String, Value>) -> Cow<'_, Map<String, Value>> {
     let Some(reasoning) = REASONING.iter().find_map(|name| fields.get(*name)) else {
         return Cow::Borrowed(fields);
@@ -371,16 +372,15 @@ fn with_reasoning(fields: &Map<String, Value>) -> Cow<'_, Map<String, Value>> {
     Cow::Owned(all)
 }
 
-/// Replaces `{% generation %}` tags by `{% with %}`. Templates for training use these tags to mark
-/// the assistant's text. They do not change the text, but open a scope for variables, as `with`
-/// does.
+/// Replaces `{% generation %}` tags with `{% with %}`. Training templates use `generation` to mark
+/// the assistant's text. It does not change the output, but opens a variable scope, as `with` does.
 fn without_training_marks(source: &str) -> Result<String> {
     let marks = Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
         .map_err(|e| Error::internal(e.to_string()))?;
     Ok(marks.replace_all(source, "{%$1 ${2}with $3%}").into_owned())
 }
 
-/// Prefix that distinguishes the template's own error messages from those of minijinja.
+/// Prefix that distinguishes errors raised by the template from minijinja's own errors.
 const REFUSED: &str = "refused: ";
 
 fn raise_exception(reason: &str) -> Result<Jinja, minijinja::Error> {
@@ -391,7 +391,7 @@ fn failed(what: &str, e: &minijinja::Error) -> Error {
     Error::new(format!("{what}: {e}"))
 }
 
-/// Subtracts the fuel for a text of `bytes` bytes, before the text is created.
+/// Subtracts the fuel for a string of `bytes` bytes. Called before the string is created.
 fn use_fuel(state: &State, bytes: usize) -> Result<(), minijinja::Error> {
     state.consume_fuel(bytes as u64 / BYTES_PER_STEP)
 }
@@ -408,13 +408,13 @@ fn use_fuel_for_value(state: &State, x: &Jinja, depth: usize) -> Result<(), mini
         ValueKind::Map | ValueKind::Seq => {}
         ValueKind::Iterable | ValueKind::Plain => {
             return Err(methods::failed(format!(
-                "a value that is a {} cannot be written into the text",
+                "cannot write a value of type `{}` as text",
                 python::type_name(x)
             )));
         }
         ValueKind::Undefined if depth > 0 => {
             return Err(methods::failed(
-                "a list or dict with an undefined value cannot be written into the text",
+                "cannot write a list or dict with an undefined value as text",
             ));
         }
         _ => {
@@ -588,7 +588,7 @@ fn scalar(x: &Jinja) -> Result<String, minijinja::Error> {
             _ => number,
         }),
         _ => Err(methods::failed(format!(
-            "a value that is a {} cannot be written as JSON",
+            "cannot write a value of type `{}` as JSON",
             python::type_name(x)
         ))),
     }
@@ -726,7 +726,7 @@ mod tests {
             &exponential("{{ {'a': ns.a} | tojson(indent=2) }}"),
         ] {
             let e = render(template, &[("user", "a")]).unwrap_err();
-            assert!(e.message().contains("does not end"), "{template}: {e:?}");
+            assert!(e.message().contains("did not finish"), "{template}: {e:?}");
         }
         for template in [
             "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
@@ -752,7 +752,7 @@ mod tests {
         .unwrap_err();
         assert_eq!(
             e.message(),
-            "the model's chat template refuses the conversation: roles must alternate"
+            "the model's chat template rejected the conversation: roles must alternate"
         );
         assert_eq!(e.hints(), ["check the order of the roles: user, user"]);
     }

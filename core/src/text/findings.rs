@@ -1,5 +1,5 @@
-//! Counts of unusual properties of tokenised pairs. They affect training or scores without causing
-//! an error, so the user must be warned about them.
+//! Counts tokenised pairs with unusual properties. These affect training or scores without causing
+//! an error, so the user is warned about them.
 
 use std::collections::BTreeMap;
 
@@ -8,19 +8,18 @@ use serde::Serialize;
 use super::{Prompt, TokenPair, Tokenizer};
 use crate::api::{Message, PreferencePair, Text};
 
-/// Counts of pairs with unusual properties, among the pairs that are used.
+/// Counts of kept pairs with unusual properties.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Findings {
-    /// Pairs whose prompt is tokenised differently on its own than before a completion.
+    /// Pairs whose prompt tokenises differently when it is followed by a completion.
     pub prefix_mismatches: usize,
-    /// The text at the end of the first such prompt that is not part of the pair's prompt.
+    /// Text at the end of the prompt that tokenises differently, for the first of these pairs.
     pub left_out: Option<String>,
-    /// Pairs whose two completions have the same tokens after they were cut, so that neither can be
-    /// preferred.
+    /// Pairs whose completions have the same tokens after truncation, so neither is preferred.
     pub identical: usize,
-    /// Pairs whose completions both begin with the whole prompt, so that the model reads it twice.
+    /// Pairs whose completions both repeat the prompt, so that the model reads it twice.
     pub prompt_repeated: usize,
-    /// Pairs with a completion that has no text.
+    /// Pairs with an empty completion.
     pub empty_completions: usize,
     /// Pairs with a completion whose first message has a role other than `assistant`, counted by
     /// role.
@@ -34,9 +33,9 @@ pub struct Findings {
 }
 
 impl Findings {
-    /// Counts one pair. `pair` is the pair of the data set, `kept` its tokens after cutting, and
-    /// `prompt` its prompt tokenised on its own. `context` is the context length of the model in
-    /// tokens, if it is known.
+    /// Counts one pair. `kept` contains its tokens after truncation, and `prompt` its prompt
+    /// tokenised without a completion. `context` is the context length of the model in tokens, if
+    /// it is known.
     pub fn add(
         &mut self,
         tokenizer: &Tokenizer,
@@ -76,7 +75,7 @@ impl Findings {
         self.prompts_over_context += over(kept.prompt.len());
     }
 
-    /// Adds the counts of other pairs.
+    /// Adds the counts in `other`.
     pub fn merge(&mut self, other: &Self) {
         self.prefix_mismatches += other.prefix_mismatches;
         self.left_out = self.left_out.take().or_else(|| other.left_out.clone());
@@ -89,13 +88,12 @@ impl Findings {
         self.prompts_over_context += other.prompts_over_context;
     }
 
-    /// All warnings, one per line. Identical completions are left out, because only training
-    /// reports them.
+    /// Returns all warnings. Identical completions are not included: training reports them itself.
     pub fn lines(&self) -> Vec<String> {
         let mut lines = self.of_tokens();
         let of_data = [
             (
-                "pairs whose completions begin with the prompt, which is then read twice",
+                "pairs whose completions repeat the prompt, so that the model reads it twice",
                 self.prompt_repeated,
             ),
             ("pairs with an empty completion", self.empty_completions),
@@ -109,22 +107,23 @@ impl Findings {
         lines
     }
 
-    /// The warnings about properties of the tokens, as opposed to properties of the text.
+    /// Returns the warnings about tokens and roles, but not about completions that are empty or
+    /// repeat the prompt.
     pub fn of_tokens(&self) -> Vec<String> {
         let mut lines = Vec::new();
         if let Some(left_out) = &self.left_out {
             lines.push(format!(
-                "warning: pairs whose prompt ends in other tokens on its own than before a \
-                completion: {}. Their completions begin at the first token that differs, as in \
-                TRL, and this end of {} prompt is left out: {left_out:?}",
+                "warning: pairs whose prompt tokenises differently on its own than before a \
+                completion: {}. As in TRL, the prompt ends and the completion begins at the first \
+                token that differs. Cut from {} prompt: {left_out:?}",
                 self.prefix_mismatches,
                 if self.prefix_mismatches > 1 { "the first such" } else { "the" },
             ));
         }
         for (role, n) in &self.roles {
             lines.push(format!(
-                "warning: pairs with a completion that begins with a message of \
-                the role `{role}`, not `assistant`: {n}"
+                "warning: pairs with a completion whose first message has the role `{role}` \
+                instead of `assistant`: {n}"
             ));
         }
         if let Some(context) = self.context {
@@ -135,8 +134,8 @@ impl Findings {
             let over = over.into_iter().filter(|(_, n)| *n > 0);
             lines.extend(over.map(|(what, n)| {
                 format!(
-                    "warning: {what} that are longer than the \
-                model's context of {context} tokens: {n}"
+                    "warning: {what} that are longer than the model's context of {context} \
+                    tokens: {n}"
                 )
             }));
         }

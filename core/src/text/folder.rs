@@ -1,5 +1,5 @@
-//! Reads the tokenizer of a Hugging Face folder in the same way as AutoTokenizer of transformers
-//! 5.23.
+//! Reads the tokenizer from a Hugging Face model folder in the same way as `AutoTokenizer` in
+//! transformers 5.23.
 
 mod class;
 mod special;
@@ -66,7 +66,8 @@ pub(super) fn read(dir: &Path) -> Result<(Ids, Extras)> {
     if let Some(class) = class {
         tokens.default_to(class);
     }
-    // The padding settings of tokenizer.json name the padding token.
+    // If no other file defines the padding token, it is taken from the padding settings of
+    // tokenizer.json.
     if let Some(padding) = file.get_padding() {
         tokens
             .named
@@ -142,7 +143,7 @@ fn custom_code(config: &Map<String, Value>) -> bool {
     }
 }
 
-/// Refuses the fields of tokenizer_config.json that change token ids and are not supported.
+/// Rejects unsupported fields of tokenizer_config.json that change token ids.
 fn refuse(config: &Map<String, Value>, model: &Map<String, Value>, file: &Ids) -> Result<()> {
     let refused = |field: &str, why: &str| {
         Err(Error::new(format!("`{field}` in tokenizer_config.json is not supported: {why}")))
@@ -156,15 +157,18 @@ fn refuse(config: &Map<String, Value>, model: &Map<String, Value>, file: &Ids) -
     {
         return refused(
             "fast_tokenizer_files",
-            &format!("transformers reads `{other}` in place of tokenizer.json"),
+            &format!("transformers reads `{other}` instead of tokenizer.json"),
         )
         .map_err(|e| {
             e.hint(format!("replace tokenizer.json with `{other}` and remove the field"))
         });
     }
     if config.get("init_inputs").is_some_and(is_truthy) {
-        return refused("init_inputs", "its values do not have names, so their meaning is unknown")
-            .map_err(|e| e.hint("remove the field, or write its values under their names"));
+        return refused(
+            "init_inputs",
+            "its values are positional arguments, whose meaning is unknown",
+        )
+        .map_err(|e| e.hint("remove the field, or set its values as named fields"));
     }
     for field in ["split_special_tokens", "add_prefix_space", "legacy"] {
         if let Some(value) =
@@ -175,8 +179,8 @@ fn refuse(config: &Map<String, Value>, model: &Map<String, Value>, file: &Ids) -
             )));
         }
     }
-    // transformers corrects a wrong pattern in some of Mistral's files. The conditions below are
-    // the same as in transformers.
+    // transformers corrects an error in the pre-tokenizer of some Mistral models. These conditions
+    // match the ones in transformers.
     let mistral = model.get("model_type").is_none_or(|m| {
         m.as_str().is_some_and(|m| {
             ["mistral", "mistral3", "voxtral", "ministral", "pixtral"].contains(&m)
@@ -191,21 +195,18 @@ fn refuse(config: &Map<String, Value>, model: &Map<String, Value>, file: &Ids) -
         && major.is_none_or(|major| major < 5)
         && file.get_vocab_size(true) > 100_000
     {
-        return refused(
-            "fix_mistral_regex",
-            "it replaces the pattern in tokenizer.json that splits text into words",
-        )
-        .map_err(|e| {
-            e.hint(
+        return refused("fix_mistral_regex", "it changes how transformers splits text into words")
+            .map_err(|e| {
+                e.hint(
                 "run `AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)` in Python to \
                 write the corrected tokenizer.json, then remove the field",
             )
-        });
+            });
     }
     Ok(())
 }
 
-/// Warns if the class of the tokenizer leads to other ids than the unmodified tokenizer.json.
+/// Warns if the rebuilt tokenizer gives different ids than the unmodified tokenizer.json.
 fn warn_if_ids_change(class: &str, file: &Ids, built: &Ids) {
     const SAMPLE: &str = "Hello, world! 1234 it's\n\n\tsome  more é 漢字 naïve\u{301} text.  ";
     let ids =

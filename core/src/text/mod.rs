@@ -1,8 +1,8 @@
-//! Conversion between text and token ids: the tokenizer, the chat template, and tokenised
-//! preference pairs.
+//! Converts between text and token ids: the tokenizer, the chat template, and tokenised preference
+//! pairs.
 //!
-//! All ids must equal those of Hugging Face's transformers, because other ids would change the
-//! output of a model.
+//! All ids must equal those of Hugging Face's transformers, because the model was trained with
+//! them.
 
 mod chat;
 mod findings;
@@ -44,73 +44,72 @@ pub struct Special {
 #[derive(Debug)]
 pub struct Tokenizer {
     ids: Ids,
-    /// Number of rows of the model's embedding, if it is known.
+    /// Number of rows of the model's embedding matrix, if it is known.
     rows: Option<i64>,
     bos: Option<Special>,
     eos: Option<Special>,
     pad: Option<Special>,
-    /// Ids that [`encode_alone`](Self::encode_alone) adds before and after a text. Both are `None`
-    /// if the post-processor of `tokenizer.json` already adds them.
+    /// Ids that [`encode_alone`](Self::encode_alone) adds at the start and the end of a text. Both
+    /// are `None` if the post-processor of `tokenizer.json` already adds them.
     around: (Option<i64>, Option<i64>),
     chat: Option<ChatTemplate>,
-    /// Other fields of tokenizer_config.json that change ids.
+    /// Additional fields of tokenizer_config.json that change ids, for [`files`](Self::files).
     extra_fields: Map<String, Value>,
 }
 
-/// Settings of a tokenizer that are not in its vocabulary.
+/// Parts of a tokenizer other than its vocabulary.
 #[derive(Debug, Default)]
 struct Extras {
-    /// Text of the token that begins a text.
+    /// Text of the beginning-of-sequence token.
     bos: Option<String>,
-    /// Text of the token that ends a text.
+    /// Text of the end-of-sequence token.
     eos: Option<String>,
     /// Text of the padding token.
     pad: Option<String>,
-    /// Special tokens that only chat templates use: their variable in the template, and their text.
+    /// Special tokens that only chat templates use, as pairs of a template variable and a token.
     others: Vec<(&'static str, String)>,
     chat_template: Option<String>,
-    /// Additional chat templates: name and source.
+    /// Additional chat templates, as pairs of a name and a template.
     named_templates: Vec<(String, String)>,
-    /// True if [`Tokenizer::encode_alone`] must add the BOS, because the vocabulary's
-    /// post-processor does not.
+    /// True if [`Tokenizer::encode_alone`] must add the BOS, because the post-processor does not.
     begin: bool,
-    /// True if [`Tokenizer::encode_alone`] must add the EOS, because the vocabulary's
-    /// post-processor does not.
+    /// True if [`Tokenizer::encode_alone`] must add the EOS, because the post-processor does not.
     end: bool,
-    /// True if special tokens in a text are split like ordinary text.
+    /// True if special tokens that occur in a text are tokenised like ordinary text.
     splits_special: bool,
-    /// Other fields of tokenizer_config.json that change ids. They are written out with the
-    /// tokenizer.
+    /// Additional fields of tokenizer_config.json that change ids. They are written back when the
+    /// tokenizer is saved.
     extra_fields: Map<String, Value>,
 }
 
 impl Tokenizer {
-    /// Reads the tokenizer of a Hugging Face folder as AutoTokenizer does: `tokenizer.json`, the
-    /// special and added tokens of `tokenizer_config.json` (or of `special_tokens_map.json` and
-    /// `added_tokens.json`), and the chat template of `chat_template.jinja` or
-    /// `tokenizer_config.json`.
+    /// Reads the tokenizer from a Hugging Face model folder, in the same way as AutoTokenizer.
+    ///
+    /// The vocabulary is in `tokenizer.json`. Special and added tokens are also read from
+    /// `tokenizer_config.json`, or from `special_tokens_map.json` and `added_tokens.json`. The chat
+    /// template is in `chat_template.jinja` or in `tokenizer_config.json`.
     ///
     /// # Errors
-    /// Fails if tokenizer.json is missing, a file is not valid, a field changes token ids and is
-    /// not supported, or the chat template is not valid.
+    /// Fails if tokenizer.json is missing, if a file or the chat template is not valid, or if an
+    /// unsupported field changes token ids.
     pub fn from_folder(dir: &Path) -> Result<Self> {
         let (ids, extras) = folder::read(dir)?;
         Self::new(ids, extras)
     }
 
-    /// Builds the tokenizer that a GGUF file contains: byte-level BPE, which GGUF calls `gpt2`, or
-    /// SentencePiece BPE, which it calls `llama`.
+    /// Builds the tokenizer of a GGUF file. The supported types are byte-level BPE, which GGUF
+    /// calls `gpt2`, and SentencePiece BPE, which it calls `llama`.
     ///
     /// # Errors
-    /// Fails if the tokenizer is of another type, if its pre-tokenizer is unknown, or if the
-    /// vocabulary is not consistent.
+    /// Fails if the tokenizer has another type, if its pre-tokenizer is unknown, or if the
+    /// vocabulary is inconsistent.
     pub fn from_gguf(meta: &Metadata) -> Result<Self> {
         let (ids, extras) = gguf::read(meta)?;
         Self::new(ids, extras)
     }
 
     fn new(mut ids: Ids, extras: Extras) -> Result<Self> {
-        // Training applies its own maximum length and does not pad.
+        // Truncation is left to training, which has its own maximum length. Padding is never used.
         ids.with_truncation(None).map_err(tokenizer_error)?;
         ids.with_padding(None);
         ids.set_encode_special_tokens(extras.splits_special);
@@ -128,7 +127,7 @@ impl Tokenizer {
         };
         let bos = special("beginning-of-sequence", extras.bos)?;
         let eos = special("end-of-sequence", extras.eos)?;
-        // This program never pads, so a padding token that is not in the vocabulary is ignored.
+        // Padding is never used, so a padding token that is not in the vocabulary is ignored.
         let pad = special("padding", extras.pad).unwrap_or_default();
         let named = [("bos_token", &bos), ("eos_token", &eos), ("pad_token", &pad)];
         let tokens: Vec<_> = named
@@ -145,7 +144,7 @@ impl Tokenizer {
         Ok(Self { ids, rows: None, bos, eos, pad, around, chat, extra_fields: extras.extra_fields })
     }
 
-    /// Encodes a text as ids `[n]`. No special tokens are added, but special tokens in the text are
+    /// Encodes a text as ids `[n]` without adding special tokens. Special tokens in the text are
     /// recognised.
     ///
     /// # Errors
@@ -155,8 +154,8 @@ impl Tokenizer {
         Ok(encoding.get_ids().iter().map(|&id| id.into()).collect())
     }
 
-    /// Encodes a text as ids `[n]` with the special tokens that the tokenizer adds around a text,
-    /// such as the BOS of Llama and Gemma. The result equals `tokenizer(text)` of transformers.
+    /// Encodes a text as ids `[n]` and adds special tokens like the tokenizer does, such as a BOS
+    /// for Llama and Gemma. The result equals `tokenizer(text)` in transformers.
     ///
     /// # Errors
     /// Fails if the tokenizer fails.
@@ -166,8 +165,8 @@ impl Tokenizer {
         Ok(self.around.0.into_iter().chain(ids).chain(self.around.1).collect())
     }
 
-    /// Decodes ids `[n]` into text, special tokens included. Ids without a token, which padded
-    /// embeddings have, are skipped.
+    /// Decodes ids `[n]` into text, including special tokens. Ids that do not belong to a token are
+    /// skipped; they occur if the embedding is padded.
     ///
     /// # Errors
     /// Fails if an id is negative or does not fit into 32 bits.
@@ -181,15 +180,15 @@ impl Tokenizer {
         catch_panics(|| self.ids.decode(&ids, false))
     }
 
-    /// Serialises the tokenizer as the files of a Hugging Face folder. Returns the name and text of
-    /// each file.
+    /// Serialises the tokenizer into the files of a Hugging Face model folder. Returns the name and
+    /// content of each file.
     ///
     /// # Errors
     /// Fails if the tokenizer cannot be serialised.
     pub fn files(&self) -> Result<Vec<(&'static str, String)>> {
         let mut ids = self.ids.clone();
-        // The library still treats a token as special after its flag was cleared. Set the flag
-        // again, so that the written tokenizer behaves the same.
+        // The `tokenizers` crate still treats a token as special after its `special` flag was
+        // cleared. Set the flag again, so that the saved tokenizer behaves the same.
         let were = ids.get_added_tokens_decoder().into_values().filter(|token| {
             !token.special && ids.get_added_vocabulary().is_special_token(&token.content)
         });
@@ -234,7 +233,7 @@ impl Tokenizer {
         Ok(files)
     }
 
-    /// Creates a post-processor that adds the special tokens of `around`. Returns `None` if there
+    /// Creates a post-processor that adds the special tokens in `around`. Returns `None` if there
     /// are none.
     fn surrounded(&self) -> Result<Option<TemplateProcessing>> {
         let (begin, end) = (
@@ -249,8 +248,8 @@ impl Tokenizer {
         if special.is_empty() {
             return Ok(None);
         }
-        // Two texts that are encoded together have one BOS before the first and one EOS after the
-        // second, and no special tokens between them.
+        // If two texts are encoded together, the BOS comes before the first and the EOS after the
+        // second, without special tokens between them.
         let piece = |text: &str| {
             begin
                 .map(|s| s.text.clone())
@@ -272,84 +271,83 @@ impl Tokenizer {
         template.map(Some).map_err(|e| Error::internal(e.to_string()))
     }
 
-    /// The token with this id as it is spelled in the vocabulary, such as `Ġthe`.
+    /// Returns the token with an id, spelled as in the vocabulary, such as `Ġthe`.
     pub fn token(&self, id: i64) -> Option<String> {
         self.ids.id_to_token(u32::try_from(id).ok()?)
     }
 
-    /// The id of a token, which must be spelled as in the vocabulary. Special tokens are included.
+    /// Returns the id of a token, which must be spelled as in the vocabulary. It may be a special
+    /// token.
     pub fn token_id(&self, token: &str) -> Option<i64> {
         self.ids.token_to_id(token).map(i64::from)
     }
 
-    /// Number of tokens, including added ones.
+    /// Number of tokens, including added tokens.
     pub fn vocab_size(&self) -> usize {
         self.ids.get_vocab_size(true)
     }
 
-    /// The token that ends a text.
+    /// End-of-sequence token.
     pub fn eos(&self) -> Option<&Special> {
         self.eos.as_ref()
     }
 
-    /// The token that begins a text.
+    /// Beginning-of-sequence token.
     pub fn bos(&self) -> Option<&Special> {
         self.bos.as_ref()
     }
 
-    /// The padding token. This program never pads; the token is only written to exported files.
+    /// Padding token. It is only written to exported files, because padding is never used.
     pub fn pad(&self) -> Option<&Special> {
         self.pad.as_ref()
     }
 
-    /// Sets the number of rows of the model's embedding, which [`check`](Self::check) compares ids
-    /// with.
+    /// Sets the number of rows of the model's embedding matrix, for use by [`check`](Self::check).
     #[must_use]
     pub fn for_embedding(mut self, rows: i64) -> Self {
         self.rows = Some(rows);
         self
     }
 
-    /// Checks that every id has a row in the model's embedding. A tokenizer may have tokens that
-    /// the model does not have, such as Gemma 3's `<image_soft_token>`. They are only an error if
-    /// they are used.
+    /// Checks that every id has a row in the model's embedding matrix.
+    ///
+    /// A tokenizer may contain tokens without a row, such as Gemma 3's `<image_soft_token>`. This
+    /// is only an error if a text uses them.
     ///
     /// # Errors
     /// Fails if an id does not have a row. The error names the token.
     pub fn check(&self, ids: &[i64]) -> Result<()> {
         let Some(rows) = self.rows else { return Ok(()) };
         let Some(id) = ids.iter().find(|id| !(0..rows).contains(*id)) else { return Ok(()) };
-        let token = self.token(*id).map_or_else(
-            || "a token without a text".to_owned(),
-            |token| format!("the token `{token}`"),
-        );
+        let token = self
+            .token(*id)
+            .map_or_else(|| "an unknown token".to_owned(), |token| format!("the token `{token}`"));
         Err(Error::new(format!(
             "{token} has the id {id}, but the model's embedding has {rows} rows"
         ))
-        .hint("remove the token from the text, or add its row to the model's embedding")
+        .hint("remove the token from the text, or resize the model's embedding to include it")
         .hint(
-            "if many texts fail, the tokenizer belongs to another model: use the tokenizer from \
-            the folder of the weights",
+            "if this affects many texts, the tokenizer belongs to a different model; use the \
+            tokenizer from the same folder as the weights",
         ))
     }
 
-    /// True if the model has a chat template, so that conversations can be rendered as text.
+    /// True if the model has a chat template.
     pub fn has_chat_template(&self) -> bool {
         self.chat.is_some()
     }
 
     /// Renders a conversation with the model's chat template. If `add_generation_prompt` is true,
-    /// the text ends with the beginning of the assistant's turn.
+    /// the start of the assistant's turn is appended.
     ///
     /// # Errors
-    /// Fails if the model does not have a chat template, or if the template fails or refuses the
-    /// conversation.
+    /// Fails if the model does not have a chat template, or if the template raises an error.
     pub fn render_chat(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         self.render_chat_with(messages, &TemplateArgs::default(), add_generation_prompt)
     }
 
-    /// Renders a conversation like [`render_chat`](Self::render_chat), with the tools and template
-    /// variables of a row.
+    /// Renders a conversation like [`render_chat`](Self::render_chat), with additional tools and
+    /// template variables.
     ///
     /// # Errors
     /// Fails in the same cases as [`render_chat`](Self::render_chat).
@@ -360,7 +358,7 @@ impl Tokenizer {
         add_generation_prompt: bool,
     ) -> Result<String> {
         let chat = self.chat.as_ref().ok_or_else(|| {
-            Error::new("the model has no chat template, so messages cannot be turned into text")
+            Error::new("the model has no chat template, so messages cannot be rendered")
                 .hint("use a chat model (`…-instruct`), or a data set of plain text")
         })?;
         chat.render(messages, args, add_generation_prompt)
@@ -371,9 +369,9 @@ fn tokenizer_error(e: tokenizers::Error) -> Error {
     Error::new(format!("the tokenizer failed: {e}"))
 }
 
-/// Runs a function of the crate tokenizers and turns its panics into errors. The crate panics on
-/// some invalid files, for example on merges that are longer than any token, and if a pattern
-/// exceeds its limits on a text.
+/// Calls the `tokenizers` crate and converts panics into errors. The crate panics on some invalid
+/// files, for example if a merge is longer than every token, and if a regular expression exceeds
+/// its backtracking limit.
 fn catch_panics<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(done) => done.map_err(tokenizer_error),

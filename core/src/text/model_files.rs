@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::weights::ModelFiles;
 
 impl ModelFiles {
-    /// The model's tokenizer, with its chat template.
+    /// Reads the model's tokenizer and its chat template.
     ///
     /// # Errors
     /// Fails if the tokenizer is missing, not valid, or of a type that is not supported.
@@ -20,12 +20,12 @@ impl ModelFiles {
         })
     }
 
-    /// Reads the tokenizer at a path that [`locate`](crate::weights::locate) returned, without
-    /// opening the weights. The folder does not need to contain weights.
+    /// Reads the tokenizer without opening the weights. `path` is a path returned by
+    /// [`locate`](crate::weights::locate). It may be a folder without weights.
     ///
     /// # Errors
-    /// Fails in the same cases as [`tokenizer`](Self::tokenizer), and, if the path is not a folder
-    /// with a tokenizer, in the same cases as [`open`](Self::open).
+    /// Fails in the same cases as [`tokenizer`](Self::tokenizer). If `path` is not a folder with a
+    /// tokenizer.json, this method also fails in the same cases as [`open`](Self::open).
     pub fn tokenizer_of(path: &Path) -> Result<Tokenizer> {
         if path.join("tokenizer.json").is_file() {
             return Tokenizer::from_folder(path).map_err(|e| {

@@ -16,27 +16,28 @@ use super::{Findings, Tokenizer};
 use crate::api::{Message, PreferencePair, TemplateArgs, Text};
 use crate::error::{Error, Result};
 
-/// Settings for tokenising pairs, and the maximum numbers of tokens.
+/// Settings for tokenising pairs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Maximum number of tokens of prompt and completion together. Longer completions are cut at
-    /// their end.
+    /// Maximum number of tokens of a prompt and a completion together. Completions that are too
+    /// long are truncated at the end.
     pub max_length: usize,
-    /// Maximum number of tokens of the prompt. Longer prompts are cut at their beginning.
+    /// Maximum number of tokens of the prompt. Longer prompts are truncated at the start.
     pub max_prompt_length: Option<usize>,
-    /// True if the end-of-sequence token is added to plain completions. The chat template decides
-    /// how completions of messages end.
+    /// True if an EOS is appended to plain completions. For conversations, the chat template
+    /// decides this.
     pub add_eos: bool,
-    /// True if plain text gets the special tokens that the tokenizer adds around a text, such as a
-    /// BOS. Text from a chat template never does.
+    /// True if the special tokens that the tokenizer adds, such as a BOS, are added to plain text.
+    /// They are never added to conversations, because the chat template contains them.
     pub special_tokens: bool,
-    /// Context length of the model in tokens, if it is known. Longer pairs are counted, not cut.
+    /// Context length of the model in tokens, if it is known. Longer pairs are counted, not
+    /// truncated.
     pub context: Option<usize>,
 }
 
 impl Limits {
-    /// No limits on the length. Plain text has special tokens around it as in transformers, and
-    /// plain completions end with the end-of-sequence token.
+    /// No length limits. As in transformers, plain text has the tokenizer's special tokens. Plain
+    /// completions end with an EOS.
     pub const NONE: Self = Self {
         max_length: usize::MAX,
         max_prompt_length: None,
@@ -46,14 +47,14 @@ impl Limits {
     };
 }
 
-/// The reason why a pair is not used.
+/// Reason for dropping a pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SkipReason {
     /// The prompt leaves no room for a completion within `max_length`.
     PromptTooLong,
-    /// The prompt does not have any messages, or it does not have any tokens and the tokenizer has
-    /// neither a BOS nor an EOS to use instead.
+    /// The prompt has no messages, or it has no tokens and the tokenizer has neither a BOS nor an
+    /// EOS to use instead.
     EmptyPrompt,
     /// The chosen completion has no tokens.
     EmptyChosen,
@@ -72,19 +73,19 @@ impl fmt::Display for SkipReason {
     }
 }
 
-/// Numbers of tokens that were cut off a pair so that it fits the limits.
+/// Numbers of tokens that were removed from a pair to fit the limits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cut {
-    /// Tokens cut from the beginning of the prompt.
+    /// Tokens removed from the start of the prompt.
     pub prompt: usize,
-    /// Tokens cut from the end of the chosen completion.
+    /// Tokens removed from the end of the chosen completion.
     pub chosen: usize,
-    /// Tokens cut from the end of the rejected completion.
+    /// Tokens removed from the end of the rejected completion.
     pub rejected: usize,
 }
 
 impl Cut {
-    /// True if any token was cut off.
+    /// True if any token was removed.
     pub fn any(&self) -> bool {
         *self != Self::default()
     }
@@ -108,42 +109,43 @@ impl fmt::Display for Cut {
 /// The result of tokenising a pair.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The pair is used.
+    /// The pair is kept.
     Kept {
-        /// Ids after cutting.
+        /// Ids after truncation.
         pair: TokenPair,
-        /// Numbers of tokens that were cut off.
+        /// Numbers of tokens that were removed.
         cut: Cut,
-        /// The whole prompt, tokenised on its own.
+        /// The whole prompt, tokenised without a completion.
         prompt: Prompt,
     },
-    /// The pair is not used.
+    /// The pair is dropped.
     Dropped(SkipReason),
 }
 
-/// A pair that is not used.
+/// A pair that was dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DroppedPair {
     /// Index among the pairs that were read, as in [`TokenPair`].
     pub index: usize,
     /// Index of the row in the split's files, as in [`TokenPair`].
     pub row: usize,
-    /// The reason why the pair is not used.
+    /// Reason for dropping the pair.
     pub why: SkipReason,
 }
 
 /// The tokenised pairs of a data set.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tokenised {
-    /// The pairs that are used, in the data set's order.
+    /// The kept pairs, in the order of the data set.
     pub pairs: Vec<TokenPair>,
-    /// Numbers of tokens that were cut off, for each element of `pairs`.
+    /// Numbers of removed tokens, one entry for each element of `pairs`.
     pub cuts: Vec<Cut>,
-    /// Hash of the whole prompt, for each element of `pairs`. Equal prompts have equal hashes.
+    /// Hashes of the whole prompts, one for each element of `pairs`. Equal prompts have equal
+    /// hashes.
     pub prompts: Vec<u64>,
-    /// The pairs that are not used.
+    /// The dropped pairs.
     pub dropped: Vec<DroppedPair>,
-    /// Counts of pairs that the user must be warned about.
+    /// Counts of kept pairs with unusual properties, for warnings.
     pub findings: Findings,
 }
 
@@ -160,17 +162,17 @@ impl Tokenised {
         reasons
     }
 
-    /// Number of pairs that are used and were cut.
+    /// Number of kept pairs that were truncated.
     pub fn truncated(&self) -> usize {
         self.cuts.iter().filter(|cut| cut.any()).count()
     }
 }
 
-/// Tokenises one pair and applies the limits. `index` and `row` are as in [`TokenPair`].
+/// Tokenises one pair and applies the limits. `index` and `row` are the fields of [`TokenPair`].
 ///
 /// # Errors
-/// Fails in the same cases as [`whole_pair`], and if the pair has a token that the model's
-/// embedding does not have.
+/// Fails in the same cases as [`whole_pair`], and if a token has no row in the model's embedding
+/// matrix.
 pub fn tokenise_pair(
     tokenizer: &Tokenizer,
     index: usize,
@@ -196,16 +198,17 @@ pub fn tokenise_pair(
     Ok(outcome)
 }
 
-/// Tokenises one pair without limits on the length. A completion may be empty.
+/// Tokenises one pair without length limits. Completions may be empty.
 ///
-/// Three texts are tokenised: the prompt, the prompt with the chosen completion, and the prompt
-/// with the rejected completion. As in TRL, the pair's prompt is the common prefix of the three,
-/// and a completion is the rest of its sequence. A token that merges across the boundary therefore
-/// belongs to the completion, and so does a generation prompt that a finished turn does not have.
+/// As in TRL, three texts are tokenised: the prompt, the prompt with the chosen completion, and the
+/// prompt with the rejected completion. The prompt of the pair is the longest common prefix of the
+/// three, and each completion is what follows it. A token that spans the end of the prompt
+/// therefore belongs to the completion. The part of the generation prompt that does not occur in a
+/// finished turn, such as the start of a thinking block, is dropped.
 ///
 /// # Errors
-/// Fails if one part of the pair consists of messages and another of plain text, or if there are
-/// messages and the model does not have a chat template or its chat template refuses them.
+/// Fails if the pair mixes plain text and messages. Also fails on messages if the model does not
+/// have a chat template, or if the template raises an error.
 pub fn whole_pair(
     tokenizer: &Tokenizer,
     index: usize,
@@ -226,7 +229,7 @@ pub fn whole_pair(
         }
         _ => {
             return Err(Error::new(format!("pair {row} mixes plain text and messages")).hint(
-                "make prompt, chosen and rejected all plain text, or all lists of messages",
+                "make prompt, chosen and rejected either all plain text or all lists of messages",
             ));
         }
     };
@@ -241,8 +244,7 @@ pub fn whole_pair(
     rejected.drain(..shared);
     let mut prompt = ids[..shared].to_vec();
     if prompt.is_empty() {
-        // The model predicts each token of a completion from the tokens before it, so there must be
-        // at least one.
+        // The model needs at least one token before a completion to predict its first token.
         let Some(first) = tokenizer.bos().or(tokenizer.eos()) else {
             return Ok(Err(SkipReason::EmptyPrompt));
         };
@@ -256,8 +258,8 @@ fn common_prefix(a: &[i64], b: &[i64]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
-/// Cuts a pair to fit the limits, or drops it. `whole_prompt` is the pair's prompt, tokenised on
-/// its own.
+/// Truncates a pair to fit the limits, or drops it. `whole_prompt` is the prompt tokenised without
+/// a completion.
 pub fn fit(whole: TokenPair, whole_prompt: Prompt, limits: &Limits) -> Outcome {
     let TokenPair { index, row, mut prompt, mut chosen, mut rejected } = whole;
     let over = limits.max_prompt_length.map_or(0, |most| prompt.len().saturating_sub(most.max(1)));
@@ -285,11 +287,11 @@ pub fn fit(whole: TokenPair, whole_prompt: Prompt, limits: &Limits) -> Outcome {
     }
 }
 
-/// The three texts of a pair that are tokenised: the prompt, and the prompt with each completion.
+/// The three texts that are tokenised: the prompt, and the prompt with each completion.
 struct Texts {
     prompt: String,
     joint: [String; 2],
-    /// True if the tokenizer adds special tokens around the texts.
+    /// True if the tokenizer adds its special tokens to the texts.
     special_tokens: bool,
 }
 
@@ -302,8 +304,8 @@ fn plain(tokenizer: &Tokenizer, prompt: &str, completions: [&String; 2], limits:
     Texts { prompt: prompt.to_owned(), joint, special_tokens: limits.special_tokens }
 }
 
-/// Renders the messages of a pair. The prompt always ends with the generation prompt, even after an
-/// assistant's turn, as in TRL.
+/// Renders the messages of a pair. As in TRL, the prompt always ends with the generation prompt,
+/// even if its last message is from the assistant.
 fn messages(
     tokenizer: &Tokenizer,
     prompt: &[Message],
@@ -321,11 +323,11 @@ fn messages(
     })
 }
 
-/// A pair with its index and the index of its row.
+/// The index of a pair, the index of its row, and the pair.
 type Numbered = (usize, usize, PreferencePair);
 
-/// Tokenises pairs until `max_pairs` are kept, and collects the kept and the dropped ones. `rows`
-/// yields each pair with the index of its row, and no more pairs are read than necessary.
+/// Tokenises pairs until `max_pairs` are kept, and collects the kept and the dropped pairs. `rows`
+/// yields each pair with the index of its row. It is not read further than necessary.
 ///
 /// # Errors
 /// Fails if `rows` yields an error, or in the same cases as [`tokenise_pair`].
@@ -351,16 +353,15 @@ pub fn tokenise(
     Ok(all)
 }
 
-/// A hash of ids that is the same in every process.
+/// Hashes ids. The result is the same in every process.
 fn hash(ids: &[i64]) -> u64 {
     let mut hasher = DefaultHasher::new();
     ids.hash(&mut hasher);
     hasher.finish()
 }
 
-/// Tokenises pairs in parallel until `max_pairs` are kept, and passes the result of each pair to
-/// `take`, in order. `rows` yields each pair with the index of its row, and no more pairs are read
-/// than necessary.
+/// Tokenises pairs in parallel until `max_pairs` are kept, and passes each result to `take`, in
+/// order. `rows` yields each pair with the index of its row. It is not read further than necessary.
 ///
 /// # Errors
 /// Fails if `rows` yields an error, if `take` fails, or in the same cases as [`tokenise_pair`].
@@ -371,8 +372,8 @@ pub fn each(
     max_pairs: Option<usize>,
     mut take: impl FnMut(Numbered, Outcome) -> Result<()>,
 ) -> Result<()> {
-    /// Number of pairs that are tokenised in parallel: enough work for all cores, without using
-    /// much memory.
+    /// Number of pairs that are tokenised in parallel. This is enough to keep all cores busy,
+    /// without using much memory.
     const CHUNK: usize = 1024;
     let mut rows = rows.into_iter().enumerate();
     let mut kept = 0;
@@ -387,7 +388,7 @@ pub fn each(
             .par_iter()
             .map(|(index, row, pair)| tokenise_pair(tokenizer, *index, *row, pair, limits))
             .collect::<Vec<_>>();
-        // Outcomes are handled in order, so that the first of several errors is returned.
+        // Errors are also handled in order, so the first one is returned.
         for (numbered, outcome) in chunk.into_iter().zip(outcomes) {
             let outcome = outcome?;
             kept += usize::from(matches!(outcome, Outcome::Kept { .. }));
@@ -396,7 +397,8 @@ pub fn each(
     }
 }
 
-/// Formats one pair as text for the log. The text that is trained on is between ⟨ and ⟩.
+/// Formats one pair as text for the log. The completions, which are trained on, are marked with ⟨
+/// and ⟩.
 pub fn show_example(tokenizer: &Tokenizer, pair: &TokenPair) -> String {
     let text = |ids: &[i64]| tokenizer.decode(ids).unwrap_or_else(|e| format!("({e})"));
     let indented = |text: String| text.replace('\n', "\n  ");

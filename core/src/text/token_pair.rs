@@ -2,24 +2,25 @@
 
 use crate::api::Side;
 
-/// A preference pair as token ids: the prompt `[p]` and the completions `[c]` and `[r]`. None of
-/// them is empty.
+/// A preference pair as token ids: the prompt `[p]`, the chosen completion `[c]` and the rejected
+/// completion `[r]`. All three are non-empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenPair {
-    /// Index of the pair among the pairs that were read, from 0. It is unique.
+    /// Unique index of the pair among all pairs that were read, starting from 0.
     pub index: usize,
-    /// Index of the pair's row in the split's files, from 0. Several pairs may come from one row.
+    /// Index of the pair's row in the files of the split, starting from 0. A row may contain
+    /// several pairs.
     pub row: usize,
     /// Ids of the prompt.
     pub prompt: Vec<i64>,
-    /// Ids of the preferred completion.
+    /// Ids of the chosen completion.
     pub chosen: Vec<i64>,
-    /// Ids of the other completion.
+    /// Ids of the rejected completion.
     pub rejected: Vec<i64>,
 }
 
 impl TokenPair {
-    /// The completion on one side.
+    /// Ids of the chosen or the rejected completion.
     pub fn completion(&self, side: Side) -> &[i64] {
         match side {
             Side::Chosen => &self.chosen,
@@ -27,30 +28,31 @@ impl TokenPair {
         }
     }
 
-    /// Number of tokens of both sequences. The prompt counts twice, as in TRL.
+    /// Total number of tokens of the two sequences. As in TRL, the prompt counts twice, because it
+    /// is part of both.
     pub fn tokens(&self) -> usize {
         2 * self.prompt.len() + self.chosen.len() + self.rejected.len()
     }
 
-    /// Number of tokens of the longer sequence, prompt included.
+    /// Length of the longer sequence in tokens, including the prompt.
     pub fn longest(&self) -> usize {
         self.prompt.len() + self.chosen.len().max(self.rejected.len())
     }
 }
 
-/// A prompt tokenised on its own, as for generation.
+/// A prompt tokenised without a completion, as for generation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prompt {
     /// Ids of the whole prompt.
     pub ids: Vec<i64>,
-    /// Number of leading ids that are the same when the prompt is tokenised together with each
-    /// completion. The pair's prompt consists of these.
+    /// Number of ids at the start that stay the same when either completion is appended. They form
+    /// the prompt of the pair.
     pub shared: usize,
 }
 
 impl Prompt {
-    /// The ids at the end of the prompt that are not part of the pair's prompt, because a
-    /// completion changes how the end is tokenised.
+    /// Ids at the end of the prompt that are not part of the pair's prompt, because a completion
+    /// changes how this end is tokenised.
     pub fn left_out(&self) -> &[i64] {
         &self.ids[self.shared..]
     }

@@ -1,5 +1,5 @@
-//! Preference directions at the sites that an adapter changes. Methods that modify gradients use
-//! them.
+//! Preference directions at the inputs and outputs of adapted modules, for methods that modify
+//! gradients.
 
 use tch::{Kind, Tensor};
 
@@ -10,27 +10,27 @@ use crate::batch::PairBatch;
 use crate::error::{Error, Result};
 use crate::model::Adapted;
 
-/// The sites, and the directions d = pool(y⁺) − pool(y⁻) at each of them.
+/// Accumulates the directions d = pool(y⁺) − pool(y⁻) at each site.
 #[derive(Debug, Default)]
 pub struct ModuleDirections {
     whose: Directions,
     sites: Vec<Site>,
-    /// The directions of the latest batch `[b w]`, one tensor per site.
+    /// Directions of the most recent batch, `[b w]` for each site.
     batch: Vec<Tensor>,
-    /// Sums over the pairs of the optimiser step so far, one per site.
+    /// Sums over the pairs in the current optimiser step, one for each site.
     step: Vec<Sum>,
-    /// Number of pairs in these sums.
+    /// Number of pairs in the sums, including pairs without a direction.
     pairs: usize,
 }
 
-/// A sum of directions over pairs.
+/// Sums over pairs at one site.
 #[derive(Debug)]
 struct Sum {
-    /// Σ d `[w]`, where each d is multiplied by the weight of its pair.
+    /// Σ d `[w]`, weighted by pair.
     directions: Tensor,
     /// Σ ‖d‖ with the same weights, a scalar.
     lengths: Tensor,
-    /// Number of pairs that have a direction, a scalar.
+    /// Number of pairs with a direction, a scalar.
     directed: Tensor,
 }
 
@@ -43,8 +43,9 @@ impl Sum {
         })
     }
 
-    /// The mean direction `[w]` over the pairs that have one, from a sum over `pairs` pairs. It is
-    /// 0 if no pair has a direction, or if the directions cancel up to rounding.
+    /// Returns the mean direction `[w]` over the pairs that have one. `pairs` is the total number
+    /// of pairs. The mean is 0 if no pair has a direction, or if the directions cancel out up to
+    /// rounding.
     fn mean(&self, pairs: usize) -> Result<Tensor> {
         let mean = self.directions.f_mul(
             &(self.directed.f_clamp_min(1.0)?.f_reciprocal()? * pairs as f64)
@@ -59,7 +60,7 @@ impl Sum {
 }
 
 impl ModuleDirections {
-    /// Selects the sites of `adapted` at which a method with these needs reads directions.
+    /// Selects the sites of `adapted` at which a method with these `needs` uses directions.
     pub fn new(needs: &Needs, adapted: &Adapted) -> Self {
         let mut sites: Vec<Site> = Vec::new();
         for changed in adapted.changed() {
@@ -79,15 +80,15 @@ impl ModuleDirections {
         Self { whose: needs.directions, sites, ..Self::default() }
     }
 
-    /// The sites to read in the forward pass of the policy or of the reference, as given by
-    /// `whose`. Empty if the method takes its directions from the other model.
+    /// Returns the sites to read in the forward pass of the policy or of the reference, as selected
+    /// by `whose`. Empty if the method takes its directions from the other model.
     pub fn sites(&self, whose: Directions) -> &[Site] {
         if whose == self.whose { &self.sites } else { &[] }
     }
 
-    /// Computes the directions of a batch from the states at [`sites`](Self::sites), each `[n w]`,
-    /// and adds them to the sums of the optimiser step. `weight` is the weight of a pair in the
-    /// step.
+    /// Computes the directions of a batch and adds them to the sums of the optimiser step. `states`
+    /// are the states at [`sites`](Self::sites), `[n w]` each, and `weight` is the weight of each
+    /// pair in the step.
     ///
     /// # Errors
     /// Fails if memory runs out.
@@ -106,8 +107,8 @@ impl ModuleDirections {
         let (mut batch_directions, mut sums) = (Vec::new(), Vec::new());
         for s in states {
             let sides = Sides::try_of(|side| batch.pool(s, Pooling::Completion, side))?;
-            // If both states are equal, the pair has no direction. A difference that only comes
-            // from rounding is meaningless.
+            // If the two states only differ by rounding errors, the pair has no meaningful
+            // direction. Use 0 instead.
             let (d, differ) = (sides.chosen.f_sub(&sides.rejected)?, sides.differ());
             let d = d.f_where_self(&differ.f_unsqueeze(1)?, &d.f_zeros_like()?)?;
             let sum = Sum {
@@ -134,7 +135,7 @@ impl ModuleDirections {
         })
     }
 
-    /// The direction d of each pair of the latest batch at `site`, `[b w]`.
+    /// Returns the direction d of each pair in the most recent batch at `site`, `[b w]`.
     ///
     /// # Errors
     /// Fails if the site was not read.
@@ -142,11 +143,12 @@ impl ModuleDirections {
         Ok(self.at(site, &self.batch)?.shallow_clone())
     }
 
-    /// Lets the method replace the gradient of every parameter that has an axis. The method
-    /// receives the gradient and the mean direction of the step, in the space of that axis.
+    /// Calls the method to modify the gradient of each parameter that has an axis. The method also
+    /// receives the mean direction of the step at the module's input or output, depending on the
+    /// axis.
     ///
     /// # Errors
-    /// Fails if the method fails, or returns a gradient of the wrong shape.
+    /// Fails if the method fails or returns a gradient of the wrong shape.
     pub fn map_gradients(&self, method: &dyn Intervention, adapted: &Adapted) -> Result<()> {
         let _guard = tch::no_grad_guard();
         for changed in adapted.changed() {
@@ -164,7 +166,7 @@ impl ModuleDirections {
                 let mapped = method.parameter_grad(&grad, axis, &direction)?;
                 if mapped.size() != grad.size() {
                     return Err(Error::internal(format!(
-                        "the method returned a gradient of shape {:?} for `{}`, which must be {:?}",
+                        "the method returned a gradient of shape {:?} for `{}`, expected {:?}",
                         mapped.size(),
                         parameter.key,
                         grad.size()
@@ -176,7 +178,7 @@ impl ModuleDirections {
         Ok(())
     }
 
-    /// Clears the batch and the sums, for a new optimiser step.
+    /// Clears the directions and the sums before a new optimiser step.
     pub fn reset(&mut self) {
         self.step.clear();
         self.batch.clear();
@@ -203,7 +205,7 @@ mod tests {
     fn the_mean_direction_is_taken_over_the_pairs_that_have_one() {
         let all = sum(&[[3.0, 0.0], [1.0, 2.0]], 2.0, 0.5);
         assert_eq!(values(&all.mean(2).expect("a mean")), [2.0, 1.0]);
-        // Two more pairs without a direction do not change the mean.
+        // Adding two pairs without a direction does not change the mean.
         let some = sum(&[[3.0, 0.0], [1.0, 2.0], [0.0, 0.0], [0.0, 0.0]], 2.0, 0.25);
         assert_eq!(values(&some.mean(4).expect("a mean")), [2.0, 1.0]);
         assert_eq!(values(&sum(&[[0.0, 0.0]], 0.0, 1.0).mean(1).expect("a mean")), [0.0, 0.0]);

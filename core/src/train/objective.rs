@@ -1,4 +1,5 @@
-//! The training objective: computes what the method's `Needs` request, and then the method's loss.
+//! Computes the training objective: first everything that the method's `Needs` request, then its
+//! loss.
 
 #[cfg(test)]
 mod tests;
@@ -31,12 +32,13 @@ pub struct Objective {
     hook_errors: HookErrors,
 }
 
-/// The loss of a batch, and the metrics to log.
+/// The loss of a batch and its metrics.
 #[derive(Debug)]
 pub struct Evaluated {
-    /// The loss and the metrics of the method.
+    /// The loss and the metrics that the method returned.
     pub loss: Loss,
-    /// Metrics that every method with log-probabilities has, with the names used by TRL.
+    /// Metrics that are logged for every method that uses log-probabilities, under the same names
+    /// as in TRL.
     pub metrics: Vec<(String, Tensor)>,
 }
 
@@ -85,7 +87,7 @@ impl Objective {
         &self.taps
     }
 
-    /// The reference, whose kept values are part of a checkpoint.
+    /// The reference and its cached values, which are saved in checkpoints.
     pub fn reference(&mut self) -> &mut Reference {
         &mut self.reference
     }
@@ -95,7 +97,7 @@ impl Objective {
         self.sharing = sharing;
     }
 
-    /// Builds a batch of `pairs` with the sequences that the method needs.
+    /// Builds a batch of `pairs` that contains the sequences that the method needs.
     ///
     /// # Errors
     /// Fails if memory runs out.
@@ -114,8 +116,8 @@ impl Objective {
         )
     }
 
-    /// Runs `work` with another instance of the method, so that the objective's own instance does
-    /// not change. The other instance must have the same configuration.
+    /// Calls `work` with `method` in place of the current method, so that the state of the current
+    /// method does not change. Both must have the same configuration.
     ///
     /// # Errors
     /// Fails if `work` does.
@@ -130,12 +132,12 @@ impl Objective {
         result
     }
 
-    /// Computes the loss of a batch, with its autograd graph. `weight` is the weight of each pair
-    /// of the batch in the optimiser step.
+    /// Computes the loss of a batch and records its autograd graph. `weight` is the weight of each
+    /// pair in the optimiser step.
     ///
     /// # Errors
-    /// Fails if the method or libtorch returns an error, or if the loss does not depend on a
-    /// trained value.
+    /// Fails if the method or libtorch returns an error, or if the loss does not depend on any
+    /// trained parameter.
     pub fn loss(
         &mut self,
         model: &Model,
@@ -152,8 +154,7 @@ impl Objective {
         Ok(evaluated)
     }
 
-    /// Computes the loss of a batch without an autograd graph and without dropout. The method's
-    /// gradient stages are skipped.
+    /// Computes the loss of a batch without an autograd graph, dropout or gradient hooks.
     ///
     /// # Errors
     /// Fails if the method or libtorch returns an error.
@@ -168,8 +169,8 @@ impl Objective {
         self.evaluate(model, adapted, batch, step, None)
     }
 
-    /// Computes the loss of a batch. `weight` is the weight of each pair in the optimiser step, or
-    /// `None` if no gradient is computed.
+    /// Computes the loss of a batch. `weight` is the weight of each pair in the optimiser step;
+    /// `None` if no gradient is needed.
     fn evaluate(
         &mut self,
         model: &Model,
@@ -270,12 +271,12 @@ impl Objective {
                 loss.value.size()
             )));
         }
-        // If the method returns a metric with the same name, it replaces the engine's.
+        // The method's metrics replace built-in metrics with the same name.
         metrics.retain(|(name, _)| loss.metrics.iter().all(|(own, _)| own != name));
         Ok(Evaluated { loss, metrics })
     }
 
-    /// Returns the first error of a gradient hook in the last backward pass.
+    /// Returns the first error that a gradient hook reported in the last backward pass.
     ///
     /// # Errors
     /// Fails if a hook failed.
@@ -283,7 +284,7 @@ impl Objective {
         self.hook_errors.check()
     }
 
-    /// Multiplies the gradients of all trained values by `factor`.
+    /// Multiplies the gradients of all trained parameters by `factor`.
     ///
     /// # Errors
     /// Fails if libtorch returns an error.
@@ -298,8 +299,8 @@ impl Objective {
         Ok(())
     }
 
-    /// Lets the method change the gradients of the parameters. Must be called once per optimiser
-    /// step, after its last backward pass.
+    /// Calls the method to modify the gradients of the parameters. Call this once per optimiser
+    /// step, after the last backward pass.
     ///
     /// # Errors
     /// Fails if the method returns an error.
@@ -311,7 +312,8 @@ impl Objective {
         Ok(())
     }
 
-    /// Registers the method's gradient map as a hook on the output `y` of an adapted module.
+    /// Registers a hook on the output `y` of an adapted module that lets the method modify its
+    /// gradient.
     fn hook(&self, site: &Site, y: &Tensor, batch: &PairBatch, weight: f64) -> Result<()> {
         let direction = self.directions.of_batch(site)?;
         let map = self.intervention.output_grad(OutputGrad {
@@ -323,7 +325,8 @@ impl Objective {
         register_hook(y, map, &self.hook_errors)
     }
 
-    /// Returns the states at a tap, for the sides that the method reads.
+    /// Returns the states of the policy and the reference at a tap, for the sides that the method
+    /// uses.
     fn tap_states(
         &self,
         tap: usize,
@@ -339,7 +342,7 @@ impl Objective {
         };
         let tokens =
             |states: &[Tensor]| per_side(needs, |side| taps.tokens(tap, states, batch, side));
-        // If the reference did not run in this step, its kept states are used.
+        // If the reference did not run on this batch, use its cached states.
         let live = (!observed.states.is_empty()).then_some(&observed.states[..]);
         let kept = |side| self.reference.pooled(tap, batch, side);
         let of_reference = |of: &dyn Fn() -> Result<PerSide>| {
@@ -387,8 +390,8 @@ impl Objective {
         Ok(Logprobs::of_sides(Sides::try_of(of)?))
     }
 
-    /// Computes TRL's `logps/*`, `logits/*`, `entropy` and `mean_token_accuracy`. If pairs share a
-    /// completion, it counts once for each pair.
+    /// Computes the metrics `logps/*`, `logits/*`, `entropy` and `mean_token_accuracy`, as in TRL.
+    /// If several pairs share a completion, it is counted for each of them.
     fn metrics(
         &self,
         batch: &PairBatch,
@@ -422,7 +425,7 @@ impl Objective {
     }
 }
 
-/// Computes a value for each side whose states the method reads.
+/// Calls `of` for each side whose states the method uses.
 fn per_side<T>(needs: &Needs, mut of: impl FnMut(Side) -> Result<T>) -> Result<PerSide<T>> {
     Ok(match needs.only {
         Some(side) => PerSide::One(side, of(side)?),

@@ -1,5 +1,4 @@
-//! AdamW with a state that can be saved and restored, and clipping by the global norm of the
-//! gradients.
+//! AdamW with a state that can be saved and restored, and gradient clipping by global norm.
 //!
 //! Reference: Loshchilov and Hutter 2019, Decoupled Weight Decay Regularization, algorithm 2. The
 //! operations are in the same order as in torch.optim.AdamW.
@@ -15,7 +14,7 @@ use crate::error::{Error, Result};
 pub struct Group {
     /// Names and trainable tensors, in a fixed order.
     pub parameters: Vec<(String, Tensor)>,
-    /// Factor on the learning rate of the schedule.
+    /// Factor by which the scheduled learning rate is multiplied.
     pub scale: f64,
 }
 
@@ -52,8 +51,8 @@ impl AdamW {
         self.groups.iter().flat_map(|g| &g.parameters)
     }
 
-    /// Returns the global norm of all gradients. If it is greater than `clip`, the gradients are
-    /// scaled so that it is `clip`; 0 disables clipping.
+    /// Returns the global norm of all gradients. If it exceeds `clip`, the gradients are scaled
+    /// down to this norm. 0 disables clipping.
     ///
     /// # Errors
     /// Fails if no parameter has a gradient, or if memory runs out.
@@ -81,12 +80,12 @@ impl AdamW {
         Ok(norm)
     }
 
-    /// Names of the parameters that have no gradient.
+    /// Names of the parameters without a gradient.
     pub fn without_gradient(&self) -> Vec<&str> {
         self.parameters().filter(|(_, p)| !p.grad().defined()).map(|(n, _)| n.as_str()).collect()
     }
 
-    /// Takes one step at learning rate `lr`, and resets the gradients.
+    /// Updates the parameters with the learning rate `lr`, and sets their gradients to zero.
     ///
     /// # Errors
     /// Fails if memory runs out.
@@ -115,8 +114,8 @@ impl AdamW {
         Ok(())
     }
 
-    /// Returns the state of the optimiser, for a checkpoint. The tensors are `m.NAME` and `v.NAME`
-    /// for the first and second moments, and `steps`.
+    /// Returns the state of the optimiser for a checkpoint: the first moments as `m.NAME`, the
+    /// second moments as `v.NAME`, and the number of `steps`.
     pub fn state(&self) -> Vec<(String, Tensor)> {
         let mut state: Vec<_> = self
             .parameters()
@@ -129,14 +128,16 @@ impl AdamW {
         state
     }
 
-    /// Restores a state that [`state`](Self::state) returned.
+    /// Restores a state that was returned by [`state`](Self::state).
     ///
     /// # Errors
-    /// Fails if the state lacks a parameter, or has the wrong shape for one.
+    /// Fails if a parameter is missing from the state or has a different shape.
     pub fn restore(&mut self, mut state: IndexMap<String, Tensor>) -> Result<()> {
         let mut take = |name: &str| {
             state.swap_remove(name).ok_or_else(|| {
-                Error::new(format!("the checkpoint's optimiser state has no `{name}`"))
+                Error::new(format!(
+                    "`{name}` is missing from the optimiser state in the checkpoint"
+                ))
             })
         };
         let _guard = tch::no_grad_guard();
@@ -147,7 +148,7 @@ impl AdamW {
                 let saved = take(&format!("{prefix}.{name}"))?;
                 if saved.size() != moment.size() {
                     return Err(Error::new(format!(
-                        "`{prefix}.{name}` is {:?} in the checkpoint, but {:?} in this run",
+                        "`{prefix}.{name}` has shape {:?} in the checkpoint, but {:?} in this run",
                         saved.size(),
                         moment.size()
                     )));

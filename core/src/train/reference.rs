@@ -1,5 +1,5 @@
-//! The values that the reference computes for the pairs. Small values are computed once per pair
-//! and kept.
+//! The outputs of the reference model that methods compare the policy with. Small outputs are
+//! computed once per pair and cached.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -14,26 +14,26 @@ use crate::error::{Error, Result};
 use crate::model::pass::Request;
 use crate::model::{Adapted, Detail, Model};
 
-/// The kept values of one pair, a few kilobytes. Values that the method does not need are empty
-/// tensors.
+/// The cached outputs for one pair, a few kilobytes in total. Outputs that the method does not need
+/// are empty tensors.
 #[derive(Debug)]
 struct KeptPair {
-    /// Log-probabilities of the tokens of each completion `[m]`.
+    /// Log-probabilities of the tokens of each completion, `[m]`.
     logprobs: Sides,
-    /// Pooled states at each tap, before the transform `[w]`.
+    /// Pooled states at each tap before the transform, `[w]`.
     taps: Vec<Sides>,
 }
 
 impl KeptPair {
-    /// The values, in the order of their numbers in a checkpoint.
+    /// The tensors in the order in which a checkpoint numbers them.
     fn tensors(&self) -> impl Iterator<Item = &Tensor> {
         std::iter::once(&self.logprobs)
             .chain(&self.taps)
             .flat_map(|sides| sides.as_ref().into_iter().map(|(_, value)| value))
     }
 
-    /// Restores the values from a checkpoint. Returns `None` if there are no values, or an odd
-    /// number of them.
+    /// Restores the outputs from the tensors of a checkpoint. Returns `None` if there are no
+    /// tensors, or an odd number of them.
     fn of_tensors(tensors: Vec<Tensor>) -> Option<Self> {
         let mut sides = Vec::new();
         let mut tensors = tensors.into_iter();
@@ -45,39 +45,38 @@ impl KeptPair {
     }
 }
 
-/// The reference, which the policy is compared with, and the values that are kept for each pair.
-/// Pairs are identified by their index.
+/// The reference model and its cached outputs, by the index of the pair.
 #[derive(Debug, Default)]
 pub struct Reference {
     adapted: Option<Rc<Adapted>>,
     kept: BTreeMap<usize, KeptPair>,
-    /// The name of each pair in a checkpoint, by the index of the pair. The name is a digest of the
-    /// pair's tokens.
+    /// The name that a checkpoint uses for each pair, by the index of the pair. It is a digest of
+    /// the pair's tokens.
     names: BTreeMap<usize, String>,
 }
 
-/// Values that the reference computed for one batch and that are not kept. Values that the method
-/// does not need are empty.
+/// Outputs of the reference for one batch that are not cached. Outputs that the method does not
+/// need are empty.
 #[derive(Debug, Default)]
 pub struct ReferenceValues {
-    /// States at the taps `[n w]`, if pooled states are not enough.
+    /// States of all tokens at the taps, `[n w]`, if the pooled states are not sufficient.
     pub states: Vec<Tensor>,
-    /// States at the adapted modules `[n w]`.
+    /// States at the inputs and outputs of adapted modules, `[n w]`.
     pub at_modules: Vec<Tensor>,
-    /// log p of each token of the chosen sequences `[m]`, including the prompts.
+    /// log p of each token in the chosen sequences, `[m]`, including the tokens of the prompts.
     pub own_logprobs: Option<Tensor>,
-    /// The final hidden states `[n hidden]`, if the method needs the divergence from the reference.
+    /// Final hidden states, `[n hidden]`, if the method needs the divergence from the reference.
     pub hidden: Option<Tensor>,
 }
 
 impl Reference {
-    /// Creates a reference, which is the base model with `adapted`, or the unmodified base model if
-    /// `adapted` is `None`. `names` are the names of the pairs in a checkpoint, by index.
+    /// Creates a reference: the base model with the adapter `adapted`, or without an adapter if it
+    /// is `None`. `names` are the names that a checkpoint uses for the pairs, by index.
     pub fn new(adapted: Option<Rc<Adapted>>, names: BTreeMap<usize, String>) -> Self {
         Self { adapted, kept: BTreeMap::new(), names }
     }
 
-    /// Runs the reference on the batch, unless all values that the method needs are already kept.
+    /// Runs the reference on the batch, unless everything that the method needs is cached.
     ///
     /// # Errors
     /// Fails if memory runs out.
@@ -165,7 +164,7 @@ impl Reference {
             .collect::<Result<Vec<_>>>()?;
         let nothing = || Tensor::from_slice::<f32>(&[]).to_device(model.device());
         for (i, index) in batch.indices.iter().enumerate() {
-            // A view would keep the tensor of the whole batch in memory, so the row is copied.
+            // A view would keep the tensor of the whole batch in memory, so copy the row.
             let row = |pooled: Option<&Tensor>| -> Result<Tensor> {
                 Ok(pooled
                     .map(|t| t.f_get(i as i64))
@@ -193,10 +192,10 @@ impl Reference {
         })
     }
 
-    /// The kept states of one side at a tap `[b w]`, before the transform.
+    /// Returns the cached states of one side at a tap, `[b w]`, before the transform.
     ///
     /// # Errors
-    /// Fails if nothing is kept for a pair of the batch.
+    /// Fails if a pair in the batch is not cached.
     pub fn pooled(&self, tap: usize, batch: &PairBatch, side: Side) -> Result<Tensor> {
         let row = |index: &usize| {
             let states = self
@@ -210,11 +209,11 @@ impl Reference {
         Ok(Tensor::f_stack(&rows, 0)?)
     }
 
-    /// The kept log-probabilities `[m]` of the tokens that are scored in the batch, in the same
-    /// order as those of the policy.
+    /// Returns the cached log-probabilities of the scored tokens in the batch, `[m]`, in the same
+    /// order as the policy's.
     ///
     /// # Errors
-    /// Fails if nothing is kept for a pair of the batch.
+    /// Fails if a pair in the batch is not cached.
     pub fn logprobs(&self, batch: &PairBatch, model: &Model) -> Result<Tensor> {
         let mut all =
             Tensor::f_zeros([batch.predicted.ids.size()[0]], (batch.kind(), model.device()))?;
@@ -228,9 +227,9 @@ impl Reference {
         Ok(all)
     }
 
-    /// Returns all kept values, for a checkpoint. They are named `PAIR.NUMBER`, where PAIR is the
-    /// name of the pair. The values are saved because computing them again with other pairs in the
-    /// batch could change their last bit.
+    /// Returns everything in the cache, for a checkpoint. The tensors are named `PAIR.NUMBER`,
+    /// where PAIR is the name of the pair. They are saved because recomputing them in a different
+    /// batch could change the last bits.
     pub fn state(&self) -> Vec<(String, Tensor)> {
         let of = |(name, kept): (&String, &KeptPair)| {
             kept.tensors()
@@ -245,11 +244,11 @@ impl Reference {
             .collect()
     }
 
-    /// Restores the values that [`state`](Self::state) returned. Values of pairs that are not part
-    /// of this run are ignored.
+    /// Restores tensors that were returned by [`state`](Self::state), except for pairs that are not
+    /// part of this run.
     ///
     /// # Errors
-    /// Fails if a name does not have the form `PAIR.NUMBER`, if a value is missing, or if memory
+    /// Fails if a name does not have the form `PAIR.NUMBER`, if a tensor is missing, or if memory
     /// runs out.
     pub fn restore(&mut self, state: IndexMap<String, Tensor>, device: Device) -> Result<()> {
         let rows: BTreeMap<&str, usize> =

@@ -1,4 +1,4 @@
-//! Learning-rate schedules. Each one computes the same values as the schedule of the same name in
+//! Learning-rate schedules. Each one gives the same values as the schedule of the same name in
 //! transformers.
 
 use crate::config::{Schedule, TrainConfig};

@@ -1,4 +1,4 @@
-//! Moves the adapter away from its initial value before training, for methods whose loss has a zero
+//! Moves the adapter away from its initial values before training, for methods whose loss has zero
 //! gradient there.
 
 use tch::Kind;
@@ -8,15 +8,15 @@ use crate::config::TrainConfig;
 use crate::error::Result;
 use crate::model::Adapted;
 
-/// Standard deviation of the noise, in units of the learning rate. A step of AdamW changes each
-/// parameter by about one learning rate, so the noise moves the adapter about as far as a few steps
-/// in random directions. In a bf16 model, smaller noise would be lost to rounding, which is about 1
-/// part in 250.
+/// Standard deviation of the noise, in units of the learning rate. AdamW changes each parameter by
+/// about one learning rate per step, so the noise moves the adapter about as far as a few steps.
+/// Smaller noise would be rounded away in a bf16 model, where rounding is about 1 part in 250.
 const STEPS: f64 = 5.0;
 
-/// Adds normal noise to all trainable parameters of `adapted` if the method's loss is flat at their
-/// initial values. The noise is drawn from `train.seed`. The base model and the reference do not
-/// change. Returns the standard deviation of the noise, or `None` if nothing was changed.
+/// Adds normally distributed noise to all trainable parameters of `adapted`, if the method's loss
+/// has zero gradient at their initial values. The random seed is `train.seed`. The base model and
+/// the reference do not change. Returns the standard deviation of the noise, or `None` if there is
+/// none.
 ///
 /// # Errors
 /// Fails if memory runs out.

@@ -1,4 +1,4 @@
-//! The gradient of one optimiser step.
+//! Computes the gradient of one optimiser step.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -11,36 +11,36 @@ use crate::guard::faults;
 use crate::model::{Adapted, Model};
 use crate::text::TokenPair;
 
-/// The loss and metrics of a step, accumulated over its micro-batches. The gradients are stored in
+/// The loss and metrics of a step, summed over its micro-batches. The gradients are accumulated in
 /// the trained tensors.
 #[derive(Debug)]
 pub struct Accumulated {
-    /// The mean loss over the pairs that count; 0 if none does.
+    /// Mean loss over the pairs that count. 0 if no pair counts.
     pub loss: f64,
-    /// Mean metrics over the pairs, by name.
+    /// Means of the metrics, by name.
     pub metrics: Vec<(String, f64)>,
-    /// The pairs that do not count in the loss; `None` if the method counts every pair.
+    /// Pairs that do not count towards the loss; `None` if the method always counts all pairs.
     pub left_out: Option<LeftOut>,
 }
 
-/// Pairs that do not count in a loss.
+/// Pairs that do not count towards the loss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LeftOut {
     /// Number of these pairs.
     pub pairs: usize,
-    /// What these pairs lack, as in [`Partial::lacking`].
+    /// Description of what these pairs lack. See [`Partial::lacking`].
     pub lacking: &'static str,
 }
 
-/// The purpose of a pass over pairs.
+/// The modes of [`sum`].
 #[derive(Clone, Copy)]
 enum Mode<'a> {
     Train,
-    /// Computes no gradients, and stops if the flag becomes true.
+    /// Computes no gradients. Stops when the flag becomes true.
     Validate(&'a AtomicBool),
 }
 
-/// Sums over micro-batches by name, in the order in which the names were added.
+/// Sums over micro-batches, by name in order of first use.
 #[derive(Default)]
 struct Sums(Vec<(String, Tensor)>);
 
@@ -54,9 +54,9 @@ impl Sums {
     }
 }
 
-/// Adds the gradient of the loss over `pairs` to the trained tensors, in micro-batches of `batch`
-/// pairs, and then lets the method change the gradients. Each micro-batch is weighted by its share
-/// of the pairs that count, so the result does not depend on `batch`.
+/// Adds the gradient of the loss over `pairs` to the gradients of the trained tensors, in
+/// micro-batches of `batch` pairs, and then calls the method to modify them. Each micro-batch is
+/// weighted by its fraction of the pairs that count, so the result does not depend on `batch`.
 ///
 /// # Errors
 /// Fails if the method or libtorch returns an error, or if the loss is not finite.
@@ -82,11 +82,11 @@ pub fn accumulate(
     Ok(sums)
 }
 
-/// Computes the loss and metrics of `pairs` like [`accumulate`], but without gradients and dropout.
+/// Computes the loss and metrics of `pairs` like [`accumulate`], but without gradients or dropout.
 /// The loss may be infinite or NaN.
 ///
 /// # Errors
-/// Fails if the method or libtorch returns an error. Returns `Error::interrupted` if `stop` became
+/// Fails if the method or libtorch returns an error, or with `Error::interrupted` if `stop` becomes
 /// true.
 pub fn validate(
     objective: &mut Objective,
@@ -101,9 +101,12 @@ pub fn validate(
     Ok(sum(objective, model, adapted, pairs, batch, info, Mode::Validate(stop))?.0)
 }
 
-/// Computes the loss and metrics of `pairs` in micro-batches of `size` pairs, and in training mode
-/// their gradients. Also returns the factor by which the gradients must be multiplied, if some
-/// pairs do not count. The factor is needed because each pair is weighted as if all pairs counted.
+/// Computes the loss and metrics of `pairs` in micro-batches of `size` pairs, and their gradients
+/// when training.
+///
+/// The gradients are computed as if all pairs counted, because the number of pairs that count is
+/// only known at the end. If some pairs do not count, also returns the factor by which to multiply
+/// the gradients.
 fn sum(
     objective: &mut Objective,
     model: &Model,
@@ -117,21 +120,21 @@ fn sum(
     let (mut losses, mut of_method, mut of_engine) = (Vec::new(), Sums::default(), Sums::default());
     let (mut counted, mut lacking) = (Vec::new(), None);
     for micro in pairs.chunks(size) {
-        let share = micro.len() as f64 * weight;
+        let fraction = micro.len() as f64 * weight;
         let batch = objective.batch(micro, model)?;
         let Evaluated { loss, metrics } = match mode {
             Mode::Train => objective.loss(model, adapted, &batch, info, weight)?,
             Mode::Validate(stop) if stop.load(Ordering::Relaxed) => {
                 return Err(Error::interrupted(format!(
-                    "interrupted after the loss of {} of {} batches",
+                    "interrupted after {} of {} batches",
                     losses.len(),
                     pairs.len().div_ceil(size)
                 )));
             }
             Mode::Validate(_) => objective.loss_without_gradient(model, adapted, &batch, info)?,
         };
-        // The share stays on the device, to avoid waiting for the device here.
-        let shares = match loss.partial {
+        // Keep the fraction on the device, to avoid a synchronisation.
+        let counted_fraction = match loss.partial {
             None => None,
             Some(Partial { counts, lacking: what }) => {
                 lacking = Some(what);
@@ -141,9 +144,9 @@ fn sum(
             }
         };
         let weighed = |t: &Tensor| -> Result<Tensor> {
-            Ok(match &shares {
-                None => t * share,
-                Some(share) => t.f_mul(&share.f_to_kind(t.kind())?)?,
+            Ok(match &counted_fraction {
+                None => t * fraction,
+                Some(fraction) => t.f_mul(&fraction.f_to_kind(t.kind())?)?,
             })
         };
         let logged = |t: &Tensor| -> Result<Tensor> {
@@ -159,7 +162,7 @@ fn sum(
             of_method.add(name, weighed(&logged(&value)?)?)?;
         }
         for (name, value) in metrics {
-            of_engine.add(name, logged(&value)? * share)?;
+            of_engine.add(name, logged(&value)? * fraction)?;
         }
     }
     let mut loss = Tensor::f_cat(&losses, 0)?.f_sum(Kind::Double)?.f_double_value(&[])?;
@@ -168,10 +171,10 @@ fn sum(
         let counted = Tensor::f_cat(&counted, 0)?.f_sum(Kind::Double)?.f_double_value(&[])?;
         left_out = Some(LeftOut { pairs: pairs.len() - counted.round() as usize, lacking });
         if counted == 0.0 {
-            // If no pair counts, there is no mean to log.
+            // If no pair counts, the metrics have no mean.
             of_method.0.clear();
         } else if counted < pairs.len() as f64 {
-            // So far, each pair was weighted as if all pairs counted.
+            // The weights above assume that all pairs count. Correct for those that do not.
             let rest = pairs.len() as f64 / counted;
             loss *= rest;
             for (_, value) in &mut of_method.0 {
@@ -180,7 +183,7 @@ fn sum(
             factor = Some(rest);
         }
     }
-    // Copies all metrics from the device at once.
+    // Copy all metrics from the device at once.
     let (names, values): (Vec<_>, Vec<_>) = of_method.0.into_iter().chain(of_engine.0).unzip();
     let values = if values.is_empty() {
         Vec::new()

@@ -1,4 +1,4 @@
-//! Divides a run into steps, and selects the pairs of each step.
+//! Divides a run into steps and selects the pairs for each step.
 
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -8,21 +8,21 @@ use super::learning_rate;
 use crate::config::TrainConfig;
 use crate::text::TokenPair;
 
-/// The steps of a run, and the pairs in each of them.
+/// The steps of a run and their pairs.
 pub struct Steps<'a> {
     train: &'a TrainConfig,
     /// Number of training pairs.
     pub pairs: usize,
-    /// Number of pairs in a full step.
+    /// Number of pairs per step. The last step of an epoch may have fewer.
     step_pairs: usize,
-    /// Number of steps in an epoch.
+    /// Number of steps per epoch.
     per_epoch: usize,
     /// Number of steps in the run.
     pub count: usize,
 }
 
 impl<'a> Steps<'a> {
-    /// Plans a run on `pairs` pairs.
+    /// Plans a run on a training set of `pairs` pairs.
     pub fn new(pairs: usize, train: &'a TrainConfig) -> Self {
         let step_pairs = train.batch * train.accumulate;
         let per_epoch = pairs.div_ceil(step_pairs);
@@ -30,7 +30,7 @@ impl<'a> Steps<'a> {
         Self { train, pairs, step_pairs, per_epoch, count: steps }
     }
 
-    /// Selects the pairs of step `step` (from 0).
+    /// Returns the pairs of step `step`, counted from 0.
     pub fn pairs_of<'p>(&self, step: usize, pairs: &'p [TokenPair]) -> Vec<&'p TokenPair> {
         let order = order(self.pairs, self.train, step / self.per_epoch);
         let within = (step % self.per_epoch) * self.step_pairs;
@@ -40,23 +40,23 @@ impl<'a> Steps<'a> {
             .collect()
     }
 
-    /// Total number of pairs in the first `steps` steps, counted once per epoch.
+    /// Total number of pairs in the first `steps` steps. A pair is counted again in every epoch.
     pub fn pairs_in(&self, steps: usize) -> usize {
         (0..steps)
             .map(|step| self.step_pairs.min(self.pairs - (step % self.per_epoch) * self.step_pairs))
             .sum()
     }
 
-    /// Returns the seed for all random numbers in a step, such as dropout. It only depends on the
-    /// run's seed and the step, so that a resumed run draws the same numbers as an uninterrupted
+    /// Returns the seed for random numbers, such as dropout masks, in a step. It only depends on
+    /// the run's seed and the step, so that a resumed run uses the same numbers as an uninterrupted
     /// one.
     pub fn seed(&self, step: usize) -> i64 {
         (self.train.seed as i64).wrapping_mul(1_000_003).wrapping_add(step as i64)
     }
 
-    /// Number of finished epochs after step `step`, as a fraction. It counts batches, as the
-    /// Trainer of transformers does, even though the last step of an epoch may have fewer batches
-    /// than the others.
+    /// Number of completed epochs after step `step`, as a fraction. As in the Trainer of
+    /// transformers, it is based on the number of batches, although the last step of an epoch may
+    /// have fewer batches than the others.
     pub fn epoch(&self, step: usize) -> f64 {
         let batches = self.pairs.div_ceil(self.train.batch);
         let seen = ((step % self.per_epoch + 1) * self.train.accumulate).min(batches);
@@ -77,8 +77,9 @@ impl<'a> Steps<'a> {
     }
 }
 
-/// The order of the pairs in an epoch. If `train.shuffle` is true, they are shuffled with the seed
-/// and the epoch; otherwise they keep the order of the data set.
+/// Returns the order of the pairs in an epoch. If `train.shuffle` is true, they are shuffled with a
+/// seed that depends on the run's seed and the epoch. Otherwise, they stay in the order of the data
+/// set.
 fn order(pairs: usize, train: &TrainConfig, epoch: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..pairs).collect();
     if train.shuffle {
@@ -102,11 +103,10 @@ mod tests {
             (0..steps).map(|step| Steps::new(pairs, &train).epoch(step)).collect()
         };
         assert_eq!(logged(10, 2, 2, 5), [0.4, 0.8, 1.0, 1.4, 1.8]);
-        // The last batch of an epoch may be smaller than the others, but it counts as a whole
-        // batch.
+        // The last batch of an epoch may be smaller, but it counts as a whole batch.
         assert_eq!(logged(9, 2, 2, 3), [0.4, 0.8, 1.0]);
         assert_eq!(logged(8, 2, 2, 4), [0.5, 1.0, 1.5, 2.0]);
-        // A full step would need more pairs than there are.
+        // There are fewer pairs than in a full step.
         assert_eq!(logged(3, 2, 4, 2), [1.0, 2.0]);
         assert_eq!(logged(5, 1, 1, 6), [0.2, 0.4, 0.6, 0.8, 1.0, 1.2]);
     }

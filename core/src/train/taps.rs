@@ -1,5 +1,5 @@
-//! The taps of a run: the sites where states are read, their pooling, and the transforms that are
-//! applied to them before they are compared.
+//! The taps of a run: the sites at which states are read, how the states are pooled, and the
+//! transforms that are applied to them before the comparison.
 
 #[cfg(test)]
 mod tests;
@@ -17,29 +17,28 @@ use crate::config::TrainConfig;
 use crate::error::Result;
 use crate::model::Model;
 
-/// The sites where states are read, and the pooling and transforms that are applied there.
+/// The sites at which states are read, with their pooling and transforms.
 #[derive(Default)]
 pub struct Taps {
-    /// The sites, in the order in which a pass reaches them.
+    /// The sites, in the order of the forward pass.
     pub sites: Vec<Site>,
-    /// How the states of tokens are pooled to one vector.
+    /// How the states of the tokens of a sequence are pooled into one vector.
     pub pooling: Pooling,
-    /// A custom pooling by the tap's plugin. It is applied to the transformed token states instead
-    /// of the mean.
+    /// A custom pooling that replaces the mean over tokens. It is applied after the transform.
     pub token_pooling: Option<Box<dyn TokenPooling>>,
-    /// The transforms. If several sites share a transform, it is only listed once.
+    /// The transforms. A transform that is shared by several sites is only listed once.
     pub transforms: Vec<Box<dyn Transform>>,
-    /// The index of each site's transform.
+    /// For each site, the index of its transform.
     pub transform_of: Vec<usize>,
 }
 
 impl Taps {
-    /// Builds the taps at the sites that `tap` selects. `build` creates a transform for each site,
-    /// or one for all sites of the same width if `train.share_transform` is true. If the method
-    /// does not need states, there are no sites.
+    /// Builds the taps at the sites that `tap` selects. `build` is called once for each site, or
+    /// once for each width if `train.share_transform` is true. There are no sites if the method
+    /// does not need states.
     ///
     /// # Errors
-    /// Fails if the model does not have a site, or if `build` fails.
+    /// Fails if a site does not exist in the model, or if `build` fails.
     pub fn build(
         tap: &dyn Tap,
         needs: &Needs,
@@ -76,8 +75,8 @@ impl Taps {
         })
     }
 
-    /// True if states can be pooled before they are transformed. Pooling first is cheaper, and
-    /// means that only pooled states of the reference are kept.
+    /// True if states can be pooled before the transform is applied. This is cheaper, and only the
+    /// pooled states of the reference need to be cached.
     pub fn pool_first(&self) -> bool {
         self.token_pooling.is_none() && self.transforms.iter().all(|t| t.linear())
     }
@@ -91,8 +90,8 @@ impl Taps {
         self.transform(tap).forward(pooled, &Around::default())
     }
 
-    /// Pools and transforms the states of one side at a tap. `states` contains the states of all
-    /// taps, each `[n w]` over the batch's stream.
+    /// Returns the pooled and transformed states of one side at a tap. `states` are the states of
+    /// all tokens in the batch, `[n w]` for each tap.
     pub fn pooled(
         &self,
         tap: usize,
@@ -110,7 +109,7 @@ impl Taps {
         rows.mean(&self.transformed(tap, states, batch, |t| rows.gather(t), &rows.last)?)
     }
 
-    /// Transforms the states of all tokens of one side's sequences at a tap.
+    /// Returns the transformed states of all tokens in the sequences of one side at a tap.
     pub fn tokens(
         &self,
         tap: usize,

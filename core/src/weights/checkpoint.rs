@@ -1,5 +1,5 @@
-//! Reads the configuration and the weights of a Hugging Face folder. The weights are safetensors,
-//! in one file or in shards with an index.
+//! Reads the configuration and the weights from a Hugging Face model folder. The weights are stored
+//! in the safetensors format, in a single file or in shards with an index.
 
 use std::path::Path;
 
@@ -14,21 +14,21 @@ use crate::files::read_json;
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
-/// A folder's configuration and its open weight files.
+/// The configuration and the weight files of a model folder.
 #[derive(Debug)]
 pub struct Checkpoint {
     config: Value,
     files: Vec<SafetensorsFile>,
-    /// For each tensor, the index in `files` of the file that contains it. The tensors are in the
-    /// order of the files and of the data in each file.
+    /// For each tensor, the index of its file in `files`. The tensors are sorted by file and then
+    /// by position in the file.
     tensors: IndexMap<String, usize>,
 }
 
 impl Checkpoint {
-    /// Reads the configuration and checks the headers of the weight files.
+    /// Reads the configuration and validates the headers of the weight files.
     ///
     /// # Errors
-    /// Fails if a file is missing, incomplete or of another format.
+    /// Fails if a file is missing, incomplete or not valid.
     pub fn open(folder: &Path) -> Result<Self> {
         if !folder.join("config.json").exists() && folder.join("adapter_config.json").exists() {
             return Err(no_weights(folder));
@@ -66,8 +66,8 @@ impl Checkpoint {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// Reads one tensor to the device. A floating-point tensor is converted to `kind`; others keep
-    /// their type.
+    /// Reads one tensor to `device`. Floating-point tensors are converted to `kind`, and all other
+    /// tensors keep their type.
     ///
     /// # Errors
     /// Fails if the tensor does not exist, or if memory runs out.
@@ -82,7 +82,7 @@ impl Checkpoint {
         &self.files
     }
 
-    /// Name of the format, with the number of shards if there are several.
+    /// Name of the file format. Includes the number of shards if there are several.
     pub fn format(&self) -> String {
         match self.files.len() {
             1 => "safetensors".to_owned(),
@@ -90,7 +90,7 @@ impl Checkpoint {
         }
     }
 
-    /// The number types, without duplicates.
+    /// The number types of the tensors, comma-separated and without duplicates.
     pub fn types(&self) -> String {
         let mut kinds = Vec::new();
         for kind in self.files.iter().flat_map(SafetensorsFile::kinds) {
@@ -139,11 +139,11 @@ fn open_shards(folder: &Path) -> Result<(Vec<SafetensorsFile>, IndexMap<String, 
     for (name, shard) in map {
         let shard = shard
             .as_str()
-            .ok_or_else(|| wrong(format!("does not name a file for tensor `{name}`")))?;
-        // The index must only refer to files in the folder.
+            .ok_or_else(|| wrong(format!("does not specify a file for tensor `{name}`")))?;
+        // The index must not refer to files outside the folder.
         if Path::new(shard).file_name().is_none_or(|f| f != shard) {
             return Err(wrong(format!(
-                "names `{shard}` for tensor `{name}`, which is not a file in the folder"
+                "must refer to a file in the same folder for tensor `{name}`, got `{shard}`"
             )));
         }
         shards.entry(shard).or_default().push(name);
@@ -154,7 +154,7 @@ fn open_shards(folder: &Path) -> Result<(Vec<SafetensorsFile>, IndexMap<String, 
         let at = folder.join(shard);
         if !at.exists() {
             return Err(Error::new(format!(
-                "the shard `{}` is missing; the index lists {} tensors in it",
+                "the shard `{}` is missing, which should contain {} tensors",
                 at.display(),
                 expected.len()
             ))
@@ -164,7 +164,7 @@ fn open_shards(folder: &Path) -> Result<(Vec<SafetensorsFile>, IndexMap<String, 
         let there: IndexMap<&str, ()> = file.names().map(|n| (n, ())).collect();
         if let Some(lost) = expected.iter().find(|n| !there.contains_key(*n)) {
             return Err(Error::new(format!(
-                "the shard `{}` has no tensor `{lost}`, although the index lists it there",
+                "the shard `{}` has no tensor `{lost}`, which the index assigns to it",
                 at.display()
             )));
         }
@@ -182,13 +182,13 @@ fn no_weights(folder: &Path) -> Error {
     if ["pytorch_model.bin", "pytorch_model.bin.index.json"].iter().any(|f| folder.join(f).exists())
     {
         e.hint(
-            "convert pytorch_model.bin, which is a pickle and never read because pickles can run \
-            code: run `AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER, \
+            "convert pytorch_model.bin, which is never read because pickles can run code: run \
+            `AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER, \
             safe_serialization=True)` in Python",
         )
     } else if folder.join("adapter_config.json").exists() {
         e.hint(
-            "give a model here, and this folder with `--init-adapter`, because it contains an \
+            "use a model here, and pass this folder with `--init-adapter`, because it contains an \
             adapter",
         )
     } else {

@@ -1,8 +1,9 @@
-//! Reads the header of a safetensors file: JSON with the type, shape and byte range of each tensor.
+//! Reads the header of a safetensors file, which describes the type, shape and byte range of each
+//! tensor in JSON.
 //!
 //! The entries are parsed one by one, so that a malicious header cannot use much time or memory,
-//! and so that errors can name the tensor. The rules are the same as in the `safetensors` crate:
-//! the tensors fill the file from the header to the end, without gaps or overlaps.
+//! and so that errors can name the tensor. As required by the `safetensors` crate, the data of the
+//! tensors must fill the rest of the file without gaps or overlaps.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -17,7 +18,7 @@ use tch::Kind;
 use super::memory::Mapped;
 use crate::error::{Error, Result};
 
-/// The supported number types: name in the header, type of the `safetensors` crate, type of tch.
+/// The supported number types: the name in the header, and the types in `safetensors` and tch.
 pub(super) const KINDS: [(&str, Dtype, Kind); 8] = [
     ("F64", Dtype::F64, Kind::Double),
     ("F32", Dtype::F32, Kind::Float),
@@ -34,22 +35,22 @@ pub(super) const KINDS: [(&str, Dtype, Kind); 8] = [
 pub(super) struct TensorEntry {
     pub kind: Kind,
     pub shape: Vec<i64>,
-    /// Byte range in the file. Its length matches the shape.
+    /// Byte range in the file. Its length is consistent with the shape.
     pub at: Range<usize>,
 }
 
 /// Maximum size of a header in bytes. The format allows 100 MB, but the headers of the largest
-/// models are only about a hundredth of this limit.
+/// known models are about a hundredth of this limit.
 const MAX_HEADER_BYTES: u64 = 1 << 25;
 /// Maximum number of tensors in a file.
 const MAX_TENSORS: usize = 1 << 17;
-/// Maximum number of axes of a tensor.
+/// Maximum number of tensor dimensions.
 const MAX_AXES: usize = 8;
 
-/// Reads and checks the header. Returns the tensors in the order of their data.
+/// Reads and validates the header. Returns the tensors in the order of their data.
 ///
 /// # Errors
-/// Fails if the file is incomplete, is not a safetensors file, or is not consistent.
+/// Fails if the file is incomplete, inconsistent or not a safetensors file.
 pub(super) fn read(map: &Mapped) -> Result<IndexMap<String, TensorEntry>> {
     let (text, data) = parts(map)?;
     let mut entries = Entries::default();
@@ -57,8 +58,8 @@ pub(super) fn read(map: &Mapped) -> Result<IndexMap<String, TensorEntry>> {
     let parsed = (&mut entries).deserialize(&mut json).and_then(|()| json.end());
     if let Err(e) = parsed {
         let what = match entries.current {
-            Some(name) => format!("its header is not valid at tensor `{}`", shortened(&name)),
-            None => "its header is not a JSON object of tensors".to_owned(),
+            Some(name) => format!("its header is invalid at tensor `{}`", shortened(&name)),
+            None => "its header is not a JSON object that contains tensors".to_owned(),
         };
         return Err(wrong(map, &what).because(e).hint(hint_for(map)));
     }
@@ -72,25 +73,22 @@ pub(super) fn read(map: &Mapped) -> Result<IndexMap<String, TensorEntry>> {
     Ok(tensors.into_iter().collect())
 }
 
-/// The byte ranges of the JSON and of the data after it.
+/// Returns the byte ranges of the JSON and of the tensor data.
 fn parts(map: &Mapped) -> Result<(Range<usize>, Range<usize>)> {
     let Some(len) = map.first_chunk::<8>() else {
-        return Err(wrong(
-            map,
-            &format!("it has {} bytes, but the length of the header alone takes 8", map.len()),
-        )
-        .hint(hint_for(map)));
+        return Err(wrong(map, &format!("it must have at least 8 bytes, got {}", map.len()))
+            .hint(hint_for(map)));
     };
     let (len, left) = (u64::from_le_bytes(*len), map.len() as u64 - 8);
     if len > left {
         return Err(wrong(
             map,
-            &format!("it claims to have a header of {len} bytes, but only {left} bytes follow"),
+            &format!("it has a header of {len} bytes, but only {left} bytes follow"),
         )
         .hint(hint_for(map)));
     }
     if len > MAX_HEADER_BYTES {
-        return Err(wrong(map, &format!("it claims to have a header of {len} bytes"))
+        return Err(wrong(map, &format!("its header of {len} bytes is too large"))
             .hint(format!("valid: up to {MAX_HEADER_BYTES} bytes")));
     }
     let start = 8 + len as usize;
@@ -109,19 +107,21 @@ fn wrong(map: &Mapped, what: &str) -> Error {
     Error::new(format!("`{}` is not a valid safetensors file: {what}", map.path().display()))
 }
 
-/// A hint for a file that is not valid, depending on its first bytes.
+/// Returns a hint for an invalid file, based on its first bytes.
 fn hint_for(bytes: &[u8]) -> &'static str {
     match bytes {
         [b'P', b'K', 3, 4, ..] | [0x80, 2..=5, ..] => {
             "convert it with `safetensors.torch.save_file`: it is a pickled PyTorch checkpoint, \
             which is never read"
         }
-        [b'G', b'G', b'U', b'F', ..] => "rename it to end in `.gguf`, because it is a GGUF file",
+        [b'G', b'G', b'U', b'F', ..] => {
+            "add the extension `.gguf` to its name, because it is a GGUF file"
+        }
         _ => "download it again; the last download may have been incomplete",
     }
 }
 
-/// Checks that the tensors, in the order of their data, fill the data without gaps or overlaps.
+/// Checks that the tensors fill the data without gaps or overlaps. They must be sorted by position.
 fn check_coverage(
     map: &Mapped,
     tensors: &[(String, TensorEntry)],
@@ -143,7 +143,7 @@ fn check_coverage(
             return Err(wrong(
                 map,
                 &format!(
-                    "{} bytes before tensor `{}` do not belong to a tensor",
+                    "{} bytes before tensor `{}` do not belong to any tensor",
                     stored.at.start - end,
                     shortened(name)
                 ),
@@ -153,11 +153,11 @@ fn check_coverage(
     }
     match data.end - end {
         0 => Ok(()),
-        rest => Err(wrong(map, &format!("its last {rest} bytes do not belong to a tensor"))),
+        rest => Err(wrong(map, &format!("its last {rest} bytes do not belong to any tensor"))),
     }
 }
 
-/// An entry of the header, which describes one tensor.
+/// The JSON description of a tensor.
 #[derive(Deserialize)]
 struct Entry<'a> {
     #[serde(borrow)]
@@ -176,7 +176,7 @@ impl Entry<'_> {
             .ok_or_else(|| {
                 let read = KINDS.map(|(known, ..)| known).join(", ");
                 Error::new(format!(
-                    "tensor `{name}` in `{}` has the type {dtype}, which is not supported",
+                    "tensor `{name}` in `{}` has the unsupported type {dtype}",
                     map.path().display()
                 ))
                 .hint(format!("valid: {read}"))
@@ -197,7 +197,7 @@ impl Entry<'_> {
             return Err(wrong(
                 map,
                 &format!(
-                    "tensor `{name}` ends at byte {to} of the data, which has {} bytes",
+                    "tensor `{name}` ends at byte {to}, but there are only {} bytes of data",
                     data.len()
                 ),
             )
@@ -212,12 +212,12 @@ impl Entry<'_> {
                 ),
             ));
         }
-        // The conversions cannot overflow, because both offsets are within the mapped file.
+        // These casts cannot overflow, because both offsets are within the mapped file.
         Ok(TensorEntry { kind, shape, at: data.start + from as usize..data.start + to as usize })
     }
 }
 
-/// The lengths of a tensor's axes.
+/// The shape of a tensor.
 struct Axes(Vec<u64>);
 
 impl<'de> Deserialize<'de> for Axes {
@@ -227,7 +227,7 @@ impl<'de> Deserialize<'de> for Axes {
             type Value = Axes;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, "a shape of up to {MAX_AXES} axes")
+                write!(f, "a shape with at most {MAX_AXES} dimensions")
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Axes, A::Error> {
@@ -235,7 +235,7 @@ impl<'de> Deserialize<'de> for Axes {
                 while let Some(len) = seq.next_element()? {
                     if axes.len() == MAX_AXES {
                         return Err(A::Error::custom(format!(
-                            "a shape of more than {MAX_AXES} axes"
+                            "a shape with more than {MAX_AXES} dimensions"
                         )));
                     }
                     axes.push(len);
@@ -247,7 +247,7 @@ impl<'de> Deserialize<'de> for Axes {
     }
 }
 
-/// The entries parsed so far, and the name of the entry that is being parsed.
+/// The entries that have been parsed, and the name of the current entry.
 #[derive(Default)]
 struct Entries<'a> {
     tensors: IndexMap<String, Entry<'a>>,
@@ -266,7 +266,7 @@ impl<'de> Visitor<'de> for &mut Entries<'de> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object of tensors")
+        f.write_str("an object that contains tensors")
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
@@ -276,13 +276,10 @@ impl<'de> Visitor<'de> for &mut Entries<'de> {
                 continue;
             }
             if self.tensors.contains_key(&name) {
-                return Err(A::Error::custom(format!(
-                    "it has the tensor `{}` twice",
-                    shortened(&name)
-                )));
+                return Err(A::Error::custom(format!("duplicate tensor `{}`", shortened(&name))));
             }
             if self.tensors.len() == MAX_TENSORS {
-                return Err(A::Error::custom(format!("it has more than {MAX_TENSORS} tensors")));
+                return Err(A::Error::custom(format!("more than {MAX_TENSORS} tensors")));
             }
             self.current = Some(name);
             let entry = map.next_value()?;

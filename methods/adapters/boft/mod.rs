@@ -9,7 +9,7 @@ use super::{default_targets, peft_layers};
 #[cfg(test)]
 mod tests;
 
-/// Key of the rotations in an adapter file.
+/// Name of the rotation parameter in an adapter file.
 const KEY: &str = "boft_R";
 
 /// Orthogonal finetuning through butterfly factors.
@@ -35,18 +35,18 @@ Such a file, where the first size of boft_R is 1, is read with one factor and a 
     learning_rate_factor = 4.0
 )]
 pub struct Boft {
-    /// b: size of a block, which must divide the width of the input; 0 if `boft_block_num` is
-    /// given.
+    /// b: block size, which must divide the input width. Set it to 0 to use `boft_block_num`
+    /// instead.
     #[default(4)]
     pub boft_block_size: u32,
-    /// k: number of blocks, which must divide the width of the input; 0 if `boft_block_size` is
-    /// given. Exactly one of both fields must be 0.
+    /// k: number of blocks, which must divide the input width. Exactly one of `boft_block_size` and
+    /// `boft_block_num` must be 0.
     pub boft_block_num: u32,
-    /// m: number of factors, 1 to 32. With more than one, b must be even and k must be
-    /// divisible by 2^(m − 1) and by 2.
+    /// m: number of butterfly factors, 1 to 32. If m > 1, b must be even and k must be divisible by
+    /// 2^(m − 1).
     #[default(1)]
     pub boft_n_butterfly_factor: u32,
-    /// Linear modules to adapt: the last parts of their names (`qkv_proj.q_proj` is a part of a
+    /// Linear modules to adapt: a list of name suffixes (`qkv_proj.q_proj` selects a part of a
     /// fused module), a regular expression that matches whole names, or `all-linear`.
     #[default(default_targets())]
     pub target_modules: Targets,
@@ -63,11 +63,11 @@ impl AdapterPlugin for Boft {
                     one of them must be 0",
                 self.boft_block_size, self.boft_block_num
             ))
-            .hint("set one of them: size · number = the width of a module's input"));
+            .hint("set only one of them: the other follows from the input width of each module"));
         }
         if !(1..=32).contains(&self.boft_n_butterfly_factor) {
             return Err(Error::new(format!(
-                "`adapter.boft_n_butterfly_factor` is {}, but must be from 1 to 32",
+                "`adapter.boft_n_butterfly_factor` must be from 1 to 32, got {}",
                 self.boft_n_butterfly_factor
             )));
         }
@@ -127,7 +127,7 @@ impl Adapter for Boft {
                 does not fit {blocks} blocks of {block} inputs"
             ))
             .hint(
-                "use an even block size, and a number of blocks that is divisible by 2 and by \
+                "use an even block size, and a number of blocks that is divisible by \
                     2^(boft_n_butterfly_factor − 1)",
             ));
         }
@@ -165,7 +165,7 @@ impl BoftLinear {
     }
 }
 
-/// Returns x·P_i for rows x `[n in]`, or x·P_iᵀ if `back` is true. A block has `b` entries.
+/// Returns x·P_i for rows x `[n in]` and block size `b`, or x·P_iᵀ if `back` is true.
 fn interleaved(x: &Tensor, i: i64, b: i64, back: bool) -> Result<Tensor> {
     if i == 0 {
         return Ok(x.shallow_clone());

@@ -5,8 +5,8 @@ fn config(boft_block_size: u32, boft_n_butterfly_factor: u32) -> Boft {
     Boft { boft_block_size, boft_n_butterfly_factor, ..Boft::default() }
 }
 
-/// Returns P_i as a matrix, built from its description: row j has a 1 in the column of the entry
-/// that moves to j.
+/// Builds P_i as a matrix from its definition: if P_i moves entry c to position j, then row j has a
+/// 1 in column c.
 fn permutation(inputs: i64, b: i64, i: u32) -> Tensor {
     if i == 0 {
         return Tensor::eye(inputs, DOUBLE);

@@ -1,4 +1,4 @@
-//! Hyperplane reflections of blocks of a module's input and output.
+//! Blockwise hyperplane reflections of a module's input and output.
 
 use reprpo_plugin::prelude::*;
 use reprpo_plugin::serde_json::json;
@@ -9,10 +9,10 @@ use super::{default_targets, peft_layers};
 #[cfg(test)]
 mod tests;
 
-/// Hyperplane reflections of blocks of a module's input and output.
+/// Blockwise hyperplane reflections of a module's input and output.
 #[adapter(
     name = "ether",
-    summary = "hyperplane reflections of blocks of a module's input and output (ETHER, ETHER+)",
+    summary = "blockwise hyperplane reflections of a module's input and output (ETHER, ETHER+)",
     reference = "Bini et al. 2024, ETHER: Efficient Finetuning of Large-Scale Models with \
         Hyperplane Reflections, §3.2 (ETHER), §3.3 (ETHER+); not in PEFT",
     explain = "\
@@ -31,8 +31,8 @@ ETHER are specific to this project: PEFT cannot read them.",
     learning_rate_factor = 2.0
 )]
 pub struct Ether {
-    /// k: number of blocks, at least 1. It must divide the width of each module's input, and also
-    /// of its output if `two_sided`.
+    /// k: number of blocks, at least 1. It must divide the input width of each module and, with
+    /// `two_sided`, also the output width.
     #[default(4)]
     pub blocks: u32,
     /// Uses the relaxed reflection I − ûûᵀ + ŵŵᵀ, which starts as the identity.
@@ -41,7 +41,7 @@ pub struct Ether {
     /// Transforms a module's output as well as its input.
     #[default(true)]
     pub two_sided: bool,
-    /// Linear modules to adapt: the last parts of their names (`qkv_proj.q_proj` is a part of a
+    /// Linear modules to adapt: a list of name suffixes (`qkv_proj.q_proj` selects a part of a
     /// fused module), a regular expression that matches whole names, or `all-linear`.
     #[default(default_targets())]
     pub target_modules: Targets,
@@ -53,7 +53,7 @@ pub struct Ether {
 impl AdapterPlugin for Ether {
     fn build(self) -> Result<Box<dyn Adapter>> {
         if self.blocks == 0 {
-            return Err(Error::new("`adapter.blocks` is 0, but must be at least 1"));
+            return Err(Error::new("`adapter.blocks` must be at least 1, got 0"));
         }
         Ok(Box::new(self))
     }
@@ -93,11 +93,11 @@ impl Adapter for Ether {
     }
 }
 
-/// H: one reflection or relaxed reflection per block.
+/// The block-diagonal matrix H, with one reflection (relaxed with `plus`) per block.
 struct Planes {
-    /// u `[h]`, in blocks.
+    /// Concatenated vectors uᵢ of all blocks, `[h]`.
     u: Tensor,
-    /// w `[h]`, in blocks; only with `plus`.
+    /// Concatenated vectors wᵢ of all blocks, `[h]`; only with `plus`.
     w: Option<Tensor>,
     /// Number of blocks k.
     blocks: i64,
@@ -122,7 +122,7 @@ impl Planes {
         Ok(x + join(&along.f_bmm(&change.f_transpose(1, 2)?.f_to_kind(x.kind())?)?)?)
     }
 
-    /// Returns the parameters, whose names begin with `key`.
+    /// Returns the parameters, with `key` as the prefix of their names.
     fn parameters(&self, key: &str, axis: Axis) -> impl Iterator<Item = Parameter> {
         let u = Parameter::new(&format!("{key}u"), &self.u).along(axis);
         let w = self.w.as_ref().map(|w| Parameter::new(&format!("{key}w"), w).along(axis));

@@ -35,14 +35,14 @@ because Gram–Schmidt of equal columns leaves nothing (in PEFT, only rounding e
     learning_rate_factor = 2.0
 )]
 pub struct Hra {
-    /// r: number of reflections of each module's input, at least 1. With an odd number, the
-    /// model starts changed.
+    /// r: number of reflections of each module's input, at least 1. With an odd number, the adapter
+    /// does not start as the identity.
     #[default(8)]
     pub r: u32,
-    /// Orthonormalises the columns by Gram–Schmidt and reflects their whole span at once. The model
-    /// then starts changed.
+    /// Orthonormalises the columns by Gram–Schmidt and reflects their whole span at once. The
+    /// adapter then does not start as the identity.
     pub apply_gs: bool,
-    /// Linear modules to adapt: the last parts of their names (`qkv_proj.q_proj` is a part of a
+    /// Linear modules to adapt: a list of name suffixes (`qkv_proj.q_proj` selects a part of a
     /// fused module), a regular expression that matches whole names, or `all-linear`.
     #[default(default_targets())]
     pub target_modules: Targets,
@@ -73,8 +73,8 @@ impl Adapter for Hra {
         let (r, inputs) = (rank(self.r)?, site.info.inputs);
         if self.apply_gs && r > inputs {
             return Err(Error::new(format!(
-                "`adapter.r` is {r}, but with `adapter.apply_gs` it must be at most {inputs}, the \
-                    module's width"
+                "with `adapter.apply_gs`, `adapter.r` must be at most the module's input width, \
+                    {inputs}, got {r}"
             )));
         }
         let u = if r % 2 == 0 && !self.apply_gs {
@@ -96,7 +96,7 @@ impl Adapter for Hra {
 
 /// The reflections of one module.
 struct HraLinear {
-    /// Columns `[in r]` of any length except 0.
+    /// Directions of the reflections, as nonzero columns `[in r]` of any length.
     u: Tensor,
     apply_gs: bool,
 }
@@ -104,8 +104,7 @@ struct HraLinear {
 impl HraLinear {
     /// Returns x·(I − 2ÛÛᵀ) for rows x `[n in]`. The matrix is symmetric.
     fn reflected(&self, x: &Tensor) -> Result<Tensor> {
-        // The signs of the columns of QR can differ from Gram–Schmidt, but ÛÛᵀ does not depend on
-        // the signs.
+        // QR can flip the signs of Gram–Schmidt's columns, but ÛÛᵀ does not depend on the signs.
         let columns = Tensor::f_linalg_qr(&self.u, "reduced")?.0.f_to_kind(x.kind())?;
         Ok(x - (x.f_matmul(&columns)? * 2.0).f_matmul(&columns.tr())?)
     }

@@ -37,11 +37,7 @@ fn unsupported_settings_are_rejected() {
     assert!(Hra { r: 0, ..Hra::default() }.build().is_err());
     let wide = Hra { r: 9, apply_gs: true, ..Hra::default() }.build().unwrap();
     assert!(
-        attach(&*wide, &module("mlp.up_proj", 8, 4))
-            .err()
-            .unwrap()
-            .to_string()
-            .contains("`adapter.r` is 9")
+        attach(&*wide, &module("mlp.up_proj", 8, 4)).err().unwrap().to_string().contains("got 9")
     );
     assert!(
         Hra::from_peft(r#"{"r": 4, "target_modules": ["q_proj"], "apply_GS": true}"#)

@@ -33,9 +33,9 @@ On parts of a fused module (`qkv_proj.v_proj`), the file has one l for the whole
     peft_has_layers = false
 )]
 pub struct Ia3 {
-    /// Linear modules to adapt: the last parts of their names (`qkv_proj.q_proj` is a part of a
+    /// Linear modules to adapt: a list of name suffixes (`qkv_proj.q_proj` selects a part of a
     /// fused module), a regular expression that matches whole names, or `all-linear`.
-    // Both defaults are those of PEFT for models of the Llama family.
+    // The defaults of the next two fields are PEFT's defaults for models of the Llama family.
     #[default(["k_proj", "v_proj", "down_proj"].into())]
     pub target_modules: Targets,
     /// Target modules whose input is scaled instead of their output.
@@ -88,8 +88,8 @@ impl Adapter for Ia3 {
         }))
     }
 
-    // Outputs of other parts have a scale of 1. Scales of inputs cannot be combined, because all
-    // parts of a fused module have the same input.
+    // Outputs of parts that are not adapted get a scale of 1. Input scales cannot be combined,
+    // because all parts of a fused module share one input.
     fn fuse(&self, modules: &[FusedSite<'_>]) -> Result<Option<Fused>> {
         let mut fused: Vec<Box<dyn AdaptedLinear>> = Vec::new();
         for FusedSite { module, parts } in modules {

@@ -17,7 +17,7 @@ const M: &str = "lora_magnitude_vector";
 /// Low-rank adaptation.
 #[adapter(
     name = "lora",
-    summary = "low-rank adaptation: adds a trainable matrix of rank r to each frozen one",
+    summary = "low-rank adaptation: adds a trainable matrix of rank r to each frozen weight matrix",
     reference = "Hu et al. 2021, LoRA, §4.1; Kalajdzievski 2023 for use_rslora; Liu et al. 2024, \
         DoRA, §4 for use_dora; same files as PEFT 0.21",
     explain = "\
@@ -39,26 +39,26 @@ is computed twice. Merged weight: m ⊙ (W + s·BA)/‖W + s·BA‖.",
     adjustable = &["lora_dropout"],
 )]
 pub struct Lora {
-    /// r: rank of the change of each module, at least 1.
+    /// r: rank of the change to each module, at least 1.
     #[default(16)]
     pub r: u32,
     /// α: the change is scaled by α/r; greater than 0.
     #[default(32.0)]
     pub lora_alpha: f64,
-    /// Share of the adapter's inputs that are zeroed in training, at least 0 and less than 1.
+    /// Dropout probability of the adapter's input in training, at least 0 and less than 1.
     pub lora_dropout: f64,
-    /// Scales by α/√r instead, which keeps the size of the change as r grows.
+    /// Scales by α/√r instead of α/r, so that the change does not shrink as r grows.
     pub use_rslora: bool,
     /// Uses weight decomposition (DoRA), which trains the norm of each row of W + s·BA separately
     /// from its direction.
     pub use_dora: bool,
-    /// r of single modules, at least 1. The keys are regular expressions that match the ends of
-    /// module names; the first match counts.
+    /// Values of r for individual modules, at least 1. Each key is a regular expression for the end
+    /// of a module name; the first matching key applies.
     pub rank_pattern: Patterns<u32>,
-    /// α of single modules, greater than 0. The keys are regular expressions that match the ends of
-    /// module names; the first match counts.
+    /// Values of α for individual modules, greater than 0. Each key is a regular expression for the
+    /// end of a module name; the first matching key applies.
     pub alpha_pattern: Patterns<f64>,
-    /// Linear modules to adapt: the last parts of their names (`qkv_proj.q_proj` is a part of a
+    /// Linear modules to adapt: a list of name suffixes (`qkv_proj.q_proj` selects a part of a
     /// fused module), a regular expression that matches whole names, or `all-linear`.
     #[default(default_targets())]
     pub target_modules: Targets,
@@ -72,14 +72,14 @@ impl AdapterPlugin for Lora {
         rank(self.r)?;
         if self.rank_pattern.values().any(|r| *r == 0) {
             return Err(Error::new(
-                "`adapter.rank_pattern` has a rank of 0, but every rank must be at least 1",
+                "every rank in `adapter.rank_pattern` must be at least 1, got 0",
             ));
         }
         let alpha = |field: &str, a: f64| {
             if a > 0.0 && a.is_finite() {
                 Ok(())
             } else {
-                Err(Error::new(format!("`adapter.{field}` is {a}, but must be greater than 0")))
+                Err(Error::new(format!("`adapter.{field}` must be greater than 0, got {a}")))
             }
         };
         alpha("lora_alpha", self.lora_alpha)?;
@@ -101,9 +101,8 @@ impl AdapterPlugin for Lora {
             "velora_config",
             "monteclora_config",
         ])?;
-        // Other initialisations (pissa, olora, corda, …) subtract something from the frozen
-        // weights. Their tensors are changes of that modified model, not of the base model loaded
-        // here.
+        // Other initialisations (pissa, olora, corda, …) modify the frozen weights. The saved
+        // tensors only fit the modified weights, not the base model that is loaded here.
         let start: Option<Value> = peft.get("init_lora_weights")?;
         if let Some(start) = start.filter(|s| {
             !(s.is_boolean() || matches!(s.as_str(), Some("gaussian" | "eva" | "orthogonal")))
@@ -151,8 +150,8 @@ impl Adapter for Lora {
         }))
     }
 
-    // PEFT converts adapters for modules that were fused later in the same way: A is stacked, and B
-    // is put into blocks.
+    // PEFT does the same when it converts an adapter for a model whose modules were fused later: it
+    // stacks A and arranges B in blocks.
     fn fuse(&self, modules: &[FusedSite<'_>]) -> Result<Option<Fused>> {
         let _guard = tch::no_grad_guard();
         let mut config = self.clone();
@@ -189,7 +188,7 @@ impl Adapter for Lora {
 }
 
 impl Lora {
-    /// Returns the divisor of α at rank r.
+    /// Returns the number by which α is divided: r, or √r with `use_rslora`.
     fn divisor(&self, r: i64) -> f64 {
         if self.use_rslora { (r as f64).sqrt() } else { r as f64 }
     }
@@ -201,10 +200,10 @@ impl Lora {
         Ok((r, alpha / self.divisor(r)))
     }
 
-    /// Combines the changes of a module's parts into one change of the module.
+    /// Combines the changes to the parts of a fused module into one change to the whole module.
     ///
-    /// A `[Σr in]` stacks the A of the parts. B `[out Σr]` has the B of the parts side by side,
-    /// each at the rows of its part and 0 elsewhere.
+    /// A `[Σr in]` stacks the A matrices of the parts. In B `[out Σr]`, each part has its own
+    /// columns, which contain the part's B at the part's rows and 0 at all other rows.
     fn fused(&self, FusedSite { module, parts }: &FusedSite<'_>) -> Result<LoraLinear> {
         let scales = parts
             .iter()
@@ -221,7 +220,8 @@ impl Lora {
         let mut at = 0;
         for (part, own) in parts.iter().zip(scales) {
             let block = part.tensor(B)?;
-            // All parts share the first part's s, so B is multiplied by the ratio of the scales.
+            // The fused module has a single s, taken from the first part, so each B is multiplied
+            // by the ratio of the scales.
             part.info.rows.put(&b.f_narrow(1, at, block.size()[1])?, &(&block * (own / scale)))?;
             at += block.size()[1];
             if let Some(Magnitude { m, .. }) = &mut magnitude {
@@ -255,7 +255,7 @@ struct LoraLinear {
 struct Magnitude {
     /// Magnitude m `[out]`.
     m: Tensor,
-    /// Squared lengths of the rows of W `[out]`, which do not change.
+    /// Squared row norms of the frozen W `[out]`.
     squares: Tensor,
 }
 
@@ -270,14 +270,14 @@ impl Magnitude {
 }
 
 impl LoraLinear {
-    /// Returns ‖W + s·BA‖ of each row `[out]`, without gradient and without forming the sum: ‖W‖² +
-    /// 2s·Σ B ⊙ (WAᵀ) + s²·Σ B ⊙ (B(AAᵀ)).
+    /// Returns the row norms ‖W + s·BA‖ `[out]`, detached from the graph and without building the
+    /// sum: ‖W‖² + 2s·Σ B ⊙ (WAᵀ) + s²·Σ B ⊙ (B(AAᵀ)).
     fn lengths(&self, squares: &Tensor, base: &Frozen) -> Result<Tensor> {
         let _guard = tch::no_grad_guard();
         let (a, b, s, weight) = (&self.a, &self.b, self.scale, base.dense()?);
         let cross = weight.f_matmul(&a.tr().f_to_kind(weight.kind())?)?.f_to_kind(a.kind())?;
         let change = (cross * (2.0 * s) + b.f_matmul(&a.f_matmul(&a.tr())?)? * (s * s)) * b;
-        // A row of zeros would give 0/0; with the lower bound, it stays 0.
+        // The lower bound prevents 0/0 for a row of zeros, which then stays 0.
         Ok((squares + change.f_sum_dim_intlist([1].as_slice(), false, None::<Kind>)?)
             .f_clamp_min(1e-30)?
             .f_sqrt()?)
@@ -289,7 +289,7 @@ impl AdaptedLinear for LoraLinear {
         let kind = x.kind();
         let input = dropout(x, self.dropout, train)?;
         let low = input.f_linear(&self.a.to_kind(kind), None::<&Tensor>)?;
-        // Scale before the product with B, because a token has only r numbers there.
+        // Scale before multiplying by B, because there are only r values per token at this point.
         let change = (low * self.scale).f_linear(&self.b.to_kind(kind), None::<&Tensor>)?;
         let y = base.forward(x)?;
         let Some(Magnitude { m, squares }) = &self.magnitude else { return Ok(y + change) };

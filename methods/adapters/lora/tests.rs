@@ -120,7 +120,7 @@ fn dora_trains_row_norms_separately_from_directions() {
 fn dora_applies_dropout_only_to_the_input_of_the_change() {
     let (adapted, frozen) = attached(dora(0.5));
     let x = rows(64, 8);
-    // Initially m/‖W‖ is 1 and BA is 0, so dropout has no effect.
+    // Initially m/‖W‖ is 1 and BA is 0, so the adapter adds nothing, even with dropout.
     assert!(
         off(&adapted.forward(&x, &frozen, true).unwrap(), &frozen.forward(&x).unwrap()) < 1e-14
     );

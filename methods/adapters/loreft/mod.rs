@@ -42,7 +42,7 @@ pub struct LoReft {
     #[default("0.33,0.66")]
     pub layers: Layers,
     /// Tokens to edit: `fN` for the first N of each prompt, `lN` for the last N, `fN+lN` for both,
-    /// or `all` tokens, including completions.
+    /// or `all` for every token, including completions.
     #[default("f4+l4")]
     pub positions: String,
 }
@@ -91,10 +91,10 @@ impl Adapter for LoReft {
         let (r, hidden) = (rank(self.r)?, model.hidden);
         if r > hidden {
             return Err(Error::new(format!(
-                "`adapter.r` is {r}, but must be at most {hidden}, the width of the residual stream"
+                "`adapter.r` must be at most the width of the residual stream, {hidden}, got {r}"
             )));
         }
-        // The free matrix starts orthonormal, which is as far as possible from a singular matrix.
+        // Start with orthonormal rows, so that the matrix is as far from singular as possible.
         let r = orthonormal(&init.normal("loreft_R", &[r, hidden], 1.0))?.detach();
         Ok(Box::new(Edit {
             w: r.copy().set_requires_grad(true),
@@ -114,18 +114,17 @@ impl Adapter for LoReft {
 enum Positions {
     /// Every token, including completions.
     All,
-    /// The given numbers of first and last tokens of each prompt.
+    /// The first `first` and the last `last` tokens of each prompt.
     Ends { first: i64, last: i64 },
 }
 
 impl Positions {
     fn parse(text: &str) -> Result<Self> {
         let malformed = || {
-            Error::new(format!("`adapter.positions` is `{text}`, which is not a set of tokens"))
-                .hint(
-                    "write `all`, or `f4` for the first 4 tokens of each prompt, `l4` for the \
+            Error::new(format!("`{text}` is not a valid value of `adapter.positions`")).hint(
+                "write `all`, or `f4` for the first 4 tokens of each prompt, `l4` for the \
                     last 4, `f4+l4` for both",
-                )
+            )
         };
         if text.trim() == "all" {
             return Ok(Self::All);
@@ -145,7 +144,7 @@ impl Positions {
         Ok(Self::Ends { first: first.unwrap_or(0), last: last.unwrap_or(0) })
     }
 
-    /// Returns the mask of the rows to edit `[n]`, bool, or `None` for all rows.
+    /// Returns a bool mask `[n]` of the rows to edit, or `None` if all rows are edited.
     fn of(self, places: &PromptPlaces) -> Result<Option<Tensor>> {
         let Self::Ends { first, last } = self else { return Ok(None) };
         let among = |distance: &Tensor, count: i64| -> Result<Tensor> {
@@ -155,7 +154,7 @@ impl Positions {
     }
 }
 
-/// Returns R `[r h]`: the rows of `v` `[r h]` after Gram–Schmidt.
+/// Orthonormalises the rows of `v` `[r h]` by Gram–Schmidt, which gives R `[r h]`.
 fn orthonormal(v: &Tensor) -> Result<Tensor> {
     let (q, t) = Tensor::f_linalg_qr(&v.tr(), "reduced")?;
     // The signs of QR can jump as v changes. With the signs of Gram–Schmidt, R is smooth in v.
@@ -165,7 +164,7 @@ fn orthonormal(v: &Tensor) -> Result<Tensor> {
 
 /// The edit of one block's output.
 struct Edit {
-    /// Free matrix `[r h]` from which R is computed.
+    /// Unconstrained matrix `[r h]` from which R is computed.
     r: Tensor,
     /// Matrix W `[r h]`.
     w: Tensor,
@@ -190,7 +189,7 @@ impl AdaptedResidual for Edit {
 
     fn parameters(&self) -> Vec<Parameter> {
         vec![
-            // The edit is written along the rows of R and read along the rows of W.
+            // The edit reads the state through the rows of W and writes along the rows of R.
             Parameter::new("loreft_R", &self.r).along(Axis::Output(1)),
             Parameter::new("loreft_W", &self.w).along(Axis::Input(1)),
             Parameter::new("loreft_b", &self.b),

@@ -35,11 +35,11 @@ constrained form (coft) is not supported.",
     learning_rate_factor = 0.25,
 )]
 pub struct Oft {
-    /// Number of blocks of each module's input, which must divide its width; 0 if `oft_block_size`
-    /// is given.
+    /// Number of blocks, which must divide the input width. Set it to 0 to use `oft_block_size`
+    /// instead.
     pub r: u32,
-    /// b: size of a block, which must divide the width of the input; 0 if `r` is given. Exactly one
-    /// of both fields must be 0.
+    /// b: block size, which must divide the input width. Exactly one of `r` and `oft_block_size`
+    /// must be 0.
     #[default(32)]
     pub oft_block_size: u32,
     /// Uses the same rotation for all blocks of a module.
@@ -48,10 +48,10 @@ pub struct Oft {
     /// is only approximately orthogonal.
     #[default(true)]
     pub use_cayley_neumann: bool,
-    /// Terms of that series, at least 2. As in PEFT, 3 and 4 give the same series.
+    /// Number of terms of the power series, at least 2. As in PEFT, 3 and 4 give the same series.
     #[default(5)]
     pub num_cayley_neumann_terms: u32,
-    /// Linear modules to adapt: the last parts of their names (`qkv_proj.q_proj` is a part of a
+    /// Linear modules to adapt: a list of name suffixes (`qkv_proj.q_proj` selects a part of a
     /// fused module), a regular expression that matches whole names, or `all-linear`.
     #[default(default_targets())]
     pub target_modules: Targets,
@@ -68,11 +68,11 @@ impl AdapterPlugin for Oft {
                     must be 0",
                 self.r, self.oft_block_size
             ))
-            .hint("set one of them: r · oft_block_size = the width of a module's input"));
+            .hint("set only one of them: the other follows from the input width of each module"));
         }
         if self.use_cayley_neumann && self.num_cayley_neumann_terms < 2 {
             return Err(Error::new(format!(
-                "`adapter.num_cayley_neumann_terms` is {}, but must be at least 2",
+                "`adapter.num_cayley_neumann_terms` must be at least 2, got {}",
                 self.num_cayley_neumann_terms
             ))
             .hint("use at least 2: with fewer terms, the series is the identity"));
@@ -82,7 +82,7 @@ impl AdapterPlugin for Oft {
 
     fn from_peft(json: &str) -> Result<Self> {
         let peft = PeftConfig::parse(json)?;
-        // `module_dropout` is in the file, but PEFT's linear modules do not apply it.
+        // PEFT saves `module_dropout`, but its linear modules do not apply it.
         peft.must_be_off(&["coft", "fan_in_fan_out"])?;
         Ok(Self {
             r: peft.need("r")?,
@@ -97,7 +97,8 @@ impl AdapterPlugin for Oft {
 
     fn reconcile(&mut self, file: &PeftFile<'_>) -> Result<Vec<String>> {
         let version: Option<String> = PeftConfig::parse(file.json)?.get("peft_version")?;
-        // With 2 terms, the fewest that `build` accepts, both series are I + 2Q.
+        // With 2 terms, the minimum that `build` accepts, the old and the new series are both I +
+        // 2Q.
         if !self.use_cayley_neumann
             || self.num_cayley_neumann_terms <= 2
             || version.as_deref().is_some_and(has_current_series)
@@ -105,8 +106,8 @@ impl AdapterPlugin for Oft {
             return Ok(Vec::new());
         }
         let by = version.map_or_else(
-            || "it has no `peft_version`, which PEFT has written since 0.18".to_owned(),
-            |v| format!("it was saved by PEFT {v}"),
+            || "the file has no `peft_version`, which PEFT has written since 0.18".to_owned(),
+            |v| format!("the file was saved by PEFT {v}"),
         );
         let t = self.num_cayley_neumann_terms;
         let differs = if t == 3 {
@@ -186,9 +187,9 @@ struct OftLinear {
     weight: Tensor,
     /// Block size b.
     block: i64,
-    /// Indices of those entries in a flattened Q `[b(b−1)/2]`, int64.
+    /// Indices `[b(b−1)/2]` of the entries above the diagonal in a flattened Q, int64.
     above: Tensor,
-    /// Terms of the series; `None` for the exact form.
+    /// Number of terms of the power series; `None` for the exact Cayley map.
     terms: Option<u32>,
 }
 

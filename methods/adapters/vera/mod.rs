@@ -29,16 +29,16 @@ needs PyTorch's random numbers. Merged weight: W + (λ_b ⊙ B)(λ_d ⊙ A).",
     adjustable = &["vera_dropout"],
 )]
 pub struct Vera {
-    /// r: rank of the change of each module, at least 1. It costs few parameters, so the default
-    /// is larger than that of LoRA.
+    /// r: rank of the change to each module, at least 1. Each rank only adds one parameter per
+    /// module, so the default is larger than LoRA's.
     #[default(256)]
     pub r: u32,
     /// Initial value of λ_d, a finite number other than 0.
     #[default(0.1)]
     pub d_initial: f64,
-    /// Share of the adapter's inputs that are zeroed in training, at least 0 and less than 1.
+    /// Dropout probability of the adapter's input in training, at least 0 and less than 1.
     pub vera_dropout: f64,
-    /// Linear modules to adapt: the last parts of their names (`qkv_proj.q_proj` is a part of a
+    /// Linear modules to adapt: a list of name suffixes (`qkv_proj.q_proj` selects a part of a
     /// fused module), a regular expression that matches whole names, or `all-linear`.
     #[default(default_targets())]
     pub target_modules: Targets,
@@ -53,7 +53,7 @@ impl AdapterPlugin for Vera {
         check_dropout("vera_dropout", self.vera_dropout)?;
         if self.d_initial == 0.0 || !self.d_initial.is_finite() {
             return Err(Error::new(format!(
-                "`adapter.d_initial` is {}, but must be a finite number other than 0",
+                "`adapter.d_initial` must be a finite number other than 0, got {}",
                 self.d_initial
             ))
             .hint("use another value, e.g. 0.1: at 0, neither λ_d nor λ_b gets a gradient"));
@@ -103,7 +103,7 @@ impl Adapter for Vera {
     fn attach(&self, site: &LinearSite<'_>, init: &mut Init) -> Result<Box<dyn AdaptedLinear>> {
         let [a, b] = site.shared else {
             return Err(Error::internal(format!(
-                "`vera` got {} shared tensors instead of its two",
+                "`vera` needs 2 shared tensors, got {}",
                 site.shared.len()
             )));
         };
@@ -151,7 +151,7 @@ struct VeraLinear {
 
 impl VeraLinear {
     /// Returns λ_d ⊙ A `[r in]` and λ_b ⊙ B `[out r]`. Scaling the matrices instead of the
-    /// activations stores no additional activations for the backward pass.
+    /// activations avoids storing more activations for the backward pass.
     fn factors(&self) -> Result<(Tensor, Tensor)> {
         Ok((&self.a * self.d.f_unsqueeze(1)?, &self.b * self.scale.f_unsqueeze(1)?))
     }

@@ -29,7 +29,7 @@ fn vera_starts_as_the_identity_and_scales_both_sides_of_the_random_matrices() {
     assert!(off(&adapted.forward(&x, &frozen, true).unwrap(), &base) == 0.0);
     disturb(&adapted.parameters());
     let [b, d] = &adapted.parameters()[..] else { panic!("two tensors") };
-    // The shared matrices of the fixture have this module's widths and the same seed.
+    // The adapter's shared matrices were generated with these widths and the same seed.
     let (_, matrices) = shared(&[(8, 4)]);
     let expected = base
         + x.matmul(&matrices[0].tensor.tr()).multiply(&d.tensor).matmul(&matrices[1].tensor.tr())

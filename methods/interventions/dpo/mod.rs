@@ -11,7 +11,7 @@ use super::rewards::log_rewards;
 #[cfg(test)]
 mod tests;
 
-/// Fields of `intervention` with `name = "dpo"`, under TRL's names.
+/// Fields of `intervention` for `name = "dpo"`. Their names are TRL's.
 #[intervention(
     name = "dpo",
     summary = "direct preference optimisation: raise the chosen completion's log-probability over \
@@ -34,29 +34,29 @@ depend on the whole micro-batch, so their result changes with `train.batch`. `re
 for every type.",
     example(loss_type = "robust", label_smoothing = 0.1)
 )]
-// Name of this schema in the schemas of `projgrad` and `projbp`.
+// The schemas of `projgrad` and `projbp` refer to this schema by this name.
 #[schemars(rename = "DpoConfig")]
 pub struct Dpo {
-    /// β: how much the loss depends on the margin, per nat; greater than 0. A larger value keeps
-    /// the policy closer to the reference.
+    /// β: factor of the margin in the loss, per nat; greater than 0. A larger value keeps the
+    /// policy closer to the reference.
     #[default(0.1)]
     pub beta: f64,
-    /// The function of the margin: one name, or a list of names whose losses are added.
+    /// Loss function of the margin: one name, or a list of names whose losses are added.
     #[default(LossTypes::One(LossType::Sigmoid))]
     pub loss_type: LossTypes,
     /// Weight of each loss in the sum, greater than 0; 1 for each by default.
     pub loss_weights: Option<Vec<f64>>,
-    /// e: the assumed share of pairs whose labels are swapped, at least 0 and less than 1. Read by
+    /// e: assumed fraction of pairs with swapped labels, at least 0 and less than 1. Used by
     /// `exo_pair` (greater than 0), `robust` (less than ½), `aot` and `aot_unpaired`.
     pub label_smoothing: f64,
-    /// The divergence from the reference that limits the policy.
+    /// Divergence that keeps the policy close to the reference.
     #[default(FDivergence::ReverseKl)]
     pub f_divergence_type: FDivergence,
     /// α of `alpha_divergence`; 1 is `reverse_kl`.
     #[default(0.5)]
     pub f_alpha_divergence_coef: f64,
-    /// α: weight of the tokens beyond the length of the shorter completion, 0 to 1 (LD-DPO). By
-    /// default, all tokens have the same weight.
+    /// α: weight of the tokens by which the longer completion exceeds the shorter one, 0 to 1
+    /// (LD-DPO). By default, all tokens have the same weight.
     pub ld_alpha: Option<f64>,
     /// Weights each pair by how likely the policy is to generate its completions (WPO, eq. 2).
     pub use_weighting: bool,
@@ -85,10 +85,10 @@ pub enum LossType {
     BcoPair,
     /// (Δ⁺ − ½/β)² + (Δ⁻ + ½/β)² (SPPO: Wu et al. 2024)
     SppoHard,
-    /// −(1−e)log σ(βδ) − e log σ(−βδ), δ = sort(log-ratios of π) − sort(those of r) over the
+    /// −(1−e)log σ(βδ) − e log σ(−βδ), δ = sort(log-ratios of π) − sort(log-ratios of r) over the
     /// micro-batch (Melnyk et al. 2024)
     Aot,
-    /// as `aot`, with δ = sort(Δ⁺) − sort(Δ⁻)
+    /// like `aot`, with δ = sort(Δ⁺) − sort(Δ⁻)
     AotUnpaired,
     /// [1 − σ(βΔ⁺)] + σ(βΔ⁻) (APO: D'Oosterlinck et al. 2024, eq. 7)
     ApoZero,
@@ -100,14 +100,13 @@ pub enum LossType {
     Sft,
     /// −log σ(β(Δ⁺/n⁺ − Δ⁻/n⁻))
     SigmoidNorm,
-    /// log σ(−θ), without β and without a lower bound. The original prefvec adds it to its loss on
-    /// states
+    /// log σ(−θ), without β and without a lower bound; part of the original prefvec's loss
     Unbounded,
 }
 
 impl LossType {
-    /// Returns true if the loss only depends on θ, the difference of both scores. The normalising
-    /// term of an f-divergence cancels only in such a difference.
+    /// Returns true if the loss only depends on θ, the difference between the two scores. The
+    /// normalising term of an f-divergence only cancels in such a difference.
     fn takes_divergence(self) -> bool {
         use LossType::{Discopop, ExoPair, Hinge, Ipo, Robust, Sft, Sigmoid, SigmoidNorm};
         matches!(self, Sigmoid | SigmoidNorm | Hinge | Ipo | ExoPair | Robust | Discopop | Sft)
@@ -118,7 +117,8 @@ impl LossType {
         matches!(self, LossType::ExoPair | LossType::Robust | LossType::Aot | LossType::AotUnpaired)
     }
 
-    /// Returns true if the loss compares sorted values, which no longer belong to a single pair.
+    /// Returns true if the loss sorts the values of a batch, so that its terms no longer belong to
+    /// individual pairs.
     fn sorts(self) -> bool {
         matches!(self, LossType::Aot | LossType::AotUnpaired)
     }
@@ -161,7 +161,7 @@ impl LossType {
     }
 }
 
-/// One type, or several whose losses are added.
+/// One loss type, or a list of types whose losses are added.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(
     crate = "reprpo_plugin::serde",
@@ -174,7 +174,7 @@ impl LossType {
 pub enum LossTypes {
     /// One type.
     One(LossType),
-    /// Types whose losses are added.
+    /// Several types; their losses are added.
     Several(Vec<LossType>),
 }
 
@@ -187,7 +187,7 @@ impl LossTypes {
     }
 }
 
-/// Divergences from the reference, given by the expression that replaces Δ in θ.
+/// Divergences between policy and reference. Each one replaces Δ in θ by the given expression.
 #[choice]
 pub enum FDivergence {
     /// Δ
@@ -232,11 +232,11 @@ struct Terms {
 }
 
 impl Dpo {
-    /// Checks the fields and their combination.
+    /// Checks that each field is valid and that the fields fit together.
     ///
     /// # Errors
-    /// Fails if a number is out of range, if types and weights differ in number, or if an option is
-    /// set that the chosen types do not read or do not support.
+    /// Fails if a number is out of range, if the number of weights differs from the number of loss
+    /// types, or if an option is set that a chosen loss type does not support.
     pub fn check(&self) -> Result<()> {
         let (types, e) = (self.loss_type.list(), self.label_smoothing);
         above_zero("beta", self.beta)?;
@@ -254,30 +254,32 @@ impl Dpo {
         if let Some(weights) = &self.loss_weights {
             if weights.len() != types.len() {
                 return Err(Error::new(format!(
-                    "`intervention.loss_weights` has {} numbers for {} loss types",
+                    "`intervention.loss_weights` has {} weights for {} loss types",
                     weights.len(),
                     types.len()
                 ))
-                .hint("give one for each name in `intervention.loss_type`"));
+                .hint("set one weight for each name in `intervention.loss_type`"));
             }
             weights.iter().try_for_each(|w| above_zero("loss_weights", *w))?;
         }
         if e > 0.0 && !types.iter().any(|t| t.takes_smoothing()) {
             return Err(Error::new(format!(
-                "`intervention.label_smoothing` is {e}, but none of the chosen loss types reads it"
+                "`intervention.label_smoothing` is {e}, but none of the chosen loss types uses it"
             ))
-            .hint("use `exo_pair`, `robust`, `aot` or `aot_unpaired`, or remove it"));
+            .hint(
+                "choose `exo_pair`, `robust`, `aot` or `aot_unpaired`, or remove `label_smoothing`",
+            ));
         }
         for t in types {
             if *t == LossType::ExoPair && e == 0.0 {
                 return Err(Error::new(
-                    "`exo_pair` needs `intervention.label_smoothing` greater than 0",
+                    "`intervention.label_smoothing` must be greater than 0 for `exo_pair`, got 0",
                 )
                 .hint("set it to 1e-3, as in the paper"));
             }
             if *t == LossType::Robust && e >= 0.5 {
                 return Err(Error::new(format!(
-                    "`robust` needs `intervention.label_smoothing` less than 0.5, but it is {e}"
+                    "`intervention.label_smoothing` must be less than 0.5 for `robust`, got {e}"
                 )));
             }
             if self.f_divergence_type != FDivergence::ReverseKl && !t.takes_divergence() {
@@ -293,7 +295,7 @@ impl Dpo {
             if self.use_weighting && t.sorts() {
                 return Err(Error::new(format!(
                     "`{}` sorts the values of all pairs, so `intervention.use_weighting` cannot \
-                        weight single pairs",
+                        weight individual pairs",
                     t.name()
                 )));
             }
@@ -301,8 +303,8 @@ impl Dpo {
         Ok(())
     }
 
-    /// Inputs of [`loss`](Self::loss): log-probabilities of both completions under both models. All
-    /// types need them, because the logged rewards do.
+    /// Inputs of [`loss`](Self::loss): log-probabilities of both completions under both models.
+    /// They are needed for every loss type, because the logged rewards are computed from them.
     pub fn needs(&self) -> Needs {
         Needs {
             logprobs: Completions::Both,
@@ -388,7 +390,8 @@ impl Dpo {
     }
 }
 
-/// Returns Σ log p over the first `shared` tokens (`[b]`) plus α·Σ over the others: `[b]`.
+/// Returns Σ log p over the first `shared` `[b]` tokens, plus α·Σ log p over the remaining ones:
+/// `[b]`.
 fn shortened(of: &TokenLogprobs, shared: &Tensor, alpha: f64) -> Tensor {
     let m = of.per_token.size()[0];
     // Use integers, because a cumulative sum of floats can differ between runs on CUDA.

@@ -91,7 +91,7 @@ fn the_loss_starts_at_log_two() {
 fn sorted_losses_do_not_depend_on_the_order_of_the_pairs() {
     let (policy, reference): ([&[f64]; 2], [&[f64]; 2]) =
         ([&[-3.0, -7.5], &[-2.0, -9.0]], [&[-3.5, -7.0], &[-2.5, -8.0]]);
-    // The log-ratios of π are −1 and 1.5, of r −1 and 1.
+    // The log-ratios are −1 and 1.5 for π, and −1 and 1 for r.
     near(value(&of(LossType::Aot), &pairs(policy, reference)), {
         let each =
             |delta: f64| 0.9 * neg_log_sigmoid(0.1 * delta) + 0.1 * neg_log_sigmoid(-0.1 * delta);
@@ -174,12 +174,12 @@ fn invalid_settings_are_rejected() {
     refused(json!({ "loss_type": [] }), "empty list");
     refused(
         json!({ "loss_type": ["sigmoid", "sft"], "loss_weights": [1.0] }),
-        "1 numbers for 2 loss types",
+        "1 weights for 2 loss types",
     );
     refused(json!({ "loss_type": "sigmoid", "loss_weights": [0.0] }), "greater than 0");
     refused(json!({ "loss_type": "exo_pair" }), "greater than 0");
     refused(json!({ "loss_type": "robust", "label_smoothing": 0.5 }), "less than 0.5");
-    refused(json!({ "label_smoothing": 0.1 }), "none of the chosen loss types reads it");
+    refused(json!({ "label_smoothing": 0.1 }), "none of the chosen loss types uses it");
     refused(json!({ "label_smoothing": 1.0, "loss_type": "aot" }), "less than 1");
     refused(json!({ "loss_type": "bco_pair", "f_divergence_type": "forward_kl" }), "`bco_pair`");
     refused(json!({ "loss_type": "aot", "use_weighting": true }), "`aot` sorts");
@@ -203,8 +203,8 @@ fn assert_losses_gradients_and_metrics(golden: &Path) {
     let trl = golden.join("trl");
     let files = ModelFiles::open(&golden.join("models/llama")).unwrap();
     let mut model = Model::load(&files, Kind::Float, Device::Cpu).unwrap();
-    // The reference values were computed with eager attention. Another kernel rounds differently,
-    // and e^{−Δ} of `forward_kl` multiplies the rounding errors of sums of hundreds of nats.
+    // The reference values were computed with eager attention. Other kernels round differently, and
+    // e^{−Δ} in `forward_kl` amplifies the rounding errors of sums of hundreds of nats.
     model.set_attention_kernel(AttentionKernel::Eager);
     let saved = Saved::read(&trl.join("adapter"), &Registry::builtin().unwrap()).unwrap();
     let adapter = saved.entry.build(&Value::Object(saved.config).to_string()).unwrap();
@@ -272,7 +272,12 @@ fn assert_losses_gradients_and_metrics(golden: &Path) {
                     .map(|(_, t)| t.double_value(&[]))
                     .collect(),
             };
-            assert_eq!(found.len(), 1, "{name}: {metric} is logged {} times", found.len());
+            assert_eq!(
+                found.len(),
+                1,
+                "{name}: {metric} should be logged once, but was logged {} times",
+                found.len()
+            );
             worst = worst.max((found[0] - reference).abs() / reference.abs().max(1.0));
         }
         eprintln!(

@@ -1,5 +1,5 @@
-//! Squared distances: moves the rejected states to the reference's chosen states, and keeps the
-//! chosen states in place.
+//! Minimises squared distances: moves the rejected states towards the reference's chosen states,
+//! and keeps the chosen states where they are.
 
 use reprpo_plugin::prelude::*;
 
@@ -41,26 +41,26 @@ gradient, and its gradient grows as p⁺ approaches r⁺.",
     learning_rate = 5e-3
 )]
 pub struct Mse {
-    /// This project's objective or the original one.
+    /// Objective to use: this project's or the original one.
     pub variant: Variant,
-    /// α: weight of the distance between the chosen states and the reference's, at least 0; no
-    /// unit.
+    /// α: weight of the distance between the policy's and the reference's chosen states, at least
+    /// 0; dimensionless.
     #[default(0.6)]
     pub alpha: f64,
     /// Takes log(· + 1e-4) of each term, which gives small distances more weight. `original`
     /// ignores this, because it always uses logarithms.
     pub log: bool,
-    /// Distances that are computed on transformed states. `original` ignores this.
+    /// Selects the distances that are computed on transformed states. `original` ignores this.
     pub transform_in: TransformIn,
 }
 
 /// The terms that compare transformed states.
 #[choice]
 pub enum TransformIn {
-    /// All distances, including s.
+    /// All distances, including the scale s.
     #[default]
     All,
-    /// Only the distance of the rejected states; the others compare states without the transform.
+    /// Only the distance of the rejected states; all other distances use untransformed states.
     Reroute,
 }
 
@@ -99,13 +99,13 @@ impl Intervention for Mse {
     }
 }
 
-/// Adds both terms `[2 b]` to the loss as metrics.
+/// Adds the reroute and retain terms `[2 b]` to the loss as metrics.
 fn logged(loss: Loss, terms: &Tensor) -> Loss {
     loss.metric("mse/reroute", &terms.get(0)).metric("mse/retain", &terms.get(1))
 }
 
 impl Mse {
-    /// Returns the weighted sum of both terms: `[2 b]` → `[b]`.
+    /// Returns the weighted sum of the reroute and retain terms: `[2 b]` → `[b]`.
     fn sum(&self, terms: &Tensor) -> Tensor {
         terms.get(0) + terms.get(1) * self.alpha
     }
@@ -116,8 +116,8 @@ impl Mse {
         Ok(logged(Loss::new(self.sum(&terms).mean(None::<Kind>) * 100.0), &terms))
     }
 
-    /// Returns both terms `[2 b]`, and for each pair `[b]` true if it has a preference direction at
-    /// this tap.
+    /// Returns the reroute and retain terms `[2 b]` at one tap, and a mask `[b]` of the pairs that
+    /// have a preference direction there.
     fn terms(&self, tap: &TapStates) -> Result<(Tensor, Tensor)> {
         let (p, r) = (tap.policy()?, tap.reference()?);
         let (p_ret, r_ret) = match self.transform_in {

@@ -35,7 +35,7 @@ fn with_transform_in_reroute_the_other_terms_use_raw_states() {
     let config = Mse { transform_in: TransformIn::Reroute, ..Mse::default() };
     assert!(config.needs().raw_states && !Mse::default().needs().raw_states);
     let at = tap(&of(&raw_policy), &of(&raw_reference)).with_raw(raw_policy, Some(raw_reference));
-    // Mean squares: (3 − 6)²/1 over 4/2, and 9/2 over 4/2.
+    // The terms are ratios of mean squares: ((3 − 6)²/1)/(4/2) = 4.5 and (9/2)/(4/2) = 2.25.
     let pairs = Pairs::new(1, vec![at], None, None);
     let loss = config.clone().loss(&pairs, STEP).unwrap();
     near(loss.value.double_value(&[]), 4.5 + 0.6 * 2.25);
@@ -52,7 +52,7 @@ fn the_loss_starts_at_one_and_is_a_mean_over_pairs_and_taps() {
 fn gradients_equal_finite_differences_for_every_variant() {
     for log in [false, true] {
         let config = Mse { alpha: 0.3, log, ..Mse::default() };
-        // Includes the reference's states, because their gradient reaches the transform.
+        // The reference's states are leaves too, because the transform is trained through them.
         let (p, r) = (random_sides(&[3, 5]), random_sides(&[3, 5]));
         let leaves = [&p.chosen, &p.rejected, &r.chosen, &r.rejected];
         gradients_are_those_of_finite_differences(&leaves, || value(&config, vec![tap(&p, &r)], 3));

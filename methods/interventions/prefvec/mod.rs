@@ -45,18 +45,20 @@ effect, so it does not exist here.",
     learning_rate = 2e-3
 )]
 pub struct PrefVec {
-    /// This project's objective or the original one. `original` only reads the fields that begin
-    /// with `original_`, and `beta` for the logged rewards.
+    /// Objective to use: this project's or the original one. `original` only reads the fields that
+    /// begin with `original_`, and `beta` for the logged rewards.
     pub variant: Variant,
-    /// τ: target distance along v̂, in lengths of the preference vector; greater than 0.
+    /// τ: target distance along v̂, as a multiple of the preference vector's length; greater than
+    /// 0.
     #[default(1.0)]
     pub tau: f64,
-    /// β_orth: weight of the movement orthogonal to v̂, in lengths of the preference vector.
+    /// β_orth: weight of the movement orthogonal to v̂, which is measured in multiples of the
+    /// preference vector's length.
     #[default(0.1)]
     pub beta_orth: f64,
     /// λ_angle: weight of 1 − cos between the policy's preference vector and the reference's.
     pub lambda_angle: f64,
-    /// λ_nll: weight of the penalty for a chosen completion that is less likely than under the
+    /// λ_nll: weight of the penalty if the chosen completion becomes less likely than under the
     /// reference, per nat per token.
     #[default(1.0)]
     pub lambda_nll: f64,
@@ -103,11 +105,13 @@ impl InterventionPlugin for PrefVec {
             zero_or_more(field, value)?;
         }
         if c.variant == Variant::Original && !(c.moves_states() || c.original_dpo) {
-            return Err(Error::new("the original objective has no terms: all are switched off")
-                .hint(
-                    "switch on one of `original_proj`, `original_orth`, `original_angle` and \
+            return Err(Error::new(
+                "the original objective has no terms because all of them are disabled",
+            )
+            .hint(
+                "enable at least one of `original_proj`, `original_orth`, `original_angle` and \
                 `original_dpo`",
-                ));
+            ));
         }
         Ok(Box::new(self))
     }

@@ -3,7 +3,7 @@ use reprpo_plugin::testkit::{
     self, STEP, logprobs, map, model, near, random_sides, sides, tap, tap_of_tokens, tensor,
 };
 
-/// Computes the loss. Completions have two tokens each.
+/// Computes the loss of pairs whose completions have two tokens each.
 fn value(
     config: &PrefVec,
     policy: &[Sides],
@@ -34,11 +34,13 @@ fn the_loss_equals_a_case_worked_out_by_hand() {
         .double_value(&[])
     };
     near(at(&config, [2.0, 0.0], [0.0, 0.0]), 1.0);
-    // m⁺ = (½, 1), m⁻ = (−1, 0): ½(½ + 2) along, 0.1·½·1 off.
+    // m⁺ = (½, 1) and m⁻ = (−1, 0), so the term along v̂ is ½(½ + 2) and the orthogonal one
+    // 0.1·½·1.
     near(at(&config, [3.0, 2.0], [-2.0, 0.0]), 1.25 + 0.05);
     // Beyond τ, the loss is 0.
     near(at(&config, [9.0, 0.0], [4.0, 0.0]), 0.0);
-    // τ = 2: ½(2 + 2)/2; p⁺ − p⁻ = (0, 2) is orthogonal to d, and m⁺ = (−1, 1), m⁻ = (0, 0).
+    // With τ = 2, m⁺ = (−1, 1) and m⁻ = (0, 0), the term along v̂ is ½(3 + 2)/2. p⁺ − p⁻ = (0, 2)
+    // is orthogonal to d, so 1 − cos = 1.
     near(
         at(&PrefVec { tau: 2.0, lambda_angle: 0.5, ..config.clone() }, [0.0, 2.0], [0.0, 0.0]),
         0.5 * (3.0 + 2.0) / 2.0 + 0.05 + 0.5,
@@ -53,8 +55,8 @@ fn the_loss_starts_at_one_without_a_likelihood_term() {
         (value(&PrefVec::default(), &r, &r, Some((&logp, &logp))).double_value(&[]) - 1.0).abs()
             < 1e-10
     );
-    // A chosen completion that is less likely than under the reference by ½ nat per token adds ½;
-    // one that is more likely adds nothing.
+    // If the chosen completion loses ½ nat per token compared with the reference, the loss rises by
+    // ½. If it becomes more likely, the loss stays the same.
     let worse = sides(&(&logp.chosen - 0.5), &logp.rejected);
     assert!(
         (value(&PrefVec::default(), &r, &r, Some((&worse, &logp))).double_value(&[]) - 1.5).abs()
@@ -81,7 +83,7 @@ fn gradients_equal_finite_differences_for_every_variant() {
         [random_sides(&[3, 5]), random_sides(&[3, 4])],
     );
     let (logp, logr) = (random_sides(&[6]), random_sides(&[6]));
-    // Includes the reference's states, because their gradient reaches the transform.
+    // The reference's states are leaves too, because the transform is trained through them.
     let leaves: Vec<&Tensor> = policy
         .iter()
         .chain(&reference)

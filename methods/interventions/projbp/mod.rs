@@ -1,4 +1,4 @@
-//! DPO whose gradients are projected on the preference direction inside the backward pass.
+//! DPO that projects gradients onto the preference direction during the backward pass.
 
 use reprpo_plugin::prelude::*;
 
@@ -34,19 +34,19 @@ not agree with it.",
     example(sign = "neg", dpo.beta = 0.3),
 )]
 pub struct ProjBp {
-    /// Rule for the coefficients that pass: `default` follows `sign`, and `original` only passes
-    /// those greater than 0.
+    /// Which coefficients along the direction are kept: `default` follows `sign`, and `original`
+    /// only keeps positive ones.
     pub variant: Variant,
     /// β: factor of the part of the gradient orthogonal to the direction, at least 0.
     #[default(0.2)]
     pub beta: f64,
-    /// Which coefficients along the direction pass. `original` ignores this.
+    /// Sign of the coefficients along the direction that are kept. `original` ignores this.
     pub sign: Sign,
-    /// Factor of the other coefficients, 0 to 1.
+    /// Factor for the coefficients that are not kept, 0 to 1.
     #[default(0.01)]
     pub neg_slope: f64,
-    /// κ: limit of a pair's gradient before the projection. It is scaled down if its mean over
-    /// tokens is longer than κ preference vectors; none = no limit.
+    /// κ: a pair's gradient is scaled down before the projection if its mean over tokens is longer
+    /// than κ times the preference vector. `none` means no limit.
     #[default(Some(0.6))]
     pub mag_clip: Option<f64>,
     /// Restores the length that each token's gradient had before the projection.
@@ -65,8 +65,8 @@ impl InterventionPlugin for ProjBp {
 }
 
 impl ProjBp {
-    /// Returns the coefficients that pass under this variant.
-    fn passes(&self) -> Sign {
+    /// Returns the sign of the coefficients that this variant keeps.
+    fn kept(&self) -> Sign {
         match self.variant {
             Variant::Default => self.sign,
             Variant::Original => Sign::Pos,
@@ -74,7 +74,7 @@ impl ProjBp {
     }
 }
 
-/// The loss of `dpo` and the projection of its gradients.
+/// Computes the loss of `dpo` and projects its gradients.
 struct Projected {
     config: ProjBp,
     loss: Box<dyn Intervention>,
@@ -111,7 +111,7 @@ impl Intervention for Projected {
             let v = of_rows(&v);
             let c = (&g * &v).sum_dim_intlist(-1, true, None::<Kind>);
             let mut projected =
-                config.passes().clip(&c, config.neg_slope) * &v + (&g - &c * &v) * config.beta;
+                config.kept().clip(&c, config.neg_slope) * &v + (&g - &c * &v) * config.beta;
             if config.keep_norm {
                 projected = unit(&projected) * length(&g);
             }

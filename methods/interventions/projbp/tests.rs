@@ -1,5 +1,5 @@
-//! Compares the hooks with a backward pass in segments: the graph is cut at every adapted output,
-//! and the gradient is passed over the cuts explicitly, starting with the last one.
+//! Compares the hooks with a segmented backward pass: the graph is cut at every adapted output, and
+//! the test propagates the gradient across each cut itself, from the last cut to the first.
 
 use std::cell::RefCell;
 
@@ -116,8 +116,8 @@ fn segmented(config: &ProjBp, model: &Model, targets: &str) -> Vec<Tensor> {
         )
         .unwrap();
 
-    // The residual stream bypasses every cut, so parts of the graph are passed more than once, and
-    // their gradients are summed here.
+    // The residual stream bypasses every cut, so the backward passes visit parts of the graph more
+    // than once. Their gradients are summed here.
     let cuts = cuts.into_inner();
     let leaves: Vec<Tensor> = cuts
         .iter()
@@ -230,7 +230,7 @@ fn a_projection_that_keeps_everything_equals_dpo() {
 #[test]
 fn only_the_original_clips_by_default() {
     let c = Tensor::from_slice(&[-2.0f64, 3.0]);
-    let passed = |config: ProjBp| Vec::<f64>::try_from(config.passes().clip(&c, 0.5)).unwrap();
+    let passed = |config: ProjBp| Vec::<f64>::try_from(config.kept().clip(&c, 0.5)).unwrap();
     assert_eq!(passed(ProjBp::default()), [-2.0, 3.0]);
     // The original ignores `sign`.
     for sign in [Sign::Both, Sign::Pos, Sign::Neg] {

@@ -1,4 +1,4 @@
-//! DPO whose parameter gradients are projected on the preference direction.
+//! DPO that projects parameter gradients onto the preference direction.
 
 use reprpo_plugin::prelude::*;
 
@@ -31,17 +31,18 @@ with sign = \"both\" changes nothing. β = 0 only keeps the part along u.",
 )]
 pub struct ProjGrad {
     /// β: factor of the part of the gradient orthogonal to the direction, at least 0. With 1 and
-    /// `sign = "both"`, the method is equal to DPO.
+    /// `sign = "both"`, the method equals DPO.
     #[default(0.8)]
     pub beta: f64,
-    /// Which coefficients along the direction pass.
+    /// Sign of the coefficients along the direction that are kept.
     pub sign: Sign,
-    /// Factor of the other coefficients, 0 to 1.
+    /// Factor for the coefficients that are not kept, 0 to 1.
     pub neg_slope: f64,
-    /// κ: limit of a parameter's gradient before the projection, in lengths of the preference
-    /// direction; none = no limit.
+    /// κ: maximum length of a parameter's gradient before the projection, as a multiple of the
+    /// preference direction's length. `none` means no limit.
     pub mag_clip: Option<f64>,
-    /// Scales the orthogonal part to the length of the part along the direction, before β.
+    /// Scales the orthogonal part to the length of the part along the direction before multiplying
+    /// it by β.
     pub scale_orth: bool,
     /// Model whose states define the direction.
     pub source: Source,
@@ -55,7 +56,7 @@ pub enum Source {
     /// The base model.
     #[default]
     Reference,
-    /// The model in training, which needs no forward pass of the base model.
+    /// The model in training. No forward pass of the base model is needed.
     Policy,
 }
 
@@ -67,7 +68,7 @@ impl InterventionPlugin for ProjGrad {
     }
 }
 
-/// The loss of `dpo` and the projection of its gradients.
+/// Computes the loss of `dpo` and projects its gradients.
 struct Projected {
     config: ProjGrad,
     loss: Box<dyn Intervention>,

@@ -84,8 +84,7 @@ fn an_error_names_the_field_that_is_out_of_range() {
     }
 }
 
-/// Accumulates a step over micro-batches and compares it with a direction that is computed
-/// independently.
+/// The gradients are accumulated over micro-batches, and the direction is computed independently.
 #[test]
 fn with_beta_zero_every_gradient_is_parallel_to_the_direction_of_the_step() {
     assert_eq!(

@@ -10,11 +10,11 @@ use super::vectors::{EPS, dot, mean, safe};
 #[cfg(test)]
 mod tests;
 
-/// A divergence is more than rounding if it exceeds the entropy times the float's precision times
-/// this factor.
+/// A divergence is treated as a rounding error unless it exceeds this factor times the entropy
+/// times the precision of the float type.
 const ROUNDING: f64 = 8.0;
 
-/// The reason for leaving a pair out of the loss; completes "each has …" in the run's log.
+/// Why a pair is left out of the loss. The run's log shows it after "each has".
 const NO_DIVERGENCE: &str = "no preference direction: the softmaxes of the reference's states of \
     both completions are equal";
 
@@ -49,14 +49,14 @@ original does not shift the labels.",
     learning_rate = 5e-3
 )]
 pub struct Rank {
-    /// This project's objective or the original one.
+    /// Objective to use: this project's or the original one.
     pub variant: Variant,
-    /// α: weight of the retain term, at least 0; no unit.
+    /// α: weight of the retain term, at least 0; dimensionless.
     #[default(0.25)]
     pub alpha: f64,
     /// Divisor of the states before the softmax, greater than 0. Coordinates of a residual stream
-    /// can be in the hundreds, so with 1 the softmax would only depend on the largest one.
-    /// `original` ignores this.
+    /// can be in the hundreds, so at temperature 1 the softmax would only depend on the largest
+    /// one. `original` ignores this.
     #[default(100.0)]
     pub temperature: f64,
     /// β of the original, per nat, greater than 0. Only `original` reads this and the fields below.
@@ -117,14 +117,14 @@ impl Intervention for Rank {
     }
 }
 
-/// Adds both terms `[b]` to the loss as metrics.
+/// Adds the reroute and retain terms `[b]` to the loss as metrics.
 fn logged(loss: Loss, reroute: &Tensor, retain: &Tensor) -> Loss {
     loss.metric("rank/reroute", reroute).metric("rank/retain", retain)
 }
 
 impl Rank {
-    /// Returns both terms `[2 b]`, averaged over the taps at which the softmaxes of a pair's
-    /// reference states differ.
+    /// Returns the reroute and retain terms `[2 b]`. The terms of a pair are averaged over the taps
+    /// at which its two reference states have different softmaxes.
     fn divergences(&self, pairs: &Pairs) -> Result<Counted> {
         pairs.mean_over_counting_taps(|tap| {
             let (p, r) = (tap.policy()?, tap.reference()?);
@@ -183,7 +183,7 @@ impl Rank {
     }
 }
 
-/// Returns mean_t(nll_π − nll_r) over all positions, where padding counts as 0: `[m]` → `[b]`.
+/// Returns mean_t(nll_π − nll_r) over all positions, with 0 at padding tokens: `[m]` → `[b]`.
 fn worse(nll: &SequenceNll, attended: Option<&Tensor>, pairs: usize) -> Tensor {
     let off = &nll.policy - &nll.reference;
     let off = attended

@@ -35,11 +35,11 @@ circuit-breaker set.",
     learning_rate = 2e-3
 )]
 pub struct Rr {
-    /// Which retain term is used: the distance divided by the length of the reference's state, or
-    /// the plain distance as in the paper.
+    /// Distance in the retain term: `default` divides it by the length of the reference's state,
+    /// and `original` uses it as it is, as in the paper.
     pub variant: Variant,
-    /// α_max: factor of both terms, greater than 0; no unit. The paper uses 10 for Llama 3 8B and 5
-    /// for Mistral 7B.
+    /// α_max: factor of both terms, greater than 0; dimensionless. The paper uses 10 for Llama 3 8B
+    /// and 5 for Mistral 7B.
     #[default(10.0)]
     pub alpha_max: f64,
 }
@@ -81,7 +81,7 @@ impl Intervention for Rr {
 
 impl Rr {
     /// Returns the distance of each token's state from the reference's state, `[m h]` → `[m]`.
-    /// Except in `original`, the distance is divided by the length of the reference's state; it is
+    /// Except in `original`, the distance is divided by the length of the reference's state, and is
     /// 0 if that length is 0.
     fn moved(&self, state: &Tensor, reference: &Tensor) -> Tensor {
         let distance = norm(&(state - reference));

@@ -18,10 +18,10 @@ Each chosen k is one tap.",
 )]
 pub struct Hs {
     /// Hidden states to read: `10,20`, `-2,-1`, `0.33,0.66`, `range(.3,-2)` or `range(.3,.9,2)`; 0
-    /// is the embeddings, and the last one comes after the final norm.
+    /// selects the embeddings, and the last hidden state comes after the final norm.
     #[default(default_layers())]
     pub layers: Layers,
-    /// Method that combines the tokens of a completion into one vector.
+    /// How the states of a completion's tokens are pooled into one vector.
     pub pooling: Pooling,
 }
 

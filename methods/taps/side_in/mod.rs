@@ -25,10 +25,10 @@ pub struct SideIn {
     /// `range(.3,.9,2)`.
     #[default(default_layers())]
     pub layers: Layers,
-    /// Method that combines the tokens of a completion into one vector.
+    /// How the states of a completion's tokens are pooled into one vector.
     pub pooling: Pooling,
-    /// Modules whose inputs are read, given by the last part of their names; none = o_proj and
-    /// down_proj.
+    /// Modules whose inputs are read, given by the last component of their names. By default,
+    /// o_proj and down_proj.
     pub modules: Option<Vec<String>>,
 }
 

@@ -27,10 +27,10 @@ pub struct SideOut {
     /// `range(.3,.9,2)`.
     #[default(default_layers())]
     pub layers: Layers,
-    /// Method that combines the tokens of a completion into one vector.
+    /// How the states of a completion's tokens are pooled into one vector.
     pub pooling: Pooling,
-    /// Modules whose outputs are read, given by the last part of their names; none = q_proj,
-    /// k_proj, v_proj, gate_proj and up_proj.
+    /// Modules whose outputs are read, given by the last component of their names. By default,
+    /// q_proj, k_proj, v_proj, gate_proj and up_proj.
     pub modules: Option<Vec<String>>,
 }
 

@@ -1,8 +1,8 @@
-//! Reflections and rotations in diagonal blocks.
+//! Block-diagonal reflections and rotations.
 
 use reprpo_plugin::prelude::*;
 
-/// A block-diagonal map of reflections, of relaxed ones or of rotations.
+/// A block-diagonal map whose blocks are reflections, relaxed reflections or rotations.
 #[transform(
     name = "ether",
     summary = "trainable reflections or rotations of the activations in diagonal blocks, also to \
@@ -27,12 +27,12 @@ train.transform=false`.",
 pub struct Ether {
     /// Form of each block.
     pub form: Form,
-    /// n: number of diagonal blocks, a divisor of the width and, with `plus_two_sided` and
-    /// `reduce`, of the reduced width.
+    /// n: number of diagonal blocks. It must divide the width; with `plus_two_sided` and `reduce`,
+    /// it must also divide the reduced width.
     #[default(4)]
     pub blocks: u32,
-    /// k: factor by which a trained linear map after the blocks reduces the width, a divisor of the
-    /// width; none = no such map.
+    /// k: the blocks are followed by a trained linear map that reduces the width by a factor of k,
+    /// which must divide the width. `none` means no linear map.
     pub reduce: Option<u32>,
 }
 
@@ -44,7 +44,7 @@ pub enum Form {
     Ether,
     /// I − ûûᵀ + ŵŵᵀ, which can change lengths.
     Plus,
-    /// (I + A)(I − A)⁻¹ of a skew-symmetric A, a rotation.
+    /// (I + A)(I − A)⁻¹ with a skew-symmetric A, a rotation.
     Oft,
     /// A `plus` on each side of the linear map.
     PlusTwoSided,
@@ -88,7 +88,7 @@ fn divisors(n: i64) -> String {
     (1..=n.min(512)).filter(|d| n % d == 0).map(|d| d.to_string()).collect::<Vec<_>>().join(", ")
 }
 
-/// A block-diagonal map; the leading dimension of each tensor counts the n blocks of width b.
+/// A block-diagonal map with n blocks of width b. The first dimension of each tensor is n.
 enum Blocks {
     /// I − 2ûûᵀ, u `[n b]`.
     Reflection { u: Tensor },
@@ -99,7 +99,7 @@ enum Blocks {
 }
 
 impl Blocks {
-    /// Blocks of the form `plus` with u = w, which are the identity on width h.
+    /// Creates n blocks of the form `plus` for width h. They start as the identity, with u = w.
     fn plus(init: &mut Init, keys: [&'static str; 2], n: i64, h: i64) -> Self {
         let u = init.normal(keys[0], &[n, h / n], 1.0);
         let w = u.detach().copy().set_requires_grad(true);

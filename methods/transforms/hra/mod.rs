@@ -7,7 +7,7 @@ use crate::reflections::{Reflections, equal_pairs};
 /// A product of r Householder reflections.
 #[transform(
     name = "hra",
-    summary = "r trainable Householder reflections of the activations, the identity at the start",
+    summary = "r trainable Householder reflections of the activations, initially the identity",
     reference = "Yuan et al. 2024 (HRA), eq. 4, applied to activations as in wassname, \
         repr-preference-optimization",
     explain = "\
@@ -29,7 +29,7 @@ impl TransformPlugin for Hra {
     fn build(self, cx: &TransformCx<'_>, init: &mut Init) -> Result<Box<dyn Transform>> {
         if self.r == 0 || self.r % 2 == 1 {
             return Err(Error::new(format!(
-                "`transform.r` is {}, but must be even and at least 2",
+                "`transform.r` must be even and at least 2, got {}",
                 self.r
             ))
             .hint("use an even number, so that the transform starts as the identity"));
@@ -40,7 +40,7 @@ impl TransformPlugin for Hra {
 
 /// The transform of one tap.
 struct HraTransform {
-    /// Columns `[h r]` of any length except 0.
+    /// Directions of the reflections, as nonzero columns `[h r]` of any length.
     u: Tensor,
 }
 

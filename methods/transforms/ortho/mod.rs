@@ -7,7 +7,7 @@ use crate::reflections::Reflections;
 /// A full orthogonal matrix.
 #[transform(
     name = "ortho",
-    summary = "a trainable orthogonal matrix, random at the start",
+    summary = "a trainable orthogonal matrix, initially random",
     reference = "Lezcano-Casado and Martínez-Rubio 2019 (exp, cayley); Mhammedi et al. 2017 \
         (householder); wassname, repr-preference-optimization (the use)",
     explain = "\
@@ -22,19 +22,19 @@ that compare single coordinates. It trains h² numbers per tap; hra trains r·h.
     example(map = "cayley")
 )]
 pub struct Ortho {
-    /// Map from a free square matrix to an orthogonal one.
+    /// Map from an unconstrained square matrix to an orthogonal one.
     pub map: Map,
 }
 
-/// Maps from the square matrix V that is trained to the orthogonal matrix Q.
+/// Maps from the trained square matrix V to the orthogonal matrix Q.
 #[choice]
 pub enum Map {
     /// The product of h reflections along the columns of tril(V).
     #[default]
     Householder,
-    /// (I + A)(I − A)⁻¹ of the skew-symmetric A = stril(V) − stril(V)ᵀ.
+    /// (I + A)(I − A)⁻¹ with the skew-symmetric A = stril(V) − stril(V)ᵀ.
     Cayley,
-    /// exp(A) of the same A.
+    /// exp(A) with the same A.
     MatrixExp,
 }
 

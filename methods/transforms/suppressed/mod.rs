@@ -4,7 +4,7 @@ use reprpo_plugin::prelude::*;
 
 use super::row_space::{RowSpace, needs_hidden_width};
 
-/// Singular values of the head below this share of the largest count as 0.
+/// Singular values of the head are treated as 0 below this fraction of the largest one.
 const RANK_TOLERANCE: f64 = 1e-6;
 
 /// Keeps the coordinates that change between taps, and sets the others to 0.
@@ -27,17 +27,17 @@ trained. The tap must read the residual stream.",
     example(keep = "falling")
 )]
 pub struct Suppressed {
-    /// ε: minimum change of a coordinate between taps, in the unit of the states; at least 0.
+    /// ε: minimum change of a coordinate between taps, in the same units as the states; at least 0.
     #[default(0.1)]
     pub threshold: f64,
-    /// Direction of the change of the coordinates that are kept.
+    /// Keep the coordinates that change in this direction.
     pub keep: Keep,
 }
 
-/// Directions in which a coordinate can change from the previous tap to this one.
+/// Directions in which a coordinate can change between the previous tap and the current one.
 #[choice]
 pub enum Keep {
-    /// Δ > ε, as the original computes it.
+    /// Δ > ε, as in the original code.
     #[default]
     Rising,
     /// Δ < −ε, as the name of the transform suggests.
@@ -48,7 +48,7 @@ impl TransformPlugin for Suppressed {
     fn build(self, cx: &TransformCx<'_>, _: &mut Init) -> Result<Box<dyn Transform>> {
         if !(self.threshold >= 0.0 && self.threshold.is_finite()) {
             return Err(Error::new(format!(
-                "`transform.threshold` is {}, but must be at least 0",
+                "`transform.threshold` must be at least 0, got {}",
                 self.threshold
             )));
         }
@@ -106,7 +106,7 @@ impl SuppressedTransform {
 impl Transform for SuppressedTransform {
     fn forward(&self, h: &Tensor, around: &Around) -> Result<Tensor> {
         let last = around.last.as_ref().ok_or_else(|| {
-            Error::internal("`suppressed` needs states of single tokens, but got pooled states")
+            Error::internal("`suppressed` needs the states of individual tokens, got pooled states")
         })?;
         let Some(previous) = &around.previous else { return Ok(h.shallow_clone()) };
         // The tokens of a sequence are consecutive rows, so each sequence gets one mask.

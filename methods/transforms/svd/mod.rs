@@ -4,7 +4,7 @@ use reprpo_plugin::prelude::*;
 
 use super::row_space::{RowSpace, needs_hidden_width};
 
-/// The part of the states outside the main directions of the embedding matrices.
+/// Removes the main directions of the embedding matrices from the states.
 #[transform(
     name = "svd",
     summary = "states without their projection on the main directions of the embedding matrices; \
@@ -27,12 +27,13 @@ leaves little to train on.",
 pub struct Svd {
     /// Matrix whose directions are removed.
     pub matrix: Matrix,
-    /// Directions to remove, starting with the largest singular values: a share of all if less than
-    /// 1, else a number of directions.
+    /// Directions to remove, starting with the largest singular value: a fraction of all directions
+    /// if less than 1, otherwise their number.
     #[default(0.5)]
     pub top: f64,
-    /// Removes directions in proportion to their singular values, and completely from this quantile
-    /// (0 to 1) upwards; none = the hard cut at `top`.
+    /// Removes each direction in proportion to its singular value. Directions whose singular values
+    /// reach this quantile (0 to 1) are removed completely. `none` uses the hard cut at `top`
+    /// instead.
     pub soft: Option<f64>,
 }
 
@@ -44,7 +45,7 @@ pub enum Matrix {
     /// The output head, which maps states to logits.
     #[default]
     Unembedding,
-    /// Both matrices stacked, each scaled to the same Frobenius norm.
+    /// Both matrices, stacked after scaling them to the same Frobenius norm.
     Both,
 }
 
@@ -59,17 +60,18 @@ impl TransformPlugin for Svd {
             && (self.top < 1.0 || self.top.fract() == 0.0))
         {
             return Err(Error::new(format!(
-                "`transform.top` is {}, but must select some and not all of the {h} directions",
+                "`transform.top` must select at least one but not all of the {h} directions, \
+                    got {}",
                 self.top
             ))
             .hint(format!(
-                "valid: a share greater than 0 and less than 1, or a whole number from 1 to {}",
+                "valid: a fraction greater than 0 and less than 1, or a whole number from 1 to {}",
                 h - 1
             )));
         }
         if let Some(q) = self.soft.filter(|q| !(0.0..=1.0).contains(q)) {
             return Err(Error::new(format!(
-                "`transform.soft` is {q}, but must be a quantile from 0 to 1, or `none`"
+                "`transform.soft` must be a quantile from 0 to 1 or `none`, got {q}"
             )));
         }
         let matrices: &[&Tensor] = match self.matrix {
@@ -79,7 +81,7 @@ impl TransformPlugin for Svd {
         };
         let RowSpace { values, directions } = RowSpace::of(matrices)?;
         let weights = match self.soft {
-            // For a singular value of 0, 0/0 counts as 0: the direction is not removed.
+            // 0/0 is replaced by 0, so that directions with a singular value of 0 are not removed.
             Some(q) => (&values / values.f_quantile_scalar(q, 0, false, "linear")?)
                 .nan_to_num(0.0, 1.0, 0.0)
                 .clamp_max(1.0),

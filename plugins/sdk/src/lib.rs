@@ -1,5 +1,5 @@
-//! The only dependency of a plugin: the traits, the attributes, and tch and other crates at the
-//! versions that the engine uses.
+//! The only crate that a plugin depends on. It provides the traits and attributes, and re-exports
+//! tch and other crates in the versions that the engine uses.
 #![doc = ""]
 #![doc = include_str!("../../../docs/plugins.md")]
 

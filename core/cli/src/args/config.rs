@@ -18,7 +18,7 @@ pub enum ConfigCommand {
     Schema,
 }
 
-/// Print the configuration file of the experiment that `reprpo run` would run with these flags.
+/// Print the experiment that `reprpo run` would run with these flags, as a configuration file.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:

@@ -59,8 +59,8 @@ between ⟨ and ⟩. Only the model's tokenizer is read.")]
 pub struct TokensArgs {
     #[command(flatten)]
     pub pairs: PairsArgs<TokensData>,
-    /// Print one JSON object per pair, each on a line: `split`, `index`, `prompt_ids`, `chosen_ids`
-    /// and `rejected_ids`, or `dropped` with the `reason`.
+    /// Print JSON Lines, one object per pair: `split`, `index`, and either `prompt_ids`,
+    /// `chosen_ids` and `rejected_ids`, or `dropped` with a `reason`.
     #[arg(long, help_heading = "Output")]
     pub json: bool,
 }

@@ -1,4 +1,4 @@
-//! The data flags, a group of flags shared by every command that reads pairs.
+//! The data flags, which every command that reads pairs accepts.
 
 use std::marker::PhantomData;
 
@@ -11,11 +11,11 @@ use super::fields::{apply, argument, given, of_field};
 
 /// A command that reads pairs.
 pub trait PairReader {
-    /// How the data flags of this command differ from those of other commands.
+    /// The data flags that this command accepts.
     const SPEC: DataFlagSpec;
 }
 
-/// The differences between the commands that read pairs.
+/// The data flags that a command accepts, and changes to their help texts.
 pub struct DataFlagSpec {
     source: Source,
     /// `None` if the command has no `--split`.
@@ -28,9 +28,9 @@ pub struct DataFlagSpec {
     set: Option<&'static str>,
 }
 
-/// The argument that names the pairs.
+/// The argument that selects the data set.
 enum Source {
-    /// The optional flag `--dataset`. The text replaces the help that the field declares.
+    /// The optional flag `--dataset`. The string replaces the help text of the field.
     Dataset(Option<&'static str>),
     /// The required flag `--data`.
     Data,
@@ -150,7 +150,7 @@ impl PairReader for FetchData {
 }
 
 impl DataFlagSpec {
-    /// The name of the argument that names the pairs, for error messages.
+    /// Name of the argument that selects the data set, for error messages.
     fn source(&self) -> &'static str {
         match self.source {
             Source::Dataset(_) => "--dataset",
@@ -159,7 +159,7 @@ impl DataFlagSpec {
         }
     }
 
-    /// The argument that names the pairs.
+    /// Builds the argument that selects the data set.
     fn source_argument(&self, flag: &Flag) -> Arg {
         let arg = argument(flag);
         match self.source {
@@ -196,7 +196,7 @@ impl DataFlagSpec {
         Some(flag.help(&help))
     }
 
-    /// The flags that set a field, except the argument that names the pairs.
+    /// The flags that set a field, except the argument that selects the data set.
     fn flags(&self) -> Vec<Flag> {
         [Some(of_field(DATA_DIR)), self.split(), self.max_length()].into_iter().flatten().collect()
     }
@@ -218,7 +218,7 @@ pub struct DataFlags<C> {
 }
 
 impl<C: PairReader> DataFlags<C> {
-    /// The text that names the pairs. Empty if none was given.
+    /// The data set as given on the command line, or an empty string.
     pub fn source(&self) -> &str {
         self.source.as_deref().unwrap_or_default()
     }
@@ -312,7 +312,7 @@ impl<C: PairReader> FromArgMatches for DataFlags<C> {
 fn columns(layers: &mut Layering<'_>, text: Option<&str>) -> Result<()> {
     for named in text.into_iter().flat_map(|text| text.split(',')) {
         let wrong = || {
-            Error::new(format!("`--columns {named}` does not name a column"))
+            Error::new(format!("`--columns` must be a list of `PART=COLUMN`, got `{named}`"))
                 .hint("write `--columns prompt=question,chosen=best,rejected=worst`")
         };
         let (part, column) = named

@@ -15,8 +15,8 @@ Examples:
   reprpo eval runs/a runs/b --dataset genies:math --set eval.max_pairs=none --json
   reprpo eval --model smollm2-135m-instruct --dataset pairs.jsonl")]
 pub struct EvalArgs {
-    /// Folders of runs, or adapters in PEFT format (folders or Hugging Face repositories). Without
-    /// any, the base model of `--model` is evaluated.
+    /// Folders of runs, or adapters in PEFT format (folders or Hugging Face repositories). If none
+    /// are given, evaluate the base model given by `--model`.
     #[arg(value_name = "RUN_OR_ADAPTER", required_unless_present = "model")]
     pub targets: Vec<PathBuf>,
     #[command(flatten)]

@@ -1,4 +1,4 @@
-//! The flags of commands that describe a whole experiment.
+//! Flags that describe a whole experiment, shared by several commands.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! Flags that set fields of the experiment, built from the declarations of the fields.
+//! Flags that set fields of the experiment, generated from the field declarations.
 
 use std::marker::PhantomData;
 
@@ -6,10 +6,10 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use reprpo_core::config::{Flag, Group, Layering, flags};
 
-/// A set of flags that a command takes as a whole.
+/// A set of flags that can be added to a command.
 pub trait FlagSet {
-    /// The flags, in the order of the help. The fields declare them; a command may change the name
-    /// or the help of a flag.
+    /// The flags, in the order in which `--help` lists them. They come from the field declarations,
+    /// but their names and help texts may be changed.
     fn flags() -> Vec<Flag>;
 }
 
@@ -18,7 +18,7 @@ fn of_group(group: Group) -> Vec<Flag> {
     flags().iter().filter(|flag| flag.group == group).cloned().collect()
 }
 
-/// The flag of the field at `path`.
+/// Returns the flag that sets the field at `path`.
 ///
 /// # Panics
 /// Panics if the field does not declare a flag.
@@ -60,8 +60,8 @@ group! {
     /// The files that a run writes.
     OutputFlags = of_group(Group::Output);
     /// The base model of a run or an adapter.
-    BaseModel = vec![of_field("model").help("Base model. Defaults to that of the run or the \
-        adapter.")];
+    BaseModel = vec![of_field("model").help("Base model. Defaults to the base model of \
+        the run or the adapter.")];
     /// The model whose tokenizer is used.
     TokenizerModel = vec![of_field("model").help("Model whose tokenizer and chat template are \
         used: a known name, a folder, a GGUF file, or a Hugging Face repository.")];
@@ -96,7 +96,7 @@ impl<S> FieldFlags<S> {
     }
 }
 
-/// Adds the value `text` of a flag to `layers`. Error messages call the flag `shown`.
+/// Adds the value `text` of a flag to `layers`. `shown` is the flag's name in error messages.
 pub fn apply(layers: &mut Layering<'_>, shown: &str, flag: &Flag, text: &str) {
     if flag.list {
         layers.flag(shown, &flag.path, &serde_json::json!([text]).to_string());
@@ -123,7 +123,7 @@ pub fn argument(flag: &Flag) -> Arg {
     }
 }
 
-/// The value that the command line gives for a flag, if any.
+/// Returns the value given for a flag on the command line, if any.
 pub fn given(matches: &ArgMatches, flag: &Flag) -> Option<String> {
     if matches.value_source(&flag.path) != Some(ValueSource::CommandLine) {
         return None;

@@ -10,7 +10,7 @@ use super::fields::{FieldFlags, ModelFlags};
 #[derive(Args)]
 pub struct GenerationArgs {
     /// Folder of a run, or an adapter in PEFT format (a folder or a Hugging Face repository).
-    /// Without it, the base model of `--model` answers.
+    /// If omitted, use the base model given by `--model`.
     #[arg(value_name = "RUN_OR_ADAPTER", required_unless_present = "model")]
     pub target: Option<PathBuf>,
     #[command(flatten)]

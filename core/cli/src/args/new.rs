@@ -28,18 +28,18 @@ pub struct NewArgs {
 pub enum NewKind {
     /// A training objective.
     Intervention,
-    /// A trainable change of the model.
+    /// A trainable change to the model.
     Adapter,
-    /// A map of the activations before a loss compares them.
+    /// A map applied to the activations before the loss compares them.
     Transform,
-    /// A place in the model where activations are read.
+    /// A choice of sites at which the model's activations are read.
     Tap,
     /// A source of preference pairs.
     Dataset,
 }
 
 impl NewKind {
-    /// The registry's value for this kind.
+    /// Converts to the registry's plugin kind.
     pub fn kind(self) -> Kind {
         match self {
             NewKind::Intervention => Kind::Intervention,

@@ -16,7 +16,7 @@ pub enum PluginCommand {
     Check(CheckArgs),
 }
 
-/// Check that a plugin library fits this build and that its methods pass the conformance checks.
+/// Check that a plugin library is compatible with this build and passes the conformance checks.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:

@@ -41,20 +41,20 @@ pub struct RunArgs {
 
 impl RunArgs {
     /// True for `--resume auto`, which takes the experiment from the command line and its progress
-    /// from the folder in `--out`.
+    /// from the folder given by `--out`.
     pub fn resumes_automatically(&self) -> bool {
         self.resume.as_deref() == Some(Path::new(AUTO))
     }
 }
 
-/// The value of `--resume` that means the folder in `--out`.
+/// The value of `--resume` that stands for the folder given by `--out`.
 const AUTO: &str = "auto";
 
 /// Refuses `--resume DIR` together with flags of the experiment, because the run in the folder has
 /// its own configuration.
 ///
 /// # Errors
-/// Fails if `--resume DIR` and such a flag are both given.
+/// Fails if `--resume DIR` is combined with a flag that sets a field of the experiment.
 pub fn check_resume(
     matches: &ArgMatches,
     command: impl FnOnce() -> Command,

@@ -34,7 +34,7 @@ pub struct SelftestArgs {
 }
 
 impl SelftestArgs {
-    /// The settings of the test from these flags.
+    /// Converts the flags to the options of the self-test.
     pub fn options(&self) -> Options {
         let only = self.only.iter().map(|only| only.0).collect();
         Options { device: self.device.clone(), full: self.full, peer: self.peer, only }

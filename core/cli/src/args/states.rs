@@ -24,7 +24,7 @@ With --per-token, each row is a token, `ids.chosen` has the token ids, and the i
 that belong to each pair.")]
 pub struct StatesArgs {
     /// Folder of a run, or an adapter in PEFT format (a folder or a Hugging Face repository).
-    /// Without it, the base model of `--model` is read.
+    /// If omitted, use the base model given by `--model`.
     #[arg(value_name = "RUN_OR_ADAPTER", required_unless_present = "model")]
     pub target: Option<PathBuf>,
     #[command(flatten)]

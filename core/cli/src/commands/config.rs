@@ -24,7 +24,7 @@ fn show(args: &ShowArgs, app: &App<'_>) -> Result<()> {
     }
 }
 
-/// The configuration as a JSON object from paths of fields to values and origins:
+/// The configuration as a JSON object that maps each field path to its value and origin:
 /// `{ "train.lr": { "value": …, "origin": … } }`.
 fn with_origins(resolved: &config::Resolved) -> Value {
     let mut leaves = Map::new();

@@ -31,7 +31,7 @@ fn fetch(args: &FetchDataArgs, app: &App<'_>) -> Result<()> {
     layers::environment(&mut layers);
     args.data.apply(&mut layers)?;
     let experiment = layers.resolve()?.experiment;
-    // A data set of the hub fetches the files of its splits when it is opened.
+    // Opening a Hugging Face data set downloads the files of its splits.
     let dataset = data::open(&experiment, app.registry)?;
     let source = args.data.source();
     let Some(pinned) = dataset.pinned() else {
@@ -43,8 +43,9 @@ fn fetch(args: &FetchDataArgs, app: &App<'_>) -> Result<()> {
                 look at a data set on this machine",
         ));
     };
-    let pinned: serde_json::Value = serde_json::from_str(&pinned)
-        .map_err(|e| Error::internal("the data set's own configuration is not JSON").because(e))?;
+    let pinned: serde_json::Value = serde_json::from_str(&pinned).map_err(|e| {
+        Error::internal("the pinned configuration of the data set is not valid JSON").because(e)
+    })?;
     let cache = Hub::of_environment()?.settings().cache.clone();
     let splits = dataset.splits();
     if args.json {
@@ -165,8 +166,8 @@ fn inspect(args: &InspectArgs, app: &App<'_>) -> Result<()> {
     app.printer.data(&as_text(args.pairs.data.source(), model, &found))
 }
 
-/// Settings for turning pairs into tokens. `model` is the path of the model's files, if they are on
-/// this machine.
+/// Settings for tokenising pairs. `model` is the path of the model's files, if they are on this
+/// machine.
 fn limits<C: PairReader>(args: &PairsArgs<C>, train: &TrainConfig, model: Option<&Path>) -> Limits {
     Limits {
         max_length: train.max_length,
@@ -186,7 +187,7 @@ fn resolve<C: PairReader>(args: &PairsArgs<C>, app: &App<'_>) -> Result<Resolved
 }
 
 /// The model's tokenizer and the path of its files; `None` if no model was given and the default
-/// one has not been fetched.
+/// model has not been fetched.
 fn tokenizer(resolved: &Resolved, app: &App<'_>) -> Result<Option<(PathBuf, Tokenizer)>> {
     let model = &resolved.experiment.model;
     match locate(model, Extent::Tokenizer) {
@@ -285,7 +286,7 @@ fn used_lines(used: &TokenReport, found: &Inspection) -> Vec<String> {
 fn remarks(split: &SplitReport, first: &str) -> Vec<String> {
     let found = [
         ("repeated pairs", split.repeated),
-        ("pairs that swap chosen and rejected of an earlier pair", split.contradicted),
+        ("pairs that repeat an earlier pair with chosen and rejected swapped", split.contradicted),
         ("pairs whose completions are identical", split.identical),
         ("pairs without a prompt", split.without_prompt),
         ("pairs with an empty completion", split.without_completion),

@@ -91,7 +91,7 @@ fn as_text(entry: Entry, registry: &Registry) -> Result<String> {
 }
 
 /// Adds a row for each field, followed by the rows of its nested fields. `before` is the path of
-/// the enclosing field with a dot at its end.
+/// the enclosing field with a trailing dot, or empty.
 fn rows(grid: &mut Grid, before: &str, fields: &[Field]) {
     for field in fields {
         let name = format!("{before}{}", field.name);
@@ -147,9 +147,9 @@ fn place(origin: &str, version: &str, file: Option<&PluginLibrary>) -> String {
     }
 }
 
-/// The type of a field. An enumeration of more than three documented values is shortened to "one of
-/// these", because the rows below the field list the values and the type would take up the width of
-/// the table.
+/// The type of a field. An enumeration with more than three documented values is shortened to "one
+/// of these": the rows below the field list the values, and the full type would make the column too
+/// wide.
 fn kind_of(field: &Field) -> String {
     let all_below =
         field.choices.iter().all(|w| !w.describes.is_empty()) && field.choices.len() > 3;

@@ -15,11 +15,11 @@ use crate::trained::TrainedAdapter;
 pub fn run(args: &ExportArgs, app: &App<'_>) -> Result<()> {
     if !(args.shard > 0.0 && args.shard.is_finite()) {
         return Err(Error::new(format!("`--shard` must be greater than 0, got {}", args.shard))
-            .hint("give the size of a file in gigabytes, e.g. `--shard 5`"));
+            .hint("give the maximum file size in gigabytes, e.g. `--shard 5`"));
     }
     if args.out.exists() {
         return Err(Error::new(format!("`{}` already exists", args.out.display()))
-            .hint("give another `--out`, or remove the folder"));
+            .hint("choose a different `--out`, or remove the folder"));
     }
     let trained = TrainedAdapter::find(&args.target, args.model.get("model"))?;
     let mut layers = layers::defaults(app)?;

@@ -85,7 +85,7 @@ fn short_text(
 struct ListLine {
     name: String,
     summary: String,
-    /// Text after the summary, which is never shortened.
+    /// Text appended to the summary. It is never shortened.
     remark: &'static str,
 }
 
@@ -162,7 +162,7 @@ fn long_text(
     text.join("\n")
 }
 
-/// The loaded plugin files with their full paths. The tables above only have the file names.
+/// The loaded plugin files with their full paths. The tables only show the file names.
 fn files_text(loaded: &[PluginLibrary]) -> String {
     let mut grid = Grid::new(["plugin files", "crate", "sha256"].map(|c| (c, Align::Left)));
     for file in loaded {

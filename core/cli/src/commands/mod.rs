@@ -1,4 +1,4 @@
-//! The subcommands, one file each. A file turns the arguments into calls of the engine, and prints
+//! The subcommands, one file each. Each file calls the engine with the given arguments, and prints
 //! the results.
 
 pub mod chat;

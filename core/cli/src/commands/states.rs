@@ -15,7 +15,7 @@ use crate::trained::TrainedAdapter;
 pub fn run(args: &StatesArgs, app: &App<'_>) -> Result<()> {
     if !(args.shard > 0.0 && args.shard.is_finite()) {
         return Err(Error::new(format!("`--shard` must be greater than 0, got {}", args.shard))
-            .hint("give the size of a file in gigabytes, e.g. `--shard 2`"));
+            .hint("give the maximum file size in gigabytes, e.g. `--shard 2`"));
     }
     let trained = args
         .target

@@ -105,7 +105,7 @@ fn combinations(axes: &[Axis]) -> Vec<Vec<&str>> {
 struct Row {
     values: Vec<(String, String)>,
     run: PathBuf,
-    /// Mean loss over the first and over the last quarter of the steps, if there are any steps.
+    /// Mean loss over the first and the last quarter of the steps; `None` if there were no steps.
     loss: Option<[f64; 2]>,
     splits: Vec<SplitSummary>,
     error: Option<String>,
@@ -239,7 +239,7 @@ pub fn run(args: &SweepArgs, app: &App<'_>) -> Result<()> {
     }
 }
 
-/// Explains the columns of the table, and the marks in it if there are any.
+/// Explains the columns of the table, and the mark for a low perplexity ratio if it is used.
 fn legend(rows: &[Row], line_end: &str) -> String {
     let mut lines = vec![
         "loss: mean over the first and over the last quarter of the steps; points: 100·(acc − \
@@ -258,8 +258,8 @@ fn legend(rows: &[Row], line_end: &str) -> String {
     lines.join(line_end)
 }
 
-/// A line for each split from which pairs were dropped or cut, with the counts of the run that has
-/// the most.
+/// One line per split in which pairs were dropped or cut, with the counts of the run that dropped
+/// or cut the most pairs.
 fn dropped_and_cut(rows: &[Row]) -> String {
     let mut most: Vec<&SplitSummary> = Vec::new();
     for split in rows.iter().flat_map(|row| &row.splits) {
@@ -279,8 +279,8 @@ fn dropped_and_cut(rows: &[Row]) -> String {
         .collect()
 }
 
-/// Completes a run: all of it, the steps after its last checkpoint, only its evaluation, or nothing
-/// if it is already finished.
+/// Completes a run. Depending on its state, this trains it from the start or from its last
+/// checkpoint, only evaluates it, or does nothing.
 fn advance(
     experiment: &Experiment,
     run: &Path,
@@ -318,7 +318,7 @@ fn folder(args: &SweepArgs) -> Result<PathBuf> {
             let mut names = (1u32..).map(|n| Path::new("runs").join(format!("sweep-{n}")));
             names
                 .find(|p| !p.exists())
-                .ok_or_else(|| Error::internal("every name below `runs` is taken"))
+                .ok_or_else(|| Error::internal("there is no unused folder name in `runs`"))
         }
     }
 }
@@ -353,8 +353,8 @@ fn grid_of(axes: &[Axis], rows: &[Row]) -> Grid {
                     format!("{:+.1} [{:+.1}, {:+.1}]", p.value, p.low, p.high)
                 }),
             );
-            // The perplexity ratio is shown next to the points, because accuracy means little if
-            // the model no longer writes coherent text.
+            // Show the perplexity ratio next to the change in accuracy, which means little if the
+            // model no longer writes coherent text.
             cells.push(change.map_or_else(dash, |c| {
                 let ratio = c.perplexity_ratio;
                 ratio.map_or_else(dash, |r| format!("{:.2}", r.value)) + perplexity_mark(ratio)

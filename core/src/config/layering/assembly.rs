@@ -161,11 +161,11 @@ impl<'r> Assembly<'r> {
             [] => return Ok(()),
         };
         match setting.origin {
-            // A saved adapter sets each value as a whole, so a table replaces the old table.
+            // A saved adapter specifies complete values, so its tables replace the old ones.
             Origin::Adapter(_) => *target = value,
             _ => put(target, value),
         }
-        // The origin of a nested value is stored for the whole field, which is shown as one value.
+        // Origins are stored for whole fields, because a field is shown as one value.
         let shown = &setting.path[..setting.path.len().min(2)];
         self.origins.insert(shown.join("."), setting.origin.clone());
         Ok(())
@@ -240,7 +240,7 @@ impl<'r> Assembly<'r> {
     }
 }
 
-/// The plugin of a kind that the last setting for it chooses.
+/// The plugin of this kind that the settings choose. The last setting takes effect.
 fn chosen(kind: Kind, settings: &[Setting], registry: &Registry) -> Result<Entry> {
     let name =
         settings.iter().rev().find(|s| s.is_name_of(kind.name())).and_then(|s| s.given.text().ok());
@@ -252,7 +252,7 @@ fn chosen(kind: Kind, settings: &[Setting], registry: &Registry) -> Result<Entry
     registry.get(kind, &name.ok_or_else(none)?)
 }
 
-/// The part of `value` at the path `inner`. Missing tables along the path are created.
+/// The value inside `value` at the path `inner`. Missing tables along the path are created.
 fn at<'v>(value: &'v mut Value, inner: &[&str]) -> &'v mut Value {
     inner.iter().fold(value, |target, part| {
         if !target.is_object() {
@@ -262,8 +262,8 @@ fn at<'v>(value: &'v mut Value, inner: &[&str]) -> &'v mut Value {
     })
 }
 
-/// Sets `target` to `value`. If both are tables, they are merged, because `value` may only contain
-/// some of the keys.
+/// Sets `target` to `value`. Two tables are merged, because `value` may only contain some of the
+/// keys.
 fn put(target: &mut Value, value: Value) {
     match (target, value) {
         (Value::Object(old), Value::Object(new)) => old.extend(new),
@@ -271,7 +271,7 @@ fn put(target: &mut Value, value: Value) {
     }
 }
 
-/// Replaces the names of Rust types in an error message of serde by plain words.
+/// Replaces the names of Rust types in an error message of serde with plain words.
 fn plain(message: &str) -> String {
     let Some((found, expected)) = message.rsplit_once("expected ") else {
         return message.to_owned();

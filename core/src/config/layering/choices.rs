@@ -32,7 +32,7 @@ pub(super) fn expand(settings: &mut Vec<Setting>, registry: &Registry) -> Result
             .hint(format!("see `reprpo list {}` for the names", kind.plural()))
         })?;
         let explained = |e: Error| match setting.origin {
-            // The error needs no origin, because the user sees the command line.
+            // Errors about flags do not need an origin, because the user sees the command line.
             Origin::Flag(_) => e,
             Origin::Default => {
                 e.within(format!("the built-in default of `{shown}` cannot be used"))

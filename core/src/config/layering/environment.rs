@@ -13,7 +13,8 @@ pub(super) const OTHER_VARIABLES: [&str; 6] = [
     "REPRPO_PLUGIN_DIR",
 ];
 
-/// The settings among `variables`. For example, `REPRPO_TRAIN__LR` sets `train.lr`.
+/// Extracts the settings from environment variables. For example, `REPRPO_TRAIN__LR` sets
+/// `train.lr`.
 pub(super) fn settings(variables: impl IntoIterator<Item = (String, String)>) -> Vec<Setting> {
     let mut ours: Vec<_> = variables
         .into_iter()

@@ -1,8 +1,8 @@
 //! Layers of settings, and the experiment that they resolve to.
 //!
 //! A layer is a list of settings, each of which has a path, a value and an origin. Settings are
-//! only checked when all layers are known, because the valid fields depend on the plugins that are
-//! chosen in the end.
+//! only checked once all layers are known, because the last layer can still choose a different
+//! plugin with different fields.
 
 mod assembly;
 mod choices;
@@ -30,9 +30,9 @@ use crate::registry::Registry;
 pub struct Layering<'r> {
     registry: &'r Registry,
     settings: Vec<Setting>,
-    /// True if the configuration of the adapter in `init_adapter` is added as a layer.
+    /// True if the configuration of the adapter that `init_adapter` names is added as a layer.
     starts_from_adapter: bool,
-    /// The records of runs, by configuration file.
+    /// The record of each configuration file that was written by a run.
     records: BTreeMap<PathBuf, Record>,
 }
 
@@ -78,8 +78,9 @@ impl<'r> Layering<'r> {
         saved_adapter::replace(&mut self.settings, dir, self.registry)
     }
 
-    /// Adds the configuration of the adapter in `init_adapter`, as [`adapter`](Self::adapter) does.
-    /// The layer is above the defaults and the recipe, and below everything that the user sets.
+    /// Adds the configuration of the adapter that `init_adapter` names. This layer overrides the
+    /// defaults and the recipe. As with [`adapter`](Self::adapter), settings of the user must not
+    /// contradict it.
     pub fn start_from_adapter(&mut self) {
         self.starts_from_adapter = true;
     }
@@ -87,7 +88,7 @@ impl<'r> Layering<'r> {
     /// Adds only the model from a run's configuration file.
     ///
     /// # Errors
-    /// Fails as [`file`](Self::file) does.
+    /// Fails in the same cases as [`file`](Self::file).
     pub fn model_of(&mut self, path: &Path) -> Result<()> {
         let mut table = self.resolved(path)?;
         table.retain(|field, _| field == "model");
@@ -106,7 +107,7 @@ impl<'r> Layering<'r> {
         Ok(table)
     }
 
-    /// Adds the base model that an adapter names in its configuration file `config`.
+    /// Adds the base model `model`, which a saved adapter names in its configuration file `config`.
     pub fn base(&mut self, config: &Path, model: &str) {
         self.push(
             vec!["model".to_owned()],
@@ -115,8 +116,7 @@ impl<'r> Layering<'r> {
         );
     }
 
-    /// Adds the settings among environment variables. For example, `REPRPO_TRAIN__LR` sets
-    /// `train.lr`.
+    /// Adds the settings in environment variables. For example, `REPRPO_TRAIN__LR` sets `train.lr`.
     pub fn environment(&mut self, variables: impl IntoIterator<Item = (String, String)>) {
         self.settings.extend(environment::settings(variables));
     }
@@ -170,8 +170,8 @@ impl<'r> Layering<'r> {
         choices::expand(&mut self.settings, self.registry)?;
         saved_adapter::check_name(&self.settings)?;
         let mut assembly = Assembly::new(self.registry, &self.settings)?;
-        // Apply the names of plugins first, because the error about an unknown field names the
-        // origin of the plugin's name.
+        // Apply the names of plugins first, because the error about an unknown field says where the
+        // plugin was chosen.
         let (names, fields): (Vec<_>, Vec<_>) =
             self.settings.iter().partition(|s| s.path.len() == 2 && s.path[1] == "name");
         for setting in names.into_iter().chain(fields) {
@@ -182,8 +182,8 @@ impl<'r> Layering<'r> {
         Ok(Resolved { experiment, origins })
     }
 
-    /// Removes the settings of `plugins`, and checks that the files they name are loaded. The
-    /// resolved experiment lists the files that it uses instead.
+    /// Removes all settings of `plugins`, and checks that the listed files are loaded. The resolved
+    /// experiment only lists the files that it uses.
     fn check_plugins(&mut self) -> Result<()> {
         for Setting { given, origin, .. } in self.settings.extract_if(.., |s| s.path == ["plugins"])
         {

@@ -24,8 +24,8 @@ pub(super) fn expand(settings: &mut Vec<Setting>, registry: &Registry) -> Result
     })?;
     let mut layer = Setting::of_table(recipe.values.clone(), &Origin::Recipe(name));
     for setting in &mut layer {
-        // If a higher layer chooses another plugin, the recipe's fields for its own plugin must not
-        // be applied to the other one.
+        // The fields of a plugin that the recipe chooses must not be applied if a higher layer
+        // chooses a different plugin.
         let chosen = setting
             .path
             .first()

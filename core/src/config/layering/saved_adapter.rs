@@ -14,7 +14,7 @@ use crate::registry::{AdapterEntry, Entry, Registry, TypedEntry};
 /// The section that a saved adapter describes.
 const ADAPTER: &str = "adapter";
 
-/// Replaces all settings of the adapter by the configuration of the saved adapter in `dir`.
+/// Replaces all settings of the adapter with the configuration of the saved adapter in `dir`.
 ///
 /// # Errors
 /// Fails if the adapter cannot be read.
@@ -25,7 +25,7 @@ pub(super) fn replace(settings: &mut Vec<Setting>, dir: &Path, registry: &Regist
     Ok(())
 }
 
-/// The configuration of the saved adapter in `dir`, as settings.
+/// Reads the configuration of the saved adapter in `dir` as settings.
 fn layer(dir: &Path, registry: &Registry) -> Result<Vec<Setting>> {
     let SavedConfig { entry, config, .. } = SavedConfig::read(dir, registry)?;
     let name = ("name".to_owned(), Value::String(entry.about.name.to_owned()));
@@ -39,13 +39,14 @@ fn layer(dir: &Path, registry: &Registry) -> Result<Vec<Setting>> {
     Ok(std::iter::once(name).chain(config).map(setting).collect())
 }
 
-/// Inserts the configuration of the adapter in `init_adapter` above the defaults and the recipe.
+/// Inserts the configuration of the adapter that `init_adapter` names above the defaults and the
+/// recipe.
 ///
 /// # Errors
 /// Fails if the adapter cannot be read.
 pub(super) fn expand(settings: &mut Vec<Setting>, registry: &Registry) -> Result<()> {
     let Some(choice) = settings.iter().rfind(|s| s.path == ["init_adapter"]) else { return Ok(()) };
-    // A value of the wrong type is refused later, as in any other field.
+    // A value of the wrong type is rejected later, as for any field.
     let Ok(dir) = choice.given.text() else { return Ok(()) };
     if matches!(dir.as_str(), "none" | "null") {
         return Ok(());
@@ -63,7 +64,7 @@ pub(super) fn expand(settings: &mut Vec<Setting>, registry: &Registry) -> Result
     Ok(())
 }
 
-/// Checks that higher layers do not choose another type of adapter than the saved one.
+/// Checks that higher layers do not choose a different type of adapter.
 ///
 /// # Errors
 /// Fails if a layer above the saved adapter sets a different `adapter.name`.
@@ -80,7 +81,7 @@ pub(super) fn check_name(settings: &[Setting]) -> Result<()> {
                     dir.display()
                 ))
                 .hint(
-                    "do not give the name of the adapter, because a saved adapter has its own; \
+                    "do not set `adapter.name`, \
                         or start without a saved adapter",
                 ));
             }
@@ -95,7 +96,7 @@ pub(super) fn is_adjustable(entry: Entry, field: &str) -> bool {
     AdapterEntry::of_entry(entry).is_some_and(|adapter| adapter.adjustable.contains(&field))
 }
 
-/// The error of a setting that contradicts the saved adapter in `dir`.
+/// The error for a setting that contradicts the saved adapter in `dir`.
 pub(super) fn contradicts(
     setting: &Setting,
     saved: &Value,
@@ -130,7 +131,5 @@ pub(super) fn contradicts(
         dir.display(),
         text(saved)
     ))
-    .hint(format!(
-        "do not set `{path}`, because a saved adapter has its own settings; {may_change}"
-    ))
+    .hint(format!("do not set `{path}` together with a saved adapter; {may_change}"))
 }

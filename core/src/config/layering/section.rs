@@ -7,6 +7,6 @@ use crate::registry::Entry;
 #[derive(Debug)]
 pub(super) struct Section {
     pub fields: Vec<Field>,
-    /// The plugin that the fields belong to, in the section of a plugin.
+    /// The plugin that the section configures, if any.
     pub plugin: Option<Entry>,
 }

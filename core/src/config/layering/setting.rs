@@ -11,8 +11,8 @@ pub(super) struct Setting {
     pub path: Vec<String>,
     pub given: RawValue,
     pub origin: Origin,
-    /// If set, the setting is only applied if this plugin is chosen. Used for the text after the
-    /// colon in `--dataset NAME:TEXT`, and for a recipe's settings of the plugins that it chooses.
+    /// If set, the setting only applies if this plugin is chosen. Used for plugin settings in a
+    /// recipe, and for the text in `--dataset NAME:TEXT`.
     pub only_for: Option<&'static str>,
 }
 
@@ -60,7 +60,8 @@ impl Setting {
 }
 
 impl RawValue {
-    /// The text without surrounding quotation marks, or the value as an error if it is not text.
+    /// The text without surrounding quotation marks. Returns the value as an error if it is not
+    /// text.
     pub fn text(&self) -> Result<String, &Value> {
         match self {
             RawValue::Text(text) => Ok(text.trim_matches('"').to_owned()),

@@ -24,29 +24,30 @@ use crate::registry::{
 };
 
 const FINITE: &str = "the loss and its gradients are finite";
-const TWIN: &str = "a pair with identical completions does not outweigh the others";
+const TWIN: &str = "a pair with identical completions does not dominate the gradient";
 const LEARNT: &str =
     "60 steps with the defaults lower the loss and raise the accuracy on the training pairs";
 const GRADIENTS: &str = "gradients agree with central finite differences";
 const REACH: &str = "all trained tensors receive a gradient, and no others";
 const ACCUMULATION: &str = "a batch of n equals n accumulated batches of one";
+const SHARING: &str = "shared and separate sequences have the same gradient";
 const SEED: &str = "the same seed gives the same bytes";
 const LEARNING: &str = "training lowers the loss";
-const MISSING_VALUES: &str = "a batch without the values that the method needs is an error";
-const NAMING: &str = "the tensors have unique names, and axes of the declared width";
+const MISSING_VALUES: &str = "a batch that lacks the method's inputs is an error";
+const NAMING: &str = "tensor names are unique, and declared axes have the right width";
 const IDENTITY: &str = "the adapter starts as the identity if it claims to";
-const OFF: &str = "with the adapter off, the base model is unchanged to the bit";
-const MERGING: &str = "merged weights compute the same, and unmerging restores the old weights";
+const OFF: &str = "with the adapter off, the base model is bitwise unchanged";
+const MERGING: &str = "merging preserves the outputs, and unmerging restores the weights";
 const SAVING: &str = "a saved adapter loads back to the same bytes";
 const FUSING: &str =
-    "adapters of parts compute the same when they are fused into one of the whole module";
-const LEAVES: &str = "the parameters are trainable leaves with unique names";
-const SEEDED: &str = "the transform only depends on the seed";
+    "fusing the adapters of a module's parts into a single adapter preserves the outputs";
+const LEAVES: &str = "the parameters are trainable leaf tensors with unique names";
+const SEEDED: &str = "the transform is determined by its seed";
 const LINEAR: &str = "the transform is linear if it claims to be";
 const ORTHOGONAL: &str = "the transform preserves lengths and angles if it claims to";
 const PLACES: &str = "the sites exist in the model, or the tap returns an error";
-const ORDER: &str = "the sites are unique, and in the order of a forward pass";
-const OUTSIDE: &str = "a layer out of range is an error";
+const ORDER: &str = "the sites are unique and in the order of a forward pass";
+const OUTSIDE: &str = "an out-of-range layer is an error";
 const SPLITS: &str = "the splits have unique names";
 const WHOLE: &str = "the pairs of every split can be read and are complete";
 const TWICE: &str = "reading a split twice gives the same pairs";
@@ -54,10 +55,10 @@ const COUNT: &str = "a split has as many pairs as it declares";
 const UNKNOWN_SPLIT: &str = "an unknown split is an error";
 const DOCUMENTED: &str = "the method and all its fields are documented";
 const ROUND_TRIP: &str =
-    "the defaults have the fields of the schema, and survive serialisation unchanged";
+    "the defaults have the fields of the schema, and do not change when serialised";
 const NAME: &str = "no field is called `name`, which is reserved";
 const UNKNOWN_FIELD: &str = "an unknown field is an error";
-const MISFIT: &str = "a configuration with values of a wrong type is an error";
+const MISFIT: &str = "a configuration with values of the wrong type is an error";
 const EXAMPLE: &str = "the documented example is valid and runs";
 
 fn leaked<E: 'static>(entry: E) -> Entry

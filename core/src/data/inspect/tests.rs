@@ -132,7 +132,10 @@ fn with_a_tokenizer_the_report_counts_the_pairs_that_a_run_would_use() {
     let used = t.used.as_ref().unwrap();
     assert_eq!((used.kept, used.truncated, used.findings.identical), (3, 1, 1));
     assert_eq!(used.dropped, BTreeMap::from([(SkipReason::PromptTooLong, 1)]));
-    assert!(t.prompt.max > 8 && t.chosen.max > 8, "lengths must be measured before cutting: {t:?}");
+    assert!(
+        t.prompt.max > 8 && t.chosen.max > 8,
+        "lengths must be measured before truncation: {t:?}"
+    );
     let example = &t.examples[0];
     assert_eq!((example.prompt.as_str(), example.chosen.text.as_str()), ("a", " yes<|im_end|>"));
     assert_eq!(example.chosen.mask.len(), example.chosen.ids.len());

@@ -1,5 +1,5 @@
-//! The record of a training step, and the recorders. Each recorder has its own file and writes to
-//! one destination.
+//! Records of training steps and validations, and the recorders that write them. Each recorder has
+//! one destination, such as the terminal or a log file.
 
 mod jsonl;
 mod log_file;

@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use crate::train::LeftOut;
 
-/// Name of the metric that counts the pairs of a step that did not count in its loss.
+/// Name of the metric with the number of pairs left out of a step's loss.
 pub const LEFT_OUT: &str = "pairs_left_out";
 
 /// The numbers of one optimiser step. They have the same names as in TRL.
@@ -14,9 +14,9 @@ pub struct StepRecord {
     pub step: usize,
     /// Total number of steps in the run.
     pub steps: usize,
-    /// Number of passes over the data up to this step, as a fraction.
+    /// Number of epochs up to this step, which may be fractional.
     pub epoch: f64,
-    /// The mean loss over the pairs that count.
+    /// Mean loss over the pairs that were not left out.
     pub loss: f64,
     /// Norm of the gradient before clipping.
     pub grad_norm: f64,
@@ -24,10 +24,10 @@ pub struct StepRecord {
     pub learning_rate: f64,
     /// Number of tokens trained on so far. The prompt of a pair counts twice, once per completion.
     pub num_tokens: usize,
-    /// Means over the pairs of the step, by name. The metrics of the method come first, then those
-    /// that every method has.
+    /// Means over the pairs of the step, by name. The method's own metrics come first, followed by
+    /// the metrics common to all methods.
     pub metrics: Vec<(String, f64)>,
-    /// The pairs that did not count in the loss; `None` if the method counts every pair.
+    /// The pairs left out of the loss; `None` if the method never leaves out pairs.
     pub left_out: Option<LeftOut>,
     /// Mean number of pairs per second since this process started training.
     pub pairs_per_second: f64,
@@ -39,8 +39,8 @@ impl StepRecord {
         self.metrics.iter().find(|(n, _)| n == name).map(|(_, value)| *value)
     }
 
-    /// Returns the step's line in `metrics.jsonl`. The speed is left out, so that a repeated run on
-    /// the same machine writes the same bytes.
+    /// Returns the step's line in `metrics.jsonl`. It does not contain the speed, so that a
+    /// repeated run on the same machine writes the same bytes.
     pub fn to_json(&self) -> Value {
         let mut line = Map::new();
         let mut put = |name: &str, value: Value| line.insert(name.to_owned(), value);

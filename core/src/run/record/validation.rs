@@ -5,26 +5,26 @@ use serde_json::{Map, Value, json};
 use super::step::LEFT_OUT;
 use crate::train::LeftOut;
 
-/// The numbers of one validation on the held-out pairs. They have the same names as in TRL, with
-/// its prefix `eval_`.
+/// The results of one validation on the held-out pairs. The names in `metrics.jsonl` are the same
+/// as in TRL, including the prefix `eval_`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ValidationRecord {
     /// Number of finished steps.
     pub step: usize,
-    /// Number of passes over the training pairs, as a fraction.
+    /// Number of epochs up to this validation, which may be fractional.
     pub epoch: f64,
-    /// The method's mean loss without dropout, over the pairs that count; `None` if no pair counts.
-    /// If a method weights its terms by the step, the weights are those of the last step.
+    /// The method's mean loss without dropout; `None` if all pairs were left out. If the loss
+    /// depends on the step, it is computed as in the last step of the run.
     pub loss: Option<f64>,
-    /// Share of pairs whose chosen completion scores higher. Ties count one half.
+    /// Fraction of pairs whose chosen completion has the higher score. A tie counts one half.
     pub accuracy: f64,
     /// Mean increase of log p(chosen) − log p(rejected) since the start of training, in nats;
     /// `None` if no pair has finite scores.
     pub margin: Option<f64>,
-    /// Means over the pairs, by name. The metrics of the method come first, then those that every
-    /// method has.
+    /// Means over the pairs, by name. The method's own metrics come first, followed by the metrics
+    /// common to all methods.
     pub metrics: Vec<(String, f64)>,
-    /// The pairs that did not count in the loss; `None` if the method counts every pair.
+    /// The pairs left out of the loss; `None` if the method never leaves out pairs.
     pub left_out: Option<LeftOut>,
     /// True if this validation is better than all earlier ones.
     pub best: bool,
@@ -44,7 +44,7 @@ impl ValidationRecord {
             line.insert(format!("eval_{name}"), json!(value));
         }
         for (name, value) in &self.metrics {
-            // A metric of the method must not replace one of these fields, even if it has the same
+            // A metric of the method must not overwrite a field above, even if it has the same
             // name.
             line.entry(format!("eval_{name}")).or_insert(json!(value));
         }

@@ -1,5 +1,4 @@
-//! Filters and tests that behave as in Jinja2, for those that minijinja lacks or implements
-//! differently.
+//! Jinja2 filters and tests that minijinja lacks or implements differently.
 
 use std::borrow::Cow;
 
@@ -14,17 +13,17 @@ use super::python::{
 };
 use super::rewrite;
 
-/// Filters of minijinja that Jinja2 does not have, or that behave differently in Jinja2. They are
-/// removed, so that a template that uses one fails.
+/// Filters of minijinja that Jinja2 does not have or implements differently. They are removed, so
+/// that templates that use them fail.
 const FOREIGN_FILTERS: [&str; 7] = ["attr", "bool", "chain", "lines", "pprint", "split", "zip"];
-/// Tests of minijinja that Jinja2 does not have. They are removed too.
+/// Tests of minijinja that Jinja2 does not have. They are removed for the same reason.
 const FOREIGN_TESTS: [&str; 4] = ["endingwith", "int", "safe", "startingwith"];
 
 type ValueResult = Result<Value, Error>;
 type TestResult = Result<bool, Error>;
 type Arguments = Rest<ValueOrKwargs>;
 
-/// Replaces minijinja's filters and tests with those of this module.
+/// Removes the filters and tests that Jinja2 does not have, and adds this module's.
 pub fn add(environment: &mut Environment) {
     FOREIGN_FILTERS.into_iter().for_each(|name| environment.remove_filter(name));
     FOREIGN_TESTS.into_iter().for_each(|name| environment.remove_test(name));
@@ -67,7 +66,7 @@ fn add_operators(environment: &mut Environment) {
     });
     environment.add_filter(rewrite::DEFINED, |x: Value| -> ValueResult {
         if x.is_undefined() || x.is_none() {
-            Err(failed(format!("a value that is {} cannot be sliced", type_name(&x))))
+            Err(failed(format!("cannot slice a value of type `{}`", type_name(&x))))
         } else {
             Ok(x)
         }
@@ -154,7 +153,7 @@ fn float(x: &Value) -> Result<f64, Error> {
 /// Python's `text % values`. `whole` is the operand on the right before it was split into values.
 fn formatted(state: &mut State, text: &str, values: &[Value], whole: &Value) -> ValueResult {
     let (mut rest, mut width) = (text, 0usize);
-    // The conversion type of each value. Named values come from a dict and are not counted.
+    // The conversion type of each positional value. Named values come from a dict instead.
     let (mut kinds, mut named) = (Vec::new(), false);
     while let Some((_, behind)) = rest.split_once('%') {
         let mut behind = behind;
@@ -217,11 +216,11 @@ fn contained(item: &Value, container: &Value) -> TestResult {
         ValueKind::Seq | ValueKind::Iterable | ValueKind::Undefined => {
             Ok(container.try_iter()?.any(|other| other == *item))
         }
-        _ => Err(failed(format!("`{}` does not contain anything", type_name(container)))),
+        _ => Err(failed(format!("`in` does not support `{}`", type_name(container)))),
     }
 }
 
-/// Adds the filters that return generators in Python, whose items can only be read once.
+/// Adds the filters that return a generator in Python. Its items can only be read once.
 fn add_generators(environment: &mut Environment) {
     type Name<'a> = Option<Cow<'a, str>>;
     environment.add_filter("map", |state: &mut State, x: Value, args: Arguments| -> ValueResult {
@@ -446,7 +445,7 @@ fn extreme(
 /// Python's `float(x)`; `None` if Python would raise an exception for the type or text.
 fn to_float(x: &Value) -> Result<Option<f64>, Error> {
     if x.is_undefined() {
-        return Err(failed("an undefined value is not a number"));
+        return Err(failed("cannot convert an undefined value to a number"));
     }
     if is_number(x) {
         return float(x).map(Some);
@@ -509,7 +508,7 @@ fn int(x: &Value, args: &[Value]) -> ValueResult {
 fn indent(state: &State, x: &Value, args: &[Value]) -> ValueResult {
     let [width, first, blank] = bind(args, ["width", "first", "blank"])?;
     let Some(text) = x.as_str() else {
-        return Err(failed(format!("only a string can be indented, got `{}`", type_name(x))));
+        return Err(failed(format!("`indent` expects a string, got `{}`", type_name(x))));
     };
     let by = match &width {
         None => " ".repeat(4),

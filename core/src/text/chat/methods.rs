@@ -23,7 +23,7 @@ pub fn of_python(
             let found = value.try_iter()?.position(|item| item == wanted);
             found
                 .map(Value::from)
-                .ok_or_else(|| failed("the list does not contain the value that `index` looks for"))
+                .ok_or_else(|| failed("the list does not contain the argument of `index`"))
         }
         _ => pycompat::unknown_method_callback(state, value, method, args),
     }
@@ -65,7 +65,7 @@ fn required(value: Option<Value>, name: &str) -> Result<Value, Error> {
     value.ok_or_else(|| Error::new(ErrorKind::MissingArgument, format!("`{name}` is missing")))
 }
 
-/// The text of a required argument.
+/// Converts a required argument to a string.
 fn text_of(value: Option<Value>, name: &str) -> Result<String, Error> {
     let value = required(value, name)?;
     value
@@ -74,7 +74,7 @@ fn text_of(value: Option<Value>, name: &str) -> Result<String, Error> {
         .ok_or_else(|| failed(format!("`{name}` must be a string, got {}", value.kind())))
 }
 
-/// The text of an optional argument; `None` if the argument is missing or none.
+/// Converts an optional argument to a string; `None` if it is missing or is Jinja's `none`.
 fn text_or_none(value: Option<Value>, name: &str) -> Result<Option<String>, Error> {
     match value {
         Some(value) if !value.is_none() => text_of(Some(value), name).map(Some),
@@ -95,7 +95,7 @@ pub fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }
 
-/// Splits a text into lines as Python does. Returns each line and its line ending.
+/// Splits text into lines as Python's `splitlines` does. Returns each line and its line ending.
 pub fn lines(text: &str) -> Vec<(&str, &str)> {
     let is_end = |c: char| {
         matches!(
@@ -120,8 +120,8 @@ pub fn lines(text: &str) -> Vec<(&str, &str)> {
     all
 }
 
-/// Returns `text[start:end]`, counted in characters, and the character index where it begins.
-/// Returns `None` if the range begins after the end of the text or is reversed.
+/// Returns `text[start:end]` and the index where it starts, both counted in characters. Returns
+/// `None` if the range is reversed or starts after the end of the text.
 fn part<'a>(
     text: &'a str,
     start: Option<&Value>,
@@ -158,7 +158,8 @@ fn find(text: &str, args: &[Value], from_back: bool) -> Result<Option<usize>, Er
     Ok(byte.map(|byte| before + within[..byte].chars().count()))
 }
 
-/// `startswith` and `endswith`, for one text or for any text of a tuple.
+/// `startswith` and `endswith`. The argument is a string, or a tuple of strings of which any may
+/// match.
 fn edge(text: &str, args: &[Value], fits: fn(&str, &str) -> bool) -> Result<Value, Error> {
     let [wanted, start, end] = bind(args, [""; 3])?;
     let wanted = required(wanted, "prefix")?;
@@ -182,7 +183,7 @@ fn edge(text: &str, args: &[Value], fits: fn(&str, &str) -> bool) -> Result<Valu
     Ok(any.into())
 }
 
-/// Splits a text at whitespace, at most `most` times from the front.
+/// Splits text at whitespace, at most `most` times, starting from the front.
 fn words(text: &str, most: usize) -> Vec<&str> {
     let mut all = Vec::new();
     let mut rest = text.trim_start_matches(is_space);
@@ -194,7 +195,7 @@ fn words(text: &str, most: usize) -> Vec<&str> {
     all
 }
 
-/// Splits a text at whitespace, at most `most` times from the back.
+/// Splits text at whitespace, at most `most` times, starting from the back.
 fn words_from_back(text: &str, most: usize) -> Vec<&str> {
     let mut all = Vec::new();
     let mut rest = text.trim_end_matches(is_space);
@@ -248,8 +249,8 @@ fn partition(text: &str, args: &[Value], from_back: bool) -> Result<Value, Error
     Ok(Value::from(Tuple::from(three.map(Value::from))))
 }
 
-/// Pads a text to a width with spaces or another character. `sides` returns the number of fill
-/// characters before and after the text.
+/// Pads text to a width with spaces or another fill character. `sides` returns how many fill
+/// characters to put before and after the text.
 fn pad(
     state: &State,
     text: &str,

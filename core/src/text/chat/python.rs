@@ -1,5 +1,4 @@
-//! Python's rules for comparing, iterating over and printing values. minijinja's rules are
-//! different.
+//! Python's semantics for comparing, iterating over and printing values, where minijinja's differ.
 
 use std::sync::{Arc, Mutex};
 
@@ -42,19 +41,26 @@ pub fn is_number(x: &Value) -> bool {
     matches!(x.kind(), ValueKind::Number | ValueKind::Bool)
 }
 
-/// Checks that Python can order the two values: numbers, texts, or lists of them.
+/// Checks that Python can order two values. It can order numbers, strings, and lists of these.
 ///
 /// # Errors
-/// Fails if Python raises an exception. minijinja would order such values by type.
+/// Fails if Python would raise an exception. minijinja orders such values by their types instead.
 pub fn check_ordered(a: &Value, b: &Value) -> Result<(), Error> {
     if let Some(undefined) = [a, b].into_iter().find(|x| x.is_undefined()) {
-        return Err(failed(format!("a value that is {} cannot be ordered", type_name(undefined))));
+        return Err(failed(format!(
+            "a value of type `{}` cannot be compared",
+            type_name(undefined)
+        )));
     }
     let ordered = (is_number(a) && is_number(b))
         || (type_name(a) == type_name(b)
             && matches!(a.kind(), ValueKind::String | ValueKind::Bytes | ValueKind::Seq));
     if !ordered {
-        return Err(failed(format!("`{}` and `{}` cannot be ordered", type_name(a), type_name(b))));
+        return Err(failed(format!(
+            "`{}` and `{}` cannot be compared",
+            type_name(a),
+            type_name(b)
+        )));
     }
     if a.kind() == ValueKind::Seq {
         for (a, b) in a.try_iter()?.zip(b.try_iter()?) {
@@ -66,13 +72,16 @@ pub fn check_ordered(a: &Value, b: &Value) -> Result<(), Error> {
     Ok(())
 }
 
-/// Checks that Python can look for `item` in `container`.
+/// Checks that Python allows `item in container`.
 ///
 /// # Errors
-/// Fails if Python raises an exception. minijinja would return false.
+/// Fails if Python would raise a `TypeError`. minijinja returns false in this case.
 pub fn check_searched(item: &Value, container: &Value) -> Result<(), Error> {
     if container.kind() == ValueKind::String && item.kind() != ValueKind::String {
-        return Err(failed(format!("only a string can be in a string, got `{}`", type_name(item))));
+        return Err(failed(format!(
+            "`in <string>` requires a string on the left, got `{}`",
+            type_name(item)
+        )));
     }
     Ok(())
 }
@@ -80,18 +89,17 @@ pub fn check_searched(item: &Value, container: &Value) -> Result<(), Error> {
 /// Checks that a value can be iterated over.
 ///
 /// # Errors
-/// Fails for none, which minijinja treats as an empty list.
+/// Fails if the value is `None`, which minijinja treats as an empty list.
 pub fn check_iterable(x: &Value) -> Result<(), Error> {
     if x.is_none() { Err(failed("`None` is not iterable")) } else { Ok(()) }
 }
 
-/// A value like a Python generator. It does not have a length, is true in a condition even if it is
-/// empty, and its items can only be read once.
+/// Emulates a Python generator: it has no length, it is truthy even if it is empty, and its items
+/// can only be read once.
 #[derive(Debug)]
 pub struct Generator(Mutex<std::vec::IntoIter<Value>>);
 
 impl Generator {
-    /// Creates a generator of these items.
     pub fn of(items: Vec<Value>) -> Value {
         Value::from_object(Self(Mutex::new(items.into_iter())))
     }
@@ -116,8 +124,8 @@ impl Object for Generator {
     }
 }
 
-/// Python's `str(x)`. Values that Python prints as an object's type and address are refused,
-/// because no template prints them on purpose.
+/// Formats a value like Python's `str(x)`. Python prints objects such as functions as their type
+/// and memory address. These are rejected, because no template prints them on purpose.
 ///
 /// # Errors
 /// Fails for functions and iterators, and for lists and dicts that contain them or an undefined
@@ -171,17 +179,14 @@ fn write_repr(out: &mut String, x: &Value) -> Result<(), Error> {
             out.push('}');
         }
         _ => {
-            return Err(failed(format!(
-                "a value that is a {} cannot be written into the text",
-                type_name(x)
-            )));
+            return Err(failed(format!("a value of type `{}` cannot be printed", type_name(x))));
         }
     }
     Ok(())
 }
 
-/// Formats a number as Python does. A float has the fewest digits that identify it, and scientific
-/// notation if the exponent is below -4 or above 15.
+/// Formats a number like Python. A float is written with the fewest digits that parse back to the
+/// same value, in scientific notation if its exponent is below -4 or above 15.
 pub fn number(x: &Value) -> Result<String, Error> {
     if x.is_integer() {
         return Ok(x.to_string());
@@ -229,13 +234,13 @@ fn write_string(out: &mut String, text: &str) {
     out.push(quote);
 }
 
-/// True unless Python's `repr` would escape the character as a number.
+/// False if Python's `repr` escapes the character, for example as `\x00`.
 fn is_printable(c: char) -> bool {
     if c.is_ascii() {
         return !c.is_ascii_control();
     }
-    // `escape_debug` escapes a combining mark at the beginning of a text. With a letter before the
-    // character, only unprintable characters are escaped.
+    // `escape_debug` always escapes a combining mark at the start of a string. Putting a letter in
+    // front of the character avoids this.
     let mut pair = String::from("a");
     pair.push(c);
     pair.escape_debug().nth(1) == Some(c)

@@ -1,9 +1,15 @@
 //! Rewrites a template so that its operators behave as in Python.
 //!
 //! minijinja allows replacing filters but not operators. This module therefore parses a template
-//! and writes it again with calls of filters in place of operators: `'%s' % x`, which minijinja
-//! lacks; `a < b`, which minijinja accepts for any two values; `a in b`; and loops, which minijinja
-//! allows over `none`. Statements stay on their original lines, so that errors name the right line.
+//! and writes it back with filter calls instead of these operators:
+//!
+//! - `'%s' % x`, which minijinja does not support
+//! - `a < b`, which minijinja accepts for values of any types
+//! - `a in b`, which is an error in Python for some types, but false in minijinja
+//!
+//! It also adds filters that reject `none` in loops, which minijinja treats as an empty list.
+//!
+//! Statements stay on their original lines, so that errors report the correct line.
 
 use std::fmt::Write;
 
@@ -15,8 +21,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::ValueKind;
 use minijinja::{Error, ErrorKind, Value};
 
-// Filters that replace operators. No template uses these names, because Jinja2 does not have
-// filters with these names.
+// Filters that replace operators. Jinja2 has no filters with these names, so no template uses them.
 pub const REMAINDER: &str = "__remainder";
 pub const CONCATENATE: &str = "__concatenate";
 pub const LESS: &str = "__less";
@@ -24,7 +29,7 @@ pub const LESS_OR_EQUAL: &str = "__less_or_equal";
 pub const GREATER: &str = "__greater";
 pub const GREATER_OR_EQUAL: &str = "__greater_or_equal";
 pub const CONTAINED: &str = "__contained";
-// Filters that check their value and return it.
+// Filters that check a value and return it unchanged.
 pub const ITERABLE: &str = "__iterable";
 pub const DEFINED: &str = "__defined";
 pub const INDEX: &str = "__index";
@@ -32,21 +37,21 @@ pub const TEXT: &str = "__text";
 /// Filter that turns a lazy result, such as the sum of two lists, into a list.
 pub const LIST: &str = "__list";
 
-/// Filters that iterate over their value. If the value is `none`, Jinja2 fails, but minijinja
-/// treats it as an empty list.
+/// Filters that iterate over their input. If the input is `none`, Jinja2 raises an error, but
+/// minijinja treats it as an empty list.
 const ITERATING: [&str; 12] = [
     "batch", "first", "groupby", "join", "list", "max", "min", "reverse", "slice", "sort", "sum",
     "unique",
 ];
 
-/// Filters that convert their value to a text.
+/// Filters that convert their input to a string.
 const TEXTUAL: [&str; 7] = ["capitalize", "lower", "replace", "safe", "title", "trim", "upper"];
 
-/// Rewrites a template with filters in place of operators. The result does not contain the
-/// whitespace that the template's tags remove.
+/// Rewrites a template with filters in place of operators. Whitespace that is removed by whitespace
+/// control, such as `{%-`, is missing from the result.
 ///
 /// # Errors
-/// Fails if the template cannot be parsed, or if it imports, extends or includes another one.
+/// Fails if the template cannot be parsed, or if it imports, extends or includes another template.
 pub fn rewritten(source: &str, syntax: SyntaxConfig) -> Result<String, Error> {
     let mut writer = Writer { source, out: String::with_capacity(2 * source.len()), line: 1 };
     match parse(source, "chat", syntax)? {
@@ -69,7 +74,8 @@ impl Writer<'_> {
         statements.iter().try_for_each(|statement| self.statement(statement))
     }
 
-    /// Writes the beginning of a tag, after enough newlines to put it in its original line.
+    /// Writes the start of a tag, followed by enough line breaks to keep its content on its
+    /// original line.
     fn open(&mut self, tag: &str, span: Span) {
         self.out.push_str(tag);
         while self.line < span.start_line {
@@ -237,8 +243,8 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Writes the parameters of a macro. If there are fewer defaults than parameters, the defaults
-    /// belong to the last parameters.
+    /// Writes the parameters of a macro. If only some of the parameters have defaults, they are the
+    /// last ones.
     fn parameters(&mut self, x: &Macro) -> WriteResult {
         self.out.push('(');
         let plain = x.args.len().saturating_sub(x.defaults.len());
@@ -267,7 +273,8 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Writes the target of an assignment: a name, several names, or a field of a namespace.
+    /// Writes the target of an assignment: a variable, a tuple of variables, or a namespace
+    /// attribute.
     fn target(&mut self, x: &Expr) -> WriteResult {
         match x {
             Expr::Var(x) => self.out.push_str(x.id),
@@ -279,10 +286,7 @@ impl Writer<'_> {
             Expr::List(x) => self.targets(&x.items)?,
             Expr::Tuple(x) => self.targets(&x.items)?,
             _ => {
-                return Err(Error::new(
-                    ErrorKind::SyntaxError,
-                    "the target of an assignment is not a name",
-                ));
+                return Err(Error::new(ErrorKind::SyntaxError, "cannot assign to this expression"));
             }
         }
         Ok(())
@@ -302,11 +306,11 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Writes the filters of a block, which apply to the content of the block instead of a value
-    /// before them.
+    /// Writes the filters of a filter block. They apply to the content of the block, so there is no
+    /// value in front of them.
     fn chain(&mut self, x: &Expr) -> WriteResult {
         let Expr::Filter(x) = x else {
-            return Err(Error::new(ErrorKind::SyntaxError, "a block's filter is not valid"));
+            return Err(Error::new(ErrorKind::SyntaxError, "invalid filter block"));
         };
         if let Some(before) = &x.expr {
             self.chain(before)?;
@@ -469,7 +473,8 @@ impl Writer<'_> {
                 self.expr(&x.expr)?;
                 self.out.push('[');
                 match &x.subscript_expr {
-                    // The result of an expression may be a float, which must not be an index.
+                    // An expression can evaluate to a float, which Python does not accept as an
+                    // index.
                     place @ (Expr::BinOp(_) | Expr::Filter(_)) => self.filtered(place, INDEX)?,
                     Expr::Const(place) if place.value.is_number() && !place.value.is_integer() => {
                         self.filtered(&x.subscript_expr, INDEX)?
@@ -553,11 +558,11 @@ impl Writer<'_> {
 }
 
 fn unknown(tag: &str) -> Error {
-    Error::new(ErrorKind::SyntaxError, format!("`{{% {tag} %}}` is not a tag of chat templates"))
+    Error::new(ErrorKind::SyntaxError, format!("`{{% {tag} %}}` is not allowed in chat templates"))
 }
 
-/// Writes a constant in template syntax. Numbers are never negative, because a minus is an
-/// operator.
+/// Writes a constant in template syntax. Numbers are never negative, because the parser treats the
+/// minus sign as an operator.
 fn constant(out: &mut String, x: &Value) -> WriteResult {
     match x.kind() {
         ValueKind::None => out.push_str("none"),

@@ -1,9 +1,10 @@
-//! Chooses the tokenizer class that transformers 5 uses for a folder, and rebuilds the tokenizer as
-//! that class does.
+//! Chooses the tokenizer class that transformers 5 uses for a folder, and rebuilds the tokenizer in
+//! the same way as that class.
 //!
-//! Most classes use tokenizer.json unchanged. Those in [`REBUILT`] only use its vocabulary, merges
-//! and post-processor, and replace the normalizer, the pre-tokenizer and the decoder. The source is
-//! transformers 5.23: `models/auto/tokenization_auto.py` and `models/*/tokenization_*.py`.
+//! Most classes use tokenizer.json unchanged. The classes in [`REBUILT`] only take the vocabulary,
+//! the merges and the post-processor from it, and define their own normalizer, pre-tokenizer and
+//! decoder. The source is transformers 5.23: `models/auto/tokenization_auto.py` and
+//! `models/*/tokenization_*.py`.
 
 use serde_json::{Value, json};
 use tokenizers::Tokenizer as Ids;
@@ -12,13 +13,14 @@ use tokenizers::models::ModelWrapper;
 use super::super::tokenizer_error;
 use crate::error::{Error, Result};
 
-/// A tokenizer class of transformers that builds its tokenizer from a vocabulary.
+/// A tokenizer class of transformers that rebuilds the tokenizer instead of using tokenizer.json
+/// unchanged.
 #[derive(Debug)]
 pub struct Class {
     /// Name of the class in transformers, without `Fast`.
     pub name: &'static str,
-    /// Default special tokens for the fields that tokenizer_config.json does not have. Each entry
-    /// consists of the name of the field and the token.
+    /// Default special tokens, as pairs of a field in tokenizer_config.json and a token. They are
+    /// used if the field is missing.
     pub defaults: &'static [(&'static str, Option<&'static str>)],
     /// Returns the normalizer, pre-tokenizer and decoder in the format of tokenizer.json.
     parts: fn(&Options) -> [Value; 3],
@@ -139,7 +141,7 @@ static REBUILT: [Class; 6] = [
     },
 ];
 
-/// The classes of transformers 5.23 that rebuild the tokenizer and are not supported here.
+/// Classes of transformers 5.23 that rebuild the tokenizer but are not supported here.
 #[rustfmt::skip]
 const UNSUPPORTED: &[&str] = &[
     "AlbertTokenizer", "BartTokenizer", "BarthezTokenizer", "BartphoTokenizer",
@@ -167,7 +169,7 @@ const UNSUPPORTED: &[&str] = &[
     "XLMRobertaTokenizer", "XLMTokenizer", "XLNetTokenizer",
 ];
 
-/// The class that transformers registers for each `model_type`, among the supported architectures.
+/// The class that transformers registers for the `model_type` of each supported architecture.
 const REGISTERED: [(&str, &str); 12] = [
     ("gemma2", "GemmaTokenizer"),
     ("gemma3", "GemmaTokenizer"),
@@ -183,7 +185,7 @@ const REGISTERED: [(&str, &str); 12] = [
     ("qwen3", "Qwen2Tokenizer"),
 ];
 
-/// Model types whose registered class takes precedence over the class that the folder names.
+/// Model types whose registered class takes precedence over the class specified in the folder.
 const REGISTERED_FIRST: [&str; 2] = ["phi3", "qwen2"];
 
 /// The class that uses tokenizer.json unchanged.
@@ -198,8 +200,8 @@ pub struct Candidates<'a> {
     pub tokenizer: Option<&'a str>,
     /// `tokenizer_class` of config.json.
     pub model: Option<&'a str>,
-    /// True if tokenizer_config.json names custom code of the repository for AutoTokenizer. That
-    /// code is never run.
+    /// True if tokenizer_config.json specifies custom Python code for AutoTokenizer. The code is
+    /// never run.
     pub custom_code: bool,
     /// True if tokenizer.json mentions `ByteLevel`.
     pub byte_level: bool,
@@ -237,14 +239,12 @@ const USE_FILE: &str = "if tokenizer.json is correct without changes, set `token
 
 fn by_name(name: &str) -> Result<Option<&'static Class>> {
     if UNSUPPORTED.contains(&name) {
-        return Err(Error::new(format!(
-            "the tokenizer is of transformers' class `{name}`, which is not supported"
-        ))
-        .hint(format!(
-            "valid: {}, and classes that use tokenizer.json unchanged",
-            REBUILT.iter().map(|c| c.name).collect::<Vec<_>>().join(", ")
-        ))
-        .hint(USE_FILE));
+        return Err(Error::new(format!("the tokenizer class `{name}` is not supported"))
+            .hint(format!(
+                "valid: {}, and classes that use tokenizer.json unchanged",
+                REBUILT.iter().map(|c| c.name).collect::<Vec<_>>().join(", ")
+            ))
+            .hint(USE_FILE));
     }
     Ok(REBUILT.iter().find(|class| class.name == name))
 }
@@ -257,20 +257,18 @@ impl Class {
     pub fn build(&self, file: &Ids, unknown: Option<&str>, options: &Options) -> Result<Ids> {
         let refused = |why: &str| {
             Error::new(format!(
-                "tokenizer.json cannot be used with transformers' class `{}`: {why}",
+                "tokenizer.json cannot be used with the tokenizer class `{}`: {why}",
                 self.name
             ))
             .hint(USE_FILE)
         };
         let ModelWrapper::BPE(model) = file.get_model() else {
-            return Err(refused(
-                "the class needs a BPE model, and the model in the file is not BPE",
-            ));
+            return Err(refused("the class requires a BPE model"));
         };
         let mut model = model.clone();
         if model.continuing_subword_prefix.as_ref().is_some_and(|prefix| !prefix.is_empty()) {
             return Err(refused(
-                "its tokens have a `continuing_subword_prefix`, which the class does not have",
+                "it sets `continuing_subword_prefix`, which the class does not support",
             ));
         }
         (model.dropout, model.ignore_merges, model.end_of_word_suffix) = (None, false, None);
@@ -278,9 +276,13 @@ impl Class {
         model.unk_token = unknown.filter(|_| self.unknown).map(str::to_owned);
         let mut ids = Ids::new(ModelWrapper::BPE(model));
         let [normalizer, pre_tokenizer, decoder] = (self.parts)(options);
-        // The parts are constants of this module, so a failure to parse them is a bug.
+        // The parts are constants in this file, so a failure to parse them is a bug.
         let wrong = |e: serde_json::Error| {
-            Error::internal(format!("`{}` has parts that are not valid", self.name)).because(e)
+            Error::internal(format!(
+                "`{}` defines an invalid normalizer, pre-tokenizer or decoder",
+                self.name
+            ))
+            .because(e)
         };
         ids.with_normalizer(
             serde_json::from_value::<Option<tokenizers::NormalizerWrapper>>(normalizer)

@@ -45,7 +45,8 @@ impl TokenEntry {
     }
 }
 
-/// Reads an object with a token's text and flags. `special` overrides the object's own flag.
+/// Reads an object with a token's text and flags. `special` overrides the `special` flag of the
+/// object.
 fn token(value: &Value, special: Option<bool>, file: &str, key: &str) -> Result<AddedToken> {
     let content = value.get("content").and_then(Value::as_str);
     let content = content.ok_or_else(|| {
@@ -88,13 +89,14 @@ pub struct Files {
 /// The special and added tokens of a folder.
 #[derive(Debug)]
 pub struct Tokens {
-    /// Tokens of [`NAMED`] that a file mentions; `None` if the file sets the token to null.
+    /// Tokens of [`NAMED`] that are set in a file; `None` if the file sets the token to null.
     pub named: IndexMap<String, Option<TokenEntry>>,
     /// Special tokens with a name that is not in [`NAMED`], such as `image_token`.
     pub own: IndexMap<String, TokenEntry>,
     /// Special tokens without a name.
     pub extra: Vec<TokenEntry>,
-    /// Added tokens by id. The tokenizer recognises these in a text before it applies its model.
+    /// Added tokens by id. The tokenizer splits them off before the model is applied to the rest of
+    /// the text.
     added: BTreeMap<i64, AddedToken>,
 }
 
@@ -110,7 +112,8 @@ impl Tokens {
     pub fn read(files: &Files) -> Result<Self> {
         let mut fields: IndexMap<&str, (&Value, &'static str)> =
             files.config.iter().map(|(key, value)| (key.as_str(), (value, CONFIG))).collect();
-        // The older name is used if the newer one is missing or empty.
+        // `additional_special_tokens` is the older name. It is used if `extra_special_tokens` is
+        // missing or empty.
         if !fields.get("extra_special_tokens").is_some_and(|(value, _)| is_truthy(value))
             && let Some(older) = fields.shift_remove("additional_special_tokens")
         {
@@ -122,7 +125,7 @@ impl Tokens {
                 own.insert(key.clone(), TokenEntry::Text(text.clone()));
             }
         }
-        // Both lists may exist. The older one is used if the newer one is not a list.
+        // The older list is also used if `extra_special_tokens` is not a list.
         let mut extra: Option<Vec<TokenEntry>> = None;
         let mut older = fields
             .get("additional_special_tokens")
@@ -211,8 +214,8 @@ impl Tokens {
         }
 
         if !files.config.contains_key("added_tokens_decoder") {
-            // A token that tokenizer_config.json defines as an object does not count as special
-            // here, as in transformers.
+            // As in transformers, a token that tokenizer_config.json defines as an object is not
+            // treated as special here.
             let of_map = |key: &str| fields.get(key).is_some_and(|(_, file)| *file == MAP);
             let named = named.iter().filter_map(|(key, token)| {
                 token.as_ref().filter(|t| matches!(t, TokenEntry::Text(_)) || of_map(key))
@@ -225,7 +228,7 @@ impl Tokens {
             for (text, id) in &files.added {
                 let id = id.as_i64().ok_or_else(|| {
                     Error::new(format!(
-                        "the id of `{text}` in {ADDED} must be a whole number, got `{id}`"
+                        "the id of `{text}` in {ADDED} must be an integer, got `{id}`"
                     ))
                 })?;
                 added.insert(id, AddedToken::from(text.as_str(), special.contains(text.as_str())));
@@ -233,7 +236,7 @@ impl Tokens {
             added
                 .extend(files.vocabulary.iter().map(|(id, token)| (i64::from(*id), token.clone())));
         }
-        // The flags in the added tokens override the flags of the special token.
+        // The flags of an added token override those of the special token with the same text.
         for token in named.values_mut().flatten() {
             if let Some(known) = added.values().rev().find(|known| known.content == token.text()) {
                 *token = TokenEntry::Token(known.clone());
@@ -242,7 +245,7 @@ impl Tokens {
         Ok(Self { named, own, extra, added })
     }
 
-    /// Adds the default special tokens of `class` for those that the files do not mention.
+    /// Adds the default special tokens of `class` that are not set in any file.
     pub fn default_to(&mut self, class: &Class) {
         for (key, text) in class.defaults {
             self.named
@@ -256,17 +259,17 @@ impl Tokens {
         self.named.get(key)?.as_ref().map(TokenEntry::text).filter(|text| !text.is_empty())
     }
 
-    /// All special tokens with a name, in the order in which they are added.
+    /// All named special tokens, in the order in which they are added.
     fn special(&self) -> impl Iterator<Item = &TokenEntry> {
         let named = NAMED.iter().filter_map(|key| self.named.get(*key)?.as_ref());
         named.chain(self.own.values())
     }
 
-    /// Adds the missing tokens to `ids`, and updates the flags of the others. If `resets_flags` is
+    /// Adds missing tokens to `ids`, and updates the flags of existing ones. If `resets_flags` is
     /// true, all special tokens get the default flags.
     ///
     /// # Errors
-    /// Fails if the tokenizer refuses a token.
+    /// Fails if the tokenizer rejects a token.
     pub fn add_to(&self, ids: &mut Ids, resets_flags: bool) -> tokenizers::Result<()> {
         let there: HashSet<AddedToken> = ids.get_added_tokens_decoder().into_values().collect();
         let mut adding: Vec<TokenEntry> = self
@@ -324,7 +327,7 @@ fn list(value: &Value, special: Option<bool>, file: &str, key: &str) -> Result<V
     }
 }
 
-/// True if the value is true in a condition in Python.
+/// True if Python treats the value as true in a condition.
 pub fn is_truthy(value: &Value) -> bool {
     match value {
         Value::Null => false,

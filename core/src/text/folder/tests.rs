@@ -28,7 +28,7 @@ fn folder_of(fixtures: &Value, case: &Value) -> TempDir {
     dir
 }
 
-/// Creates a folder with the byte-level vocabulary, the tokenizer_config.json `config`, and the
+/// Creates a folder with the byte-level vocabulary, `config` as tokenizer_config.json, and the
 /// files in `more`.
 fn folder_with(config: &str, more: Value) -> TempDir {
     let config: Value = serde_json::from_str(config).unwrap();
@@ -41,7 +41,7 @@ fn with(config: Value) -> crate::error::Result<Tokenizer> {
     Tokenizer::from_folder(folder_with(&config.to_string(), json!({})).path())
 }
 
-/// Encodes each text with and without the special tokens around it.
+/// Encodes each text, both without and with the special tokens that the tokenizer adds.
 fn ids(tokenizer: &Tokenizer, texts: &Value) -> Value {
     let both = |text: &Value| {
         json!([
@@ -57,7 +57,7 @@ fn exported_and_read(tokenizer: &Tokenizer, config: &Value) -> Tokenizer {
     for (name, text) in tokenizer.files().unwrap() {
         std::fs::write(dir.path().join(name), text).unwrap();
     }
-    // An export writes the model's config.json as well.
+    // An exported folder also contains the config.json of the model.
     if !config.is_null() {
         std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
     }
@@ -106,7 +106,7 @@ fn unsupported_fields_that_change_ids_are_refused_by_name() {
     let refused = |config: Value| format!("{:?}", with(config).unwrap_err());
     let class = refused(json!({ "tokenizer_class": "CodeLlamaTokenizerFast" }));
     assert!(
-        class.contains("class `CodeLlamaTokenizer`, which is not supported")
+        class.contains("the tokenizer class `CodeLlamaTokenizer` is not supported")
             && class.contains("`PreTrainedTokenizerFast`"),
         "{class}"
     );
@@ -188,8 +188,7 @@ fn special_tokens_can_be_strings_or_objects_or_in_a_separate_file() {
     let tokenizer = Tokenizer::from_folder(dir.path()).unwrap();
     assert_eq!(tokenizer.eos().map(|s| s.id), Some(2));
     assert_eq!(tokenizer.bos().map(|s| s.id), Some(1));
-    // A special token that is missing from the vocabulary is added at the end of it, as in
-    // transformers.
+    // As in transformers, a special token that is missing from the vocabulary is appended to it.
     assert_eq!(tokenizer.pad().map(|s| s.id), Some(tokenizer.vocab_size() as i64 - 1));
     assert!(!tokenizer.has_chat_template());
     assert!(tokenizer.render_chat(&[], true).unwrap_err().message().contains("no chat template"));

@@ -1,5 +1,5 @@
 //! Byte-level BPE, which GGUF calls `gpt2`. The text is split into words, each byte of a word is
-//! represented by a character, and the characters are merged.
+//! mapped to a printable character, and BPE merges these characters into tokens.
 
 use tokenizers::normalizers::NFC;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -17,10 +17,9 @@ pub(super) fn build(meta: &Metadata, tokens: &[Token]) -> Result<BuiltTokenizer>
     let name = meta.text("tokenizer.ggml.pre")?;
     if name.is_none() {
         tracing::warn!(
-            "`{}` does not have `tokenizer.ggml.pre`, which names the expression that splits text \
-            into words; GPT-2's expression is assumed, and the tokens are wrong if the model uses \
-            another one; convert the model again with a newer llama.cpp, or use its Hugging Face \
-            folder",
+            "`{}` does not specify a pre-tokenizer (`tokenizer.ggml.pre`). GPT-2's pre-tokenizer \
+            is used, and the tokens are wrong if the model needs a different one. Convert the \
+            model again with a newer llama.cpp, or use its Hugging Face folder",
             meta.path().display()
         );
     }
@@ -38,7 +37,7 @@ pub(super) fn build(meta: &Metadata, tokens: &[Token]) -> Result<BuiltTokenizer>
         cut.push(Digits::new(true).into());
     }
     match pre.expression {
-        // GPT-2's expression is built into the crate's ByteLevel.
+        // GPT-2's regular expression is built into `ByteLevel`.
         None => cut.push(bytes(true).into()),
         Some(expression) => {
             let split = Split::new(

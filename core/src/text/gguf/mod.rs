@@ -1,7 +1,7 @@
-//! Builds the tokenizer that a GGUF file contains. The key `tokenizer.ggml.model` names its type.
+//! Builds a tokenizer from the metadata of a GGUF file. Its type is stored under the key
+//! `tokenizer.ggml.model`.
 //!
-//! The file is untrusted, so this module limits all counts and lengths before it builds anything
-//! from them.
+//! The file is untrusted, so all counts and lengths are checked before anything is built from them.
 
 mod bpe;
 mod pre;
@@ -16,12 +16,12 @@ use super::{Extras, tokenizer_error};
 use crate::error::{Error, Result};
 use crate::weights::Metadata;
 
-/// Maximum number of tokens. The largest known vocabularies have about a quarter of this number.
+/// Maximum number of tokens, about four times the size of the largest known vocabularies.
 const MAX_TOKENS: usize = 1 << 20;
 /// Maximum number of merges.
 const MAX_MERGES: usize = 1 << 21;
-/// Maximum total size in bytes of the special and added tokens. Gemma has 6,000 of these tokens,
-/// with about ten bytes each.
+/// Maximum total size in bytes of the special and added tokens. Gemma has about 6,000 of these
+/// tokens, of about ten bytes each.
 const MAX_ADDED_BYTES: usize = 1 << 20;
 
 // Values of `tokenizer.ggml.token_type` in llama.cpp's files.
@@ -35,15 +35,14 @@ struct Token<'a> {
     text: Cow<'a, str>,
     /// One of llama.cpp's token types, such as [`NORMAL`].
     token_type: i64,
-    /// True if the token removes the spaces that follow it. See [`spm`].
+    /// True if spaces after the token are removed. See [`spm`].
     strips_right: bool,
 }
 
-/// The result of building a tokenizer of either type.
+/// A tokenizer of either type.
 struct BuiltTokenizer {
     ids: Ids,
-    /// True if a text begins with the BOS by default, when `tokenizer.ggml.add_bos_token` is
-    /// missing.
+    /// True if the BOS is added when the key `tokenizer.ggml.add_bos_token` is missing.
     bos: bool,
 }
 
@@ -56,7 +55,7 @@ pub(super) fn read(meta: &Metadata) -> Result<(Ids, Extras)> {
         "gpt2" => bpe::build(meta, &tokens)?,
         "llama" => spm::build(meta, &mut tokens)?,
         _ => {
-            return Err(Error::unknown("tokenizer model of GGUF", model, ["gpt2", "llama"])
+            return Err(Error::unknown("GGUF tokenizer model", model, ["gpt2", "llama"])
                 .hint("use the model's Hugging Face folder instead"));
         }
     };
@@ -104,7 +103,7 @@ fn tokens(meta: &Metadata) -> Result<Vec<Token<'_>>> {
         meta.integers("tokenizer.ggml.token_type")?.unwrap_or_else(|| vec![NORMAL; texts.len()]);
     if token_types.len() != texts.len() {
         return Err(Error::new(format!(
-            "the tokenizer has {} tokens and {} token types",
+            "the tokenizer has {} tokens but {} token types",
             texts.len(),
             token_types.len()
         )));
@@ -116,7 +115,7 @@ fn tokens(meta: &Metadata) -> Result<Vec<Token<'_>>> {
         .collect())
 }
 
-/// The ids of the tokens by their text.
+/// Returns a map from the text of each token to its id.
 fn vocabulary(tokens: &[Token]) -> Result<Vocab> {
     let mut vocab = Vocab::with_capacity(tokens.len());
     for (token, id) in tokens.iter().zip(0..) {
@@ -130,7 +129,7 @@ fn vocabulary(tokens: &[Token]) -> Result<Vocab> {
     Ok(vocab)
 }
 
-/// The merges that the file lists; `None` if it does not list any. Both parts and the result of
+/// Reads the merges in the file; `None` if there are none. Checks that both parts and the result of
 /// each merge are in the vocabulary.
 fn listed_merges(meta: &Metadata, vocab: &Vocab) -> Result<Option<Merges>> {
     let Some(listed) = meta.texts("tokenizer.ggml.merges")? else { return Ok(None) };
@@ -142,8 +141,8 @@ fn listed_merges(meta: &Metadata, vocab: &Vocab) -> Result<Option<Merges>> {
     }
     let mut merges = Vec::with_capacity(listed.len());
     for merge in listed {
-        // The separator is not the first character, because tokens are not empty, and an added
-        // token may begin with a space.
+        // Tokens are not empty, so the first character belongs to the first token, even if it is a
+        // space. The separator is the first space after it.
         let blank = merge.char_indices().skip(1).find(|(_, c)| *c == ' ').map(|(at, _)| at);
         let (a, b) = blank.map(|at| (&merge[..at], &merge[at + 1..])).ok_or_else(|| {
             Error::new(format!("the tokenizer's merge `{merge}` is not a pair of tokens"))
@@ -151,7 +150,7 @@ fn listed_merges(meta: &Metadata, vocab: &Vocab) -> Result<Option<Merges>> {
         // The crate panics if the result of a merge is longer than every token.
         if [a, b, &format!("{a}{b}")].iter().any(|t| !vocab.contains_key(*t)) {
             return Err(Error::new(format!(
-                "a part or the result of the tokenizer's merge `{merge}` is not in the vocabulary"
+                "an input or the result of the tokenizer's merge `{merge}` is not in the vocabulary"
             )));
         }
         merges.push((a.to_owned(), b.to_owned()));
@@ -159,8 +158,8 @@ fn listed_merges(meta: &Metadata, vocab: &Vocab) -> Result<Option<Merges>> {
     Ok(Some(merges))
 }
 
-/// Registers the special tokens and the user-defined tokens as added tokens, which are recognised
-/// in a text before the model is applied.
+/// Adds the special and the user-defined tokens as added tokens, which the tokenizer splits off
+/// before the model is applied to the rest of the text.
 fn add(ids: &mut Ids, tokens: &[Token]) -> Result<()> {
     let special = |t: &Token| matches!(t.token_type, CONTROL | UNKNOWN);
     let added = || {
@@ -176,13 +175,14 @@ fn add(ids: &mut Ids, tokens: &[Token]) -> Result<()> {
     let as_added = |t: &Token| {
         AddedToken::from(t.text.as_ref(), special(t)).normalized(false).rstrip(t.strips_right)
     };
-    // Special tokens come first, because the crate prefers the earlier of two matching tokens.
+    // If several tokens match, the crate prefers the one that was added first. Add special tokens
+    // first.
     let (first, then): (Vec<&Token>, Vec<&Token>) = added().partition(|t| special(t));
     ids.add_tokens(first.into_iter().chain(then).map(as_added)).map_err(tokenizer_error)?;
     Ok(())
 }
 
-/// Builds the crate's BPE model from a checked vocabulary and checked merges.
+/// Builds the BPE model of the `tokenizers` crate from a validated vocabulary and validated merges.
 fn model(
     vocab: Vocab,
     merges: Merges,

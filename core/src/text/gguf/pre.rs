@@ -1,23 +1,25 @@
-//! Pre-tokenizers of byte-level tokenizers, which split text into words. They are looked up by
-//! llama.cpp's names (`tokenizer.ggml.pre`).
+//! Pre-tokenizers of byte-level tokenizers, which split text into words. They are looked up by the
+//! name that llama.cpp stores under `tokenizer.ggml.pre`.
 //!
-//! Each name refers to the tokenizer.json of one model, from which the expression was copied.
+//! The regular expressions were copied from the tokenizer.json of the models that the names refer
+//! to.
 
 use crate::error::{Error, Result};
 
-/// A pre-tokenizer, and the related settings of its model.
+/// A pre-tokenizer, and other settings that its name implies.
 pub(super) struct Pre {
     /// llama.cpp's names.
     names: &'static [&'static str],
-    /// Regular expression that matches a word; `None` for GPT-2's.
+    /// Regular expression that matches a word; `None` for the regular expression of GPT-2.
     pub expression: Option<&'static str>,
     /// True if each digit becomes a separate word before the expression is applied.
     pub digits: bool,
-    /// True if a word that is a token is used as a whole, even if no merges lead to it.
+    /// True if a word that is in the vocabulary always becomes a single token, even if the merges
+    /// would not produce it.
     pub ignore_merges: bool,
-    /// True if the text is normalised to Unicode's composed form (NFC) first.
+    /// True if the text is first normalised to NFC.
     pub compose: bool,
-    /// True if texts begin with the BOS by default.
+    /// True if the BOS is added by default.
     pub bos: bool,
 }
 
@@ -37,13 +39,13 @@ const GPT_4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}
 
 static PRE: [Pre; 10] = [
     Pre { names: &["gpt-2", "default", "phi-2", "granite-docling"], ..GPT_2 },
-    // StarCoder's tokenizer. Granite 3 uses it under the second name.
+    // The tokenizer of StarCoder and, under the name `refact`, of Granite 3.
     Pre { names: &["starcoder", "refact"], digits: true, ..GPT_2 },
-    // The model's tokenizer.json first turns each digit into a word. Its vocabulary does not merge
-    // digits, so this only affects spaces before a digit. transformers skips this step for GGUF
-    // files, and its ids are the reference.
+    // SmolLM's tokenizer.json makes each digit a separate word. The vocabulary has no merges of
+    // digits, so this only affects spaces before digits. The ids must match transformers, which
+    // skips this step for GGUF files.
     Pre { names: &["smollm"], ..GPT_2 },
-    // GPT-NeoX's tokenizer. llama.cpp lists it under the names of these two models.
+    // GPT-NeoX's tokenizer, which llama.cpp names after OLMo and MPT.
     Pre { names: &["olmo", "mpt"], compose: true, ..GPT_2 },
     Pre {
         names: &["llama-bpe", "llama3", "llama-v3", "falcon3"],
@@ -52,9 +54,9 @@ static PRE: [Pre; 10] = [
         bos: true,
         ..GPT_2
     },
-    // Llama 3's tokenizer without the BOS. SmolLM3 uses it.
+    // Llama 3's tokenizer without a BOS, as used by SmolLM3.
     Pre { names: &["smaug-bpe"], expression: Some(LLAMA_3), ignore_merges: true, ..GPT_2 },
-    // GPT-4's tokenizer. Phi-4, OLMo 2, OLMo 3 and Granite 4 use it under this name.
+    // GPT-4's tokenizer, as used by Phi-4, OLMo 2, OLMo 3 and Granite 4.
     Pre { names: &["dbrx"], expression: Some(LLAMA_3), ..GPT_2 },
     Pre {
         names: &["qwen2", "deepseek-r1-qwen", "megrez"],
@@ -67,13 +69,13 @@ static PRE: [Pre; 10] = [
     Pre { names: &["gpt-4o"], expression: Some(GPT_4O), ..GPT_2 },
 ];
 
-/// Finds the pre-tokenizer with this name.
+/// Looks up a pre-tokenizer by its name in llama.cpp.
 ///
 /// # Errors
 /// Fails if the name is unknown.
 pub(super) fn of(name: &str) -> Result<&'static Pre> {
     PRE.iter().find(|p| p.names.contains(&name)).ok_or_else(|| {
-        Error::unknown("pre-tokenizer of GGUF", name, names())
+        Error::unknown("GGUF pre-tokenizer", name, names())
             .hint("use the model's Hugging Face folder instead")
     })
 }

@@ -1,9 +1,10 @@
-//! SentencePiece BPE, which GGUF calls `llama`. The text is not split into words; pairs are merged
-//! in the order of the resulting token's score. Characters without a token become byte tokens.
+//! SentencePiece BPE, which GGUF calls `llama`. The text is not split into words. Adjacent tokens
+//! are merged if their concatenation is in the vocabulary, starting with the highest-scoring
+//! concatenation. Characters that are not in the vocabulary become byte tokens.
 //!
-//! The file has scores instead of merges. The equivalent merges are computed from the scores in the
-//! same way as in transformers, whose ids are the reference. The differences between architectures
-//! are not stored in the file; they also follow transformers.
+//! The file usually stores these scores instead of merges. The merges are computed from them in the
+//! same way as in transformers, so that the ids match. The file does not describe the differences
+//! between architectures, so these follow transformers too.
 
 use std::cmp::Ordering;
 
@@ -25,20 +26,20 @@ use crate::weights::Metadata;
 
 /// The character that represents a space in tokens.
 const BLANK: &str = "▁";
-/// Maximum sum of the squared lengths of all tokens in bytes, which bounds the time to compute the
-/// merges. For the largest known vocabularies, the sum is a thirtieth of this.
+/// Maximum sum of the squared token lengths in bytes, which limits the time for computing the
+/// merges. It is about 30 times the sum for the largest known vocabularies.
 const MAX_WORK: usize = 1 << 30;
 
-/// The way in which a tokenizer handles spaces before it applies the merges.
+/// How a tokenizer handles spaces before it applies the merges.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Family {
     /// Adds a space before the text if it does not begin with one.
     Llama,
-    /// Does not add a space. Runs of spaces are tokens, and the order of the tokens determines the
-    /// order of the merges, instead of their scores.
+    /// Does not add a space. Runs of spaces are tokens. The merges are ordered by the ids of the
+    /// resulting tokens, not by their scores.
     Gemma,
     /// Adds a space before every piece of text between special tokens, even if it begins with one.
-    /// Special tokens remove the spaces that follow them.
+    /// Spaces after special tokens are removed.
     Phi,
 }
 
@@ -52,7 +53,7 @@ pub(super) fn build(meta: &Metadata, tokens: &mut [Token]) -> Result<BuiltTokeni
     match family {
         Family::Llama => {}
         Family::Gemma => respell_blanks(tokens),
-        // This is llama.cpp's rule. In tokenizer.json, each of these tokens has the flag `rstrip`.
+        // As in llama.cpp. In tokenizer.json, these tokens have the flag `rstrip`.
         Family::Phi => tokens.iter_mut().for_each(|t| {
             t.strips_right = t.text == "</s>"
                 || t.token_type == CONTROL && !["<s>", "<|endoftext|>"].contains(&t.text.as_ref());
@@ -97,8 +98,8 @@ pub(super) fn build(meta: &Metadata, tokens: &mut [Token]) -> Result<BuiltTokeni
     Ok(BuiltTokenizer { ids, bos: true })
 }
 
-/// Turns tokens that consist of spaces into normal tokens spelled with [`BLANK`]. Gemma's files
-/// store them with real spaces and as user-defined tokens.
+/// Turns tokens that consist only of spaces into normal tokens spelled with [`BLANK`]. Gemma's
+/// files store them with ordinary spaces, as user-defined tokens.
 fn respell_blanks(tokens: &mut [Token]) {
     for token in
         tokens.iter_mut().filter(|t| !t.text.is_empty() && t.text.bytes().all(|b| b == b' '))
@@ -108,11 +109,12 @@ fn respell_blanks(tokens: &mut [Token]) {
     }
 }
 
-/// The score of each token. Merges into tokens with larger scores come first.
+/// Returns the score of each token. Merges that produce a token with a higher score are applied
+/// first.
 fn scores(meta: &Metadata, family: Family, count: usize) -> Result<Vec<f32>> {
     if family == Family::Gemma {
-        // The conversion is exact, because f32 represents all integers up to 2^24, and vocabularies
-        // are smaller than that.
+        // The conversion is exact, because an f32 represents all integers up to 2^24 exactly, and
+        // there are at most 2^20 tokens.
         return Ok((0..count).map(|i| -(i as f32)).collect());
     }
     let scores = meta
@@ -121,13 +123,14 @@ fn scores(meta: &Metadata, family: Family, count: usize) -> Result<Vec<f32>> {
     match scores.len() == count {
         true => Ok(scores),
         false => {
-            Err(Error::new(format!("the tokenizer has {count} tokens and {} scores", scores.len())))
+            Err(Error::new(format!("the tokenizer has {count} tokens but {} scores", scores.len())))
         }
     }
 }
 
-/// All ways to split a token into two other tokens, sorted by the token's score in descending
-/// order. For one token, the split with the longest first part comes first.
+/// Returns all ways to split a token into two other tokens, in descending order of the score of the
+/// combined token. Among merges with the same score, the one with the longest first part goes
+/// first.
 fn merges_of(tokens: &[Token], scores: &[f32], vocab: &Vocab) -> Result<Merges> {
     let work = tokens
         .iter()
@@ -136,13 +139,13 @@ fn merges_of(tokens: &[Token], scores: &[f32], vocab: &Vocab) -> Result<Merges> 
     if work > MAX_WORK {
         let longest = tokens.iter().map(|t| t.text.len()).max().unwrap_or(0);
         return Err(Error::new(format!(
-            "the tokenizer's tokens are too long, up to {longest} bytes"
+            "the tokenizer has tokens of up to {longest} bytes, which is too long"
         ))
-        .hint("use another file; this one is damaged or was made to be slow to read"));
+        .hint("use a different file; this one is corrupted or malicious"));
     }
     struct Merge<'a> {
         score: f32,
-        /// Numbers of characters of the two parts.
+        /// Lengths of the two parts in characters.
         lengths: (usize, usize),
         pair: (&'a str, &'a str),
     }
@@ -156,7 +159,7 @@ fn merges_of(tokens: &[Token], scores: &[f32], vocab: &Vocab) -> Result<Merges> 
             }
         }
     }
-    // The sort must be stable, so that the order of the tokens decides between equal merges.
+    // The sort must be stable, so that ties are broken by the order of the tokens.
     merges.sort_by(|a, b| {
         b.score.partial_cmp(&a.score).unwrap_or(Ordering::Equal).then(b.lengths.cmp(&a.lengths))
     });

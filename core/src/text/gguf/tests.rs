@@ -74,7 +74,7 @@ fn fixture() -> Value {
             Value::from(with_spaces["tokens"][at].as_str().unwrap().replace('▁', " "));
         with_spaces["token_type"][at] = Value::from(4);
     }
-    // The order of the tokens determines the order of the merges, so the scores must not matter.
+    // Gemma's merges are ordered by token ids, so the scores must not matter.
     with_spaces["scores"].as_array_mut().unwrap().fill(Value::from(0.0));
     vocabularies["pieces with spaces"] = with_spaces;
     fixture
@@ -174,7 +174,7 @@ fn encode_alone_adds_the_special_tokens_that_the_file_sets() {
     assert_eq!(alone("llama", vec![]), (vec![], vec![]), "a file without a BOS must not add one");
 }
 
-/// As with the tokenizer of a folder, a pair of plain text begins with the BOS if the file sets
+/// Like the tokenizer of a folder, a GGUF tokenizer adds the BOS to plain text if the file sets
 /// `add_bos_token`.
 #[test]
 fn pairs_of_plain_text_begin_with_the_bos_if_the_file_sets_it() {
@@ -251,18 +251,18 @@ fn an_inconsistent_vocabulary_is_refused() {
     assert!(twice.contains("twice, with the ids 299 and 300"), "{twice}");
     assert!(
         refused("llama", &|v, _| v["scores"] = Value::from(vec![1.0]))
-            .contains("tokens and 1 scores")
+            .contains("tokens but 1 scores")
     );
     assert!(
         refused("llama", &|v, _| v["scores"] = Value::Null).contains("`tokenizer.ggml.scores`")
     );
     assert!(
         refused("llama", &|v, _| v["token_type"] = Value::from(vec![1]))
-            .contains("tokens and 1 token types")
+            .contains("tokens but 1 token types")
     );
     assert!(
         refused("llama", &|v, _| v["tokens"][300] = Value::from("x".repeat(40_000)))
-            .contains("too long, up to 40000 bytes")
+            .contains("tokens of up to 40000 bytes, which is too long")
     );
     assert!(
         refused("gpt-2", &|v, _| v["merges"][0] = Value::from("ab"))

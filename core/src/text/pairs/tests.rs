@@ -7,7 +7,7 @@ use crate::weights::ModelFiles;
 const LIMITS: Limits = Limits { max_length: 1024, ..Limits::NONE };
 const EOS: i64 = 2;
 
-/// The small tokenizer of the reference values.
+/// The small tokenizer that the expected values were computed with.
 fn tokenizer() -> Tokenizer {
     Tokenizer::from_folder(&testing::golden::own().join("tokenizer")).unwrap()
 }
@@ -63,7 +63,7 @@ fn the_chat_template_decides_how_messages_end() {
     assert_eq!(t.decode(&got.rejected).unwrap(), "go away<|im_end|>\n");
 }
 
-/// Numbers the pairs as if each came from its own row.
+/// Numbers the pairs as if each pair came from a different row.
 fn rows(
     pairs: impl IntoIterator<Item = PreferencePair>,
 ) -> impl Iterator<Item = Result<(usize, PreferencePair)>> {
@@ -131,9 +131,9 @@ fn a_token_that_merges_across_the_boundary_belongs_to_the_completion() {
     let bare = Limits { special_tokens: false, ..LIMITS };
     assert_eq!(parts(&t, &pair("Answer: ", "B", "the"), &bare), ["Answer:", " B</s>", " the</s>"]);
     assert_eq!(parts(&t, &pair("Answer:", " B", " the"), &bare), ["Answer:", " B</s>", " the</s>"]);
-    // A merge in one completion moves the boundary of both.
+    // If a token of one completion spans the end of the prompt, the prompt is shorter for both.
     assert_eq!(parts(&t, &pair("Answer: ", "A", "B"), &bare), ["Answer:", " A</s>", " B</s>"]);
-    // If no token of the prompt is left, the BOS replaces the prompt.
+    // If this leaves no tokens in the prompt, the prompt is the BOS.
     assert_eq!(parts(&t, &pair(" ", "B", "the"), &bare), ["<s>", " B</s>", " the</s>"]);
     assert_eq!(parts(&t, &pair("", "B", "the"), &bare), ["<s>", "B</s>", "the</s>"]);
 }
@@ -141,7 +141,7 @@ fn a_token_that_merges_across_the_boundary_belongs_to_the_completion() {
 #[test]
 fn only_plain_text_gets_the_special_tokens_of_the_tokenizer() {
     let t = tokenizer_with_bos_and_eos();
-    // The tokenizer adds its EOS after the EOS of the completion, as in TRL.
+    // As in TRL, the tokenizer's EOS is added after the EOS of the completion.
     assert_eq!(parts(&t, &pair("Say:", "a", "b"), &LIMITS), ["<s>Say:", "a</s></s>", "b</s></s>"]);
     assert_eq!(
         parts(&t, &pair("Say:", "a", "b"), &Limits { add_eos: false, ..LIMITS }),
@@ -158,9 +158,9 @@ fn only_plain_text_gets_the_special_tokens_of_the_tokenizer() {
         turns(&[("assistant", "a")]),
         turns(&[("assistant", "tea")]),
     );
-    // The generation prompt ends with `think:`, which finished turns do not have. The pair's prompt
-    // is the common beginning of all three texts, so `tea` keeps the `t` that it shares with
-    // `think`.
+    // The generation prompt ends with `think:`, which finished turns do not contain. The pair's
+    // prompt is the common prefix of all three texts. It ends before the `t` that `tea` shares with
+    // `think`, because the other completion does not begin with `t`.
     assert_eq!(parts(&t, &chat, &LIMITS), [":user:hi</s>:assistant:", "a</s>", "tea</s>"]);
 }
 
@@ -206,10 +206,10 @@ fn warnings_count_unusual_pairs_and_give_an_example() {
     let warnings = found.lines().join("\n");
     for part in [
         "on its own than before a completion: 4. ",
-        "this end of the first such prompt is left out: \" \"\n",
-        "a message of the role `user`, not `assistant`: 1\n",
+        "Cut from the first such prompt: \" \"\n",
+        "first message has the role `user` instead of `assistant`: 1\n",
         "longer than the model's context of 9 tokens: ",
-        "begin with the prompt, which is then read twice: 2\n",
+        "repeat the prompt, so that the model reads it twice: 2\n",
         "with an empty completion: 1",
     ] {
         assert!(warnings.contains(part), "{part}\n{warnings}");
@@ -354,8 +354,8 @@ fn real_pairs_have_the_same_ids_as_in_the_reference_values() {
         std::mem::take(found["pairs"].as_array_mut().unwrap())
     });
     let bare = Limits { add_eos: false, special_tokens: false, ..LIMITS };
-    // For the reference values, prompt and completions were tokenised separately. If this leads to
-    // other ids than tokenising them together, the log-probabilities differ too.
+    // The expected values were computed with prompts and completions tokenised separately. If that
+    // gives different ids than tokenising them together, the log-probabilities differ as well.
     let mut different = Vec::new();
     for (i, p) in pairs.enumerate() {
         let field = |key: &str| p[key].as_str().unwrap();

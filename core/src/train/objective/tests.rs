@@ -9,7 +9,7 @@ use crate::conformance::{self, Bench, Case};
 use crate::error::Fault;
 use crate::train::{accumulate, validate};
 
-/// A method with these needs, whose loss is computed by the closure.
+/// A method with the given needs. The closure computes its loss.
 struct Probe<F>(Needs, F);
 
 impl<F: FnMut(&Pairs) -> Result<Tensor> + Send> Intervention for Probe<F> {
@@ -22,7 +22,7 @@ impl<F: FnMut(&Pairs) -> Result<Tensor> + Send> Intervention for Probe<F> {
     }
 }
 
-/// A model with a disturbed adapter, and pairs.
+/// A model whose adapter no longer has its initial values, and pairs.
 struct Fixture {
     bench: Bench,
     pairs: Vec<TokenPair>,
@@ -40,7 +40,7 @@ impl Fixture {
             .expect("a batch")
     }
 
-    /// Returns the loss of a probe over all pairs, and checks that it has a gradient.
+    /// Returns the loss over all pairs, computed by `of`, and checks that it has a gradient.
     fn loss(
         &self,
         needs: Needs,
@@ -61,8 +61,8 @@ impl Fixture {
         Ok(value.double_value(&[]))
     }
 
-    /// Returns log p over the vocabulary at the scored tokens of a batch, with or without the
-    /// adapter.
+    /// Returns log p for every token of the vocabulary, at the scored positions of a batch. `on`
+    /// enables the adapter.
     fn log_softmax(&self, batch: &PairBatch, on: bool) -> Tensor {
         let _guard = tch::no_grad_guard();
         let request = Request {
@@ -147,7 +147,8 @@ fn the_divergence_from_the_reference_is_the_sum_over_the_vocabulary() {
     };
     let expected = side(Side::Chosen) + side(Side::Rejected);
     assert!(expected > 1e-3 && (ours - expected).abs() < 1e-9 * expected, "{ours}, not {expected}");
-    // A method must request the divergence, together with log-probabilities.
+    // The divergence is only available to a method that requests it and also needs
+    // log-probabilities.
     let refused = |needs| {
         fixture
             .loss(needs, Taps::default(), |pairs| {
@@ -239,7 +240,7 @@ fn log_probabilities_of_one_completion_equal_those_of_a_pass_over_both() {
     assert!((one - both).abs() < 1e-12 * both.abs(), "{one} and {both}");
 }
 
-/// A method that updates running statistics whenever its loss is computed.
+/// A method that updates a running mean each time its loss is computed.
 struct Running(f64);
 
 impl Intervention for Running {
@@ -257,7 +258,7 @@ impl Intervention for Running {
 #[test]
 fn a_validation_does_not_change_the_method_or_the_gradients() {
     let info = StepInfo { step: 0, steps: 2 };
-    // Computes the gradients of two steps, with or without a validation between them.
+    // Computes the gradients after two steps, optionally with a validation in between.
     let gradients = |validates: bool| {
         let fixture = Fixture::new();
         let Bench { model, adapted, .. } = &fixture.bench;
@@ -277,7 +278,7 @@ fn a_validation_does_not_change_the_method_or_the_gradients() {
         adapted.parameters().into_iter().map(|(_, p)| p.grad().copy()).collect::<Vec<_>>()
     };
     assert_eq!(gradients(true), gradients(false));
-    // A validation uses another instance of the method, so its result does not depend on earlier
+    // Validation uses a separate instance of the method, so its result does not depend on previous
     // training.
     let fixture = Fixture::new();
     let Bench { model, adapted, .. } = &fixture.bench;

@@ -1,5 +1,4 @@
-//! Tests the context that a transform receives, and the order in which pooling and the transform
-//! are applied.
+//! Tests the context that a transform receives, and whether pooling or the transform comes first.
 
 use tch::{Device, Kind};
 
@@ -46,7 +45,7 @@ impl Transform for Double {
     }
 }
 
-/// Each pooling of the engine, and `None` for a custom pooling.
+/// All built-in poolings, and `None` for a custom pooling.
 const POOLINGS: [Option<Pooling>; 5] = [
     Some(Pooling::Completion),
     Some(Pooling::All),
@@ -55,7 +54,7 @@ const POOLINGS: [Option<Pooling>; 5] = [
     None,
 ];
 
-/// Sums the states of each sequence, each multiplied by its norm.
+/// Sums the states of each sequence, weighted by their norms.
 struct Weighted;
 
 impl TokenPooling for Weighted {
@@ -119,7 +118,7 @@ fn sequences(rows: &Rows, states: &Tensor, pairs: i64) -> Vec<Tensor> {
     (0..pairs).map(|i| all.index_select(0, &rows.owner.eq(i).nonzero().squeeze_dim(1))).collect()
 }
 
-/// Pools the transformed states of one sequence.
+/// Pools the transformed states of a sequence.
 fn pooled(x: &Tensor, pooling: Option<Pooling>) -> Tensor {
     match pooling {
         Some(_) => x.mean_dim(0, false, Kind::Double),
@@ -157,7 +156,7 @@ fn each_tap_uses_its_own_transform() {
     let h = states(&batch, &[4, 4]);
     let taps =
         taps(vec![Box::new(UsesContext), Box::new(Double)], &[1, 0], Some(Pooling::Completion));
-    // One nonlinear transform is enough to make all transforms run before pooling.
+    // A single nonlinear transform makes all taps apply the transform before pooling.
     assert!(!taps.pool_first());
     let rows = batch.rows(Pooling::Completion, Side::Chosen).expect("rows");
     let plain = rows.mean(&rows.gather(&h[0]).expect("rows")).expect("a mean");

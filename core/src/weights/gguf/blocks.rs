@@ -1,8 +1,8 @@
-//! Decodes the blocks of ggml's number types. The operations are in the same order as in Python's
-//! `gguf` package, so that the results are equal bit for bit.
+//! Decodes blocks of ggml's number types. The operations are in the same order as in Python's
+//! `gguf` package, so that the results are bit-for-bit equal.
 //!
-//! The comments list the fields of a block in order, and the formula of a number y. q is the stored
-//! integer; d, dmin and m are half-precision scales and offsets.
+//! The comment of each function lists the fields of a block in order, and the formula for a number
+//! y. q is the stored integer. d, dmin and m are half-precision scales and offsets.
 
 use half::f16;
 
@@ -21,8 +21,8 @@ fn f16_at(b: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([b[at], b[at + 1]]).to_f32()
 }
 
-/// d, then 16 bytes of two 4-bit numbers each. The low halves are the first 16 numbers, and the
-/// high halves the last 16.
+/// d, then 16 bytes. The low 4 bits of these bytes are the first 16 numbers, and the high 4 bits
+/// are the last 16 numbers.
 ///
 /// y = (q − 8)·d
 pub(super) fn q4_0(b: &[u8; 18], y: &mut [f32; 32]) {
@@ -34,7 +34,7 @@ pub(super) fn q4_0(b: &[u8; 18], y: &mut [f32; 32]) {
     }
 }
 
-/// d, m, then 16 bytes as in Q4_0.
+/// d, m, then 16 bytes as in Q4_0
 ///
 /// y = q·d + m
 pub(super) fn q4_1(b: &[u8; 20], y: &mut [f32; 32]) {
@@ -46,15 +46,15 @@ pub(super) fn q4_1(b: &[u8; 20], y: &mut [f32; 32]) {
     }
 }
 
-/// The 5-bit numbers `j` and `j + 16` of a block. `low` contains their lower four bits, and bit i
-/// of `high` is the fifth bit of number i.
+/// Returns the 5-bit numbers `j` and `j + 16` of a block. `low` contains the lower four bits of
+/// both, and bit i of `high` is the fifth bit of number i.
 fn five_bits(low: u8, high: u32, j: usize) -> (i32, i32) {
     let a = u32::from(low & 15) | (high >> j & 1) << 4;
     let b = u32::from(low >> 4) | (high >> (j + 16) & 1) << 4;
     (a as i32, b as i32)
 }
 
-/// d, then 32 fifth bits, then 16 bytes as in Q4_0.
+/// d, then the fifth bits of the 32 numbers, then 16 bytes with the other bits, as in Q4_0
 ///
 /// y = (q − 16)·d
 pub(super) fn q5_0(b: &[u8; 22], y: &mut [f32; 32]) {
@@ -67,7 +67,7 @@ pub(super) fn q5_0(b: &[u8; 22], y: &mut [f32; 32]) {
     }
 }
 
-/// d, m, then 32 fifth bits, then 16 bytes as in Q4_0.
+/// d, m, then the fifth bits of the 32 numbers, then 16 bytes with the other bits, as in Q4_0
 ///
 /// y = q·d + m
 pub(super) fn q5_1(b: &[u8; 24], y: &mut [f32; 32]) {
@@ -80,7 +80,7 @@ pub(super) fn q5_1(b: &[u8; 24], y: &mut [f32; 32]) {
     }
 }
 
-/// d, then 32 signed bytes.
+/// d, then 32 signed bytes
 ///
 /// y = q·d
 pub(super) fn q8_0(b: &[u8; 34], y: &mut [f32; 32]) {
@@ -90,8 +90,8 @@ pub(super) fn q8_0(b: &[u8; 34], y: &mut [f32; 32]) {
     }
 }
 
-/// 16 bytes with a 4-bit scale (low half) and a 4-bit minimum (high half) each, then 64 bytes of
-/// four 2-bit numbers each, then d and dmin.
+/// 16 bytes, each with a 4-bit scale (low half) and a 4-bit minimum (high half), then 64 bytes,
+/// each with four 2-bit numbers, then d and dmin
 ///
 /// y = (d·scale)·q − dmin·min
 pub(super) fn q2_k(b: &[u8; 84], y: &mut [f32; 256]) {
@@ -105,8 +105,8 @@ pub(super) fn q2_k(b: &[u8; 84], y: &mut [f32; 256]) {
     }
 }
 
-/// 32 bytes of third bits, then 64 bytes of four 2-bit numbers each, then sixteen 6-bit scales in
-/// 12 bytes, then d. 4 is subtracted if the third bit is not set.
+/// 32 bytes with the third bit of each number, then 64 bytes, each with the lower two bits of four
+/// numbers, then 12 bytes with sixteen 6-bit scales, then d. `unset` is 1 if the third bit is 0.
 ///
 /// y = (d·(scale − 32))·(q − 4·unset)
 pub(super) fn q3_k(b: &[u8; 110], y: &mut [f32; 256]) {
@@ -124,8 +124,8 @@ pub(super) fn q3_k(b: &[u8; 110], y: &mut [f32; 256]) {
     }
 }
 
-/// The 6-bit scale and minimum of one of the eight groups of a Q4_K or Q5_K block. `s` is the 12
-/// bytes that contain them.
+/// Returns the 6-bit scale and minimum of one of the eight groups of a Q4_K or Q5_K block. They are
+/// packed into the 12 bytes `s`.
 fn scale_and_min(s: &[u8], group: usize) -> (f32, f32) {
     let (scale, min) = if group < 4 {
         (s[group] & 63, s[group + 4] & 63)
@@ -135,8 +135,8 @@ fn scale_and_min(s: &[u8], group: usize) -> (f32, f32) {
     (scale.into(), min.into())
 }
 
-/// d, dmin, then eight 6-bit scales and minima in 12 bytes, then 128 bytes of two 4-bit numbers
-/// each.
+/// d, dmin, then 12 bytes with eight 6-bit scales and minima, then 128 bytes, each with two 4-bit
+/// numbers
 ///
 /// y = (d·scale)·q − dmin·min
 pub(super) fn q4_k(b: &[u8; 144], y: &mut [f32; 256]) {
@@ -152,7 +152,7 @@ pub(super) fn q4_k(b: &[u8; 144], y: &mut [f32; 256]) {
     }
 }
 
-/// The layout of Q4_K with 32 bytes of fifth bits before the 4-bit numbers.
+/// As in Q4_K, but with 32 bytes before the 4-bit numbers that contain the fifth bits
 ///
 /// y = (d·scale)·q − dmin·min
 pub(super) fn q5_k(b: &[u8; 176], y: &mut [f32; 256]) {
@@ -168,8 +168,8 @@ pub(super) fn q5_k(b: &[u8; 176], y: &mut [f32; 256]) {
     }
 }
 
-/// 128 bytes with the lower four bits of two numbers each, then 64 bytes with the upper two bits of
-/// four numbers each, then 16 signed scales, then d.
+/// 128 bytes, each with the lower four bits of two numbers, then 64 bytes, each with the upper two
+/// bits of four numbers, then 16 signed scales, then d
 ///
 /// y = (d·scale)·(q − 32)
 pub(super) fn q6_k(b: &[u8; 210], y: &mut [f32; 256]) {

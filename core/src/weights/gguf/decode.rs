@@ -1,5 +1,5 @@
-//! Decodes the bytes of a mapped file into the memory of a tensor, with several threads. The file
-//! is read in slabs, and its pages are released after each slab to save memory.
+//! Decodes tensors from a memory-mapped file, on several threads. The file is read in slabs, and
+//! the pages of each slab are released afterwards to save memory.
 
 use std::ops::Range;
 
@@ -9,11 +9,11 @@ use super::order::Order;
 use super::types::Format;
 use crate::weights::memory::{Element, Mapped, SLAB};
 
-/// How many numbers a thread decodes at once.
+/// How many numbers a thread decodes at a time.
 const RUN: usize = 1 << 15;
 
-/// Decodes the blocks at `at` in the order of the file and subtracts `offset` from each number. The
-/// length of `out` must match the number of blocks.
+/// Decodes the blocks in the byte range `at` without changing their order, and subtracts `offset`
+/// from each number. `out` must have one element for each number in the blocks.
 pub fn in_order<T: Element>(
     format: &Format,
     file: &Mapped,
@@ -29,7 +29,7 @@ pub fn in_order<T: Element>(
     });
 }
 
-/// Decodes like [`in_order`], but puts the `rows` rows into Hugging Face's order.
+/// Decodes like [`in_order`], but puts the rows into Hugging Face's order. `rows` is their number.
 pub fn by_rows<T: Element>(
     format: &Format,
     file: &Mapped,
@@ -38,9 +38,9 @@ pub fn by_rows<T: Element>(
     offset: f32,
     (rows, order): (usize, Order),
 ) {
-    // A bias is treated as a matrix with one number in each row.
+    // A bias is treated as a matrix with one column.
     let (row, row_bytes) = (out.len() / rows, at.len() / rows);
-    // Rows that are reordered among themselves must be in the same slab.
+    // A group of rows that are permuted among themselves must not be split between slabs.
     slabs(format, file, at, out, order.together(rows).unwrap_or(1) * row, |bytes, out| {
         out.par_chunks_mut(row).enumerate().for_each(|(r, out)| {
             let from = order.row_of(r, rows) * row_bytes;
@@ -49,7 +49,7 @@ pub fn by_rows<T: Element>(
     });
 }
 
-/// Decodes like [`in_order`], but transposes a matrix that has `rows` rows in the file.
+/// Decodes like [`in_order`], but transposes the matrix. It has `rows` rows in the file.
 pub fn transposed<T: Element>(
     format: &Format,
     file: &Mapped,
@@ -79,8 +79,8 @@ pub fn transposed<T: Element>(
     }
 }
 
-/// Calls `read` for one slab after another and releases the pages of each slab afterwards. A slab
-/// has a multiple of `unit` numbers.
+/// Calls `read` for each slab in turn and then releases the pages of the slab. The size of a slab
+/// is a multiple of `unit` numbers.
 fn slabs<T: Element>(
     format: &Format,
     file: &Mapped,

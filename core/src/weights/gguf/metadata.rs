@@ -1,7 +1,8 @@
 //! Reads the key-value metadata in the header of a GGUF file.
 //!
-//! A malicious file must not use much time or memory. Every length is therefore compared with the
-//! rest of the file before it is used, and strings and arrays are only parsed when they are needed.
+//! A malicious file must not use much time or memory. Therefore, every length is checked against
+//! the remaining size of the file before it is used, and strings and arrays are only parsed when
+//! they are needed.
 
 use std::ops::Range;
 use std::path::Path;
@@ -16,8 +17,8 @@ use crate::weights::memory::Mapped;
 const MAX_ENTRIES: u64 = 1 << 16;
 /// Maximum length of a key in bytes.
 const MAX_KEY_BYTES: u64 = 1 << 16;
-/// Maximum size of the header in bytes. The headers of current models, vocabulary included, are
-/// about a tenth of this size.
+/// Maximum size of the header in bytes. In current models, the header, which includes the
+/// vocabulary, is about a tenth of this size.
 const MAX_HEADER_BYTES: u64 = 1 << 26;
 /// Maximum nesting depth of arrays. The format allows nested arrays, but no known model has them.
 const MAX_DEPTH: usize = 4;
@@ -55,7 +56,7 @@ impl Metadata {
     pub(super) fn read(cursor: &mut Cursor, file: &Arc<Mapped>, count: u64) -> Result<Self> {
         if count > MAX_ENTRIES {
             return Err(cursor
-                .wrong(format!("claims to have {count} metadata entries"))
+                .wrong(format!("has {count} metadata entries, which is too many"))
                 .hint(format!("valid: up to {MAX_ENTRIES}")));
         }
         let mut entries = IndexMap::new();
@@ -81,7 +82,7 @@ impl Metadata {
         self.entries.contains_key(key)
     }
 
-    /// All keys, in the order of the file.
+    /// All keys, in the order in which the file stores them.
     pub fn keys(&self) -> impl Iterator<Item = &str> {
         self.entries.keys().map(String::as_str)
     }
@@ -98,7 +99,7 @@ impl Metadata {
         ))
     }
 
-    /// The value of a key as a non-negative integer; `None` if the key is missing.
+    /// Reads a non-negative integer. Returns `None` if the key is missing.
     ///
     /// # Errors
     /// Fails if the value has another type or is negative.
@@ -113,7 +114,7 @@ impl Metadata {
         }
     }
 
-    /// The value of a key as a number; `None` if the key is missing.
+    /// Reads a number. Returns `None` if the key is missing.
     ///
     /// # Errors
     /// Fails if the value has another type or is not finite.
@@ -128,7 +129,7 @@ impl Metadata {
         }
     }
 
-    /// The value of a key as a boolean; `None` if the key is missing.
+    /// Reads a boolean. Returns `None` if the key is missing.
     ///
     /// # Errors
     /// Fails if the value has another type.
@@ -140,7 +141,7 @@ impl Metadata {
         }
     }
 
-    /// The value of a key as a string; `None` if the key is missing.
+    /// Reads a string. Returns `None` if the key is missing.
     ///
     /// # Errors
     /// Fails if the value has another type or is not UTF-8.
@@ -154,7 +155,7 @@ impl Metadata {
         }
     }
 
-    /// The value of a key as an array of strings; `None` if the key is missing.
+    /// Reads an array of strings. Returns `None` if the key is missing.
     ///
     /// # Errors
     /// Fails if the value has another type or is not UTF-8.
@@ -177,13 +178,12 @@ impl Metadata {
         Ok(Some(texts))
     }
 
-    /// True if the value of the key is an array.
+    /// True if the value is an array.
     pub fn is_array(&self, key: &str) -> bool {
         matches!(self.entries.get(key), Some(Value::Array { .. }))
     }
 
-    /// The value of a key as an array of integers; `None` if the key is missing. Booleans are
-    /// converted to 0 and 1.
+    /// Reads an array of integers, or of booleans as 0 and 1. Returns `None` if the key is missing.
     ///
     /// # Errors
     /// Fails if the value has another type, or if a number does not fit into a signed 64-bit
@@ -214,7 +214,7 @@ impl Metadata {
         Ok(Some(all))
     }
 
-    /// The value of a key as an array of numbers, converted to f32; `None` if the key is missing.
+    /// Reads an array of numbers and converts them to f32. Returns `None` if the key is missing.
     ///
     /// # Errors
     /// Fails if the value has another type, or if a number is not finite.
@@ -243,8 +243,8 @@ impl Metadata {
         Ok(Some(all))
     }
 
-    /// The value of a key as a number, with 1 for `true`. `None` if the key is missing, or if its
-    /// value is a string or an array.
+    /// Returns a number, or a boolean as 0 or 1. Returns `None` if the key is missing or has a
+    /// value of another type.
     pub fn number(&self, key: &str) -> Option<f64> {
         match self.entries.get(key)? {
             Value::Unsigned(x) => Some(*x as f64),
@@ -255,7 +255,7 @@ impl Metadata {
         }
     }
 
-    /// The value of a key, formatted for an error message.
+    /// Formats the value for an error message.
     pub fn describe(&self, key: &str) -> String {
         match self.entries.get(key) {
             None => "nothing".to_owned(),
@@ -272,14 +272,14 @@ impl Metadata {
         }
     }
 
-    /// The error for a required key that is missing.
+    /// Creates the error for a missing required key.
     pub fn missing(&self, key: &str) -> Error {
         Error::new(format!("`{}` does not have the key `{key}`", self.file.path().display()))
             .hint("convert the model again, or use its Hugging Face folder")
     }
 }
 
-/// Reads forward through the header of a GGUF file.
+/// Reads the header of a GGUF file sequentially.
 pub(super) struct Cursor<'a> {
     file: &'a Mapped,
     at: usize,
@@ -310,7 +310,8 @@ impl<'a> Cursor<'a> {
         let left = self.file.len() - self.at;
         if len <= left as u64 && self.at as u64 + len > MAX_HEADER_BYTES {
             return Err(self.wrong(format!(
-                "has a header of more than {MAX_HEADER_BYTES} bytes, with {what} of {len} bytes"
+                "has a header of more than {MAX_HEADER_BYTES} bytes, including {what} of {len} \
+                bytes"
             )));
         }
         match usize::try_from(len) {
@@ -372,17 +373,15 @@ impl<'a> Cursor<'a> {
                 let (of, len) = (self.u32()?, self.u64()?);
                 let start = self.at;
                 self.skip(of, len, 0)?;
-                // Each element takes at least one byte, so the length cannot exceed the file's
-                // size.
+                // Each element takes at least one byte, so the length is at most the size of the
+                // file, and the conversion cannot fail.
                 Value::Array { of, len: usize::try_from(len).unwrap_or(0), at: start..self.at }
             }
             10 => Value::Unsigned(self.u64()?),
             11 => Value::Signed(i64::from_le_bytes(self.bytes()?)),
             12 => Value::Float(f64::from_le_bytes(self.bytes()?)),
             other => {
-                return Err(
-                    self.wrong(format!("has a value of type {other}, which does not exist"))
-                );
+                return Err(self.wrong(format!("has a value of the unknown type {other}")));
             }
         })
     }
@@ -412,17 +411,15 @@ impl<'a> Cursor<'a> {
                 );
             }
             other => {
-                return Err(
-                    self.wrong(format!("has an array of type {other}, which does not exist"))
-                );
+                return Err(self.wrong(format!("has an array of the unknown type {other}")));
             }
         };
         self.take(len.saturating_mul(size), "an array").map(|_| ())
     }
 }
 
-/// Converts an f32 to the f64 with the same shortest decimal representation. This restores the
-/// number in the model's config.json: 1e-5 instead of 9.999999747378752e-6.
+/// Converts an f32 to the f64 with the same shortest decimal representation. The result is the
+/// number in the model's config.json, for example 1e-5 instead of 9.999999747378752e-6.
 fn shortest(x: f32) -> f64 {
     x.to_string().parse().unwrap_or(f64::from(x))
 }

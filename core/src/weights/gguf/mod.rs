@@ -1,8 +1,8 @@
-//! Reads GGUF files (versions 2 and 3), llama.cpp's format for models.
+//! Reads GGUF files (versions 2 and 3), llama.cpp's model format.
 //!
-//! The tensors and the configuration are converted to the names, row order and settings of Hugging
-//! Face, so that the code of the models does not depend on the file format. Quantised blocks are
-//! decoded directly into the memory of the tensor.
+//! Tensor names, row order and settings are converted to Hugging Face's, so that the model code
+//! does not depend on the file format. Quantised blocks are decoded directly into the memory of the
+//! tensor.
 
 mod blocks;
 mod decode;
@@ -32,12 +32,11 @@ use names::RopeFactors;
 use order::Order;
 use part::TensorInfo;
 
-/// Maximum number of rotary factors, one for each pair of dimensions of a head. No known model
-/// comes close to this number.
+/// Maximum number of rotary factors in a tensor. There is one for each pair of dimensions in a
+/// head. All known models have far fewer.
 const MAX_ROPE_FACTORS: i64 = 1 << 14;
 
-/// A GGUF model in one file, or in several parts if it was split. The files are mapped into memory
-/// and their headers are checked.
+/// A GGUF model, which may be split into several files. The files are memory-mapped and validated.
 #[derive(Debug)]
 pub struct Gguf {
     files: Vec<Arc<Mapped>>,
@@ -48,17 +47,17 @@ pub struct Gguf {
 
 #[derive(Debug)]
 struct StoredTensor {
-    /// Index of the file that contains the tensor.
+    /// Index of the file in `Gguf::files`.
     file: usize,
     placed: TensorInfo,
     order: Order,
-    /// Number that must be subtracted from the values in the file to get Hugging Face's values.
+    /// Value to subtract from each number in the file to get Hugging Face's weights.
     offset: f32,
 }
 
 impl Gguf {
-    /// Maps a file and checks its header. If `path` is any part of a split model, all parts are
-    /// opened.
+    /// Maps a file into memory and validates its header. If `path` is any part of a split model,
+    /// all parts are opened.
     ///
     /// # Errors
     /// Fails if a file cannot be read, is incomplete or not a GGUF file, if a part is missing, or
@@ -96,7 +95,7 @@ impl Gguf {
             }
             let name = architecture.rename(&gguf_name).ok_or_else(|| {
                 Error::new(format!(
-                    "`{at}` has a tensor `{gguf_name}`, which is unknown for its architecture"
+                    "`{at}` has a tensor `{gguf_name}`, which does not belong to its architecture"
                 ))
             })?;
             (stored.order, stored.offset) =
@@ -116,7 +115,7 @@ impl Gguf {
                     stored.placed.shape
                 )));
             }
-            // Reordering a bias moves single numbers, which is not possible within a quantised
+            // Reordering a bias moves individual numbers, which is not possible inside a quantised
             // block.
             if stored.order != Order::Same
                 && stored.placed.shape.len() == 1
@@ -130,10 +129,10 @@ impl Gguf {
             }
             if let Some(first) = tensors.insert(name, stored) {
                 return Err(Error::new(format!(
-                    "`{at}` is not a valid GGUF file: it has a second tensor `{gguf_name}`"
+                    "`{at}` is not a valid GGUF file: duplicate tensor `{gguf_name}`"
                 ))
                 .hint(format!(
-                    "download it again; the first tensor of this name is in `{}`",
+                    "download it again; the tensor is also in `{}`",
                     files[first.file].path().display()
                 )));
             }
@@ -151,22 +150,22 @@ impl Gguf {
         Ok(Self { files, metadata, config, tensors })
     }
 
-    /// The metadata of the file, with llama.cpp's keys.
+    /// The metadata of the file, under llama.cpp's keys.
     pub fn metadata(&self) -> &Metadata {
         &self.metadata
     }
 
-    /// The configuration, with the keys of Hugging Face's config.json.
+    /// The configuration in the format of Hugging Face's config.json.
     pub fn config(&self) -> &Value {
         &self.config
     }
 
-    /// Hugging Face's names of the tensors, in the order of the file.
+    /// Hugging Face's names of the tensors, in the order in which the file stores them.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// The number types in the file, without duplicates.
+    /// The number types of the tensors, without duplicates.
     pub fn formats(&self) -> Vec<&'static str> {
         let mut names = Vec::new();
         for t in self.tensors.values() {
@@ -177,7 +176,7 @@ impl Gguf {
         names
     }
 
-    /// The bytes and the header's length in bytes of each file.
+    /// For each file, its content and the length of its header in bytes.
     pub(super) fn bytes(&self) -> impl Iterator<Item = (&Mapped, usize)> {
         self.files.iter().enumerate().map(|(i, file)| {
             let header =
@@ -186,13 +185,13 @@ impl Gguf {
         })
     }
 
-    /// Number of files of the model.
+    /// Number of files that the model consists of.
     pub fn files(&self) -> usize {
         self.files.len()
     }
 
-    /// Decodes one tensor into numbers of type `kind`, on the CPU. Most of the file's pages are
-    /// released while the tensor is read.
+    /// Decodes one tensor into numbers of type `kind`, on the CPU. Most pages of the file are
+    /// released in the process.
     ///
     /// # Errors
     /// Fails if the tensor does not exist, or if memory runs out.
@@ -214,7 +213,7 @@ impl Gguf {
 }
 
 impl StoredTensor {
-    /// Decodes a small tensor; `None` if it has more than [`MAX_ROPE_FACTORS`] numbers.
+    /// Decodes a small tensor. Returns `None` if it has more than [`MAX_ROPE_FACTORS`] numbers.
     fn decode_small(&self, file: &Mapped) -> Option<Vec<f64>> {
         let numel: i64 = self.placed.shape.iter().product();
         let mut numbers =

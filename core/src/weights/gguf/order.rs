@@ -1,29 +1,29 @@
-//! The order of rows in llama.cpp's tensors, which differs from Hugging Face's for some tensors.
+//! Describes how llama.cpp orders the rows of tensors, which may differ from Hugging Face's order.
 
-/// The order of a tensor's rows in the file, compared with Hugging Face's.
+/// The order of a tensor's rows in the file, compared to Hugging Face's order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
     /// The order is the same.
     Same,
-    /// The two rows of a head that rotate together are adjacent: row i of the first half is row
-    /// 2·i, and row i of the second half is row 2·i + 1. Only the first `rotated` rows of a head
-    /// rotate; the others keep their positions.
+    /// The two rows of a head that are rotated together are adjacent: row i of the first half
+    /// becomes row 2·i, and row i of the second half becomes row 2·i + 1. This only applies to the
+    /// first `rotated` rows of each head. The remaining rows keep their positions.
     Pairs {
         /// Number of heads.
         heads: usize,
-        /// Number of rows of each head that rotate.
+        /// Number of rows in each head that are rotated.
         rotated: usize,
     },
-    /// The file has all queries, then all keys, then all values. In Hugging Face's order, the
-    /// queries, keys and values of a head are adjacent. The field is the number of heads.
+    /// All queries come first, then all keys, then all values. In Hugging Face's order, the
+    /// queries, keys and values of each head are adjacent. The field is the number of heads.
     Thirds(usize),
     /// The matrix is transposed.
     Transposed,
 }
 
 impl Order {
-    /// Number of heads, and number of equal parts of each head. The rows must be divisible by their
-    /// product.
+    /// Number of heads, and number of equal parts that each head is divided into. The number of
+    /// rows must be divisible by their product.
     fn groups(self) -> Option<(usize, usize)> {
         match self {
             Self::Same | Self::Transposed => None,
@@ -32,7 +32,8 @@ impl Order {
         }
     }
 
-    /// Returns the number of heads if `rows` cannot be divided evenly among them, else `None`.
+    /// Returns `None` if `rows` is divisible into heads of equal parts, and the number of heads
+    /// otherwise.
     pub fn misfit(self, rows: i64) -> Option<usize> {
         let (heads, parts) = self.groups()?;
         let groups = heads
@@ -42,8 +43,8 @@ impl Order {
         if groups.is_some_and(|groups| rows % groups == 0) { None } else { Some(heads) }
     }
 
-    /// Number of adjacent rows that are only reordered among themselves; `None` if rows are not
-    /// reordered.
+    /// Size of the groups of adjacent rows that are permuted among themselves; `None` if rows are
+    /// not permuted.
     pub fn together(self, rows: usize) -> Option<usize> {
         match self {
             Self::Same | Self::Transposed => None,
@@ -52,15 +53,16 @@ impl Order {
         }
     }
 
-    /// The index in the file of Hugging Face's row `r` of `rows`. Both indices may also be relative
-    /// to a group of rows that are only reordered among themselves.
+    /// Returns the index in the file of row `r` in Hugging Face's order. `rows` is the total number
+    /// of rows. Both indices may also be relative to the start of a group, see
+    /// [`together`](Self::together).
     pub fn row_of(self, r: usize, rows: usize) -> usize {
         match self {
             Self::Same | Self::Transposed => r,
             Self::Pairs { heads, rotated } => {
                 let head = rows / heads;
                 let (start, within) = (r / head * head, r % head);
-                // If `rotated` is not a valid number of rows, all rows of the head rotate.
+                // If `rotated` is out of range, the whole head is rotated.
                 let rotated = if (2..=head).contains(&rotated) { rotated } else { head };
                 if within >= rotated {
                     r

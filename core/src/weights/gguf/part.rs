@@ -1,5 +1,5 @@
-//! Opens one GGUF file, checks its header and locates its tensors. A split model consists of
-//! several such files.
+//! Opens one GGUF file, validates its header and locates its tensors. The file may be a part of a
+//! split model.
 
 use std::ops::Range;
 use std::path::Path;
@@ -12,42 +12,42 @@ use crate::weights::memory::Mapped;
 
 /// Maximum number of tensors in a file.
 const MAX_TENSORS: u64 = 1 << 16;
-/// Maximum length of a tensor's name in bytes.
+/// Maximum length of a tensor name in bytes.
 const MAX_NAME_BYTES: u64 = 1 << 10;
-/// Maximum number of axes of a tensor, as in ggml.
+/// Maximum number of tensor dimensions, as in ggml.
 const MAX_AXES: u32 = 4;
 
-/// A GGUF file that is mapped into memory.
+/// A memory-mapped GGUF file.
 #[derive(Debug)]
 pub struct Part {
     pub file: Arc<Mapped>,
     pub metadata: Metadata,
-    /// The tensors with llama.cpp's names, in the order of the file.
+    /// The tensors under llama.cpp's names, in the order in which the file stores them.
     pub tensors: Vec<(String, TensorInfo)>,
 }
 
-/// The number type, shape and position of a tensor in a file.
+/// The number type, shape and location of a tensor.
 #[derive(Debug)]
 pub struct TensorInfo {
     pub format: &'static Format,
-    /// Lengths of the axes. The outermost axis comes first, as in PyTorch.
+    /// Sizes of the dimensions. As in PyTorch, the outermost dimension comes first.
     pub shape: Vec<i64>,
-    /// Byte range of the data. It is within the file.
+    /// Byte range of the data in the file.
     pub at: Range<usize>,
 }
 
 impl Part {
-    /// Maps a file and checks its header. The data of all tensors must be within the file and must
-    /// not overlap.
+    /// Maps a file into memory and validates its header. The data of all tensors must be within the
+    /// file and must not overlap.
     ///
     /// # Errors
-    /// Fails if the file cannot be read, is incomplete or not a GGUF file, or has a number type
-    /// that is not supported.
+    /// Fails if the file cannot be read, is incomplete, is not a GGUF file, or contains an
+    /// unsupported number type.
     pub fn open(path: &Path) -> Result<Self> {
         let file = Arc::new(Mapped::open(path)?);
         if file.get(..4) != Some(b"GGUF") {
             return Err(Error::new(format!("`{}` is not a GGUF file", path.display()))
-                .hint("download it again; a GGUF file begins with the letters GGUF"));
+                .hint("download it again; a GGUF file starts with the letters `GGUF`"));
         }
         let mut cursor = Cursor::new(&file, 4);
         match cursor.u32()? {
@@ -86,7 +86,7 @@ struct Info {
 fn infos(cursor: &mut Cursor, count: u64) -> Result<Vec<Info>> {
     if count > MAX_TENSORS {
         return Err(cursor
-            .wrong(format!("claims to have {count} tensors"))
+            .wrong(format!("has {count} tensors, which is too many"))
             .hint(format!("valid: up to {MAX_TENSORS}")));
     }
     let mut infos = Vec::new();
@@ -95,7 +95,7 @@ fn infos(cursor: &mut Cursor, count: u64) -> Result<Vec<Info>> {
         let axes = cursor.u32()?;
         if !(1..=MAX_AXES).contains(&axes) {
             return Err(cursor
-                .wrong(format!("has a tensor `{name}` with {axes} axes"))
+                .wrong(format!("has a tensor `{name}` with {axes} dimensions"))
                 .hint(format!("valid: 1 to {MAX_AXES}")));
         }
         let mut shape = Vec::new();
@@ -104,16 +104,16 @@ fn infos(cursor: &mut Cursor, count: u64) -> Result<Vec<Info>> {
             let len = cursor.u64()?;
             let product = numel.checked_mul(len).filter(|n| (1..=1 << 48).contains(n));
             numel = product.ok_or_else(|| {
-                cursor.wrong(format!("has a tensor `{name}` with an axis of length {len}"))
+                cursor.wrong(format!("has a tensor `{name}` with a dimension of size {len}"))
             })?;
             shape.push(len as i64);
         }
-        // In ggml, the innermost axis comes first.
+        // ggml stores the innermost dimension first.
         shape.reverse();
         let id = cursor.u32()?;
         let format = types::format(id).ok_or_else(|| {
             Error::new(format!(
-                "tensor `{name}` in `{}` has the type {}, which is not supported",
+                "tensor `{name}` in `{}` has the unsupported type {}",
                 cursor.path().display(),
                 types::unread_name(id)
             ))
@@ -122,7 +122,8 @@ fn infos(cursor: &mut Cursor, count: u64) -> Result<Vec<Info>> {
         let inner = shape.last().copied().unwrap_or(0) as u64;
         if !inner.is_multiple_of(format.block as u64) {
             return Err(cursor.wrong(format!(
-                "has a tensor `{name}` of type {} with rows of {inner}, not a multiple of {}",
+                "has a tensor `{name}` of type {} whose rows have {inner} elements, which is not a \
+                multiple of {}",
                 format.name, format.block
             )));
         }
@@ -138,8 +139,8 @@ fn infos(cursor: &mut Cursor, count: u64) -> Result<Vec<Info>> {
     Ok(infos)
 }
 
-/// Computes the byte range of each tensor in the data after the header, and checks that the ranges
-/// are within the file and do not overlap.
+/// Computes the byte range of each tensor, and checks that the ranges are within the file and do
+/// not overlap. The data follows the header.
 fn place(
     cursor: &mut Cursor,
     metadata: &Metadata,
@@ -150,7 +151,7 @@ fn place(
     if !alignment.is_power_of_two() || alignment > 1 << 20 {
         return Err(cursor
             .wrong(format!("has the alignment {alignment}"))
-            .hint("valid: a power of two up to 2^20; 32 is usual"));
+            .hint("valid: a power of two up to 2^20"));
     }
     let start = (cursor.at() as u64).next_multiple_of(alignment);
     let mut placed: Vec<(String, TensorInfo)> = Vec::with_capacity(infos.len());
@@ -166,11 +167,11 @@ fn place(
         })?;
         if info.offset % alignment != 0 {
             return Err(cursor.wrong(format!(
-                "has tensor `{}` at the offset {}, not a multiple of {alignment}",
+                "has the tensor `{}` at offset {}, which is not a multiple of {alignment}",
                 info.name, info.offset
             )));
         }
-        // The conversions cannot overflow, because `to` is within the mapped file.
+        // These casts cannot overflow, because `to` is within the mapped file.
         placed.push((
             info.name,
             TensorInfo { format: info.format, shape: info.shape, at: from as usize..to as usize },

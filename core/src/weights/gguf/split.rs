@@ -1,21 +1,22 @@
-//! Opens models that llama.cpp's gguf-split divided into several files, such as
-//! `NAME-00001-of-00003.gguf`.
+//! Opens models that were split into several files, such as `NAME-00001-of-00003.gguf`, with
+//! llama.cpp's gguf-split.
 //!
-//! Each part is a complete GGUF file with some of the tensors. The first part contains the metadata
-//! of the whole model.
+//! Each part is a valid GGUF file with some of the tensors. The first part contains the metadata of
+//! the whole model.
 
 use std::path::{Path, PathBuf};
 
 use super::part::Part;
 use crate::error::{Error, Result};
 
-/// Maximum number of parts, because their names have five digits.
+/// Maximum number of parts. Their names contain it as five digits.
 const MAX_PARTS: u64 = 99_999;
 
-/// Opens a file. If it is a part of a split model, all parts are opened and returned in order.
+/// Opens a file. If it is a part of a split model, opens all parts and returns them in order.
 ///
 /// # Errors
-/// Fails in the same cases as [`Part::open`], and if a part is missing or belongs to another model.
+/// Fails in the same cases as [`Part::open`], and if a part is missing or belongs to a different
+/// model.
 pub fn open(path: &Path) -> Result<Vec<Part>> {
     let given = Part::open(path)?;
     let count = given.metadata.unsigned("split.count")?.unwrap_or(1);
@@ -50,7 +51,7 @@ pub fn open(path: &Path) -> Result<Vec<Part>> {
             "of which {} missing: {named}{more}",
             if missing.len() == 1 { "one is" } else { "some are" }
         ))
-        .hint("put all parts into one folder, under their original names"));
+        .hint("put all parts into one folder with their original names"));
     }
     let mut given = Some(given);
     let mut parts = Vec::new();
@@ -69,7 +70,7 @@ pub fn open(path: &Path) -> Result<Vec<Part>> {
                 found.0,
                 found.1
             ))
-            .hint("download the parts again; they were renamed or belong to different models"));
+            .hint("download the parts again; some were renamed or belong to different models"));
         }
         parts.push(part);
     }
@@ -77,19 +78,21 @@ pub fn open(path: &Path) -> Result<Vec<Part>> {
     if let Some(total) = parts[0].metadata.unsigned("split.tensors.count")?
         && total != there as u64
     {
-        return Err(wrong(format!("whose parts have {there} tensors together instead of {total}"))
-            .hint("download the parts again; they belong to different models"));
+        return Err(wrong(format!(
+            "whose parts contain {there} tensors in total instead of {total}"
+        ))
+        .hint("download the parts again; they belong to different models"));
     }
     Ok(parts)
 }
 
-/// True if a file is a part of a split model other than the first one, and the first one exists.
+/// True if the file is a part of a split model, but not the first part, and the first part exists.
 pub fn is_later_part(path: &Path) -> bool {
     PartName::of(path).is_some_and(|n| n.number > 1 && n.part(1).is_file())
 }
 
-/// Returns the paths of all parts of a split model if `path` has the name of a part, and only
-/// `path` otherwise.
+/// Returns the paths of all parts if `path` is named like a part of a split model. Otherwise, only
+/// returns `path`.
 pub fn names(path: &Path) -> Vec<PathBuf> {
     match PartName::of(path).filter(|n| n.count <= MAX_PARTS && (1..=n.count).contains(&n.number)) {
         Some(name) => (1..=name.count).map(|n| name.part(n)).collect(),
@@ -97,8 +100,7 @@ pub fn names(path: &Path) -> Vec<PathBuf> {
     }
 }
 
-/// Number of a part according to its metadata, counted from 1 as in the names. (The metadata counts
-/// from 0.)
+/// Returns the number of a part according to its metadata, but counted from 1 as in file names.
 fn number_of(part: &Part, path: &Path) -> Result<u64> {
     let number =
         part.metadata.unsigned("split.no")?.ok_or_else(|| part.metadata.missing("split.no"))?;

@@ -27,8 +27,8 @@ fn refused(bytes: &[u8]) -> String {
     format!("{:?}", opened.expect_err("an invalid file must be refused"))
 }
 
-/// Pseudorandom bytes of `count` blocks. The half-precision scales, whose offsets in a block are
-/// `scales`, have moderate values.
+/// Returns pseudorandom bytes for `count` blocks. `scales` are the offsets of the half-precision
+/// scales in a block. They are set to moderate values.
 fn blocks(count: usize, size: usize, scales: &[usize]) -> Vec<u8> {
     let mut seed = 7u32;
     let mut bytes: Vec<u8> = (0..count * size)
@@ -46,7 +46,7 @@ fn blocks(count: usize, size: usize, scales: &[usize]) -> Vec<u8> {
     bytes
 }
 
-/// The expected numbers were computed by Python's `gguf` package, with `fixtures/make.py`.
+/// The expected values were computed with Python's `gguf` package (see `fixtures/make.py`).
 #[test]
 fn every_type_is_decoded_bit_for_bit_as_in_the_gguf_package() {
     let fixture =
@@ -64,7 +64,7 @@ fn every_type_is_decoded_bit_for_bit_as_in_the_gguf_package() {
     assert_eq!(
         fixture.len(),
         2 * types::FORMATS.len(),
-        "every type of the fixture must be supported"
+        "every type in the fixture must be supported"
     );
 }
 
@@ -80,7 +80,7 @@ fn long_tensors_are_decoded_correctly_from_every_type() {
         (13, &[0, 2]),
     ] {
         let format = types::format(id).unwrap();
-        // The tensor is long enough for several runs of the decoder, and the last run is not full.
+        // The tensor is decoded in several runs, and the last run is shorter.
         let (rows, inner) = (37, 1024 + format.block);
         let data = blocks(rows * inner / format.block, format.bytes, scales);
         let gguf = Writer::llama()
@@ -168,7 +168,7 @@ proptest! {
         let list = [&8u32.to_le_bytes()[..], &1u64.to_le_bytes(), &text("a")].concat();
         let mut bytes = Writer::llama().entry("x.list", 9, &list).tensor("blk.0.attn_q.weight",
             &[32, 4], 3, &[1; 80]).bytes();
-        // Only the header is changed, because all data is valid.
+        // Only change the header, because any data is valid.
         let header = bytes.len() - 256;
         for (at, value) in changes {
             bytes[at.index(header)] = value;
@@ -258,12 +258,12 @@ fn an_invalid_tensor_is_refused() {
     let with = |axes: &[u64], kind, bytes: usize| {
         refused(&Writer::llama().tensor("output.weight", axes, kind, &vec![0; bytes]).bytes())
     };
-    assert!(with(&[1 << 40, 1 << 40], 0, 32).contains("axis"));
-    assert!(with(&[0, 4], 0, 32).contains("axis"));
+    assert!(with(&[1 << 40, 1 << 40], 0, 32).contains("with a dimension of size"));
+    assert!(with(&[0, 4], 0, 32).contains("with a dimension of size"));
     assert!(with(&[1 << 30], 0, 32).contains("ends before the end of tensor `output.weight`"));
     assert!(with(&[33], 8, 64).contains("not a multiple of 32"));
-    assert!(with(&[1, 1, 1, 1, 1], 0, 32).contains("5 axes"));
-    assert!(with(&[1; 9], 0, 32).contains("9 axes"));
+    assert!(with(&[1, 1, 1, 1, 1], 0, 32).contains("5 dimensions"));
+    assert!(with(&[1; 9], 0, 32).contains("9 dimensions"));
     let unknown = with(&[32], 99, 32);
     assert!(unknown.contains("number 99") && unknown.contains("Q4_1"), "{unknown}");
     let twice = refused(
@@ -272,7 +272,7 @@ fn an_invalid_tensor_is_refused() {
             .tensor("output.weight", &[1], 0, &[0; 4])
             .bytes(),
     );
-    assert!(twice.contains("second tensor `output.weight`"), "{twice}");
+    assert!(twice.contains("duplicate tensor `output.weight`"), "{twice}");
     let mut w = Writer::llama().tensor("output.weight", &[1], 0, &[0; 4]);
     w.tensors[1].0 = "blk.0.\u{fffd}".into();
     let mut bytes = w.bytes();
@@ -341,7 +341,8 @@ fn overlapping_tensors_are_refused() {
     assert!(refused(&bytes).contains("has overlapping tensors"));
 }
 
-/// A Llama model split into three files. The last one contains two of the four tensors.
+/// Writes a Llama model that is split into three files. The last file contains two of the four
+/// tensors.
 fn parts(dir: &Path) -> Vec<PathBuf> {
     let values: Vec<u8> = (0..64).flat_map(|i| (i as f32).to_le_bytes()).collect();
     let empty =
@@ -390,7 +391,7 @@ fn a_split_model_can_be_opened_by_any_part() {
     let files = crate::weights::ModelFiles::open(dir.path()).unwrap();
     assert!(
         files.describe().contains("GGUF in 3 parts, 4 tensors"),
-        "a folder with only one split model is opened as that model: {}",
+        "a folder that only contains a split model must be opened: {}",
         files.describe()
     );
 }
@@ -427,7 +428,7 @@ fn errors_name_missing_and_wrong_parts() {
         empty.entry("split.no", 2, &[1, 0]).entry("split.count", 2, &[3, 0]).bytes(),
     )
     .unwrap();
-    assert!(e(&parts[0]).contains("3 tensors together instead of 4"));
+    assert!(e(&parts[0]).contains("3 tensors in total instead of 4"));
     std::fs::write(&parts[1], "GGUF").unwrap();
     assert!(e(&parts[0]).contains("m-00002"));
 }
@@ -550,7 +551,7 @@ fn tensors_of_rotary_factors_become_settings() {
     assert!(scaled.contains("`llama.attention.scale`"), "{scaled}");
 }
 
-/// The `rope_parameters` of the file's configuration.
+/// Returns `rope_parameters` from the configuration of the file.
 fn rope(w: Writer) -> Value {
     w.open().unwrap().config()["rope_parameters"].clone()
 }
@@ -602,7 +603,7 @@ fn yarn_has_hugging_faces_factors_regardless_of_the_converter() {
     (expected["beta_fast"], expected["beta_slow"]) =
         (serde_json::json!(32.0), serde_json::json!(1.0));
     assert_eq!(rope(fast), expected);
-    // The usual factor is 1 + ln(4) / 10.
+    // The default factor is 1 + ln(4) / 10.
     assert_eq!(rope(w().float("rope.scaling.attn_factor", 1.138_629_4)), yarn);
     for (name, value) in
         [("attn_factor", 1.0), ("yarn_ext_factor", 0.0), ("yarn_log_multiplier", 0.1)]
@@ -610,7 +611,7 @@ fn yarn_has_hugging_faces_factors_regardless_of_the_converter() {
         let e = refused(&w().float(&format!("rope.scaling.{name}"), value).bytes());
         assert!(e.contains(&format!("`qwen3.rope.scaling.{name}` ({value})")), "{e}");
     }
-    // Without YaRN, these settings either have no effect or are refused.
+    // Without YaRN, each of these settings either has no effect or is rejected.
     assert!(
         Writer::of("qwen3")
             .float("rope.scaling.yarn_log_multiplier", 0.1)
@@ -667,12 +668,12 @@ fn every_architecture_can_rotate_only_a_part_of_each_head() {
         Writer::of("phi3").count("attention.key_length", 88).count("rope.dimension_count", 30),
     );
     assert_eq!((odd["partial_rotary_factor"].as_f64().unwrap() * 88.0) as i64, 30);
-    // The file can specify the width of a head.
+    // The file may specify the width of a head.
     let wide =
         rope(Writer::of("phi3").count("attention.key_length", 32).count("rope.dimension_count", 8));
     assert_eq!(wide["partial_rotary_factor"], 0.25);
-    // Without `rope.dimension_count`, the whole head is rotated, as in llama.cpp. Hugging Face's
-    // default for GPT-NeoX is a quarter of the head.
+    // As in llama.cpp, the whole head is rotated if `rope.dimension_count` is missing. Hugging
+    // Face's default for GPT-NeoX is a quarter of the head.
     let neox = Writer::of("gptneox").float("attention.layer_norm_epsilon", 1e-5);
     assert_eq!(rope(neox)["partial_rotary_factor"], 1.0);
     assert_eq!(
@@ -683,8 +684,8 @@ fn every_architecture_can_rotate_only_a_part_of_each_head() {
         let e = refused(&Writer::llama().count("rope.dimension_count", wrong).bytes());
         assert!(e.contains("`llama.rope.dimension_count`"), "{e}");
     }
-    // In llama.cpp's files, rows that rotate together are adjacent. Here, these are the first four
-    // rows of each head.
+    // In llama.cpp's order, rows that are rotated together are adjacent. Only the first four rows
+    // of each head are rotated here.
     let ours = Tensor::arange(i64::from(heads * width), (Kind::Float, tch::Device::Cpu))
         .reshape([i64::from(heads * width), 1]);
     let values = Vec::<f32>::try_from(ours.flatten(0, -1)).unwrap();
@@ -725,7 +726,7 @@ fn an_unsupported_setting_that_may_change_the_output_is_refused_by_name() {
             "{e}"
         );
     }
-    // These settings do not change the model's output.
+    // These settings have no effect on the output.
     for (key, value) in [
         ("attention.causal", 1.0),
         ("attention.sliding_window", 0.0),

@@ -1,22 +1,22 @@
-//! The number types of GGUF tensors: names, block sizes and decoding functions.
+//! The number types of GGUF tensors: their names, block sizes and decoders.
 
 use half::{bf16, f16};
 use tch::Kind;
 
 use super::blocks::{each, q2_k, q3_k, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0};
 
-/// A number type. Numbers are stored in blocks.
+/// A number type. Numbers are stored in blocks of a fixed size.
 #[derive(Debug)]
 pub struct Format {
-    /// ggml's name, such as `Q4_1`.
+    /// Name in ggml, such as `Q4_1`.
     pub name: &'static str,
-    /// ggml's id of the type, as stored in files.
+    /// Id in ggml and in files.
     pub id: u32,
-    /// Number of numbers in a block.
+    /// Number of elements per block.
     pub block: usize,
     /// Size of a block in bytes.
     pub bytes: usize,
-    /// Decodes blocks into numbers. The lengths of the slices must match.
+    /// Decodes blocks. The output must have one element for each number in the input.
     pub decode: fn(&[u8], &mut [f32]),
 }
 
@@ -59,12 +59,12 @@ pub static FORMATS: [Format; 13] = [
     Format { name: "Q6_K", id: 14, block: 256, bytes: 210, decode: |s, d| each(s, d, q6_k) },
 ];
 
-/// The supported type with ggml's id `id`.
+/// Returns the supported type with the given ggml id.
 pub fn format(id: u32) -> Option<&'static Format> {
     FORMATS.iter().find(|f| f.id == id)
 }
 
-/// The type that stores unquantised numbers of `kind`, if there is one.
+/// Returns the type for unquantised numbers of `kind`, if GGUF has one.
 pub fn plain(kind: Kind) -> Option<&'static Format> {
     let name = match kind {
         Kind::Float => "F32",
@@ -75,7 +75,7 @@ pub fn plain(kind: Kind) -> Option<&'static Format> {
     FORMATS.iter().find(|f| f.name == name)
 }
 
-/// ggml's name of an unsupported type, or its id if the name is unknown.
+/// Returns ggml's name of an unsupported type, or its id if there is no known name.
 pub fn unread_name(id: u32) -> String {
     let name = match id {
         9 => "Q8_1",
@@ -102,7 +102,7 @@ pub fn unread_name(id: u32) -> String {
     name.to_owned()
 }
 
-/// The names of all supported types.
+/// Lists the names of all supported types.
 pub fn read_names() -> String {
     FORMATS.iter().map(|f| f.name).collect::<Vec<_>>().join(", ")
 }

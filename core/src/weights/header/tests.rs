@@ -56,9 +56,9 @@ fn unusual_but_valid_files_are_read() {
 #[test]
 fn an_invalid_header_is_refused() {
     for (len, expected) in [
-        (9u64, "claims to have a header of 9 bytes, but only 4 bytes follow"),
-        (u64::MAX, "claims to have a header of 18446744073709551615"),
-        (1 << 62, "claims to have a header"),
+        (9u64, "has a header of 9 bytes, but only 4 bytes follow"),
+        (u64::MAX, "has a header of 18446744073709551615"),
+        (1 << 62, "has a header of"),
     ] {
         let text = refused(&[&len.to_le_bytes()[..], b"{}  "].concat());
         assert!(text.contains(expected), "{text}");
@@ -94,21 +94,21 @@ fn errors_name_the_invalid_tensor() {
     for (text, expected) in [
         (
             one("F32", "[2]", 8, 1 << 40),
-            "tensor `bad` ends at byte 1099511627776 of the data, which has 16 bytes",
+            "tensor `bad` ends at byte 1099511627776, but there are only 16 bytes of data",
         ),
         (one("F32", "[2]", u64::MAX - 7, u64::MAX), "tensor `bad` ends at byte 184467"),
         (one("F32", "[3]", 8, 16), "takes 12 bytes, but its offsets are 8 and 16"),
         (one("F32", "[2]", 16, 8), "its offsets are 16 and 8"),
         (one("F32", "[4294967296,4294967296,4294967296]", 8, 16), "which is too large"),
         (one("F32", "[18446744073709551615]", 8, 16), "which is too large"),
-        (one("F32", "[1,1,1,1,1,1,1,1,2]", 8, 16), "more than 8 axes"),
-        (one("F32", "[-1]", 8, 16), "not valid at tensor `bad`"),
-        (one("F32", "[1.5]", 8, 16), "not valid at tensor `bad`"),
-        (one("F32", "\"2\"", 8, 16), "not valid at tensor `bad`"),
-        (one("F99", "[2]", 8, 16), "type F99, which is not supported"),
+        (one("F32", "[1,1,1,1,1,1,1,1,2]", 8, 16), "more than 8 dimensions"),
+        (one("F32", "[-1]", 8, 16), "invalid at tensor `bad`"),
+        (one("F32", "[1.5]", 8, 16), "invalid at tensor `bad`"),
+        (one("F32", "\"2\"", 8, 16), "invalid at tensor `bad`"),
+        (one("F99", "[2]", 8, 16), "unsupported type F99"),
         (one("F32", "[2]", 0, 8), "tensors `bad` and `good` overlap"),
-        (one("F32", "[1]", 12, 16), "4 bytes before tensor `bad` do not belong to a tensor"),
-        (one("F32", "[1]", 8, 12), "last 4 bytes do not belong to a tensor"),
+        (one("F32", "[1]", 12, 16), "4 bytes before tensor `bad` do not belong to any tensor"),
+        (one("F32", "[1]", 8, 12), "last 4 bytes do not belong to any tensor"),
     ] {
         assert!(text.contains(expected), "{expected}: {text}");
     }
@@ -116,7 +116,7 @@ fn errors_name_the_invalid_tensor() {
         &header_of(&[entry("a", "F32", "[1]", 0, 4), entry("a", "F32", "[1]", 0, 4)]),
         4,
     ));
-    assert!(twice.contains("tensor `a` twice"), "{twice}");
+    assert!(twice.contains("duplicate tensor `a`"), "{twice}");
 }
 
 #[test]
@@ -127,7 +127,7 @@ fn a_malicious_header_uses_little_time_and_memory() {
         r#"{{"a":{{"dtype":"F32","shape":[{}1],"data_offsets":[0,4]}}}}"#,
         "1,".repeat(1 << 20)
     );
-    assert!(refused(&file(&wide, 4)).contains("more than 8 axes"));
+    assert!(refused(&file(&wide, 4)).contains("more than 8 dimensions"));
     let long = format!(r#"{{"{}":7}}"#, "a".repeat(1 << 20));
     assert!(refused(&file(&long, 4)).len() < 1000, "a long name is shortened in the message");
     let mut many = String::from("{");
@@ -175,11 +175,11 @@ fn an_invalid_index_or_configuration_is_refused() {
         ("", "not valid JSON"),
         ("7", "no `weight_map`"),
         (r#"{"weight_map": ["m.safetensors"]}"#, "no `weight_map`"),
-        (r#"{"weight_map": {"a": null}}"#, "does not name a file for tensor `a`"),
-        (r#"{"weight_map": {"a": "../m.safetensors"}}"#, "not a file in the folder"),
-        (r#"{"weight_map": {"a": "/etc/passwd"}}"#, "not a file in the folder"),
-        (r#"{"weight_map": {"a": ".."}}"#, "not a file in the folder"),
-        (r#"{"weight_map": {"a": ""}}"#, "not a file in the folder"),
+        (r#"{"weight_map": {"a": null}}"#, "does not specify a file for tensor `a`"),
+        (r#"{"weight_map": {"a": "../m.safetensors"}}"#, "must refer to a file in the same folder"),
+        (r#"{"weight_map": {"a": "/etc/passwd"}}"#, "must refer to a file in the same folder"),
+        (r#"{"weight_map": {"a": ".."}}"#, "must refer to a file in the same folder"),
+        (r#"{"weight_map": {"a": ""}}"#, "must refer to a file in the same folder"),
         (r#"{"weight_map": {"a": "config.json"}}"#, "not a valid safetensors file"),
         (r#"{"weight_map": {"a": "n.safetensors"}}"#, "is missing"),
         (r#"{"weight_map": {"b": "m.safetensors"}}"#, "no tensor `b`"),
@@ -188,7 +188,7 @@ fn an_invalid_index_or_configuration_is_refused() {
         assert!(text.contains(expected), "{index}: {text}");
     }
     std::fs::File::create(at("config.json")).unwrap().set_len(1 << 40).unwrap();
-    assert!(with("{}").contains("more than any file of its kind"));
+    assert!(with("{}").contains("is too large ("));
     std::fs::remove_file(at("config.json")).unwrap();
     std::fs::create_dir(at("config.json")).unwrap();
     assert!(with("{}").contains("is not a file"));

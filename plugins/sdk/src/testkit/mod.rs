@@ -1,4 +1,4 @@
-//! Tools for the tests of a plugin: the conformance tests, and helpers to check a loss against a
+//! Tools for testing plugins: the conformance tests, and helpers for comparing a loss with a
 //! calculation by hand.
 //!
 //! ```ignore
@@ -45,8 +45,8 @@ pub fn registered() {
     report(&violations);
 }
 
-/// Runs the conformance tests on one plugin of this test binary, with the configuration in the JSON
-/// object `json`.
+/// Runs the conformance tests on one plugin that is linked into this test binary. `json` is its
+/// configuration, a JSON object.
 ///
 /// # Panics
 /// Panics if there is no such plugin, or if an invariant is violated.

@@ -1,4 +1,4 @@
-//! Functions that make pairs with given values for tests. All values are float64.
+//! Builds pairs with given values for tests. All values are float64.
 
 use std::cell::Cell;
 
@@ -13,25 +13,25 @@ pub fn tensor(values: &[f64], shape: &[i64]) -> Tensor {
     Tensor::from_slice(values).reshape(shape)
 }
 
-/// Returns normal float64 values that differ between calls. Each thread has its own sequence, which
-/// is the same in every run. libtorch's global generator is not used, because its values would
-/// depend on the tests in other threads.
+/// Returns normally distributed float64 values that differ between calls. Each thread has its own
+/// sequence, which is the same in every run. libtorch's global generator is not used, because its
+/// values would depend on tests that run in other threads.
 pub fn random(shape: &[i64]) -> Tensor {
     thread_local!(static DRAWN: Cell<u64> = const { Cell::new(0) });
     seeded(DRAWN.replace(DRAWN.get() + 1), shape)
 }
 
-/// Normal float64 values that only depend on the seed and the shape.
+/// Returns normally distributed float64 values that only depend on the seed and the shape.
 pub fn seeded(seed: u64, shape: &[i64]) -> Tensor {
     Init::new(seed, "testkit", Kind::Double, Device::Cpu).normal("random", shape, 1.0).detach()
 }
 
-/// Normal float64 values for both sides.
+/// Returns normally distributed float64 values for both sides.
 pub fn random_sides(shape: &[i64]) -> Sides {
     Sides { chosen: random(shape), rejected: random(shape) }
 }
 
-/// Makes both sides from two tensors. They share the tensors' memory.
+/// Combines two tensors into [`Sides`], without copying them.
 pub fn sides(chosen: &Tensor, rejected: &Tensor) -> Sides {
     Sides { chosen: chosen.shallow_clone(), rejected: rejected.shallow_clone() }
 }
@@ -41,8 +41,8 @@ pub fn map(of: &Sides, f: impl Fn(&Tensor) -> Tensor) -> Sides {
     Sides { chosen: f(&of.chosen), rejected: f(&of.rejected) }
 }
 
-/// Makes log-probabilities of completions with `lengths` tokens. `per_token` `[m]` has the values
-/// of all tokens, one completion after the other.
+/// Makes log-probabilities of completions with `lengths` tokens. `per_token` `[m]` contains the
+/// values of all tokens, one completion after the other.
 pub fn tokens(per_token: &Tensor, lengths: &[i64]) -> TokenLogprobs {
     let counts = Tensor::from_slice(lengths);
     let owner = Tensor::arange(lengths.len() as i64, (Kind::Int64, Device::Cpu))
@@ -50,8 +50,8 @@ pub fn tokens(per_token: &Tensor, lengths: &[i64]) -> TokenLogprobs {
     TokenLogprobs::new(per_token.shallow_clone(), owner, counts.to_kind(per_token.kind()))
 }
 
-/// Makes log-probabilities of completions that all have `length` tokens. `per_token` `[m]` has the
-/// values of all tokens of each side, one completion after the other.
+/// Makes log-probabilities of completions that all have `length` tokens. For each side, `per_token`
+/// `[m]` contains the values of all tokens, one completion after the other.
 pub fn logprobs(per_token: &Sides, length: i64) -> Logprobs {
     let of = |t: &Tensor| tokens(t, &vec![length; (t.size()[0] / length) as usize]);
     Logprobs::new(of(&per_token.chosen), Some(of(&per_token.rejected)))
@@ -116,7 +116,7 @@ pub fn near(a: f64, b: f64) {
     assert!((a - b).abs() < 1e-10 * b.abs().max(1.0), "{a} {b}");
 }
 
-/// Asserts that the gradient of `loss` agrees with central differences in every element of
+/// Asserts that the gradient of `loss` agrees with central finite differences for every element of
 /// `leaves`.
 ///
 /// # Panics

@@ -1,4 +1,4 @@
-//! Description of an architecture of llama.cpp.
+//! Defines what is specific to one llama.cpp architecture.
 
 use serde_json::{Map, Value};
 
@@ -6,35 +6,36 @@ use super::{Shape, Source};
 use crate::error::Result;
 use crate::weights::gguf::order::Order;
 
-/// Pairs of llama.cpp's name and Hugging Face's name of a module.
+/// Module names, as pairs of llama.cpp's and Hugging Face's name.
 pub type Names = &'static [(&'static str, &'static str)];
 
-/// Rules that convert the names and settings of an architecture of llama.cpp to Hugging Face's.
+/// Rules that convert the names and settings of a llama.cpp architecture to Hugging Face's.
 #[derive(Debug)]
 pub struct Architecture {
-    /// Value of `general.architecture`, which is also the prefix of the settings.
+    /// Value of `general.architecture`. It is also the prefix of the architecture's settings.
     pub(super) name: &'static str,
     /// Hugging Face's `model_type`.
     pub(super) model_type: &'static str,
-    /// Name of the class in transformers.
+    /// Name of the model class in transformers.
     pub(super) class: &'static str,
-    /// Modules outside of blocks. The first is the embedding, and the last is the output head.
+    /// Modules outside the blocks. The first is the embedding, and the last is the output head.
     pub(super) ends: Names,
-    /// Hugging Face's path of the list of blocks, such as `model.layers`.
+    /// Hugging Face's path of the block list, such as `model.layers`.
     pub(super) blocks: &'static str,
     /// Modules of a block.
     pub(super) block: &'static [Names],
-    /// Returns the order of a tensor's rows in the file, given Hugging Face's name for the tensor.
+    /// Returns how the rows of a tensor are ordered in the file. The argument is Hugging Face's
+    /// name.
     pub(super) order: fn(&str, &Shape) -> Order,
-    /// True if the weights of norms are larger by 1 in llama.cpp's files than in Hugging Face's.
+    /// True if the norm weights in llama.cpp's files are larger by 1 than Hugging Face's.
     pub(super) one_plus: bool,
-    /// True if Hugging Face's configuration has the field `partial_rotary_factor`, which rotates
-    /// only a part of each head.
+    /// True if Hugging Face's configuration has the field `partial_rotary_factor`, the fraction of
+    /// each head that is rotated.
     pub(super) partial: bool,
-    /// Settings that are read for this architecture but not for others.
+    /// Settings that are only read for this architecture.
     pub(super) reads: &'static [&'static str],
-    /// Settings that only change the output of other architectures.
+    /// Settings that have no effect in this architecture, although they do in others.
     pub(super) harmless: &'static [&'static str],
-    /// Creates the content of Hugging Face's config.json.
+    /// Creates the configuration in the format of Hugging Face's config.json.
     pub(super) config: fn(&Source<'_>) -> Result<Map<String, Value>>,
 }

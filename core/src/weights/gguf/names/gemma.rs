@@ -24,7 +24,7 @@ pub const GEMMA2: Architecture = Architecture {
     config: |file| {
         let mut config = gemma(file, 2, 46)?;
         let window = file.settings.unsigned("attention.sliding_window")?;
-        // llama.cpp and transformers have the same defaults.
+        // These defaults are the same in llama.cpp and transformers.
         config.insert("sliding_window".to_owned(), json!(window.unwrap_or(4096)));
         config.entry("attn_logit_softcapping").or_insert(json!(50.0));
         config.entry("final_logit_softcapping").or_insert(json!(30.0));
@@ -58,7 +58,8 @@ pub const GEMMA3: Architecture = Architecture {
     ..GEMMA2
 };
 
-/// The fields of both versions. Every `period`-th layer has full attention without a window.
+/// Creates the fields that both versions share. By default, every `period`-th layer has full
+/// attention, and the others have a sliding window.
 fn gemma(file: &Source<'_>, period: u64, blocks_of_27b: usize) -> Result<Map<String, Value>> {
     let (settings, mut config) = (&file.settings, file.llama()?);
     let mut put = |key: &str, value: Value| config.insert(key.to_owned(), value);
@@ -69,8 +70,8 @@ fn gemma(file: &Source<'_>, period: u64, blocks_of_27b: usize) -> Result<Map<Str
             put(cap, json!(value));
         }
     }
-    // The file has no scale. llama.cpp scales by the width of a head, except in the 27B model,
-    // which it recognises by its number of blocks.
+    // The file does not contain this value. llama.cpp uses the width of a head, except for the 27B
+    // model, which it recognises by its number of blocks.
     let scalar = if settings.layers()? == blocks_of_27b {
         settings.count("embedding_length")? / settings.count("attention.head_count")?
     } else {

@@ -25,8 +25,8 @@ pub const GPT2: Architecture = Architecture {
         ("ffn_up", "mlp.c_fc"),
         ("ffn_down", "mlp.c_proj"),
     ]],
-    // transformers' Conv1D stores weights as `[in out]`. The file has `[out in]`, as for linear
-    // modules.
+    // transformers' Conv1D stores weights as `[in out]`, but the file stores them as `[out in]`, as
+    // in linear modules.
     order: |name, _| {
         if [".c_attn.weight", ".c_proj.weight", ".c_fc.weight"]
             .iter()
@@ -43,12 +43,12 @@ pub const GPT2: Architecture = Architecture {
         if file.shape.key_value_heads != heads || file.shape.head != width / heads {
             let (keys, head) = (file.shape.key_value_heads, file.shape.head);
             return Err(Error::new(format!(
-                "a GPT-2 model of width {width} with {heads} heads cannot have {keys} heads of \
-                keys and values, each {head} wide"
+                "a GPT-2 model of width {width} with {heads} heads cannot have {keys} key-value \
+                heads of width {head}"
             )));
         }
-        // llama.cpp's converter always writes four times the width of the model, even if the MLP
-        // has another size. Use the shape of the tensor instead.
+        // llama.cpp's converter always sets this to four times the width of the model, even if it
+        // is wrong. Use the shape of the tensor instead.
         let inner = match (file.rows)("transformer.h.0.mlp.c_fc.weight") {
             Some(rows) => rows,
             None => settings.count("feed_forward_length")? as i64,

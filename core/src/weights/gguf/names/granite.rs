@@ -1,4 +1,4 @@
-//! Granite, including the models of Granite 4 without Mamba layers and experts.
+//! Granite, including Granite 4 models without Mamba layers or experts.
 
 use serde_json::json;
 
@@ -9,8 +9,8 @@ pub const GRANITE: Architecture = Architecture {
     model_type: "granite",
     class: "GraniteForCausalLM",
     reads: &["attention.scale", "embedding_scale", "logit_scale", "residual_scale"],
-    // The converter writes these settings for all Granite 4 models, even for those without Mamba
-    // layers and experts.
+    // The converter writes these settings for all Granite 4 models, including those without Mamba
+    // layers or experts.
     harmless: &[
         "expert_shared_feed_forward_length",
         "ssm.conv_kernel",
@@ -21,7 +21,7 @@ pub const GRANITE: Architecture = Architecture {
     ],
     config: |file| {
         let (settings, mut config) = (&file.settings, file.llama()?);
-        // In Granite's files, false turns rotary positions off.
+        // In Granite files, false disables rotary positions.
         if settings.boolean("rope.scaling.finetuned")? == Some(false) {
             return Err(settings.unsupported("rope.scaling.finetuned"));
         }

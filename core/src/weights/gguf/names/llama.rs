@@ -1,10 +1,10 @@
-//! Llama. Most other architectures are defined by their differences from it.
+//! Llama. Most other architectures are defined by how they differ from it.
 
 use super::{Architecture, GATED, OUTPUT, SEPARATE, TWO_NORMS};
 use crate::weights::gguf::order::Order;
 
-/// llama.cpp uses this architecture for Mistral's models too, which do not have a sliding window
-/// since v0.2.
+/// llama.cpp also uses this architecture for Mistral models, which have had no sliding window since
+/// v0.2.
 pub const LLAMA: Architecture = Architecture {
     name: "llama",
     model_type: "llama",

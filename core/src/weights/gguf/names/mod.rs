@@ -1,8 +1,8 @@
-//! Converts llama.cpp's names of tensors and settings to Hugging Face's. Each file of this module
-//! describes one family of architectures.
+//! Converts llama.cpp's tensor names and settings to Hugging Face's. Each submodule describes one
+//! family of architectures.
 //!
-//! The names and layouts come from llama.cpp's `convert_hf_to_gguf.py`, and the defaults for
-//! missing settings from its loader (`src/models`).
+//! The names and layouts come from llama.cpp's `convert_hf_to_gguf.py`. The defaults for missing
+//! settings come from its loader (`src/models`).
 
 mod architecture;
 mod gemma;
@@ -70,13 +70,14 @@ pub fn architecture(meta: &Metadata) -> Result<&'static Architecture> {
         meta.text("general.architecture")?.ok_or_else(|| meta.missing("general.architecture"))?;
     KNOWN.iter().find(|a| a.name == name).ok_or_else(|| {
         Error::unknown("GGUF architecture", name, KNOWN.iter().map(|a| a.name)).hint(
-            "use llama.cpp's names: Mistral's models are `llama`, and those of OLMo 3 are `olmo2`",
+            "use llama.cpp's names: `llama` for Mistral models, and `olmo2` for OLMo 3 models",
         )
     })
 }
 
 impl Architecture {
-    /// Hugging Face's name of a tensor; `None` if the architecture does not have such a tensor.
+    /// Returns Hugging Face's name of a tensor, or `None` if the architecture has no tensor with
+    /// this name.
     pub fn rename(&self, name: &str) -> Option<String> {
         let (module, part) =
             name.rsplit_once('.').filter(|(_, part)| matches!(*part, "weight" | "bias"))?;
@@ -90,23 +91,23 @@ impl Architecture {
         Some(format!("{}.{layer}.{hf_name}.{part}", self.blocks))
     }
 
-    /// Hugging Face's name of the embedding.
+    /// Hugging Face's name of the embedding tensor.
     pub fn embedding(&self) -> String {
         format!("{}.weight", self.ends[0].1)
     }
 
-    /// Hugging Face's name of the output head.
+    /// Hugging Face's name of the output head tensor.
     fn head(&self) -> String {
         format!("{}.weight", self.ends[self.ends.len() - 1].1)
     }
 
-    /// The order of a tensor's rows in the file. `renamed` is Hugging Face's name.
+    /// Returns how the rows of a tensor are ordered in the file. `renamed` is Hugging Face's name.
     pub fn order(&self, renamed: &str, shape: &Shape) -> Order {
         (self.order)(renamed, shape)
     }
 
-    /// Number that must be subtracted from a tensor's values in the file to get Hugging Face's
-    /// values.
+    /// Returns the value to subtract from each number in the file to get Hugging Face's weights.
+    /// `renamed` is Hugging Face's name of the tensor.
     pub fn offset(&self, renamed: &str) -> f32 {
         if self.one_plus && renamed.ends_with("norm.weight") { 1.0 } else { 0.0 }
     }
@@ -136,18 +137,19 @@ impl Architecture {
         if rotated > head || !rotated.is_multiple_of(2) {
             let key = settings.key("rope.dimension_count");
             return Err(Error::new(format!(
-                "`{key}` must be an even number up to {head}, the width of a head, got {rotated}"
+                "`{key}` must be even and at most {head} (the width of a head), got {rotated}"
             )));
         }
         Ok(Shape { heads, key_value_heads, head, rotated })
     }
 
-    /// Creates the content of Hugging Face's config.json from the file's settings. `rows` returns
-    /// the number of rows that a tensor has in the file, given Hugging Face's name for the tensor.
-    /// `vocab` is the number of rows of the embedding.
+    /// Creates the configuration in the format of Hugging Face's config.json. `vocab` is the number
+    /// of rows in the embedding. `rows` returns the number of rows in the file for Hugging Face's
+    /// name of a tensor.
     ///
     /// # Errors
-    /// Fails if a setting is missing, or if an unsupported setting may change the model's output.
+    /// Fails if a setting is missing, or if the file has an unsupported setting that may change the
+    /// model's output.
     pub fn config(
         &self,
         meta: &Metadata,
@@ -162,7 +164,7 @@ impl Architecture {
     }
 }
 
-/// The inputs from which a configuration is created.
+/// Inputs for creating a configuration.
 struct Source<'a> {
     settings: Settings<'a>,
     shape: Shape,
@@ -172,7 +174,7 @@ struct Source<'a> {
 }
 
 impl Source<'_> {
-    /// The fields that every architecture has.
+    /// Creates the fields that all architectures share.
     fn base(&self) -> Result<Map<String, Value>> {
         let architecture = self.settings.architecture;
         let mut config = Map::new();
@@ -193,7 +195,7 @@ impl Source<'_> {
         Ok(config)
     }
 
-    /// The fields of architectures with rotary positions.
+    /// Creates the fields that all architectures with rotary positions share.
     fn rotary(&self) -> Result<Map<String, Value>> {
         let (settings, architecture, shape) =
             (&self.settings, self.settings.architecture, &self.shape);
@@ -212,7 +214,7 @@ impl Source<'_> {
                 && settings.count("attention.value_length")? != shape.head
             {
                 return Err(Error::new(
-                    "GGUF files of models whose keys and values differ in width are not supported",
+                    "GGUF models with different widths for keys and values are not supported",
                 ));
             }
             put("head_dim", json!(shape.head));
@@ -243,6 +245,6 @@ pub struct Shape {
     key_value_heads: usize,
     /// Width of one head.
     head: usize,
-    /// Number of dimensions of a head that are rotated.
+    /// Number of dimensions per head that are rotated.
     rotated: usize,
 }

@@ -1,4 +1,4 @@
-//! OLMo 2 and OLMo 3. llama.cpp calls both `olmo2`; only OLMo 3 has a sliding window.
+//! OLMo 2 and OLMo 3. llama.cpp calls both `olmo2`, but only OLMo 3 has a sliding window.
 
 use serde_json::json;
 

@@ -13,7 +13,7 @@ pub const PHI3: Architecture = Architecture {
         &[("attn_qkv", "self_attn.qkv_proj")],
         OUTPUT,
         TWO_NORMS,
-        // The tensor contains both the gate and the up projection, despite its name.
+        // Despite its name, this tensor contains both the gate and the up projection.
         &[("ffn_up", "mlp.gate_up_proj"), ("ffn_down", "mlp.down_proj")],
     ],
     order: |_, _| Order::Same,

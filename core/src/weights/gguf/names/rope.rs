@@ -1,4 +1,5 @@
-//! Converts llama.cpp's settings and tensors of rotary positions to `rope_parameters`.
+//! Converts llama.cpp's settings and tensors for rotary positions to Hugging Face's
+//! `rope_parameters`.
 
 use serde_json::{Map, Value, json};
 
@@ -6,11 +7,11 @@ use super::Shape;
 use super::settings::Settings;
 use crate::error::{Error, Result};
 
-/// llama.cpp's default for the base of the frequencies.
+/// llama.cpp's default frequency base.
 pub const USUAL_BASE: f64 = 10_000.0;
 
-/// Factors that divide the frequencies, one for each pair of dimensions of a head. llama.cpp stores
-/// these settings as tensors.
+/// Factors by which the frequencies are divided, one for each pair of dimensions in a head.
+/// llama.cpp stores them as tensors.
 #[derive(Debug, Default)]
 pub struct RopeFactors {
     all: Option<Vec<f64>>,
@@ -19,7 +20,8 @@ pub struct RopeFactors {
 }
 
 impl RopeFactors {
-    /// The field for the factors of a tensor; `None` if the tensor does not contain factors.
+    /// Returns the field for the factors in `tensor`, or `None` if this tensor does not contain
+    /// factors.
     pub fn of(&mut self, tensor: &str) -> Option<&mut Option<Vec<f64>>> {
         match tensor {
             "rope_freqs.weight" => Some(&mut self.all),
@@ -31,7 +33,7 @@ impl RopeFactors {
 }
 
 impl Settings<'_> {
-    /// The base of the frequencies.
+    /// Reads the base of the frequencies (theta).
     ///
     /// # Errors
     /// Fails if the setting is not a finite number.
@@ -39,7 +41,8 @@ impl Settings<'_> {
         Ok(self.float("rope.freq_base")?.unwrap_or(USUAL_BASE))
     }
 
-    /// The factor by which positions are divided. Files from 2023 call it `rope.scale_linear`.
+    /// Reads the factor by which positions are divided. Files from 2023 call it
+    /// `rope.scale_linear`.
     ///
     /// # Errors
     /// Fails if the factor is negative.
@@ -59,20 +62,20 @@ impl Settings<'_> {
         }
     }
 
-    /// The `rope_parameters` of Hugging Face's configuration.
+    /// Creates the `rope_parameters` of Hugging Face's configuration.
     ///
     /// # Errors
-    /// Fails if a setting is out of range, or if a rotary scaling is not supported.
+    /// Fails if a setting is out of range, or if the type of rotary scaling is not supported.
     pub fn rope(&self, factors: &RopeFactors, shape: &Shape) -> Result<Value> {
         let context = self.count("context_length")?;
-        // A factor without a type is linear, as in llama.cpp; the type `none` turns a factor off.
+        // As in llama.cpp, the default type is `linear`. The type `none` disables scaling.
         let kind = self.meta.text(&self.key("rope.scaling.type"))?.unwrap_or("linear");
         let (factor, attention) = (self.rope_factor()?, self.float("rope.scaling.attn_factor")?);
         let original =
             self.unsigned("rope.scaling.original_context_length")?.unwrap_or(context as u64);
         let plain = kind == "none" || (kind == "linear" && factor == 1.0);
         let mut rope = match factors {
-            // Llama 3.1's scaling. The converter computed a separate factor for each frequency.
+            // Llama 3.1's scaling. The converter precomputes a factor for each frequency.
             RopeFactors { all: Some(all), long: None, short: None } if plain => {
                 json!({ "rope_type": "longrope", "short_factor": all, "long_factor": all,
                     "attention_factor": 1.0, "original_max_position_embeddings": context })
@@ -112,24 +115,24 @@ impl Settings<'_> {
         if self.architecture.partial {
             rope["partial_rotary_factor"] = json!(part(shape.rotated, shape.head));
         } else if shape.rotated != shape.head {
-            // In every architecture, llama.cpp can rotate only the first dimensions of each head,
-            // but transformers has no field for that in this architecture.
+            // llama.cpp can rotate only the first dimensions of each head in every architecture,
+            // but for this one, transformers has no field for it.
             rope["dimension_count"] = json!(shape.rotated);
         }
         Ok(rope)
     }
 
-    /// The `rope_parameters` of YaRN (Peng et al. 2023), except `rope_theta`.
+    /// Creates the `rope_parameters` for YaRN (Peng et al. 2023), without `rope_theta`.
     ///
     /// # Errors
-    /// Fails if a setting has a value that Hugging Face's configuration has no field for.
+    /// Fails if the value of a setting cannot be represented in Hugging Face's configuration.
     fn yarn(&self, factor: f64, original: u64) -> Result<Value> {
         // A negative factor means 1.
         self.must_be("rope.scaling.yarn_ext_factor", |factor| factor == 1.0 || factor < 0.0)?;
         self.must_be("rope.scaling.yarn_log_multiplier", |factor| factor == 0.0)?;
-        // llama.cpp multiplies the usual factor by this setting, but its converter of 2025 wrote
-        // Hugging Face's `attention_factor` here, which replaces the usual factor. Both agree only
-        // if the setting is the usual factor, so other values are refused.
+        // llama.cpp multiplies the default attention factor by this setting, but its converter in
+        // 2025 stored Hugging Face's `attention_factor` here, which replaces the default. Both
+        // interpretations only agree on the value below, so other values are rejected.
         let usual = if factor <= 1.0 { 1.0 } else { 0.1 * factor.ln() + 1.0 };
         self.must_be("rope.scaling.attn_factor", |factor| (factor - usual).abs() < 1e-5)?;
         let mut rope = json!({ "rope_type": "yarn", "factor": factor,
@@ -146,7 +149,7 @@ impl Settings<'_> {
         Ok(rope)
     }
 
-    /// Refuses a number for which `is_valid` is false.
+    /// Rejects a setting if its value is present and `is_valid` returns false.
     fn must_be(&self, name: &str, is_valid: impl Fn(f64) -> bool) -> Result<()> {
         match self.float(name)? {
             Some(value) if !is_valid(value) => Err(self.unsupported(name)),
@@ -155,12 +158,12 @@ impl Settings<'_> {
     }
 }
 
-/// Splits the configuration's `rope_parameters` by layer type. Layers with a window use the base
-/// `theta` without scaling.
+/// Replaces `rope_parameters` with separate parameters for each layer type. Sliding-window layers
+/// use the base `theta` and no scaling.
 pub fn unscaled_in_windows(config: &mut Map<String, Value>, theta: f64) {
     let full = config.remove("rope_parameters").unwrap_or_default();
     let mut sliding = json!({ "rope_theta": theta, "rope_type": "default" });
-    // llama.cpp rotates the same part of each head in all layers.
+    // llama.cpp rotates the same dimensions in all layers.
     if let Some(rotated) = full.get("dimension_count") {
         sliding["dimension_count"] = rotated.clone();
     }
@@ -175,9 +178,11 @@ fn unread(which: &str) -> Error {
         .hint("use the model's Hugging Face folder")
 }
 
-/// The `partial_rotary_factor` that rotates `rotated` of the `head` dimensions of each head.
-/// Readers multiply it by `head` and round down, so if the quotient is too small, the next larger
-/// float64 is used.
+/// Returns the `partial_rotary_factor` for rotating `rotated` of the `head` dimensions in each
+/// head.
+///
+/// transformers multiplies it by `head` and rounds down. If this would give a smaller number than
+/// `rotated` because of rounding errors, the next larger f64 is returned.
 fn part(rotated: usize, head: usize) -> f64 {
     let part = rotated as f64 / head as f64;
     if ((head as f64 * part) as usize) < rotated { part.next_up() } else { part }

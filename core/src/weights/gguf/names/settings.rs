@@ -1,5 +1,5 @@
-//! Reads the settings of an architecture. A file with a setting that is not supported is refused,
-//! unless the setting is known not to change the model's output.
+//! Reads the settings of an architecture. A file with an unsupported setting is rejected unless the
+//! setting is known to have no effect on the model's output.
 
 use super::architecture::Architecture;
 use crate::error::{Error, Result};
@@ -31,14 +31,14 @@ const READ: [&str; 22] = [
     "rope.scaling.yarn_log_multiplier",
 ];
 
-/// Settings that never change the output of a language model.
+/// Settings that never affect the output of a language model.
 const HARMLESS: [&str; 6] = [
     "decoder_start_token_id",
     // Describes how the file was created.
     "tensor_data_layout",
     // Only applies to embedding models.
     "pooling_type",
-    // Only changes the output of Granite models, for which it is read.
+    // Only affects Granite models, for which it is read.
     "rope.scaling.finetuned",
     // The number of rows of the embedding is used instead.
     "vocab_size",
@@ -46,8 +46,8 @@ const HARMLESS: [&str; 6] = [
     "expert_used_count",
 ];
 
-/// Settings that do not change the output if they have one of these values. Any other value is
-/// refused.
+/// Settings that have no effect on the output if they have one of these values. Other values are
+/// rejected.
 const NEUTRAL: [(&str, &[f64]); 14] = [
     ("attention.causal", &[1.0]),
     ("attention.clamp_kqv", &[0.0]),
@@ -65,8 +65,8 @@ const NEUTRAL: [(&str, &[f64]); 14] = [
     ("use_parallel_residual", &[0.0]),
 ];
 
-/// Settings of sliding-window layers that do not change the output if they equal the corresponding
-/// settings of the other layers.
+/// Settings of sliding-window layers that have no effect on the output if they equal the setting
+/// for full-attention layers.
 const EQUAL: [(&str, &str); 4] = [
     ("attention.key_length_swa", "attention.key_length"),
     ("attention.value_length_swa", "attention.value_length"),
@@ -74,11 +74,11 @@ const EQUAL: [(&str, &str); 4] = [
     ("rope.freq_base_swa", "rope.freq_base"),
 ];
 
-/// Maximum number of blocks, so that lists with an entry for each block stay small. No known model
-/// comes close to this number.
+/// Maximum number of blocks. It limits the size of lists with an entry for each block. All known
+/// models have far fewer blocks.
 const MAX_LAYERS: usize = 1 << 14;
 
-/// The settings of an architecture, under its prefix.
+/// Reads the settings of an architecture, whose keys begin with its name.
 pub struct Settings<'a> {
     pub architecture: &'a Architecture,
     pub meta: &'a Metadata,
@@ -90,7 +90,7 @@ impl Settings<'_> {
         format!("{}.{name}", self.architecture.name)
     }
 
-    /// True if the file has the setting.
+    /// True if the file contains the setting.
     pub fn has(&self, name: &str) -> bool {
         self.meta.has(&self.key(name))
     }
@@ -127,7 +127,7 @@ impl Settings<'_> {
         self.meta.boolean(&self.key(name))
     }
 
-    /// Reads a size. The file may contain it as one number, or as a list with one number per layer.
+    /// Reads a size. The file may store one number, or a list with the same number for every layer.
     ///
     /// # Errors
     /// Fails if the setting is missing or out of range, or if it differs between layers.
@@ -139,10 +139,10 @@ impl Settings<'_> {
             self.meta.unsigned(&key)?
         };
         let count = count.ok_or_else(|| self.meta.missing(&key))?;
-        // The bound keeps products of counts far from overflow.
+        // This limit ensures that products of sizes do not overflow.
         match usize::try_from(count) {
             Ok(count @ 1..=0x7fff_ffff) => Ok(count),
-            _ => Err(Error::new(format!("`{key}` is {count}, which is out of range"))),
+            _ => Err(Error::new(format!("`{key}` must be between 1 and 2147483647, got {count}"))),
         }
     }
 
@@ -155,7 +155,7 @@ impl Settings<'_> {
         }
     }
 
-    /// The number of blocks.
+    /// Reads the number of blocks.
     ///
     /// # Errors
     /// Fails if the setting is missing or out of range.
@@ -163,19 +163,19 @@ impl Settings<'_> {
         match self.count("block_count")? {
             layers @ 1..=MAX_LAYERS => Ok(layers),
             layers => Err(Error::new(format!(
-                "`{}` is {layers}, which is out of range",
+                "`{}` must be between 1 and {MAX_LAYERS}, got {layers}",
                 self.key("block_count")
-            ))
-            .hint(format!("valid: up to {MAX_LAYERS}"))),
+            ))),
         }
     }
 
-    /// Creates the `layer_types` of Hugging Face's configuration. The file has either a boolean for
-    /// each layer, or a period: the last layer of each period has no window. `period` is the
-    /// default if the setting is missing.
+    /// Creates the `layer_types` of Hugging Face's configuration.
+    ///
+    /// The file contains either a boolean for each layer, or a period n: every n-th layer has full
+    /// attention, and the others have a sliding window. `period` is the default.
     ///
     /// # Errors
-    /// Fails if the setting has another type, or if its length is not the number of layers.
+    /// Fails if the setting has another type, or if there is not exactly one boolean per layer.
     pub fn layer_types(&self, period: u64) -> Result<Vec<&'static str>> {
         let (layers, key) = (self.layers()?, self.key("attention.sliding_window_pattern"));
         let sliding: Vec<bool> = if self.meta.is_array(&key) {
@@ -191,7 +191,7 @@ impl Settings<'_> {
         };
         if sliding.len() != layers {
             return Err(Error::new(format!(
-                "`{key}` is for {} layers, but the model has {layers}",
+                "`{key}` has {} entries, but the model has {layers} layers",
                 sliding.len()
             )));
         }
@@ -201,7 +201,7 @@ impl Settings<'_> {
             .collect())
     }
 
-    /// True if a setting that is not read does not change the model's output.
+    /// True if a setting can be ignored because it has no effect on the model's output.
     fn is_neutral(&self, name: &str) -> bool {
         let value = |name: &str| self.meta.number(&self.key(name));
         let at_neutral = |(key, values): &(&str, &[f64])| {
@@ -213,10 +213,11 @@ impl Settings<'_> {
         HARMLESS.contains(&name) || NEUTRAL.iter().any(at_neutral) || EQUAL.iter().any(at_equal)
     }
 
-    /// Checks that no setting that may change the model's output is ignored.
+    /// Rejects files with settings that would be ignored although they may affect the model's
+    /// output.
     ///
     /// # Errors
-    /// Fails if the file has a setting that is neither read nor known to be harmless.
+    /// Fails if a setting is neither read nor known to have no effect.
     pub fn must_be_read(&self) -> Result<()> {
         if self.unsigned("expert_count")?.unwrap_or(0) > 0 {
             return Err(Error::new("mixtures of experts are not supported in GGUF files"));
@@ -238,11 +239,11 @@ impl Settings<'_> {
         }
     }
 
-    /// The error for a setting whose value is not supported.
+    /// Creates the error for a setting with an unsupported value.
     pub fn unsupported(&self, name: &str) -> Error {
         let (key, value) = (self.key(name), self.meta.describe(&self.key(name)));
         Error::new(format!(
-            "the setting `{key}` ({value}) may change the model's output, but is not supported"
+            "the setting `{key}` ({value}) is not supported, but may change the model's output"
         ))
         .hint("use the model's Hugging Face folder")
     }

@@ -4,8 +4,8 @@ use serde_json::json;
 
 use super::{Architecture, llama::LLAMA};
 
-/// Interval of layers without rotary positions. It is fixed in llama.cpp and not stored in the
-/// file.
+/// Every fourth layer has no rotary positions. The interval is hard-coded in llama.cpp and not
+/// stored in the file.
 const NO_ROPE_INTERVAL: usize = 4;
 
 pub const SMOLLM3: Architecture = Architecture {

@@ -249,7 +249,7 @@ fn sizes_of_gpt_2_have_the_names_of_its_configuration() {
     // GPT-2 does not have rotary positions, so settings of rotary positions have no effect.
     assert_eq!(config(of("gpt2").float("rope.freq_base", 1e6)), expected);
     let shared = refused(&of("gpt2").count("attention.head_count_kv", 1).bytes());
-    assert!(shared.contains("2 heads cannot have 1 heads of keys"), "{shared}");
+    assert!(shared.contains("2 heads cannot have 1 key-value heads"), "{shared}");
     let wide = refused(&of("gpt2").count("attention.key_length", 32).bytes());
     assert!(wide.contains("each 32 wide"), "{wide}");
     assert!(
@@ -363,7 +363,7 @@ fn the_pattern_of_windows_can_be_a_period_or_a_list() {
         );
         let short = refused(&list(four(), &[true]).bytes());
         assert!(
-            short.contains(key) && short.contains("is for 1 layers, but the model has 4"),
+            short.contains(key) && short.contains("has 1 entries, but the model has 4 layers"),
             "{short}"
         );
     }
@@ -371,7 +371,7 @@ fn the_pattern_of_windows_can_be_a_period_or_a_list() {
         let many = refused(&layers(of(architecture), 0x7fff_ffff).bytes());
         assert!(
             many.contains(&format!(
-                "`{architecture}.block_count` is 2147483647, which is out of range"
+                "`{architecture}.block_count` must be between 1 and 16384, got 2147483647"
             )),
             "{many}"
         );
