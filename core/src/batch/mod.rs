@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::ops::Range;
 use std::rc::Rc;
 
 use tch::{Device, Kind, Tensor};
@@ -437,7 +438,7 @@ struct Planned {
 
 /// Appends the tokens from position `from` on of the sequences `which`, which are equal before that
 /// position, and appends the new segments to their chains. Sequences only share a segment if it has
-/// at least `least` tokens, or if it is the whole prompt of all of them, or their whole rest.
+/// at least `least` tokens, if it ends their common prompt, or if they are equal.
 fn lay_out(
     builder: &mut StreamBuilder,
     group: &[Planned],
@@ -451,8 +452,19 @@ fn lay_out(
         let equal = first.iter().zip(&group[*i].tokens).take_while(|(a, b)| a == b).count();
         common.min(equal)
     });
-    // The sequences that differ after the common beginning, by their next token. `None` stands for
-    // the sequences that end there.
+    let too_short = common - from < least;
+    // Short prompts are shared too.
+    let prompt = group[which[0]].prompt;
+    if too_short
+        && least < usize::MAX
+        && (from + 1..=common).contains(&prompt)
+        && which.iter().all(|i| group[*i].prompt == prompt)
+    {
+        push_shared(builder, group, which, from..prompt, chains)?;
+        return lay_out(builder, group, which, prompt, least, chains);
+    }
+    // The sequences by their first token after the common beginning. `None` stands for the sequences
+    // that end there.
     let mut branches: Vec<(Option<i64>, Vec<usize>)> = Vec::new();
     for i in which {
         let next = group[*i].tokens.get(common).copied();
@@ -462,26 +474,40 @@ fn lay_out(
         }
     }
     let is_last = branches.len() == 1;
-    let is_prompt = least < usize::MAX && which.iter().all(|i| group[*i].prompt == common);
-    let is_shared = is_last || is_prompt || common - from >= least;
-    if is_shared && common > from {
-        let tokens = &first[from..common];
-        let parent = chains[which[0]].last().copied();
-        let segment = if which.iter().all(|i| group[*i].prompt >= common) {
-            builder.push_prompt(tokens, parent)?
-        } else {
-            builder.push(tokens, parent)?
-        };
-        which.iter().for_each(|i| chains[*i].push(segment));
+    if !too_short || is_last {
+        push_shared(builder, group, which, from..common, chains)?;
     }
     if is_last {
         return Ok(());
     }
+    let from = if too_short { from } else { common };
     for (next, members) in branches {
-        if is_shared && next.is_none() {
-            continue;
+        if too_short || next.is_some() {
+            lay_out(builder, group, &members, from, least, chains)?;
         }
-        lay_out(builder, group, &members, if is_shared { common } else { from }, least, chains)?;
     }
+    Ok(())
+}
+
+/// Appends the tokens at the positions `range` of the sequences `which`, which have them in common,
+/// as one segment.
+fn push_shared(
+    builder: &mut StreamBuilder,
+    group: &[Planned],
+    which: &[usize],
+    range: Range<usize>,
+    chains: &mut [Vec<usize>],
+) -> Result<()> {
+    if range.is_empty() {
+        return Ok(());
+    }
+    let tokens = &group[which[0]].tokens[range.clone()];
+    let parent = chains[which[0]].last().copied();
+    let segment = if which.iter().all(|i| group[*i].prompt >= range.end) {
+        builder.push_prompt(tokens, parent)?
+    } else {
+        builder.push(tokens, parent)?
+    };
+    which.iter().for_each(|i| chains[*i].push(segment));
     Ok(())
 }

@@ -193,9 +193,14 @@ fn overlapping_pairs() -> Vec<TokenPair> {
 fn common_beginnings_are_in_the_stream_only_once() {
     let pairs = overlapping_pairs();
     let tokens = |sharing| batch(&pairs, sharing).stream.layout.tokens();
-    // The 30 numbers; two branches after 20 and one after 9 of them; two after 12; and pair 4, whose
-    // sequences have too few tokens in common.
-    assert_eq!(tokens(Sharing::Prefixes), 30 + 2 + 2 + (2 + 2) + (1 + 1) + (2 + 3));
+    let shared = 9 + 11 + 8;
+    // What follows the first 9 numbers in pair 3, and where only 3 more numbers are in common.
+    let after_9 = (2 + 1 + 1) + (3 + 1) + (3 + 1);
+    // What follows 20 numbers; only 5 more are in common with the sequence that ends after 25.
+    let after_20 = 5 + 2 + 2 + 2;
+    // The prompt of pair 4, which is short, and its two completions.
+    let short = 1 + 1 + 2;
+    assert_eq!(tokens(Sharing::Prefixes), shared + after_9 + after_20 + short);
     let total: usize =
         pairs.iter().map(|p| 2 * p.prompt.len() + p.chosen.len() + p.rejected.len()).sum();
     assert_eq!(tokens(Sharing::Nothing), total);
