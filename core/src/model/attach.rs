@@ -31,19 +31,18 @@ pub fn unmatched(adapter: &dyn Adapter, model: &ModelInfo) -> Result<Vec<Error>>
             if *k >= model.layers {
                 let last = model.layers - 1;
                 errors.push(Error::new(format!(
-                    "`adapter.layers_to_transform` has {k}, but the model's layers are 0 to {last}"
+                    "`adapter.layers_to_transform` contains {k}, but the model only has layers 0 to {last}"
                 )));
             } else if !with_targets.contains(k) && !everywhere.is_empty() {
                 let listed =
                     with_targets.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
                 let message = format!(
-                    "`adapter.layers_to_transform` has {k}, but `adapter.target_modules` matches \
+                    "`adapter.layers_to_transform` contains {k}, but `adapter.target_modules` matches \
                         no module in that layer"
                 );
-                errors.push(
-                    Error::new(message)
-                        .hint(format!("it matches modules in these layers: {listed}")),
-                );
+                errors.push(Error::new(message).hint(format!(
+                    "`adapter.target_modules` matches modules in these layers: {listed}"
+                )));
             }
         }
         if layers.is_empty() {
@@ -134,8 +133,9 @@ impl Adapted {
         Ok(Self { modules, blocks: changed, shared })
     }
 
-    /// Merges each adapter into the frozen weights of its module. Returns these modules by name. If
-    /// parts of a fused module are adapted, the whole fused module is returned.
+    /// Merges each adapter into the frozen weights of its module. Returns the names and merged
+    /// weights of these modules. If only parts of a fused module are adapted, the weights of the
+    /// whole module are returned.
     ///
     /// # Errors
     /// Fails if the adapter cannot be expressed as frozen weights.
@@ -159,9 +159,9 @@ impl Adapted {
         Ok(merged.into_iter().collect())
     }
 
-    /// Converts the adapters of parts of fused modules to adapters of the whole modules. Returns
-    /// them with the adapter whose configuration describes them. `None` if no parts are adapted, or
-    /// if the method does not support the conversion.
+    /// Converts adapters on parts of fused modules to adapters on the whole modules. Returns the
+    /// adapter whose configuration describes the whole modules, and its attached form, or `None` if
+    /// no parts are adapted or the method does not support the conversion.
     ///
     /// # Errors
     /// Fails if the adapter's `fuse` fails.

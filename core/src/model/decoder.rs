@@ -43,7 +43,8 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// Assembles a model from its components. Each layer names its kind by an index into `kinds`.
+    /// Assembles a model from its components. Each layer refers to its kind by an index into
+    /// `kinds`.
     pub fn new(
         model_type: &str,
         sizes: &Sizes,
@@ -73,13 +74,13 @@ impl Decoder {
         Self { info, vocabulary, kinds, layers, norm }
     }
 
-    /// Sizes of the model, and the names and shapes of its linear modules.
+    /// The sizes of the model, and the names and shapes of its linear modules.
     pub fn info(&self) -> &ModelInfo {
         &self.info
     }
 
-    /// Runs the pass over `stream`: the embedding, the blocks that the pass needs, and the final
-    /// norm if it is needed.
+    /// Runs `pass` over `stream`. This computes the embedding, only the blocks that the pass needs,
+    /// and the final norm if the pass needs it.
     ///
     /// # Errors
     /// Fails if an adapter fails, if a requested site is not reached, or if memory runs out.
@@ -100,9 +101,9 @@ impl Decoder {
         pass.finish(&h)
     }
 
-    /// Returns one number for each kind of layer. It identifies the rotary frequencies that these
-    /// layers use for a sequence of `tokens` tokens. Two sequences may share the states of a common
-    /// prefix only if all these numbers are equal.
+    /// Returns one number per kind of layer that uses rotary positions. The number identifies the
+    /// frequencies for a sequence of `tokens` tokens. Two sequences may share the states of a
+    /// common prefix only if all their numbers are equal.
     pub fn rotation_of(&self, tokens: usize) -> Vec<usize> {
         self.ropes().map(|rope| rope.representative_length(tokens)).collect()
     }

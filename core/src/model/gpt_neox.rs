@@ -74,7 +74,7 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let layers = sizes.layers(|i| {
         let at = model.at("layers").at(i);
         let (attention, mlp) = (at.at("attention"), at.at("mlp"));
-        // Old checkpoints contain causal masks under these names.
+        // Old checkpoints store causal masks under these names.
         attention.forget("bias");
         attention.forget("masked_bias");
         let qkv = Projections::fused_by_head(

@@ -1,4 +1,4 @@
-//! Linear modules of the frozen model, and the parts of fused ones.
+//! The linear modules of the frozen model, and the parts of fused modules.
 
 use std::cell::{Ref, RefCell};
 
@@ -61,8 +61,8 @@ impl Linear {
         Self { place: Place::new(name), frozen: RefCell::new(frozen), stored, parts: Vec::new() }
     }
 
-    /// Divides the module into parts. Its rows form `groups` groups, and each group consists of the
-    /// given number of rows of each part, in order.
+    /// Marks the module as fused. The rows of its weight form `groups` groups of equal size. Each
+    /// group consists of the given number of rows for each named part, in order.
     #[must_use]
     pub fn fused(mut self, groups: i64, parts: &[(&str, i64)]) -> Self {
         let width = parts.iter().map(|(_, len)| len).sum();
@@ -111,8 +111,8 @@ impl Linear {
         self.frozen.replace(frozen)
     }
 
-    /// The frozen weights of this module or of its part, if `name` is the name of one. They share
-    /// memory with the module if possible.
+    /// The frozen weights of this module or of one of its parts; `None` if neither is called
+    /// `name`. They share memory with the module if possible.
     pub fn weights(&self, name: &str) -> Option<Result<Frozen>> {
         if self.place.name == name {
             return Some(Ok(self.frozen().shared()));
@@ -123,8 +123,8 @@ impl Linear {
             .map(|part| self.frozen().part(part.rows))
     }
 
-    /// Returns the descriptions of the module and of its parts that plugins receive. `layer` is the
-    /// number of the block that contains the module.
+    /// Describes the module and its parts to plugins. `layer` is the index of the block that
+    /// contains the module.
     pub fn info(&self, layer: usize) -> (LinearInfo, Vec<PartInfo>) {
         let (holder, inputs) = (&self.place.name, self.frozen().inputs());
         let linear = |place: &Place, outputs| LinearInfo {

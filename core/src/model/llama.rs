@@ -90,8 +90,8 @@ impl Frame {
         Self { tie_word_embeddings: self.tie_word_embeddings.or(Some(true)), ..self }
     }
 
-    /// Builds a model. For each layer, `halves` receives the layer's weights and its index, and
-    /// returns the index of the layer's kind in `kinds`, the attention and the MLP.
+    /// Builds a model. `halves` is called with the weights and the index of each layer. It returns
+    /// the layer's attention and MLP, preceded by the index of the layer's kind in `kinds`.
     ///
     /// # Errors
     /// Fails if `halves` fails, or if a tensor is missing or has the wrong shape.

@@ -90,7 +90,7 @@ pub fn fill(
     ))
 }
 
-/// The block of OLMo 2 and later.
+/// The block that OLMo 2 and OLMo 3 share.
 #[derive(Debug)]
 struct Olmo2Block {
     self_attn: SelfAttention,
