@@ -25,12 +25,12 @@ pub struct Vocabulary {
 }
 
 impl Vocabulary {
-    /// Takes the matrices of the modules `embedding` and `head` from `weights`. Each must have the
-    /// shape `shape`, which is `[vocab hidden]`.
+    /// Loads the matrices of the modules `embedding` and `head` from `weights`. `shape` is `[vocab
+    /// hidden]`.
     ///
-    /// If the configuration ties the two matrices but their values differ, the head keeps its own
-    /// values, as in `tie_weights` of transformers, and a warning is logged. If they are tied and
-    /// `weights` has only one of them, it is used for both.
+    /// If `tied` is true but the two matrices differ, the head keeps its own values, as in
+    /// `tie_weights` of transformers, and a warning is logged. If `tied` is true and `weights` only
+    /// has one of the matrices, it is used for both.
     ///
     /// # Errors
     /// Fails if a tensor is missing or has the wrong shape.
@@ -47,7 +47,7 @@ impl Vocabulary {
                     `tie_word_embeddings` to true in the model's config.json"
             )));
         }
-        // Either of the two may be missing, because transformers ties in both directions.
+        // Either matrix may be missing, because transformers ties in both directions.
         let first =
             if tied && !weights.has(&embedding) && weights.has(&head) { &head } else { &embedding };
         let matrix = weights.tensor(first, &shape)?;
@@ -162,7 +162,7 @@ impl Vocabulary {
         self.head.is_none()
     }
 
-    /// The matrices of the embedding and of the head; the same one if they are tied.
+    /// The matrices of the embedding and of the head, which are the same tensor if they are tied.
     pub fn matrices(&self) -> (&Tensor, &Tensor) {
         (&self.embedding, self.head.as_ref().unwrap_or(&self.embedding))
     }
