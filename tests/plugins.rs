@@ -349,14 +349,14 @@ fn an_error_about_two_plugins_with_one_name_names_both() {
     );
     assert!(
         e.contains(" are called `")
-            && e.contains(&format!("one of faults 0.1.0 in `{first}`"))
+            && e.contains(&format!("one from faults 0.1.0 in `{first}`"))
             && e.contains("/again.so`"),
         "{e}"
     );
 
     let e = error(dir.path(), &["list", "--plugin", &library("builtins").display().to_string()]);
     assert!(
-        e.contains(" 0.1.0, which is built in, one of reprpo-") && e.contains("libbuiltins.so`"),
+        e.contains(" 0.1.0, which is built in, one from reprpo-") && e.contains("libbuiltins.so`"),
         "{e}"
     );
     // The same file given twice counts as one plugin.

@@ -31,14 +31,15 @@ pub fn unmatched(adapter: &dyn Adapter, model: &ModelInfo) -> Result<Vec<Error>>
             if *k >= model.layers {
                 let last = model.layers - 1;
                 errors.push(Error::new(format!(
-                    "`adapter.layers_to_transform` contains {k}, but the model only has layers 0 to {last}"
+                    "`adapter.layers_to_transform` contains {k}, but the model only has layers 0 \
+                        to {last}"
                 )));
             } else if !with_targets.contains(k) && !everywhere.is_empty() {
                 let listed =
                     with_targets.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
                 let message = format!(
-                    "`adapter.layers_to_transform` contains {k}, but `adapter.target_modules` matches \
-                        no module in that layer"
+                    "`adapter.layers_to_transform` contains {k}, but `adapter.target_modules` \
+                        matches no module in that layer"
                 );
                 errors.push(Error::new(message).hint(format!(
                     "`adapter.target_modules` matches modules in these layers: {listed}"

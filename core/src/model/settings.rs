@@ -207,8 +207,8 @@ pub fn window_of(types: &[LayerType], sliding_window: Option<i64>) -> Result<Opt
     let tokens = sliding_window.map(window).transpose()?;
     if tokens.is_none() && types.contains(&LayerType::Sliding) {
         return Err(Error::new(
-            "the model's config.json must set `sliding_window`, because some of its layers have the \
-                type `sliding_attention`",
+            "the model's config.json must set `sliding_window`, because some layers have the type \
+                `sliding_attention`",
         ));
     }
     Ok(tokens)
@@ -350,7 +350,7 @@ mod tests {
             (
                 "gemma3_text",
                 json!({ "num_attention_heads": 4, "final_logit_softcapping": -1.0 }),
-                "`final_logit_softcapping` in the model's config.json must be greater than 0, got -1",
+                "`final_logit_softcapping` in the model's config.json must be greater than 0",
             ),
             ("gemma3", json!({}), "no `text_config`"),
             (
@@ -372,12 +372,12 @@ mod tests {
             (
                 "smollm3",
                 json!({ "num_key_value_heads": 2, "no_rope_layers": [1] }),
-                "1 `no_rope_layers` for 2 layers",
+                "one entry for each of 2 layers, got 1",
             ),
             (
                 "smollm3",
                 json!({ "num_key_value_heads": 2, "no_rope_layer_interval": 0 }),
-                "`no_rope_layer_interval` in the model's config.json must be greater than 0, got 0",
+                "`no_rope_layer_interval` in the model's config.json must be greater than 0",
             ),
             (
                 "smollm3",
@@ -385,7 +385,11 @@ mod tests {
                     "sliding_attention"] }),
                 "must set `sliding_window`",
             ),
-            ("granite", json!({ "logits_scaling": 0 }), "`logits_scaling` to 0"),
+            (
+                "granite",
+                json!({ "logits_scaling": 0 }),
+                "`logits_scaling` in the model's config.json must be greater than 0, got 0",
+            ),
             (
                 "gpt2",
                 json!({ "num_attention_heads": 3 }),

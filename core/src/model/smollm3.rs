@@ -55,8 +55,8 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
         Some(list) if list.len() == count => list.iter().map(|r| *r != 0).collect(),
         Some(list) => {
             return Err(Error::new(format!(
-                "`no_rope_layers` in the model's config.json must have one entry for each of {count} \
-                    layers, got {}",
+                "`no_rope_layers` in the model's config.json must have one entry for each of \
+                    {count} layers, got {}",
                 list.len()
             )));
         }

@@ -143,8 +143,8 @@ impl<'a> Weights<'a> {
         };
         if tensor.size() != shape {
             return Err(Error::new(format!(
-                "`{}` in the model's weights must have the shape {shape:?} according to config.json, \
-                    got {:?}",
+                "`{}` in the model's weights must have the shape {shape:?} according to \
+                    config.json, got {:?}",
                 self.name(name),
                 tensor.size()
             )));

@@ -17,15 +17,15 @@ use crate::guard::faults;
 use crate::hub;
 use crate::registry::PluginLibrary;
 
-/// The libraries that have been loaded, by canonical path. Loading one again returns the same
-/// entry.
+/// The libraries that have been loaded, by canonical path. Loading a library again returns the
+/// existing entry.
 static LOADED: Mutex<BTreeMap<PathBuf, PluginLibrary>> = Mutex::new(BTreeMap::new());
 
 /// Loads the plugin library at `path`. It is never unloaded.
 ///
 /// # Errors
-/// Fails if the file is missing, is not a library or not a plugin, or was built for another build
-/// of reprpo. In the last case, the error names the differences.
+/// Fails if the file is missing, is not a plugin library, or was built for a different build of
+/// reprpo. If the builds differ, the error lists the differences.
 pub fn load(path: &Path) -> Result<PluginLibrary> {
     let refused = || format!("`{}` cannot be used as a plugin", path.display());
     let file = path.canonicalize().map_err(|e| {
@@ -182,7 +182,7 @@ extern "C" fn take_fault(message: *const u8, len: usize, cause: *const u8, cause
     faults::of_plugin(&received(message, len), &received(cause, cause_len));
 }
 
-/// Copies a text that a plugin passed.
+/// Copies a string that a plugin passed.
 fn received(text: *const u8, len: usize) -> String {
     if text.is_null() || len == 0 {
         return String::new();
