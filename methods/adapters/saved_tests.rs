@@ -432,8 +432,8 @@ fn layers_pattern_must_name_the_models_list_of_layers() {
     let e = format!("{:?}", with(json!(["blocks"])).unwrap_err());
     assert!(
         e.contains(
-            "`layers_pattern` in adapter_config.json is `blocks`, which is not the name of a list \
-                of layers"
+            "`layers_pattern` in adapter_config.json must be the name of the model's list of \
+                layers, got `blocks`"
         ) && e.contains("`layers`"),
         "{e}"
     );

@@ -26,8 +26,8 @@ impl std::fmt::Debug for Adapted {
 /// A module, a part or a block that an adapter changes.
 #[derive(Debug)]
 pub struct AdaptedTarget {
-    /// The site of the adapter's input. The input of a block adapter is the output of the block
-    /// before the adapter changes it.
+    /// The site of the adapter's input, which must be read in a pass without the adapter. The input
+    /// of a block adapter is the output of the block.
     pub input: Site,
     /// The site of the adapter's output.
     pub output: Site,
@@ -151,8 +151,8 @@ impl Adapted {
         }
         if let Some(name) = left.first() {
             return Err(Error::new(format!(
-                "`{name}` in the file belongs to no module that the adapter targets (such tensors: \
-                    {})",
+                "the file contains `{name}`, which does not belong to any target of the adapter \
+                    (such tensors: {})",
                 left.len()
             )));
         }

@@ -1,4 +1,4 @@
-//! Attaches adapters to a model, and converts attached adapters to frozen weights.
+//! Attaches adapters to a model, and merges attached adapters into frozen weights.
 
 use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
@@ -54,8 +54,8 @@ pub fn unmatched(adapter: &dyn Adapter, model: &ModelInfo) -> Result<Vec<Error>>
                 |s: &&String| everywhere.iter().any(|l| l.is(s)) && !hits.iter().any(|l| l.is(s));
             let message = |s| {
                 format!(
-                    "`{s}` in `adapter.target_modules` matches no module in the layers of \
-                        `adapter.layers_to_transform`"
+                    "`{s}` in `adapter.target_modules` matches no module in the layers that \
+                        `adapter.layers_to_transform` selects"
                 )
             };
             errors.extend(list.iter().filter(only_elsewhere).map(|s| Error::new(message(s))));
@@ -124,7 +124,7 @@ impl Adapted {
             }
             return Err(Error::new(format!(
                 "the adapter has no target in the first {blocks} blocks, \
-                which are the only ones that this run computes"
+                which are the only blocks that this run computes"
             ))
             .hint(
                 "move the taps to later layers, or add earlier modules to \

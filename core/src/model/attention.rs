@@ -1,5 +1,4 @@
-//! Attention over a stream of tokens. All decisions about which tokens attend to each other are
-//! made here.
+//! Attention over a stream of tokens. Only this module decides which tokens a token attends to.
 //!
 //! A token attends to itself and to everything before it in its own sequence: the earlier tokens of
 //! its segment, and the segments that its segment continues. With a window of w tokens, it only
@@ -44,7 +43,7 @@ pub enum Kernel {
     Sdpa,
     /// Separate operations in the same order as transformers' `eager` attention. This is slower and
     /// keeps all attention weights in memory, but the results are almost bit-identical to those of
-    /// transformers.
+    /// that implementation.
     Eager,
 }
 
@@ -366,8 +365,8 @@ impl Attention {
         // [len heads d] → [1 heads len d]
         let lead = |t: Tensor| t.f_transpose(0, 1).and_then(|t| t.f_unsqueeze(0));
         if let [Call::Cached { mask: None }] = &self.calls[..] {
-            // All query heads that share a key head are passed as separate queries of one head. The
-            // keys in the cache, which may be long, then do not have to be repeated.
+            // All query heads that share a key head are passed as separate queries of one head.
+            // This avoids repeating the cached keys, of which there may be many.
             let q = q.f_reshape([1, heads / group, group, d])?;
             return Ok(kernel(
                 &q,

@@ -59,7 +59,7 @@ pub struct BlockCx<'a> {
     pub train: bool,
     /// Called with the outputs of adapted modules and parts.
     pub intercept: Option<Intercept<'a>>,
-    /// The cache with the keys and values of earlier tokens, and the block's index in it.
+    /// The cache with the keys and values of earlier tokens, and the index of the block.
     pub cache: Option<(&'a RefCell<Cache>, usize)>,
     /// The requested sites inside this block.
     pub wanted: &'a [RequestedSite<'a>],

@@ -1,5 +1,5 @@
-//! Tests loading checkpoints that differ from what transformers saves: with an untied head, with
-//! renamed tensors, or damaged.
+//! Tests loading unusual checkpoints: with a head that contradicts the configuration, with renamed
+//! tensors, or with missing or unknown tensors.
 
 use indexmap::IndexMap;
 use serde_json::{Value, json};
@@ -85,7 +85,7 @@ fn a_head_that_differs_from_the_embedding_is_kept_even_if_the_configuration_ties
         let (expected, silent) = warnings(|| of(&untied, other()).unwrap());
         assert!(silent.is_empty() && logits(&model).equal(&logits(&expected)), "{architecture}");
 
-        // The model is tied both if the head is missing and if it equals the embedding.
+        // The head is tied if it is missing, and also if it equals the embedding.
         let (plain, silent) = warnings(|| of(&tied, None).unwrap());
         assert!(plain.is_tied() && silent.is_empty(), "{architecture}: {silent:?}");
         assert!(!logits(&plain).equal(&logits(&expected)), "{architecture}");

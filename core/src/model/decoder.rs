@@ -23,7 +23,7 @@ use crate::api::ModelInfo;
 use crate::error::Result;
 
 impl Sizes {
-    /// Builds all blocks by calling `layer` with each index, in order.
+    /// Builds all blocks by calling `layer` with the index of each block, in order.
     ///
     /// # Errors
     /// Fails if `layer` fails.
@@ -126,7 +126,7 @@ impl Decoder {
         let longest = stream.layout.longest() as i64;
         let mut built: Vec<(Option<i64>, Rc<Attention>)> = Vec::new();
         let view = |layer: &LayerKind| {
-            // A window at least as long as the longest sequence masks nothing.
+            // A window that is at least as long as the longest sequence does not mask any tokens.
             let window = layer.window.filter(|w| *w < longest);
             let attention = match built.iter().find(|(w, _)| *w == window) {
                 Some((_, attention)) => Rc::clone(attention),

@@ -52,12 +52,12 @@ impl Export {
                     .and_then(|weight| Some(format!("{}.{part}", weight.strip_suffix(".weight")?)));
                 let stored = stored.ok_or_else(|| {
                     Error::new(format!(
-                        "cannot find `{module}.weight` in the model's files, which \
-                        must contain the merged weight under that name"
+                        "cannot save the merged `{module}.weight`: the model's files \
+                        do not contain a tensor with this name"
                     ))
                     .hint(
-                        "save the model again with a recent version of transformers, so that its \
-                            tensors have the current names",
+                        "save the model again with a recent version of transformers, which \
+                            writes the current tensor names",
                     )
                 })?;
                 tensors.insert(stored, tensor.f_detach()?.f_to_device(tch::Device::Cpu)?);
@@ -115,7 +115,7 @@ impl Export {
     /// Returns the original configuration, updated for the exported weights.
     ///
     /// # Errors
-    /// Fails if transformers cannot express the configuration.
+    /// Fails if transformers does not support the configuration.
     fn config(&self, original: &Value) -> Result<Value> {
         let rope =
             original.get("rope_parameters").into_iter().flat_map(|p| [p, &p["full_attention"]]);

@@ -3,8 +3,8 @@
 //!
 //! Reference: Gemma Team 2025 (Gemma 3) §2, Gemma Team 2024 (Gemma 2) §2 for the soft caps, and
 //! `modeling_gemma3.py` of transformers. If `attn_logit_softcapping` is set, attention scores are
-//! capped as its documentation describes. transformers 5.23 ignores the field, but no released
-//! model sets it.
+//! capped as the documentation of this field describes, although transformers 5.23 ignores it. No
+//! released model sets it.
 
 use super::gemma2::Gemma2Block;
 use super::prelude::*;
@@ -57,9 +57,8 @@ pub fn build_text(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
 /// Fails in the same cases as [`build_text`].
 pub fn build_multimodal(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let text = config.get("text_config").filter(|text| text.is_object());
-    let text = text.ok_or_else(|| {
-        Error::new("the model's config.json has no `text_config`, which `gemma3` models need")
-    })?;
+    let text =
+        text.ok_or_else(|| Error::new("a Gemma 3 model's config.json must set `text_config`"))?;
     let mut text = text.clone();
     if let (Some(tied), Some(fields)) = (config.get("tie_word_embeddings"), text.as_object_mut()) {
         fields.insert("tie_word_embeddings".to_owned(), tied.clone());

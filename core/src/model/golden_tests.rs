@@ -32,7 +32,7 @@ const SMALL: [(&str, usize); 14] = [
 ];
 const STRATEGIES: [Strategy; 3] = [Strategy::Segments, Strategy::Trees, Strategy::Padded];
 
-/// The name, the number of stored sites per block, and the folder of every small model, in every
+/// The name, the number of stored sites per block, and the folder of every small model, for each
 /// folder of golden data.
 fn small() -> impl Iterator<Item = (&'static str, usize, PathBuf)> {
     golden::roots()
@@ -321,8 +321,7 @@ fn smollm2_has_the_same_states_and_logits_as_in_transformers() {
     let sites: Vec<Site> = (0..=model.info().layers).map(Site::Residual).collect();
     let read = |root: PathBuf| read_safetensors(&root.join("smollm2/forward.safetensors")).unwrap();
     let inputs = golden::roots().into_iter().map(read);
-    // The three inputs of a file are identical or similar, because they come from the same data
-    // set.
+    // Each file has three inputs, which are similar because they come from the same data set.
     for (io, i) in inputs.flat_map(|io| std::iter::repeat_n(Rc::new(io), 3).zip(0..)) {
         let ids = io[&format!("{i}.input_ids")].unsqueeze(0);
         let stream = Stream::from_padded(&ids, &ids.ones_like(), Device::Cpu).unwrap();

@@ -7,7 +7,7 @@ use tch::Tensor;
 use crate::api::{Frozen, LinearInfo, PartInfo, Rows, Site};
 use crate::error::{Error, Result};
 
-/// The name of a linear module or of a part of one, and the sites of its input and output.
+/// The name of a linear module or of a part of a fused module, and its sites.
 #[derive(Debug)]
 pub struct Place {
     /// The name in PyTorch's state dict without `.weight`. A part is named after its module,
@@ -28,7 +28,7 @@ impl Place {
 /// A linear module of the frozen model.
 #[derive(Debug)]
 pub struct Linear {
-    /// The name, and the sites of input and output.
+    /// The name and the sites of the module.
     pub place: Place,
     frozen: RefCell<Frozen>,
     /// How checkpoints store the weight.
@@ -49,7 +49,7 @@ pub enum Stored {
 /// Rows of a fused projection that Llama stores as a separate module.
 #[derive(Debug)]
 pub struct Part {
-    /// The name, and the sites of input and output.
+    /// The name and the sites of the part.
     pub place: Place,
     /// The rows of the module's weight that belong to the part.
     pub rows: Rows,

@@ -36,8 +36,8 @@ pub enum InputProjection {
 }
 
 impl Mlp {
-    /// Builds Llama's MLP from the modules `gate_proj`, `up_proj` and `down_proj` in `weights`. The
-    /// residual stream has the width `hidden`, and the MLP has the width `inner`.
+    /// Builds Llama's MLP from the modules `gate_proj`, `up_proj` and `down_proj` in `weights`.
+    /// `hidden` is the width of the residual stream, and `inner` is the inner width.
     ///
     /// # Errors
     /// Fails if a tensor is missing or has the wrong shape.

@@ -95,7 +95,7 @@ fn architecture(config: &serde_json::Value) -> Result<(Build, &'static str)> {
     let name = config
         .get("model_type")
         .and_then(|v| v.as_str())
-        .ok_or_else(|| Error::new("the model's config.json has no `model_type`"))?;
+        .ok_or_else(|| Error::new("the model's config.json must set `model_type`"))?;
     let known = ARCHITECTURES
         .iter()
         .find(|(known, ..)| *known == name)
@@ -231,8 +231,8 @@ impl Model {
         self.decoder.embeddings()
     }
 
-    /// Merges `adapted` into the frozen weights. Afterwards, the model without the adapter computes
-    /// the same outputs as before with the adapter, up to rounding.
+    /// Merges `adapted` into the frozen weights. The outputs of the merged model equal the outputs
+    /// with the adapter, up to rounding.
     ///
     /// # Errors
     /// Fails if the adapter cannot be expressed as frozen weights; the model is then unchanged.

@@ -104,8 +104,8 @@ impl SavedConfig {
     }
 }
 
-/// Checks that `layers_pattern`, the name of the model's list of layers, is unset or includes a
-/// name that supported models use: `layers`, or `h` in GPT-2.
+/// Checks `layers_pattern`, which names the model's list of layers. If it is set, it must include
+/// `layers`, or `h` for GPT-2.
 fn check_layers_pattern(peft: &PeftConfig) -> Result<()> {
     let patterns = match peft.get::<Value>("layers_pattern")? {
         Some(Value::String(one)) => vec![one],
@@ -119,11 +119,11 @@ fn check_layers_pattern(peft: &PeftConfig) -> Result<()> {
         Some(_) if patterns.iter().any(|p| names.contains(&p.as_str())) => Ok(()),
         Some(other) => {
             let e = Error::new(format!(
-                "`layers_pattern` in adapter_config.json is `{other}`, which is not the name of a \
-                    list of layers"
+                "`layers_pattern` in adapter_config.json must be the name of the model's list of \
+                    layers, got `{other}`"
             ));
             Err(e.hint(
-                "supported models have their layers in a list called `layers`, or `h` in GPT-2",
+                "the list is called `h` in GPT-2, and `layers` in all other supported models",
             ))
         }
         None => Ok(()),
@@ -236,7 +236,7 @@ pub fn unreadable(
     {
         let part = &part.linear.name;
         return Ok(warning(format!(
-            "it only adapts whole modules, and `{name}` on a part of one (`{part}`) cannot be \
+            "it only adapts whole modules, and `{name}` on `{part}`, a part of a module, cannot be \
                 converted to an adapter of the whole module"
         )));
     }

@@ -10,8 +10,7 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 
-/// Reads the fields of `T` from a configuration. Other fields are ignored, unless `T` denies
-/// unknown fields.
+/// Reads the fields of `T` from a configuration, and ignores all other fields.
 ///
 /// # Errors
 /// Fails if a field is missing or has the wrong type.
@@ -37,7 +36,7 @@ pub fn read_at<T: DeserializeOwned>(place: &str, value: &Value) -> Result<T> {
         match field.as_str() {
             "" => Error::new("the model's config.json is invalid for its architecture")
                 .because(e.into_inner()),
-            field => Error::new(format!("the model's config.json has no valid `{field}`"))
+            field => Error::new(format!("invalid `{field}` in the model's config.json"))
                 .because(e.into_inner()),
         }
     })
@@ -304,7 +303,7 @@ mod tests {
         for (model_type, more, expected) in [
             ("llama", json!({ "hidden_act": "xielu" }), "unknown hidden_act `xielu`"),
             ("llama", json!({ "partial_rotary_factor": 0.5 }), "rotates whole heads"),
-            ("llama", json!({ "rms_norm_eps": "small" }), "no valid `rms_norm_eps`"),
+            ("llama", json!({ "rms_norm_eps": "small" }), "invalid `rms_norm_eps`"),
             (
                 "llama",
                 json!({ "num_key_value_heads": 3 }),
@@ -334,7 +333,7 @@ mod tests {
             (
                 "qwen3",
                 json!({ "layer_types": ["full_attention", "chunked_attention"] }),
-                "no valid `layer_types[1]`",
+                "invalid `layer_types[1]`",
             ),
             ("phi3", json!({ "rope_scaling": { "type": "su" } }), "`short_factor`"),
             (
@@ -345,14 +344,14 @@ mod tests {
             (
                 "gemma3_text",
                 json!({ "num_attention_heads": 4, "rope_parameters": { "rope_theta": 1e4 } }),
-                "no valid `rope_parameters.rope_theta`",
+                "invalid `rope_parameters.rope_theta`",
             ),
             (
                 "gemma3_text",
                 json!({ "num_attention_heads": 4, "final_logit_softcapping": -1.0 }),
                 "`final_logit_softcapping` in the model's config.json must be greater than 0",
             ),
-            ("gemma3", json!({}), "no `text_config`"),
+            ("gemma3", json!({}), "must set `text_config`"),
             (
                 "gemma2",
                 json!({ "use_bidirectional_attention": true }),
@@ -367,7 +366,7 @@ mod tests {
             (
                 "olmo3",
                 json!({ "rope_parameters": { "rope_theta": 1e4 } }),
-                "no valid `rope_parameters.rope_theta`",
+                "invalid `rope_parameters.rope_theta`",
             ),
             (
                 "smollm3",

@@ -132,8 +132,7 @@ pub struct StreamBuilder {
 }
 
 impl StreamBuilder {
-    /// Starts a stream of a single segment that continues `past` tokens whose keys and values are
-    /// cached.
+    /// Starts a stream that consists of a single segment, which continues `past` cached tokens.
     pub fn continuing(past: usize) -> Self {
         Self { layout: Layout { past, ..Layout::default() }, ..Self::default() }
     }
@@ -259,8 +258,8 @@ impl Stream {
             let Some(parent) = segment.continues else { continue };
             if *tokens_after[parent].get_or_insert(tokens) != tokens {
                 return Err(Error::internal(
-                    "prompts of different lengths share a segment, so its places from the end are \
-                        ambiguous",
+                    "prompts of different lengths share a segment, so its positions from the end \
+                        are ambiguous",
                 ));
             }
         }

@@ -69,8 +69,8 @@ impl Checkpoint {
         self.tensors.replace(tensors.into_iter().map(|(name, t)| (renamed(name), t)).collect());
     }
 
-    /// Drops all tensors whose names begin with `prefix`, because their part of the model is not
-    /// used.
+    /// Drops all tensors whose names begin with `prefix`, which belong to an unused part of the
+    /// model.
     pub fn forget_all(&self, prefix: &str) {
         self.tensors.borrow_mut().retain(|name, _| !name.starts_with(prefix));
     }
@@ -243,7 +243,7 @@ const RENAMED: [(&[&str], &str); 9] = [
     ),
     (
         &["transformer.h.", "blk."],
-        "the tensors have the names of another program or architecture: save the model with \
+        "the tensors are named as in a different program or architecture: save the model with \
             transformers (`save_pretrained`)",
     ),
 ];

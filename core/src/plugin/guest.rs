@@ -35,15 +35,15 @@ pub(super) unsafe extern "C" fn register(host: *const Host) {
     });
 }
 
-/// Connects this library to the host: panics, faults, log records and download progress are
-/// forwarded to it, and its offline setting is adopted. Only the first call has an effect.
+/// Connects this library to the host. Faults, log records and download progress are forwarded to
+/// the host, and its offline setting is adopted. Only the first call has an effect.
 fn connect(host: &Host) {
     // SAFETY: the strings in `Host` live as long as the process.
     let (label, name) =
         unsafe { (utf8(host.label, host.label_len), utf8(host.name, host.name_len)) };
     let first = host_link::keep(label, host.fault);
     if first {
-        panics::keep_quiet();
+        panics::install_hook();
         let level = match host.level {
             0 => LevelFilter::OFF,
             1 => LevelFilter::ERROR,

@@ -37,7 +37,7 @@ pub fn load(path: &Path) -> Result<PluginLibrary> {
         });
         if missing {
             error.hint(
-                "run `cargo build --release` in the plugin's folder, which makes \
+                "run `cargo build --release` in the plugin's folder, which creates \
                     `target/release/lib….so`",
             )
         } else {
@@ -90,7 +90,7 @@ fn open(file: &Path) -> Result<PluginLibrary> {
     unsafe { (decl.register)(&raw const host) };
     let guest::Registrations { entries, recipes } = registrations;
     if entries.is_empty() && recipes.is_empty() {
-        return Err(Error::new("it registers no plugin and no recipe").hint(
+        return Err(Error::new("it does not register any plugins or recipes").hint(
             "put `#[intervention(…)]`, or the attribute of its kind, on the struct of the method; \
                 if the method is in another crate, add `use that_crate as _;`",
         ));
@@ -154,7 +154,7 @@ fn another_build(name: &str, version: &str, ours: &Fingerprint, theirs: &Fingerp
         "run `cargo build --release` in the plugin's folder, with the sources that this reprpo was \
             built from"
     };
-    Error::new(format!("`{name}` {version} was built for another build of reprpo: {what}"))
+    Error::new(format!("`{name}` {version} was built for a different build of reprpo: {what}"))
         .because(
             Error::new(format!("the plugin was built with {theirs}"))
                 .because(Error::new(format!("this reprpo was built with {ours}"))),

@@ -30,13 +30,13 @@ pub struct About {
     // JSON values.
     schema: fn() -> Result<String>,
     defaults: fn() -> Result<String>,
-    check: fn(&str) -> Result<(), Misfit>,
+    check: fn(&str) -> Result<(), FieldError>,
     rewrite: fn(&str) -> Result<String>,
 }
 
 /// A field of a configuration that is unknown to the plugin or has the wrong type.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Misfit {
+pub struct FieldError {
     /// Path of the field, e.g. `weights[2]`; empty if the error concerns the whole configuration.
     pub path: String,
     /// Description of the error.
@@ -52,7 +52,7 @@ impl About {
         ) -> Result<String> {
             guard(MethodId { kind: "plugin", name: P::NAME }, doing, || {
                 serde_json::to_string(&value())
-                    .map_err(|e| Error::new("cannot serialise it as JSON").because(e))
+                    .map_err(|e| Error::new("cannot serialise the value as JSON").because(e))
             })
         }
         About {
@@ -72,13 +72,13 @@ impl About {
                         Ok(typed::<P>(json).map(|_| ()))
                     });
                 checked.unwrap_or_else(|e| {
-                    Err(Misfit { path: String::new(), message: format!("{e:?}") })
+                    Err(FieldError { path: String::new(), message: format!("{e:?}") })
                 })
             },
             rewrite: |json| {
                 let text = || {
                     serde_json::to_string(&parse::<P>(json)?)
-                        .map_err(|e| Error::new("cannot serialise it as JSON").because(e))
+                        .map_err(|e| Error::new("cannot serialise the value as JSON").because(e))
                 };
                 guard(MethodId { kind: "plugin", name: P::NAME }, "serialize", text)
             },
@@ -105,7 +105,7 @@ impl About {
     ///
     /// # Errors
     /// Returns the first field that is unknown or has the wrong type.
-    pub fn check(&self, json: &str) -> Result<(), Misfit> {
+    pub fn check(&self, json: &str) -> Result<(), FieldError> {
         (self.check)(json)
     }
 
@@ -113,7 +113,7 @@ impl About {
     /// again. The result has all fields, including those with default values.
     ///
     /// # Errors
-    /// Fails if a field is unknown or has another type.
+    /// Fails if a field is unknown or has the wrong type.
     pub fn rewrite(&self, json: &str) -> Result<String> {
         (self.rewrite)(json)
     }
@@ -138,7 +138,7 @@ impl About {
 /// # Errors
 /// Fails if a field is unknown or has the wrong type. The error names the field.
 pub(super) fn parse<P: Plugin>(json: &str) -> Result<P> {
-    typed(json).map_err(|Misfit { path, message }| {
+    typed(json).map_err(|FieldError { path, message }| {
         let name = P::NAME;
         let place =
             if path.is_empty() { format!("`{name}`") } else { format!("`{path}` of `{name}`") };
@@ -148,11 +148,11 @@ pub(super) fn parse<P: Plugin>(json: &str) -> Result<P> {
     })
 }
 
-fn typed<T: DeserializeOwned>(json: &str) -> Result<T, Misfit> {
+fn typed<T: DeserializeOwned>(json: &str) -> Result<T, FieldError> {
     let mut de = serde_json::Deserializer::from_str(json);
     serde_path_to_error::deserialize(&mut de).map_err(|e| {
         let path = e.path().to_string();
-        Misfit {
+        FieldError {
             path: if path == "." { String::new() } else { path },
             message: strip_position(&e.inner().to_string()).to_owned(),
         }

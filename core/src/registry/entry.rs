@@ -288,8 +288,8 @@ impl DatasetEntry {
         Self { argument: Some(field), ..self }
     }
 
-    /// Sets the extensions, without the dot, of the files that the data set reads. The path of such
-    /// a file becomes the argument.
+    /// Sets the extensions, without the dot, of the files that the data set reads. The path of the
+    /// file becomes the argument.
     #[must_use]
     pub const fn extensions(self, endings: &'static [&'static str]) -> Self {
         Self { extensions: endings, ..self }

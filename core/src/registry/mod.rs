@@ -13,7 +13,7 @@ mod recipe;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-pub use about::{About, Misfit};
+pub use about::{About, FieldError};
 pub use entry::{
     AdapterEntry, DatasetEntry, Entry, InterventionEntry, TapEntry, TransformEntry, TypedEntry,
 };

@@ -18,10 +18,10 @@ pub(super) struct TargetFields {
 }
 
 impl TargetFields {
-    /// Chooses values of the two fields that select the modules that `adapted` changes in `model`.
-    /// Uses `targets`, the targets of `adapter` in terms of the model's names, if both PEFT and
-    /// reprpo would then select exactly the adapted modules. Otherwise, lists the full names of
-    /// these modules. `has_layers` is true if PEFT's configuration class has the field
+    /// Chooses the values of the two fields that select the modules that `adapted` changes in
+    /// `model`. Uses `targets`, the targets of `adapter` in terms of the model's names, if both
+    /// PEFT and reprpo would then select exactly the adapted modules. Otherwise, lists the full
+    /// names of these modules. `has_layers` is true if PEFT's configuration class has the field
     /// `layers_to_transform`.
     ///
     /// # Errors
@@ -185,7 +185,7 @@ fn peft_layer(name: &str) -> Option<usize> {
 fn portable(pattern: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || "_.*+?|()[]^${},-\\:".contains(c);
     let escapes = Regex::new(r"\\[^.dwsDWSbB_\-]").is_ok_and(|r| r.is_match(pattern));
-    // Python treats `a++` as possessive and refuses `a**`. Groups other than `(?:` differ in
+    // Python treats `a++` as possessive and rejects `a**`. Groups other than `(?:` differ in
     // syntax.
     let stacked = Regex::new(r"[*+?}][*+{]").is_ok_and(|r| r.is_match(pattern));
     let groups = pattern.replace("(?:", "").contains("(?");

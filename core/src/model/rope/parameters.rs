@@ -133,8 +133,7 @@ impl RopeParameters {
             .and_then(|p| p.keys().find(|k| !TYPES.contains(&k.as_str())))
         {
             return Err(Error::new(format!(
-                "the model's config.json has no valid \
-                `rope_parameters.{stray}`"
+                "invalid `rope_parameters.{stray}` in the model's config.json"
             ))
             .hint(
                 "give one set of parameters for `full_attention` and one for \

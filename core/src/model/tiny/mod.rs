@@ -1,4 +1,4 @@
-//! Tiny models of every architecture and rope type, with the values that transformers computes for
+//! Tiny models of every architecture and rope type, with values that transformers computed for
 //! them.
 //!
 //! `model/fixtures/make.py` writes these values. The weights are not stored: the script and this
