@@ -41,9 +41,9 @@ pub enum Kernel {
     /// libtorch's fused scaled dot product attention.
     #[default]
     Sdpa,
-    /// Separate operations in the same order as transformers' `eager` attention. This is slower and
-    /// keeps all attention weights in memory, but the results are almost bit-identical to those of
-    /// that implementation.
+    /// Separate operations, in the same order as transformers' eager attention. This is slower and
+    /// keeps all attention weights in memory, but it reproduces transformers' results almost bit
+    /// for bit.
     Eager,
 }
 

@@ -94,7 +94,7 @@ impl BlockCx<'_> {
         Ok(y)
     }
 
-    /// Applies a module or a part to x, with the adapter on it if there is one.
+    /// Applies a module or a part to x, including its adapter if it is adapted.
     fn through(&self, place: &Place, frozen: &Frozen, x: &Tensor) -> Result<Tensor> {
         let Some(adapter) = self.adapted.and_then(|a| a.get(&place.name)) else {
             return frozen.forward(x);

@@ -12,7 +12,7 @@ pub struct Cache {
     tokens: usize,
 }
 
-/// A tensor with spare rows. Appending a token therefore only copies that token.
+/// A tensor with spare rows, so that appending a token only copies the new token.
 #[derive(Debug)]
 struct Buffer {
     rows: Tensor,
@@ -47,7 +47,7 @@ impl Cache {
         self.tokens
     }
 
-    /// Allocated memory in bytes, spare rows included.
+    /// Allocated memory in bytes, including spare rows.
     pub fn bytes(&self) -> usize {
         let size = |b: &Buffer| b.rows.numel() * if b.rows.kind() == Kind::Float { 4 } else { 2 };
         self.layers.iter().flatten().flatten().map(size).sum()

@@ -145,7 +145,7 @@ fn a_missing_or_repeated_prefix_does_not_change_the_model() {
             "{architecture}, with the prefix twice"
         );
     }
-    // If the file has the tensor under both names, one of the two is left over, which is an error.
+    // If the file stores a tensor under both names, one copy is unused, which is an error.
     let (config, mut tensors) = with(&fixture, "llama", false);
     tensors.insert("norm.weight".to_owned(), tensors["model.norm.weight"].copy());
     assert!(built(&config, tensors).unwrap_err().message().contains("`norm.weight`"));

@@ -79,8 +79,8 @@ impl Decoder {
         &self.info
     }
 
-    /// Runs `pass` over `stream`. This computes the embedding, only the blocks that the pass needs,
-    /// and the final norm if the pass needs it.
+    /// Runs `pass` over `stream`: computes the embedding, the blocks that `pass` requires, and the
+    /// final norm if `pass` requires it.
     ///
     /// # Errors
     /// Fails if an adapter fails, if a requested site is not reached, or if memory runs out.
@@ -166,7 +166,8 @@ impl Decoder {
         linears
     }
 
-    /// The maximum length of a sequence in tokens; `None` if positions are not learned.
+    /// The maximum sequence length in tokens. `None` for models without learned positions, which do
+    /// not have a limit.
     pub fn max_tokens(&self) -> Option<usize> {
         self.vocabulary.max_tokens()
     }

@@ -40,9 +40,9 @@ pub struct Linear {
 /// How a checkpoint stores the weight of a linear module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stored {
-    /// `[out in]`, as `torch.nn.Linear` does.
+    /// `[out in]`, as in `torch.nn.Linear`.
     OutIn,
-    /// `[in out]`, as `Conv1D` of transformers does.
+    /// `[in out]`, as in transformers' `Conv1D`.
     InOut,
 }
 

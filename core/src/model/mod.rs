@@ -1,8 +1,8 @@
 //! Language models with frozen weights, and the supported architectures.
 //!
 //! Each architecture is one file that reads like the block in its paper. It declares the fields of
-//! its configuration and assembles a `Decoder` from shared building blocks (attention, MLP,
-//! norms), each of which is in the file with its name.
+//! its configuration and assembles a `Decoder` from shared building blocks (attention, MLP, norms),
+//! each in a file of the same name.
 
 mod activation;
 pub mod adapted;
@@ -170,7 +170,7 @@ impl Model {
         self.decoder.info()
     }
 
-    /// The kind of the weights and activations.
+    /// The tensor kind (dtype) of the weights and activations.
     pub fn kind(&self) -> Kind {
         self.kind
     }
@@ -208,8 +208,8 @@ impl Model {
         })
     }
 
-    /// The maximum length of a sequence in tokens, prompt and completion together. `None` if the
-    /// model does not have learned position embeddings, so that its architecture sets no limit.
+    /// The maximum sequence length in tokens, including prompt and completion. `None` for models
+    /// without learned positions, which do not have a limit.
     pub fn max_tokens(&self) -> Option<usize> {
         self.decoder.max_tokens()
     }
@@ -271,8 +271,8 @@ impl Model {
         self.decoder.linears().into_iter().find(|linear| linear.place.name == name)
     }
 
-    /// True if checkpoints store the weight of this module as `[in out]`, as transformers' `Conv1D`
-    /// does.
+    /// True if checkpoints store the weight of this module as `[in out]`, as in transformers'
+    /// `Conv1D`.
     pub fn is_conv1d(&self, module: &str) -> bool {
         self.linear(module).is_some_and(|linear| linear.stored == Stored::InOut)
     }

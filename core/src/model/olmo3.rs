@@ -1,5 +1,5 @@
-//! The OLMo 3 architecture: OLMo 2's block, with sliding windows in three of four layers. Layers
-//! with and without a window have different rotary parameters.
+//! The OLMo 3 architecture: OLMo 2's block, with sliding windows in three out of four layers.
+//! Layers with and without a window have different rotary parameters.
 //!
 //! Reference: OLMo Team 2025 (OLMo 3) §3.2, and `modeling_olmo3.py` of transformers.
 

@@ -1,9 +1,9 @@
 //! Reads and writes adapters in PEFT's format: `adapter_config.json` and
 //! `adapter_model.safetensors`.
 //!
-//! PEFT only adapts whole modules. Adapters of parts of a fused module are converted to an adapter
-//! of the whole module if their method supports it. Otherwise they are saved under the names of the
-//! parts, which only reprpo can read.
+//! PEFT only adapts whole modules. Adapters on parts of fused modules are converted to adapters on
+//! whole modules if the method supports it. Otherwise they are saved under the names of the parts,
+//! which only reprpo can read.
 
 use std::path::Path;
 

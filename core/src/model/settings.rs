@@ -128,7 +128,7 @@ impl Sizes {
         self.num_attention_heads * self.head_dim()
     }
 
-    /// Total width of the keys of all heads, and also of the values.
+    /// Total width of the keys of all heads, which equals the total width of the values.
     pub fn kv_width(&self) -> i64 {
         self.kv_heads() * self.head_dim()
     }
@@ -227,7 +227,7 @@ pub fn window(tokens: i64) -> Result<i64> {
     }
 }
 
-/// Checks a soft cap, which may be absent.
+/// Checks an optional soft cap.
 ///
 /// # Errors
 /// Fails if it is not greater than 0.

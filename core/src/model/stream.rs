@@ -64,7 +64,7 @@ impl Layout {
         self.segments.last().map_or(0, |s| s.start + s.len)
     }
 
-    /// Number of cached tokens that come before the stream and are not in it.
+    /// Number of cached tokens before the stream.
     pub fn past(&self) -> usize {
         self.past
     }

@@ -136,7 +136,8 @@ impl Vocabulary {
         Ok(h.f_add(&look_up(positions, &stream.positions)?)?)
     }
 
-    /// The maximum length of a sequence in tokens; `None` if positions are not learned.
+    /// The maximum sequence length in tokens. `None` for models without learned positions, which do
+    /// not have a limit.
     pub fn max_tokens(&self) -> Option<usize> {
         self.positions.as_ref().map(|positions| positions.size()[0] as usize)
     }

@@ -20,7 +20,7 @@ pub struct About {
     pub explain: &'static str,
     /// Source of the method: paper and section, or project.
     pub reference: &'static str,
-    /// Fields and values of the example.
+    /// Fields of an example configuration, and their values.
     pub example: &'static [(&'static str, &'static str)],
     /// Name of the crate that defines the plugin.
     pub origin: &'static str,

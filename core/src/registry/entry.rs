@@ -176,7 +176,8 @@ impl AdapterEntry {
         (self.build)(json)
     }
 
-    /// Returns the configuration (JSON text) of a saved adapter, and warnings for the user.
+    /// Converts the PEFT configuration of a saved adapter to the plugin's configuration (JSON
+    /// text). Also returns warnings for the user.
     ///
     /// # Errors
     /// Fails if the plugin does not support the value of a field, or cannot reproduce the adapter's

@@ -298,7 +298,8 @@ impl Registry {
         })
     }
 
-    /// Looks up the plugins of every kind, and the recipe, called `name`.
+    /// Looks up all plugins and the recipe with the given name. Plugins of different kinds may have
+    /// the same name.
     ///
     /// # Errors
     /// Fails if there is neither.

@@ -131,8 +131,7 @@ impl TargetFields {
 }
 
 /// Returns the entries of `patterns` that match a module of `adapted`. If Python might interpret
-/// one of the patterns differently, the entries are written with the full names of the modules
-/// instead.
+/// one of the patterns differently, the patterns are replaced with the full names of the modules.
 ///
 /// # Errors
 /// Fails if a pattern is not a valid regular expression.
