@@ -88,7 +88,8 @@ impl Vocabulary {
         self
     }
 
-    /// Multiplies token embeddings by `scale`, rounded to the kind of the model first, as in Gemma.
+    /// Multiplies token embeddings by `scale`, which is first rounded to the kind of the model, as
+    /// in Gemma.
     ///
     /// # Errors
     /// Fails if memory runs out.

@@ -20,7 +20,7 @@ pub struct About {
     pub explain: &'static str,
     /// Source of the method: paper and section, or project.
     pub reference: &'static str,
-    /// Fields of an example configuration, and their values.
+    /// Fields and values of the example command that `reprpo explain` shows.
     pub example: &'static [(&'static str, &'static str)],
     /// Name of the crate that defines the plugin.
     pub origin: &'static str,
