@@ -993,7 +993,7 @@ fn an_unusable_setting_is_named_and_no_run_folder_is_created() {
         ),
         (
             vec!["--adapter", "hra", "--set", "adapter.layers_to_transform=[0, 7]"],
-            "`adapter.layers_to_transform` has 7",
+            "`adapter.layers_to_transform` contains 7",
         ),
     ] {
         let mut command = Command::cargo_bin("reprpo").expect("the binary");

@@ -77,7 +77,7 @@ impl Error {
             .copied()
             .or_else(|| payload.downcast_ref::<String>().map(String::as_str));
         let first = message.and_then(|s| s.lines().next()).unwrap_or("no message");
-        let at = panics::take_place();
+        let at = panics::take_location();
         // The message of a panic in tch includes libtorch's C++ stack trace, which is removed. The
         // panic's location is omitted too, because it is in tch's own source.
         let reason = match first.split_once("Torch(\"") {

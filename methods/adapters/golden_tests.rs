@@ -228,7 +228,7 @@ fn an_adapter_is_restored_from_its_file_and_a_file_that_does_not_fit_is_rejected
                 .restore(&values().chain([stray]).collect())
                 .unwrap_err()
                 .to_string()
-                .contains("belongs to no module that the adapter targets")
+                .contains("does not belong to any target of the adapter")
         );
         fresh.restore(&values().collect()).unwrap();
         assert!(

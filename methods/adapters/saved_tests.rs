@@ -282,7 +282,7 @@ fn a_name_that_matches_no_module_is_an_error_only_in_a_new_adapter() {
         (
             "hra",
             json!({ "layers_to_transform": [1, 3] }),
-            "`adapter.layers_to_transform` has 3, but the model's layers are 0 to 2",
+            "`adapter.layers_to_transform` contains 3, but the model only has layers 0 to 2",
             "",
         ),
         (
@@ -414,7 +414,7 @@ fn an_error_names_a_pickled_adapter_file() {
     let e = format!("{:?}", Saved::read(folder.path(), &Registry::builtin().unwrap()).unwrap_err());
     assert!(
         e.contains("has no adapter_model.safetensors")
-            && e.contains("adapter_model.bin is a pickle, which can run code and is never read"),
+            && e.contains("adapter_model.bin is a pickle, which reprpo never reads"),
         "{e}"
     );
 }
@@ -432,8 +432,8 @@ fn layers_pattern_must_name_the_models_list_of_layers() {
     let e = format!("{:?}", with(json!(["blocks"])).unwrap_err());
     assert!(
         e.contains(
-            "`layers_pattern` in adapter_config.json is `blocks`, which is not the name of a list \
-                of layers"
+            "`layers_pattern` in adapter_config.json must be the name of the model's list of \
+                layers, got `blocks`"
         ) && e.contains("`layers`"),
         "{e}"
     );

@@ -168,7 +168,7 @@ fn broken_pipe(error: &Error) -> bool {
 
 /// Runs `work` and turns a panic in it into an internal error.
 fn guarded(work: impl FnOnce() -> Result<()>) -> Result<()> {
-    panics::keep_quiet();
+    panics::install_hook();
     let outcome = catch_unwind(AssertUnwindSafe(work));
     outcome.unwrap_or_else(|payload| {
         Err(Error::panicked("reprpo", payload.as_ref()).hint(

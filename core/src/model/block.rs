@@ -1,8 +1,8 @@
 //! The interface of a decoder block, and the context that a block runs in.
 //!
-//! A block contains only the computation. The [`Pass`] that runs it decides which of its values are
-//! read, adapted, hooked or cached. The states that a run records stay in its [`BlockCx`] until the
-//! pass takes them, so a block may run more than once.
+//! A block only contains the computation. The [`Pass`] that runs the block decides which values are
+//! read, adapted, intercepted or cached. Recorded states stay in the [`BlockCx`] until the pass
+//! collects them, so a block can be run more than once.
 //!
 //! [`Pass`]: super::pass::Pass
 
@@ -31,13 +31,14 @@ pub struct RequestedSite<'a> {
     pub site: &'a Site,
 }
 
-/// A block, with the index of its [`LayerKind`](super::layer_kind::LayerKind) in the decoder's
-/// list.
+/// A block, and the index of its [`LayerKind`](super::layer_kind::LayerKind) among the layer kinds
+/// of the decoder.
 pub type Layer = (usize, Box<dyn Block>);
 
 /// A decoder block, for example attention and an MLP with their norms.
 pub trait Block: std::fmt::Debug + Send {
-    /// Computes the residual stream `[n hidden]` after the block from `h`, the one before it.
+    /// Applies the block to the residual stream `h` `[n hidden]`, and returns the updated residual
+    /// stream.
     ///
     /// # Errors
     /// Fails if an adapter fails, or if memory runs out.
@@ -47,7 +48,7 @@ pub trait Block: std::fmt::Debug + Send {
     fn visit<'a>(&'a self, visit: &mut dyn FnMut(&'a Linear));
 }
 
-/// The context of one run of one block: all inputs besides the residual stream and the block's own
+/// The context in which a block runs: all inputs except the residual stream and the block's
 /// weights.
 pub struct BlockCx<'a> {
     /// The masks and rotary tables for the block's kind of layer.
@@ -58,7 +59,7 @@ pub struct BlockCx<'a> {
     pub train: bool,
     /// Called with the outputs of adapted modules and parts.
     pub intercept: Option<Intercept<'a>>,
-    /// The cache with the keys and values of earlier tokens, and the block's index in it.
+    /// The cache with the keys and values of earlier tokens, and the index of the block.
     pub cache: Option<(&'a RefCell<Cache>, usize)>,
     /// The requested sites inside this block.
     pub wanted: &'a [RequestedSite<'a>],
@@ -93,7 +94,7 @@ impl BlockCx<'_> {
         Ok(y)
     }
 
-    /// Applies a module or a part to x, with its own adapter if it has one.
+    /// Applies a module or a part to x, including its adapter if it is adapted.
     fn through(&self, place: &Place, frozen: &Frozen, x: &Tensor) -> Result<Tensor> {
         let Some(adapter) = self.adapted.and_then(|a| a.get(&place.name)) else {
             return frozen.forward(x);
@@ -131,7 +132,7 @@ impl BlockCx<'_> {
         self.view.attention.attend(q, &k, &v, scores)
     }
 
-    /// Records a state `[n width]` for each requested site that it belongs to.
+    /// Records the state `[n width]` at `site` for each matching entry of the request.
     fn record(&self, site: &Site, state: impl Fn() -> Result<Tensor>) -> Result<()> {
         for wanted in self.wanted.iter().filter(|w| w.site.whole() == site) {
             self.states.borrow_mut().push((wanted.index, wanted.site.columns_of(&state()?)?));

@@ -1,5 +1,5 @@
-//! Tests loading the kinds of checkpoints that people publish: with a separate head, with renamed
-//! tensors, or damaged.
+//! Tests loading unusual checkpoints: with a head that contradicts the configuration, with renamed
+//! tensors, or with missing or unknown tensors.
 
 use indexmap::IndexMap;
 use serde_json::{Value, json};
@@ -85,7 +85,7 @@ fn a_head_that_differs_from_the_embedding_is_kept_even_if_the_configuration_ties
         let (expected, silent) = warnings(|| of(&untied, other()).unwrap());
         assert!(silent.is_empty() && logits(&model).equal(&logits(&expected)), "{architecture}");
 
-        // A missing head and a head that equals the embedding are both tied.
+        // The head is tied if it is missing, and also if it equals the embedding.
         let (plain, silent) = warnings(|| of(&tied, None).unwrap());
         assert!(plain.is_tied() && silent.is_empty(), "{architecture}: {silent:?}");
         assert!(!logits(&plain).equal(&logits(&expected)), "{architecture}");
@@ -145,7 +145,7 @@ fn a_missing_or_repeated_prefix_does_not_change_the_model() {
             "{architecture}, with the prefix twice"
         );
     }
-    // If the file has the tensor under both names, one of the two is left over, which is an error.
+    // If the file stores a tensor under both names, one copy is unused, which is an error.
     let (config, mut tensors) = with(&fixture, "llama", false);
     tensors.insert("norm.weight".to_owned(), tensors["model.norm.weight"].copy());
     assert!(built(&config, tensors).unwrap_err().message().contains("`norm.weight`"));
@@ -177,7 +177,7 @@ fn errors_explain_tensor_names_that_other_programs_write() {
     assert!(inside("mlp.", "mlp.experts.0.").contains("mixture of experts"));
     assert!(inside("model.layers.", "transformer.h.").contains("save_pretrained"));
     assert!(inside("model.layers.2.", "model.layers.7.").contains("no shard is missing"));
-    // The file has every tensor of the model, and one that the model does not have.
+    // The file has every tensor of the model, and one unknown tensor.
     for (name, cause) in [
         ("model.layers.0.mlp.up_proj.weight_scale", "quantization_config"),
         ("model.layers.0.mlp.up_proj.weight.absmax", "bitsandbytes"),

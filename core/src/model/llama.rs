@@ -65,7 +65,8 @@ impl Block for LlamaBlock {
     }
 }
 
-/// The parts of Llama that later architectures share: the names of the tensors, and the block.
+/// The parts of Llama that later architectures reuse: the tensor names and the structure of a
+/// block.
 #[derive(Deserialize)]
 pub struct Frame {
     rms_norm_eps: Option<f64>,
@@ -78,7 +79,7 @@ impl Frame {
         self.rms_norm_eps.unwrap_or(1e-6)
     }
 
-    /// Sets the default of ε, for architectures in which it is not 1e-6.
+    /// Sets the default of ε to `eps`, for architectures in which it is not 1e-6.
     #[must_use]
     pub fn or_eps(self, eps: f64) -> Self {
         Self { rms_norm_eps: self.rms_norm_eps.or(Some(eps)), ..self }
@@ -90,8 +91,8 @@ impl Frame {
         Self { tie_word_embeddings: self.tie_word_embeddings.or(Some(true)), ..self }
     }
 
-    /// Builds a model. For each layer, `halves` receives the layer's weights and its index, and
-    /// returns the index of the layer's kind in `kinds`, the attention and the MLP.
+    /// Builds a model. `halves` is called with the weights and the index of each layer. It returns
+    /// the layer's attention and MLP, preceded by the index of the layer's kind in `kinds`.
     ///
     /// # Errors
     /// Fails if `halves` fails, or if a tensor is missing or has the wrong shape.

@@ -68,7 +68,7 @@ fn widened(kind: Kind) -> Kind {
 }
 
 impl Weights<'_> {
-    /// Takes Llama's norm from the tensor `name.weight` `[width]`.
+    /// Builds Llama's RMS norm from the tensor `name.weight` `[width]`.
     ///
     /// # Errors
     /// Fails if the tensor is missing or has the wrong shape.
@@ -76,8 +76,8 @@ impl Weights<'_> {
         Ok(Norm::Rms { weight: self.at(name).tensor("weight", &[width])?, eps })
     }
 
-    /// Takes OLMo's norm from the tensor `name.weight` `[width]`. It is Llama's norm, rounded only
-    /// at the end.
+    /// Builds OLMo's RMS norm from the tensor `name.weight` `[width]`. It is the same as Llama's,
+    /// except that it only rounds the result.
     ///
     /// # Errors
     /// Fails if the tensor is missing or has the wrong shape.
@@ -86,8 +86,8 @@ impl Weights<'_> {
         Ok(Norm::RmsRoundedOnce { gain: weight.f_to_kind(widened(weight.kind()))?, eps })
     }
 
-    /// Takes Gemma's norm from the tensor `name.weight` `[width]`. It is Llama's norm with the gain
-    /// 1 + w, rounded only at the end.
+    /// Builds Gemma's RMS norm from the tensor `name.weight` `[width]`. It is the same as Llama's,
+    /// except that the gain is 1 + w and that it only rounds the result.
     ///
     /// # Errors
     /// Fails if the tensor is missing or has the wrong shape.
@@ -99,7 +99,7 @@ impl Weights<'_> {
         })
     }
 
-    /// Takes a layer norm from the tensors `name.weight` and `name.bias`, each `[width]`.
+    /// Builds a layer norm from the tensors `name.weight` and `name.bias`, each `[width]`.
     ///
     /// # Errors
     /// Fails if a tensor is missing or has the wrong shape.

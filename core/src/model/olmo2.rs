@@ -34,7 +34,7 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     )
 }
 
-/// Builds a model whose layer i has the kind with index `kind_of(i)` in `kinds`.
+/// Builds a model in which layer i has the kind `kinds[kind_of(i)]`.
 ///
 /// # Errors
 /// Fails in the same cases as [`build`].
@@ -90,7 +90,7 @@ pub fn fill(
     ))
 }
 
-/// The block of OLMo 2 and later.
+/// The block that OLMo 2 and OLMo 3 share.
 #[derive(Debug)]
 struct Olmo2Block {
     self_attn: SelfAttention,

@@ -1,7 +1,7 @@
 //! The binary interface of a plugin library: one symbol with a C layout, and the fingerprint that
 //! the host compares.
 //!
-//! The host only reads data with Rust's own layout after the fingerprints have matched.
+//! The host checks the fingerprint before it reads any data with Rust's unspecified layout.
 
 use std::ffi::{CStr, c_char};
 use std::mem::{align_of, offset_of, size_of};
@@ -36,7 +36,7 @@ pub struct PluginDecl {
     pub(super) register: unsafe extern "C" fn(host: *const Host),
 }
 
-// SAFETY: the pointers are to constants.
+// SAFETY: the pointers point to constants, which are never written.
 unsafe impl Sync for PluginDecl {}
 
 impl std::fmt::Debug for PluginDecl {
@@ -104,11 +104,12 @@ impl PluginDecl {
 }
 
 unsafe fn text(pointer: *const c_char) -> String {
-    // SAFETY: a NUL-terminated constant of the library, which is never unloaded.
+    // SAFETY: `pointer` points to a NUL-terminated constant of the library, which is never
+    // unloaded.
     unsafe { CStr::from_ptr(pointer) }.to_string_lossy().into_owned()
 }
 
-/// Appends a NUL to a constant text. The result is a reference to bytes.
+/// Appends a NUL to a constant `&str`. The result has the type `&[u8; N]`.
 macro_rules! concat_nul {
     ($text:expr) => {{
         const WITHOUT: &str = $text;
@@ -179,8 +180,8 @@ impl std::fmt::Display for Fingerprint {
 }
 
 /// A hash of the sizes, alignments and field offsets of types that cross the boundary. It detects
-/// compiler flags that change the layout; other causes already change the compiler version or the
-/// digest of the sources.
+/// compiler flags that change the layout. All other changes to the layout also change the compiler
+/// version or the digest of the sources.
 const LAYOUT: u64 = {
     macro_rules! sizes {
         ($($t:ty),* $(,)?) => { &[$(size_of::<$t>(), align_of::<$t>()),*] };

@@ -18,8 +18,8 @@ use crate::registry::{Entry, RecipeText};
 /// Registers the library's entries and recipes. The host calls it after the fingerprints have
 /// matched.
 pub(super) unsafe extern "C" fn register(host: *const Host) {
-    // A panic must not cross the boundary. None is expected, because no code of the plugin's author
-    // runs here.
+    // A panic must not cross the boundary. No panic is expected, because the plugin author's code
+    // does not run here.
     let _ = catch_unwind(|| {
         // SAFETY: the host passes a valid pointer that lives during this call.
         let host = unsafe { &*host };
@@ -35,15 +35,15 @@ pub(super) unsafe extern "C" fn register(host: *const Host) {
     });
 }
 
-/// Stores the connection to the host, and sets up panics, log, hub access and progress accordingly.
-/// Only the first call has an effect.
+/// Connects this library to the host. Faults, log records and download progress are forwarded to
+/// the host, and its offline setting is adopted. Only the first call has an effect.
 fn connect(host: &Host) {
-    // SAFETY: the texts of `Host` live as long as the process.
+    // SAFETY: the strings in `Host` live as long as the process.
     let (label, name) =
         unsafe { (utf8(host.label, host.label_len), utf8(host.name, host.name_len)) };
     let first = host_link::keep(label, host.fault);
     if first {
-        panics::keep_quiet();
+        panics::install_hook();
         let level = match host.level {
             0 => LevelFilter::OFF,
             1 => LevelFilter::ERROR,
@@ -65,7 +65,7 @@ fn connect(host: &Host) {
     }
 }
 
-/// Reads a text of the host.
+/// Reads a string of the host.
 ///
 /// # Safety
 /// `text` must point to `len` bytes that live as long as the process.
@@ -110,7 +110,7 @@ impl Subscriber for Forward {
     fn exit(&self, _: &span::Id) {}
 }
 
-/// The message and the fields of a log record, as text.
+/// The formatted message and fields of a log record.
 #[derive(Default)]
 struct Line {
     message: String,
@@ -127,7 +127,7 @@ impl Visit for Line {
     }
 }
 
-/// The number of a log level in the interface.
+/// The number that the binary interface uses for a log level.
 pub(super) fn number(level: &Level) -> u32 {
     match *level {
         Level::ERROR => 1,

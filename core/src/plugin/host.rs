@@ -17,7 +17,7 @@ pub(super) struct Host {
     pub name_len: usize,
     /// The most detailed level that the host logs: 0 off, 1 error … 5 trace.
     pub level: u32,
-    /// Writes a log record with a level and a text.
+    /// Writes a log record with a level and a message.
     pub log: extern "C" fn(level: u32, text: *const u8, len: usize),
     /// Reports a fault, with its message and cause, from a function that cannot return an error.
     pub fault: extern "C" fn(message: *const u8, len: usize, cause: *const u8, cause_len: usize),

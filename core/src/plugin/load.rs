@@ -17,15 +17,15 @@ use crate::guard::faults;
 use crate::hub;
 use crate::registry::PluginLibrary;
 
-/// The libraries that have been loaded, by canonical path. Loading one again returns the same
-/// entry.
+/// The libraries that have been loaded, by canonical path. Loading a library again returns the
+/// existing entry.
 static LOADED: Mutex<BTreeMap<PathBuf, PluginLibrary>> = Mutex::new(BTreeMap::new());
 
 /// Loads the plugin library at `path`. It is never unloaded.
 ///
 /// # Errors
-/// Fails if the file is missing, is not a library or not a plugin, or was built for another build
-/// of reprpo. In the last case, the error names the differences.
+/// Fails if the file is missing, is not a plugin library, or was built for a different build of
+/// reprpo. If the builds differ, the error lists the differences.
 pub fn load(path: &Path) -> Result<PluginLibrary> {
     let refused = || format!("`{}` cannot be used as a plugin", path.display());
     let file = path.canonicalize().map_err(|e| {
@@ -37,7 +37,7 @@ pub fn load(path: &Path) -> Result<PluginLibrary> {
         });
         if missing {
             error.hint(
-                "run `cargo build --release` in the plugin's folder, which makes \
+                "run `cargo build --release` in the plugin's folder, which creates \
                     `target/release/lib….so`",
             )
         } else {
@@ -90,7 +90,7 @@ fn open(file: &Path) -> Result<PluginLibrary> {
     unsafe { (decl.register)(&raw const host) };
     let guest::Registrations { entries, recipes } = registrations;
     if entries.is_empty() && recipes.is_empty() {
-        return Err(Error::new("it registers no plugin and no recipe").hint(
+        return Err(Error::new("it does not register any plugins or recipes").hint(
             "put `#[intervention(…)]`, or the attribute of its kind, on the struct of the method; \
                 if the method is in another crate, add `use that_crate as _;`",
         ));
@@ -154,7 +154,7 @@ fn another_build(name: &str, version: &str, ours: &Fingerprint, theirs: &Fingerp
         "run `cargo build --release` in the plugin's folder, with the sources that this reprpo was \
             built from"
     };
-    Error::new(format!("`{name}` {version} was built for another build of reprpo: {what}"))
+    Error::new(format!("`{name}` {version} was built for a different build of reprpo: {what}"))
         .because(
             Error::new(format!("the plugin was built with {theirs}"))
                 .because(Error::new(format!("this reprpo was built with {ours}"))),
@@ -182,7 +182,7 @@ extern "C" fn take_fault(message: *const u8, len: usize, cause: *const u8, cause
     faults::of_plugin(&received(message, len), &received(cause, cause_len));
 }
 
-/// Copies a text that a plugin passed.
+/// Copies a string that a plugin passed.
 fn received(text: *const u8, len: usize) -> String {
     if text.is_null() || len == 0 {
         return String::new();

@@ -2,7 +2,7 @@
 //!
 //! The code of a method is the same whether it is linked in or loaded. Its attribute creates the
 //! registry entry, and a [`guard`](crate::guard) wraps all objects that it builds. A library only
-//! adds [`export_plugin!`](crate::export_plugin).
+//! has to invoke [`export_plugin!`](crate::export_plugin).
 //!
 //! A loaded library has its own copy of this crate, with its own statics and type ids. The two
 //! copies may therefore exchange values whose memory layout the fingerprint guarantees, but must

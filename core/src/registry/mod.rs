@@ -13,7 +13,7 @@ mod recipe;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-pub use about::{About, Misfit};
+pub use about::{About, FieldError};
 pub use entry::{
     AdapterEntry, DatasetEntry, Entry, InterventionEntry, TapEntry, TransformEntry, TypedEntry,
 };
@@ -63,7 +63,7 @@ impl Registry {
         }
     }
 
-    /// Creates a registry of only these plugins, without recipes.
+    /// Creates a registry that only contains the given plugins, without recipes.
     ///
     /// # Errors
     /// Fails in the same cases as [`builtin`](Self::builtin).
@@ -73,12 +73,12 @@ impl Registry {
         Ok(registry)
     }
 
-    /// Adds the plugins and recipes of a library. If it fails, nothing is added. A library that was
-    /// added before is ignored.
+    /// Adds the plugins and recipes of a library, or none of them if this fails. Does nothing if
+    /// the library has already been added.
     ///
     /// # Errors
-    /// Fails if a name is invalid or already in use. In the second case, the error names both
-    /// origins.
+    /// Fails if a name is invalid or already in use. The error for a name in use gives the origins
+    /// of both plugins.
     pub fn add_plugin(&mut self, plugin: PluginLibrary) -> Result<()> {
         if self.loaded.iter().any(|known| known.path == plugin.path) {
             return Ok(());
@@ -96,8 +96,8 @@ impl Registry {
         })
     }
 
-    /// Records a file in the plugin folder that could not be loaded. The errors for unknown names
-    /// mention it.
+    /// Records a file in the plugin folder that could not be loaded. Errors about unknown names
+    /// mention the file.
     pub fn refuse(&mut self, path: PathBuf) {
         self.refused.push(path);
     }
@@ -140,7 +140,7 @@ impl Registry {
             {
                 let theirs = self.origin(old.value.origin, old.value.version, old.file);
                 return Err(Error::new(format!(
-                    "two recipes are called `{}`: one of {theirs}, one of {ours}",
+                    "two recipes are called `{}`: one from {theirs}, one from {ours}",
                     old.value.name
                 )));
             }
@@ -156,7 +156,7 @@ impl Registry {
                 || !name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
             {
                 return Err(Error::new(format!(
-                    "the name of {} `{name}` of {ours} must only contain a-z, 0-9 and -",
+                    "invalid {} name `{name}` in {ours}: names must only contain a-z, 0-9 and -",
                     entry.kind().name()
                 )));
             }
@@ -166,7 +166,7 @@ impl Registry {
                 let theirs =
                     self.origin(old.value.about().origin, old.value.about().version, old.file);
                 return Err(Error::new(format!(
-                    "two {} are called `{name}`: one of {theirs}, one of {ours}",
+                    "two {} are called `{name}`: one from {theirs}, one from {ours}",
                     entry.kind().plural()
                 )));
             }
@@ -298,7 +298,8 @@ impl Registry {
         })
     }
 
-    /// Looks up the plugins of every kind, and the recipe, called `name`.
+    /// Looks up all plugins and the recipe with the given name. Plugins of different kinds may have
+    /// the same name.
     ///
     /// # Errors
     /// Fails if there is neither.

@@ -22,7 +22,7 @@ pub struct Rope {
     attention_factor: f64,
     /// True if cached keys must be recomputed when the frequencies change.
     recomputes: bool,
-    /// True if heads are rotated in float32, regardless of the model's kind.
+    /// True if heads are rotated in float32 even if the model has a lower precision.
     unrounded: bool,
 }
 
@@ -36,28 +36,30 @@ impl Rope {
         Ok(Self { frequencies, attention_factor, recomputes: false, unrounded: false })
     }
 
-    /// Marks an architecture that recomputes its cached keys when the frequencies of a growing
-    /// sequence change. Most architectures do not: cached keys keep their first rotation.
+    /// Recomputes cached keys when the frequencies change because a sequence has grown. In most
+    /// architectures, cached keys keep their first rotation instead.
     #[must_use]
     pub fn recomputing(mut self) -> Self {
         self.recomputes = true;
         self
     }
 
-    /// Marks an architecture that keeps cos and sin in float32, and also rotates heads in float32.
+    /// Keeps cos and sin in float32, and also rotates heads in float32.
     #[must_use]
     pub fn unrounded(mut self) -> Self {
         self.unrounded = true;
         self
     }
 
-    /// True if cached keys must be recomputed when the frequencies of a growing sequence change.
+    /// True if cached keys must be recomputed when the frequencies change because a sequence has
+    /// grown.
     pub fn recomputes(&self) -> bool {
         self.recomputes
     }
 
-    /// The shortest length in tokens that has the same frequencies as the length `tokens`. Two
-    /// sequences can only share the states of a common prefix if this value is the same for both.
+    /// The smallest number of tokens for which the frequencies are the same as for `tokens` tokens.
+    /// Two sequences can only share the states of a common prefix if this number is the same for
+    /// both.
     pub fn representative_length(&self, tokens: usize) -> usize {
         self.frequencies.representative(tokens)
     }
@@ -116,8 +118,8 @@ impl Rope {
     }
 }
 
-/// cos and sin for every position of a stream, each `[n 1 r]`. r is the number of dimensions of a
-/// head that are rotated, which may be fewer than all.
+/// cos and sin for every position of a stream, each `[n 1 r]`. r is the number of rotated
+/// dimensions per head; the remaining dimensions are not rotated.
 #[derive(Debug)]
 pub struct Tables {
     cos: Tensor,
