@@ -81,7 +81,7 @@ impl SafetensorsFile {
     }
 
     /// Reads one tensor to `device`. A floating-point tensor is converted to `kind`; an integer or
-    /// boolean tensor is not converted. On the CPU, the pages of the file are released while the
+    /// boolean tensor is not converted. On the CPU, most pages of the file are released while the
     /// tensor is read.
     ///
     /// # Errors
