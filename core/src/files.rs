@@ -69,7 +69,7 @@ pub fn read_bounded(path: &Path, most: u64) -> Result<Vec<u8>> {
     }
     if about.len() > most {
         return Err(Error::new(format!(
-            "`{}` has {} bytes, far more than expected for a file of this kind",
+            "`{}` has {} bytes, more than expected for a file of this kind",
             path.display(),
             about.len()
         ))

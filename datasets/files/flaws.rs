@@ -14,7 +14,7 @@ use super::row::{Columns, RESPONSES};
 use super::sharegpt;
 
 /// The values of a row by column, and a list of the original values that JSON cannot represent. In
-/// the row, a lone surrogate is replaced by U+FFFD, and any other such value by null.
+/// the row, U+FFFD replaces a lone surrogate, and null replaces any other value of this kind.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Row {
     cells: Map<String, Value>,
@@ -105,10 +105,10 @@ impl Row {
         self.flaws.push(flaw);
     }
 
-    /// Checks that no value that a pair needs was replaced.
+    /// Checks that none of the values that make up a pair were replaced.
     ///
     /// # Errors
-    /// Fails if a pair needs a replaced value. The error contains the path of the value.
+    /// Fails if one of these values was replaced. The error contains the path of the value.
     pub fn check(&self, columns: &Columns) -> Result<()> {
         let Some(flaw) = self.flaws.iter().find(|flaw| self.reads(flaw, columns) == Some(true))
         else {

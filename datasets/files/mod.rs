@@ -45,10 +45,10 @@ are an error. If the prompt is a list of messages and the completions are plain 
 completion is one assistant turn. The content of a message can also be a list of {type: \"text\",
 text}.
 
-If there is no column `prompt`, the prompt is the common prefix of chosen and rejected, as in
-TRL: the same characters, without a space before the first difference, or the same messages. The
-same is done if prompt is text and the other two are conversations. `--columns prompt=none` always
-does it.
+If there is no column `prompt`, the prompt is the common prefix of chosen and rejected, as in TRL:
+the same characters, without a space before the first difference, or the same messages. This also
+applies if prompt is text and the other two are conversations. `--columns prompt=none` always uses
+the common prefix.
 
 `--dataset pairs.jsonl` trains on that file. The splits to evaluate on are other files, `--set
 dataset.test=FILE`, `dataset.oos=FILE` (the shift) and `dataset.rnd=FILE` (unrelated pairs), or

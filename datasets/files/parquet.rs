@@ -195,8 +195,8 @@ fn guarded<T>(path: &Path, f: impl FnOnce() -> parquet::errors::Result<T>) -> Re
     }
 }
 
-/// Reduces the schema to the wanted columns, without fields whose types JSON cannot represent, so
-/// that nothing else is decoded. Also returns the names of the omitted fields.
+/// Restricts the schema to the wanted columns, so that no other columns are decoded, and removes
+/// fields whose types JSON cannot represent. Also returns the names of the removed fields.
 fn projection(
     reader: &SerializedFileReader<File>,
     wanted: &[String],

@@ -19,8 +19,8 @@ const MOST: usize = 500_000;
 const ROUNDED: f64 = i64::MAX as f64;
 
 /// Parses JSON, including the extensions of Python's `json` module: `NaN`, `Infinity`, lone
-/// surrogates and integers of any length. Also returns the extended values, which are replaced in
-/// the parsed value, with their paths.
+/// surrogates and integers of any length. These are replaced in the parsed value. Also returns the
+/// originals with their paths.
 ///
 /// # Errors
 /// Fails if the text is not UTF-8 or not JSON, is nested too deeply, or has too many values.

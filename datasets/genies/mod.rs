@@ -23,10 +23,10 @@ const UNRELATED: &str = "ranking_logic";
     reference = "Clymer, Baker, Subramani, Wang: Generalization Analogies (GENIES), 2023, \
         arXiv:2311.07723",
     explain = "\
-There are four splits. `train` and `test` are those of the given distribution. `oos` has the test
-pairs of the shifted distribution: the benchmark's shift lists name a target for each distribution.
-`rnd` has the test pairs of an unrelated distribution. `--dataset genies:math` trains on math, and
-`oos` is then change_my_view.
+There are four splits. `train` and `test` contain the pairs of the given distribution. `oos`
+contains the test pairs of the shifted distribution, which is the target of the given one in the
+benchmark's shift lists. `rnd` contains the test pairs of an unrelated distribution. For example,
+`--dataset genies:math` trains on math, and `oos` is change_my_view.
 
 The data files are `<data_dir>/<distribution>/{train,test}-*.parquet` with the columns prompt,
 chosen and rejected, and example_id if `one_per_instruction` is on. This is the layout of

@@ -103,7 +103,7 @@ impl Layout {
     }
 
     /// Returns the folder that contains `lib` and `include`. With CUDA, it is `site/torch`, because
-    /// the torch libraries load the NVIDIA libraries from `../../nvidia`.
+    /// the libraries in `torch/lib` load the NVIDIA libraries from `../../nvidia`.
     fn root(&self, folder: &Path) -> PathBuf {
         match self.variant {
             Variant::Cpu => folder.to_owned(),

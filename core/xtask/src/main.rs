@@ -53,9 +53,9 @@ enum Command {
     Test(PassedArgs),
     /// Search comments, strings and Markdown for violations of the style guide
     Prose,
-    /// Build the Python wheel, which uses the libtorch of the torch package that pip installs
+    /// Build the Python wheel, which depends on the torch package
     Wheel(PackageOptions),
-    /// Build the tarball, which uses the libtorch of an installed torch package or in `LIBTORCH`
+    /// Build the tarball, which finds libtorch in a torch package or through `LIBTORCH`
     Dist(PackageOptions),
     /// Link the packaged binary; rustc calls this command as its linker
     #[command(hide = true)]

@@ -72,8 +72,8 @@ pub fn minor(dynamic: &Dynamic) -> Result<u32> {
     dynamic.required.iter().try_fold(PLATFORMS[0].minor, |oldest, required| {
         let minor = minor_of(&required.version).ok_or_else(|| {
             anyhow!(
-                "the binary requires `{}` of `{}`, which no known manylinux platform provides (for \
-                    the symbols `{}`)",
+                "the binary requires `{}` of `{}`, which no known manylinux platform provides \
+                    (symbols: `{}`)",
                 required.version,
                 required.library,
                 required.symbols.join("`, `")

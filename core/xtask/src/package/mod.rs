@@ -134,7 +134,7 @@ impl Release {
         let compiler = compiler::find()?;
         let target = paths::target();
         fs::create_dir_all(&target).map_err(|e| file_error(&target, "create", &e))?;
-        // The folder gets a new name each time, and so does the path of the linker script in it.
+        // The work folder has a new name each time, and so the linker script in it has a new path.
         // This forces cargo to relink without recompiling any crate.
         let work = tempfile::Builder::new()
             .prefix("package-")
