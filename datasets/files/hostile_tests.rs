@@ -97,8 +97,8 @@ fn an_error_in_json_names_its_place() {
     for (text, why) in [
         (
             format!("[{GOOD}, {GOOD}"),
-            "line 1 of `FILE`\n  because it is not JSON: the list is not closed: the file was cut \
-                short",
+            "line 1 of `FILE`\n  because it is not JSON: the list is not closed; the file may be \
+                truncated",
         ),
         (
             format!("[{GOOD}\n{GOOD}]"),
@@ -352,7 +352,7 @@ fn a_page_that_declares_gigabytes_is_refused() {
     let (_, error) = read_path(&path, Files::default());
     assert!(
         error.contains(
-            "one of its pages declares an unpacked size of 2147483647 bytes, but the limit is \
+            "one of its pages declares a decompressed size of 2147483647 bytes, but the limit is \
             134217728"
         ),
         "{error}"

@@ -592,8 +592,8 @@ mod tests {
         let e = error(json!({"prompt": "p", "chosen": c, "rejected": r}));
         assert!(
             e.starts_with(
-                "`prompt` is plain text, but `chosen` is a list of messages and shares no \
-                beginning with `rejected`\n"
+                "`prompt` is plain text, but `chosen` is a list of messages and has no common \
+                prefix with `rejected`\n"
             ),
             "{e}"
         );

@@ -86,7 +86,7 @@ fn folders_without_a_supported_model_have_specific_errors() {
         ModelFiles::open(&dir.path().join("pytorch_model.bin"))
             .unwrap_err()
             .message()
-            .contains("only one file of a model")
+            .contains("only part of a model")
     );
     assert!(ModelFiles::open(&dir.path().join("nothing")).is_err());
 }
