@@ -155,7 +155,7 @@ fn a_model_that_cannot_be_read_is_named_and_no_run_folder_is_created() {
         ("smollm2-135m-instruct", "is not on this machine yet"),
         ("smollm2-135m-instruc", "did you mean `smollm2-135m-instruct`?"),
         ("org/name", "the model `org/name` is not in the cache"),
-        ("none/such.gguf", "there is no model at `none/such.gguf`"),
+        ("none/such.gguf", "no model found at `none/such.gguf`"),
         ("foreign.gguf", "`foreign.gguf` is not a GGUF file"),
         ("empty.gguf", "`empty.gguf` is empty"),
         ("cut.gguf", "it ends inside a number of 8 bytes"),

@@ -164,7 +164,7 @@ impl<'h> Opened<'h> {
         }
         let none = || {
             Error::new(format!("the data set `{}` has no files of a supported format", part.repo))
-                .hint(format!("supported: {}", crate::files::ENDINGS.join(", ")))
+                .hint(format!("supported: {}", crate::files::EXTENSIONS.join(", ")))
         };
         if !part.repo.is_main() {
             return Err(none().hint("omit the revision: the hub only converts `main` to parquet"));

@@ -338,8 +338,8 @@ fn in_a_cache_that_another_tool_filled_a_missing_part_is_an_error() {
     let e = format!("{:?}", open(&config, &hub).err().unwrap());
     assert!(
         e.starts_with(
-            "cannot load the `train` pairs\n  because `data/train-00001-of-00002.jsonl` of the \
-            split `train` of `acme/pairs` is missing\n"
+            "cannot load the `train` pairs\n  because `data/train-00001-of-00002.jsonl` is \
+            missing from the split `train` of `acme/pairs`\n"
         ),
         "{e}"
     );

@@ -115,7 +115,7 @@ mod tests {
             MODELS.iter().map(|model| (model.name, model.size / 1_000_000)).collect();
         assert_eq!(listed, fetched);
         for model in known_models() {
-            assert_eq!(model.fetch, format!("`reprpo model fetch {}` fetches it", model.name));
+            assert_eq!(model.fetch, format!("run `reprpo model fetch {}`", model.name));
         }
     }
 
