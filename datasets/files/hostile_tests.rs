@@ -498,7 +498,7 @@ fn values_that_only_python_accepts_are_an_error_only_in_fields_that_are_used() {
                 r#"{"conversations": [{"from": "human", "value": "\ud800"}], "#,
                 r#""chosen": "c", "rejected": "r"}"#
             ),
-            "`conversations[0].value` contains `\\ud800`",
+            "`conversations[0].value` contains the lone surrogate `\\ud800`",
         ),
     ] {
         for (name, text) in rows(row) {

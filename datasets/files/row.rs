@@ -369,7 +369,7 @@ mod tests {
             error(json!({"question": "Sky?", "chosen": "It is blue", "rejected": "It is green"})),
             "there is no column `prompt`\n  hint: did you mean `question`? set it with `--columns \
                 prompt=question`\n  hint: use `--columns prompt=none` if the prompt is the common \
-                beginning of `chosen` and `rejected`\n  hint: existing columns: question, chosen, \
+                prefix of `chosen` and `rejected`\n  hint: existing columns: question, chosen, \
                 rejected"
         );
         assert!(

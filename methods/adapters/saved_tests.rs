@@ -288,7 +288,7 @@ fn a_name_that_matches_no_module_is_an_error_only_in_a_new_adapter() {
         (
             "oft",
             json!({ "target_modules": ["layers.1.mlp.up_proj"], "layers_to_transform": [1, 0] }),
-            "has 0, but `adapter.target_modules`",
+            "contains 0, but `adapter.target_modules`",
             "these layers: 1",
         ),
         (

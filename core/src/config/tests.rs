@@ -433,8 +433,8 @@ fn errors_about_data_sets_explain_the_choices() {
     assert_eq!(
         of(&folder.path().to_string_lossy()),
         format!(
-            "`{}` is a folder, not a file of preference pairs\n  hint: files of preference pairs \
-                end in .jsonl, .jsonl.gz, .rows",
+            "`{}` is a folder, not a file of preference pairs\n  hint: supported file \
+                extensions: .jsonl, .jsonl.gz, .rows",
             folder.path().display()
         )
     );

@@ -277,7 +277,7 @@ mod tests {
     fn errors_about_expressions_explain_the_notation() {
         for (expression, why) in [
             ("train[:x]", "`x` is not a number of pairs or a percentage"),
-            ("train[5]", "`[5]` has no `:`"),
+            ("train[5]", "`[5]` must contain `:`"),
             ("train[1:2", "`train[1:2` must end with `]`"),
             ("train+", "missing split name"),
             ("[:3]", "missing split name"),

@@ -404,7 +404,7 @@ mod tests {
                 json!({ "num_key_value_heads": 1 }),
                 "a GPT-NeoX model's config.json must",
             ),
-            ("gpt_neox", json!({}), "have no `gpt_neox.embed_in.weight`"),
+            ("gpt_neox", json!({}), "`gpt_neox.embed_in.weight` is missing"),
         ] {
             let e = refused(model_type, more.clone());
             assert!(e.contains(expected), "{model_type} with {more}: {e}");

@@ -308,7 +308,7 @@ mod tests {
                 .contains("pickle")
         );
         assert!(
-            error(fetched(&[("config.json", "{}")], adapter)).contains("no adapter_config.json")
+            error(fetched(&[("config.json", "{}")], adapter)).contains("adapter_config.json")
         );
         let (_, there) = fetched(
             &[

@@ -304,7 +304,7 @@ fn errors_name_the_invalid_setting() {
     assert!(swap("general.architecture", 8, &text("lama")).contains("did you mean `llama`?"));
     assert!(
         swap("llama.attention.head_count", 4, &[0; 4])
-            .contains("`llama.attention.head_count` is 0")
+            .contains("`llama.attention.head_count` must be")
     );
     assert!(
         swap("llama.block_count", 8, &text("one")).contains("must be an integer, but is a string")
