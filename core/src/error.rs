@@ -69,8 +69,8 @@ impl Error {
         e
     }
 
-    /// Creates an error from a caught panic. `place` is the name of the function that panicked. The
-    /// panic message becomes the cause.
+    /// Creates an error from a caught panic. `place` says which code panicked, e.g. `a gradient
+    /// hook`. The panic message becomes the cause.
     pub fn panicked(place: &str, payload: &(dyn std::any::Any + Send)) -> Self {
         let message = payload
             .downcast_ref::<&str>()

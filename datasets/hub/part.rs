@@ -14,7 +14,7 @@ pub struct Part {
 
 impl Part {
     /// Parses the name of a split. If it does not contain a repository, the repository is `home`,
-    /// and `config` is the default configuration.
+    /// and the configuration defaults to `config`.
     pub fn read(text: &str, home: &RepoId, config: Option<&str>) -> Result<Self> {
         let wrong = || {
             Error::new(format!("`{text}` is not a valid split"))

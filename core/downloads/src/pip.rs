@@ -10,8 +10,8 @@ use crate::failure::DISK_FULL;
 use crate::wheel::{Wheel, wrong_sum};
 use crate::{Cause, Failure, Report, Result, Step, clear};
 
-/// Arguments that select wheels for Python 3.11. torch has a separate wheel for each Python version,
-/// but any version would work, because only the libraries in the wheel are used.
+/// Arguments that select wheels for Python 3.11. torch has a separate wheel for each Python
+/// version, but any version would work, because only the libraries in the wheel are used.
 const WHEEL_PYTHON: [&str; 6] =
     ["--python-version", "3.11", "--implementation", "cp", "--abi", "cp311"];
 
@@ -55,7 +55,7 @@ impl Pip {
             Failure::new(
                 Cause::Index,
                 format!(
-                    "cannot find pip for Python 3.9 or later, which the download needs; tried {}",
+                    "cannot find pip for Python 3.9 or later (required for the download); tried {}",
                     tried.join(", ")
                 ),
             )

@@ -15,7 +15,7 @@ pub struct Choice {
 }
 
 impl Choice {
-    /// Returns the values of the fields as JSON. The registry builds the plugin from it.
+    /// Returns the values of the fields as JSON. The registry builds the plugin from this JSON.
     pub fn json(&self) -> String {
         Value::Object(self.config.clone()).to_string()
     }

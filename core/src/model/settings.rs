@@ -139,7 +139,7 @@ impl Sizes {
     }
 }
 
-/// Number of earlier tokens that a layer attends to: an entry of `layer_types` in config.json.
+/// The type of attention in a layer: an entry of `layer_types` in config.json.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 pub enum LayerType {
     /// The layer attends to the whole sequence so far.

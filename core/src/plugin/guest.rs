@@ -140,7 +140,8 @@ pub(super) fn number(level: &Level) -> u32 {
     }
 }
 
-/// The entries and recipes that a library has registered. The host passes it as [`Host::sink`].
+/// The entries and recipes that a library has registered. [`Host::sink`] points to this
+/// struct.
 #[derive(Default)]
 pub(super) struct Registrations {
     pub entries: Vec<Entry>,

@@ -4,10 +4,10 @@
 //! attribute creates the registry entry, and a [`guard`](crate::guard) wraps all objects that it
 //! builds. A library only has to invoke [`export_plugin!`](crate::export_plugin).
 //!
-//! A loaded library has its own copy of this crate, with its own statics and type ids. The
-//! host and the library may exchange values whose memory layout the fingerprint guarantees, but
-//! must not rely on type ids. Configuration is passed as JSON text. A panic is caught on the side
-//! where it occurred.
+//! A loaded library has its own copy of this crate, with its own statics and type ids. The host and
+//! the library may exchange values whose memory layout the fingerprint guarantees, but must not
+//! rely on type ids. Configuration is passed as JSON text. A panic is caught on the side where it
+//! occurred.
 
 mod abi;
 mod folder;

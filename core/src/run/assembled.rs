@@ -24,8 +24,8 @@ pub struct Assembled {
     pub objective: Objective,
     /// The optimiser of all trained parameters.
     pub optimiser: AdamW,
-    /// Standard deviation of the noise that was added to the adapter because the loss was flat at
-    /// its initial value; `None` if no noise was added.
+    /// Standard deviation of the noise that was added to the adapter, because the loss had zero
+    /// gradient at the adapter's initial values; `None` if no noise was added.
     pub noise: Option<f64>,
 }
 
@@ -37,9 +37,9 @@ pub struct Parts<'a> {
     pub taps: Taps,
     /// The adapter.
     pub adapter: &'a AdapterChoice,
-    /// For the index of each pair, the name under which checkpoints store its reference values.
+    /// Names under which checkpoints store the reference values of the pairs, by pair index.
     pub names: BTreeMap<usize, String>,
-    /// True to add noise to the adapter if the loss is flat at its initial value.
+    /// True to add noise to the adapter if the loss has zero gradient at its initial values.
     pub leaves_flat_start: bool,
 }
 

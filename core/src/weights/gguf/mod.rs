@@ -95,7 +95,7 @@ impl Gguf {
             }
             let name = architecture.rename(&gguf_name).ok_or_else(|| {
                 Error::new(format!(
-                    "`{at}` has a tensor `{gguf_name}`, which does not belong to its architecture"
+                    "tensor `{gguf_name}` in `{at}` does not belong to the model's architecture"
                 ))
             })?;
             (stored.order, stored.offset) =
@@ -132,7 +132,7 @@ impl Gguf {
                     "`{at}` is not a valid GGUF file: duplicate tensor `{gguf_name}`"
                 ))
                 .hint(format!(
-                    "download it again; the tensor is also in `{}`",
+                    "download the file again; `{}` also contains this tensor",
                     files[first.file].path().display()
                 )));
             }

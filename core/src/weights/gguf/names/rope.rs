@@ -115,8 +115,8 @@ impl Settings<'_> {
         if self.architecture.partial {
             rope["partial_rotary_factor"] = json!(part(shape.rotated, shape.head));
         } else if shape.rotated != shape.head {
-            // In llama.cpp, every architecture can rotate only the first dimensions of each head.
-            // In this architecture, transformers has no field for the number of dimensions.
+            // In llama.cpp, a model of any architecture may rotate only some dimensions of each
+            // head. For this architecture, transformers does not have a field for their number.
             rope["dimension_count"] = json!(shape.rotated);
         }
         Ok(rope)
