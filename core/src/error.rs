@@ -69,8 +69,8 @@ impl Error {
         e
     }
 
-    /// Creates an error from a panic that was caught in `place`. The panic message becomes the
-    /// cause.
+    /// Creates an error from a caught panic. `place` says which code panicked, e.g. `a gradient
+    /// hook`. The panic message becomes the cause.
     pub fn panicked(place: &str, payload: &(dyn std::any::Any + Send)) -> Self {
         let message = payload
             .downcast_ref::<&str>()
@@ -92,7 +92,7 @@ impl Error {
         e
     }
 
-    /// Changes the origin of the error.
+    /// Sets the origin of the error.
     #[must_use]
     pub(crate) fn blamed_on(mut self, fault: Fault) -> Self {
         self.0.fault = fault;
@@ -233,7 +233,7 @@ impl fmt::Display for Error {
     }
 }
 
-/// Formats the error as the command prints it: message, causes and hints.
+/// Formats the error with its causes and hints, one per line.
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0.message)?;

@@ -233,8 +233,8 @@ fn rows_of_different_kinds_do_not_mix() {
     assert!(
         good == 1
             && error.contains(
-                "line 2 of `FILE`\n  because it is a list of messages, but earlier rows are plain \
-                text"
+                "line 2 of `FILE`\n  because it contains a list of messages, but earlier rows \
+                contain plain text"
             ),
         "{error}"
     );

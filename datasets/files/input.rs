@@ -1,7 +1,7 @@
 //! Opens data files: plain files, compressed files (`.gz`, `.zst`), and standard input (`-`).
 //!
-//! A compressed file is decompressed as it is read, so the maximum row size also applies to the
-//! decompressed data. If a few bytes decompress to gigabytes, reading stops at that limit.
+//! A compressed file is decompressed as it is read, so the maximum row size applies to the
+//! decompressed data. It also protects against small files that decompress to gigabytes.
 
 use std::ffi::OsStr;
 use std::fs::File;

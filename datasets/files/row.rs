@@ -31,7 +31,8 @@ impl Default for Columns {
 }
 
 impl Columns {
-    /// Returns the column names. There are only two if the prompt does not have a column.
+    /// Returns the names of the prompt, chosen and rejected columns, without the prompt if it does
+    /// not have a column.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.prompt.as_deref().into_iter().chain([self.chosen.as_str(), self.rejected.as_str()])
     }
@@ -40,9 +41,9 @@ impl Columns {
     /// of the prompt column, or `None` if the prompt is the common prefix of both completions.
     ///
     /// # Errors
-    /// Fails if the chosen or rejected column is missing. Also fails if the prompt column is
-    /// missing, and either the user set its name or another column looks like a prompt. Otherwise,
-    /// any common prefix of the completions would silently become the prompt.
+    /// Fails if the chosen or rejected column is missing. A missing prompt column is an error if
+    /// the user set its name, or if another column probably contains the prompt. In these cases,
+    /// it would be wrong to use the common prefix of the completions as the prompt.
     pub fn find<'a>(&self, there: impl IntoIterator<Item = &'a str>) -> Result<Option<&str>> {
         let there: Vec<&str> = there.into_iter().collect();
         for name in [&self.chosen, &self.rejected] {
@@ -139,8 +140,8 @@ pub fn pairs(mut row: Row, columns: &Columns) -> Result<Vec<PreferencePair>> {
         Some(prompt @ Text::Messages(_)) => {
             PreferencePair::new(prompt, turn(chosen), turn(rejected))
         }
-        // A plain-text prompt with conversational completions only repeats the messages that both
-        // completions begin with, so ignore it.
+        // If the prompt is plain text but the completions are conversations, their first messages
+        // already contain the prompt, so ignore the prompt column.
         other => implicit::extract(&chosen, &rejected).ok_or_else(|| match other {
             Some(prompt) => Error::new(format!(
                 "`{}` is {}, but `{}` is {} and has no common prefix with `{}`",
@@ -224,7 +225,7 @@ fn scored(mut row: Row, columns: &Columns) -> Result<Vec<PreferencePair>> {
     Ok(pairs)
 }
 
-/// Describes the form of a text for error messages.
+/// Returns "plain text" or "a list of messages", for error messages.
 pub fn form(text: &Text) -> &'static str {
     match text {
         Text::Plain(_) => "plain text",
@@ -252,7 +253,7 @@ fn text(column: &str, value: Value) -> Result<Text> {
 fn message(value: Value) -> Result<Message> {
     let Value::Object(fields) = value else {
         return Err(Error::new(format!(
-            "it is {}, not an object with `role` and `content`",
+            "the message is {}, not an object with `role` and `content`",
             json_kind(&value)
         )));
     };

@@ -152,8 +152,9 @@ impl Source {
         })
     }
 
-    /// Returns the pairs in order, each with the number of its row, counted from 0. If a row is not
-    /// a pair, the iterator yields an error and ends, unless such rows are skipped.
+    /// Returns the pairs in order, each with the number of its row, counted from 0. A row that is
+    /// not a pair is skipped if [`Reading::skip`] is true. If it is false, the iterator yields an
+    /// error and ends.
     ///
     /// # Errors
     /// Fails for the same reasons as [`rows`](Self::rows).
@@ -234,8 +235,8 @@ impl Pairs {
     /// Returns the pairs in a row.
     ///
     /// # Errors
-    /// Fails if the row is not a pair, or if its shape differs from earlier rows, which usually
-    /// means that unrelated data was mixed.
+    /// Fails if the row is not a pair, or if its shape differs from earlier rows. Different shapes
+    /// usually mean that the file mixes unrelated data.
     fn of(&mut self, row: Row) -> Result<Vec<PreferencePair>> {
         let prompt = self.columns.prompt.as_ref().is_some_and(|p| row.contains_key(p));
         let pairs = row::pairs(row, &self.columns)?;
@@ -244,7 +245,7 @@ impl Pairs {
             match *self.shape.get_or_insert(shape) {
                 before if before.form != shape.form => {
                     return Err(Error::new(format!(
-                        "it is {}, but earlier rows are {}",
+                        "it contains {}, but earlier rows contain {}",
                         shape.form, before.form
                     ))
                     .hint("put plain text and conversations in separate files"));

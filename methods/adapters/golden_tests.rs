@@ -56,7 +56,7 @@ fn assert_agrees_with_peft_in(golden: &Path, name: &str) {
         error(&ours, &rows("logits"))
     );
 
-    // The stream has no padding, so the sum over its tokens equals PEFT's masked sum.
+    // Our stream does not contain padding, so no mask is needed to get the same loss as PEFT.
     let loss = ours.square().sum(Kind::Float) / (real.size()[0] * model.info().vocab) as f64;
     assert!(error(&loss.reshape(io["loss"].size()), &io["loss"]) < 1e-4);
     loss.backward();
@@ -161,8 +161,8 @@ fn oft_with_the_power_series_agrees_with_peft() {
 
 #[test]
 fn boft_agrees_with_peft() {
-    // PEFT wrote this file without its CUDA extension: the saved configuration requests two
-    // factors, but PEFT only trained one.
+    // This file was written by PEFT without its CUDA extension. The saved configuration requests
+    // two butterfly factors, but PEFT only trained one.
     assert_agrees_with_peft("boft");
 }
 

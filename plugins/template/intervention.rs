@@ -1,4 +1,5 @@
-//! An intervention: a training objective. It also declares the values that it needs from the model.
+//! An intervention: a training objective, and a declaration of the values that it needs from the
+//! model.
 
 use reprpo_plugin::prelude::*;
 

@@ -18,21 +18,21 @@ use super::linear::{Linear, Place};
 use crate::api::{Frozen, Site};
 use crate::error::Result;
 
-/// A callback that receives the output `[n out]` of each adapted module, part and block. The pass
-/// continues with the tensor that it returns.
+/// A callback that receives the output `[n out]` of each adapted module, module part or block. The
+/// forward pass replaces the output with the tensor that the callback returns.
 pub type Intercept<'a> = &'a dyn Fn(&Site, Tensor) -> Result<Tensor>;
 
-/// A site whose state a pass returns.
+/// A site whose state the caller of a forward pass requested.
 #[derive(Clone, Copy, Debug)]
 pub struct RequestedSite<'a> {
-    /// Index of the site in the request.
+    /// Index of the site in the list of requested sites.
     pub index: usize,
     /// The site.
     pub site: &'a Site,
 }
 
-/// A block, and the index of its [`LayerKind`](super::layer_kind::LayerKind) among the layer kinds
-/// of the decoder.
+/// A block, preceded by the index of its [`LayerKind`](super::layer_kind::LayerKind) in the
+/// decoder's list of layer kinds.
 pub type Layer = (usize, Box<dyn Block>);
 
 /// A decoder block, for example attention and an MLP with their norms.
@@ -51,25 +51,25 @@ pub trait Block: std::fmt::Debug + Send {
 /// The context in which a block runs: all inputs except the residual stream and the block's
 /// weights.
 pub struct BlockCx<'a> {
-    /// The masks and rotary tables for the block's kind of layer.
+    /// The masks and rotary tables for this kind of layer.
     pub view: &'a View,
     /// The adapter to apply; `None` to run the base model.
     pub adapted: Option<&'a Adapted>,
     /// True during training, which enables dropout.
     pub train: bool,
-    /// Called with the outputs of adapted modules and parts.
+    /// Callback that may replace the outputs of adapted modules and module parts.
     pub intercept: Option<Intercept<'a>>,
     /// The cache with the keys and values of earlier tokens, and the index of the block.
     pub cache: Option<(&'a RefCell<Cache>, usize)>,
     /// The requested sites inside this block.
     pub wanted: &'a [RequestedSite<'a>],
-    /// The states recorded at these sites, each with the index of its site in the request.
+    /// The states recorded so far, each with the [index](RequestedSite::index) of its site.
     pub states: RefCell<Vec<(usize, Tensor)>>,
 }
 
 impl BlockCx<'_> {
-    /// Applies a linear module to x `[n in]`, together with its adapter or the adapters of its
-    /// parts. Returns `[n out]`.
+    /// Applies a linear module, including the adapters of the module or of its parts, to x
+    /// `[n in]`. Returns `[n out]`.
     ///
     /// # Errors
     /// Fails if an adapter fails, or if memory runs out.
@@ -94,7 +94,7 @@ impl BlockCx<'_> {
         Ok(y)
     }
 
-    /// Applies a module or a part to x, including its adapter if it is adapted.
+    /// Applies a linear module or a part of a fused module to x, with its adapter if it has one.
     fn through(&self, place: &Place, frozen: &Frozen, x: &Tensor) -> Result<Tensor> {
         let Some(adapter) = self.adapted.and_then(|a| a.get(&place.name)) else {
             return frozen.forward(x);
@@ -107,7 +107,7 @@ impl BlockCx<'_> {
     }
 
     /// Applies rotary positions to queries or keys `[n heads d]`. Returns them unchanged if this
-    /// kind of layer does not rotate.
+    /// kind of layer does not use rotary positions.
     ///
     /// # Errors
     /// Fails if shapes do not match, or if memory runs out.

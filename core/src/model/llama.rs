@@ -74,25 +74,25 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// ε of every norm; 1e-6 by default.
+    /// ε of the RMS norms; 1e-6 if it is not set.
     pub fn eps(&self) -> f64 {
         self.rms_norm_eps.unwrap_or(1e-6)
     }
 
-    /// Sets the default of ε to `eps`, for architectures in which it is not 1e-6.
+    /// Sets ε of the RMS norms to `eps` if config.json does not set it.
     #[must_use]
     pub fn or_eps(self, eps: f64) -> Self {
         Self { rms_norm_eps: self.rms_norm_eps.or(Some(eps)), ..self }
     }
 
-    /// Ties the embedding and the head by default.
+    /// Ties the embedding and the output head if config.json does not say whether they are tied.
     #[must_use]
     pub fn or_tied(self) -> Self {
         Self { tie_word_embeddings: self.tie_word_embeddings.or(Some(true)), ..self }
     }
 
-    /// Builds a model. `halves` is called with the weights and the index of each layer. It returns
-    /// the layer's attention and MLP, preceded by the index of the layer's kind in `kinds`.
+    /// Builds a model. For each layer, `halves` is called with the weights and the index of the
+    /// layer. It returns the index of the layer's kind in `kinds`, the attention and the MLP.
     ///
     /// # Errors
     /// Fails if `halves` fails, or if a tensor is missing or has the wrong shape.

@@ -27,7 +27,7 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     );
     let sizes = Sizes::read(config)?;
     let rope = RopeParameters::partial(config, &RopeFields::COMMON)?;
-    // The first releases use different names for LongRoPE.
+    // In the first Phi-3 releases, LongRoPE is called `su` or `yarn`.
     let rope =
         if ["su", "yarn"].contains(&rope.kind()) { rope.with_kind("longrope") } else { rope };
     let frame: Frame = settings::read(config)?;

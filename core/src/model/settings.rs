@@ -1,8 +1,8 @@
 //! Reads a model's config.json.
 //!
-//! Each architecture reads the same fields as in transformers. Unsupported values are errors if
-//! they would change the result. Dropout is ignored, because the frozen model always runs in
-//! evaluation mode.
+//! Each architecture reads the same fields as its implementation in transformers. A value that is
+//! not supported is an error if it would change the result. Dropout is ignored, because the frozen
+//! model always runs in evaluation mode.
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -53,7 +53,7 @@ pub fn with_defaults(config: &Value, defaults: &Value) -> Value {
     config
 }
 
-/// Reads the number in `field`; `None` if the field is missing or null.
+/// Reads a numeric field. Returns `None` if the field is missing or null.
 ///
 /// # Errors
 /// Fails if the field is not a number.
@@ -139,7 +139,7 @@ impl Sizes {
     }
 }
 
-/// How far a layer looks back: an entry of `layer_types` in a configuration.
+/// The type of attention in a layer: an entry of `layer_types` in config.json.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 pub enum LayerType {
     /// The layer attends to the whole sequence so far.
@@ -158,8 +158,8 @@ impl LayerType {
     }
 }
 
-/// Returns the type of each layer. `given` is the value of `layer_types` in the configuration. If
-/// it is `None`, layer i has the type `usual(i)`.
+/// Returns the type of each layer. `given` is the value of `layer_types` in config.json. If it is
+/// `None`, `usual(i)` determines the type of layer i.
 ///
 /// # Errors
 /// Fails if the number of types is not the number of layers.
@@ -197,11 +197,12 @@ pub fn must_look_back(use_bidirectional_attention: Option<bool>) -> Result<()> {
     Ok(())
 }
 
-/// Returns the window of the layers with the type `sliding_attention`; `None` if `sliding_window`
-/// is not set.
+/// Returns the window size of the layers with the type `sliding_attention`. Returns `None` if
+/// `sliding_window` is not set.
 ///
 /// # Errors
-/// Fails if there are such layers, but `sliding_window` is missing, or if it is not positive.
+/// Fails if `sliding_window` is not positive, or if it is missing although a layer has the type
+/// `sliding_attention`.
 pub fn window_of(types: &[LayerType], sliding_window: Option<i64>) -> Result<Option<i64>> {
     let tokens = sliding_window.map(window).transpose()?;
     if tokens.is_none() && types.contains(&LayerType::Sliding) {
@@ -254,7 +255,7 @@ pub fn silu() -> String {
     "silu".to_owned()
 }
 
-/// The default of boolean fields that are true if they are not set.
+/// The serde default of boolean fields that default to true.
 pub fn yes() -> bool {
     true
 }
@@ -269,8 +270,8 @@ mod tests {
 
     use super::*;
 
-    /// Returns the error for the configuration of a small model, to which the fields of `more` are
-    /// added. No tensors are needed, because the error occurs before any of them is read.
+    /// Loads a small model with the additional configuration fields `more`, and returns the error.
+    /// The model has no tensors, because the error occurs before they are read.
     fn refused(model_type: &str, more: Value) -> String {
         let mut config = json!({ "model_type": model_type, "vocab_size": 16, "hidden_size": 16,
             "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2 });

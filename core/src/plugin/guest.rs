@@ -1,5 +1,5 @@
 //! The part of the interface that runs in a plugin's copy of this crate. It registers the plugin's
-//! entries with the host, and forwards its log records.
+//! entries with the host, and forwards the plugin's log records to it.
 
 use std::ffi::c_void;
 use std::fmt::Write;
@@ -25,18 +25,20 @@ pub(super) unsafe extern "C" fn register(host: *const Host) {
         let host = unsafe { &*host };
         connect(host);
         for entry in inventory::iter::<Entry> {
-            // SAFETY: the function expects this sink, and `entry` lives as long as this library.
+            // SAFETY: the host provides this sink for this function, and `entry` lives as long as
+            // this library.
             unsafe { (host.entry)(host.sink, entry) };
         }
         for recipe in inventory::iter::<RecipeText> {
-            // SAFETY: the function expects this sink, and `recipe` lives as long as this library.
+            // SAFETY: the host provides this sink for this function, and `recipe` lives as long as
+            // this library.
             unsafe { (host.recipe)(host.sink, recipe) };
         }
     });
 }
 
-/// Connects this library to the host. Faults, log records and download progress are forwarded to
-/// the host, and its offline setting is adopted. Only the first call has an effect.
+/// Connects this library to the host: forwards errors of callbacks, log records and download
+/// progress to the host, and adopts the host's offline setting. Only the first call has an effect.
 fn connect(host: &Host) {
     // SAFETY: the strings in `Host` live as long as the process.
     let (label, name) =
@@ -65,7 +67,7 @@ fn connect(host: &Host) {
     }
 }
 
-/// Reads a string of the host.
+/// Converts a string that the host passed as a pointer and a length.
 ///
 /// # Safety
 /// `text` must point to `len` bytes that live as long as the process.
@@ -138,7 +140,8 @@ pub(super) fn number(level: &Level) -> u32 {
     }
 }
 
-/// The entries and recipes of a library: the sink of [`Host::entry`] and [`Host::recipe`].
+/// The entries and recipes that a library has registered. [`Host::sink`] points to this
+/// struct.
 #[derive(Default)]
 pub(super) struct Registrations {
     pub entries: Vec<Entry>,

@@ -29,8 +29,8 @@ needs PyTorch's random numbers. Merged weight: W + (λ_b ⊙ B)(λ_d ⊙ A).",
     adjustable = &["vera_dropout"],
 )]
 pub struct Vera {
-    /// r: rank of the change to each module, at least 1. Each rank only adds one parameter per
-    /// module, so the default is larger than LoRA's.
+    /// r: rank of the change to each module, at least 1. Increasing r by 1 only adds one parameter
+    /// per module, so the default is larger than LoRA's.
     #[default(256)]
     pub r: u32,
     /// Initial value of λ_d, a finite number other than 0.

@@ -171,7 +171,7 @@ fn encode_alone_adds_the_special_tokens_that_the_file_sets() {
         alone("llama", [both(), vec![flag("bos", false), flag("eos", true)]].concat()),
         (vec![], vec![2])
     );
-    assert_eq!(alone("llama", vec![]), (vec![], vec![]), "a file without a BOS must not add one");
+    assert_eq!(alone("llama", vec![]), (vec![], vec![]), "no BOS token if the file sets none");
 }
 
 /// Like the tokenizer of a folder, a GGUF tokenizer adds the BOS to plain text if the file sets

@@ -1,5 +1,5 @@
-//! Builds the tarball, which contains the binary and a launcher. The launcher uses the libtorch of
-//! a Python's torch package, or the one in `LIBTORCH`.
+//! Builds the tarball, which contains the binary and a launcher. The launcher uses the libtorch in
+//! the folder `LIBTORCH`, or the one in an installed Python package `torch`.
 
 use std::io::Write;
 use std::path::Path;

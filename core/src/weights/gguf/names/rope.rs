@@ -115,8 +115,8 @@ impl Settings<'_> {
         if self.architecture.partial {
             rope["partial_rotary_factor"] = json!(part(shape.rotated, shape.head));
         } else if shape.rotated != shape.head {
-            // llama.cpp can rotate only the first dimensions of each head in every architecture,
-            // but for this one, transformers has no field for it.
+            // In llama.cpp, a model of any architecture may rotate only some dimensions of each
+            // head. For this architecture, transformers does not have a field for their number.
             rope["dimension_count"] = json!(shape.rotated);
         }
         Ok(rope)
@@ -130,9 +130,9 @@ impl Settings<'_> {
         // A negative factor means 1.
         self.must_be("rope.scaling.yarn_ext_factor", |factor| factor == 1.0 || factor < 0.0)?;
         self.must_be("rope.scaling.yarn_log_multiplier", |factor| factor == 0.0)?;
-        // llama.cpp multiplies the default attention factor by this setting, but its converter in
-        // 2025 stored Hugging Face's `attention_factor` here, which replaces the default. Both
-        // interpretations only agree on the value below, so other values are rejected.
+        // llama.cpp multiplies the default attention factor by `attn_factor`. However, in 2025 its
+        // converter wrote Hugging Face's `attention_factor` to this setting, which replaces the
+        // default. Only accept the value for which both interpretations give the same result.
         let usual = if factor <= 1.0 { 1.0 } else { 0.1 * factor.ln() + 1.0 };
         self.must_be("rope.scaling.attn_factor", |factor| (factor - usual).abs() < 1e-5)?;
         let mut rope = json!({ "rope_type": "yarn", "factor": factor,
@@ -149,7 +149,7 @@ impl Settings<'_> {
         Ok(rope)
     }
 
-    /// Rejects a setting if its value is present and `is_valid` returns false.
+    /// Returns an error if the setting is present and `is_valid` returns false for its value.
     fn must_be(&self, name: &str, is_valid: impl Fn(f64) -> bool) -> Result<()> {
         match self.float(name)? {
             Some(value) if !is_valid(value) => Err(self.unsupported(name)),
@@ -178,11 +178,11 @@ fn unread(which: &str) -> Error {
         .hint("use the model's Hugging Face folder")
 }
 
-/// Returns the `partial_rotary_factor` for rotating `rotated` of the `head` dimensions in each
-/// head.
+/// Returns the `partial_rotary_factor` of a model that rotates `rotated` of the `head` dimensions
+/// of each head.
 ///
-/// transformers multiplies it by `head` and rounds down. If this would give a smaller number than
-/// `rotated` because of rounding errors, the next larger f64 is returned.
+/// transformers multiplies the factor by `head` and rounds down. If a rounding error would make the
+/// result less than `rotated`, the next larger f64 is returned.
 fn part(rotated: usize, head: usize) -> f64 {
     let part = rotated as f64 / head as f64;
     if ((head as f64 * part) as usize) < rotated { part.next_up() } else { part }
