@@ -379,7 +379,8 @@ fn a_data_set_is_chosen_by_name_text_or_file() {
     let path = packed.path().to_string_lossy().into_owned();
     assert_eq!((of(&path).name.as_str(), of(&path).config["path"].clone()), ("lines", json!(path)));
     assert_eq!((of("-").name.as_str(), of("-").config["path"].clone()), ("lines", json!("-")));
-    // Choosing another data set discards the text for the first one.
+    // The first setting selects `lines` and its path `x`. Selecting another data set afterwards
+    // discards the path.
     let r = good(|l| {
         l.flag("--dataset", "dataset", "lines:x");
         l.set("dataset=fixed").expect("a path");
@@ -702,7 +703,8 @@ fn a_recipe_overrides_the_defaults_and_nothing_else() {
     ] {
         assert_eq!((value(path), origin(path)), (expected, from), "{path}");
     }
-    // If another plugin is chosen, the recipe's fields for its own plugin are discarded.
+    // The flag selects a different intervention than the recipe, so the recipe's fields for its
+    // intervention are discarded.
     let r = good(|l| {
         l.flag("--recipe", "recipe", "mild_mix");
         l.flag("--intervention", "intervention", "plain");
@@ -818,8 +820,8 @@ fn a_saved_adapter_sets_the_adapter_fields_and_is_their_origin() {
         (origin(&changed, "adapter.dropout"), origin(&changed, "adapter.r")),
         ("--set".to_owned(), origin(&r, "adapter.r"))
     );
-    // Without `start_from_adapter`, the adapter's files are not read, for example when a run is
-    // read back.
+    // Without `start_from_adapter`, the adapter's files are not read. This matters for reading the
+    // configuration of a finished run, for example.
     assert_eq!(
         good(|l| l.flag("--init-adapter", "init_adapter", "/no/such/folder"))
             .experiment

@@ -16,7 +16,8 @@ pub struct LayerKind {
     pub rope: Option<Rope>,
 }
 
-/// The attention masks and rotary tables that one kind of layer uses for one stream.
+/// The attention masks and rotary tables that one kind of layer uses for one batch, which is a flat
+/// stream of tokens.
 #[derive(Debug)]
 pub struct View {
     /// The attention masks, which kinds with the same window share.

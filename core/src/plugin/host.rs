@@ -7,11 +7,11 @@ use crate::registry::{Entry, RecipeText};
 /// The argument of [`PluginDecl::register`](super::PluginDecl).
 #[repr(C)]
 pub(super) struct Host {
-    /// Path of the library, for its errors: `label_len` bytes of UTF-8 that live as long as the
-    /// process.
+    /// Path of the library, used in error messages: `label_len` bytes of UTF-8 that live as long as
+    /// the process.
     pub label: *const u8,
     pub label_len: usize,
-    /// Name of the plugin, for its log records: `name_len` bytes of UTF-8 that live as long as the
+    /// Name of the plugin, used in log records: `name_len` bytes of UTF-8 that live as long as the
     /// process.
     pub name: *const u8,
     pub name_len: usize,

@@ -28,7 +28,7 @@ const TWIN: &str = "a pair with identical completions does not dominate the grad
 const LEARNT: &str =
     "60 steps with the defaults lower the loss and raise the accuracy on the training pairs";
 const GRADIENTS: &str = "gradients agree with central finite differences";
-const REACH: &str = "all trained tensors receive a gradient, and no others";
+const REACH: &str = "every trained tensor receives a gradient, and no frozen tensor does";
 const ACCUMULATION: &str = "a batch of n equals n accumulated batches of one";
 const SEED: &str = "the same seed gives the same bytes";
 const LEARNING: &str = "training lowers the loss";
