@@ -360,8 +360,8 @@ fn svd_removes_the_main_directions_of_the_matrix() {
     let (s, v) = directions(&model.unembedding);
     let weights = (&s / s.quantile_scalar(0.75, 0, false, "linear")).clamp_max(1.0);
     assert!(off(&of(r#"{"soft": 0.75}"#), &(&x - (x.matmul(&v.tr()) * weights).matmul(&v))) < 1e-9);
-    // The remaining part has no component along the removed directions, so a second application
-    // changes nothing.
+    // The result has no component along the removed directions, so applying the transform again
+    // does not change it.
     let t = model.build("svd", "{}").unwrap();
     assert!(off(&apply(t.as_ref(), &of("{}")), &of("{}")) < 1e-12);
 }

@@ -112,14 +112,14 @@ impl Model {
         let ready = |report: &mut dyn Report| {
             report.line(&format!("model {name}: ready in `{}`", folder.display()))
         };
-        // Look before taking the lock: a cache that several users share may be read-only.
+        // Check before taking the lock: a cache that several users share may be read-only.
         if let Some(path) = self.find(cache, report)? {
             ready(report);
             return Ok(path);
         }
         fs::create_dir_all(cache).map_err(|e| Failure::at(cache, "create", &e))?;
         let _lock = lock(cache, report)?;
-        // Another process may have fetched it in the meantime.
+        // Another process may have downloaded the model before this one obtained the lock.
         if let Some(path) = self.find(cache, report)? {
             ready(report);
             return Ok(path);

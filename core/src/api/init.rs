@@ -66,7 +66,8 @@ impl Init {
     pub fn normal(&mut self, key: &str, shape: &[i64], std: f64) -> Tensor {
         let mut rng = self.rng(key);
         let n = shape.iter().product::<i64>() as usize;
-        // The Box–Muller transform converts two uniform values to two normal values. Both are used.
+        // The Box–Muller transform converts two uniform values into two independent normal values.
+        // Use both.
         let mut values = Vec::with_capacity(n + 1);
         while values.len() < n {
             let (u, v): (f64, f64) = (1.0 - rng.random::<f64>(), rng.random::<f64>());

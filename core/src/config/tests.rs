@@ -1,4 +1,4 @@
-//! Tests of the layers: which value takes effect, and the errors for values that are not valid.
+//! Tests which layer's value takes effect, and the errors for invalid values.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -11,7 +11,7 @@ use crate::registry::{
     AdapterEntry, DatasetEntry, Entry, InterventionEntry, Kind, Registry, TapEntry, TransformEntry,
 };
 
-/// Registers a plugin of this kind.
+/// Registers a plugin of the given kind.
 macro_rules! plugin {
     ($kind:ident, $entry:ident, $plugin:ident, $name:literal $(, $alias:literal)*) => {
         impl Plugin for $plugin {
@@ -710,7 +710,7 @@ fn a_recipe_overrides_the_defaults_and_nothing_else() {
         l.flag("--intervention", "intervention", "plain");
     });
     assert_eq!((r.experiment.intervention.json().as_str(), r.experiment.train.lr), ("{}", 1.5));
-    // The last choice takes effect, and `none` means no recipe.
+    // A later choice of a recipe replaces an earlier one, and `none` means no recipe.
     let none = good(|l| {
         l.file(config.path()).expect("a file");
         l.set("recipe=none").expect("a path");

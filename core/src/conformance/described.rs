@@ -16,7 +16,7 @@ use crate::registry::Entry;
 pub const DESCRIBED: &[Invariant<Method>] = &[
     Invariant { name: "the method and all its fields are documented", check: documented },
     Invariant {
-        name: "the defaults have the fields of the schema, and do not change when serialised",
+        name: "the defaults match the fields of the schema, and survive a round trip through JSON",
         check: round_trip,
     },
     Invariant { name: "no field is called `name`, which is reserved", check: names },

@@ -24,7 +24,10 @@ pub const TRAINING: &[Invariant] = &[
         name: "every trained tensor receives a gradient, and no frozen tensor does",
         check: reach,
     },
-    Invariant { name: "a batch of n equals n accumulated batches of one", check: accumulation },
+    Invariant {
+        name: "a batch of n gives the same gradient as n accumulated batches of one",
+        check: accumulation,
+    },
     Invariant { name: "the same seed gives the same bytes", check: determinism },
     Invariant { name: "training lowers the loss", check: learning },
 ];

@@ -26,7 +26,8 @@ fn logits(model: &Model) -> Tensor {
     model.logits(&output.hidden.unwrap()).unwrap()
 }
 
-/// The configuration of an architecture with `tie_word_embeddings` set to `tied`, and its weights.
+/// Returns the configuration of an architecture, with `tie_word_embeddings` set to `tied`, and
+/// weights for it.
 fn with(fixture: &Fixture, architecture: &str, tied: bool) -> (Value, IndexMap<String, Tensor>) {
     let mut config = fixture.case(architecture, "default").unwrap().config.clone();
     config["tie_word_embeddings"] = json!(tied);

@@ -20,7 +20,7 @@ pub struct LayerKind {
 /// stream of tokens.
 #[derive(Debug)]
 pub struct View {
-    /// The attention masks, which kinds with the same window share.
+    /// The attention masks, shared by all kinds with the same window.
     pub attention: Rc<Attention>,
     /// cos and sin for every position of the stream; `None` if the layer does not rotate.
     pub tables: Option<Tables>,

@@ -135,7 +135,7 @@ impl ModuleDirections {
         })
     }
 
-    /// Returns the direction d of each pair in the most recent batch at `site`, `[b w]`.
+    /// Returns the directions d `[b w]` at `site` of the pairs in the most recent batch.
     ///
     /// # Errors
     /// Fails if the site was not read.

@@ -225,8 +225,8 @@ impl Reference {
     }
 
     /// Returns everything in the cache, for a checkpoint. The tensors are named `PAIR.NUMBER`,
-    /// where PAIR is the name of the pair. They are saved because recomputing them in a different
-    /// batch could change the last bits.
+    /// where PAIR is the name of the pair. Checkpoints include the cache because recomputing an
+    /// output in a different batch could change its last bits.
     pub fn state(&self) -> Vec<(String, Tensor)> {
         let of = |(name, kept): (&String, &KeptPair)| {
             kept.tensors()

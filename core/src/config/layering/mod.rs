@@ -160,7 +160,7 @@ impl<'r> Layering<'r> {
     ///
     /// # Errors
     /// Fails if a name or a field does not exist, or if a value has the wrong type or is out of
-    /// range. The error names the origin.
+    /// range. The error names the origin of the setting.
     pub fn resolve(mut self) -> Result<Resolved> {
         self.check_plugins()?;
         recipe::expand(&mut self.settings, self.registry)?;

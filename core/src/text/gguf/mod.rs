@@ -42,7 +42,7 @@ struct Token<'a> {
 /// The result of [`bpe::build`] or [`spm::build`].
 struct BuiltTokenizer {
     ids: Ids,
-    /// True if the BOS is added when the key `tokenizer.ggml.add_bos_token` is missing.
+    /// True if the BOS token is added when the key `tokenizer.ggml.add_bos_token` is missing.
     bos: bool,
 }
 
