@@ -93,8 +93,8 @@ fn contained(object: Row) -> Result<Vec<Row>> {
         return Ok(vec![Row::new(object, flaws)]);
     }
     let mut rows: Option<Vec<Map<String, Value>>> = None;
-    // pandas writes a column as an object whose keys are row numbers. Keep the keys, because the
-    // path of a flaw contains the key and not the index of the row.
+    // pandas writes a column as an object whose keys are row numbers. Keep the keys: if a value is
+    // not supported, its path contains the key and not the index of the row.
     let mut named: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (name, column) in object {
         let cells: Vec<Value> = match column {

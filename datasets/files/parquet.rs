@@ -1,5 +1,5 @@
-//! Reads parquet files row by row. Arrow would be faster, but preference data is small, so it is
-//! not worth the dependency.
+//! Reads parquet files row by row. Arrow would be faster, but preference data is too small to
+//! justify the dependency.
 
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -249,7 +249,8 @@ fn holds_text(field: &TypePtr) -> bool {
         );
         return text && field.get_physical_type() == Physical::BYTE_ARRAY;
     }
-    // A struct can be a single message, as in ShareGPT's format.
+    // A struct with one of these pairs of fields is a conversation with a single message. ShareGPT
+    // uses `from` and `value`.
     let has = |name: &str| field.get_fields().iter().any(|f| f.name() == name);
     converted == ConvertedType::LIST
         || (has("from") && has("value"))
@@ -297,8 +298,8 @@ fn plain(field: &TypePtr, place: &str, left_out: &mut Vec<String>) -> Option<Typ
     rebuilt(field, fields)
 }
 
-/// Applies [`plain`] to a field in the inner group of a list or a map. The field is either the
-/// element itself, or a field of the element.
+/// Applies [`plain`] to a field in the inner group of a list or a map. The names that parquet
+/// writers give to elements, keys and values do not become part of the path.
 fn plain_below(field: &TypePtr, place: &str, left_out: &mut Vec<String>) -> Option<TypePtr> {
     let named =
         !matches!(field.name(), "element" | "item" | "array" | "key" | "value" | "array_element");

@@ -20,8 +20,14 @@ pub const TRAINING: &[Invariant] = &[
         check: twin_weight,
     },
     Invariant { name: "gradients agree with central finite differences", check: gradients },
-    Invariant { name: "all trained tensors receive a gradient, and no others", check: reach },
-    Invariant { name: "a batch of n equals n accumulated batches of one", check: accumulation },
+    Invariant {
+        name: "every trained tensor receives a gradient, and no frozen tensor does",
+        check: reach,
+    },
+    Invariant {
+        name: "a batch of n gives the same gradient as n accumulated batches of one",
+        check: accumulation,
+    },
     Invariant { name: "the same seed gives the same bytes", check: determinism },
     Invariant { name: "training lowers the loss", check: learning },
 ];

@@ -265,7 +265,11 @@ mod tests {
         assert_eq!(read("train[10%:30%]"), (2..8).collect::<Vec<_>>());
         assert_eq!(read("train[-10%:]"), [23, 24]);
         assert_eq!(read("train[:2]+test[50%:]+train[:1]"), [0, 1, 2, 3, 0]);
-        assert_eq!(read("a+b["), [0], "the exact name of a split must not be parsed");
+        assert_eq!(
+            read("a+b["),
+            [0],
+            "a split name that looks like an expression must not be parsed as one"
+        );
         assert_eq!(
             named(&Numbers { known: false }, "train[:2]+test[50%:]").unwrap(),
             ["train", "test"]

@@ -1,5 +1,5 @@
-//! Tests loading unusual checkpoints: with a head that contradicts the configuration, with renamed
-//! tensors, or with missing or unknown tensors.
+//! Tests that load unusual checkpoints, for example with renamed, missing or unknown tensors, or
+//! with an output head although the configuration ties it to the embedding.
 
 use indexmap::IndexMap;
 use serde_json::{Value, json};
@@ -26,7 +26,8 @@ fn logits(model: &Model) -> Tensor {
     model.logits(&output.hidden.unwrap()).unwrap()
 }
 
-/// The configuration of an architecture with `tie_word_embeddings` set to `tied`, and its weights.
+/// Returns the configuration of an architecture, with `tie_word_embeddings` set to `tied`, and
+/// weights for it.
 fn with(fixture: &Fixture, architecture: &str, tied: bool) -> (Value, IndexMap<String, Tensor>) {
     let mut config = fixture.case(architecture, "default").unwrap().config.clone();
     config["tie_word_embeddings"] = json!(tied);
@@ -94,7 +95,7 @@ fn a_head_that_differs_from_the_embedding_is_kept_even_if_the_configuration_ties
             twice.is_tied() && silent.is_empty() && logits(&twice).equal(&logits(&plain)),
             "{architecture}"
         );
-        // If the file has only one of the two tensors, it is used for both.
+        // If the file contains only the embedding or only the head, that tensor is used for both.
         let mut only: IndexMap<String, Tensor> =
             tensors.iter().map(|(name, t)| (name.clone(), t.copy())).collect();
         let matrix = only.shift_remove(embedding).unwrap();
@@ -145,7 +146,8 @@ fn a_missing_or_repeated_prefix_does_not_change_the_model() {
             "{architecture}, with the prefix twice"
         );
     }
-    // If the file stores a tensor under both names, one copy is unused, which is an error.
+    // If the file stores a tensor both with and without the prefix, one copy is unused, which is an
+    // error.
     let (config, mut tensors) = with(&fixture, "llama", false);
     tensors.insert("norm.weight".to_owned(), tensors["model.norm.weight"].copy());
     assert!(built(&config, tensors).unwrap_err().message().contains("`norm.weight`"));

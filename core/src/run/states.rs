@@ -58,7 +58,7 @@ pub struct StatesIndex {
     pub bytes: usize,
 }
 
-/// The rows of one sequence, in a file with a state for every token.
+/// The location of one sequence in a file that stores the state of every token.
 #[derive(Clone, Copy, Debug, Serialize)]
 struct Span {
     /// Index of the first row.
@@ -107,7 +107,7 @@ pub fn write_states(
     let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::create_dir_all(parent)
         .within(|| format!("cannot create the folder `{}`", parent.display()))?;
-    // A temporary folder, which is deleted if anything fails and renamed at the end.
+    // Write to a temporary folder, which is deleted if anything fails and renamed at the end.
     let folder = tempfile::Builder::new()
         .prefix(".states")
         .tempdir_in(parent)
@@ -172,7 +172,7 @@ pub fn write_states(
     })
 }
 
-/// States of some pairs: one tensor per site for each side.
+/// The states of the pairs in one forward pass: one tensor per site for each side.
 struct Read {
     states: Sides<Vec<Tensor>>,
     /// Token ids of each side's sequences `[m]`; `None` if states are pooled.
@@ -231,7 +231,7 @@ impl Writer<'_> {
         format!("states-{:05}.safetensors", self.files.len() + 1)
     }
 
-    /// Number of collected rows of `side`.
+    /// Returns the number of rows collected for `side`.
     fn collected(&self, side: Side) -> i64 {
         self.rows.get(side).first().map_or(0, |parts| parts.iter().map(|t| t.size()[0]).sum())
     }

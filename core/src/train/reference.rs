@@ -1,5 +1,5 @@
-//! The outputs of the reference model that methods compare the policy with. Small outputs are
-//! computed once per pair and cached.
+//! Outputs of the reference model, for methods that compare them with the policy's outputs. Small
+//! outputs are computed once per pair and cached.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -45,13 +45,12 @@ impl KeptPair {
     }
 }
 
-/// The reference model and its cached outputs, by the index of the pair.
+/// The reference model and its cached outputs. The keys of the maps are the indices of the pairs.
 #[derive(Debug, Default)]
 pub struct Reference {
     adapted: Option<Rc<Adapted>>,
     kept: BTreeMap<usize, KeptPair>,
-    /// The name that a checkpoint uses for each pair, by the index of the pair. It is a digest of
-    /// the pair's tokens.
+    /// The name of each pair in checkpoints, which is a digest of the pair's tokens.
     names: BTreeMap<usize, String>,
 }
 
@@ -198,11 +197,9 @@ impl Reference {
     /// Fails if a pair in the batch is not cached.
     pub fn pooled(&self, tap: usize, batch: &PairBatch, side: Side) -> Result<Tensor> {
         let row = |index: &usize| {
-            let states = self
-                .of(*index)?
-                .taps
-                .get(tap)
-                .ok_or_else(|| Error::internal(format!("nothing is kept for tap {tap}")))?;
+            let states = self.of(*index)?.taps.get(tap).ok_or_else(|| {
+                Error::internal(format!("the reference's states at tap {tap} are not cached"))
+            })?;
             Ok(states.get(side))
         };
         let rows = batch.indices.iter().map(row).collect::<Result<Vec<_>>>()?;
@@ -228,8 +225,8 @@ impl Reference {
     }
 
     /// Returns everything in the cache, for a checkpoint. The tensors are named `PAIR.NUMBER`,
-    /// where PAIR is the name of the pair. They are saved because recomputing them in a different
-    /// batch could change the last bits.
+    /// where PAIR is the name of the pair. Checkpoints include the cache because recomputing an
+    /// output in a different batch could change its last bits.
     pub fn state(&self) -> Vec<(String, Tensor)> {
         let of = |(name, kept): (&String, &KeptPair)| {
             kept.tensors()
@@ -259,7 +256,7 @@ impl Reference {
                 name.split_once('.').and_then(|(pair, k)| Some((pair, k.parse::<usize>().ok()?)));
             let (pair, k) = place.ok_or_else(|| {
                 Error::new(format!(
-                    "the checkpoint's reference contains `{name}`, which does not belong to a pair"
+                    "the reference outputs in the checkpoint include the unexpected name `{name}`"
                 ))
             })?;
             if let Some(index) = rows.get(pair) {
@@ -272,7 +269,7 @@ impl Reference {
                 index,
                 kept.ok_or_else(|| {
                     Error::new(format!(
-                        "the checkpoint's reference is missing values of pair {index}"
+                        "the checkpoint does not contain all reference outputs of pair {index}"
                     ))
                 })?,
             ))

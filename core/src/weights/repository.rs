@@ -15,7 +15,7 @@ const CONFIG: &str = "config.json";
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 const TOKENIZER: &str = "tokenizer.json";
-/// Optional tokenizer files. `tokenizer.model` is never read; its presence only makes an error
+/// Optional tokenizer files. `tokenizer.model` is never read. Its presence only makes one error
 /// message more specific.
 const TOKENIZER_EXTRAS: [&str; 5] = [
     "tokenizer_config.json",
@@ -40,7 +40,7 @@ pub enum Extent {
 }
 
 /// Downloads the files of a model, and returns the folder of the checkpoint or the path of the GGUF
-/// file. `file` is a path within the repository, if the user named one.
+/// file. `file` is the path within the repository that the user gave, if any.
 ///
 /// # Errors
 /// Fails if the repository does not contain a supported model, if it contains several GGUF files
@@ -51,7 +51,7 @@ pub fn model(snapshot: &Snapshot<'_>, file: Option<&str>, extent: Extent) -> Res
     }
     let extras = || TOKENIZER_EXTRAS.into_iter().filter(|f| snapshot.has(f));
     if extent == Extent::Tokenizer && snapshot.has(TOKENIZER) {
-        // The class of the tokenizer can depend on the `model_type` in config.json.
+        // Include config.json, because the class of the tokenizer can depend on its `model_type`.
         return snapshot
             .get_all(extras().chain([TOKENIZER]).chain(Some(CONFIG).filter(|f| snapshot.has(f))));
     }
@@ -122,8 +122,9 @@ fn parts(snapshot: &Snapshot<'_>, file: &str) -> Result<PathBuf> {
     snapshot.get(file)
 }
 
-/// Returns true for a GGUF file that contains a model or the first part of a split one. Returns
-/// false for later parts and for the vision projectors of multimodal models (`mmproj`).
+/// Returns true for the name of a GGUF file that contains a whole model or the first part of a
+/// split model. Returns false for later parts and for the vision projectors of multimodal models
+/// (`mmproj`).
 fn is_model(file: &str) -> bool {
     let first = gguf::names(file.as_ref()).first().is_some_and(|first| first.as_os_str() == file);
     first && file.ends_with(".gguf") && !file.rsplit('/').next().unwrap_or(file).contains("mmproj")
@@ -162,7 +163,7 @@ mod tests {
     use crate::hub::{Hub, RepoId, RepoKind, Settings};
 
     /// Creates a repository with the given files and calls `take` with its snapshot. Returns the
-    /// path from `take`, relative to the snapshot, and the names of the downloaded files.
+    /// path that `take` returned, relative to the snapshot, and the names of the downloaded files.
     fn fetched(
         files: &[(&str, &str)],
         take: impl Fn(&Snapshot<'_>) -> Result<PathBuf>,

@@ -22,8 +22,8 @@ pub fn target() -> PathBuf {
     checkout().join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
 }
 
-/// Creates the cache folder and returns its path. It contains libtorch and the models, shared by
-/// all of the user's checkouts.
+/// Creates the cache folder and returns its path. The folder contains libtorch and the models, and
+/// is shared by all of the user's checkouts.
 pub fn cache() -> Result<PathBuf> {
     let folder = cache_from(|name| std::env::var_os(name)).ok_or_else(|| {
         failure(

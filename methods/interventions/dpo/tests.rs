@@ -190,8 +190,8 @@ fn invalid_settings_are_rejected() {
     assert!(TYPES.iter().all(|t| unknown.contains(&format!("`{}`", t.name()))), "{unknown}");
 }
 
-/// Compares every case of TRL's table with a training step: the loss, the gradient and all logged
-/// metrics.
+/// Compares a training step with every case in `losses.json`, which was computed with TRL: the
+/// loss, the gradient and all logged metrics.
 #[test]
 fn losses_gradients_and_metrics_equal_those_of_trl() {
     for root in golden::roots() {
@@ -203,8 +203,8 @@ fn assert_losses_gradients_and_metrics(golden: &Path) {
     let trl = golden.join("trl");
     let files = ModelFiles::open(&golden.join("models/llama")).unwrap();
     let mut model = Model::load(&files, Kind::Float, Device::Cpu).unwrap();
-    // The reference values were computed with eager attention. Other kernels round differently, and
-    // e^{−Δ} in `forward_kl` amplifies the rounding errors of sums of hundreds of nats.
+    // The reference values were computed with eager attention. Other kernels round differently. In
+    // `forward_kl`, Δ sums hundreds of nats, and e^{−Δ} amplifies its rounding error.
     model.set_attention_kernel(AttentionKernel::Eager);
     let saved = Saved::read(&trl.join("adapter"), &Registry::builtin().unwrap()).unwrap();
     let adapter = saved.entry.build(&Value::Object(saved.config).to_string()).unwrap();

@@ -10,8 +10,8 @@ use super::vectors::{EPS, dot, mean, safe};
 #[cfg(test)]
 mod tests;
 
-/// A divergence is treated as a rounding error unless it exceeds this factor times the entropy
-/// times the precision of the float type.
+/// A divergence is treated as a rounding error if it is at most this factor times the entropy times
+/// the precision of the float type.
 const ROUNDING: f64 = 8.0;
 
 /// Why a pair is left out of the loss. The run's log shows it after "each has".

@@ -27,7 +27,7 @@ pub struct SideIn {
     pub layers: Layers,
     /// How the states of a completion's tokens are pooled into one vector.
     pub pooling: Pooling,
-    /// Modules whose inputs are read, given by the last component of their names. By default,
+    /// Modules whose inputs are read. Each is given by the last component of its name. By default,
     /// o_proj and down_proj.
     pub modules: Option<Vec<String>>,
 }

@@ -270,7 +270,7 @@ fn an_inconsistent_vocabulary_is_refused() {
     );
     assert!(
         refused("gpt-2", &|v, _| v["merges"][0] = Value::from("a <|end|>"))
-            .contains("`a <|end|>` is not in the vocabulary")
+            .contains("`a <|end|>` requires a token that is not in the vocabulary")
     );
     assert!(
         refused("gpt-2", &|v, _| v["merges"] = Value::Null).contains("`tokenizer.ggml.merges`")

@@ -131,9 +131,10 @@ fn a_token_that_merges_across_the_boundary_belongs_to_the_completion() {
     let bare = Limits { special_tokens: false, ..LIMITS };
     assert_eq!(parts(&t, &pair("Answer: ", "B", "the"), &bare), ["Answer:", " B</s>", " the</s>"]);
     assert_eq!(parts(&t, &pair("Answer:", " B", " the"), &bare), ["Answer:", " B</s>", " the</s>"]);
-    // If a token of one completion spans the end of the prompt, the prompt is shorter for both.
+    // If a token crosses the end of the prompt in only one completion, the prompt is shortened for
+    // both.
     assert_eq!(parts(&t, &pair("Answer: ", "A", "B"), &bare), ["Answer:", " A</s>", " B</s>"]);
-    // If this leaves no tokens in the prompt, the prompt is the BOS.
+    // If no tokens remain in the prompt, the prompt is the BOS.
     assert_eq!(parts(&t, &pair(" ", "B", "the"), &bare), ["<s>", " B</s>", " the</s>"]);
     assert_eq!(parts(&t, &pair("", "B", "the"), &bare), ["<s>", "B</s>", "the</s>"]);
 }
@@ -158,9 +159,10 @@ fn only_plain_text_gets_the_special_tokens_of_the_tokenizer() {
         turns(&[("assistant", "a")]),
         turns(&[("assistant", "tea")]),
     );
-    // The generation prompt ends with `think:`, which finished turns do not contain. The pair's
-    // prompt is the common prefix of all three texts. It ends before the `t` that `tea` shares with
-    // `think`, because the other completion does not begin with `t`.
+    // The generation prompt ends with `think:`, which the two formatted conversations do not
+    // contain. The pair's prompt is the common prefix of the generation prompt and both
+    // conversations. It ends before the `t` that `tea` shares with `think`, because the other
+    // completion does not begin with `t`.
     assert_eq!(parts(&t, &chat, &LIMITS), [":user:hi</s>:assistant:", "a</s>", "tea</s>"]);
 }
 
