@@ -150,8 +150,9 @@ impl Adapter for Lora {
         }))
     }
 
-    // PEFT does the same when it converts an adapter for a model whose modules were fused later: it
-    // stacks A and arranges B in blocks.
+    // Some models have fused modules that were separate in earlier versions of transformers. PEFT
+    // converts adapters for such models in the same way: it stacks the A matrices, and arranges the
+    // B matrices in blocks.
     fn fuse(&self, modules: &[FusedSite<'_>]) -> Result<Option<Fused>> {
         let _guard = tch::no_grad_guard();
         let mut config = self.clone();

@@ -108,7 +108,7 @@ fn announce(file: &Path, minor: u32) -> Result<()> {
 }
 
 impl PackageOptions {
-    /// Creates the output folder and checks that it is writable. Call this first, because the build
+    /// Creates the output folder and checks that it is writable. Call this before the build, which
     /// takes minutes.
     fn out(&self) -> Result<PathBuf> {
         let folder = self.out.clone().unwrap_or_else(|| paths::target().join("dist"));
