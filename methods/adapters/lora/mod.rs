@@ -150,9 +150,9 @@ impl Adapter for Lora {
         }))
     }
 
-    // Some models have fused modules that were separate in earlier versions of transformers. PEFT
-    // converts adapters for such models in the same way: it stacks the A matrices, and arranges the
-    // B matrices in blocks.
+    // Some models have fused modules that were separate when the adapter was trained. PEFT converts
+    // adapters for such models in the same way: it stacks the A matrices, and arranges the B
+    // matrices in blocks.
     fn fuse(&self, modules: &[FusedSite<'_>]) -> Result<Option<Fused>> {
         let _guard = tch::no_grad_guard();
         let mut config = self.clone();
