@@ -396,7 +396,7 @@ fn the_same_command_starts_a_run_and_continues_it_wherever_it_was_killed() {
         ("a", "resuming from the last checkpoint"),
         ("b", "resuming from the last checkpoint"),
         ("c", "loading"),
-        ("d", "starting again, because the run was stopped before its first checkpoint"),
+        ("d", "starting over, because the run was stopped before its first checkpoint"),
         ("e", "loading"),
     ] {
         let output = auto(run, &[]);

@@ -403,9 +403,8 @@ fn dropped_and_truncated_pairs_are_listed_with_a_reason() {
         "{table}"
     );
     assert!(
-        table.ends_with(
-            "\ntrain: pairs dropped: 1, scored but cut: 1; pairs are limited to 10 tokens\n"
-        ),
+        table
+            .ends_with("\ntrain: pairs dropped: 1, truncated: 1; pairs are limited to 10 tokens\n"),
         "{table}"
     );
 
@@ -424,9 +423,8 @@ fn dropped_and_truncated_pairs_are_listed_with_a_reason() {
     ];
     let output = reprpo(dir.path(), &[&base[..], &ten].concat());
     assert!(
-        stdout(&output).ends_with(
-            "\ntrain: pairs dropped: 1, scored but cut: 1; pairs are limited to 10 tokens\n"
-        ),
+        stdout(&output)
+            .ends_with("\ntrain: pairs dropped: 1, truncated: 1; pairs are limited to 10 tokens\n"),
         "{}",
         stdout(&output)
     );
@@ -624,7 +622,7 @@ fn a_run_checks_every_pair_that_it_will_score_before_it_starts() {
     );
     assert!(
         stdout(&output)
-            .contains("test: pairs dropped: 1, scored but cut: 1; pairs are limited to 9 tokens\n"),
+            .contains("test: pairs dropped: 1, truncated: 1; pairs are limited to 9 tokens\n"),
         "{}",
         stdout(&output)
     );

@@ -325,7 +325,8 @@ fn too_many_values_and_too_deep_nesting_are_errors() {
     }
 }
 
-/// The parquet reader allocates as much memory as a page header declares.
+/// The parquet crate would allocate as much memory as the page header declares, so a size above the
+/// limit must be rejected first.
 #[test]
 fn a_page_that_declares_gigabytes_is_refused() {
     let dir = tempfile::tempdir().unwrap();
@@ -419,7 +420,7 @@ fn a_packed_file_that_is_cut_off_or_not_packed_is_an_error() {
     ] {
         for length in 0..packed.len() {
             let (_, error) = read_with(name, &packed[..length], Files::default());
-            // To zstd, an empty file is a valid packed file without content.
+            // An empty file is valid zstd data that decompresses to nothing.
             let reported =
                 error.contains("data cannot be decompressed: ") && error.contains("`FILE`");
             assert!(

@@ -6,10 +6,10 @@ use reprpo_plugin::prelude::*;
 /// Removes the common prefix of two completions and uses it as their prompt. Returns `None` if the
 /// completions do not have a common prefix, or if one is plain text and the other a conversation.
 ///
-/// For plain text, the prompt ends before the first character that differs, and before a space that
-/// precedes it. For conversations, it ends before the first message that differs. If one completion
-/// is a prefix of the other, its last character or message is not part of the prompt, so that
-/// neither completion becomes empty.
+/// For plain text, the prompt ends before the first character that differs. If the character before
+/// that is a space, it belongs to the completions. For conversations, the prompt ends before the
+/// first message that differs. If one completion is a prefix of the other, its last character or
+/// message is not part of the prompt, so that neither completion becomes empty.
 pub fn extract(chosen: &Text, rejected: &Text) -> Option<PreferencePair> {
     match (chosen, rejected) {
         (Text::Plain(a), Text::Plain(b)) => {
@@ -55,7 +55,7 @@ mod tests {
         Text::Messages(turns.iter().map(|(role, content)| Message::new(*role, *content)).collect())
     }
 
-    /// The expected values come from `extract_prompt` in TRL 1.16.
+    /// The expected prompts and completions were computed with `extract_prompt` in TRL 1.16.
     #[test]
     fn texts_are_split_where_trl_splits_them() {
         for (chosen, rejected, want) in [

@@ -11,16 +11,17 @@ use reprpo_plugin::serde_json::{self, Map, Value};
 use super::flaws::{Flaw, LostValue, Row, Step};
 use super::python;
 
-/// Maximum number of values in a row, which take about 40 MB of memory.
+/// Maximum number of JSON values that one row may contain. This many values take about 40 MB of
+/// memory.
 const MOST: usize = 500_000;
 
 /// serde_json parses an integer of more than 64 bits as a rounded float. A float of at least this
 /// absolute value may be such an integer.
 const ROUNDED: f64 = i64::MAX as f64;
 
-/// Parses JSON, including the extensions of Python's `json` module: `NaN`, `Infinity`, lone
-/// surrogates and integers of any length. These are replaced in the parsed value. Also returns the
-/// originals with their paths.
+/// Parses JSON, including what Python's `json` module accepts beyond the standard: `NaN`,
+/// `Infinity`, lone surrogates and integers of any length. The parsed value contains replacements
+/// for these. Each original is returned as a [`Flaw`] with its path.
 ///
 /// # Errors
 /// Fails if the text is not UTF-8 or not JSON, is nested too deeply, or has too many values.
@@ -35,7 +36,7 @@ fn parse(bytes: &[u8]) -> Result<(Value, Vec<Flaw>)> {
             if lost.is_empty() {
                 return outcome.map(|value| (value, Vec::new())).map_err(|e| not_json(&e));
             }
-            // The converted text has the same length, so byte positions in errors are correct.
+            // `standard` has the same length as `text`, so byte positions in errors are correct.
             let walk = Walk::of(&lost);
             let outcome = walk.read(&standard);
             if walk.left.get() > 0 {
@@ -152,7 +153,8 @@ impl<'de> DeserializeSeed<'de> for &Walk<'_> {
             return Err(de::Error::custom("too many values"));
         }
         if let Some(lost) = self.next() {
-            // Keep a string, in which U+FFFD replaces the surrogates. Replace a number by null.
+            // Keep strings, because `python::standard_json` has already replaced lone surrogates in
+            // them by U+FFFD. Replace numbers by null.
             let kept = matches!(lost, LostValue::Surrogate(_));
             self.add_flaw(lost);
             let value = from.deserialize_any(self)?;
@@ -215,8 +217,8 @@ impl<'de> Visitor<'de> for &Walk<'_> {
         while let Some(key) = entries.next_key::<String>()? {
             let lost = self.next();
             if self.any_lost && all.contains_key(&key) {
-                // If a key occurs several times, the last value wins. Drop the flaws of the earlier
-                // ones.
+                // If a key occurs several times, the last value wins. Remove the flaws that were
+                // recorded for earlier values of this key.
                 let mut path = self.path.borrow().clone();
                 path.push(Step::Key(key.clone()));
                 self.flaws.borrow_mut().retain(|flaw| !flaw.path.starts_with(&path));

@@ -88,7 +88,7 @@ fn splits_are_files_of_the_repository_in_order() {
     );
     assert_eq!(prompts(data.as_ref(), "train"), ["p0", "p1", "p2", "p3", "p4"]);
     let places: Vec<usize> = data.rows("train").unwrap().map(|row| row.unwrap().0).collect();
-    assert_eq!(places, [0, 1, 2, 3, 4], "rows are counted over all files of the split");
+    assert_eq!(places, [0, 1, 2, 3, 4], "row numbers must not restart at each file of the split");
     assert_eq!(prompts(data.as_ref(), "test"), ["p9"]);
     assert!(data.pairs("oos").is_err());
 }
@@ -148,7 +148,8 @@ fn a_configuration_and_a_shift_from_another_data_set_can_be_chosen() {
         ["train", "test", "oos", "rnd"].iter().flat_map(|s| prompts(data.as_ref(), s)).collect();
     assert_eq!(all, ["p0", "p1", "p2", "p4", "p7"]);
 
-    // The recorded configuration opens the same pairs after both repositories have new commits.
+    // Push new commits to both repositories. The recorded configuration must still open the same
+    // pairs.
     let pinned: OfHub = serde_json::from_str(&data.pinned().unwrap()).unwrap();
     assert_eq!(pinned.rnd, Some(format!("org/other@{other}:validation")));
     test_hub.push(
@@ -196,7 +197,7 @@ fn the_hubs_conversion_is_used_for_formats_that_are_not_supported() {
         (prompts(data.as_ref(), "train").len(), prompts(data.as_ref(), "test").len()),
         (3, 3)
     );
-    // The recorded configuration opens the same pairs after the branch has a new commit.
+    // Push a new commit to the branch. The recorded configuration must still open the same pairs.
     let pinned: OfHub = serde_json::from_str(&data.pinned().unwrap()).unwrap();
     assert_eq!(pinned.repo, format!("org/pairs@{commit}"));
     test_hub.push(REPO, layout::CONVERTED, &[("other/x/0000.parquet", "")]);

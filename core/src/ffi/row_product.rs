@@ -17,7 +17,7 @@ unsafe extern "C" {
     ) -> bool;
 }
 
-/// Minimum number of bytes of W per thread. Processing this many takes about a third of a
+/// Minimum number of bytes of W per thread. Processing this many bytes takes about a third of a
 /// millisecond. Using more threads for smaller pieces would be slower on a busy machine, because
 /// the product waits for the slowest thread.
 const PIECE: usize = 8 << 20;
@@ -139,7 +139,7 @@ mod tests {
         };
         let Some(whole) = of(1) else { return eprintln!("skipped: no AVX2") };
         assert!(whole.iter().all(|y| y.is_finite()));
-        // 37 is not divisible by most of these numbers of pieces.
+        // Most of these numbers of pieces do not divide the 37 rows evenly.
         assert!([2, 5, 16, 37, 40].into_iter().all(|pieces| of(pieces).as_ref() == Some(&whole)));
     }
 

@@ -55,8 +55,8 @@ impl Listing {
         Ok(listing)
     }
 
-    /// Reads the listing of a commit that an earlier run saved. A saved listing never becomes
-    /// outdated, because commits do not change.
+    /// Reads the listing of a commit from a file that an earlier run saved. Such a file never
+    /// becomes outdated, because commits do not change.
     pub fn stored(hub: &Hub, repo: &RepoId, commit: &str) -> Option<Self> {
         let bytes =
             read_bounded(&listing_path(hub, repo, commit), super::MAX_LISTING_BYTES).ok()?;
@@ -65,8 +65,8 @@ impl Listing {
             .filter(|l| l.commit == commit && l.files.iter().all(|f| is_inside(f)))
     }
 
-    /// Creates a listing from the files in a snapshot folder of the cache, for use without a
-    /// listing from the hub.
+    /// Creates a listing from the files in a snapshot folder of the cache. This is used if the
+    /// listing of the hub is not available.
     fn of_folder(folder: &Path, repo: &RepoId, commit: String) -> Result<Self> {
         let mut files = Vec::new();
         walk(folder, "", &mut files)?;

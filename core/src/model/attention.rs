@@ -133,9 +133,10 @@ enum Call {
     /// Queries and keys are adjacent rows of the stream. `ancestors` are ranges of keys that come
     /// before them in the sequence, as (start, length).
     Rows { start: i64, len: i64, ancestors: Vec<(i64, i64)>, mask: Option<Tensor> },
-    /// A padded rectangle of s segments. `queries` `[s lq]` and `keys` `[s lk]` are rows of the
-    /// stream. `real` contains the indices of the flattened result that are not padding, and `rows`
-    /// contains the corresponding rows of the stream. `shape` is (s, lq, lk).
+    /// A padded rectangle of s segments. `queries` `[s lq]` and `keys` `[s lk]` contain row indices
+    /// of the stream. `real` contains the indices of all entries of the flattened result that are
+    /// not padding, and `rows` contains the corresponding rows of the stream. `shape` contains
+    /// (s, lq, lk).
     Rectangle {
         queries: Tensor,
         keys: Tensor,
@@ -578,7 +579,7 @@ mod tests {
             );
             // The plain kernel must stay enabled, because only it supports every case.
             assert!(kernels.math);
-            // No kernel is disabled without a reason.
+            // The kernels must be enabled in all other cases.
             assert_eq!(kernels.memory_efficient, !(windowed && differentiated));
             assert!(kernels.flash && kernels.cudnn != deterministic);
         }

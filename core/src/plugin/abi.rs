@@ -1,7 +1,8 @@
-//! The binary interface of a plugin library: one symbol with a C layout, and the fingerprint that
-//! the host compares.
+//! The binary interface of a plugin library. The library exports one symbol with a C layout, which
+//! contains the fingerprint of the library's build.
 //!
-//! The host checks the fingerprint before it reads any data with Rust's unspecified layout.
+//! The host compares the fingerprint with its own before it reads any data with Rust's unspecified
+//! layout.
 
 use std::ffi::{CStr, c_char};
 use std::mem::{align_of, offset_of, size_of};
@@ -179,9 +180,9 @@ impl std::fmt::Display for Fingerprint {
     }
 }
 
-/// A hash of the sizes, alignments and field offsets of types that cross the boundary. It detects
-/// compiler flags that change the layout. All other changes to the layout also change the compiler
-/// version or the digest of the sources.
+/// A hash of the sizes, alignments and field offsets of types that are passed between a plugin and
+/// its host. It detects compiler flags that change the layout. All other changes to the layout also
+/// change the compiler version or the digest of the sources.
 const LAYOUT: u64 = {
     macro_rules! sizes {
         ($($t:ty),* $(,)?) => { &[$(size_of::<$t>(), align_of::<$t>()),*] };

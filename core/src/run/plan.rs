@@ -95,7 +95,8 @@ impl<'a> Plan<'a> {
         let (folder, resumed) = open(start)?;
         let mut experiment = experiment.clone();
         if resumed.is_some() {
-            // Compare the fingerprints in the checkpoint instead, because they cover more inputs.
+            // Do not compare the inputs with the run's record, because the fingerprints in the
+            // checkpoint cover more inputs.
             experiment.sources.forget_records();
         }
         let saved =
@@ -311,7 +312,7 @@ fn validate(
     })
 }
 
-/// Adds to the error `e` where the user set `field`, whose value is `path`.
+/// Adds context to the error `e`, so that it says where the user set `field` to `path`.
 fn explain(experiment: &Experiment, field: &str, path: Option<&Path>, e: Error) -> Error {
     experiment.sources.explain(field, &path.unwrap_or(Path::new("")).to_string_lossy(), e)
 }

@@ -1,5 +1,5 @@
-//! Reads and writes safetensors files. This is the usual format of models, and the only format that
-//! this program writes.
+//! Reads and writes safetensors files. Safetensors is the most common format for model weights, and
+//! the only format that this program writes.
 //!
 //! The header is checked before any data is read: lengths must be consistent, tensors must not
 //! overlap, and their data must fill the file. Values are copied as raw bytes, because
@@ -32,7 +32,7 @@ impl SafetensorsFile {
     ///
     /// # Errors
     /// Fails if the file cannot be read, is incomplete, is not a valid safetensors file, or
-    /// contains a number type that is not supported.
+    /// contains a tensor whose dtype is not supported.
     pub fn open(path: &Path) -> Result<Self> {
         let map = Mapped::open(path)?;
         let tensors = header::read(&map)?;

@@ -60,7 +60,7 @@ fn shards_are_read_as_one_model() {
     let e = ModelFiles::open(&path).unwrap_err();
     assert!(e.message().contains("m-3.safetensors") && e.message().contains("missing"), "{e:?}");
     index(r#"{"d": "m-2.safetensors"}"#);
-    assert!(ModelFiles::open(&path).unwrap_err().message().contains("no tensor `d`"));
+    assert!(ModelFiles::open(&path).unwrap_err().message().contains("does not contain tensor `d`"));
     index(r#"{"d": "../m-2.safetensors"}"#);
     assert!(
         ModelFiles::open(&path)
@@ -82,7 +82,7 @@ fn folders_without_a_supported_model_have_specific_errors() {
     small(dir.path(), "[]");
     assert!(open().contains("not a JSON object"));
     small(dir.path(), "{}");
-    assert!(open().contains("has no model.safetensors"));
+    assert!(open().contains("contains neither model.safetensors"));
     std::fs::write(dir.path().join("pytorch_model.bin"), "x").unwrap();
     assert!(open().contains("pickle") && open().contains("save_pretrained"));
     small(dir.path(), r#"{"quantization_config": {"quant_method": "gptq"}}"#);

@@ -55,7 +55,7 @@ enum Command {
     Prose,
     /// Build the Python wheel, which depends on the torch package
     Wheel(PackageOptions),
-    /// Build the tarball, which finds libtorch in a torch package or through `LIBTORCH`
+    /// Build the tarball; its binary uses libtorch from a torch package or from `LIBTORCH`
     Dist(PackageOptions),
     /// Link the packaged binary; rustc calls this command as its linker
     #[command(hide = true)]

@@ -150,8 +150,9 @@ impl Adapter for Lora {
         }))
     }
 
-    // PEFT does the same when it converts an adapter for a model whose modules were fused later: it
-    // stacks A and arranges B in blocks.
+    // Some models have fused modules that were separate when the adapter was trained. PEFT converts
+    // adapters for such models in the same way: it stacks the A matrices, and arranges the B
+    // matrices in blocks.
     fn fuse(&self, modules: &[FusedSite<'_>]) -> Result<Option<Fused>> {
         let _guard = tch::no_grad_guard();
         let mut config = self.clone();
@@ -255,7 +256,7 @@ struct LoraLinear {
 struct Magnitude {
     /// Magnitude m `[out]`.
     m: Tensor,
-    /// Squared row norms of the frozen W `[out]`.
+    /// Squared row norms `[out]` of the frozen W.
     squares: Tensor,
 }
 
@@ -270,14 +271,14 @@ impl Magnitude {
 }
 
 impl LoraLinear {
-    /// Returns the row norms ‖W + s·BA‖ `[out]`, detached from the graph and without building the
-    /// sum: ‖W‖² + 2s·Σ B ⊙ (WAᵀ) + s²·Σ B ⊙ (B(AAᵀ)).
+    /// Returns the row norms ‖W + s·BA‖ `[out]`, detached from the graph. To save memory, W + s·BA
+    /// is not computed. Instead, the squares are ‖W‖² + 2s·Σ B ⊙ (WAᵀ) + s²·Σ B ⊙ (B(AAᵀ)).
     fn lengths(&self, squares: &Tensor, base: &Frozen) -> Result<Tensor> {
         let _guard = tch::no_grad_guard();
         let (a, b, s, weight) = (&self.a, &self.b, self.scale, base.dense()?);
         let cross = weight.f_matmul(&a.tr().f_to_kind(weight.kind())?)?.f_to_kind(a.kind())?;
         let change = (cross * (2.0 * s) + b.f_matmul(&a.f_matmul(&a.tr())?)? * (s * s)) * b;
-        // The lower bound prevents 0/0 for a row of zeros, which then stays 0.
+        // The lower bound prevents 0/0 if all entries of a row are 0. The row then stays 0.
         Ok((squares + change.f_sum_dim_intlist([1].as_slice(), false, None::<Kind>)?)
             .f_clamp_min(1e-30)?
             .f_sqrt()?)

@@ -37,12 +37,12 @@ pub struct ProjBp {
     /// Which coefficients along the direction are kept: `default` follows `sign`, and `original`
     /// only keeps positive ones.
     pub variant: Variant,
-    /// β: factor of the part of the gradient orthogonal to the direction, at least 0.
+    /// β: factor for the gradient's component orthogonal to the direction, at least 0.
     #[default(0.2)]
     pub beta: f64,
-    /// Sign of the coefficients along the direction that are kept. `original` ignores this.
+    /// Which coefficients along the direction to keep, by their sign. `original` ignores this.
     pub sign: Sign,
-    /// Factor for the coefficients that are not kept, 0 to 1.
+    /// Factor for coefficients whose sign does not match, 0 to 1.
     #[default(0.01)]
     pub neg_slope: f64,
     /// κ: a pair's gradient is scaled down before the projection if its mean over tokens is longer

@@ -127,7 +127,8 @@ fn shortened(summary: &str, room: usize) -> String {
     format!("{} …", short.trim_end_matches([' ', ',', ';', ':']))
 }
 
-/// The list with aliases, crates, references, needs and files.
+/// The detailed list. For each plugin, it also shows the aliases, the crate, the reference, what
+/// the plugin needs from the engine, and the file that contains it.
 fn long_text(
     kinds: &[Kind],
     recipes: &[&Recipe],
@@ -175,8 +176,7 @@ fn files_text(loaded: &[PluginLibrary]) -> String {
     grid.plain()
 }
 
-/// The crate and version of a plugin, and the name of the file that it was loaded from or "built
-/// in".
+/// The crate and version of a plugin, followed by the name of its library file, or by "built in".
 fn from(entry: Entry, registry: &Registry) -> String {
     place(entry.about().origin, entry.about().version, registry.file_of(entry))
 }

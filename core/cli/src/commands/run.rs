@@ -67,7 +67,7 @@ fn resume_auto(args: &RunArgs, app: &App<'_>) -> Result<Option<(Experiment, Star
     Ok(match Prior::find(&folder, &experiment, app.registry)? {
         Prior::None => Some((experiment, Start::New(folder))),
         Prior::Begun => {
-            note("starting again, because the run was stopped before its first checkpoint");
+            note("starting over, because the run was stopped before its first checkpoint");
             run::clear(&folder)?;
             Some((experiment, Start::New(folder)))
         }
@@ -101,7 +101,7 @@ fn resume_auto(args: &RunArgs, app: &App<'_>) -> Result<Option<(Experiment, Star
     })
 }
 
-/// The experiment of the run in `folder`.
+/// Reads the experiment of the run in `folder` from its `config.toml`.
 fn recorded(folder: &Path, app: &App<'_>) -> Result<Experiment> {
     let config = folder.join("config.toml");
     if !config.is_file() {

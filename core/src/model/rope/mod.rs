@@ -57,9 +57,9 @@ impl Rope {
         self.recomputes
     }
 
-    /// The smallest number of tokens for which the frequencies are the same as for `tokens` tokens.
-    /// Two sequences can only share the states of a common prefix if this number is the same for
-    /// both.
+    /// Returns the smallest sequence length that has the same frequencies as a sequence of `tokens`
+    /// tokens. Two sequences can only share the states of a common prefix if this length is the
+    /// same for both.
     pub fn representative_length(&self, tokens: usize) -> usize {
         self.frequencies.representative(tokens)
     }

@@ -108,7 +108,7 @@ fn announce(file: &Path, minor: u32) -> Result<()> {
 }
 
 impl PackageOptions {
-    /// Creates the output folder and checks that it is writable. Call this first, because the build
+    /// Creates the output folder and checks that it is writable. Call this before the build, which
     /// takes minutes.
     fn out(&self) -> Result<PathBuf> {
         let folder = self.out.clone().unwrap_or_else(|| paths::target().join("dist"));
@@ -134,7 +134,7 @@ impl Release {
         let compiler = compiler::find()?;
         let target = paths::target();
         fs::create_dir_all(&target).map_err(|e| file_error(&target, "create", &e))?;
-        // The work folder has a new name each time, and so the linker script in it has a new path.
+        // Use a new folder name each time, so that the linker script in the folder has a new path.
         // This forces cargo to relink without recompiling any crate.
         let work = tempfile::Builder::new()
             .prefix("package-")
@@ -181,8 +181,9 @@ impl Release {
 /// Checks the linked binary, and returns the oldest glibc minor version that it supports.
 ///
 /// # Errors
-/// Fails if the RUNPATH is wrong, so that the installed binary would not find libtorch, or if the
-/// binary is portable but needs newer libraries than its target platform provides.
+/// Fails if the RUNPATH is wrong, because then the installed binary would not find libtorch. Also
+/// fails if the binary is meant to be portable, but needs newer libraries than its target platform
+/// provides.
 fn examine(binary: &[u8], portable: bool) -> Result<u32> {
     let dynamic = Dynamic::read(binary).context("cannot read the linked binary")?;
     ensure!(
@@ -278,7 +279,7 @@ fn write_whole(file: &Path, bytes: &[u8]) -> Result<()> {
     let partial =
         file.with_file_name(format!("{}.partial", file.file_name().unwrap_or_default().display()));
     fs::write(&partial, bytes).and_then(|()| fs::rename(&partial, file)).map_err(|e| {
-        // The partial file is incomplete, for example because the disk is full.
+        // Remove the partial file, which is left behind if, for example, the disk is full.
         let _ = fs::remove_file(&partial);
         file_error(file, "write", &e)
     })
