@@ -43,8 +43,8 @@ pub struct Needs {
     /// log Σ_v p(v)² of the policy at every completion token, in
     /// [`TokenLogprobs::collision`](super::TokenLogprobs::collision).
     pub collision: bool,
-    /// −log p of each token in the chosen sequence, for policy and reference:
-    /// [`Pairs::sequence_nll`].
+    /// −log p of each token in the chosen sequence under the logits at the token's own position,
+    /// for policy and reference: [`Pairs::sequence_nll`].
     pub sequence_nll: bool,
     /// KL(policy ‖ reference) at every completion token, in
     /// [`TokenLogprobs::kl`](super::TokenLogprobs::kl). To compute it, the engine runs the

@@ -100,8 +100,7 @@ pub fn names(path: &Path) -> Vec<PathBuf> {
     }
 }
 
-/// Returns the part number from the metadata, plus 1, because the parts are numbered from 0 in the
-/// metadata and from 1 in file names.
+/// Returns the number of a part, counted from 1 as in file names. The metadata counts from 0.
 fn number_of(part: &Part, path: &Path) -> Result<u64> {
     let number =
         part.metadata.unsigned("split.no")?.ok_or_else(|| part.metadata.missing("split.no"))?;
