@@ -12,8 +12,8 @@ use crate::printer::Printer;
 
 const MEGABYTE: u64 = 1_000_000;
 
-/// Shows the progress of all downloads from the hub after this call. A signal that asks the process
-/// to end stops them.
+/// Shows the progress of all downloads from the hub after this call. The downloads stop when a
+/// signal asks the process to end.
 pub fn show(printer: &Printer) {
     let shown = Mutex::new(HubDownloads { progress: printer.progress(), file: None });
     hub::watch(Box::new(move |file, done, size| {

@@ -53,11 +53,11 @@ pub struct Field {
 }
 
 impl Field {
-    /// Converts text that the user typed to a value. The text is parsed as TOML if the result has a
-    /// type that the field accepts, and otherwise used as it is.
+    /// Converts text that the user typed to a value. The text is parsed as TOML. If it is not valid
+    /// TOML, or if the field accepts text but not the type of the parsed value, the result is the
+    /// text itself. For example, `10` becomes a string if the field accepts text but not numbers.
     ///
-    /// If the field is optional, `none` and `null` clear it. Text that looks like a number stays
-    /// text if the field does not take numbers (`--layers 10`).
+    /// If the field is optional, `none` and `null` clear it.
     pub fn read(&self, text: &str) -> Value {
         if self.optional && matches!(text.trim(), "null" | "none") {
             return Value::Null;
@@ -122,7 +122,8 @@ impl Field {
     }
 }
 
-/// The fields that `schema` describes, in its order, with default values from `defaults`.
+/// The fields that `schema` describes, in the order of the schema, with default values from
+/// `defaults`.
 pub fn fields(schema: &Value, defaults: &Map<String, Value>) -> Vec<Field> {
     fields_of(schema, schema, defaults)
 }
@@ -199,7 +200,7 @@ fn field(root: &Value, name: &str, property: &Value, default: Value) -> Field {
     }
 }
 
-/// The types and values that a property allows, after following references and alternatives.
+/// The types and values that a property allows, collected from its references and alternatives.
 #[derive(Default)]
 struct Shape {
     types: Vec<String>,

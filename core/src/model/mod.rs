@@ -1,8 +1,8 @@
 //! Language models with frozen weights, and the supported architectures.
 //!
-//! Each architecture is one file that reads like the block in its paper. It declares the fields of
-//! its configuration and assembles a `Decoder` from shared building blocks (attention, MLP, norms),
-//! each in a file of the same name.
+//! Each architecture is one file. It declares the fields of its configuration and assembles a
+//! `Decoder` from shared building blocks, such as attention, MLP and norms. Each building block has
+//! its own file.
 
 mod activation;
 pub mod adapted;
@@ -61,8 +61,8 @@ use crate::api::{Frozen, ModelInfo, Site};
 use crate::error::{Context, Error, Result};
 use crate::weights::ModelFiles;
 
-/// The original weights that merging an adapter replaced. [`Model::unmerge`] restores them;
-/// dropping this value makes the merge permanent.
+/// The original weights of the modules into which an adapter was merged. [`Model::unmerge`]
+/// restores them; dropping this value makes the merge permanent.
 #[derive(Debug)]
 pub struct ReplacedWeights {
     originals: Vec<(String, Frozen)>,
@@ -127,8 +127,8 @@ impl Model {
     /// Loads a model onto `device`, with its weights converted to `kind`.
     ///
     /// # Errors
-    /// Fails if the architecture is not supported, or if a tensor is missing, left over or has the
-    /// wrong shape.
+    /// Fails if the architecture is not supported, or if a tensor is missing, is unexpected or has
+    /// the wrong shape.
     pub fn load(files: &ModelFiles, kind: Kind, device: Device) -> Result<Self> {
         let within = || format!("cannot use the model in `{}`", files.path().display());
         Self::accepts(files.config()).within(within)?;
@@ -196,8 +196,8 @@ impl Model {
         self.attention.deterministic = on;
     }
 
-    /// The frozen weights of the linear module `name`, or of the part `name` of a fused module.
-    /// They share the model's memory if possible.
+    /// Returns the frozen weights of `name`, which is a linear module or a part of a fused module.
+    /// The weights share the model's memory if possible.
     ///
     /// # Errors
     /// Fails if there is no such module or part.
@@ -277,9 +277,9 @@ impl Model {
         self.linear(module).is_some_and(|linear| linear.stored == Stored::InOut)
     }
 
-    /// Returns one number per kind of layer that uses rotary positions. The number identifies the
-    /// frequencies for a sequence of `tokens` tokens. Two sequences may share the states of a
-    /// common prefix only if all their numbers are equal.
+    /// Returns one number for each type of layer that uses rotary positions. The number identifies
+    /// the frequencies that these layers use for a sequence of `tokens` tokens. Two sequences may
+    /// share the states of a common prefix only if all their numbers are equal.
     pub fn rotation_of(&self, tokens: usize) -> Vec<usize> {
         self.decoder.rotation_of(tokens)
     }

@@ -64,8 +64,8 @@ pub struct Row {
     pub name: String,
     /// The quantities that were compared, or the measurement.
     pub compared: String,
-    /// The largest difference, relative to the size of what was compared; `None` if nothing was
-    /// compared. In JSON, a difference that is not finite is null.
+    /// The largest difference, relative to the size of the compared quantity; `None` if nothing was
+    /// compared. In JSON, infinity and NaN become null.
     pub worst: Option<f64>,
     /// Maximum difference that passes.
     pub tolerance: Option<f64>,

@@ -1,5 +1,4 @@
-//! Computes the training objective: first everything that the method's `Needs` request, then its
-//! loss.
+//! Computes the values that a method requests in its `Needs`, and then the method's loss.
 
 #[cfg(test)]
 mod tests;

@@ -40,7 +40,7 @@ enum Mode<'a> {
     Validate(&'a AtomicBool),
 }
 
-/// Sums over micro-batches, by name in order of first use.
+/// Sums of metrics over micro-batches, with the names in order of first use.
 #[derive(Default)]
 struct Sums(Vec<(String, Tensor)>);
 
@@ -86,7 +86,7 @@ pub fn accumulate(
 /// The loss may be infinite or NaN.
 ///
 /// # Errors
-/// Fails if the method or libtorch returns an error, or with `Error::interrupted` if `stop` becomes
+/// Fails if the method or libtorch returns an error. Returns `Error::interrupted` if `stop` becomes
 /// true.
 pub fn validate(
     objective: &mut Objective,

@@ -18,7 +18,8 @@ use tch::Kind;
 use super::memory::Mapped;
 use crate::error::{Error, Result};
 
-/// The supported number types: the name in the header, and the types in `safetensors` and tch.
+/// The supported dtypes. Each has a name in the header, a `Dtype` in `safetensors` and a `Kind` in
+/// tch.
 pub(super) const KINDS: [(&str, Dtype, Kind); 8] = [
     ("F64", Dtype::F64, Kind::Double),
     ("F32", Dtype::F32, Kind::Float),

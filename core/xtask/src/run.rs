@@ -7,8 +7,8 @@ use anyhow::{Context, Result};
 
 use crate::{Options, libtorch, model, paths, progress};
 
-/// Default arguments of the demo. `--out` follows, and then the user's arguments, which override
-/// the defaults.
+/// Default arguments of the demo. The command line continues with `--out` and then with the user's
+/// arguments, which override the defaults.
 ///
 /// The demo enables the DPO term, because the hidden-state terms need more than 300 pairs to change
 /// the model's preferences.
@@ -30,8 +30,8 @@ const DEMO_ARGS: [&str; 15] = [
     "train.lr=2e-3",
 ];
 
-/// Sets up libtorch and a small model, builds `reprpo`, and trains the model on the synthetic
-/// shift.
+/// Sets up libtorch and a small model, builds `reprpo`, and trains the model on the data set
+/// `synthetic`.
 pub fn demo(options: &Options, args: &[String]) -> Result<ExitCode> {
     let libtorch = libtorch::set_up(options)?;
     model::set_up(model::default(), options)?;
@@ -78,8 +78,8 @@ pub fn cargo(libtorch: &Path) -> Command {
     // cargo set `LIBTORCH` for this process before the setup changed the configuration. The
     // inherited variable would take precedence over the new configuration, so override it.
     cargo.current_dir(paths::checkout()).env("LIBTORCH", libtorch);
-    // Remove variables that a plain `cargo build` would not have: some crates are rebuilt when they
-    // change.
+    // Unset the variables that cargo has set for xtask. They are not set in a plain `cargo build`,
+    // and some crates are rebuilt when they change.
     for (name, _) in std::env::vars_os() {
         if name.to_str().is_some_and(describes_this_package) {
             cargo.env_remove(name);
@@ -88,7 +88,8 @@ pub fn cargo(libtorch: &Path) -> Command {
     cargo
 }
 
-/// Returns true for the variables with which cargo describes the package of the running program.
+/// Returns true for variables with which cargo describes the current package, such as
+/// `CARGO_PKG_NAME`.
 fn describes_this_package(variable: &str) -> bool {
     ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|start| variable.starts_with(start))
 }

@@ -18,10 +18,10 @@ pub(super) struct TargetFields {
 }
 
 impl TargetFields {
-    /// Chooses the values of the two fields that select the modules that `adapted` changes in
-    /// `model`. Uses `targets`, the targets of `adapter` in terms of the model's names, if both
-    /// PEFT and reprpo would then select exactly the adapted modules. Otherwise, lists the full
-    /// names of these modules. `has_layers` is true if PEFT's configuration class has the field
+    /// Chooses values of the two fields with which both PEFT and reprpo select exactly the modules
+    /// in `adapted`. `targets` are the targets of `adapter`, converted to the model's module names.
+    /// They are used if they select these modules in both programs. Otherwise, the full names of
+    /// the modules are listed. `has_layers` is true if PEFT's configuration class has the field
     /// `layers_to_transform`.
     ///
     /// # Errors
@@ -86,8 +86,8 @@ impl TargetFields {
         Ok(true)
     }
 
-    /// Returns the value of another field that selects modules, such as IA³'s
-    /// `feedforward_modules`. The value makes PEFT select the modules of `adapted` that match
+    /// Returns a value for an additional field that selects modules, such as IA³'s
+    /// `feedforward_modules`. With this value, PEFT selects the modules in `adapted` that match
     /// `meant`.
     ///
     /// # Errors
@@ -98,8 +98,8 @@ impl TargetFields {
         for name in adapted.names() {
             let fits = meant.fits(name)?;
             if let Targets::Suffixes(list) = &meant {
-                // PEFT compares this field with `str.endswith`, so an entry may match only the end
-                // of a path component.
+                // PEFT compares this field with `str.endswith`, so an entry such as `proj` also
+                // matches `q_proj`.
                 same &= fits == list.iter().any(|s| name.ends_with(s.as_str()));
             }
             if fits {

@@ -11,8 +11,7 @@ use crate::error::{Error, Result};
 
 const TYPES: [&str; 6] = ["default", "linear", "dynamic", "yarn", "llama3", "longrope"];
 
-/// For each of the r/2 pairs of rotated dimensions, the angle in radians by which it turns per
-/// position.
+/// The rotation angles of the r/2 pairs of rotated dimensions, in radians per position.
 #[derive(Debug)]
 pub enum Frequencies {
     /// The same for all lengths.
@@ -24,7 +23,8 @@ pub enum Frequencies {
 }
 
 impl Frequencies {
-    /// The smallest number of tokens for which the frequencies are the same as for `tokens` tokens.
+    /// Returns the smallest sequence length with the same frequencies as a sequence of `tokens`
+    /// tokens.
     pub fn representative(&self, tokens: usize) -> usize {
         match self {
             Self::Fixed(_) => 0,
@@ -68,7 +68,8 @@ pub fn of(head_dim: i64, p: &RopeParameters) -> Result<(Frequencies, f64)> {
     };
     let rotates = |expected: String, actual: i64| {
         Error::new(format!(
-            "the model's config.json must rotate {expected} dimensions of each head, got {actual}"
+            "the model's config.json must specify {expected} rotated dimensions per head, got \
+                {actual}"
         ))
     };
     if !(theta > 0.0 && theta.is_finite()) {
@@ -107,8 +108,8 @@ pub fn of(head_dim: i64, p: &RopeParameters) -> Result<(Frequencies, f64)> {
         "dynamic" => {
             if rotary_dims < 4 {
                 return Err(Error::new(format!(
-                    "the model's config.json must rotate at least 4 dimensions of each head for \
-                        the rope type `dynamic`, got {rotary_dims}"
+                    "the model's config.json must specify at least 4 rotated dimensions per head \
+                        for the rope type `dynamic`, got {rotary_dims}"
                 )));
             }
             let context = need(p.max_position_embeddings, "max_position_embeddings")?;
@@ -353,7 +354,7 @@ mod tests {
                 let ours = f64::from(frequencies[*i]);
                 assert!(
                     (ours - f).abs() < 1e-6 * f,
-                    "{scaling} at {tokens} tokens: {ours}, not {f}, at {i}"
+                    "{scaling} at {tokens} tokens: frequency {i} is {ours}, expected {f}"
                 );
             }
         }
@@ -405,7 +406,7 @@ mod tests {
         assert!(refused(json!({ "rope_theta": -1.0 })).contains("greater than 0, got -1"));
         assert!(
             refused(json!({ "partial_rotary_factor": 1.5 }))
-                .contains("rotate 1 to 8 dimensions of each head, got 12")
+                .contains("specify 1 to 8 rotated dimensions per head, got 12")
         );
     }
 }

@@ -112,8 +112,8 @@ impl Tokens {
     pub fn read(files: &Files) -> Result<Self> {
         let mut fields: IndexMap<&str, (&Value, &'static str)> =
             files.config.iter().map(|(key, value)| (key.as_str(), (value, CONFIG))).collect();
-        // `additional_special_tokens` is the older name. It is used if `extra_special_tokens` is
-        // missing or empty.
+        // `additional_special_tokens` is the older name of `extra_special_tokens`. It is used if
+        // the newer field is missing or empty.
         if !fields.get("extra_special_tokens").is_some_and(|(value, _)| is_truthy(value))
             && let Some(older) = fields.shift_remove("additional_special_tokens")
         {
@@ -125,7 +125,8 @@ impl Tokens {
                 own.insert(key.clone(), TokenEntry::Text(text.clone()));
             }
         }
-        // The older list is also used if `extra_special_tokens` is not a list.
+        // The list `additional_special_tokens` is also used if `extra_special_tokens` is not a
+        // list.
         let mut extra: Option<Vec<TokenEntry>> = None;
         let mut older = fields
             .get("additional_special_tokens")
