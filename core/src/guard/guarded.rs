@@ -37,7 +37,7 @@ impl MethodId {
 }
 
 /// Runs `work`, which calls the method's function named `doing`. Panics are turned into errors. In
-/// a plugin, errors are wrapped in one that names the plugin.
+/// a plugin library, an error that `work` returns is wrapped in an error that names the method.
 ///
 /// # Errors
 /// Fails if `work` fails or panics.
@@ -62,8 +62,8 @@ pub(crate) fn guard<T>(
     Err(if host_link::host().is_some() { error.blamed_on(Fault::Input) } else { error })
 }
 
-/// Runs a method function that cannot return an error. If it panics, reports the panic as a fault
-/// and returns the value of `otherwise()`.
+/// Runs a method function that cannot return an error. If the function panics, returns the value of
+/// `otherwise()`, and the next [`faults::check`] returns the error.
 fn guard_or<T>(
     method: MethodId,
     doing: &str,
@@ -330,7 +330,7 @@ mod tests {
         }
 
         fn loss(&mut self, _: &Pairs, _: StepInfo) -> Result<Loss> {
-            panic!("no loss\nC++ stack")
+            panic!("the loss is NaN\nC++ stack")
         }
 
         fn output_grad(&self, _: OutputGrad) -> Result<GradMap> {
@@ -351,7 +351,10 @@ mod tests {
         let e = method
             .loss(&Pairs::new(0, Vec::new(), None, None), StepInfo { step: 0, steps: 1 })
             .unwrap_err();
-        assert_eq!(format!("{e:?}"), "`loss` of intervention `bad` panicked\n  because no loss");
+        assert_eq!(
+            format!("{e:?}"),
+            "`loss` of intervention `bad` panicked\n  because the loss is NaN"
+        );
         let at = OutputGrad {
             site: Site::Residual(0),
             direction: Tensor::new(),

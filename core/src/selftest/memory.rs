@@ -106,7 +106,7 @@ pub fn ran_out(e: &Error) -> bool {
         .any(|part| text.contains(part))
 }
 
-/// Reads the value after `field` from a file in kB, and returns it in bytes.
+/// Finds the line of `file` that starts with `field`, and converts its value from kB to bytes.
 fn kilobytes(file: &str, field: &str) -> Option<f64> {
     let text = read_to_string(file).ok()?;
     let kib: f64 = text

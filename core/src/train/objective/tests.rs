@@ -22,7 +22,7 @@ impl<F: FnMut(&Pairs) -> Result<Tensor> + Send> Intervention for Probe<F> {
     }
 }
 
-/// A model whose adapter no longer has its initial values, and pairs.
+/// Preference pairs, and a model with an adapter whose parameters differ from their initial values.
 struct Fixture {
     bench: Bench,
     pairs: Vec<TokenPair>,
