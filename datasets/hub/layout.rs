@@ -382,7 +382,7 @@ mod tests {
             missing(&of(&whole[1..], &Value::Null)),
             ["train: data/train-00000-of-00002.parquet"]
         );
-        // Some tools number the parts from 1, and some add a hash after the numbers.
+        // Parts can be numbered from 1 or have a hash after the numbers.
         assert_eq!(
             missing(&of(
                 &["train-00001-of-00002.jsonl.gz", "train-00002-of-00002.jsonl.gz"],
@@ -431,7 +431,7 @@ mod tests {
             missing(&of(&whole[..1], &card(json!("data/train-*")))),
             ["train: data/train-00001-of-00002.parquet"]
         );
-        // A card can deliberately select a single part.
+        // If the card selects a single part, the other parts are not missing.
         assert_eq!(missing(&of(&whole[..1], &card(json!(whole[0])))), none);
         assert_eq!(missing(&of(&whole, &card(json!(whole[0])))), none);
         assert_eq!(

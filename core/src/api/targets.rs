@@ -31,8 +31,8 @@ const HOLDERS: [(&str, &[&str]); 7] = [
     ("down_proj", &["dense_4h_to_h", "mlp.c_proj"]),
 ];
 
-/// Returns the suffix in [`HOLDERS`] that the module `name` matches, given Llama's `projection`.
-/// Returns `None` if the module does not contain the projection.
+/// Returns the suffix of `name` that [`HOLDERS`] lists for Llama's `projection`. Returns `None` if
+/// the module does not contain the projection.
 fn holder(name: &str, projection: &str) -> Option<&'static str> {
     let of = |llamas: &str| llamas == projection;
     HOLDERS
@@ -810,7 +810,7 @@ mod tests {
         assert_eq!(names(&of(&["attention.dense"]), &[1]), [second]);
         assert_eq!(names(&of(&[first]), &[1]), [first]);
         assert_eq!(names(&pattern(".*attention.dense"), &[1]), [second]);
-        // A saved adapter may list modules that the model does not have.
+        // Names that do not occur in the model are ignored, because a saved adapter may list them.
         assert_eq!(names(&of(&["w_pack", "attention.dense"]), &[1]), [second]);
     }
 

@@ -1,8 +1,9 @@
 //! Wrappers around a method's objects. They turn panics into errors that name the method.
 //!
 //! A panic that unwinds out of a plugin library aborts the process, so the library's own copy of
-//! this code must catch it. Registry entries are therefore generic: the code that wraps the objects
-//! is compiled into the crate that defines the method. Built-in methods get the same wrappers.
+//! this code must catch it. The constructors of registry entries are generic, so the code that
+//! wraps the objects is compiled into the crate that defines the method. Built-in methods get the
+//! same wrappers.
 
 use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};

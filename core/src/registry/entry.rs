@@ -291,21 +291,21 @@ impl DatasetEntry {
     }
 
     /// Sets the file extensions that the plugin supports, without the dot. If the user chooses a
-    /// file with such an extension, its path is stored in the field `argument`.
+    /// file with such an extension, its path is stored in the field that `argument` names.
     #[must_use]
     pub const fn extensions(self, endings: &'static [&'static str]) -> Self {
         Self { extensions: endings, ..self }
     }
 
     /// Sets whether the plugin supports repositories on the hub. If the user chooses a repository,
-    /// its name is stored in the field `argument`.
+    /// its name is stored in the field that `argument` names.
     #[must_use]
     pub const fn repositories(self, reads: bool) -> Self {
         Self { repositories: reads, ..self }
     }
 
-    /// Sets whether the plugin supports standard input. If it is used, `-` is stored in the field
-    /// `argument`.
+    /// Sets whether the plugin supports standard input. If the user chooses it, `-` is stored in
+    /// the field that `argument` names.
     #[must_use]
     pub const fn stdin(self, reads: bool) -> Self {
         Self { stdin: reads, ..self }

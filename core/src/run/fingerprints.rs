@@ -128,7 +128,8 @@ impl Fingerprints {
         let parts = parts.into_iter().filter_map(|(name, then, now)| {
             Some((name.to_owned(), format!("{name}: {}", then.change(now)?)))
         });
-        // If only one of the two runs validates, `train.validate_every` is already reported below.
+        // If only one of the two runs validates, the difference in `train.validate_every` is
+        // reported below.
         let held_out = self.held_out.as_ref().zip(now.held_out.as_ref());
         let held_out = held_out.and_then(|(then, now)| {
             Some((

@@ -139,7 +139,7 @@ mod tests {
         write("job/step/memory.max", "max\n");
         write("job/step/memory.current", "300\n");
         assert_eq!(room(root.path(), "0::/job/step\n"), Some(750.0));
-        // A container cannot see the folder of its own group.
+        // The folder of the process's own group is not visible, so the limit of its parent applies.
         assert_eq!(room(root.path(), "0::/job/hidden\n"), Some(750.0));
         write("memory/job/memory.limit_in_bytes", "600\n");
         write("memory/job/memory.usage_in_bytes", "100\n");

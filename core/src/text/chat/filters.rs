@@ -14,7 +14,7 @@ use super::python::{
 use super::rewrite;
 
 /// Filters of minijinja that Jinja2 does not have or implements differently. They are removed, so
-/// that templates that use them fail.
+/// templates that use them fail.
 const FOREIGN_FILTERS: [&str; 7] = ["attr", "bool", "chain", "lines", "pprint", "split", "zip"];
 /// Tests of minijinja that Jinja2 does not have. They are removed for the same reason.
 const FOREIGN_TESTS: [&str; 4] = ["endingwith", "int", "safe", "startingwith"];
@@ -213,7 +213,7 @@ fn contained(item: &Value, container: &Value) -> TestResult {
             .is_some_and(|text| text.contains(item.as_str().unwrap_or_default()))),
         ValueKind::Map => {
             let found = container.get_item(item)?;
-            // The value of the key may be undefined, so also look for it among the keys.
+            // A key can have an undefined value, so also search the keys themselves.
             Ok(!found.is_undefined() || container.try_iter()?.any(|key| key == *item))
         }
         ValueKind::Seq | ValueKind::Iterable | ValueKind::Undefined => {

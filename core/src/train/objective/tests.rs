@@ -40,7 +40,7 @@ impl Fixture {
             .expect("a batch")
     }
 
-    /// Returns the loss over all pairs, computed by `of`, and checks that it has a gradient.
+    /// Computes the loss over all pairs with `of`, and checks that the loss has a gradient.
     fn loss(
         &self,
         needs: Needs,
