@@ -60,8 +60,8 @@ impl Rows {
     }
 }
 
-/// Returns true if the first line of the file is a complete row and is followed by more text. If
-/// not, the file may be a different form of JSON, such as one object that contains all rows.
+/// Returns true if the first line of the file is a complete row and is followed by more text.
+/// Otherwise, the file may contain a different form of JSON, such as one object with all rows.
 ///
 /// # Errors
 /// Fails if the file cannot be opened or read.

@@ -56,7 +56,8 @@ fn header(bytes: &mut (impl Read + Seek)) -> io::Result<Option<Header>> {
     Ok(unpacked.zip(packed).map(|(unpacked, packed)| Header { unpacked, packed }))
 }
 
-/// Type and number of the next field; `None` at the end of its struct or of the file.
+/// Returns the type and number of the next field, given the number of the field `before` it.
+/// Returns `None` at the end of the struct or of the file.
 fn next_field(bytes: &mut impl Read, before: i64) -> io::Result<Option<(u8, i64)>> {
     let Some(first) = byte(bytes)?.filter(|b| *b != 0) else { return Ok(None) };
     let id = match first >> 4 {

@@ -24,7 +24,7 @@ const KEYWORDS: [(&str, &[&str]); 3] = [
     ("test", &["test", "testing", "eval", "evaluation"]),
 ];
 
-/// The splits of one configuration of the data set, and their files.
+/// The files of each split in one configuration of the data set.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Layout {
     /// Name and files of each split.
@@ -50,8 +50,8 @@ impl Layout {
             _ => "default".to_owned(),
         };
         if configs.is_empty() {
-            // If the card does not define configurations, a top-level folder can be selected as
-            // one.
+            // If the card does not define configurations, the name of a top-level folder can be
+            // used as the configuration.
             let within = |file: &&String| {
                 config.is_none_or(|c| c == "default" || file.starts_with(&format!("{c}/")))
             };
@@ -150,8 +150,8 @@ impl Layout {
         ))
     }
 
-    /// Assigns files to splits by the split names or keywords in their paths. If no path contains
-    /// one, all files belong to `train`.
+    /// Assigns files to splits by the split names or keywords in their paths. If no path contains a
+    /// split name or keyword, all files belong to `train`.
     fn by_names<'a>(files: impl Iterator<Item = &'a String>) -> Option<Self> {
         let hidden = |f: &str| f.split('/').any(|part| part.starts_with(['.', '_']));
         let about = |f: &str| {
@@ -185,7 +185,8 @@ impl Layout {
             .or_else(|| by(&|_| Some("train".to_owned())))
     }
 
-    /// Reads the layout of the hub's conversion, which has files `CONFIG/SPLIT/0000.parquet`.
+    /// Reads the layout of the hub's parquet conversion, which contains files
+    /// `CONFIG/SPLIT/0000.parquet`.
     pub fn converted(snapshot: &Snapshot<'_>, config: Option<&str>) -> Result<Self> {
         Self::of_conversion(snapshot.files(), config)
     }
@@ -252,7 +253,7 @@ impl Layout {
     }
 }
 
-/// Returns true if all files have the layout of the hub's conversion.
+/// Returns true if all files are named as in the hub's parquet conversion.
 pub fn is_conversion(files: &[String]) -> bool {
     let mut shown = files.iter().filter(|f| !f.starts_with('.')).peekable();
     let numbered = |name: &str| {
@@ -313,10 +314,10 @@ fn part_of(file: &str) -> Option<(&str, usize, usize, &str)> {
     fits.then(|| Some((stem, number.parse().ok()?, count.parse().ok()?, &rest[5..])))?
 }
 
-/// Returns the likely paths of missing parts, which are not in `files` but belong to the same
-/// numbered series as a file in `held`.
+/// Returns the paths of parts that belong to the same series as a file in `held` but are not in
+/// `files`. The suffix of a returned path is a guess, because it can differ between parts.
 fn lost_parts(held: &[String], files: &[String]) -> Vec<String> {
-    // Ignore the suffixes: some tools add a hash after the numbers, which differs between parts.
+    // Ignore the suffixes, because some tools add a hash that differs between parts.
     let there: HashSet<(&str, usize, usize)> = files
         .iter()
         .filter_map(|f| part_of(f))
@@ -381,7 +382,7 @@ mod tests {
             missing(&of(&whole[1..], &Value::Null)),
             ["train: data/train-00000-of-00002.parquet"]
         );
-        // Some tools number the parts from 1, and some add a hash after the numbers.
+        // Parts can be numbered from 1 or have a hash after the numbers.
         assert_eq!(
             missing(&of(
                 &["train-00001-of-00002.jsonl.gz", "train-00002-of-00002.jsonl.gz"],
@@ -400,7 +401,7 @@ mod tests {
             )),
             none
         );
-        // Missing parts of the test split do not affect the train split.
+        // Missing parts of the test split are only an error if the test split is read.
         let two = of(&[whole[0], whole[1], "data/test-00000-of-00003.parquet"], &Value::Null);
         assert_eq!(
             missing(&two),
@@ -415,7 +416,7 @@ mod tests {
             ),
             "{e}"
         );
-        // The first file is the only part of its series. The other names only resemble parts.
+        // Nothing is missing: part 0 of 1 is complete, and the other names are not names of parts.
         assert_eq!(
             missing(&of(
                 &["train-00000-of-00001.parquet", "x-of-y.parquet", "-of-00001.csv"],
@@ -430,7 +431,7 @@ mod tests {
             missing(&of(&whole[..1], &card(json!("data/train-*")))),
             ["train: data/train-00001-of-00002.parquet"]
         );
-        // A card can deliberately select a single part.
+        // If the card selects a single part, the other parts are not missing.
         assert_eq!(missing(&of(&whole[..1], &card(json!(whole[0])))), none);
         assert_eq!(missing(&of(&whole, &card(json!(whole[0])))), none);
         assert_eq!(

@@ -26,7 +26,8 @@ fn adapters() -> Vec<&'static AdapterEntry> {
         .collect()
 }
 
-/// Builds the adapter from its defaults and `fields`, with sizes that fit the small model.
+/// Builds the adapter from `fields`. All other fields have their defaults, except for sizes, which
+/// are chosen to fit the small model.
 fn build(entry: &AdapterEntry, fields: &Value) -> Box<dyn Adapter> {
     let mut config = entry.about.defaults().unwrap();
     for (field, value) in [
@@ -108,8 +109,8 @@ fn feedforward_modules(config: &Value, names: &BTreeSet<String>) -> BTreeSet<Str
     }
 }
 
-/// Kinds of `target_modules`: a list of suffixes, of full names, or of both; a regular expression;
-/// `all-linear`; and Rust regular expressions that Python rejects or interprets differently.
+/// Values of `target_modules`, with a description of each. They include Rust regular expressions
+/// that Python rejects or interprets differently.
 fn forms() -> Vec<(&'static str, Value)> {
     vec![
         ("ends", json!(["v_proj", "down_proj"])),
@@ -129,7 +130,7 @@ fn forms() -> Vec<(&'static str, Value)> {
     ]
 }
 
-/// Values of `layers_to_transform`, each with the number of blocks that the run computes.
+/// Combinations of `layers_to_transform` and the number of blocks that the run computes.
 const RESTRICTIONS: [(Option<&[usize]>, usize); 5] =
     [(None, 3), (Some(&[1, 2]), 3), (Some(&[0, 1, 2]), 3), (None, 2), (Some(&[1, 2]), 2)];
 
@@ -140,7 +141,10 @@ fn peft_finds_the_adapted_modules_of_every_saved_adapter() {
     for entry in adapters() {
         for (form, targets) in forms() {
             for (layers, blocks) in RESTRICTIONS {
-                let what = format!("{} on {form} in {layers:?} of {blocks}", entry.about.name);
+                let what = format!(
+                    "{}: targets {form}, layers {layers:?}, {blocks} blocks",
+                    entry.about.name
+                );
                 let mut fields =
                     json!({ "target_modules": targets, "layers_to_transform": layers });
                 for inner in
@@ -199,7 +203,7 @@ fn assert_peft_reads_the_saved_adapter(
     let fresh = entry.build(&Value::Object(saved.config).to_string()).unwrap();
     let warnings: Vec<String> =
         unmatched(&*fresh, model.info()).unwrap().iter().map(|e| e.to_string()).collect();
-    // A saved list also contains the entries that match no computed block, which causes a warning.
+    // Entries that match no computed block are saved too, so reading them back causes a warning.
     assert!(
         warnings
             .iter()

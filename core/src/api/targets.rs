@@ -31,8 +31,8 @@ const HOLDERS: [(&str, &[&str]); 7] = [
     ("down_proj", &["dense_4h_to_h", "mlp.c_proj"]),
 ];
 
-/// Returns the suffix in [`HOLDERS`] by which the module `name` is known to contain Llama's
-/// `projection`; `None` if it does not contain it.
+/// Returns the suffix of `name` that [`HOLDERS`] lists for Llama's `projection`. Returns `None` if
+/// the module does not contain the projection.
 fn holder(name: &str, projection: &str) -> Option<&'static str> {
     let of = |llamas: &str| llamas == projection;
     HOLDERS
@@ -61,7 +61,7 @@ impl LinearInfo {
 pub enum Targets {
     /// Module names or suffixes: `q_proj` matches `model.layers.0.self_attn.q_proj`. If an
     /// architecture fuses or renames Llama's projections, Llama's name selects the module that
-    /// contains the projection. To select a part of a fused module, name the module too:
+    /// contains the projection. To select a part of a fused module, add the module's name:
     /// `qkv_proj.q_proj`, `gate_up_proj.up_proj`, `query_key_value.v_proj`.
     #[schemars(extend("uniqueItems" = true))]
     Suffixes(Vec<String>),
@@ -159,7 +159,7 @@ impl Targets {
         })
     }
 
-    /// True if the targets select `part`, provided that they do not select the whole module. `fits`
+    /// True if the targets select `part`, assuming that they do not select the whole module. `fits`
     /// is the [`matcher`](Self::matcher) of the targets.
     ///
     /// A target must name both the module and the part, because PEFT ignores a target such as
@@ -294,7 +294,7 @@ fn names_in(text: &str) -> Vec<&str> {
 }
 
 /// The names in `given`, with each unknown name replaced by the most similar name in `model`.
-/// `None` if a name is not similar to any of them.
+/// `None` if `model` does not contain a name similar to an unknown one.
 fn likely_names(given: &str, model: &ModelInfo) -> Option<Vec<String>> {
     let valid = valid_names(model);
     let likely = |name: &str| {
@@ -810,7 +810,7 @@ mod tests {
         assert_eq!(names(&of(&["attention.dense"]), &[1]), [second]);
         assert_eq!(names(&of(&[first]), &[1]), [first]);
         assert_eq!(names(&pattern(".*attention.dense"), &[1]), [second]);
-        // A saved adapter may list modules that the model does not have.
+        // Names that do not occur in the model are ignored, because a saved adapter may list them.
         assert_eq!(names(&of(&["w_pack", "attention.dense"]), &[1]), [second]);
     }
 

@@ -1,4 +1,4 @@
-//! Invariants of adapters that training does not check.
+//! Adapter invariants that the training invariants do not cover.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -190,13 +190,13 @@ fn saving(case: &Case) -> Result<Verdict> {
             return Ok(Verdict::Violated(format!("the bytes of `{file}` differ")));
         }
     }
-    // The tolerance is large because the file stores float32.
+    // The loaded parameters were rounded to float32, so the tolerance is large.
     let off = difference(&[logits(&bench, true)?], &[logits(&fresh, true)?]);
     Ok(Verdict::within("a logit of the loaded adapter", off, 1e-4))
 }
 
-/// Fuses the adapters of the queries and values of a module. The module has two groups of rows,
-/// each with queries, keys and values, and its keys are not adapted.
+/// Fuses the query and value adapters of a module whose output consists of two groups, each with
+/// queries, keys and values. The keys do not have an adapter.
 fn fusing(case: &Case) -> Result<Verdict> {
     let bench = Bench::new(case, 0)?;
     if bench.adapted.names().next().is_none() {

@@ -140,7 +140,7 @@ impl Verdict {
     /// Returns `Holds` if `error` is at most `limit`. `what` names the computed value in the
     /// message.
     fn within(what: &str, error: f64, limit: f64) -> Self {
-        // NaN counts as a violation, because the comparison is then false.
+        // The comparison is false for NaN, so NaN counts as a violation.
         if error <= limit {
             Verdict::Holds
         } else {

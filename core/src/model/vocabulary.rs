@@ -88,7 +88,7 @@ impl Vocabulary {
         self
     }
 
-    /// Multiplies token embeddings by `scale`, which is first rounded to the kind of the model, as
+    /// Multiplies token embeddings by `scale`, which is first rounded to the dtype of the model, as
     /// in Gemma.
     ///
     /// # Errors

@@ -66,7 +66,8 @@ pub trait TypedEntry: 'static {
 pub struct InterventionEntry {
     /// Description of the plugin.
     pub about: About,
-    /// Default of `train.lr` with a low-rank update (LoRA); `None` for the engine's default.
+    /// Default of `train.lr`, before the adapter's `learning_rate_factor` is applied; `None` to use
+    /// the engine's default.
     pub learning_rate: Option<f64>,
     build: fn(&str, &ModelInfo) -> Result<Box<dyn Intervention>>,
 }
@@ -180,8 +181,8 @@ impl AdapterEntry {
     /// text). Also returns warnings for the user.
     ///
     /// # Errors
-    /// Fails if the plugin does not support the value of a field, or cannot reproduce the adapter's
-    /// outputs in PEFT.
+    /// Fails if the plugin does not support the value of a field, or if its outputs would differ
+    /// from PEFT's.
     pub fn from_peft(&self, file: PeftFile<'_>) -> Result<(String, Vec<String>)> {
         (self.from_peft)(file)
     }
@@ -255,13 +256,13 @@ impl TapEntry {
 pub struct DatasetEntry {
     /// Description of the plugin.
     pub about: About,
-    /// The field that receives TEXT in `--dataset NAME:TEXT`.
+    /// The field that `--dataset NAME:TEXT` sets to TEXT.
     pub argument: Option<&'static str>,
-    /// Extensions, without the dot, of the files that the data set reads.
+    /// File extensions that the plugin supports, without the dot.
     pub extensions: &'static [&'static str],
-    /// True if the data set reads repositories of the hub.
+    /// True if the plugin supports repositories on the hub.
     pub repositories: bool,
-    /// True if the data set reads pairs from standard input.
+    /// True if the plugin supports reading pairs from standard input.
     pub stdin: bool,
     build: fn(&str) -> Result<Box<dyn Dataset>>,
 }
@@ -289,21 +290,22 @@ impl DatasetEntry {
         Self { argument: Some(field), ..self }
     }
 
-    /// Sets the extensions, without the dot, of the files that the data set reads. The path of the
-    /// file becomes the argument.
+    /// Sets the file extensions that the plugin supports, without the dot. If the user chooses a
+    /// file with such an extension, its path is stored in the field that `argument` names.
     #[must_use]
     pub const fn extensions(self, endings: &'static [&'static str]) -> Self {
         Self { extensions: endings, ..self }
     }
 
-    /// Sets whether the data set reads repositories of the hub. The repository becomes the
-    /// argument.
+    /// Sets whether the plugin supports repositories on the hub. If the user chooses a repository,
+    /// its name is stored in the field that `argument` names.
     #[must_use]
     pub const fn repositories(self, reads: bool) -> Self {
         Self { repositories: reads, ..self }
     }
 
-    /// Sets whether the data set reads standard input. `-` becomes the argument.
+    /// Sets whether the plugin supports standard input. If the user chooses it, `-` is stored in
+    /// the field that `argument` names.
     #[must_use]
     pub const fn stdin(self, reads: bool) -> Self {
         Self { stdin: reads, ..self }

@@ -1,8 +1,8 @@
 //! The registry: all plugins of this program, by kind and name.
 //!
-//! The attribute on a plugin's struct submits an [`Entry`] to `inventory`. The function pointers in
-//! the entry are compiled with the plugin's types. All other code refers to a plugin by its name,
-//! and passes its configuration as JSON text.
+//! The attribute on a plugin's struct submits an [`Entry`] to `inventory`. Only the functions that
+//! an entry points to know the plugin's type. All other code refers to a plugin by its name, and
+//! passes its configuration as JSON text.
 
 mod about;
 mod entry;
@@ -36,7 +36,7 @@ pub struct Registry {
 #[derive(Clone, Debug)]
 struct Registration<T> {
     value: T,
-    /// Index into [`Registry::loaded`] of the library that it came from; `None` if it is linked in.
+    /// Index into [`Registry::loaded`] of the library that contains it; `None` if it is linked in.
     file: Option<usize>,
 }
 
@@ -190,7 +190,8 @@ impl Registry {
             .map(|(_, e)| e.value)
     }
 
-    /// All plugins of the kind of `E`, sorted by name. Aliases are not listed separately.
+    /// All plugins whose entries have the type `E`, sorted by name. Aliases are not listed
+    /// separately.
     pub fn all<E: TypedEntry>(&self) -> impl Iterator<Item = &'static E> {
         self.of(E::KIND).filter_map(E::of_entry)
     }
@@ -198,7 +199,7 @@ impl Registry {
     /// Looks up a plugin by kind and name or alias.
     ///
     /// # Errors
-    /// Fails if there is none. The error lists all valid names and suggests the nearest one.
+    /// Fails if the name is unknown. The error lists all valid names and suggests the nearest one.
     pub fn get(&self, kind: Kind, name: &str) -> Result<Entry> {
         let found = self.entries.iter().find(|((k, n), _)| *k == kind && *n == name);
         found.map(|(_, e)| e.value).ok_or_else(|| self.unknown(kind, name))
@@ -287,7 +288,7 @@ impl Registry {
     /// Looks up a recipe by name.
     ///
     /// # Errors
-    /// Fails if there is none. The error lists all valid names and suggests the nearest one.
+    /// Fails if the name is unknown. The error lists all valid names and suggests the nearest one.
     pub fn recipe(&self, name: &str) -> Result<&Recipe> {
         let found = self.recipes.get(name).map(|r| &r.value);
         found.ok_or_else(|| {
@@ -302,7 +303,7 @@ impl Registry {
     /// the same name.
     ///
     /// # Errors
-    /// Fails if there is neither.
+    /// Fails if no plugin and no recipe has this name.
     pub fn find(&self, name: &str) -> Result<(Vec<Entry>, Option<&Recipe>)> {
         let hits: Vec<_> =
             Kind::ALL.into_iter().filter_map(|kind| self.get(kind, name).ok()).collect();

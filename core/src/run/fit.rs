@@ -159,8 +159,8 @@ fn take_step(
     Ok((sums, norm))
 }
 
-/// Writes a checkpoint after `step` finished steps. From now on, the run's folder is kept even if
-/// the run fails.
+/// Writes a checkpoint after `step` finished steps. The run's folder is then kept even if the run
+/// fails later.
 fn save(
     plan: &Plan<'_>,
     run: &mut Assembled,

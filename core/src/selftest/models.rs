@@ -99,8 +99,8 @@ fn scores(test: &Selftest<'_>, case: &Case) -> Result<Vec<Difference>> {
     Ok(all)
 }
 
-/// Compares the logits of a decoded sequence with the logits of a single pass in float32 on the
-/// CPU.
+/// Decodes tokens one by one after a prompt, with a cache. Compares the logits with a single pass
+/// in float32 on the CPU.
 fn decoding(test: &Selftest<'_>, case: &Case, kind: Kind, tolerance: f64) -> Result<Difference> {
     let _guard = tch::no_grad_guard();
     let fixture = test.workshop.fixture();
@@ -122,8 +122,9 @@ fn decoding(test: &Selftest<'_>, case: &Case, kind: Kind, tolerance: f64) -> Res
     let mut decoded = Vec::new();
     let mut start = 0;
     for len in std::iter::once(DECODED.0).chain(std::iter::repeat_n(1, DECODED.1)) {
-        // With some rotary embeddings, the positions of all tokens change with the length of the
-        // sequence, so that earlier logits cannot be compared.
+        // With some rotary embeddings, the rotation of every token depends on the length of the
+        // sequence. Logits that were decoded earlier are then not comparable, so test a single pass
+        // instead.
         if model.outgrows_cache(start, start + len)
             || model.rotation_of(start + len) != model.rotation_of(ids.len())
         {

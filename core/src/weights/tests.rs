@@ -213,8 +213,8 @@ fn loading_takes_two_seconds_and_little_extra_memory() {
             let numbers: Vec<f64> = line.split(' ').map(|x| x.parse().unwrap()).collect();
             (numbers[0], numbers[1])
         };
-        // Take the shortest time of three runs, because the machine may be busy, and the largest
-        // memory use.
+        // Take the shortest time of three runs, because the machine may be busy. For memory, take
+        // the largest value.
         let (seconds, times) =
             (0..3).map(|_| once()).reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))).unwrap();
         eprintln!("{what}: {seconds:.2} s, {times:.3} times the size of the weights");

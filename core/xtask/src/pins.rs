@@ -1,4 +1,5 @@
-//! Pinned versions and hashes of the wheels that libtorch is assembled from, and of the zig wheel.
+//! Versions and hashes of the Python wheels that xtask downloads: zig, and the wheels that contain
+//! libtorch and its dependencies.
 
 use reprpo_downloads::Wheel;
 
@@ -21,8 +22,8 @@ pub const ZIG: Wheel = Wheel {
     sha256: "ea6cc5d87b033cf0aedfbc8f9549a908cae6c50ac31f1698188fa48a74524b54",
 };
 
-/// The torch wheel, and the wheels with libcudart and libcupti, which its `libtorch_cpu.so` needs
-/// even without a GPU.
+/// The torch wheel and two CUDA wheels: even without a GPU, `libtorch_cpu.so` needs libcudart and
+/// libcupti.
 const LINUX_X86: [Wheel; 3] = [
     Wheel {
         file: "torch-2.11.0-cp311-cp311-manylinux_2_28_x86_64.whl",
@@ -41,8 +42,8 @@ const LINUX_X86: [Wheel; 3] = [
     },
 ];
 
-/// Additional wheels for CUDA support: the remaining dependencies of torch that contain native
-/// libraries.
+/// Additional wheels for CUDA support. They contain the other native libraries that torch depends
+/// on.
 const CUDA_X86: [Wheel; 13] = [
     Wheel {
         file: "nvidia_cublas-13.1.0.3-py3-none-manylinux_2_27_x86_64.whl",

@@ -45,8 +45,8 @@ effect, so it does not exist here.",
     learning_rate = 2e-3
 )]
 pub struct PrefVec {
-    /// Objective to use: this project's or the original one. `original` only reads the fields that
-    /// begin with `original_`, and `beta` for the logged rewards.
+    /// Objective to use: this project's or the original one. `original` only uses the fields with
+    /// the prefix `original_` and, for the logged rewards, `beta`.
     pub variant: Variant,
     /// τ: target distance along v̂, as a multiple of the preference vector's length; greater than
     /// 0.
@@ -58,8 +58,8 @@ pub struct PrefVec {
     pub beta_orth: f64,
     /// λ_angle: weight of 1 − cos between the policy's preference vector and the reference's.
     pub lambda_angle: f64,
-    /// λ_nll: weight of the penalty if the chosen completion becomes less likely than under the
-    /// reference, per nat per token.
+    /// λ_nll: weight of the penalty for making the chosen completion less likely than under the
+    /// reference. The penalty is in nats per token.
     #[default(1.0)]
     pub lambda_nll: f64,
     /// λ_dpo: weight of −log σ(βθ).
@@ -76,7 +76,8 @@ pub struct PrefVec {
     /// Adds the original's term −1e5·mean(proj).
     #[default(true)]
     pub original_proj: bool,
-    /// Takes the absolute value of that term, which turns it into a penalty.
+    /// Uses the absolute value of the term that `original_proj` adds, which turns it into a
+    /// penalty.
     #[default(true)]
     pub original_proj_abs: bool,
     /// Adds the original's term β·1e6·|mean(orth)|.

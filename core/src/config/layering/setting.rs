@@ -53,7 +53,7 @@ impl Setting {
         settings
     }
 
-    /// True for `SECTION.name`, which chooses a plugin.
+    /// True if the path is `SECTION.name`, the field that chooses a plugin.
     pub fn is_name_of(&self, section: &str) -> bool {
         self.path.len() == 2 && self.path[0] == section && self.path[1] == "name"
     }

@@ -16,7 +16,7 @@ pub enum Note<'a> {
 
 /// Records a run. Each implementation is in its own file in this folder.
 pub trait Recorder {
-    /// Records the start of training. `first` of `steps` steps are already finished.
+    /// Records the start of training. Of all `steps` steps, the first `first` are already finished.
     ///
     /// # Errors
     /// Fails if the record cannot be written.

@@ -73,7 +73,8 @@ impl Metadata {
             let package = packages
                 .get(id)
                 .with_context(|| format!("`cargo metadata` does not describe `{id}`"))?;
-            // A procedural macro runs in the compiler, and so do its dependencies.
+            // Procedural macros and their dependencies run in the compiler, and are not in the
+            // binary.
             if list(&package["targets"])
                 .any(|target| list(&target["kind"]).any(|kind| kind == "proc-macro"))
             {
