@@ -697,13 +697,15 @@ fn a_run_finds_its_model_and_data_from_any_folder_and_after_its_tree_was_moved()
     let text = refused(&tree.reprpo("", &["generate", "moved/runs/a", "--prompt", "w1"]));
     assert!(
         text.starts_with("error: `model` is `")
-            && text.contains("/moved/model` (file moved/runs/a/config.toml), which cannot be used"),
+            && text.contains(
+                "/moved/model` (file moved/runs/a/config.toml), but this value cannot be used"
+            ),
         "{text}"
     );
     let text = refused(&eval(&[]));
     assert!(
         text.contains("`dataset.train` is `")
-            && text.contains("(file moved/runs/a/config.toml), which does not exist"),
+            && text.contains("(file moved/runs/a/config.toml), but this path does not exist"),
         "{text}"
     );
     let text = refused(&tree.reprpo("", &["run", "--model", "./none", "--out", "x"]));
@@ -733,7 +735,7 @@ fn errors_in_a_run_of_an_earlier_version_name_the_base_of_its_relative_paths() {
     );
     let text = refused(&tree.reprpo("runs", &["generate", "a", "--prompt", "w1"]));
     assert!(
-        text.contains("`model` is `./model` (file a/config.toml), which cannot be used"),
+        text.contains("`model` is `./model` (file a/config.toml), but this value cannot be used"),
         "{text}"
     );
 }

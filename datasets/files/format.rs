@@ -18,13 +18,13 @@ pub struct Format {
     pub rejected_column: String,
     /// Field delimiter. With `none`, it is a comma in `.csv` files and a tab in `.tsv` files.
     pub delimiter: Option<char>,
-    /// How to handle a row that is not a pair, for example because a completion is missing.
+    /// How to handle a row that is not a valid pair, for example because a completion is missing.
     pub bad_rows: BadRows,
     /// Maximum size of a row in MiB. A larger row is always an error.
     pub max_row_mib: usize,
 }
 
-/// How to handle a row that is not a pair.
+/// How to handle a row that is not a valid pair.
 #[choice]
 pub enum BadRows {
     /// Stops with an error that names the file and the row.

@@ -39,8 +39,8 @@ pub fn target(data_dir: &Path, source: &str) -> Result<Option<String>> {
     Ok(None)
 }
 
-/// Returns the folders to search for shift lists: `genies_shifts` in or next to the data folder,
-/// and `distribution_shifts` in it, as in the benchmark's repository.
+/// Returns the folders to search for shift lists: `genies_shifts` in the data folder or next to it,
+/// and `distribution_shifts` in the data folder, as in the benchmark's repository.
 fn places(data_dir: &Path) -> impl Iterator<Item = PathBuf> {
     ["genies_shifts", "../genies_shifts", "distribution_shifts"]
         .into_iter()

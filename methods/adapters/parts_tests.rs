@@ -74,8 +74,8 @@ fn entry(name: &str) -> &'static AdapterEntry {
 /// Builds an adapter with default settings except for `fields`.
 fn build(entry: &AdapterEntry, fields: Value) -> Box<dyn Adapter> {
     let mut config = entry.about.defaults().unwrap();
-    // IA³'s feed-forward modules must be among the targets, and these tests do not target its
-    // default ones.
+    // IA³'s feed-forward modules must be among its targets, but these tests do not target the
+    // default feed-forward modules.
     config.entry("feedforward_modules").and_modify(|f| *f = json!([]));
     config.extend(fields.as_object().unwrap().clone());
     entry.build(&Value::Object(config).to_string()).unwrap()

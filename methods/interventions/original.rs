@@ -6,13 +6,14 @@ use reprpo_plugin::tch::Kind;
 
 use crate::taps::outliers;
 
-/// Variants of an objective: this project's or the original implementation's.
+/// Selects this project's variant of an objective, or the variant of the original implementation.
 #[choice]
 pub enum Variant {
     /// The formula `L` above.
     #[default]
     Default,
-    /// The formula `original` above with the original pooling, to reproduce the original results.
+    /// The formula `original` above, with the pooling of the original implementation, to reproduce
+    /// its results.
     Original,
 }
 
@@ -64,7 +65,7 @@ impl<'a> OriginalTap<'a> {
 /// Returns the mean of `per_tap` over the taps.
 ///
 /// # Errors
-/// Fails if there is no tap.
+/// Fails if there are no taps.
 pub fn mean_over(
     taps: &[OriginalTap<'_>],
     per_tap: impl Fn(&OriginalTap<'_>) -> Tensor,

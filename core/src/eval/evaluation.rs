@@ -23,7 +23,8 @@ use crate::text::{Cut, DroppedPair, SkipReason, Tokenised};
 /// A split to score, with its tokenised pairs.
 #[derive(Debug)]
 pub struct EvalSplit {
-    /// Name of the split, or an expression such as `train[750:]`, and a description of the data.
+    /// The name and the description of the split. The name may be an expression such as
+    /// `train[750:]`.
     pub info: SplitInfo,
     /// The tokenised pairs.
     pub data: Tokenised,

@@ -514,8 +514,8 @@ fn a_cache_that_cannot_be_written_to_is_named() {
     );
 }
 
-/// A cache that was filled by another tool does not contain a listing, so the client cannot know
-/// which files are missing.
+/// A cache that was filled by another tool does not contain a list of the repository's files, so
+/// the client cannot know which files are missing.
 #[test]
 fn an_offline_client_names_the_command_to_fetch_a_missing_file() {
     let fixture = Fixture::new();

@@ -1,5 +1,5 @@
-//! Log-probabilities of given tokens. The output head runs only on the rows that predict one of
-//! them, because logits are large.
+//! Log-probabilities of given tokens. Logits are large, so the output head only runs on the rows
+//! that predict these tokens.
 
 use tch::{Kind, Tensor};
 
@@ -15,8 +15,8 @@ pub struct PredictedTokens {
     pub ids: Tensor,
 }
 
-/// Statistics for each scored token, without gradient. Each tensor is `[m]`, in the kind of the
-/// log-probabilities.
+/// Statistics for each scored token, without gradient. Each tensor is `[m]`, with the dtype of the
+/// log-probabilities unless stated otherwise.
 #[derive(Debug)]
 pub struct TokenStats {
     /// Entropy over the vocabulary in nats, −Σ p log p.

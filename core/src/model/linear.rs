@@ -7,11 +7,11 @@ use tch::Tensor;
 use crate::api::{Frozen, LinearInfo, PartInfo, Rows, Site};
 use crate::error::{Error, Result};
 
-/// The name of a linear module or of a part of a fused module, and its sites.
+/// The name and the sites of a linear module, or of one part of a fused module.
 #[derive(Debug)]
 pub struct Place {
-    /// The name in PyTorch's state dict without `.weight`. A part is named after its module,
-    /// followed by a dot and the name of the corresponding module in Llama.
+    /// The name in PyTorch's state dict, without `.weight`. The name of a part consists of the name
+    /// of its module, a dot, and the name of the corresponding module in Llama.
     pub name: String,
     /// The site of the input.
     pub input: Site,
@@ -61,8 +61,8 @@ impl Linear {
         Self { place: Place::new(name), frozen: RefCell::new(frozen), stored, parts: Vec::new() }
     }
 
-    /// Marks the module as fused. The rows of its weight form `groups` groups of equal size. Each
-    /// group consists of the given number of rows for each named part, in order.
+    /// Marks the module as fused. The rows of its weight form `groups` groups of equal size.
+    /// `parts` lists the parts of each group in order, each as a name and a number of rows.
     #[must_use]
     pub fn fused(mut self, groups: i64, parts: &[(&str, i64)]) -> Self {
         let width = parts.iter().map(|(_, len)| len).sum();
@@ -88,7 +88,7 @@ impl Linear {
             .map_err(|_| Error::internal(format!("`{}` does not have {N} parts", self.place.name)))
     }
 
-    /// Joins the outputs of all parts, each `[n groups·len]`, to the module's output `[n out]`.
+    /// Joins the outputs of all parts, each `[n groups·len]`, into the module's output `[n out]`.
     ///
     /// # Errors
     /// Fails if shapes do not match, or if memory runs out.
@@ -111,8 +111,9 @@ impl Linear {
         self.frozen.replace(frozen)
     }
 
-    /// The frozen weights of this module or of one of its parts; `None` if neither is called
-    /// `name`. They share memory with the module if possible.
+    /// Returns the frozen weights of the whole module if `name` is its name, or of the part with
+    /// this name. Returns `None` if there is no such part. The weights share memory with the module
+    /// if possible.
     pub fn weights(&self, name: &str) -> Option<Result<Frozen>> {
         if self.place.name == name {
             return Some(Ok(self.frozen().shared()));

@@ -192,7 +192,8 @@ impl Base {
         }
     }
 
-    /// The base model in the configuration of the adapter in `dir`; `None` if it is not set.
+    /// Reads the base model from the configuration of the adapter in `dir`. Returns `None` if the
+    /// configuration does not name a base model.
     ///
     /// # Errors
     /// Fails if the adapter's configuration cannot be read.
@@ -217,7 +218,7 @@ impl From<&str> for Base {
 /// Returns a warning if PEFT cannot read the files of this adapter, and `None` if it can.
 ///
 /// # Errors
-/// Fails if converting the adapter to whole modules fails.
+/// Fails if the adapter cannot be converted to whole modules.
 pub fn unreadable(
     entry: &AdapterEntry,
     adapter: &dyn Adapter,

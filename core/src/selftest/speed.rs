@@ -44,7 +44,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Plans more steps on a GPU, because they are shorter there.
+    /// Chooses the number and size of the steps. There are more of them on a GPU, because it is
+    /// faster.
     pub fn of(device: Device, full: bool) -> Self {
         match (device.is_cuda(), full) {
             (true, false) => Self { batch: 8, steps: 10 },
@@ -101,7 +102,7 @@ fn too_much(shape: &Shape, device: Device, plan: &Plan, rate: Option<f64>) -> Op
     if device.is_cuda() {
         return None;
     }
-    // The size of float32 weights, plus half as much for the steps.
+    // Float32 weights take 4 bytes per parameter, and the steps take about 2 more.
     let needed = shape.parameters() as f64 * 6.0 / 1e9;
     if let Some(free) = memory::free().filter(|free| *free < needed) {
         return Some(format!(
@@ -115,7 +116,7 @@ fn too_much(shape: &Shape, device: Device, plan: &Plan, rate: Option<f64>) -> Op
     (seconds > PATIENCE).then(|| format!("would take about {seconds:.0} s on this CPU"))
 }
 
-/// Measures a model. Returns its row, and the number of pairs per second.
+/// Measures a model. Returns its row in the report, and the number of pairs per second.
 fn measured(test: &mut Selftest<'_>, shape: &Shape, plan: Plan) -> Result<(Row, f64)> {
     let memory = Memory::begin(test.device)?;
     let mut trainer = Trainer::new(&test.workshop, shape, test.device)?;

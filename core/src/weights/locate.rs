@@ -42,7 +42,7 @@ pub struct KnownModel {
     pub name: &'static str,
     /// Description for users.
     pub summary: &'static str,
-    /// File format and number type.
+    /// File format and quantisation, e.g. `GGUF, Q4_1`.
     pub format: &'static str,
     /// Size on disk in megabytes (10⁶ bytes).
     pub megabytes: u32,

@@ -22,7 +22,7 @@ pub fn hinge(theta: &Tensor, beta: f64) -> Tensor {
     (theta * -beta + 1.0).relu()
 }
 
-/// (Δ⁺/n⁺ − Δ⁻/n⁻ − 1/(2β))² of the margin per token.
+/// (x − 1/(2β))², where x = Δ⁺/n⁺ − Δ⁻/n⁻ is the margin per token.
 pub fn ipo(per_token: &Tensor, beta: f64) -> Tensor {
     (per_token - 0.5 / beta).square()
 }

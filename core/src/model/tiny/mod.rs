@@ -84,7 +84,7 @@ impl Fixture {
         &self.cases
     }
 
-    /// The case of an architecture and a rope type.
+    /// Returns the case for an architecture and a rope type.
     ///
     /// # Errors
     /// Fails if there is no such case.
@@ -131,7 +131,7 @@ impl Fixture {
             .collect())
     }
 
-    /// The model of a case on `device`.
+    /// Builds the model of `case` on `device`, in the precision `kind`.
     ///
     /// # Errors
     /// Fails if the configuration is not supported, or if a tensor is missing or has the wrong

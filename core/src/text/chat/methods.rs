@@ -4,7 +4,8 @@ use minijinja::value::{Kwargs, Tuple, ValueKind};
 use minijinja::{Error, ErrorKind, State, Value};
 use minijinja_contrib::pycompat;
 
-/// Calls a method of a value with Python's behaviour. An unknown method is an error that names it.
+/// Calls a method of a value, with the same result as in Python. If the method is unknown, the
+/// error names it.
 pub fn of_python(
     state: &mut State,
     value: &Value,
@@ -120,8 +121,8 @@ pub fn lines(text: &str) -> Vec<(&str, &str)> {
     all
 }
 
-/// Returns `text[start:end]` and the index where it starts, both counted in characters. Returns
-/// `None` if the range is reversed or starts after the end of the text.
+/// Returns `text[start:end]` and the index of its first character. Indices count characters, as in
+/// Python. Returns `None` if the range is reversed or starts after the end of the text.
 fn part<'a>(
     text: &'a str,
     start: Option<&Value>,
@@ -158,7 +159,7 @@ fn find(text: &str, args: &[Value], from_back: bool) -> Result<Option<usize>, Er
     Ok(byte.map(|byte| before + within[..byte].chars().count()))
 }
 
-/// `startswith` and `endswith`. The argument is a string, or a tuple of strings of which any may
+/// `startswith` and `endswith`. The argument is a string or a tuple of strings, any of which may
 /// match.
 fn edge(text: &str, args: &[Value], fits: fn(&str, &str) -> bool) -> Result<Value, Error> {
     let [wanted, start, end] = bind(args, [""; 3])?;
@@ -226,8 +227,8 @@ fn split(state: &State, text: &str, args: &[Value], from_back: bool) -> Result<V
         (None, false) => words(text, most),
         (None, true) => words_from_back(text, most),
     };
-    // minijinja only subtracts the fuel for the parts after creating them, and a text can have as
-    // many parts as characters.
+    // Charge fuel before the parts are converted to values. minijinja only does so afterwards, and
+    // a string can have as many parts as characters.
     state.consume_fuel(2 * pieces.len() as u64)?;
     Ok(pieces.into_iter().map(Value::from).collect())
 }

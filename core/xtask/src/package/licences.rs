@@ -133,11 +133,10 @@ fn third_party(version: &str, sources: &[Source], has_notices: bool) -> String {
     let notices = if has_notices { "notices in RUST-LIBRARY.html" } else { "by the Rust project" };
     let mut out = format!(
         "Third-party software in reprpo {version}\n\n\
-        The binary contains code of the packages below. The texts of their licences follow the \
-        list.\n\n\
-        It also contains code of Rust's standard library (MIT OR Apache-2.0; {notices}), code\n\
+        The binary contains code from the packages below. Their licence texts follow the list.\n\n\
+        It also contains code from Rust's standard library (MIT OR Apache-2.0; {notices}), code\n\
         from the headers of PyTorch (BSD-3-Clause), start-up code of the GNU C library, and\n\
-        parts of GCC's libraries, which their exceptions for linked programs cover\n\
+        parts of GCC's libraries. Exceptions for linked programs apply to the last two\n\
         (LGPL-2.1-or-later with its linking exception; GPL-3.0-or-later WITH\n\
         GCC-exception-3.1).\n\n"
     );
@@ -153,9 +152,9 @@ fn third_party(version: &str, sources: &[Source], has_notices: bool) -> String {
             let authors = if authors.is_empty() {
                 String::new()
             } else {
-                format!(", by {}", authors.join(", "))
+                format!("; authors: {}", authors.join(", "))
             };
-            let _ = write!(out, " (its package has no licence file{authors})");
+            let _ = write!(out, " (the package does not include a licence file{authors})");
         }
         out.push('\n');
         for (file, text) in texts {
@@ -199,7 +198,12 @@ mod tests {
         );
         assert_eq!(text.matches("the text").count(), 1);
         assert!(text.contains("a 1.0.0 (LICENSE)\nb 1.0.0 (LICENSE-MIT)\n\nthe text"), "{text}");
-        assert!(text.contains("c 1.0.0: MIT (its package has no licence file, by Ada)"), "{text}");
+        assert!(
+            text.contains(
+                "c 1.0.0: MIT (the package does not include a licence file; authors: Ada)"
+            ),
+            "{text}"
+        );
     }
 
     #[test]

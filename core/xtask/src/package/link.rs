@@ -151,8 +151,8 @@ impl Libraries {
     }
 }
 
-/// Converts rustc's linker arguments to the arguments that link the packaged binary: for zig if
-/// `libraries` is set, or else for `cc`.
+/// Converts rustc's linker arguments so that they link the packaged binary, with zig if `libraries`
+/// is set, or else with `cc`.
 fn packed_arguments(
     args: &[OsString],
     packed: &Path,

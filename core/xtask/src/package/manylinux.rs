@@ -95,7 +95,7 @@ pub fn check_at_most(dynamic: &Dynamic, limit: u32) -> Result<()> {
     let newer: Vec<String> = newer
         .map(|required| {
             format!(
-                "  {} of {}: {}",
+                "  {} from {}, for the symbols {}",
                 required.version,
                 required.library,
                 required.symbols.join(", ")
@@ -204,9 +204,9 @@ mod tests {
         assert!(check_at_most(&binary, 34).is_ok());
         let error = check_at_most(&binary, 28).unwrap_err().to_string();
         assert!(
-            error.contains("GLIBC_2.34 of libx.so: f, g")
+            error.contains("GLIBC_2.34 from libx.so, for the symbols f, g")
                 && error.contains("GLIBCXX_3.4.26")
-                && !error.contains("GLIBC_2.28 of"),
+                && !error.contains("GLIBC_2.28 from"),
             "{error}"
         );
     }
