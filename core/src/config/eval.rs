@@ -26,7 +26,7 @@ pub struct EvalConfig {
             training."),
     ]))]
     pub enabled: bool,
-    /// Maximum number of pairs to score in each split, from its start; none = all pairs.
+    /// Maximum number of pairs to score, from the start of each split; none = all pairs.
     pub max_pairs: Option<usize>,
     /// The score that is used to compare two completions.
     pub score: Score,

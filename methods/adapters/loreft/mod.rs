@@ -157,7 +157,8 @@ impl Positions {
 /// Orthonormalises the rows of `v` `[r h]` by Gram–Schmidt, which gives R `[r h]`.
 fn orthonormal(v: &Tensor) -> Result<Tensor> {
     let (q, t) = Tensor::f_linalg_qr(&v.tr(), "reduced")?;
-    // The signs of QR can jump as v changes. With the signs of Gram–Schmidt, R is smooth in v.
+    // A small change of v can flip the sign of a row from QR. Gram–Schmidt makes the diagonal of
+    // `t` positive, so that R is a smooth function of v.
     let signs = t.f_detach()?.f_diagonal(0, 0, 1)?.f_sign()?;
     Ok((q * signs).tr())
 }

@@ -55,7 +55,7 @@ pub struct RopeFields {
 }
 
 impl RopeFields {
-    /// The names and defaults of most models.
+    /// The names and defaults that most models use.
     pub const COMMON: Self = Self {
         theta: "rope_theta",
         default_theta: 10_000.0,
