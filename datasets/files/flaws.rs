@@ -75,7 +75,8 @@ impl fmt::Display for LostValue {
     }
 }
 
-/// Message fields that chat templates commonly read, in contrast to fields such as `score`.
+/// Message fields that chat templates commonly read. Most templates ignore other fields, such as
+/// `score`.
 const MESSAGE_FIELDS: [&str; 10] = [
     "role",
     "content",

@@ -153,8 +153,8 @@ impl<'h> Opened<'h> {
     /// contains their files.
     fn layout(&mut self, part: &Part) -> Result<(usize, Layout)> {
         let own = self.at(&part.repo)?;
-        // A run that uses the hub's conversion records the commit of the conversion. When such a
-        // run is resumed, `part.repo` is already the conversion.
+        // A run that uses the hub's parquet conversion records the commit of the conversion. When
+        // such a run is resumed, `part.repo` is already the conversion.
         if layout::is_conversion(self.snapshots[own].1.files()) {
             return Ok((own, Layout::converted(&self.snapshots[own].1, part.config.as_deref())?));
         }

@@ -47,7 +47,7 @@ pub fn intervention(arguments: TokenStream, item: TokenStream) -> TokenStream {
 /// itself.
 ///
 /// Arguments in addition to the [common ones](crate):
-/// - `peft_type`: the type in `adapter_config.json`; required.
+/// - `peft_type`: the value of `peft_type` in `adapter_config.json`; required.
 /// - `learning_rate_factor`: factor applied to the default of `train.lr`; 1 for LoRA. It is larger
 ///   for an adapter whose parameters must move further to change the model by the same amount.
 /// - `adjustable`: fields, such as dropout, that may change when training continues from a saved

@@ -226,13 +226,14 @@ pub trait AdapterPlugin: Plugin {
     /// user.
     ///
     /// # Errors
-    /// Fails if the saved adapter cannot be computed as PEFT computes it.
+    /// Fails if the adapter cannot compute the same outputs as PEFT does for these files.
     fn reconcile(&mut self, _file: &PeftFile<'_>) -> Result<Vec<String>> {
         Ok(Vec::new())
     }
 }
 
-/// The description of an adapter saved in PEFT's format, for [`AdapterPlugin::reconcile`].
+/// The configuration and the tensor shapes of an adapter saved in PEFT's format; the argument of
+/// [`AdapterPlugin::reconcile`].
 #[derive(Clone, Copy, Debug)]
 pub struct PeftFile<'a> {
     /// Text of `adapter_config.json`.

@@ -16,7 +16,8 @@ pub enum Score {
     Sum,
 }
 
-/// The settings of the evaluation, which compares the run with the base model on each split.
+/// The settings of the evaluation, which compares the trained model with the base model on each
+/// split.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct EvalConfig {

@@ -37,7 +37,7 @@ pub struct LoReft {
     /// r: dimension of the edited subspace, from 1 to the width of the residual stream.
     #[default(4)]
     pub r: u32,
-    /// Blocks whose output is edited: `10,20`, `-2,-1`, `0.33,0.66`, `range(.3,-2)` or
+    /// Blocks whose output is edited, e.g. `10,20`, `-2,-1`, `0.33,0.66`, `range(.3,-2)` or
     /// `range(.3,.9,2)`; 0 is the first block.
     #[default("0.33,0.66")]
     pub layers: Layers,
@@ -163,7 +163,7 @@ fn orthonormal(v: &Tensor) -> Result<Tensor> {
     Ok((q * signs).tr())
 }
 
-/// The edit of one block's output.
+/// Edits the output of one block.
 struct Edit {
     /// Unconstrained matrix `[r h]` from which R is computed.
     r: Tensor,

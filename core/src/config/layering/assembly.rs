@@ -59,8 +59,8 @@ impl<'r> Assembly<'r> {
         Ok(this)
     }
 
-    /// Sets the default of `train.lr` from the chosen intervention and adapter, if one of them
-    /// declares a learning rate or a factor.
+    /// Sets the default of `train.lr`, if the chosen intervention declares a `learning_rate` or the
+    /// chosen adapter declares a `learning_rate_factor`.
     fn learning_rate(&mut self) {
         let chosen = |kind: Kind| self.sections.get(kind.name()).and_then(|section| section.plugin);
         let intervention = chosen(Kind::Intervention).and_then(InterventionEntry::of_entry);

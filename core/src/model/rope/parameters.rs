@@ -87,7 +87,7 @@ impl RopeParameters {
     }
 
     /// Reads the parameters from the object `written`, and from top-level fields of `config`.
-    /// `place` is the path of `written` in the configuration, for errors.
+    /// `place` is the path of `written` in the configuration, for error messages.
     ///
     /// # Errors
     /// Fails if a field is unknown or has the wrong type.

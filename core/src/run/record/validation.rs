@@ -13,8 +13,8 @@ pub struct ValidationRecord {
     pub step: usize,
     /// Number of epochs up to this validation, which may be fractional.
     pub epoch: f64,
-    /// The method's mean loss without dropout; `None` if all pairs were left out. If the loss
-    /// depends on the step, it is computed as in the last step of the run.
+    /// The method's mean loss without dropout; `None` if all pairs were left out. A loss that
+    /// changes during training is computed as in the last step of the run.
     pub loss: Option<f64>,
     /// Fraction of pairs whose chosen completion has the higher score. A tie counts one half.
     pub accuracy: f64,

@@ -1,4 +1,5 @@
-//! Tests the context that a transform receives, and whether pooling or the transform comes first.
+//! Tests which context a transform receives, and whether states are pooled before or after the
+//! transform.
 
 use tch::{Device, Kind};
 
