@@ -295,7 +295,7 @@ fn a_run_on_standard_input_can_only_be_used_again_with_the_same_pairs() {
         assert_eq!(other.status.code(), Some(1));
         let text = stderr(&other);
         assert!(
-            text.contains(&format!("the pairs came from standard input, {why}"))
+            text.contains(&format!("the run's pairs came from standard input, {why}"))
                 && text.contains("pipe in the same pairs again"),
             "{text}"
         );

@@ -460,8 +460,11 @@ fn a_command_that_continues_a_run_must_have_the_same_configuration() {
     let auto =
         |extra: &[&str]| tree.reprpo("", &[&tree.run_args("run", &long)[..], extra].concat());
     for (extra, expected) in [
-        (vec!["--set", "train.lr=1e-3"], "`train.lr` is 0.005 in the run and 0.001 here"),
-        (vec!["--seed", "1"], "`train.seed` is 0 in the run and 1 here"),
+        (
+            vec!["--set", "train.lr=1e-3"],
+            "`train.lr` is 0.005 in the run and 0.001 in this command",
+        ),
+        (vec!["--seed", "1"], "`train.seed` is 0 in the run and 1 in this command"),
         (vec!["--set", "dataset.train=others.jsonl"], "`dataset.train` is `"),
         (vec!["--set", "eval.max_pairs=3"], "`eval.max_pairs`"),
         (vec!["--adapter", "hra"], "`adapter.name`"),
@@ -829,7 +832,7 @@ fn a_sweep_does_not_reuse_runs_with_another_configuration() {
     );
     let text = refused(&sweep("train.lr=2e-3"));
     assert!(
-        text.matches("`train.lr` is 0.001 in the run and 0.002 here").count() == 2
+        text.matches("`train.lr` is 0.001 in the run and 0.002 in this command").count() == 2
             && text.contains("2 of 2 runs failed"),
         "{text}"
     );

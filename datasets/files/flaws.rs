@@ -1,8 +1,8 @@
 //! Tracks values that standard JSON cannot represent: `NaN`, infinities, numbers that are too
 //! large, lone surrogates, and bytes that are not UTF-8.
 //!
-//! Python's `json` module writes and reads most of these. Each row records where it contained such
-//! values. They are only an error if a pair needs them.
+//! Python's `json` module writes and reads most of these. Each row records which of its values were
+//! replaced. A replaced value is only an error if a pair needs it.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -13,8 +13,8 @@ use reprpo_plugin::serde_json::{Map, Value};
 use super::row::{Columns, RESPONSES};
 use super::sharegpt;
 
-/// The values of a row by column, and a list of the original values that JSON cannot represent. In
-/// the row, U+FFFD replaces a lone surrogate, and null replaces any other value of this kind.
+/// The values of a row by column, and a list of the values that were replaced because JSON cannot
+/// represent them. U+FFFD replaces a lone surrogate, and null replaces any other such value.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Row {
     cells: Map<String, Value>,
@@ -61,7 +61,7 @@ impl fmt::Display for LostValue {
             LostValue::TooLarge(number) if number.len() > 40 => {
                 write!(
                     f,
-                    "is the number {}… with {} characters, which is too large",
+                    "is the number {}… ({} characters), which is too large",
                     &number[..20],
                     number.len()
                 )
@@ -75,7 +75,8 @@ impl fmt::Display for LostValue {
     }
 }
 
-/// Message fields that chat templates commonly read, in contrast to fields such as `score`.
+/// Message fields that chat templates commonly read. Most templates ignore other fields, such as
+/// `score`.
 const MESSAGE_FIELDS: [&str; 10] = [
     "role",
     "content",

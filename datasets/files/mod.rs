@@ -94,8 +94,8 @@ pub struct Files {
     /// File with unrelated pairs.
     #[schemars(extend("format" = "path"))]
     pub rnd: Option<PathBuf>,
-    /// SHA-256 of the pairs from standard input, which a run records automatically. To resume or
-    /// evaluate the run, pipe in the same pairs.
+    /// SHA-256 of standard input. A run that reads pairs from standard input records it
+    /// automatically. To resume or evaluate the run, pipe in the same pairs.
     pub stdin: Option<String>,
     /// Format of the rows.
     #[serde(flatten)]
@@ -160,7 +160,7 @@ fn stdin(config: &Files) -> Result<Option<String>> {
         }
     }
     let other = |why: &str| {
-        Error::new(format!("the pairs came from standard input, {why}"))
+        Error::new(format!("the run's pairs came from standard input, {why}"))
             .hint("pipe in the same pairs again, or use different pairs with `--dataset FILE`")
             .hint("use `--set dataset.stdin=none` to accept any pairs from standard input")
     };

@@ -335,7 +335,7 @@ mod tests {
         assert_eq!(
             flaws(&long),
             [format!(
-                "[{}] is the number 77777777777777777777… with 400 characters, which is too large",
+                "[{}] is the number 77777777777777777777… (400 characters), which is too large",
                 key("n")
             )]
         );

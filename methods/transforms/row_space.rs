@@ -63,7 +63,7 @@ fn gram(matrix: &Tensor) -> Result<Tensor> {
 /// Checks that the states of a tap have the width of the embeddings.
 ///
 /// # Errors
-/// Fails if they have another width.
+/// Fails if the states have a different width.
 pub fn needs_hidden_width(transform: &str, cx: &TransformCx<'_>) -> Result<()> {
     let hidden = cx.embedding.size()[1];
     if cx.width == hidden {

@@ -32,9 +32,8 @@ use self::arguments::Kind;
 /// Turns a struct with `impl InterventionPlugin` into an intervention, a training objective.
 ///
 /// Arguments in addition to the [common ones](crate):
-/// - `learning_rate`: the default of `train.lr` with a low-rank update (LoRA), e.g. `2e-3`. An
-///   adapter multiplies it by its `learning_rate_factor`. If it is omitted, the engine's default
-///   applies.
+/// - `learning_rate`: the default of `train.lr` for LoRA, e.g. `2e-3`. For other adapters, it is
+///   multiplied by their `learning_rate_factor`. If it is omitted, the engine's default applies.
 #[proc_macro_attribute]
 pub fn intervention(arguments: TokenStream, item: TokenStream) -> TokenStream {
     plugin::expand(Kind::Intervention, arguments.into(), item.into()).into()
@@ -48,7 +47,7 @@ pub fn intervention(arguments: TokenStream, item: TokenStream) -> TokenStream {
 /// itself.
 ///
 /// Arguments in addition to the [common ones](crate):
-/// - `peft_type`: the type in `adapter_config.json`; required.
+/// - `peft_type`: the value of `peft_type` in `adapter_config.json`; required.
 /// - `learning_rate_factor`: factor applied to the default of `train.lr`; 1 for LoRA. It is larger
 ///   for an adapter whose parameters must move further to change the model by the same amount.
 /// - `adjustable`: fields, such as dropout, that may change when training continues from a saved
@@ -63,7 +62,7 @@ pub fn adapter(arguments: TokenStream, item: TokenStream) -> TokenStream {
     plugin::expand(Kind::Adapter, arguments.into(), item.into()).into()
 }
 
-/// Turns a struct with `impl TransformPlugin` into a transform, a map of the states at a tap.
+/// Turns a struct with `impl TransformPlugin` into a transform, a function of the states at a tap.
 ///
 /// This attribute only has the [common arguments](crate).
 #[proc_macro_attribute]
@@ -71,7 +70,7 @@ pub fn transform(arguments: TokenStream, item: TokenStream) -> TokenStream {
     plugin::expand(Kind::Transform, arguments.into(), item.into()).into()
 }
 
-/// Turns a struct with `impl TapPlugin` into a tap, a choice of sites where states are read.
+/// Turns a struct with `impl TapPlugin` into a tap, which selects the sites where states are read.
 ///
 /// This attribute only has the [common arguments](crate).
 #[proc_macro_attribute]

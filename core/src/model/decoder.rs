@@ -101,9 +101,9 @@ impl Decoder {
         pass.finish(&h)
     }
 
-    /// Returns one number per kind of layer that uses rotary positions. The number identifies the
-    /// frequencies for a sequence of `tokens` tokens. Two sequences may share the states of a
-    /// common prefix only if all their numbers are equal.
+    /// Returns, for each kind of layer with rotary positions, a number that identifies the rotary
+    /// frequencies of a sequence of `tokens` tokens. Two sequences may share the states of a common
+    /// prefix only if all their numbers are equal.
     pub fn rotation_of(&self, tokens: usize) -> Vec<usize> {
         self.ropes().map(|rope| rope.representative_length(tokens)).collect()
     }

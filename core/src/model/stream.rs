@@ -1,8 +1,9 @@
-//! A batch as a flat stream of tokens, and the layout that records which segments continue which.
+//! A batch as a flat stream of tokens, divided into segments. The layout records which segment each
+//! segment continues.
 //!
 //! Embedding, norms, projections and the MLP act on `[n hidden]`, with one row per token and no
-//! padding. A prompt that several completions share is in the stream once. Only attention and
-//! positions depend on the layout.
+//! padding. A prompt that several completions share appears only once in the stream. Only attention
+//! and positions depend on the layout.
 
 use tch::{Device, Kind, Tensor};
 
@@ -97,8 +98,8 @@ impl Layout {
         self.segments[i].continues.map_or(self.past, |p| self.offset(p) + self.segments[p].len)
     }
 
-    /// For each segment, the lengths of the shortest and the longest sequence that contain it. They
-    /// include the tokens before the segment.
+    /// For each segment, the total lengths of the shortest and the longest sequence that contain
+    /// it.
     pub fn sequence_lengths(&self) -> Vec<SequenceLengths> {
         let mut lengths: Vec<Option<SequenceLengths>> = vec![None; self.segments.len()];
         // In reverse order, because descendants come after their ancestors.

@@ -37,7 +37,7 @@ pub struct LoReft {
     /// r: dimension of the edited subspace, from 1 to the width of the residual stream.
     #[default(4)]
     pub r: u32,
-    /// Blocks whose output is edited: `10,20`, `-2,-1`, `0.33,0.66`, `range(.3,-2)` or
+    /// Blocks whose output is edited, e.g. `10,20`, `-2,-1`, `0.33,0.66`, `range(.3,-2)` or
     /// `range(.3,.9,2)`; 0 is the first block.
     #[default("0.33,0.66")]
     pub layers: Layers,
@@ -157,12 +157,13 @@ impl Positions {
 /// Orthonormalises the rows of `v` `[r h]` by Gram–Schmidt, which gives R `[r h]`.
 fn orthonormal(v: &Tensor) -> Result<Tensor> {
     let (q, t) = Tensor::f_linalg_qr(&v.tr(), "reduced")?;
-    // The signs of QR can jump as v changes. With the signs of Gram–Schmidt, R is smooth in v.
+    // A small change of v can flip the sign of a row from QR. Gram–Schmidt makes the diagonal of
+    // `t` positive, so that R is a smooth function of v.
     let signs = t.f_detach()?.f_diagonal(0, 0, 1)?.f_sign()?;
     Ok((q * signs).tr())
 }
 
-/// The edit of one block's output.
+/// Edits the output of one block.
 struct Edit {
     /// Unconstrained matrix `[r h]` from which R is computed.
     r: Tensor,

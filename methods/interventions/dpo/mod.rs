@@ -11,7 +11,7 @@ use super::rewards::log_rewards;
 #[cfg(test)]
 mod tests;
 
-/// Fields of `intervention` for `name = "dpo"`. Their names are TRL's.
+/// Fields of `intervention` for `name = "dpo"`, with the same names as in TRL.
 #[intervention(
     name = "dpo",
     summary = "direct preference optimisation: raise the chosen completion's log-probability over \
@@ -55,8 +55,8 @@ pub struct Dpo {
     /// α of `alpha_divergence`; 1 is `reverse_kl`.
     #[default(0.5)]
     pub f_alpha_divergence_coef: f64,
-    /// α: weight of the tokens by which the longer completion exceeds the shorter one, 0 to 1
-    /// (LD-DPO). By default, all tokens have the same weight.
+    /// α: weight of the tokens of the longer completion beyond the length of the shorter one, from
+    /// 0 to 1 (LD-DPO). By default, all tokens have the same weight.
     pub ld_alpha: Option<f64>,
     /// Weights each pair by how likely the policy is to generate its completions (WPO, eq. 2).
     pub use_weighting: bool,
@@ -123,7 +123,7 @@ impl LossType {
         matches!(self, LossType::Aot | LossType::AotUnpaired)
     }
 
-    /// Returns the name in the configuration.
+    /// Returns the name that selects this loss type in the configuration.
     fn name(self) -> String {
         reprpo_plugin::serde_json::to_value(self)
             .ok()
@@ -217,7 +217,7 @@ impl Intervention for Dpo {
     }
 }
 
-/// Inputs of the loss types. Tensors are `[b]` except `nll`.
+/// Inputs of the loss types. Every tensor is `[b]`, except the scalar `nll`.
 struct Terms {
     /// logp(y⁺) − logp(y⁻) of the policy and of the reference, in this order.
     log_ratios: [Tensor; 2],

@@ -55,7 +55,7 @@ pub struct RopeFields {
 }
 
 impl RopeFields {
-    /// The names and defaults of most models.
+    /// The names and defaults that most models use.
     pub const COMMON: Self = Self {
         theta: "rope_theta",
         default_theta: 10_000.0,
@@ -87,7 +87,7 @@ impl RopeParameters {
     }
 
     /// Reads the parameters from the object `written`, and from top-level fields of `config`.
-    /// `place` is the path of `written` in the configuration, for errors.
+    /// `place` is the path of `written` in the configuration, for error messages.
     ///
     /// # Errors
     /// Fails if a field is unknown or has the wrong type.
