@@ -52,12 +52,13 @@ impl Reflections {
 /// Returns a trainable tensor `[h r]` for even r. Its columns form pairs of equal vectors, so that
 /// the reflections cancel.
 pub fn equal_pairs(init: &mut Init, key: &str, h: i64, r: i64) -> Tensor {
-    // As in PEFT: half of the columns are random, and torch uses their number r/2 as the fan-in.
+    // As in PEFT, half of the columns are random. torch uses the number of these columns, r/2, as
+    // the fan-in.
     let half = init.kaiming_uniform(key, &[h, r / 2], r / 2);
     half.detach().repeat_interleave_self_int(2, 1, None).set_requires_grad(true)
 }
 
-/// Adds a method to tensors that computes X·A⁻¹ for rows X.
+/// Extension trait that computes X·A⁻¹ for a tensor X of rows and a triangular matrix A.
 trait SolveRight {
     fn linalg_solve_triangular_right(&self, a: &Tensor, upper: bool) -> Tensor;
 }

@@ -257,7 +257,7 @@ fn a_method_that_fails_is_named_and_ends_only_its_run() {
             &["--intervention", "hook-changes-shape"],
             &[
                 "step 1 failed (intervention `hook-changes-shape`",
-                "a gradient hook must return a gradient of (",
+                "a gradient hook must return a tensor of shape and dtype (",
                 "but returned ([], Float)",
             ],
         ),

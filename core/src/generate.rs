@@ -71,9 +71,9 @@ impl Sampling {
 const TURN_ENDS: [&str; 5] =
     ["<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>"];
 
-/// Returns the sorted ids of all stop tokens. These are the ids in `configured`, which come from
-/// the model's configuration files, the tokenizer's EOS token, and the tokens that chat models use
-/// to end a turn.
+/// Returns the sorted ids of all stop tokens: the tokenizer's EOS token, the tokens that chat
+/// models use to end a turn, and the ids in `configured`, which come from the model's configuration
+/// files.
 pub fn stops(tokenizer: &Tokenizer, configured: &[i64]) -> Vec<i64> {
     let own = tokenizer
         .eos()
@@ -86,8 +86,8 @@ pub fn stops(tokenizer: &Tokenizer, configured: &[i64]) -> Vec<i64> {
     stops
 }
 
-/// Returns the warning for a model without stop tokens, whose completions always have `most`
-/// tokens, the maximum number.
+/// Returns the warning for a model without stop tokens. Its completions always have the maximum
+/// number of tokens, `most`.
 pub fn endless(most: usize) -> String {
     format!(
         "warning: neither the model nor its tokenizer defines a stop token, so \

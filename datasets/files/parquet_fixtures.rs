@@ -35,7 +35,7 @@ pub fn numbered(name: &str, rows: usize) -> Column<'_> {
     Column::Text(name, (0..rows).map(|i| format!("{name} {i}")).collect())
 }
 
-/// Returns string columns for the prompt, chosen and rejected completion.
+/// Returns string columns for the prompt, the chosen completion and the rejected completion.
 pub fn pair_columns(rows: usize) -> Vec<Column<'static>> {
     ["prompt", "chosen", "rejected"].map(|name| numbered(name, rows)).into()
 }
@@ -183,8 +183,8 @@ pub fn write_all_types(path: &Path) {
     });
 }
 
-/// Writes a file with one row and one value in every column. `text` returns the value of a string
-/// column for its path, such as `chosen.content`.
+/// Writes a file with one row and one value in every column. For each string column, `text` is
+/// called with the path of the column, for example `chosen.content`, and returns the value.
 fn write_row(path: &Path, columns: &str, text: &dyn Fn(&str) -> String) {
     let schema = Arc::new(parse_message_type(&format!("message schema {{ {columns} }}")).unwrap());
     let leaves = SchemaDescriptor::new(schema.clone());

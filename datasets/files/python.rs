@@ -4,8 +4,8 @@
 use super::flaws::LostValue;
 
 /// Replaces `NaN`, `Infinity`, `-Infinity`, numbers that do not fit in 64 bits, and lone
-/// surrogates. Also returns the original of each replaced value, with its index among all values
-/// and keys in the text.
+/// surrogates. Also returns the original form of each replaced value, with its index among all
+/// values and keys in the text.
 ///
 /// Within strings, only the escape sequences of lone surrogates are replaced.
 pub fn standard_json(text: &str) -> (String, Vec<(usize, LostValue)>) {

@@ -42,7 +42,7 @@ pub fn columns(has: impl Fn(&str) -> bool, columns: &Columns) -> Vec<&'static st
 ///
 /// # Errors
 /// Fails if a speaker is unknown, if a message cannot be converted, if the prompt ends with an
-/// assistant message, or if it contradicts the system column.
+/// assistant message, or if the prompt's system message differs from the system column.
 pub fn convert(row: &mut Map<String, Value>, columns: &Columns) -> Result<()> {
     for column in columns.names() {
         if let Some(value) = row.get_mut(column) {

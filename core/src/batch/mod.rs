@@ -127,8 +127,9 @@ pub fn passes(pairs: &[TokenPair], tokens: usize) -> impl Iterator<Item = &[Toke
     })
 }
 
-/// Sequences with the same key share a prompt. The key consists of the tokens of the prompt, the
-/// rotation of the sequence, and the index of the pair if pairs must not share rows.
+/// Sequences with the same key share a prompt. The key consists of the prompt's tokens, the rotary
+/// frequencies of the sequence (see [`Model::rotation_of`]), and the index of the pair if pairs
+/// must not share rows.
 type PromptKey<'a> = (&'a [i64], Vec<usize>, Option<usize>);
 
 /// A prompt, with the pair index and side of each completion that continues it.
@@ -143,9 +144,10 @@ impl PairBatch {
         Self::new(pairs, spec, model.kind(), model.device(), |tokens| model.rotation_of(tokens))
     }
 
-    /// Lays out `pairs` for a model with weights of kind `kind`. `rotation_of` returns the rotation
-    /// for a sequence of a given length. Sequences only share a prompt if their rotations are
-    /// equal, because the states of the prompt depend on the rotation.
+    /// Lays out `pairs` for a model whose weights have the dtype `kind`. `rotation_of` identifies
+    /// the rotary frequencies for a sequence of a given length, as in [`Model::rotation_of`].
+    /// Sequences only share a prompt if their frequencies are equal, because the states of the
+    /// prompt depend on them.
     ///
     /// # Errors
     /// Fails if the device runs out of memory.
@@ -285,7 +287,7 @@ impl PairBatch {
         Ok(sequence.scored.clone())
     }
 
-    /// The kind of pooled states and other results: float64 for a float64 model, else float32.
+    /// The dtype of pooled states and other results: float64 for a float64 model, else float32.
     pub fn kind(&self) -> Kind {
         self.kind
     }
@@ -336,7 +338,7 @@ impl PairBatch {
         })
     }
 
-    /// Pools states `[n w]` for one side of the pairs. The result is `[b w]`, of kind
+    /// Pools states `[n w]` for one side of the pairs. The result is `[b w]`, with the dtype
     /// [`kind`](Self::kind).
     ///
     /// # Errors
@@ -346,8 +348,8 @@ impl PairBatch {
         rows.mean(&rows.gather(states)?.f_to_kind(self.kind)?)
     }
 
-    /// The tokens of `rows`, each to be scored under the logits at its own row instead of the
-    /// previous row.
+    /// Returns the tokens of `rows`. Each token is scored with the logits at its own row, instead
+    /// of the logits at the previous row.
     ///
     /// # Errors
     /// Fails if memory runs out.

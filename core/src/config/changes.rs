@@ -68,7 +68,7 @@ mod tests {
         assert_eq!(
             changed,
             ["train.lr", "train.new"],
-            "a field of only one experiment is also a difference"
+            "a field that only one experiment has should be included"
         );
     }
 }

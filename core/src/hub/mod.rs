@@ -212,7 +212,7 @@ impl Hub {
                 `SSL_CERT_FILE` to that authority's certificate",
             ),
             (true, Some(own)) => e.hint(format!(
-                "check `{}`: {} makes its certificates the only trusted ones",
+                "check the certificates in `{}`; {} replaces the default certificates with them",
                 own.path.display(),
                 own.source
             )),

@@ -26,8 +26,8 @@ impl std::fmt::Debug for Adapted {
 /// A module, a part or a block that an adapter changes.
 #[derive(Debug)]
 pub struct AdaptedTarget {
-    /// The site of the adapter's input, which must be read in a pass without the adapter. The input
-    /// of a block adapter is the output of the block.
+    /// The site of the adapter's input. Read its states in a pass without the adapter. The input of
+    /// a block adapter is the output of the block.
     pub input: Site,
     /// The site of the adapter's output.
     pub output: Site,
@@ -36,12 +36,13 @@ pub struct AdaptedTarget {
 }
 
 impl Adapted {
-    /// The adapter of the module or part `name`; `None` if it is not adapted.
+    /// The adapter on the module `name`, or on the part `name` of a fused module; `None` if it is
+    /// not adapted.
     pub fn get(&self, name: &str) -> Option<&dyn AdaptedLinear> {
         self.modules.get(name).map(|m| &**m)
     }
 
-    /// The adapter of the output of block `k`; `None` if it is not adapted.
+    /// The adapter on the output of block `k`; `None` if it is not adapted.
     pub fn block(&self, k: usize) -> Option<&dyn AdaptedResidual> {
         self.blocks.get(&k).map(|b| &**b)
     }

@@ -26,7 +26,7 @@ impl Export {
     /// float32. The merged weights are only rounded once, when they are converted to `kind`.
     ///
     /// # Errors
-    /// Fails if the adapter cannot be expressed in weights, or if memory runs out.
+    /// Fails if the adapter cannot be merged into the weights, or if memory runs out.
     pub fn merged(
         files: &ModelFiles,
         model: &Model,
@@ -84,7 +84,7 @@ impl Export {
     ) -> Result<Vec<PathBuf>> {
         if out.exists() {
             return Err(Error::new(format!("`{}` already exists", out.display()))
-                .hint("choose a different `--out`, or remove the existing one"));
+                .hint("choose a different `--out`, or remove the existing folder"));
         }
         let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         std::fs::create_dir_all(parent)
@@ -174,8 +174,8 @@ impl Export {
 }
 
 fn blocks() -> Error {
-    Error::new("the adapter changes the output of blocks, which the model's weights cannot express")
-        .hint("use it as an adapter, for example with `reprpo eval RUN`")
+    Error::new("the adapter changes the outputs of blocks, so it cannot be merged into the weights")
+        .hint("use it without merging, for example with `reprpo eval RUN`")
 }
 
 /// Copies the tokenizer's files if the model is a folder. Otherwise, creates equivalent files.

@@ -1,5 +1,5 @@
-//! The text model of the Gemma 3 architecture: Gemma 2's block with a norm over each head of
-//! queries and keys. Layers with a sliding window have a different rotary base from the others.
+//! The text model of the Gemma 3 architecture: Gemma 2's block with an additional norm on each
+//! query and key head. Layers with a sliding window have a different rotary base from the others.
 //!
 //! Reference: Gemma Team 2025 (Gemma 3) §2, Gemma Team 2024 (Gemma 2) §2 for the soft caps, and
 //! `modeling_gemma3.py` of transformers. If `attn_logit_softcapping` is set, attention scores are

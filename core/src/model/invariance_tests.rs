@@ -186,8 +186,8 @@ fn sequences_with_different_frequencies_do_not_share_a_prompt() {
             .tokens()
     };
     // The two pairs have the same prompt of 6 tokens, and completions of 4, 9, 5 and 6 tokens.
-    // Three completions fit into the original context of 12 tokens together with the prompt. The
-    // completion of 9 tokens does not, so it needs its own copy of the prompt.
+    // The prompt and the completion of 9 tokens do not fit into the original context of 12 tokens,
+    // so this completion needs its own copy of the prompt. The other three completions fit.
     assert_eq!(
         (tokens("default"), tokens("longrope"), tokens("dynamic")),
         (6 + 24, 12 + 24, 12 + 24)

@@ -15,7 +15,7 @@ pub struct Mlp {
     pub input: InputProjection,
     /// The projection back to the residual stream.
     pub output: Linear,
-    /// The activation between them.
+    /// The activation between `input` and `output`.
     pub activation: Activation,
 }
 

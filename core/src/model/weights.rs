@@ -1,5 +1,5 @@
-//! The tensors of a checkpoint, from which a model is built. Building the model removes each tensor
-//! by its name in PyTorch, so that unused tensors are detected.
+//! The tensors of a checkpoint from which a model is built. The code that builds the model takes
+//! each tensor out by its PyTorch name, so the tensors that remain are unused.
 
 use std::cell::RefCell;
 use std::fmt::Display;
@@ -15,8 +15,8 @@ use crate::error::{Error, Result};
 #[derive(Debug)]
 pub struct Checkpoint {
     tensors: RefCell<IndexMap<String, Tensor>>,
-    /// `base_model_prefix` of transformers. The names in a checkpoint may lack it, or have it
-    /// twice.
+    /// `base_model_prefix` of transformers. Tensor names in a checkpoint may lack this prefix, or
+    /// contain it twice.
     base: &'static str,
 }
 
@@ -69,8 +69,8 @@ impl Checkpoint {
         self.tensors.replace(tensors.into_iter().map(|(name, t)| (renamed(name), t)).collect());
     }
 
-    /// Drops all tensors whose names begin with `prefix`, which belong to an unused part of the
-    /// model.
+    /// Drops all tensors whose names begin with `prefix`, because the model does not use this part
+    /// of the checkpoint.
     pub fn forget_all(&self, prefix: &str) {
         self.tensors.borrow_mut().retain(|name, _| !name.starts_with(prefix));
     }

@@ -86,7 +86,7 @@ fn open(file: &Path) -> Result<PluginLibrary> {
         entry: guest::take_entry,
         recipe: guest::take_recipe,
     };
-    // SAFETY: the fingerprints are equal, and `host` and its sink live during the call.
+    // SAFETY: the fingerprints are equal, and `host` and its sink outlive the call.
     unsafe { (decl.register)(&raw const host) };
     let guest::Registrations { entries, recipes } = registrations;
     if entries.is_empty() && recipes.is_empty() {
@@ -98,13 +98,13 @@ fn open(file: &Path) -> Result<PluginLibrary> {
     Ok(PluginLibrary { path: file.to_owned(), name, version, sha256, entries, recipes })
 }
 
-/// Opens the library and returns the value of its symbol. The library stays loaded.
+/// Opens the library and returns the value of its symbol `REPRPO_PLUGIN`. The library stays loaded.
 fn declaration(file: &Path) -> Result<&'static PluginDecl> {
     // `RTLD_NOW` makes a library with undefined symbols fail here, and not in the middle of a run.
     // SAFETY: this runs the initialisers of the library. The user trusts the file, having named it
     // or put it into the plugin folder.
     let library = unsafe { Library::open(Some(file), RTLD_NOW | RTLD_LOCAL) }.map_err(|e| {
-        // The message of libloading does not include the message of the system's loader.
+        // Use the message of the system's loader, which libloading's own message does not include.
         let reason =
             std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string);
         let missing = reason.contains("undefined symbol");
@@ -136,7 +136,7 @@ fn declaration(file: &Path) -> Result<&'static PluginDecl> {
     if symbol.is_null() || !symbol.is_aligned() {
         return Err(Error::new("its `REPRPO_PLUGIN` was not exported by `export_plugin!`"));
     }
-    // SAFETY: the pointer is to a static of the library, which is never unloaded.
+    // SAFETY: the pointer refers to a static of the library, which is never unloaded.
     Ok(unsafe { &*symbol })
 }
 
@@ -164,7 +164,7 @@ fn another_build(name: &str, version: &str, ours: &Fingerprint, theirs: &Fingerp
 
 extern "C" fn take_log(level: u32, text: *const u8, len: usize) {
     let text = received(text, len);
-    // The macros need a level that is known at compile time.
+    // The logging macros need a level that is known at compile time.
     match level {
         1 => tracing::error!("{text}"),
         2 => tracing::warn!("{text}"),
@@ -187,6 +187,6 @@ fn received(text: *const u8, len: usize) -> String {
     if text.is_null() || len == 0 {
         return String::new();
     }
-    // SAFETY: the plugin, whose fingerprint matched, passes a string that lives during the call.
+    // SAFETY: the plugin, whose fingerprint matched, passes a string that is valid during the call.
     String::from_utf8_lossy(unsafe { std::slice::from_raw_parts(text, len) }).into_owned()
 }

@@ -36,8 +36,8 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// No length limits. As in transformers, plain text has the tokenizer's special tokens. Plain
-    /// completions end with an EOS.
+    /// No length limits. As in transformers, the tokenizer's special tokens are added to plain
+    /// text. An EOS is appended to plain completions.
     pub const NONE: Self = Self {
         max_length: usize::MAX,
         max_prompt_length: None,
@@ -98,10 +98,9 @@ impl fmt::Display for Cut {
             ("chosen completion", self.chosen),
             ("rejected completion", self.rejected),
         ];
-        let cut = parts
-            .into_iter()
-            .filter(|(_, n)| *n > 0)
-            .map(|(part, n)| format!("the {part} lost {n} token{}", if n == 1 { "" } else { "s" }));
+        let cut = parts.into_iter().filter(|(_, n)| *n > 0).map(|(part, n)| {
+            format!("{n} token{} removed from the {part}", if n == 1 { "" } else { "s" })
+        });
         f.write_str(&cut.collect::<Vec<_>>().join(", "))
     }
 }
@@ -200,9 +199,9 @@ pub fn tokenise_pair(
 
 /// Tokenises one pair without length limits. Completions may be empty.
 ///
-/// As in TRL, three texts are tokenised: the prompt, the prompt with the chosen completion, and the
-/// prompt with the rejected completion. The prompt of the pair is the longest common prefix of the
-/// three, and each completion is what follows it. A token that spans the end of the prompt
+/// As in TRL, three strings are tokenised: the prompt, the prompt with the chosen completion, and
+/// the prompt with the rejected completion. The prompt of the pair is the longest common prefix of
+/// the three, and each completion is what follows it. A token that spans the end of the prompt
 /// therefore belongs to the completion. The part of the generation prompt that does not occur in a
 /// finished turn, such as the start of a thinking block, is dropped.
 ///
@@ -287,11 +286,11 @@ pub fn fit(whole: TokenPair, whole_prompt: Prompt, limits: &Limits) -> Outcome {
     }
 }
 
-/// The three texts that are tokenised: the prompt, and the prompt with each completion.
+/// The three strings that are tokenised: the prompt, and the prompt with each completion.
 struct Texts {
     prompt: String,
     joint: [String; 2],
-    /// True if the tokenizer adds its special tokens to the texts.
+    /// True if the tokenizer adds its special tokens to these strings.
     special_tokens: bool,
 }
 

@@ -27,7 +27,7 @@ pub fn set_up(options: &Options) -> Result<PathBuf> {
         (Some(root), None) => {
             check_exported(&root)?;
             progress::line(&format!(
-                "libtorch {LIBTORCH_VERSION}: using the exported one in `{}`",
+                "libtorch {LIBTORCH_VERSION}: using `LIBTORCH`, which is exported as `{}`",
                 root.display()
             ));
             std::path::absolute(root)?
@@ -148,7 +148,7 @@ impl Layout {
         (inner.starts_with("include/") || inner == "version.py").then(|| inner.into())
     }
 
-    /// The files that a complete folder must have.
+    /// The files that a complete folder must contain.
     fn needed(&self) -> Vec<PathBuf> {
         let root = self.root(Path::new(""));
         let mut files: Vec<PathBuf> = ["c10", "torch_cpu", "torch"]
@@ -197,7 +197,7 @@ impl Layout {
     }
 }
 
-/// Assembles a libtorch in the cache, unless it is there already. Returns its root.
+/// Assembles libtorch in the cache, unless it is there already. Returns its root.
 fn install(options: &Options, compiler: &std::ffi::OsString) -> Result<PathBuf> {
     let platform = Platform::here()?;
     let driver = platform::nvidia_driver();

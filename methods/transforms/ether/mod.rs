@@ -31,8 +31,8 @@ pub struct Ether {
     /// it must also divide the reduced width.
     #[default(4)]
     pub blocks: u32,
-    /// k: the blocks are followed by a trained linear map that reduces the width by a factor of k,
-    /// which must divide the width. `none` means no linear map.
+    /// k: the blocks are followed by a trained linear map that reduces the width by a factor of k.
+    /// The width must be divisible by k. `none` means no linear map.
     pub reduce: Option<u32>,
 }
 

@@ -258,7 +258,8 @@ fn a_completion_is_cut_at_its_end_and_a_prompt_at_its_beginning() {
     };
     assert_eq!(all.cuts, [cut, Cut::default()]);
     assert!(
-        cut.to_string().starts_with(&format!("the chosen completion lost {} tokens", cut.chosen)),
+        cut.to_string()
+            .starts_with(&format!("{} tokens removed from the chosen completion", cut.chosen)),
         "{cut}"
     );
     assert_eq!(dropped(&t, &p, &Limits { max_length: n, ..LIMITS }), SkipReason::PromptTooLong);

@@ -152,7 +152,7 @@ pub(super) fn q4_k(b: &[u8; 144], y: &mut [f32; 256]) {
     }
 }
 
-/// As in Q4_K, but with 32 bytes before the 4-bit numbers that contain the fifth bits
+/// As in Q4_K, but with 32 bytes that contain the fifth bits before the 4-bit numbers
 ///
 /// y = (d·scale)·q − dmin·min
 pub(super) fn q5_k(b: &[u8; 176], y: &mut [f32; 256]) {
