@@ -76,8 +76,8 @@ impl Table {
                     return Err(damaged(
                         path,
                         format!(
-                            "one of its pages declares a decompressed size of {size} bytes, but the \
-                            limit is {}",
+                            "one of its pages declares a decompressed size of {size} bytes, but \
+                            the limit is {}",
                             pages::LARGEST
                         ),
                     ));

@@ -269,7 +269,8 @@ fn the_error_for_an_unknown_distribution_names_the_nearest_one_and_all_others() 
 fn the_error_for_a_folder_without_distributions_names_the_expected_files() {
     let dir = tempfile::tempdir().unwrap();
     assert!(error(open(dir.path(), "math")).contains(
-        "does not contain GENIES distributions\n  hint: it should contain <distribution>/train-*.parquet"
+        "does not contain GENIES distributions\n  hint: it should contain \
+            <distribution>/train-*.parquet"
     ));
     assert!(error(open(&dir.path().join("none"), "math")).contains("cannot read the data folder"));
 }

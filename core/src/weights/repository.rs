@@ -308,9 +308,7 @@ mod tests {
             error(fetched(&[("adapter_config.json", "{}"), ("adapter_model.bin", "")], adapter))
                 .contains("pickle")
         );
-        assert!(
-            error(fetched(&[("config.json", "{}")], adapter)).contains("adapter_config.json")
-        );
+        assert!(error(fetched(&[("config.json", "{}")], adapter)).contains("adapter_config.json"));
         let (_, there) = fetched(
             &[
                 ("adapter_config.json", "{}"),
