@@ -162,7 +162,7 @@ fn stdin(config: &Files) -> Result<Option<String>> {
     let other = |why: &str| {
         Error::new(format!("the run's pairs came from standard input, {why}"))
             .hint("pipe in the same pairs again, or use different pairs with `--dataset FILE`")
-            .hint("use `--set dataset.stdin=none` to accept any pairs from standard input")
+            .hint("use `--set dataset.stdin=none` to skip this check")
     };
     if config.stdin.is_some() && input::stdin_is_terminal() {
         return Err(other("which is now a terminal"));

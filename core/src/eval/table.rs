@@ -135,8 +135,8 @@ impl Table {
 
     fn legend(&self, line_end: &str) -> String {
         let mut lines = vec![
-            "acc: fraction of pairs whose chosen completion scores higher, with ties counted as one \
-                half"
+            "acc: fraction of pairs whose chosen completion scores higher, with ties counted as \
+                one half"
                 .to_owned(),
         ];
         if self.compares() {

@@ -409,7 +409,7 @@ fn a_tls_connection_requires_a_trusted_certificate() {
     fs::write(&file, LocalHub::start_secure().certificate()).unwrap();
     let other = trusting(&file).unwrap();
     let e = other.open(&id("org/other")).unwrap_err();
-    assert!(message_of(&e).contains("own.pem`: `SSL_CERT_FILE` makes it"), "{e:?}");
+    assert!(message_of(&e).contains("own.pem`; `SSL_CERT_FILE` replaces"), "{e:?}");
     for (text, expected) in [
         ("no certificate here", "does not contain a certificate"),
         ("-----BEGIN CERTIFICATE-----\n!\n", "not a valid PEM file"),

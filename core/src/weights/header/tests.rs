@@ -182,7 +182,7 @@ fn an_invalid_index_or_configuration_is_refused() {
         (r#"{"weight_map": {"a": ""}}"#, "must refer to a file in the same folder"),
         (r#"{"weight_map": {"a": "config.json"}}"#, "not a valid safetensors file"),
         (r#"{"weight_map": {"a": "n.safetensors"}}"#, "is missing"),
-        (r#"{"weight_map": {"b": "m.safetensors"}}"#, "no tensor `b`"),
+        (r#"{"weight_map": {"b": "m.safetensors"}}"#, "does not contain tensor `b`"),
     ] {
         let text = with(index);
         assert!(text.contains(expected), "{index}: {text}");
