@@ -1,7 +1,7 @@
 //! Opens data files: plain files, compressed files (`.gz`, `.zst`), and standard input (`-`).
 //!
 //! A compressed file is decompressed as it is read, so the maximum row size applies to the
-//! decompressed data. It also protects against small files that decompress to gigabytes.
+//! decompressed data. This limit also protects against small files that decompress to gigabytes.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -31,7 +31,7 @@ pub fn is_stdin(path: &Path) -> bool {
 }
 
 /// Opens a file, and decompresses it if its name ends in `.gz` or `.zst`. Compression of standard
-/// input is detected by the first bytes.
+/// input is detected from its first bytes.
 ///
 /// # Errors
 /// Fails if the file cannot be opened, or if it is a Git LFS pointer.

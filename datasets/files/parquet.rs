@@ -57,8 +57,8 @@ impl Table {
         let mut rows = 0;
         for group in reader.metadata().row_groups() {
             let counted = usize::try_from(group.num_rows()).ok();
-            // A column without lists has one value per row. If the counts differ, the file is
-            // damaged.
+            // A column without lists has one value per row. If the numbers of values and rows
+            // differ, the file is damaged.
             let agrees = group.columns().iter().all(|c| {
                 c.column_descr().max_rep_level() > 0
                     || Some(c.num_values()) == Some(group.num_rows())
@@ -249,8 +249,8 @@ fn holds_text(field: &TypePtr) -> bool {
         );
         return text && field.get_physical_type() == Physical::BYTE_ARRAY;
     }
-    // A struct with one of these pairs of fields is a conversation with a single message. ShareGPT
-    // uses `from` and `value`.
+    // A struct with the fields `role` and `content`, or `from` and `value` as in ShareGPT, is a
+    // conversation with a single message.
     let has = |name: &str| field.get_fields().iter().any(|f| f.name() == name);
     converted == ConvertedType::LIST
         || (has("from") && has("value"))

@@ -154,7 +154,7 @@ impl Part {
     }
 }
 
-/// Draws a pair with two claims about the number of items in a thing. A third of all claims is
+/// Draws a pair with two claims about how many items a thing holds. A third of all claims is
 /// reserved for `test`, so that `train` and `test` use the same words but different claims. Returns
 /// `None` if the claim belongs to the other split.
 fn counts(rng: &mut ChaCha8Rng, test: bool) -> Option<PreferencePair> {

@@ -9,7 +9,8 @@ use reprpo_plugin::testkit::random;
 use super::fixture::{disturb, off};
 use super::*;
 
-/// Input and output widths of the modules. The default block sizes of all adapters divide them.
+/// Input and output widths of the modules. They are multiples of the default block sizes of all
+/// adapters.
 const INPUTS: i64 = 64;
 const OUTPUTS: i64 = 32;
 

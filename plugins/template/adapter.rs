@@ -44,8 +44,8 @@ impl Adapter for MyMethod {
         "{}".to_owned()
     }
 
-    // Called once per module. Only draw random values from `init`, so that a seed gives the same
-    // bytes on every machine.
+    // Called once per module. Only draw random values from `init`, so that the same seed gives
+    // the same parameters on every machine.
     fn attach(&self, site: &LinearSite<'_>, init: &mut Init) -> Result<Box<dyn AdaptedLinear>> {
         Ok(Box::new(MyMethodLinear(init.zeros(&[site.info.outputs, site.info.inputs]))))
     }

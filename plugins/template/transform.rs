@@ -19,8 +19,8 @@ pub struct MyMethod {
 }
 
 impl TransformPlugin for MyMethod {
-    // Called once per tap. Only draw random values from `init`, so that a seed gives the same bytes
-    // on every machine.
+    // Called once per tap. Only draw random values from `init`, so that the same seed gives the
+    // same parameters on every machine.
     fn build(self, cx: &TransformCx<'_>, init: &mut Init) -> Result<Box<dyn Transform>> {
         if !(self.spread >= 0.0 && self.spread.is_finite()) {
             return Err(Error::new(format!(

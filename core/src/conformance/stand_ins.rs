@@ -168,7 +168,7 @@ impl Adapter for FullChange {
     }
 }
 
-/// The change Δ `[out in]` to the weight of one module.
+/// The change Δ, of shape `[out in]`, to the weight of one module.
 struct Change(Tensor);
 
 impl AdaptedLinear for Change {

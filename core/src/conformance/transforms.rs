@@ -117,8 +117,8 @@ fn linear(method: &Method<&'static TransformEntry>) -> Result<Verdict> {
     let (tx, ty) = (apply(transform.as_ref(), &x)?, apply(transform.as_ref(), &y)?);
     let mixed = apply(transform.as_ref(), &(&x * 2.0 - &y * 3.0))?;
     let off = largest(&(mixed - (&tx * 2.0 - ty * 3.0)));
-    // Pooled states are transformed without context. A linear transform must give the same result
-    // as with context.
+    // The engine transforms pooled states without context, so a linear transform must give the same
+    // result with and without context.
     let pooled = transform.forward(&x, &Around::default())?;
     Ok(match Verdict::within("T(2x − 3y)", off, 1e-9) {
         Verdict::Holds => {

@@ -5,7 +5,7 @@ use super::{Bin, Lengths};
 /// Length of the longest bar in characters.
 const BAR: usize = 11;
 
-/// Characters for bars of one to eight eighths of a character.
+/// Block characters that are filled to one to eight eighths of their width.
 const EIGHTHS: [char; 8] = ['▏', '▎', '▍', '▌', '▋', '▊', '▉', '█'];
 
 /// Draws the histograms of `columns` side by side, with one line per bin, starting at the first bin

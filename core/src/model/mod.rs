@@ -70,8 +70,8 @@ pub struct ReplacedWeights {
 
 type Build = fn(&serde_json::Value, &weights::Weights<'_>) -> Result<Decoder>;
 
-/// The supported architectures: Hugging Face's `model_type`, transformers' `base_model_prefix`, and
-/// the function that builds the decoder.
+/// The supported architectures. Each entry contains Hugging Face's `model_type`, transformers'
+/// `base_model_prefix`, and the function that builds the decoder.
 const ARCHITECTURES: [(&str, &str, Build); 14] = [
     ("gemma2", "model", gemma2::build),
     ("gemma3", "model", gemma3::build_multimodal),
@@ -225,8 +225,8 @@ impl Model {
         weights::stored_name(name, self.base, has)
     }
 
-    /// The embedding matrix and the output head's matrix, each `[vocab hidden]`. Both are the same
-    /// tensor if they are tied.
+    /// The embedding matrix and the output head's matrix, each of shape `[vocab hidden]`. Both are
+    /// the same tensor if they are tied.
     pub fn embeddings(&self) -> (&Tensor, &Tensor) {
         self.decoder.embeddings()
     }
@@ -290,8 +290,8 @@ impl Model {
         self.decoder.outgrows_cache(past, tokens)
     }
 
-    /// The number of blocks that a pass must run to reach all `sites`. If `hidden` is true, it must
-    /// also reach the final hidden state, from which log-probabilities are computed.
+    /// The number of blocks that a pass must run to reach all `sites`. If `hidden` is true, the
+    /// pass must also reach the final hidden state, from which log-probabilities are computed.
     ///
     /// # Errors
     /// Fails if the model does not have one of the sites.
@@ -318,7 +318,7 @@ impl Model {
         )
     }
 
-    /// Logits `[m vocab]` for final hidden states `[m hidden]`.
+    /// Computes the logits, of shape `[m vocab]`, for final hidden states of shape `[m hidden]`.
     ///
     /// # Errors
     /// Fails if shapes do not match, or if memory runs out.

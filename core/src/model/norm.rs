@@ -6,7 +6,7 @@ use tch::{Kind, Tensor};
 use super::weights::Weights;
 use crate::error::Result;
 
-/// A norm layer over the last axis. Its output has the same shape and dtype as its input.
+/// A normalisation layer over the last axis. Its output has the same shape and dtype as its input.
 #[derive(Debug)]
 pub enum Norm {
     /// w ⊙ x / √(mean(x²) + ε) (Zhang and Sennrich 2019). The quotient is rounded to the dtype of x
@@ -19,7 +19,7 @@ pub enum Norm {
     },
     /// g ⊙ x / √(mean(x²) + ε). Only the final result is rounded to the dtype of x.
     RmsRoundedOnce {
-        /// g `[width]`, in float32 or float64.
+        /// The gain g, of shape `[width]`, in float32 or float64.
         gain: Tensor,
         /// ε.
         eps: f64,
@@ -36,7 +36,7 @@ pub enum Norm {
 }
 
 impl Norm {
-    /// Normalises x `[... width]`.
+    /// Normalises `x`, of shape `[... width]`, over the last axis.
     ///
     /// # Errors
     /// Fails if shapes do not match, or if memory runs out.
@@ -68,7 +68,7 @@ fn widened(kind: Kind) -> Kind {
 }
 
 impl Weights<'_> {
-    /// Builds Llama's RMS norm from the tensor `name.weight` `[width]`.
+    /// Builds Llama's RMS norm from the tensor `name.weight` of shape `[width]`.
     ///
     /// # Errors
     /// Fails if the tensor is missing or has the wrong shape.
@@ -76,8 +76,8 @@ impl Weights<'_> {
         Ok(Norm::Rms { weight: self.at(name).tensor("weight", &[width])?, eps })
     }
 
-    /// Builds OLMo's RMS norm from the tensor `name.weight` `[width]`. Unlike Llama's norm, it does
-    /// not round before multiplying by the weight.
+    /// Builds OLMo's RMS norm from the tensor `name.weight` of shape `[width]`. Unlike Llama's
+    /// norm, it does not round before multiplying by the weight.
     ///
     /// # Errors
     /// Fails if the tensor is missing or has the wrong shape.
@@ -86,8 +86,8 @@ impl Weights<'_> {
         Ok(Norm::RmsRoundedOnce { gain: weight.f_to_kind(widened(weight.kind()))?, eps })
     }
 
-    /// Builds Gemma's RMS norm from the tensor `name.weight` `[width]`. Unlike Llama's norm, it
-    /// multiplies by 1 + w instead of w, and does not round before this multiplication.
+    /// Builds Gemma's RMS norm from the tensor `name.weight` of shape `[width]`. Unlike Llama's
+    /// norm, it multiplies by 1 + w instead of w, and does not round before this multiplication.
     ///
     /// # Errors
     /// Fails if the tensor is missing or has the wrong shape.
@@ -99,7 +99,7 @@ impl Weights<'_> {
         })
     }
 
-    /// Builds a layer norm from the tensors `name.weight` and `name.bias`, each `[width]`.
+    /// Builds a layer norm from the tensors `name.weight` and `name.bias`, each of shape `[width]`.
     ///
     /// # Errors
     /// Fails if a tensor is missing or has the wrong shape.

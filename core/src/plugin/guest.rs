@@ -1,5 +1,5 @@
 //! The part of the interface that runs in a plugin's copy of this crate. It registers the plugin's
-//! entries with the host, and forwards the plugin's log records to it.
+//! entries with the host, and forwards the plugin's log records to the host.
 
 use std::ffi::c_void;
 use std::fmt::Write;
@@ -18,8 +18,8 @@ use crate::registry::{Entry, RecipeText};
 /// Registers the library's entries and recipes. The host calls it after the fingerprints have
 /// matched.
 pub(super) unsafe extern "C" fn register(host: *const Host) {
-    // A panic must not cross the boundary. No panic is expected, because the plugin author's code
-    // does not run here.
+    // A panic must not cross the FFI boundary. No panic is expected, because the plugin author's
+    // code does not run here.
     let _ = catch_unwind(|| {
         // SAFETY: the host passes a valid pointer that lives during this call.
         let host = unsafe { &*host };
@@ -37,7 +37,7 @@ pub(super) unsafe extern "C" fn register(host: *const Host) {
     });
 }
 
-/// Connects this library to the host: forwards errors of callbacks, log records and download
+/// Connects this library to the host: forwards errors from callbacks, log records and download
 /// progress to the host, and adopts the host's offline setting. Only the first call has an effect.
 fn connect(host: &Host) {
     // SAFETY: the strings in `Host` live as long as the process.

@@ -1,8 +1,8 @@
 //! The registry: all plugins of this program, by kind and name.
 //!
-//! The attribute on a plugin's struct submits an [`Entry`] to `inventory`. Only the functions that
-//! an entry points to know the plugin's type. All other code refers to a plugin by its name, and
-//! passes its configuration as JSON text.
+//! The attribute on a plugin's struct submits an [`Entry`] to `inventory`. The plugin's type is
+//! only known to the functions that the entry points to. All other code refers to a plugin by its
+//! name, and passes its configuration as JSON text.
 
 mod about;
 mod entry;
@@ -23,7 +23,7 @@ pub use recipe::{Recipe, RecipeText};
 
 use crate::error::{Error, Fault, Result};
 
-/// The plugins and recipes of this program, both linked in and loaded from libraries.
+/// The plugins and recipes of this program, whether linked in or loaded from libraries.
 #[derive(Debug)]
 pub struct Registry {
     entries: BTreeMap<(Kind, &'static str), Registration<Entry>>,
@@ -73,8 +73,8 @@ impl Registry {
         Ok(registry)
     }
 
-    /// Adds the plugins and recipes of a library, or none of them if this fails. Does nothing if
-    /// the library has already been added.
+    /// Adds the plugins and recipes of a library. If this fails, none of them are added. Does
+    /// nothing if the library has already been added.
     ///
     /// # Errors
     /// Fails if a name is invalid or already in use. The error for a name in use gives the origins

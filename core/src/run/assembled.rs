@@ -22,7 +22,7 @@ pub struct Assembled {
     pub initial: Option<Rc<Adapted>>,
     /// The objective, with its taps, their transforms and the reference.
     pub objective: Objective,
-    /// The optimiser of all trained parameters.
+    /// The optimiser for all trained parameters.
     pub optimiser: AdamW,
     /// Standard deviation of the noise that was added to the adapter, because the loss had zero
     /// gradient at the adapter's initial values; `None` if no noise was added.
@@ -39,16 +39,17 @@ pub struct Parts<'a> {
     pub adapter: &'a AdapterChoice,
     /// Names under which checkpoints store the reference values of the pairs, by pair index.
     pub names: BTreeMap<usize, String>,
-    /// True to add noise to the adapter if the loss has zero gradient at its initial values.
+    /// True if noise is added to the adapter when the loss has zero gradient at the adapter's
+    /// initial values.
     pub leaves_flat_start: bool,
 }
 
 impl Assembled {
-    /// Assembles the parts on `model`.
+    /// Assembles the adapter, objective and optimiser for `model`.
     ///
     /// # Errors
-    /// Fails if the method's needs contradict each other, if the adapter does not fit the model, or
-    /// if a plugin returns an error.
+    /// Fails if the needs that the method declares contradict each other, if the adapter does not
+    /// fit the model, or if a plugin returns an error.
     pub fn new(model: &Model, parts: Parts<'_>, train: &TrainConfig) -> Result<Self> {
         let Parts { intervention, taps, adapter, names, leaves_flat_start } = parts;
         let needs = intervention.needs();

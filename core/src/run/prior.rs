@@ -59,7 +59,7 @@ impl Prior {
         let _lock = lock(folder)?;
         let mut recorded = Experiment::read(&config, registry)?;
         compare(folder, &recorded, asked, registry)?;
-        // The command line decides the device and how often a checkpoint is written.
+        // The command line determines the device and how often a checkpoint is written.
         recorded.device.clone_from(&asked.device);
         recorded.train.checkpoint_every = asked.train.checkpoint_every;
         let recorded = Box::new(recorded);

@@ -203,7 +203,7 @@ fn refuse(config: &Map<String, Value>, model: &Map<String, Value>, file: &Ids) -
     Ok(())
 }
 
-/// Warns if the rebuilt tokenizer gives different ids than the unmodified tokenizer.json.
+/// Warns if the rebuilt tokenizer produces different token ids from the unmodified tokenizer.json.
 fn warn_if_ids_change(class: &str, file: &Ids, built: &Ids) {
     const SAMPLE: &str = "Hello, world! 1234 it's\n\n\tsome  more é 漢字 naïve\u{301} text.  ";
     let ids =

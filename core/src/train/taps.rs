@@ -91,7 +91,7 @@ impl Taps {
     }
 
     /// Returns the pooled and transformed states of the chosen or rejected sequences at a tap.
-    /// `states` are the states of all tokens in the batch, `[n w]` for each tap.
+    /// `states` are the states of all tokens in the batch, with shape `[n w]` at each tap.
     pub fn pooled(
         &self,
         tap: usize,

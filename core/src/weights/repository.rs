@@ -40,7 +40,7 @@ pub enum Extent {
 }
 
 /// Downloads the files of a model, and returns the folder of the checkpoint or the path of the GGUF
-/// file. `file` is the path within the repository that the user gave, if any.
+/// file. `file` is the file that the user named within the repository, if any.
 ///
 /// # Errors
 /// Fails if the repository does not contain a supported model, if it contains several GGUF files

@@ -1,7 +1,7 @@
 //! Losses as functions of log-probabilities: TRL's fifteen types and `unbounded`.
 //!
-//! Tensors are `[b]`. θ is the margin Δ⁺ − Δ⁻. With an f-divergence, it is the difference of the
-//! scores computed from Δ⁺ and Δ⁻.
+//! All tensors have shape `[b]`. θ is the margin Δ⁺ − Δ⁻. With an f-divergence, θ is the difference
+//! of the scores computed from Δ⁺ and Δ⁻.
 
 use std::f64::consts::LN_2;
 
@@ -79,7 +79,7 @@ pub fn discopop(theta: &Tensor, beta: f64, tau: f64) -> Tensor {
     (1.0 - &m) * -l.log_sigmoid() + m * (-l).exp()
 }
 
-/// log σ(−θ): without β and without a lower bound.
+/// log σ(−θ), which has no β and no lower bound.
 pub fn unbounded(theta: &Tensor) -> Tensor {
     ls(-theta)
 }

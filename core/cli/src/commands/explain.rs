@@ -149,8 +149,8 @@ fn place(origin: &str, version: &str, file: Option<&PluginLibrary>) -> String {
 }
 
 /// The type of a field. An enumeration with more than three documented values is shortened to "one
-/// of these": the rows below the field list the values, and the full type would make the column too
-/// wide.
+/// of these", because the rows below the field list the values and the full type would make the
+/// column too wide.
 fn kind_of(field: &Field) -> String {
     let all_below =
         field.choices.iter().all(|w| !w.describes.is_empty()) && field.choices.len() > 3;

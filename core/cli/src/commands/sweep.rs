@@ -89,7 +89,8 @@ fn grid(file: &Path, app: &App<'_>) -> Result<Vec<Axis>> {
         .within(|| format!("in `{}`", file.display()))
 }
 
-/// Every combination of values, each in the order of the axes. The last axis varies fastest.
+/// Returns every combination of values. Each combination lists its values in the order of the axes,
+/// and the last axis varies fastest.
 fn combinations(axes: &[Axis]) -> Vec<Vec<&str>> {
     axes.iter().fold(vec![Vec::new()], |all, axis| {
         all.into_iter()
@@ -280,7 +281,7 @@ fn dropped_and_cut(rows: &[Row]) -> String {
         .collect()
 }
 
-/// Completes a run. Depending on its state, this trains it from the start or from its last
+/// Completes a run. Depending on the state of the run, trains it from the start or from its last
 /// checkpoint, only evaluates it, or does nothing.
 fn advance(
     experiment: &Experiment,
@@ -310,8 +311,8 @@ fn advance(
     run::run(&experiment, &begin, app.registry, stop, progress.as_mut()).map(drop)
 }
 
-/// The folder of the sweep: `--out`, which may already contain some of its runs, or the first
-/// unused name below `runs/`.
+/// The folder of the sweep: `--out`, which may already contain some of the sweep's runs, or the
+/// first unused name below `runs/`.
 fn folder(args: &SweepArgs) -> Result<PathBuf> {
     match args.experiment.output.get("out") {
         Some(out) => Ok(PathBuf::from(out)),

@@ -150,7 +150,7 @@ fn part<'a>(
     Ok(Some((&text[byte(start)..byte(end)], usize::try_from(start).unwrap_or_default())))
 }
 
-/// The character index of the first match, or of the last one if `from_back` is true.
+/// Returns the character index of the first match, or of the last one if `from_back` is true.
 fn find(text: &str, args: &[Value], from_back: bool) -> Result<Option<usize>, Error> {
     let [wanted, start, end] = bind(args, [""; 3])?;
     let wanted = text_of(wanted, "sub")?;
@@ -159,8 +159,8 @@ fn find(text: &str, args: &[Value], from_back: bool) -> Result<Option<usize>, Er
     Ok(byte.map(|byte| before + within[..byte].chars().count()))
 }
 
-/// `startswith` and `endswith`. The argument is a string or a tuple of strings, any of which may
-/// match.
+/// Implements `startswith` and `endswith`. The argument is a string or a tuple of strings, any of
+/// which may match.
 fn edge(text: &str, args: &[Value], fits: fn(&str, &str) -> bool) -> Result<Value, Error> {
     let [wanted, start, end] = bind(args, [""; 3])?;
     let wanted = required(wanted, "prefix")?;
@@ -233,8 +233,8 @@ fn split(state: &State, text: &str, args: &[Value], from_back: bool) -> Result<V
     Ok(pieces.into_iter().map(Value::from).collect())
 }
 
-/// `partition` and `rpartition`: the text before the separator, the separator, and the text after
-/// it.
+/// Implements `partition` and `rpartition`: returns the text before the separator, the separator,
+/// and the text after it.
 fn partition(text: &str, args: &[Value], from_back: bool) -> Result<Value, Error> {
     let [between] = bind(args, [""])?;
     let between = text_of(between, "sep")?;
@@ -286,7 +286,8 @@ fn strip(text: &str, args: &[Value], front: bool, back: bool) -> Result<Value, E
     Ok(Value::from(if back { text.trim_end_matches(drop) } else { text }))
 }
 
-/// Python's `title`: the first letter of each word in upper case and the others in lower case.
+/// Implements Python's `title`: converts the first letter of each word to upper case and the others
+/// to lower case.
 fn title(text: &str) -> String {
     let mut out = String::new();
     let mut within = false;

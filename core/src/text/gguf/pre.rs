@@ -1,5 +1,5 @@
-//! Pre-tokenizers of byte-level tokenizers, which split text into words. They are looked up by the
-//! name that llama.cpp stores under `tokenizer.ggml.pre`.
+//! Pre-tokenizers, which split text into words, for byte-level tokenizers. They are looked up by
+//! the name that llama.cpp stores under `tokenizer.ggml.pre`.
 //!
 //! The regular expressions were copied from the tokenizer.json of the models that the names refer
 //! to.

@@ -80,8 +80,8 @@ pub fn transposed<T: Element>(
     }
 }
 
-/// Calls `read` for each slab in turn and then releases the pages of the slab. The size of a slab
-/// is a multiple of `unit` numbers.
+/// Calls `read` for each slab in turn, and releases the slab's pages after each call. The size of a
+/// slab is a multiple of `unit` numbers.
 fn slabs<T: Element>(
     format: &Format,
     file: &Mapped,

@@ -1,5 +1,6 @@
 //! Builds the tarball, which contains the binary and a launcher. The launcher uses the libtorch in
-//! the folder `LIBTORCH`, or the one in an installed Python package `torch`.
+//! the folder that the environment variable `LIBTORCH` names, or the one in an installed Python
+//! package `torch`.
 
 use std::io::Write;
 use std::path::Path;
