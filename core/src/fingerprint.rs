@@ -246,8 +246,8 @@ const FIRST: usize = 64;
 
 /// Computes the fingerprint of each split of a data set from the contents of the split's files. If
 /// the files are unknown, the first pairs of the split are hashed instead. A data set with a pinned
-/// configuration always returns the same pairs, so its splits with unknown files need no
-/// fingerprint and are omitted. Splits that cannot be read are omitted too.
+/// configuration always returns the same pairs, so a split of this data set is omitted if its files
+/// are unknown. Splits that cannot be read are also omitted.
 pub fn of_splits(dataset: &dyn Dataset) -> BTreeMap<String, Fingerprint> {
     let pinned = dataset.pinned().is_some();
     let of = |split: &str| -> Result<Fingerprint> {

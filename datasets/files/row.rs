@@ -37,8 +37,8 @@ impl Columns {
         self.prompt.as_deref().into_iter().chain([self.chosen.as_str(), self.rejected.as_str()])
     }
 
-    /// Checks that the columns exist, given the names of all columns in the file. Returns the name
-    /// of the prompt column, or `None` if the prompt is the common prefix of both completions.
+    /// Checks that the columns exist. `there` are the names of all columns in the file. Returns the
+    /// name of the prompt column, or `None` if the prompt is the common prefix of both completions.
     ///
     /// # Errors
     /// Fails if the chosen or rejected column is missing. A missing prompt column is an error if
@@ -106,8 +106,8 @@ const PROMPTS: [&str; 8] =
 /// other formats, there is exactly one pair. Unrelated columns are ignored.
 ///
 /// # Errors
-/// Fails if a column is missing, if it is neither text nor a list of messages, if the columns have
-/// different types, or if there is neither a prompt column nor a common prefix.
+/// Fails if a column is missing, if a column is neither text nor a list of messages, if the columns
+/// have different types, or if there is no prompt column and the completions have no common prefix.
 pub fn pairs(mut row: Row, columns: &Columns) -> Result<Vec<PreferencePair>> {
     row.check(columns)?;
     sharegpt::convert(&mut row, columns)?;

@@ -74,8 +74,8 @@ const ALL: [Claim; 20] = [
     ),
 ];
 
-/// The inputs of a transform's `build`: the embedding and the head of a model with a vocabulary of
-/// 31 tokens.
+/// The matrices that a transform's `build` receives: the embedding and the output head of a model
+/// with a vocabulary of 31 tokens.
 struct Model {
     embedding: Tensor,
     unembedding: Tensor,
@@ -125,12 +125,13 @@ fn off(a: &Tensor, b: &Tensor) -> f64 {
     (a - b).abs().max().double_value(&[])
 }
 
-/// Returns the context of two sequences with two and three tokens.
+/// Returns the context of two sequences. The first has two tokens and the second has three.
 fn around(previous: Option<Tensor>) -> Around {
     Around { previous, last: Some(Tensor::from_slice(&[1i64, 1, 4, 4, 4])) }
 }
 
-/// Applies T to the states `x` of 5 tokens. Their states at the previous tap are independent noise.
+/// Applies `t` to `x`, the states of 5 tokens. The states of these tokens at the previous tap are
+/// random and do not depend on `x`.
 fn apply(t: &dyn Transform, x: &Tensor) -> Tensor {
     t.forward(x, &around(Some(seeded(3, &[5, WIDTH])))).unwrap()
 }
@@ -370,8 +371,8 @@ fn svd_removes_the_main_directions_of_the_matrix() {
 fn suppressed_keeps_the_coordinates_whose_contribution_to_the_head_changes() {
     let mut model = Model::new();
     for rank in [WIDTH, 5] {
-        // If the head has less than full rank, a change of the states only affects the logits
-        // through its component in the head's row space.
+        // If the head does not have full rank, a change of the states only affects the logits if
+        // its projection onto the head's row space is not zero.
         model.unembedding = random(&[31, rank]).matmul(&random(&[rank, WIDTH]));
         let (x, before) = (random(&[5, WIDTH]), random(&[5, WIDTH]));
         let w = &model.unembedding;

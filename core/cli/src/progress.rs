@@ -73,8 +73,8 @@ impl Drop for Bar {
     }
 }
 
-/// Progress lines for a file or a pipe: at most one every ten seconds, and one at the end of a
-/// stage.
+/// Shows progress as lines, for output to a file or a pipe. Prints at most one line every ten
+/// seconds, and one at the end of each stage.
 #[derive(Default)]
 pub struct Lines {
     name: String,

@@ -12,7 +12,7 @@ use crate::App;
 use crate::args::{GenerationArgs, layers};
 use crate::trained::TrainedAdapter;
 
-/// A loaded model with its adapter and its settings for sampling.
+/// A loaded model with an optional adapter and sampling settings.
 pub struct TextGenerator {
     model: Model,
     tokenizer: Tokenizer,
@@ -138,8 +138,9 @@ impl TextGenerator {
     }
 }
 
-/// Returns the variants of the model that answer each prompt, in order. Each is a name and a flag
-/// that is true if the adapter is used. With `--compare`, the base model comes first.
+/// Returns the variants of the model that answer each prompt, in the order of their answers. Each
+/// variant is a name and a flag that is true if the adapter is used. With `--compare`, the base
+/// model answers first.
 pub fn variants(args: &GenerationArgs) -> Vec<(&'static str, bool)> {
     match (args.compare, args.target.is_some()) {
         (true, _) => vec![("base", false), ("trained", true)],

@@ -49,8 +49,7 @@ pub fn expand(kind: Kind, arguments: TokenStream, item: TokenStream) -> TokenStr
             #added
         },
         Err(e) => {
-            // The derives are not added in this case, so their helper attributes would cause more
-            // errors.
+            // Without the derives, helper attributes such as `#[serde(…)]` would cause more errors.
             item.fields.iter_mut().for_each(|field| {
                 field
                     .attrs

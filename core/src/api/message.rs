@@ -239,7 +239,7 @@ struct Columns {
 const TOOLS: &str = TemplateArgs::COLUMNS[0];
 const KWARGS: &str = TemplateArgs::COLUMNS[1];
 
-/// Arguments that TRL sets itself. As in TRL, a row must not set them.
+/// Template arguments that TRL sets itself. As in TRL, a row must not set them.
 const TAKEN: [&str; 8] = [
     "add_generation_prompt",
     "conversation",

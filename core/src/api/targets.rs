@@ -16,8 +16,8 @@ const ALL: &str = "all-linear";
 /// A predicate that is true for the names of targeted modules.
 type Matcher<'a> = Box<dyn Fn(&str) -> bool + 'a>;
 
-/// Maps Llama's projection names to module names in architectures that fuse or rename the
-/// projection.
+/// Maps each of Llama's projections to the names of the modules that contain it in architectures
+/// that fuse or rename projections.
 ///
 /// A target such as `q_proj` selects the whole fused module, because PEFT cannot adapt a part of a
 /// module. To select only the part, the target must also name the module, as in `qkv_proj.q_proj`.
@@ -142,7 +142,7 @@ impl Targets {
         matches!(self, Targets::Suffixes(list) if list.iter().any(|s| s == name))
     }
 
-    /// Returns one error for each target that matches none of `hits`, the result of
+    /// Returns one error for each target that matches none of `hits`. `hits` is the result of
     /// [`select`](Self::select) for `model`.
     ///
     /// # Errors
@@ -294,7 +294,7 @@ fn names_in(text: &str) -> Vec<&str> {
 }
 
 /// The names in `given`, with each unknown name replaced by the most similar name in `model`.
-/// `None` if `model` does not contain a name similar to an unknown one.
+/// `None` if an unknown name is not similar to any name in `model`.
 fn likely_names(given: &str, model: &ModelInfo) -> Option<Vec<String>> {
     let valid = valid_names(model);
     let likely = |name: &str| {
@@ -499,8 +499,8 @@ impl Selection {
         Ok(errors)
     }
 
-    /// The error for an entry that matches none of `hits`. `elsewhere` is true if it matches a
-    /// module that the adapter does not change.
+    /// The error for an entry that matches none of `hits`. `elsewhere` is true if the entry matches
+    /// a module that the adapter does not change.
     fn matches_none(&self, given: &str, hits: &[&LinearInfo], elsewhere: bool) -> Error {
         let field = &self.field;
         let e = Error::new(format!(

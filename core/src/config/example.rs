@@ -11,7 +11,7 @@ pub struct Example {
     kind: &'static str,
     /// The plugin's name, or `NAME:TEXT` for a data set.
     choice: String,
-    /// Field names, each with a value as it is written after `--set`.
+    /// Names and values of fields. Values are written as in `--set FIELD=VALUE`.
     set: Vec<(String, String)>,
 }
 

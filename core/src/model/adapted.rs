@@ -26,8 +26,8 @@ impl std::fmt::Debug for Adapted {
 /// A module, a part or a block that an adapter changes.
 #[derive(Debug)]
 pub struct AdaptedTarget {
-    /// The site of the adapter's input. Read its states in a pass without the adapter. The input of
-    /// a block adapter is the output of the block.
+    /// The site of the adapter's input. To get the input, read the states at this site in a pass
+    /// without the adapter. A block adapter's input is the output of the block.
     pub input: Site,
     /// The site of the adapter's output.
     pub output: Site,
@@ -62,8 +62,8 @@ impl Adapted {
         model.parts.iter().filter(|part| self.modules.contains_key(&part.linear.name))
     }
 
-    /// Counts the adapted modules, parts of modules and blocks, for example `24 modules and 2
-    /// blocks`.
+    /// Returns the numbers of adapted modules, parts of modules and blocks as text, such as
+    /// `24 modules and 2 blocks`.
     pub fn describe(&self, model: &ModelInfo) -> String {
         let parts = self.parts(model).count();
         let counts = [
@@ -169,7 +169,7 @@ impl Adapted {
         self.parameters().iter().map(|(_, t)| t.numel() as i64).sum()
     }
 
-    /// Copies of all tensors on the CPU in float32, for saving.
+    /// Copies all tensors to the CPU in float32, so that they can be saved.
     ///
     /// # Errors
     /// Fails if memory runs out.

@@ -149,7 +149,8 @@ impl Decoder {
         self.kinds.iter().map(view).collect()
     }
 
-    /// Logits `[m vocab]` for final hidden states `[m hidden]`.
+    /// Computes logits from the final hidden states, which have shape `[m hidden]`. The logits have
+    /// shape `[m vocab]`.
     ///
     /// # Errors
     /// Fails if shapes do not match, or if memory runs out.
@@ -177,8 +178,8 @@ impl Decoder {
         self.vocabulary.is_tied()
     }
 
-    /// The embedding matrix and the output head's matrix, each `[vocab hidden]`. Both are the same
-    /// tensor if they are tied.
+    /// The embedding matrix and the output head's matrix, each `[vocab hidden]`. If they are tied,
+    /// both are the same tensor.
     pub fn embeddings(&self) -> (&Tensor, &Tensor) {
         self.vocabulary.matrices()
     }

@@ -18,8 +18,8 @@ pub fn read<T: DeserializeOwned>(config: &Value) -> Result<T> {
     read_at("", config)
 }
 
-/// Reads the fields of `T` from `value`. `place` is the path of `value` in the configuration, for
-/// errors.
+/// Reads the fields of `T` from `value`. `place` is the path of `value` in the configuration, which
+/// error messages show.
 ///
 /// # Errors
 /// Fails if a field is missing, unknown to `T` (if `T` denies unknown fields) or has the wrong
@@ -214,7 +214,7 @@ pub fn window_of(types: &[LayerType], sliding_window: Option<i64>) -> Result<Opt
     Ok(tokens)
 }
 
-/// Checks the size of a sliding window in tokens.
+/// Checks the size of a sliding window, which is given in tokens.
 ///
 /// # Errors
 /// Fails if it is not greater than 0.
@@ -250,7 +250,7 @@ pub fn positive(field: &str, x: f64) -> Result<f64> {
     }
 }
 
-/// The name of the default activation of most architectures.
+/// The name of the activation that most architectures use by default.
 pub fn silu() -> String {
     "silu".to_owned()
 }

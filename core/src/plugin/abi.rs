@@ -71,7 +71,7 @@ impl PluginDecl {
     /// version of the interface. The other fields must not be read before this check.
     ///
     /// # Errors
-    /// Fails if the magic number, the version or the size of the struct differ.
+    /// Fails if the magic number, the version or the size of the struct is not the expected one.
     pub(super) fn recognise(&self) -> Result<(), Error> {
         if self.magic != MAGIC {
             return Err(Error::new("its `REPRPO_PLUGIN` was not exported by `export_plugin!`"));
@@ -142,8 +142,8 @@ impl Fingerprint {
         Self { text: FINGERPRINT.to_owned(), layout: LAYOUT }
     }
 
-    /// Names and values of the parts: compiler, target, panic strategy, version and sources of the
-    /// core, tch, libtorch, and memory layout.
+    /// Names and values of the parts of the fingerprint: compiler, target, panic strategy, version
+    /// and sources of the core, tch, libtorch, and memory layout.
     pub fn parts(&self) -> Vec<(String, String)> {
         let mut parts: Vec<_> = self
             .text
@@ -155,7 +155,8 @@ impl Fingerprint {
         parts
     }
 
-    /// The parts that differ: name, value in `self`, value in `other`.
+    /// The parts that differ. Each is a tuple of the name, the value in `self` and the value in
+    /// `other`.
     pub fn differences(&self, other: &Self) -> Vec<(String, String, String)> {
         let theirs = other.parts();
         let value = |key: &str| {

@@ -271,7 +271,8 @@ mod tests {
             "{e}"
         );
         assert!(sizes(1, &train(None, None)).is_err());
-        // Each prompt has two pairs, so one pair is neither trained on nor held out.
+        // Each prompt has two pairs, so the number of held-out pairs is even. Of the 32 pairs, 29
+        // are trained on, 2 are held out, and one is unused.
         let twins: Vec<i64> = (0..32).map(|i| i / 2).collect();
         let (training, held_out) = divide(pairs(&twins), &train(None, Some(29))).unwrap();
         assert_eq!((training.pairs.len(), held_out.len()), (29, 2));

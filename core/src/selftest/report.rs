@@ -98,7 +98,8 @@ impl Row {
         }
     }
 
-    /// Creates the row of a comparison. Its outcome follows from the difference.
+    /// Creates the row of a comparison. The outcome is `Ok` if the difference is within the
+    /// tolerance, and `Failed` otherwise.
     pub fn of(section: Section, name: impl Into<String>, difference: Difference) -> Self {
         let outcome = if difference.passes() { Outcome::Ok } else { Outcome::Failed };
         let row = Self::new(section, name, outcome, difference.of);

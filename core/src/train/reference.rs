@@ -18,9 +18,9 @@ use crate::model::{Adapted, Detail, Model};
 /// are empty tensors.
 #[derive(Debug)]
 struct KeptPair {
-    /// Log-probabilities of the tokens of each completion, `[m]`.
+    /// Log-probabilities of the tokens of each completion. Each tensor is `[m]`.
     logprobs: Sides,
-    /// Pooled states at each tap before the transform, `[w]`.
+    /// Pooled states at each tap, before the transform. Each tensor is `[w]`.
     taps: Vec<Sides>,
 }
 
@@ -54,13 +54,13 @@ pub struct Reference {
     names: BTreeMap<usize, String>,
 }
 
-/// Outputs of the reference for one batch that are not cached. Outputs that the method does not
-/// need are empty.
+/// The reference's outputs for one batch, except for cached outputs. Outputs that the method does
+/// not need are empty.
 #[derive(Debug, Default)]
 pub struct ReferenceValues {
-    /// States of all tokens at the taps, `[n w]`, if the pooled states are not sufficient.
+    /// States of all tokens at each tap, each `[n w]`. Empty if the pooled states are sufficient.
     pub states: Vec<Tensor>,
-    /// States at the inputs and outputs of adapted modules, `[n w]`.
+    /// States of all tokens at each input and output of an adapted module, each `[n w]`.
     pub at_modules: Vec<Tensor>,
     /// log p of each token in the chosen sequences, `[m]`, including the tokens of the prompts.
     pub own_logprobs: Option<Tensor>,
@@ -69,8 +69,8 @@ pub struct ReferenceValues {
 }
 
 impl Reference {
-    /// Creates a reference: the base model with the adapter `adapted`, or without an adapter if it
-    /// is `None`. `names` are the names that a checkpoint uses for the pairs, by index.
+    /// Creates a reference: the base model with the adapter `adapted`, or without an adapter if
+    /// `adapted` is `None`. `names` maps the index of each pair to its name in checkpoints.
     pub fn new(adapted: Option<Rc<Adapted>>, names: BTreeMap<usize, String>) -> Self {
         Self { adapted, kept: BTreeMap::new(), names }
     }
@@ -191,7 +191,8 @@ impl Reference {
         })
     }
 
-    /// Returns the cached states of one side at a tap, `[b w]`, before the transform.
+    /// Returns the cached pooled states of one side at a tap, before the transform. The result has
+    /// shape `[b w]`.
     ///
     /// # Errors
     /// Fails if a pair in the batch is not cached.
@@ -206,8 +207,8 @@ impl Reference {
         Ok(Tensor::f_stack(&rows, 0)?)
     }
 
-    /// Returns the cached log-probabilities of the scored tokens in the batch, `[m]`, in the same
-    /// order as the policy's.
+    /// Returns the cached log-probabilities of the scored tokens in the batch, in the same order as
+    /// the policy's log-probabilities. The result has shape `[m]`.
     ///
     /// # Errors
     /// Fails if a pair in the batch is not cached.

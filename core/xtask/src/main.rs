@@ -77,7 +77,7 @@ pub struct Options {
 }
 
 impl Options {
-    /// The requested variant, if there is one.
+    /// The variant of libtorch that the flags request, if any.
     fn variant(&self) -> Option<Variant> {
         match (self.cpu, self.cuda) {
             (true, _) => Some(Variant::Cpu),

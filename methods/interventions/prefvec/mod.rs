@@ -149,7 +149,8 @@ impl Intervention for PrefVec {
 
 impl PrefVec {
     fn trust_region(&self, pairs: &Pairs) -> Result<Loss> {
-        // Terms of each pair at a tap: [along, orth, angle, a⁺, a⁻], each [b].
+        // The terms at one tap: along, orth, angle, a⁺ and a⁻. Each has shape [b], with a value per
+        // pair.
         let directed = pairs.mean_over_counting_taps(|tap| {
             let (p, r) = (tap.policy()?, tap.reference()?);
             let d = &r.chosen - &r.rejected;
@@ -167,8 +168,8 @@ impl PrefVec {
             Ok((Tensor::stack(&[along, orth, angle, a_cho, a_rej], 0), counts))
         })?;
         let [along, orth, angle, a_cho, a_rej] = [0, 1, 2, 3, 4].map(|i| directed.values.get(i));
-        // A pair that has no direction at any tap is left out of all terms, including `nll` and
-        // `dpo`.
+        // A pair without a preference direction at any tap is left out of all terms, including
+        // `nll` and `dpo`.
         let mut value =
             directed.mean(&(&along + &orth * self.beta_orth + &angle * self.lambda_angle));
         let mut metrics = vec![
@@ -208,7 +209,8 @@ impl PrefVec {
     pub(super) fn original(&self, taps: &[OriginalTap<'_>], pairs: &Pairs) -> Result<Loss> {
         let mut loss = Loss::new(Tensor::from(0.0f32));
         if self.moves_states() {
-            // [mean(proj), |mean(orth)|, |cos|] of each pair, each [b].
+            // The terms mean(proj), |mean(orth)| and |cos|. Each has shape [b], with a value per
+            // pair.
             let terms = original::mean_over(taps, |tap| {
                 let [p, r] = tap.pooled(Tensor::shallow_clone);
                 let (a, d) = (&p.chosen - &p.rejected, &r.chosen - &r.rejected);

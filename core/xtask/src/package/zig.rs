@@ -10,8 +10,8 @@ use reprpo_downloads::{clear, fetch, lock, unpack};
 use crate::failure::at;
 use crate::{Options, paths, pins, progress};
 
-/// Minor version of the oldest glibc that the portable binary supports (2.28, as for torch's
-/// wheels).
+/// Minor version of the oldest glibc that the portable binary supports. It is glibc 2.28, which
+/// torch's wheels also require.
 pub const GLIBC: u32 = 28;
 
 /// zig target triple with the glibc version.
@@ -27,13 +27,13 @@ pub const FLAGS: [&str; 2] = ["-Wl,--allow-shlib-undefined", "-fno-sanitize=all"
 /// Name of the file that marks the zig folder as complete. It is written last.
 const STAMP: &str = ".complete";
 
-/// Returns the environment variables that put zig's caches in a folder next to the program.
+/// Returns the environment variables that put zig's caches in a folder next to the zig executable.
 pub fn environment(zig: &Path) -> [(&'static str, PathBuf); 2] {
     let cache = zig.with_file_name("cache");
     [("ZIG_GLOBAL_CACHE_DIR", cache.clone()), ("ZIG_LOCAL_CACHE_DIR", cache)]
 }
 
-/// Installs zig in the cache, unless it is already there. Returns the path of the program.
+/// Installs zig in the cache, unless it is already there. Returns the path of the zig executable.
 pub fn set_up(options: &Options) -> Result<PathBuf> {
     let cache = paths::cache()?;
     let wheel = pins::ZIG;
