@@ -2,7 +2,7 @@
 //! all rows.
 //!
 //! A list or a sequence is read one object at a time, so the file can be larger than memory. A
-//! single object with all rows must be read as a whole, so the maximum row size applies to it.
+//! single object with all rows is read as a whole and must not exceed the maximum row size.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -93,8 +93,8 @@ fn contained(object: Row) -> Result<Vec<Row>> {
         return Ok(vec![Row::new(object, flaws)]);
     }
     let mut rows: Option<Vec<Map<String, Value>>> = None;
-    // pandas writes a column as an object whose keys are row numbers. Keep the keys: if a value is
-    // not supported, its path contains the key and not the index of the row.
+    // pandas writes a column as an object whose keys are row numbers. Keep these keys to find the
+    // rows of unsupported values, because their paths contain the key instead of the row index.
     let mut named: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (name, column) in object {
         let cells: Vec<Value> = match column {

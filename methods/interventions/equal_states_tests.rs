@@ -25,7 +25,7 @@ fn methods() -> [(&'static str, Box<dyn Intervention>); 4] {
     ]
 }
 
-/// Returns a batch of the pairs in `rows`, whose completions have two tokens.
+/// Returns a batch of the pairs with the indices `rows`. Every completion has two tokens.
 fn batch_of_rows(policy: &[Sides], reference: &[Sides], logp: &[Sides; 2], rows: &[i64]) -> Pairs {
     let index = Tensor::from_slice(rows);
     let pick = |x: &Sides| map(x, |x| x.index_select(0, &index));

@@ -52,8 +52,8 @@ impl<'a> OriginalTap<'a> {
         pairs.taps.iter().map(of_tap).collect()
     }
 
-    /// Applies `map` (`[m h]` → `[m w]`) to the policy's and the reference's token states and pools
-    /// each to `[b w]`.
+    /// Applies `map` to the token states of the policy and of the reference, and pools the results.
+    /// The states are `[m h]` before `map`, `[m w]` after it, and `[b w]` when pooled.
     pub fn pooled(&self, map: impl Fn(&Tensor) -> Tensor) -> [Sides; 2] {
         let pool = |side: Padded<'_>| {
             outliers::pool(side.tokens, &map(&side.tokens.states), side.attended)

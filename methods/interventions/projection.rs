@@ -32,12 +32,13 @@ impl Sign {
     }
 }
 
-/// Returns ‖x‖ over the last dimension, which becomes 1: `[… w]` → `[… 1]`.
+/// Returns ‖x‖ over the last dimension, which is kept with size 1: `[… w]` → `[… 1]`.
 pub fn length(x: &Tensor) -> Tensor {
     norm(x).unsqueeze(-1)
 }
 
-/// Scales `direction` `[… w]` to unit length over its last dimension; 0 stays 0.
+/// Scales each vector along the last dimension of `direction` to unit length. Zero vectors stay
+/// zero.
 pub fn unit(direction: &Tensor) -> Tensor {
     direction / (length(direction) + EPS)
 }

@@ -18,8 +18,8 @@ pub struct LinearSite<'a> {
 
 /// The adapter of one linear module.
 pub trait AdaptedLinear: Send {
-    /// Computes the output y `[n out]` of the base module with the adapter, given the input x `[n
-    /// in]`. Parameters are stored in float32 and must be cast if x has a lower precision.
+    /// Applies the base module with the adapter to the input x, `[n in]`, and returns the output,
+    /// `[n out]`. Parameters are stored in float32 and must be cast if x has a lower precision.
     ///
     /// # Errors
     /// Fails if the shapes or dtypes do not match.
@@ -74,8 +74,8 @@ pub struct FusedSite<'a> {
 /// The result of [`Adapter::fuse`]: adapters of whole modules, converted from the adapters of their
 /// parts.
 pub struct Fused {
-    /// Configuration of the converted adapters. The engine saves its
-    /// [`peft_config`](Adapter::peft_config) and adds the names of the modules.
+    /// The method of the converted adapters, with its configuration. The engine saves the
+    /// [`peft_config`](Adapter::peft_config) of this method and adds the names of the modules.
     pub adapter: Box<dyn Adapter>,
     /// The adapter of each whole module, in the order of the modules passed to [`Adapter::fuse`].
     pub modules: Vec<Box<dyn AdaptedLinear>>,
@@ -84,18 +84,18 @@ pub struct Fused {
 /// The position of each of the n tokens of a stream within its prompt.
 #[derive(Debug)]
 pub struct PromptPlaces {
-    /// Distance in tokens from the first token of the prompt, `[n]`, int64; −1 for tokens of
-    /// completions.
+    /// An int64 tensor `[n]` with the distance in tokens from the first token of the prompt, or −1
+    /// for tokens of completions.
     pub from_start: Tensor,
-    /// Distance in tokens to the last token of the prompt, `[n]`, int64; −1 for tokens of
-    /// completions.
+    /// An int64 tensor `[n]` with the distance in tokens to the last token of the prompt, or −1
+    /// for tokens of completions.
     pub from_end: Tensor,
 }
 
 /// An adapter that changes the output of one block.
 pub trait AdaptedResidual: Send {
-    /// Returns the residual stream `[n hidden]` that the next block reads, given the output h of
-    /// this block, `[n hidden]`.
+    /// Returns the residual stream that the next block reads, given h, the output of this block.
+    /// Both are `[n hidden]`.
     ///
     /// # Errors
     /// Fails if the shapes or dtypes do not match.

@@ -34,7 +34,8 @@ fn batch(pairs: &[TokenPair], apart: bool) -> PairBatch {
     .expect("a batch")
 }
 
-/// Returns one state `[2]` per token of the stream. Different token ids have different states.
+/// Returns a state of width 2 for each token of the stream. Different token ids have different
+/// states.
 fn states(batch: &PairBatch) -> Tensor {
     let ids = batch.stream.ids.to_kind(Kind::Double);
     Tensor::stack(&[&ids * 1.0, ids.square() / 7.0], 1)

@@ -81,7 +81,7 @@ pub fn examine_quickly(method: impl Into<Method>) -> impl Iterator<Item = Findin
 }
 
 /// Checks a method against all invariants for its kind. `lesson` contains the invariants that need
-/// a longer training run. It is empty to skip them.
+/// a longer training run; an empty slice skips them.
 fn examine_with(
     method: impl Into<Method>,
     lesson: &'static [Invariant],

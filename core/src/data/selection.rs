@@ -168,7 +168,7 @@ pub fn info(dataset: &dyn Dataset, expression: &str) -> Result<SplitInfo> {
     Ok(SplitInfo { name: expression.to_owned(), describes: describes.join(" + "), pairs })
 }
 
-/// Iterates over the pairs that `expression` selects, each with its row number in its own split.
+/// Iterates over the pairs that `expression` selects. Row numbers refer to the whole split.
 ///
 /// # Errors
 /// Fails in the same cases as [`info`], and if a split cannot be read.

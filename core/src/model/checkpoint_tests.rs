@@ -1,5 +1,5 @@
 //! Tests that load unusual checkpoints, for example with renamed, missing or unknown tensors, or
-//! with an output head although the configuration ties it to the embedding.
+//! with a separate output head although the configuration says that it is tied to the embedding.
 
 use indexmap::IndexMap;
 use serde_json::{Value, json};

@@ -1,5 +1,5 @@
-//! A batch as a flat stream of tokens, divided into segments. The layout records which segment each
-//! segment continues.
+//! A batch as a flat stream of tokens, divided into segments. The layout records for each segment
+//! which other segment it continues, if any.
 //!
 //! Embedding, norms, projections and the MLP act on `[n hidden]`, with one row per token and no
 //! padding. A prompt that several completions share appears only once in the stream. Only attention
@@ -219,7 +219,7 @@ impl StreamBuilder {
 pub struct Stream {
     /// Token ids `[n]`, int64.
     pub ids: Tensor,
-    /// Position of each token in its sequence `[n]`, int64.
+    /// Position of each token in its sequence, an int64 tensor `[n]`.
     pub positions: Tensor,
     /// The segments, and which segment each of them continues.
     pub layout: Layout,

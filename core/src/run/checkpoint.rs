@@ -39,7 +39,7 @@ fn host(tensors: &[(String, Tensor)]) -> Result<Vec<(String, Tensor)>> {
 }
 
 /// Writes a checkpoint into the run's folder after `step` finished steps, and removes the previous
-/// one. `best` is the best validation so far, if the run validates.
+/// one. `best` is the best validation so far, if the run has a validation.
 ///
 /// # Errors
 /// Fails if a file cannot be written.
@@ -78,7 +78,7 @@ pub fn save(
 }
 
 /// Reads the best validation so far from the checkpoint of `step`. Returns `None` if the run that
-/// wrote the checkpoint did not validate.
+/// wrote the checkpoint had no validation.
 ///
 /// # Errors
 /// Fails if the file cannot be read, or if its content is not valid.
@@ -161,8 +161,8 @@ pub fn latest(run: &Path) -> Result<usize> {
 }
 
 /// Compares the fingerprints in the checkpoint of `step` with `now`, the fingerprints of the
-/// resumed run. Returns the names of the inputs that differ, which are only allowed if `inexact` is
-/// true.
+/// resumed run. Returns the names of the inputs that differ. Differences are only allowed if
+/// `inexact` is true.
 ///
 /// # Errors
 /// Fails if a file cannot be read. Unless `inexact` is true, also fails if an input differs or if

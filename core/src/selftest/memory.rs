@@ -31,7 +31,7 @@ impl Memory {
         Ok(Self { device, before: if reset { status("VmRSS:") } else { None } })
     }
 
-    /// Returns the peak since the start in bytes, and a description of what it includes.
+    /// Returns the peak memory use in bytes since the start, and a description of what is included.
     ///
     /// # Errors
     /// Fails if the system does not report the peak.
@@ -47,7 +47,7 @@ impl Memory {
     }
 }
 
-/// Reads a number of bytes from the status of this process.
+/// Returns a field of `/proc/self/status` in bytes.
 fn status(field: &str) -> Option<f64> {
     kilobytes("/proc/self/status", field)
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{Prompt, TokenPair, Tokenizer};
 use crate::api::{Message, PreferencePair, Text};
 
-/// Counts of kept pairs with unusual properties.
+/// Counts of pairs with unusual properties. Dropped pairs are not counted.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Findings {
     /// Pairs whose prompt tokenises differently when it is followed by a completion.
@@ -34,9 +34,9 @@ pub struct Findings {
 }
 
 impl Findings {
-    /// Counts one pair. `kept` contains the pair's tokens after truncation. `prompt` is the pair's
-    /// prompt, tokenised without a completion. `context` is the context length of the model in
-    /// tokens, if it is known.
+    /// Updates the counts for one pair. `kept` contains the pair's tokens after truncation.
+    /// `prompt` is the pair's prompt, tokenised without a completion. `context` is the context
+    /// length of the model in tokens, if it is known.
     pub fn add(
         &mut self,
         tokenizer: &Tokenizer,

@@ -80,15 +80,15 @@ impl ModuleDirections {
         Self { whose: needs.directions, sites, ..Self::default() }
     }
 
-    /// Returns the sites to read in the forward pass of the model `whose`. They are empty unless
+    /// Returns the sites to read in the forward pass of the model `whose`. There are none unless
     /// the method takes its directions from that model.
     pub fn sites(&self, whose: Directions) -> &[Site] {
         if whose == self.whose { &self.sites } else { &[] }
     }
 
     /// Computes the directions of a batch and adds them to the sums of the optimiser step. `states`
-    /// are the states at [`sites`](Self::sites), `[n w]` each, and `weight` is the weight of each
-    /// pair in the step.
+    /// contains one tensor `[n w]` for each of the [`sites`](Self::sites), and `weight` is the
+    /// weight of each pair in the step.
     ///
     /// # Errors
     /// Fails if memory runs out.
@@ -135,7 +135,7 @@ impl ModuleDirections {
         })
     }
 
-    /// Returns the directions d `[b w]` at `site` of the pairs in the most recent batch.
+    /// Returns the directions d of the most recent batch at `site`, `[b w]` with one row per pair.
     ///
     /// # Errors
     /// Fails if the site was not read.

@@ -96,13 +96,14 @@ impl Adapter for Hra {
 
 /// The reflections of one module.
 struct HraLinear {
-    /// Directions of the reflections, as nonzero columns `[in r]` of any length.
+    /// Matrix `[in r]` with one direction per reflection as a column. Columns are nonzero and can
+    /// have any length.
     u: Tensor,
     apply_gs: bool,
 }
 
 impl HraLinear {
-    /// Returns x·(I − 2ÛÛᵀ) for rows x `[n in]`. The matrix is symmetric.
+    /// Returns x·(I − 2ÛÛᵀ) for each row of x, `[n in]`. The matrix I − 2ÛÛᵀ is symmetric.
     fn reflected(&self, x: &Tensor) -> Result<Tensor> {
         // The columns from QR can differ in sign from the columns from Gram–Schmidt, but ÛÛᵀ does
         // not depend on the signs.

@@ -227,7 +227,7 @@ struct Terms {
     scores: Sides,
     /// n⁺ and n⁻.
     tokens: Sides,
-    /// −log p, the mean over all chosen completion tokens: a scalar.
+    /// Mean of −log p over all tokens of chosen completions, a scalar.
     nll: Tensor,
 }
 
@@ -314,8 +314,8 @@ impl Dpo {
         }
     }
 
-    /// Returns the mean loss over the pairs, with TRL's `rewards/*` as metrics. With `ld_alpha`, it
-    /// also logs `logps/*`, which then differ from the engine's.
+    /// Returns the mean loss over the pairs, with TRL's `rewards/*` as metrics. With `ld_alpha`,
+    /// `logps/*` are also metrics, because they then differ from the engine's.
     ///
     /// # Errors
     /// Fails if `pairs` lacks an input that [`needs`](Self::needs) requests.
@@ -390,8 +390,8 @@ impl Dpo {
     }
 }
 
-/// Returns Σ log p over the first `shared` `[b]` tokens, plus α·Σ log p over the remaining ones:
-/// `[b]`.
+/// For each sequence, returns Σ log p over the first `shared` tokens plus α·Σ log p over the
+/// remaining tokens. `shared` and the result are `[b]`.
 fn shortened(of: &TokenLogprobs, shared: &Tensor, alpha: f64) -> Tensor {
     let m = of.per_token.size()[0];
     // Use integers, because a cumulative sum of floats can differ between runs on CUDA.
@@ -403,7 +403,7 @@ fn shortened(of: &TokenLogprobs, shared: &Tensor, alpha: f64) -> Tensor {
     of.sum_of(&(&of.per_token * (1.0 - past * (1.0 - alpha))))
 }
 
-/// Returns the weight of WPO, without a gradient: `[b]`.
+/// Returns the factor w(y) of each completion in the weights of WPO, `[b]`, without a gradient.
 ///
 /// w(y) = exp(mean over tokens of [log p(token) − log Σ_v p(v)²]).
 fn alignment(of: &TokenLogprobs) -> Result<Tensor> {

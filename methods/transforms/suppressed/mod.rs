@@ -80,14 +80,14 @@ impl TransformPlugin for Suppressed {
 /// The transform of one tap.
 struct SuppressedTransform {
     config: Suppressed,
-    /// pinv(W)·W `[h h]`, the projection onto the row space of the head; `None` if the head has
+    /// pinv(W)·W, the projection `[h h]` onto the row space of the output head W; `None` if W has
     /// full rank.
     row_space: Option<Tensor>,
 }
 
 impl SuppressedTransform {
-    /// Returns the mask m `[b h]` of b sequences: 1 for the coordinates that are kept. `last` `[b]`
-    /// contains the row index of each sequence's last token.
+    /// Returns the mask m of b sequences, `[b h]`, which is 1 for coordinates that are kept and 0
+    /// for the others. `last` contains the row index of each sequence's last token.
     fn mask(&self, h: &Tensor, previous: &Tensor, last: &Tensor) -> Result<Tensor> {
         let _guard = reprpo_plugin::tch::no_grad_guard();
         let row = |t: &Tensor| t.f_index_select(0, last);

@@ -60,7 +60,7 @@ impl Setting {
 }
 
 impl RawValue {
-    /// The text without surrounding quotation marks. Returns the value as an error if it is not
+    /// Returns the text without surrounding quotation marks, or the value as an error if it is not
     /// text.
     pub fn text(&self) -> Result<String, &Value> {
         match self {

@@ -27,7 +27,7 @@ pub struct Rope {
 }
 
 impl Rope {
-    /// The rotary positions for heads with `head_dim` dimensions.
+    /// Creates the rotary positions for heads with `head_dim` dimensions.
     ///
     /// # Errors
     /// Fails if the rope type is unknown, or if one of its parameters is missing or out of range.
@@ -64,9 +64,9 @@ impl Rope {
         self.frequencies.representative(tokens)
     }
 
-    /// Computes cos and sin for every position of the stream, in `kind`. The angles are float32, as
-    /// in transformers, or float64 in a float64 model. The frequencies of a row only depend on the
-    /// length of its own sequence.
+    /// Computes cos and sin for every position of the stream, with dtype `kind`. The angles are
+    /// float32, as in transformers, or float64 in a float64 model. The frequencies at a position
+    /// only depend on the length of the sequence.
     ///
     /// # Errors
     /// Fails if a segment belongs to sequences with different frequencies, or if memory runs out.

@@ -14,7 +14,7 @@ use crate::model::settings;
 #[serde(deny_unknown_fields)]
 pub struct RopeParameters {
     pub(super) rope_type: Option<String>,
-    /// The oldest name of `rope_type`; some files have both.
+    /// `type`, the oldest name of `rope_type`. Some files have both fields.
     #[serde(rename = "type")]
     old_type: Option<String>,
     rope_theta: Option<f64>,

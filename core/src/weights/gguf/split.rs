@@ -1,5 +1,5 @@
-//! Opens models that were split into several files, such as `NAME-00001-of-00003.gguf`, with
-//! llama.cpp's gguf-split.
+//! Opens models that llama.cpp's gguf-split has split into several files, such as
+//! `NAME-00001-of-00003.gguf`.
 //!
 //! Each part is a valid GGUF file with some of the tensors. The first part contains the metadata of
 //! the whole model.
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use super::part::Part;
 use crate::error::{Error, Result};
 
-/// Maximum number of parts. File names contain the number of parts as five digits.
+/// Maximum number of parts. File names write the number with five digits.
 const MAX_PARTS: u64 = 99_999;
 
 /// Opens a file. If it is a part of a split model, opens all parts and returns them in order.
