@@ -1,4 +1,4 @@
-//! Warns if an adapter is used on a different base model than it was trained on.
+//! Warns if an adapter is used on a different base model than the one it was trained on.
 
 use std::path::{Path, PathBuf};
 

@@ -449,7 +449,7 @@ fn layers_pattern_must_name_the_models_list_of_layers() {
     );
 }
 
-/// Adapters saved by PEFT 0.21.2, with `peft_version` edited or removed.
+/// Reads adapters that were saved by PEFT 0.21.2 and whose `peft_version` was edited or removed.
 #[test]
 fn files_of_other_versions_of_peft_get_a_warning() {
     let changed = |name: &str, field: &str, value: Option<&str>| {
@@ -494,7 +494,7 @@ fn files_of_other_versions_of_peft_get_a_warning() {
     assert!(format!("{e:?}").contains("is a pickle"), "{e:?}");
 }
 
-/// Files written by different versions of PEFT.
+/// Reads files that were written by different versions of PEFT.
 #[test]
 fn files_written_by_older_versions_of_peft_get_a_warning() {
     let Some(shared) = golden::shared("cases/42-oft-versions") else { return };

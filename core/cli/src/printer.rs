@@ -14,8 +14,7 @@ const RED: &str = "\x1b[1;31m";
 const CYAN: &str = "\x1b[1;36m";
 const PLAIN: &str = "\x1b[0m";
 
-/// Prints a line to stderr. Errors are ignored, because a terminal that was closed must not end a
-/// run.
+/// Prints a line to stderr. Errors are ignored, because a closed terminal must not end a run.
 pub fn line(text: &str) {
     let _ = anstream::stderr().lock().write_all(format!("{text}\n").as_bytes());
 }

@@ -8,8 +8,8 @@ use tch::{Device, Kind, Tensor};
 
 /// A source of random initial values that depend only on the seed and on the tensor's name.
 ///
-/// Therefore, adding a module or changing the device or the precision does not change the values of
-/// other tensors.
+/// Adding a module therefore does not change the values of other modules' tensors. The values are
+/// the same on every device and, up to rounding, in every precision.
 #[derive(Debug)]
 pub struct Init {
     seed: u64,

@@ -53,8 +53,8 @@ impl Site {
         }
     }
 
-    /// Selects the columns of this site from a state at the [`whole`](Self::whole) site. The result
-    /// `[n width]` is a view.
+    /// Selects the columns of this site from `state`, a state of the [`whole`](Self::whole) site.
+    /// The result is a view, `[n width]`.
     ///
     /// # Errors
     /// Fails if `state` has too few columns.

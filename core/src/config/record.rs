@@ -16,7 +16,7 @@ use crate::registry::{Kind, Registry};
 pub(super) const SECTION: &str = "record";
 
 /// The folder and the fingerprints that a run records in its `config.toml`. All relative paths in a
-/// configuration file that contains a record are resolved against the folder of the file.
+/// configuration file that contains a record are resolved against that file's folder.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Record {
     /// Folder of the run at the time of writing.
@@ -102,8 +102,8 @@ impl Record {
         }
     }
 
-    /// Makes only the paths of plugin files absolute. This must be done before loading the plugins,
-    /// and the other fields can only be interpreted after loading them.
+    /// Makes only the paths of plugin files absolute. This is done before the plugins are loaded,
+    /// because the other fields can only be interpreted afterwards.
     pub(super) fn resolve_plugins(&self, table: &mut toml::Table, file: &Path) {
         for plugin in
             table.get_mut("plugins").and_then(toml::Value::as_array_mut).into_iter().flatten()

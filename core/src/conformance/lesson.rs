@@ -107,7 +107,7 @@ fn loss(bench: &mut Bench, pairs: &[TokenPair]) -> Result<f64> {
     Ok(loss)
 }
 
-/// The loss and the accuracy, as `[before, after]` training.
+/// The loss and the accuracy, each before and after training.
 struct Lesson {
     loss: [f64; 2],
     accuracy: [f64; 2],

@@ -293,7 +293,7 @@ impl Dataset for Guarded<dyn Dataset> {
     }
 }
 
-/// An iterator over the pairs of a split that ends after the first panic.
+/// An iterator over a split's pairs. It ends after the first panic.
 struct GuardedPairs<'a, T> {
     pairs: Guarded<dyn Iterator<Item = Result<T>> + 'a>,
     /// True after a panic.
@@ -366,8 +366,8 @@ mod tests {
         let e = map(&Tensor::new()).unwrap_err();
         assert!(format!("{e:?}").contains("no map"), "{e:?}");
 
-        // A panic in a function that cannot return an error is reported by the next `check`, and
-        // only once.
+        // If a function that cannot return an error panics, the next `check` reports the panic, and
+        // later checks do not.
         assert_eq!(method.needs(), Needs::default());
         assert!(format!("{:?}", faults::check().unwrap_err()).contains("no needs"));
         drop(method);

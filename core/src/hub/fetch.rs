@@ -180,8 +180,8 @@ impl File<'_> {
             fs::create_dir_all(folder).map_err(|e| self.unwritable(e))?;
         }
         let _lock = self.lock(&file.lock)?;
-        // The blob may already exist if another process downloaded it during the wait for the lock,
-        // or if another commit has a file with the same content.
+        // The blob may already exist if another process downloaded it while this process waited for
+        // the lock, or if another commit has a file with the same content.
         if !(file.blob.is_file() && length(&file.blob) == file.size) {
             self.transfer(file)?;
             let received = length(&file.part);
@@ -287,8 +287,8 @@ impl File<'_> {
             status @ (408 | 429 | 500..=599) => {
                 Err(TransferError::Cut(Error::new(format!("the hub is busy (status {status})"))))
             }
-            // The partial download is longer than the file on the server, so it is not a part of
-            // that file.
+            // The partial download is longer than the file on the server, so it cannot be the
+            // beginning of that file.
             416 => Err(TransferError::Damaged),
             status => {
                 Err(TransferError::Failed(Error::new(format!("the hub returned status {status}"))))
@@ -336,7 +336,7 @@ impl File<'_> {
 
     #[cfg(unix)]
     fn link(&self, file: &RemoteFile) -> io::Result<()> {
-        // Go up to the repository's folder, past the folders in the file name and the two folders
+        // Go up to the repository's folder: one level for each folder in the file name, and two for
         // `snapshots/COMMIT`.
         let up = "../".repeat(self.name.matches('/').count() + 2);
         std::os::unix::fs::symlink(format!("{up}blobs/{}", file.etag), &file.pointer)

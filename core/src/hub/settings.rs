@@ -18,7 +18,8 @@ pub struct Settings {
     /// The cache that all Hugging Face libraries share. Set by `HF_HUB_CACHE`, or by its older name
     /// `HUGGINGFACE_HUB_CACHE`. The default is `$HF_HOME/hub`.
     pub cache: PathBuf,
-    /// Folder for the file lists of repositories, which the shared cache does not contain.
+    /// Folder for the lists of the files in each repository. The shared cache does not contain
+    /// these lists.
     pub listings: PathBuf,
     /// True if network access is disabled and only the cache is used. Set by `HF_HUB_OFFLINE`,
     /// `TRANSFORMERS_OFFLINE` or `--offline`.
@@ -36,7 +37,7 @@ pub struct Settings {
 pub struct Authorities {
     /// Path of the file or folder.
     pub path: PathBuf,
-    /// Name of the environment variable, in backticks, for error messages.
+    /// Name of the environment variable that contains the path, in backticks, for error messages.
     pub source: String,
 }
 

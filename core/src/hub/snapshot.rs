@@ -1,4 +1,4 @@
-//! A repository at one commit, with the list of its files and their copies in the cache.
+//! A repository at one commit: the list of its files, and the copies of these files in the cache.
 
 use std::path::{Path, PathBuf};
 
@@ -66,7 +66,7 @@ impl Listing {
     }
 
     /// Creates a listing from the files in a snapshot folder of the cache. This is used if the
-    /// listing of the hub is not available.
+    /// hub's listing is not available.
     fn of_folder(folder: &Path, repo: &RepoId, commit: String) -> Result<Self> {
         let mut files = Vec::new();
         walk(folder, "", &mut files)?;
@@ -100,7 +100,8 @@ impl Listing {
                 &serde_json::to_vec(self).map_err(|e| Error::internal(e.to_string()))?,
             )
         };
-        // Ignore the error, because a later run will then request the listing from the hub again.
+        // The error can be ignored: without the saved listing, a later run requests it from the hub
+        // again.
         if let Err(e) = written() {
             tracing::debug!("cannot save the listing of `{repo}`: {e:?}");
         }

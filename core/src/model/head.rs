@@ -9,9 +9,9 @@ use crate::error::Result;
 /// The tokens to score, and the rows of the stream whose states predict them.
 #[derive(Debug)]
 pub struct PredictedTokens {
-    /// Row of the stream that predicts each token, `[m]`, int64.
+    /// For each token, the row of the stream that predicts it; int64, `[m]`.
     pub rows: Tensor,
-    /// The token ids, `[m]`, int64.
+    /// The token ids; int64, `[m]`.
     pub ids: Tensor,
 }
 
@@ -29,7 +29,7 @@ pub struct TokenStats {
     pub log_collision: Option<Tensor>,
 }
 
-/// Selects the statistics to compute for each scored token, besides its log-probability.
+/// Selects the statistics to compute for each scored token, in addition to its log-probability.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Detail {
     /// No statistics.
@@ -45,8 +45,9 @@ pub enum Detail {
 const ROWS: i64 = 512;
 
 impl Model {
-    /// log p of each predicted token `[m]`, from the final hidden states `[n hidden]`, and the
-    /// statistics that `detail` selects. Values are float32, or float64 in a float64 model.
+    /// Computes log p of each predicted token, `[m]`, and the statistics that `detail` selects.
+    /// `hidden` contains the final hidden states, `[n hidden]`. The results are float32, or float64
+    /// in a float64 model.
     ///
     /// # Errors
     /// Fails if shapes do not match, or if memory runs out.
@@ -111,10 +112,10 @@ impl Model {
         Ok((joined(&logps)?, stats))
     }
 
-    /// KL(policy ‖ reference) over the vocabulary, in nats, for each predicted token, `[m]`.
-    /// `hidden` and `reference` are the final hidden states `[n hidden]` of the policy and of the
-    /// reference. Values are float32, or float64 in a float64 model. The gradient flows into
-    /// `hidden`, but not into `reference`.
+    /// Computes KL(policy ‖ reference) over the vocabulary for each predicted token, `[m]`, in
+    /// nats. `hidden` and `reference` are the final hidden states of the policy and of the
+    /// reference, each `[n hidden]`. The result is float32, or float64 in a float64 model. The
+    /// gradient flows into `hidden`, but not into `reference`.
     ///
     /// # Errors
     /// Fails if memory runs out.

@@ -111,9 +111,9 @@ impl Linear {
         self.frozen.replace(frozen)
     }
 
-    /// Returns the frozen weights of the whole module if `name` is its name, or of the part with
-    /// this name. Returns `None` if there is no such part. The weights share memory with the module
-    /// if possible.
+    /// Returns the frozen weights of the whole module or of one of its parts, whichever is called
+    /// `name`. Returns `None` if neither the module nor a part has this name. The weights share
+    /// memory with the module if possible.
     pub fn weights(&self, name: &str) -> Option<Result<Frozen>> {
         if self.place.name == name {
             return Some(Ok(self.frozen().shared()));
@@ -165,7 +165,7 @@ mod tests {
                     (t.size(), part.place.name.as_str()),
                     (vec![3, groups, len], format!("m.{name}").as_str())
                 );
-                // The weight's rows are y's columns.
+                // Each row of the weight computes one column of y.
                 let frozen = linear.weights(&part.place.name).unwrap().unwrap();
                 assert_eq!(
                     (frozen.dense().unwrap().tr(), frozen.bias().unwrap()),

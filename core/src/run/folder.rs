@@ -76,7 +76,8 @@ impl Folder {
         Self::open(path, log, true)
     }
 
-    /// Overwrites the configuration in the folder. Used if a run is resumed with different inputs.
+    /// Overwrites the configuration in the folder. This is needed if the run is resumed with
+    /// different inputs.
     ///
     /// # Errors
     /// Fails if the file cannot be written.

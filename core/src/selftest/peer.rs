@@ -172,7 +172,7 @@ impl Peer {
             std::fs::File::create(&log).within(|| format!("cannot write `{}`", log.display()))?;
         let mut command = Command::new("python3");
         // reprpo's launcher may have added its libtorch to the search path. The peer's torch may be
-        // a different version and must not load it.
+        // a different version and must not load this libtorch.
         if let Some(path) = std::env::var_os("LD_LIBRARY_PATH") {
             command.env("LD_LIBRARY_PATH", without(&path, libtorch_folder())?);
         }

@@ -2,7 +2,7 @@
 //! pairs.
 //!
 //! Token ids must be the same as in Hugging Face's transformers, because models are trained with
-//! the ids that it produces.
+//! the ids that transformers produces.
 
 mod chat;
 mod findings;
@@ -274,7 +274,7 @@ impl Tokenizer {
         template.map(Some).map_err(|e| Error::internal(e.to_string()))
     }
 
-    /// Returns the token with an id, spelled as in the vocabulary, such as `Ġthe`.
+    /// Returns the token with the given id, spelled as in the vocabulary, e.g. `Ġthe`.
     pub fn token(&self, id: i64) -> Option<String> {
         self.ids.id_to_token(u32::try_from(id).ok()?)
     }

@@ -27,8 +27,8 @@ pub struct Limits {
     /// True if an EOS is appended to plain completions. For conversations, the chat template
     /// decides this.
     pub add_eos: bool,
-    /// True if the special tokens that the tokenizer adds, such as a BOS, are added to plain text.
-    /// They are never added to conversations, because the chat template contains them.
+    /// True if the tokenizer's special tokens, such as a BOS, are added to plain text. They are
+    /// never added to conversations, because the chat template already adds them.
     pub special_tokens: bool,
     /// Context length of the model in tokens, if it is known. Longer pairs are counted, not
     /// truncated.
@@ -137,10 +137,9 @@ pub struct DroppedPair {
 pub struct Tokenised {
     /// The kept pairs, in the order of the data set.
     pub pairs: Vec<TokenPair>,
-    /// Numbers of removed tokens, one entry for each element of `pairs`.
+    /// Number of tokens that were removed from each of the kept pairs.
     pub cuts: Vec<Cut>,
-    /// Hashes of the whole prompts, one for each element of `pairs`. Equal prompts have equal
-    /// hashes.
+    /// Hash of the whole prompt of each kept pair. Equal prompts have equal hashes.
     pub prompts: Vec<u64>,
     /// The dropped pairs.
     pub dropped: Vec<DroppedPair>,
@@ -167,7 +166,8 @@ impl Tokenised {
     }
 }
 
-/// Tokenises one pair and applies the limits. `index` and `row` are the fields of [`TokenPair`].
+/// Tokenises one pair and applies the limits. `index` and `row` have the same meaning as in
+/// [`TokenPair`].
 ///
 /// # Errors
 /// Fails in the same cases as [`whole_pair`], and if a token has no row in the model's embedding
@@ -352,7 +352,7 @@ pub fn tokenise(
     Ok(all)
 }
 
-/// Hashes ids. The result is the same in every process.
+/// Hashes token ids. The result is the same in every process.
 fn hash(ids: &[i64]) -> u64 {
     let mut hasher = DefaultHasher::new();
     ids.hash(&mut hasher);

@@ -81,8 +81,8 @@ impl SafetensorsFile {
     }
 
     /// Reads one tensor to `device`. A floating-point tensor is converted to `kind`; an integer or
-    /// boolean tensor is not converted. On the CPU, most pages of the file are released while the
-    /// tensor is read.
+    /// boolean tensor is not converted. If `device` is the CPU, most of the file's pages are
+    /// released while the tensor is read.
     ///
     /// # Errors
     /// Fails if the tensor does not exist, or if memory runs out.

@@ -101,8 +101,9 @@ impl AdapterPlugin for Lora {
             "velora_config",
             "monteclora_config",
         ])?;
-        // Other initialisations (pissa, olora, corda, …) modify the frozen weights. The saved
-        // tensors only fit the modified weights, not the base model that is loaded here.
+        // All initialisations except those below (pissa, olora, corda, …) modify the frozen
+        // weights. The saved tensors only fit the modified weights, not the base model that is
+        // loaded here.
         let start: Option<Value> = peft.get("init_lora_weights")?;
         if let Some(start) = start.filter(|s| {
             !(s.is_boolean() || matches!(s.as_str(), Some("gaussian" | "eva" | "orthogonal")))
@@ -194,7 +195,7 @@ impl Lora {
         if self.use_rslora { (r as f64).sqrt() } else { r as f64 }
     }
 
-    /// Returns r and s of the module `name`.
+    /// Returns the rank r and the scale s of the module `name`.
     fn rank_and_scale(&self, name: &str) -> Result<(i64, f64)> {
         let r = rank(self.rank_pattern.get(name)?.copied().unwrap_or(self.r))?;
         let alpha = self.alpha_pattern.get(name)?.copied().unwrap_or(self.lora_alpha);
@@ -203,8 +204,9 @@ impl Lora {
 
     /// Combines the changes to the parts of a fused module into one change to the whole module.
     ///
-    /// A `[Σr in]` stacks the A matrices of the parts. In B `[out Σr]`, each part has its own
-    /// columns, which contain the part's B at the part's rows and 0 at all other rows.
+    /// The new A, `[Σr in]`, stacks the A matrices of the parts. In the new B, `[out Σr]`, each
+    /// part has its own columns, which contain the part's B at the part's rows and 0 at all other
+    /// rows.
     fn fused(&self, FusedSite { module, parts }: &FusedSite<'_>) -> Result<LoraLinear> {
         let scales = parts
             .iter()
@@ -248,7 +250,7 @@ struct LoraLinear {
     /// Scale s.
     scale: f64,
     dropout: f64,
-    /// Row norms of DoRA; `None` without `use_dora`.
+    /// The magnitude that DoRA trains; `None` without `use_dora`.
     magnitude: Option<Magnitude>,
 }
 
@@ -256,7 +258,7 @@ struct LoraLinear {
 struct Magnitude {
     /// Magnitude m `[out]`.
     m: Tensor,
-    /// Squared row norms `[out]` of the frozen W.
+    /// Squared norm of each row of the frozen W, `[out]`.
     squares: Tensor,
 }
 
@@ -271,8 +273,9 @@ impl Magnitude {
 }
 
 impl LoraLinear {
-    /// Returns the row norms ‖W + s·BA‖ `[out]`, detached from the graph. To save memory, W + s·BA
-    /// is not computed. Instead, the squares are ‖W‖² + 2s·Σ B ⊙ (WAᵀ) + s²·Σ B ⊙ (B(AAᵀ)).
+    /// Returns the norm of each row of W + s·BA, `[out]`, detached from the graph. To save memory,
+    /// W + s·BA is not computed. Instead, the squared norms are computed as ‖W‖² + 2s·Σ B ⊙ (WAᵀ) +
+    /// s²·Σ B ⊙ (B(AAᵀ)).
     fn lengths(&self, squares: &Tensor, base: &Frozen) -> Result<Tensor> {
         let _guard = tch::no_grad_guard();
         let (a, b, s, weight) = (&self.a, &self.b, self.scale, base.dense()?);

@@ -154,7 +154,8 @@ impl Positions {
     }
 }
 
-/// Orthonormalises the rows of `v` `[r h]` by Gram–Schmidt, which gives R `[r h]`.
+/// Computes R by orthonormalising the rows of `v` with the Gram–Schmidt process. Both matrices are
+/// `[r h]`.
 fn orthonormal(v: &Tensor) -> Result<Tensor> {
     let (q, t) = Tensor::f_linalg_qr(&v.tr(), "reduced")?;
     // A small change of v can flip the sign of a row from QR. Gram–Schmidt makes the diagonal of
@@ -165,7 +166,7 @@ fn orthonormal(v: &Tensor) -> Result<Tensor> {
 
 /// Edits the output of one block.
 struct Edit {
-    /// Unconstrained matrix `[r h]` from which R is computed.
+    /// Unconstrained matrix from which R is computed, `[r h]`.
     r: Tensor,
     /// Matrix W `[r h]`.
     w: Tensor,
@@ -178,8 +179,8 @@ impl AdaptedResidual for Edit {
     fn forward(&self, h: &Tensor, places: &PromptPlaces) -> Result<Tensor> {
         let kind = h.kind();
         let r = orthonormal(&self.r)?;
-        // Wh + b − hRᵀ = h(W − R)ᵀ + b. W − R is computed before the cast, because rounding W and R
-        // to a lower precision first would lose their difference.
+        // hWᵀ + b − hRᵀ = h(W − R)ᵀ + b. W − R is computed before the cast, because rounding W and
+        // R to a lower precision first would lose their difference.
         let change = h.f_linear(&(&self.w - &r).f_to_kind(kind)?, Some(&self.b.to_kind(kind)))?;
         let change = match self.positions.of(places)? {
             Some(chosen) => change * chosen.f_unsqueeze(1)?.f_to_kind(kind)?,
@@ -190,7 +191,9 @@ impl AdaptedResidual for Edit {
 
     fn parameters(&self) -> Vec<Parameter> {
         vec![
-            // The edit reads the state through the rows of W and writes along the rows of R.
+            // Axis 1 of R is an output axis, because the edit adds a combination of the rows of R
+            // to the state. Axis 1 of W is an input axis, because the state is multiplied by the
+            // rows of W.
             Parameter::new("loreft_R", &self.r).along(Axis::Output(1)),
             Parameter::new("loreft_W", &self.w).along(Axis::Input(1)),
             Parameter::new("loreft_b", &self.b),

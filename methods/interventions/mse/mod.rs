@@ -147,7 +147,7 @@ fn original_terms(tap: &OriginalTap<'_>) -> Tensor {
     )
 }
 
-/// Returns the mean of (a − b)² over the h dimensions after T: `[b h]` → `[b]`.
+/// Returns the mean of (a − b)² over the last dimension: `[b h]` → `[b]`.
 fn mean_square(a: &Tensor, b: &Tensor) -> Tensor {
     mean(&(a - b).square())
 }

@@ -181,7 +181,7 @@ impl Release {
 /// Checks the linked binary, and returns the oldest glibc minor version that it supports.
 ///
 /// # Errors
-/// Fails if the RUNPATH is wrong, because then the installed binary would not find libtorch. Also
+/// Fails if the RUNPATH is wrong, because the installed binary would then not find libtorch. Also
 /// fails if the binary is meant to be portable, but needs newer libraries than its target platform
 /// provides.
 fn examine(binary: &[u8], portable: bool) -> Result<u32> {
@@ -279,7 +279,7 @@ fn write_whole(file: &Path, bytes: &[u8]) -> Result<()> {
     let partial =
         file.with_file_name(format!("{}.partial", file.file_name().unwrap_or_default().display()));
     fs::write(&partial, bytes).and_then(|()| fs::rename(&partial, file)).map_err(|e| {
-        // Remove the partial file, which is left behind if, for example, the disk is full.
+        // A failed write can leave a partial file, for example if the disk is full. Remove it.
         let _ = fs::remove_file(&partial);
         file_error(file, "write", &e)
     })

@@ -31,18 +31,18 @@ const READ: [&str; 22] = [
     "rope.scaling.yarn_log_multiplier",
 ];
 
-/// Settings that never affect the output of a language model.
+/// Settings that can be ignored, whatever their value.
 const HARMLESS: [&str; 6] = [
     "decoder_start_token_id",
     // Describes how the file was created.
     "tensor_data_layout",
     // Only applies to embedding models.
     "pooling_type",
-    // Only affects Granite models. Their architecture reads it.
+    // Only affects Granite models, whose architecture reads it.
     "rope.scaling.finetuned",
     // The number of rows of the embedding is used instead.
     "vocab_size",
-    // Only applies to mixtures of experts, which are refused.
+    // Only applies to mixtures of experts, which are not supported.
     "expert_used_count",
 ];
 
