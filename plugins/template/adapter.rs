@@ -3,7 +3,7 @@
 use reprpo_plugin::prelude::*;
 
 /// The adapter that `--adapter my-method` selects.
-// `reprpo list` and `reprpo explain my-method` show these strings.
+// `reprpo list` and `reprpo explain my-method` show the strings in this attribute.
 #[adapter(
     name = "my-method",
     summary = "a full-rank change to each weight matrix",

@@ -3,7 +3,7 @@
 use reprpo_plugin::prelude::*;
 
 /// The transform that `--transform my-method` selects.
-// `reprpo list` and `reprpo explain my-method` show these strings.
+// `reprpo list` and `reprpo explain my-method` show the strings in this attribute.
 #[transform(
     name = "my-method",
     summary = "a trainable scale of each coordinate",

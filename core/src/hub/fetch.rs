@@ -224,7 +224,13 @@ impl File<'_> {
         if start == file.size {
             return Ok(());
         }
-        let response = self.follow(&file.address, start)?;
+        let response = self.follow(&file.address, start).inspect_err(|e| {
+            if matches!(e, TransferError::Damaged) {
+                // The next attempt starts from the beginning. If the file cannot be removed, that
+                // attempt fails in the same way.
+                let _ = fs::remove_file(&file.part);
+            }
+        })?;
         if response.status().as_u16() != 206 && start > 0 {
             // The server does not support ranges and sends the whole file.
             part.set_len(0).map_err(|e| self.unwritable(e))?;

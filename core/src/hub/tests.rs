@@ -295,6 +295,16 @@ fn damaged_downloads_are_discarded() {
     assert!(message_of(&e).contains("does not match the length or hash"), "{e:?}");
     assert!(!snapshot.folder().join(WEIGHTS).exists());
 
+    // A partial download that the server rejects is started again.
+    let fixture = Fixture::new();
+    let client = fixture.client();
+    fixture.hub.fail(&[Fault::Cut(1000), Fault::OutOfRange]);
+    assert_eq!(
+        fs::read(client.open(&id("org/name")).unwrap().get(WEIGHTS).unwrap()).unwrap(),
+        fixture.weights
+    );
+    assert_eq!(transfers(&fixture.hub).last().unwrap().range, None);
+
     // A server that does not support ranges sends the whole file when the download resumes.
     let fixture = Fixture::new();
     let client = fixture.client();
