@@ -52,7 +52,7 @@ impl Check {
 
 /// Runs all checks, in the order in which `reprpo doctor` shows them.
 pub fn checks() -> Vec<Check> {
-    // This must happen before the first operation of libtorch.
+    // CUDA must be loaded before libtorch runs its first operation.
     load_cuda();
     let driver = driver();
     vec![

@@ -86,8 +86,8 @@ pub fn stops(tokenizer: &Tokenizer, configured: &[i64]) -> Vec<i64> {
     stops
 }
 
-/// Returns the warning for a model without stop tokens. Its completions always have the maximum
-/// number of tokens, `most`.
+/// Returns the warning for a model without stop tokens, whose completions always reach `most`, the
+/// maximum number of tokens.
 pub fn endless(most: usize) -> String {
     format!(
         "warning: neither the model nor its tokenizer defines a stop token, so \
@@ -108,7 +108,7 @@ pub struct Generator<'a> {
     pub adapted: Option<&'a Adapted>,
 }
 
-/// A generated text with token counts and timings.
+/// Generated text, with token counts and timings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     /// The text, without the stop token.
@@ -140,8 +140,8 @@ impl Answer {
 }
 
 impl Generator<'_> {
-    /// Generates a completion of `prompt`. `on_text` is called with the text of each new token,
-    /// which may be empty. It returns false to stop generation.
+    /// Generates a completion of `prompt`. Calls `on_text` with the text of each new token, which
+    /// may be empty. The callback returns false to stop generation.
     ///
     /// # Errors
     /// Fails in the same cases as [`generate`]. Also fails if a prompt token is not in the
@@ -254,7 +254,7 @@ pub fn generate(
     Ok(new)
 }
 
-/// Chooses the next token from the logits `[vocab]`.
+/// Chooses the next token from the logits, which have the shape `[vocab]`.
 fn choose(logits: &Tensor, sampling: Sampling, rng: &mut ChaCha8Rng) -> Result<i64> {
     if sampling.temperature == 0.0 {
         return Ok(logits.f_argmax(0, false)?.f_int64_value(&[])?);

@@ -98,7 +98,7 @@ impl DatasetPlugin for Genies {
         };
         wanted.extend(oos.clone().map(|name| ("oos", name, "test")));
         match self.rnd {
-            // A folder with custom distributions may not contain the default one.
+            // A folder with custom distributions might lack the default one.
             Some(name) if name == UNRELATED && !folder.has(&name) => {
                 tracing::info!(
                     "skipping the rnd split: `{name}` is not in `{}`",

@@ -43,7 +43,7 @@ pub fn disturb(parameters: &[Parameter]) {
     }
 }
 
-/// Returns random rows `[n h]` in float64.
+/// Returns `n` random rows of width `h` in float64.
 pub fn rows(n: i64, h: i64) -> Tensor {
     random(&[n, h])
 }

@@ -9,8 +9,8 @@ pub const EPS: f64 = 1e-12;
 pub const NO_DIRECTION: &str =
     "no preference direction, because the reference states of its completions are equal";
 
-/// Sets `scale` `[b]` to 1 for the pairs that are left out of the loss, which avoids a division by
-/// 0. `counts` `[b]` is false for these pairs.
+/// Replaces `scale` by 1 for the pairs that are left out of the loss, to avoid a division by 0.
+/// `counts` is false for these pairs. Both tensors have the shape `[b]`.
 pub fn safe(scale: &Tensor, counts: &Tensor) -> Tensor {
     scale.where_self(counts, &scale.ones_like())
 }

@@ -131,8 +131,8 @@ fn file(given: &str, path: &Path, registry: &Registry) -> Result<DatasetChoice> 
     Ok(DatasetChoice { name: entry.about.name, argument: Some((field, given.to_owned())) })
 }
 
-/// True if a file's name ends in a dot and `ending`, ignoring case. `ending` may contain a dot, for
-/// example `jsonl.gz`.
+/// True if a file's name ends with a dot followed by `ending`, ignoring case. `ending` may itself
+/// contain a dot, for example `jsonl.gz`.
 fn has_ending(path: &Path, ending: &str) -> bool {
     let name = path.file_name().map(|n| n.to_string_lossy().to_lowercase()).unwrap_or_default();
     name.strip_suffix(ending).is_some_and(|head| head.ends_with('.'))

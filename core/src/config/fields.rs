@@ -53,9 +53,9 @@ pub struct Field {
 }
 
 impl Field {
-    /// Converts text that the user typed to a value. The text is parsed as TOML. If it is not valid
-    /// TOML, or if the field accepts text but not the type of the parsed value, the result is the
-    /// text itself. For example, `10` becomes a string if the field accepts text but not numbers.
+    /// Parses user input as a TOML value. If the input is not valid TOML, or if the field accepts
+    /// text but not the type of the parsed value, the result is the input as a string. For example,
+    /// `10` becomes a string if the field accepts text but not numbers.
     ///
     /// If the field is optional, `none` and `null` clear it.
     pub fn read(&self, text: &str) -> Value {
@@ -99,12 +99,12 @@ impl Field {
         }
     }
 
-    /// True if the field takes numbers and does not take text.
+    /// True if the field accepts numbers but not text.
     pub(super) fn is_number(&self) -> bool {
         !self.text && self.types.iter().any(|t| t == "number" || t == "integer")
     }
 
-    /// True if the field takes a list and does not take text.
+    /// True if the field accepts a list but not text.
     pub(super) fn is_list(&self) -> bool {
         !self.text && self.types.iter().any(|t| t == "array")
     }

@@ -276,8 +276,8 @@ fn determinism(case: &Case) -> Result<Verdict> {
 }
 
 fn learning(case: &Case) -> Result<Verdict> {
-    // Add noise to the initial values, because the gradients of some losses vanish where policy and
-    // reference are equal. An example is a cosine between states.
+    // Add noise to the initial values, because the gradients of some losses, such as a cosine
+    // between states, vanish where policy and reference are equal.
     let Some((losses, _)) = trained(case, 0, 12, 2e-3, true)? else { return Ok(UNTRAINED) };
     let (first, last) = (losses[0], losses[losses.len() - 1]);
     Ok(if last < first {

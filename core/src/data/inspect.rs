@@ -84,7 +84,7 @@ pub struct SplitReport {
     pub rejected: Lengths,
     /// Lengths of the prompt plus the longer completion, which `max_length` limits.
     pub whole: Lengths,
-    /// Number of pairs that a run would use, truncate or drop. `None` without a tokenizer.
+    /// Numbers of pairs that a run would use, truncate or drop. `None` without a tokenizer.
     pub used: Option<TokenReport>,
     /// The first pairs.
     pub examples: Vec<Example>,
@@ -109,7 +109,7 @@ pub struct TokenReport {
 pub struct Example {
     /// Row number of the pair in the split.
     pub index: usize,
-    /// The reason why a run would drop the pair, or `None` if it would use it.
+    /// The reason why a run would drop the pair, or `None` if the pair would be used.
     pub dropped: Option<SkipReason>,
     /// The prompt as text, including special tokens.
     pub prompt: String,

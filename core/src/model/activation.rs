@@ -33,7 +33,7 @@ impl Activation {
     /// Looks up an activation by `name`, the value of `field` in the configuration.
     ///
     /// # Errors
-    /// Fails if no activation has that name; the error lists the names.
+    /// Fails if no activation has that name. The error lists the valid names.
     pub fn named(field: &str, name: &str) -> Result<Self> {
         let known = NAMES.iter().find(|(n, _)| *n == name);
         known.map(|(_, a)| *a).ok_or_else(|| Error::unknown(field, name, NAMES.map(|(n, _)| n)))

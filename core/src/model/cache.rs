@@ -53,8 +53,8 @@ impl Cache {
         self.layers.iter().flatten().flatten().map(size).sum()
     }
 
-    /// Appends the keys and values `[n kv_heads d]` of new tokens to the cache of a layer. Returns
-    /// the keys and values of all tokens.
+    /// Appends the keys and values of new tokens, each of shape `[n kv_heads d]`, to the cache of a
+    /// layer. Returns the keys and values of all tokens.
     ///
     /// The new tokens are only counted when [`advance`](Self::advance) is called. Until then, a
     /// second call overwrites them, so that a layer may run more than once.

@@ -1,5 +1,5 @@
-//! The Llama architecture: pre-norm blocks of grouped-query attention with rotary positions, and a
-//! gated MLP.
+//! The Llama architecture: pre-norm blocks, each with a gated MLP and grouped-query attention with
+//! rotary positions.
 //!
 //! Reference: Touvron et al. 2023 (LLaMA, Llama 2), and `modeling_llama.py` of transformers, whose
 //! names and order of operations this file follows. SmolLM2 and TinyLlama have this architecture.
@@ -91,8 +91,8 @@ impl Frame {
         Self { tie_word_embeddings: self.tie_word_embeddings.or(Some(true)), ..self }
     }
 
-    /// Builds a model. For each layer, `halves` is called with the weights and the index of the
-    /// layer. It returns the index of the layer's kind in `kinds`, the attention and the MLP.
+    /// Builds a model. Calls `halves` with the weights and the index of each layer. The closure
+    /// returns the layer's attention and MLP, preceded by the index of the layer's kind in `kinds`.
     ///
     /// # Errors
     /// Fails if `halves` fails, or if a tensor is missing or has the wrong shape.

@@ -54,7 +54,7 @@ impl Mlp {
         Ok(Self { input, output: weights.linear("down_proj", inner, hidden, bias)?, activation })
     }
 
-    /// Applies the MLP to x `[n hidden]`. Returns `[n hidden]`.
+    /// Applies the MLP to each row of x. Input and output have the shape `[n hidden]`.
     ///
     /// # Errors
     /// Fails if an adapter fails, or if memory runs out.

@@ -18,7 +18,7 @@ use crate::ffi;
 use crate::model::attention::{Attention, AttentionOptions, Kernel, Scores, Strategy};
 use crate::model::stream::{Layout, StreamBuilder};
 
-/// The number of tokens of each segment, and the index of the segment that it continues.
+/// For each segment, its number of tokens and the index of the segment it continues, if any.
 type Segments = &'static [(usize, Option<usize>)];
 
 /// The layout of a batch, or one sequence with a cache.
@@ -60,7 +60,7 @@ const CHAINS: Shape = Shape::Segments(
     ],
 );
 
-/// The numbers of attention heads and of key-value heads, and the width of a head.
+/// Number of attention heads, number of key-value heads, and width of a head.
 #[derive(Clone, Copy, Debug)]
 struct Heads(i64, i64, i64);
 
@@ -97,8 +97,8 @@ impl fmt::Display for Problem {
     }
 }
 
-/// The inputs without a cache. They use four head configurations: one from SmolLM2, one with a
-/// single key-value head, one with wide heads as in Gemma, and one with capped scores.
+/// The test cases without a cache. They cover four head configurations: one from SmolLM2, one with
+/// a single key-value head, one with wide heads as in Gemma, and one with capped scores.
 fn problems() -> Vec<Problem> {
     let mut problems = Vec::new();
     for shape in [PAIRS, CHAINS] {
@@ -116,7 +116,7 @@ fn problems() -> Vec<Problem> {
     problems
 }
 
-/// The inputs with a cache, as in decoding.
+/// The test cases with a cache, as in decoding.
 fn cached_problems() -> Vec<Problem> {
     let shapes = [(40, 1), (1, 1), (40, 7)].map(|(past, tokens)| Shape::Behind { past, tokens });
     let windows = [None, Some(6)];
@@ -283,8 +283,8 @@ fn layout(shape: Shape, device: Device) -> Result<Layout> {
     Ok(builder.finish(device)?.layout)
 }
 
-/// Returns a mask `[tokens keys]` that is true for the keys to which each token attends. These are
-/// the keys of its sequence up to the token itself, or only the last `window` of them.
+/// Returns a mask of shape `[tokens keys]` that is true for the keys to which each token attends.
+/// These are the keys of its sequence up to the token itself, or only the last `window` of them.
 fn sees(layout: &Layout, window: Option<i64>) -> Tensor {
     let (tokens, keys) = (layout.tokens(), layout.past() + layout.tokens());
     let window = window.map_or(keys, |w| w as usize);

@@ -231,7 +231,7 @@ fn only_the_original_clips_by_default() {
     let c = Tensor::from_slice(&[-2.0f64, 3.0]);
     let passed = |config: ProjBp| Vec::<f64>::try_from(config.kept().clip(&c, 0.5)).unwrap();
     assert_eq!(passed(ProjBp::default()), [-2.0, 3.0]);
-    // The original ignores `sign`.
+    // The variant `Original` ignores `sign`.
     for sign in [Sign::Both, Sign::Pos, Sign::Neg] {
         assert_eq!(
             passed(ProjBp { variant: Variant::Original, sign, ..ProjBp::default() }),

@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use crate::train::LeftOut;
 
-/// Name of the metric with the number of pairs left out of a step's loss.
+/// Name of the metric that counts the pairs left out of a step's loss.
 pub const LEFT_OUT: &str = "pairs_left_out";
 
 /// The metrics of one optimiser step, with the same names as in TRL.

@@ -1,4 +1,4 @@
-//! Compares, iterates over and prints values as in Python, where minijinja behaves differently.
+//! Compares, iterates over and prints values like Python, in the cases in which minijinja differs.
 
 use std::sync::{Arc, Mutex};
 

@@ -199,8 +199,9 @@ impl Tokens {
                 },
             );
         }
-        // Tokens with flags and tokens of special_tokens_map.json come before the tokens that
-        // tokenizer_config.json defines as plain text.
+        // Tokens that are defined as objects with flags, and tokens from
+        // special_tokens_map.json, come before those that tokenizer_config.json defines as plain
+        // text.
         let mut first = 0;
         for (key, (value, file)) in fields.iter().filter(|(key, _)| has_own_name(key)) {
             if (value.is_object() || (value.is_string() && *file == MAP)) && !own.contains_key(*key)

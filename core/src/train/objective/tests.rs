@@ -40,7 +40,8 @@ impl Fixture {
             .expect("a batch")
     }
 
-    /// Computes the loss over all pairs with `of`, and checks that the loss has a gradient.
+    /// Calls `of` to compute the loss over all pairs, and checks that a parameter of the adapter
+    /// receives a gradient.
     fn loss(
         &self,
         needs: Needs,

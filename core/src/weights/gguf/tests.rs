@@ -27,8 +27,8 @@ fn refused(bytes: &[u8]) -> String {
     format!("{:?}", opened.expect_err("an invalid file must be refused"))
 }
 
-/// Returns pseudorandom bytes for `count` blocks. `scales` are the offsets of the half-precision
-/// scales in a block. They are set to moderate values.
+/// Returns pseudorandom bytes for `count` blocks. The half-precision scales, which are at the
+/// offsets `scales` in each block, are set to moderate values instead.
 fn blocks(count: usize, size: usize, scales: &[usize]) -> Vec<u8> {
     let mut seed = 7u32;
     let mut bytes: Vec<u8> = (0..count * size)

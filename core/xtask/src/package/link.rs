@@ -44,7 +44,8 @@ pub struct Link {
 pub struct Plan<'a> {
     pub packed: &'a Path,
     pub compiler: &'a OsStr,
-    /// Paths of zig and of the object file of portable.cc; `None` to link with `cc`.
+    /// Path of zig, and path of the object file compiled from portable.cc; `None` to link with
+    /// `cc`.
     pub portable: Option<(&'a Path, &'a Path)>,
 }
 
@@ -112,8 +113,8 @@ pub fn run(link: &Link) -> Result<ExitCode> {
 
 /// Maps linker flags such as `-lstdc++` to the paths of the C++ compiler's libraries.
 ///
-/// zig would use its own libc++ for `-lstdc++` and its own unwinder for `-lgcc_s`, and exceptions
-/// could not pass between libtorch and the binary. To prevent this, zig gets the paths of the
+/// For `-lstdc++` and `-lgcc_s`, zig would use its own libc++ and its own unwinder. Exceptions
+/// could then not pass between libtorch and the binary. To prevent this, zig gets the paths of the
 /// compiler's libraries instead of the flags. The same applies to libgomp, which zig does not
 /// include.
 struct Libraries(Vec<(&'static str, Vec<PathBuf>)>);
@@ -151,8 +152,8 @@ impl Libraries {
     }
 }
 
-/// Converts rustc's linker arguments so that they link the packaged binary, with zig if `libraries`
-/// is set, or else with `cc`.
+/// Converts rustc's linker arguments to those for the packaged binary. If `libraries` is set, the
+/// result is for zig, and otherwise for `cc`.
 fn packed_arguments(
     args: &[OsString],
     packed: &Path,

@@ -245,6 +245,6 @@ pub struct Shape {
     key_value_heads: usize,
     /// Width of one head.
     head: usize,
-    /// Number of dimensions per head that are rotated.
+    /// Number of rotated dimensions in each head.
     rotated: usize,
 }
