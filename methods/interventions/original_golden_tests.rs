@@ -1,5 +1,5 @@
-//! Compares losses and gradients of the original variants, without a transform, with reference
-//! values.
+//! Checks the losses and gradients of the original variants against reference values. No transform
+//! is used.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -42,7 +42,7 @@ impl Inputs {
         [of_model("pi", 1), of_model("ref", 1), of_model("pi", 2), of_model("ref", 2)]
     }
 
-    /// Returns the attention mask of each side `[m]`, which is false for padding.
+    /// Returns the attention mask of each side, which is `[m]` and false for padding.
     fn attended(&self) -> Sides {
         Sides::of(|side| {
             self.tensors[&format!("{}_mask", side.name())].reshape([-1]).to_kind(Kind::Bool)

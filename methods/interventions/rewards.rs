@@ -2,8 +2,8 @@
 
 use reprpo_plugin::prelude::*;
 
-/// Adds the metrics `rewards/chosen|rejected|accuracies|margins` to a loss, from the log-ratios Δ⁺
-/// and Δ⁻ `[b]`.
+/// Adds the metrics `rewards/chosen|rejected|accuracies|margins` to a loss. They are computed from
+/// the log-ratios Δ⁺ and Δ⁻, each `[b]`.
 ///
 /// A reward is β·Δ. The accuracy is the fraction of pairs whose chosen reward is strictly greater
 /// than the rejected one.

@@ -107,7 +107,7 @@ fn training_only_the_transform_does_not_lower_the_loss() {
     let methods: [(&str, Box<dyn Intervention>, f64, bool); 3] = [
         ("mse", Box::new(Mse::default()), 0.99, true),
         ("rank", Box::new(Rank::default()), 0.98, true),
-        // The likelihood term does not depend on T.
+        // The likelihood term is disabled, because it does not depend on T.
         ("prefvec", Box::new(PrefVec { lambda_nll: 0.0, ..PrefVec::default() }), 0.97, false),
     ];
     for (name, mut method, least, keeps_rank) in methods {

@@ -57,7 +57,7 @@ pub struct Rows {
 }
 
 impl Rows {
-    /// Selects these rows of `states` `[n …]`. The result is `[m …]`.
+    /// Selects these rows from `states`. The shape changes from `[n …]` to `[m …]`.
     ///
     /// # Errors
     /// Fails if memory runs out.
@@ -65,7 +65,7 @@ impl Rows {
         Ok(states.f_index_select(0, &self.index)?)
     }
 
-    /// Averages `values` `[m w]` over the rows of each pair. The result is `[b w]`.
+    /// Averages `values` over the rows of each pair. The shape changes from `[m w]` to `[b w]`.
     ///
     /// # Errors
     /// Fails if memory runs out.
@@ -338,8 +338,8 @@ impl PairBatch {
         })
     }
 
-    /// Pools states `[n w]` for one side of the pairs. The result is `[b w]`, with the dtype
-    /// [`kind`](Self::kind).
+    /// Pools `states` for one side of the pairs. The shape changes from `[n w]` to `[b w]`. The
+    /// result has the dtype [`kind`](Self::kind).
     ///
     /// # Errors
     /// Fails if the batch does not contain that side, or if memory runs out.

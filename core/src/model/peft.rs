@@ -249,8 +249,8 @@ pub fn unreadable(
     }))
 }
 
-/// Finds the first module that is a `Conv1D` in transformers and is adapted in whole or in part.
-/// Returns its name.
+/// Returns the name of the first module that is a `Conv1D` in transformers and is adapted, in whole
+/// or in part.
 fn conv1d<'a>(adapted: &'a Adapted, model: &'a Model) -> Option<&'a str> {
     let module = |name: &'a str| model.info().part(name).map_or(name, |part| &part.holder);
     adapted.names().map(module).find(|module| model.is_conv1d(module))

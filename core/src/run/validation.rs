@@ -45,7 +45,7 @@ pub struct Validation<'a> {
 }
 
 impl<'a> Validation<'a> {
-    /// Prepares the validations of the run. Returns `None` if the run does not validate.
+    /// Prepares the validations of the run. Returns `None` if the run has no validations.
     ///
     /// # Errors
     /// Fails if the run is resumed and its checkpoint is damaged.
@@ -88,7 +88,8 @@ impl<'a> Validation<'a> {
         step > self.best.validated && (step.is_multiple_of(self.every) || step == steps.count)
     }
 
-    /// True if training must stop because the last `train.patience` validations did not improve.
+    /// True if training must stop because the last `train.patience` validations brought no new best
+    /// value.
     pub fn is_exhausted(&self) -> bool {
         self.best.exhausted(self.train().patience)
     }
@@ -129,7 +130,8 @@ impl<'a> Validation<'a> {
             .change
             .ok_or_else(|| Error::internal("the comparison on the held-out pairs is missing"))?;
 
-        // Seeds the random numbers of the method, so that a resumed run draws the same ones.
+        // Set the seed for the method's random numbers, so that a resumed run draws the same
+        // numbers.
         tch::manual_seed(steps.seed(step - 1));
         let (adapted, objective) = (&run.adapted, &mut run.objective);
         let method = plan.intervention()?;

@@ -36,8 +36,7 @@ const MAX_TEMPLATE_BYTES: usize = 1 << 20;
 /// A special token: the name of its variable in templates, such as `bos_token`, and its text.
 pub type SpecialToken = (&'static str, String);
 
-/// A compiled chat template, with the special tokens that it can use and the model's other
-/// templates.
+/// A compiled chat template, together with its special tokens and the model's other templates.
 #[derive(Debug)]
 pub struct ChatTemplate {
     source: String,
@@ -245,9 +244,9 @@ impl ChatTemplate {
         Ok(Cow::Owned(fields))
     }
 
-    /// True if the template accepts a list of parts as the content of a role. This is tested with a
-    /// short conversation. A template that does not accept lists either fails, omits the text, or
-    /// writes the Python list itself into the text, as happens in TRL.
+    /// True if the template accepts a list of parts as the content of a message with this role.
+    /// This is tested with a short conversation. A template that does not accept lists either
+    /// fails, omits the text, or, as in TRL, writes the list into the output in Python's notation.
     fn takes_parts(&self, role: &str) -> bool {
         if let Some(known) =
             self.takes_parts.lock().unwrap_or_else(PoisonError::into_inner).get(role)
@@ -439,7 +438,8 @@ fn use_fuel_for_value(state: &State, x: &Jinja, depth: usize) -> Result<(), mini
     Ok(())
 }
 
-/// Python's `json.dumps(x, ensure_ascii=False)`. transformers replaces Jinja's own filter with it.
+/// Python's `json.dumps(x, ensure_ascii=False)`. transformers replaces Jinja's own `tojson` filter
+/// with it.
 fn tojson(state: &State, x: &Jinja, args: &[Jinja]) -> Result<String, minijinja::Error> {
     if x.is_undefined() {
         return Err(methods::failed("an undefined value cannot be written as JSON"));

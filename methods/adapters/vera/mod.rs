@@ -150,8 +150,8 @@ struct VeraLinear {
 }
 
 impl VeraLinear {
-    /// Returns λ_d ⊙ A `[r in]` and λ_b ⊙ B `[out r]`. Scaling the matrices instead of the
-    /// activations avoids storing more activations for the backward pass.
+    /// Returns λ_d ⊙ A, which is `[r in]`, and λ_b ⊙ B, which is `[out r]`. Scaling the matrices
+    /// instead of the activations avoids storing more activations for the backward pass.
     fn factors(&self) -> Result<(Tensor, Tensor)> {
         Ok((&self.a * self.d.f_unsqueeze(1)?, &self.b * self.scale.f_unsqueeze(1)?))
     }

@@ -37,7 +37,7 @@ pub struct Svd {
     pub soft: Option<f64>,
 }
 
-/// The matrices `[vocab hidden]` of a model.
+/// A model's matrices, each `[vocab hidden]`.
 #[choice]
 pub enum Matrix {
     /// The input embedding, which maps token ids to states.

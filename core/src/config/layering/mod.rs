@@ -32,7 +32,7 @@ pub struct Layering<'r> {
     settings: Vec<Setting>,
     /// True if the configuration of the adapter that `init_adapter` names is added as a layer.
     starts_from_adapter: bool,
-    /// The records that runs wrote into their configuration files, by the path of the file.
+    /// The records that runs wrote into their configuration files, by file path.
     records: BTreeMap<PathBuf, Record>,
 }
 

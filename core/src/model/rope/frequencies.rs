@@ -16,7 +16,7 @@ const TYPES: [&str; 6] = ["default", "linear", "dynamic", "yarn", "llama3", "lon
 pub enum Frequencies {
     /// The same for all lengths.
     Fixed(Vec<f32>),
-    /// The base grows with the length of the sequence once it exceeds `context` tokens.
+    /// For sequences of more than `context` tokens, the base grows with the length.
     Dynamic { theta: f64, rotary_dims: i64, factor: f64, context: f64 },
     /// `short` for sequences of up to `limit` tokens, and `long` for longer ones.
     ByLength { limit: f64, short: Vec<f32>, long: Vec<f32> },
@@ -204,13 +204,13 @@ fn llama3(
     Ok(plain(theta, rotary_dims).into_iter().map(scaled).collect())
 }
 
-/// The frequencies of YaRN (Peng et al. 2023 §3.2). If a pair makes many turns within the original
-/// context, its frequency is unchanged. If it makes less than one turn, its frequency is divided by
-/// `factor`. In between, the frequency is interpolated with a linear ramp.
+/// The frequencies of YaRN (Peng et al. 2023 §3.2). If a pair of dimensions makes many turns within
+/// the original context, its frequency is unchanged. If it makes less than one turn, its frequency
+/// is divided by `factor`. In between, the frequency is interpolated with a linear ramp.
 fn yarn(theta: f64, rotary_dims: i64, p: &RopeParameters, factor: f64, original: f64) -> Vec<f32> {
     let last = rotary_dims as f64 - 1.0;
-    // Returns the index of the pair that makes `turns` turns within the original context. As in
-    // transformers, 0 means that the field is not set.
+    // Returns the index of the pair that makes `turns` turns within the original context. If
+    // `turns` is not set or is 0, uses `usual`, as in transformers.
     let pair = |turns: Option<f64>, usual: f64| {
         let turns = turns.filter(|t| *t != 0.0).unwrap_or(usual);
         rotary_dims as f64 * (original / (turns * std::f64::consts::TAU)).ln() / (2.0 * theta.ln())

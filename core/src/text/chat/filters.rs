@@ -16,7 +16,7 @@ use super::rewrite;
 /// Filters of minijinja that Jinja2 does not have or implements differently. They are removed, so
 /// templates that use them fail.
 const FOREIGN_FILTERS: [&str; 7] = ["attr", "bool", "chain", "lines", "pprint", "split", "zip"];
-/// Tests of minijinja that Jinja2 does not have. They are removed for the same reason.
+/// Tests of minijinja that Jinja2 does not have. They are removed, so templates that use them fail.
 const FOREIGN_TESTS: [&str; 4] = ["endingwith", "int", "safe", "startingwith"];
 
 type ValueResult = Result<Value, Error>;
@@ -87,8 +87,8 @@ fn add_operators(environment: &mut Environment) {
     });
 }
 
-/// Collects the items of a value. Consumes fuel for the memory of every few items in advance, so
-/// that a template cannot create huge lists.
+/// Collects the items of a value. Before each group of a few items is added, consumes fuel for
+/// their memory, so that a template cannot create huge lists.
 fn list(state: &State, x: &Value) -> Result<Vec<Value>, Error> {
     const AT_A_TIME: usize = 8;
     let mut items = Vec::new();

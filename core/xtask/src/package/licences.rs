@@ -52,8 +52,8 @@ struct Source {
     texts: Vec<(String, String)>,
 }
 
-/// Returns zig's name and licences. They belong in the list because the linked binary contains
-/// parts of zig's compiler runtime.
+/// Returns zig's name and licences. The package must include them, because the linked binary
+/// contains parts of zig's compiler runtime.
 fn of_zig(program: &Path) -> Result<Source> {
     let folder = program.parent().unwrap_or(Path::new(""));
     let requirement = pins::ZIG.requirement();
