@@ -62,7 +62,7 @@ impl Error {
         }))
     }
 
-    /// Creates an error that indicates a bug, because no input should be able to cause it.
+    /// Creates an error that no input should be able to cause. It indicates a bug.
     pub fn internal(message: impl Into<String>) -> Self {
         let mut e = Self::new(message);
         e.0.fault = Fault::Internal;
@@ -155,7 +155,8 @@ impl Error {
         outer
     }
 
-    /// Adds a hint if libtorch's `text` is about an operation without a deterministic kernel.
+    /// Adds a hint if `text`, a message of libtorch, says that an operation does not have a
+    /// deterministic kernel.
     fn hint_of_determinism(self, text: &str) -> Self {
         const MARKS: [&str; 2] = [
             "does not have a deterministic implementation",

@@ -129,9 +129,9 @@ impl DatasetPlugin for Files {
     }
 }
 
-/// Returns the configuration as JSON, with the SHA-256 of standard input, or `None` if no split
-/// reads standard input. A later command, such as a resumed run, uses the SHA-256 to detect that
-/// different pairs were piped in.
+/// Returns the configuration as JSON, including the SHA-256 of standard input. Returns `None` if no
+/// split reads standard input. A later command, such as a resumed run, uses the SHA-256 to detect
+/// that different pairs were piped in.
 ///
 /// # Errors
 /// Fails if several splits read standard input, if standard input cannot be read, or if its SHA-256

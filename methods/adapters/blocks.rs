@@ -2,12 +2,12 @@
 
 use reprpo_plugin::prelude::*;
 
-/// Splits rows `[n k·b]` into k blocks of rows `[k n b]`.
+/// Splits the columns of `x`, which has the shape `[n k·b]`, into k blocks. Returns `[k n b]`.
 pub fn split(x: &Tensor, k: i64) -> Result<Tensor> {
     Ok(x.f_unflatten(1, [k, -1])?.f_transpose(0, 1)?)
 }
 
-/// Joins k blocks of rows `[k n b]` into rows `[n k·b]`.
+/// Joins the k blocks of a tensor of shape `[k n b]`. Returns `[n k·b]`.
 pub fn join(blocks: &Tensor) -> Result<Tensor> {
     Ok(blocks.f_transpose(0, 1)?.f_flatten(1, 2)?)
 }

@@ -26,7 +26,7 @@ pub enum LengthLimit {
 }
 
 impl LengthLimit {
-    /// Returns the configured limit, or `Unlimited` if `train.max_length` only has its default.
+    /// Returns the configured limit, or `Unlimited` if `train.max_length` was not set.
     pub fn of(resolved: &Resolved) -> Self {
         match resolved.origins.get("train.max_length") {
             None | Some(Origin::Default) => LengthLimit::Unlimited,

@@ -4,7 +4,7 @@ use proc_macro2::{Span, TokenStream};
 use quote::quote;
 use syn::{Error, Fields, ItemEnum};
 
-/// Returns the enum with derives, so that it can be the type of a configuration field.
+/// Returns the enum with the derives that the type of a configuration field needs.
 pub fn expand(arguments: &TokenStream, item: TokenStream) -> TokenStream {
     let refused = |message: &str| Error::new(Span::call_site(), message).to_compile_error();
     let Ok(item) = syn::parse2::<ItemEnum>(item) else {

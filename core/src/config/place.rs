@@ -16,8 +16,8 @@ pub(super) fn stored(path: &Path, run: &Path, here: &Path) -> String {
     relative(&target, run)
 }
 
-/// The relative path from `folder` to `target`, both absolute. It begins with `.` or `..`, so that
-/// it cannot be mistaken for the name of a model or a repository.
+/// The relative path from `folder` to `target`. Both must be absolute. The result begins with `.`
+/// or `..`, so that it cannot be mistaken for the name of a model or a repository.
 fn relative(target: &Path, folder: &Path) -> String {
     let (target, folder): (Vec<_>, Vec<_>) =
         (target.components().collect(), folder.components().collect());

@@ -27,8 +27,8 @@ pub enum Strategy {
 }
 
 impl Strategy {
-    /// The usual strategy for `device`. Kernel launches are the main cost on a GPU, and arithmetic
-    /// on a CPU.
+    /// The usual strategy for `device`. On a GPU, the main cost is kernel launches. On a CPU, it is
+    /// arithmetic.
     pub fn for_device(device: Device) -> Self {
         if device.is_cuda() { Strategy::Padded } else { Strategy::Segments }
     }
@@ -126,12 +126,12 @@ pub struct Attention {
 /// One kernel call.
 #[derive(Debug)]
 enum Call {
-    /// The only call for a stream that continues a cache. All queries of the stream attend to the
-    /// cached keys and to the keys of the stream. `mask` is `None` if there is a single query that
-    /// attends to all keys.
+    /// Attention for a stream that continues a cache, which only needs this one call. All queries
+    /// of the stream attend to the cached keys and to the keys of the stream. `mask` is `None` if
+    /// there is a single query that attends to all keys.
     Cached { mask: Option<Tensor> },
-    /// Queries and keys are adjacent rows of the stream. `ancestors` are ranges of keys that come
-    /// before them in the sequence, as (start, length).
+    /// Queries and keys are adjacent rows of the stream. Each entry of `ancestors` is the start and
+    /// the length of a range of keys that come before these rows in the sequence.
     Rows { start: i64, len: i64, ancestors: Vec<(i64, i64)>, mask: Option<Tensor> },
     /// A padded rectangle of s segments. `queries` `[s lq]` and `keys` `[s lk]` contain row indices
     /// of the stream. `real` contains the indices of all entries of the flattened result that are

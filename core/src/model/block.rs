@@ -118,9 +118,9 @@ impl BlockCx<'_> {
         }
     }
 
-    /// Computes attention of the queries `[n heads d]` over the keys and values `[n kv_heads d]` of
-    /// the cache and the stream. Returns `[n heads·d]`. Appends the new keys and values to the
-    /// cache.
+    /// Computes attention over the cached keys and values and those of the stream, `k` and `v`. The
+    /// queries `q` have the shape `[n heads d]`, and `k` and `v` have the shape `[n kv_heads d]`.
+    /// Returns `[n heads·d]`. Appends `k` and `v` to the cache.
     ///
     /// # Errors
     /// Fails if shapes do not match, or if memory runs out.

@@ -68,7 +68,7 @@ impl SelfAttention {
     }
 
     /// Attention with these projections, without norms of queries and keys. Scores are multiplied
-    /// by 1/√d.
+    /// by 1/√d, where d is the width of a head.
     pub fn new(qkv: Projections, output: Linear, sizes: &Sizes) -> Self {
         Self {
             qkv,

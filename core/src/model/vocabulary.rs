@@ -1,5 +1,5 @@
-//! The embedding and the output head of a model, which convert token ids to the residual stream,
-//! and the residual stream to logits.
+//! The embedding of a model, which converts token ids to the residual stream, and the output head,
+//! which converts the residual stream to logits.
 
 use tch::Tensor;
 
@@ -25,8 +25,8 @@ pub struct Vocabulary {
 }
 
 impl Vocabulary {
-    /// Loads the matrices of the modules `embedding` and `head` from `weights`. `shape` is `[vocab
-    /// hidden]`.
+    /// Loads the matrices of the modules `embedding` and `head` from `weights`. Both must have the
+    /// shape `shape`, which is `[vocab hidden]`.
     ///
     /// If `tied` is true but the two matrices differ, the head keeps its own values, as in
     /// `tie_weights` of transformers, and a warning is logged. If `tied` is true and `weights` only
@@ -47,7 +47,8 @@ impl Vocabulary {
                     `tie_word_embeddings` to true in the model's config.json"
             )));
         }
-        // Either matrix may be missing, because transformers ties in both directions.
+        // Either matrix may be missing if they are tied: transformers then uses the other one for
+        // both.
         let first =
             if tied && !weights.has(&embedding) && weights.has(&head) { &head } else { &embedding };
         let matrix = weights.tensor(first, &shape)?;

@@ -1,5 +1,5 @@
-//! The tensors of a checkpoint from which a model is built. The code that builds the model takes
-//! each tensor out by its PyTorch name, so the tensors that remain are unused.
+//! Gives access to the tensors of a checkpoint while a model is built. Each tensor is removed when
+//! it is used, so that tensors that the model does not use can be detected.
 
 use std::cell::RefCell;
 use std::fmt::Display;
@@ -78,7 +78,7 @@ impl Checkpoint {
     /// Checks that all tensors were used.
     ///
     /// # Errors
-    /// Fails if a tensor was not used, because the checkpoint then belongs to a different
+    /// Fails if a tensor was not used, which indicates that the checkpoint belongs to a different
     /// architecture.
     pub fn finish(self) -> Result<()> {
         // Old checkpoints contain `rotary_emb.inv_freq` buffers, which are computed instead of
@@ -190,7 +190,8 @@ impl<'a> Weights<'a> {
     }
 }
 
-/// Substrings of tensor names that show how a checkpoint was saved, with a hint for each group.
+/// Groups of substrings of tensor names. Each group shows how a checkpoint was saved, and has a
+/// hint.
 const RENAMED: [(&[&str], &str); 9] = [
     (
         &["_orig_mod."],

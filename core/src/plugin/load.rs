@@ -62,7 +62,7 @@ fn open(file: &Path) -> Result<PluginLibrary> {
     decl.recognise().map_err(|e| {
         e.hint("rebuild the plugin with the sources that this reprpo was built from")
     })?;
-    // SAFETY: `recognise` succeeded.
+    // SAFETY: `recognise` succeeded, so the other fields can be read.
     let (theirs, (name, version)) = unsafe { (decl.fingerprint(), decl.crate_name()) };
     let ours = Fingerprint::ours();
     if theirs != ours {

@@ -60,9 +60,9 @@ pub struct Plan<'a> {
     pub adapter: AdapterChoice,
     /// The pairs to train on.
     pub pairs: Tokenised,
-    /// The held-out pairs to validate on; empty if the run does not validate.
+    /// The held-out pairs to validate on; empty if the run has no validation.
     pub held_out: Vec<TokenPair>,
-    /// The pairs to evaluate on; empty if the experiment does not evaluate.
+    /// The pairs to evaluate on; empty if the run has no evaluation.
     pub eval_splits: Vec<EvalSplit>,
     /// Fingerprints of everything that the training steps depend on.
     pub fingerprints: Fingerprints,
@@ -139,7 +139,7 @@ impl<'a> Plan<'a> {
         let mut warnings = adapter.warnings(&session.model)?;
 
         let train = &experiment.train;
-        // An evaluate-only method has nothing to validate.
+        // A method that is only evaluated is not trained, so it has no validation.
         let (pairs, held_out) =
             if train.validate_every.is_some() && !intervention.needs().evaluate_only {
                 held_out::read(&session, train)?

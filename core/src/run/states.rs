@@ -54,7 +54,7 @@ pub struct StatesIndex {
     pub files: Vec<String>,
     /// Number of pairs.
     pub pairs: usize,
-    /// Total size of the files in bytes.
+    /// Total size of the files, in bytes.
     pub bytes: usize,
 }
 
@@ -84,8 +84,9 @@ struct Entry {
     rejected: Option<Span>,
 }
 
-/// Reads the states of all `splits` and writes them to the new folder `out`. The fields of
-/// `described`, which describe the model, the adapter and the data, are added to the index.
+/// Reads the states of the pairs in all `splits`, and writes them to the new folder `out`. The
+/// fields of `described`, which describe the model, the adapter and the data, are added to the
+/// index.
 ///
 /// # Errors
 /// Fails if the folder exists, if the model does not have one of the sites, or if a file cannot be
@@ -175,7 +176,7 @@ pub fn write_states(
 /// The states of the pairs in one forward pass: one tensor per site for each side.
 struct Read {
     states: Sides<Vec<Tensor>>,
-    /// Token ids of each side's sequences `[m]`; `None` if states are pooled.
+    /// Token ids `[m]` of each side's sequences; `None` if states are pooled.
     ids: Sides<Option<Tensor>>,
 }
 
@@ -219,9 +220,9 @@ struct Writer<'a> {
     /// Rows for the next file: for each side and site, one tensor per batch.
     rows: Sides<Vec<Vec<Tensor>>>,
     ids: Sides<Vec<Tensor>>,
-    /// Size of the rows for the next file in bytes.
+    /// Size, in bytes, of the rows for the next file.
     bytes: usize,
-    /// Total size of the files that have been written.
+    /// Total size, in bytes, of the files that have been written.
     total: usize,
 }
 

@@ -298,7 +298,8 @@ impl Trained {
     }
 
     /// Compares this run with a reference run. Returns the largest difference of the losses and the
-    /// largest difference of the gradient norms. Each description starts with the text `of`.
+    /// largest difference of the gradient norms. The text `of` is the start of each difference's
+    /// description.
     pub fn differences(
         &self,
         reference: &Self,
@@ -353,7 +354,7 @@ pub struct Tolerances {
     pub loss: f64,
     /// Tolerances for the gradient norm in the first step, and in later steps.
     pub norm: [f64; 2],
-    /// Differences are relative to the reference value, or to this fraction of the reference run's
-    /// largest value if that is greater.
+    /// Each difference is divided by the reference value, or by this fraction of the reference
+    /// run's largest value, whichever is greater.
     pub floor: f64,
 }

@@ -123,8 +123,8 @@ impl Element for half::f16 {
     }
 }
 
-/// Creates a tensor on the CPU. `fill` writes the numbers directly into its memory, in row-major
-/// order, without a copy.
+/// Creates a tensor on the CPU. `fill` writes the numbers directly into the tensor's memory, in
+/// row-major order, without a copy.
 ///
 /// # Errors
 /// Fails if memory runs out.
@@ -144,8 +144,8 @@ pub fn filled<T: Element>(shape: &[i64], fill: impl FnOnce(&mut [T])) -> Result<
     Ok(tensor)
 }
 
-/// Copies the bytes at `at` into a new tensor on the CPU. The bytes are copied in slabs, and the
-/// pages of the file are released after each slab.
+/// Copies the byte range `at` of the file into a new tensor on the CPU. The bytes are copied in
+/// slabs, and the pages of the file are released after each slab.
 ///
 /// # Errors
 /// Fails if the number of bytes does not match the shape, or if memory runs out.

@@ -25,7 +25,7 @@ pub fn run(args: &PluginArgs, app: &App<'_>) -> Result<()> {
 /// # Errors
 /// Fails if the library is not compatible with this build, or if a check fails.
 fn check(args: &CheckArgs, app: &App<'_>) -> Result<()> {
-    // Go offline before the library is loaded, because it adopts the setting when it is loaded.
+    // Go offline before loading the library, which copies this setting when it is loaded.
     hub::stay_offline();
     let loaded = match load_compatible(&args.file) {
         Ok(loaded) => loaded,

@@ -175,7 +175,8 @@ impl<'r> Assembly<'r> {
     /// Checks types and ranges.
     ///
     /// # Errors
-    /// Fails if a value has the wrong type or is out of range. The error names the origin.
+    /// Fails if a value has the wrong type or is out of range. The error names the origin of the
+    /// value.
     pub fn finish(self) -> Result<Resolved> {
         let Self { registry, mut values, mut origins, sections, .. } = self;
         let chosen = sections.values().filter_map(|section| registry.file_of(section.plugin?));

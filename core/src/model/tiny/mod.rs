@@ -2,8 +2,8 @@
 //! them.
 //!
 //! `model/fixtures/make.py` writes these values. The weights are not stored: the script and this
-//! module compute each number from its tensor's name and its position. These models are used by
-//! tests, and by `reprpo selftest` if no other model is available.
+//! module compute each number from the name of the tensor and the number's position in it. These
+//! models are used by tests, and by `reprpo selftest` if no other model is available.
 
 mod numbers;
 
@@ -98,7 +98,7 @@ impl Fixture {
     }
 
     /// The `model_type` of each supported architecture, with the configuration and the float32
-    /// weights of its tiny model, or an error if it does not have one.
+    /// weights of its tiny model. An architecture without a tiny model has an error instead.
     pub fn architectures(&self) -> impl Iterator<Item = (&'static str, Result<ConfigAndWeights>)> {
         ARCHITECTURES.iter().map(|(name, ..)| (*name, self.architecture(name)))
     }
@@ -108,7 +108,8 @@ impl Fixture {
     /// # Errors
     /// Fails if the architecture does not have a tiny model.
     pub fn architecture(&self, name: &str) -> Result<ConfigAndWeights> {
-        // The multimodal model contains the text model, and its tensors have the same names.
+        // The multimodal model contains the text model, and the tensors have the same names in
+        // both.
         const MULTIMODAL: (&str, &str) = ("gemma3", "gemma3_text");
         if name == MULTIMODAL.0 {
             let (config, tensors) = self.architecture(MULTIMODAL.1)?;

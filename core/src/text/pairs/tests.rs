@@ -70,8 +70,8 @@ fn rows(
     pairs.into_iter().enumerate().map(Ok)
 }
 
-/// Creates a tokenizer with a small byte-level vocabulary. It adds a BOS before each text and an
-/// EOS after it, and has merges for the words "the" and "B" with a leading space.
+/// Creates a tokenizer with a small byte-level vocabulary. It adds a BOS at the start of its input
+/// and an EOS at the end, and has merges for the words "the" and "B" with a leading space.
 fn tokenizer_with_bos_and_eos() -> Tokenizer {
     let mut vocabulary: BTreeMap<String, usize> =
         [("<s>", 0), ("</s>", 1)].map(|(token, id)| (token.to_owned(), id)).into();

@@ -42,7 +42,7 @@ pub fn map(of: &Sides, f: impl Fn(&Tensor) -> Tensor) -> Sides {
 }
 
 /// Creates the token log-probabilities of several completions. `lengths` contains the number of
-/// tokens of each completion, and `per_token` `[m]` the concatenated values of all completions.
+/// tokens of each completion. `per_token` contains the values of all completions, concatenated.
 pub fn tokens(per_token: &Tensor, lengths: &[i64]) -> TokenLogprobs {
     let counts = Tensor::from_slice(lengths);
     let owner = Tensor::arange(lengths.len() as i64, (Kind::Int64, Device::Cpu))
@@ -51,7 +51,7 @@ pub fn tokens(per_token: &Tensor, lengths: &[i64]) -> TokenLogprobs {
 }
 
 /// Creates the log-probabilities of completions that all have `length` tokens. For each side,
-/// `per_token` `[m]` contains the concatenated values of all completions.
+/// `per_token` contains the values of all completions, concatenated.
 pub fn logprobs(per_token: &Sides, length: i64) -> Logprobs {
     let of = |t: &Tensor| tokens(t, &vec![length; (t.size()[0] / length) as usize]);
     Logprobs::new(of(&per_token.chosen), Some(of(&per_token.rejected)))
@@ -66,8 +66,9 @@ pub fn tap(policy: &Sides, reference: &Sides) -> TapStates {
     )
 }
 
-/// Creates the token states of b sequences with t tokens each, from `states` `[b t h]`.
-/// `completion` `[b t]` is nonzero for completion tokens, and zero for prompt tokens.
+/// Creates the token states of b sequences with t tokens each. `states` has the shape `[b t h]`.
+/// `completion` has the shape `[b t]`, and is nonzero for completion tokens and zero for prompt
+/// tokens.
 ///
 /// # Panics
 /// Panics if `states` does not have three dimensions.
