@@ -5,11 +5,11 @@
 
 use std::path::{Path, PathBuf};
 
-/// The release that tch 0.24 is generated from.
+/// The libtorch release that tch 0.24 was generated for.
 pub const LIBTORCH_VERSION: &str = "2.11.0";
 
-/// The header that defines the version of libtorch. torch-sys reads the file `build-version`
-/// instead, which wheels do not contain.
+/// Path of the header that defines the version of libtorch. torch-sys reads the version from the
+/// file `build-version` instead, but wheels do not contain this file.
 pub fn version_header(root: &Path) -> PathBuf {
     root.join("include/torch/headeronly/version.h")
 }

@@ -1,8 +1,8 @@
 //! Products of Householder reflections in compact form, without building the full matrix.
 //!
-//! H₀H₁⋯H_{r−1} with H_i = I − 2ûᵢûᵢᵀ equals I − U S Uᵀ, where U has the unit columns û and S⁻¹ =
-//! ½I + striu(UᵀU). Applying it only requires solving a triangular r×r system, which is never
-//! singular, and costs as much time and memory as a rank-r map.
+//! H₀H₁⋯H_{r−1} with H_i = I − 2ûᵢûᵢᵀ equals I − U S Uᵀ, where the columns of U are the unit
+//! vectors ûᵢ, and S⁻¹ = ½I + striu(UᵀU). Applying this product only requires solving a triangular
+//! r×r system, which is never singular, and costs as much time and memory as applying a rank-r map.
 //!
 //! Reference: Schreiber and Van Loan 1989 (the compact WY form); Yuan et al. 2024 (HRA), eq. 4 for
 //! the product.
@@ -11,14 +11,14 @@ use reprpo_plugin::prelude::*;
 
 /// The product H₀⋯H_{r−1} of the reflections along the columns of a matrix.
 pub struct Reflections {
-    /// U `[h r]`, unit columns.
+    /// U, a matrix `[h r]` with columns of unit length.
     columns: Tensor,
-    /// S⁻¹ `[r r]`, upper triangular.
+    /// S⁻¹, an upper triangular matrix `[r r]`.
     system: Tensor,
 }
 
 impl Reflections {
-    /// Builds the product from the columns of `u` `[h r]`, which are scaled to unit length.
+    /// Builds the product from the columns of `u`, `[h r]`, after scaling them to unit length.
     pub fn along(u: &Tensor) -> Self {
         let columns = u / u.norm_scalaropt_dim(2.0, 0, true);
         let half = Tensor::eye(u.size()[1], (u.kind(), u.device())) * 0.5;
@@ -26,7 +26,7 @@ impl Reflections {
         Self { columns, system }
     }
 
-    /// Returns x·H₀⋯H_{r−1} for rows x `[… h]`.
+    /// Returns x·H₀⋯H_{r−1} for each row of x, `[… h]`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
         x - x
             .matmul(&self.columns)
@@ -34,7 +34,7 @@ impl Reflections {
             .matmul(&self.columns.tr())
     }
 
-    /// Returns x·(H₀⋯H_{r−1})ᵀ for rows x `[n h]`, which can have a lower precision than U.
+    /// Returns x·(H₀⋯H_{r−1})ᵀ for each row of x, `[n h]`. x can have a lower precision than U.
     pub fn transposed(&self, x: &Tensor) -> Tensor {
         // SᵀUᵀ only depends on the weights, so xU is the only activation that is stored for the
         // backward pass.
@@ -52,12 +52,13 @@ impl Reflections {
 /// Returns a trainable tensor `[h r]` for even r. Its columns form pairs of equal vectors, so that
 /// the reflections cancel.
 pub fn equal_pairs(init: &mut Init, key: &str, h: i64, r: i64) -> Tensor {
-    // As in PEFT: half of the columns are random, and torch uses their number r/2 as the fan-in.
+    // As in PEFT, half of the columns are random. torch uses the number of these columns, r/2, as
+    // the fan-in.
     let half = init.kaiming_uniform(key, &[h, r / 2], r / 2);
     half.detach().repeat_interleave_self_int(2, 1, None).set_requires_grad(true)
 }
 
-/// Adds a method to tensors that computes X·A⁻¹ for rows X.
+/// Extension trait that computes X·A⁻¹ for a triangular matrix A.
 trait SolveRight {
     fn linalg_solve_triangular_right(&self, a: &Tensor, upper: bool) -> Tensor;
 }

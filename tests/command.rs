@@ -155,13 +155,13 @@ fn a_model_that_cannot_be_read_is_named_and_no_run_folder_is_created() {
         ("smollm2-135m-instruct", "is not on this machine yet"),
         ("smollm2-135m-instruc", "did you mean `smollm2-135m-instruct`?"),
         ("org/name", "the model `org/name` is not in the cache"),
-        ("none/such.gguf", "there is no model at `none/such.gguf`"),
+        ("none/such.gguf", "no model found at `none/such.gguf`"),
         ("foreign.gguf", "`foreign.gguf` is not a GGUF file"),
         ("empty.gguf", "`empty.gguf` is empty"),
         ("cut.gguf", "it ends inside a number of 8 bytes"),
         ("strange.gguf", "1234"),
         ("no-config", "`no-config/config.json` is missing"),
-        ("empty-config", "has no model.safetensors"),
+        ("empty-config", "contains neither model.safetensors"),
         ("broken-config", "`broken-config/config.json` is not valid JSON"),
     ] {
         let output = in_folder(
@@ -448,7 +448,8 @@ mod with_built_ins {
         let text = stdout(&reprpo(&["explain", "mse"]));
         assert!(
             text.contains(
-                "Learning rate: `train.lr` is 0.005 by default, times the factor of the adapter"
+                "Learning rate: the default of `train.lr` is 0.005, multiplied by the adapter's \
+                    factor"
             ),
             "{text}"
         );

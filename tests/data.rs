@@ -289,13 +289,13 @@ fn a_run_on_standard_input_can_only_be_used_again_with_the_same_pairs() {
     assert!(again.status.success(), "{}", stderr(&again));
     assert_eq!(stdout(&again), stdout(&output), "the same pairs must give the same table");
     for (input, why) in
-        [("", "which is empty now"), (PAIRS, "which has other pairs now: their SHA-256 is ")]
+        [("", "which is now empty"), (PAIRS, "which now contains different pairs: SHA-256 ")]
     {
         let other = eval(input, &[]);
         assert_eq!(other.status.code(), Some(1));
         let text = stderr(&other);
         assert!(
-            text.contains(&format!("the pairs came from standard input, {why}"))
+            text.contains(&format!("the run's pairs came from standard input, {why}"))
                 && text.contains("pipe in the same pairs again"),
             "{text}"
         );
@@ -342,7 +342,7 @@ fn files_of_other_programs_are_read() {
     let text = stderr(&read("surrogate_half.jsonl", &[]));
     assert!(
         text.contains("line 2 of")
-            && text.contains(r"`chosen` contains `\ud83d`, half of a surrogate pair"),
+            && text.contains(r"`chosen` contains the lone surrogate `\ud83d`"),
         "{text}"
     );
     assert_eq!(pairs("surrogate_half.jsonl", &["--set", "dataset.bad_rows=skip"]), 2);
@@ -364,7 +364,7 @@ fn files_from_bug_reports_are_read() {
     let text = stderr(&read("07-surrogate/three.jsonl", &[]));
     assert!(
         text.contains("line 2 of")
-            && text.contains(r"`chosen` contains `\ud83d`, half of a surrogate pair"),
+            && text.contains(r"`chosen` contains the lone surrogate `\ud83d`"),
         "{text}"
     );
     let found = json(&read("07-surrogate/three.jsonl", &["--set", "dataset.bad_rows=skip"]));

@@ -136,7 +136,7 @@ fn a_merged_folder_scores_like_the_model_with_its_adapter() {
     train("loreft", &["--intervention", "sft"]);
     assert!(
         error(dir.path(), &["export", "loreft", "--merge", "--out", "no"])
-            .contains("which the model's weights cannot express")
+            .contains("so it cannot be merged into the weights")
     );
     assert!(!dir.path().join("no").exists());
     assert!(

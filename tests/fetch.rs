@@ -300,7 +300,8 @@ fn one_of_several_files_is_fetched_if_it_is_named() {
     assert_eq!(fs::read(path.trim()).expect("a file"), b"eight");
     assert_eq!(tree(Path::new(path.trim()).parent().expect("a folder")), ["x-Q8_0.gguf"]);
     assert!(
-        refused(&fixture.reprpo(&["model", "fetch", "org/tiny@v9"])).contains("no revision `v9`")
+        refused(&fixture.reprpo(&["model", "fetch", "org/tiny@v9"]))
+            .contains("revision `v9` of the model")
     );
 }
 
@@ -315,7 +316,7 @@ fn a_fetched_adapter_names_its_base_model() {
     );
     assert!(
         refused(&fixture.reprpo(&["model", "fetch", "org/tiny", "--adapter"]))
-            .contains("no adapter_config.json")
+            .contains("adapter_config.json")
     );
     assert!(
         refused(&fixture.reprpo(&["model", "fetch", "lora", "--adapter"]))

@@ -212,7 +212,7 @@ fn a_file_that_is_not_a_plugin_of_this_build_is_rejected_before_it_is_called() {
 
     let e = load(&compiled("another_build.rs", dir.path()));
     for part in [
-        "`oldtwist` 0.0.1 was built for another build of reprpo",
+        "`oldtwist` 0.0.1 was built for a different build of reprpo",
         "tch 0.22.0 instead of 0.24.0",
         "the plugin was built with rustc 1.80.0",
         "this reprpo was built with rustc",
@@ -257,7 +257,7 @@ fn a_method_that_fails_is_named_and_ends_only_its_run() {
             &["--intervention", "hook-changes-shape"],
             &[
                 "step 1 failed (intervention `hook-changes-shape`",
-                "a gradient hook must return a gradient of (",
+                "a gradient hook must return a tensor of shape and dtype (",
                 "but returned ([], Float)",
             ],
         ),
@@ -349,14 +349,14 @@ fn an_error_about_two_plugins_with_one_name_names_both() {
     );
     assert!(
         e.contains(" are called `")
-            && e.contains(&format!("one of faults 0.1.0 in `{first}`"))
+            && e.contains(&format!("one from faults 0.1.0 in `{first}`"))
             && e.contains("/again.so`"),
         "{e}"
     );
 
     let e = error(dir.path(), &["list", "--plugin", &library("builtins").display().to_string()]);
     assert!(
-        e.contains(" 0.1.0, which is built in, one of reprpo-") && e.contains("libbuiltins.so`"),
+        e.contains(" 0.1.0, which is built in, one from reprpo-") && e.contains("libbuiltins.so`"),
         "{e}"
     );
     // The same file given twice counts as one plugin.

@@ -396,7 +396,7 @@ fn the_same_command_starts_a_run_and_continues_it_wherever_it_was_killed() {
         ("a", "resuming from the last checkpoint"),
         ("b", "resuming from the last checkpoint"),
         ("c", "loading"),
-        ("d", "starting again, because the run was stopped before its first checkpoint"),
+        ("d", "starting over, because the run was stopped before its first checkpoint"),
         ("e", "loading"),
     ] {
         let output = auto(run, &[]);
@@ -460,8 +460,11 @@ fn a_command_that_continues_a_run_must_have_the_same_configuration() {
     let auto =
         |extra: &[&str]| tree.reprpo("", &[&tree.run_args("run", &long)[..], extra].concat());
     for (extra, expected) in [
-        (vec!["--set", "train.lr=1e-3"], "`train.lr` is 0.005 in the run and 0.001 here"),
-        (vec!["--seed", "1"], "`train.seed` is 0 in the run and 1 here"),
+        (
+            vec!["--set", "train.lr=1e-3"],
+            "`train.lr` is 0.005 in the run and 0.001 in this command",
+        ),
+        (vec!["--seed", "1"], "`train.seed` is 0 in the run and 1 in this command"),
         (vec!["--set", "dataset.train=others.jsonl"], "`dataset.train` is `"),
         (vec!["--set", "eval.max_pairs=3"], "`eval.max_pairs`"),
         (vec!["--adapter", "hra"], "`adapter.name`"),
@@ -697,13 +700,15 @@ fn a_run_finds_its_model_and_data_from_any_folder_and_after_its_tree_was_moved()
     let text = refused(&tree.reprpo("", &["generate", "moved/runs/a", "--prompt", "w1"]));
     assert!(
         text.starts_with("error: `model` is `")
-            && text.contains("/moved/model` (file moved/runs/a/config.toml), which cannot be used"),
+            && text.contains(
+                "/moved/model` (file moved/runs/a/config.toml), but this value cannot be used"
+            ),
         "{text}"
     );
     let text = refused(&eval(&[]));
     assert!(
         text.contains("`dataset.train` is `")
-            && text.contains("(file moved/runs/a/config.toml), which does not exist"),
+            && text.contains("(file moved/runs/a/config.toml), but this path does not exist"),
         "{text}"
     );
     let text = refused(&tree.reprpo("", &["run", "--model", "./none", "--out", "x"]));
@@ -733,7 +738,7 @@ fn errors_in_a_run_of_an_earlier_version_name_the_base_of_its_relative_paths() {
     );
     let text = refused(&tree.reprpo("runs", &["generate", "a", "--prompt", "w1"]));
     assert!(
-        text.contains("`model` is `./model` (file a/config.toml), which cannot be used"),
+        text.contains("`model` is `./model` (file a/config.toml), but this value cannot be used"),
         "{text}"
     );
 }
@@ -827,7 +832,7 @@ fn a_sweep_does_not_reuse_runs_with_another_configuration() {
     );
     let text = refused(&sweep("train.lr=2e-3"));
     assert!(
-        text.matches("`train.lr` is 0.001 in the run and 0.002 here").count() == 2
+        text.matches("`train.lr` is 0.001 in the run and 0.002 in this command").count() == 2
             && text.contains("2 of 2 runs failed"),
         "{text}"
     );

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-// Linked so that its data sets are registered.
+// Link this crate so that its data sets are registered.
 use reprpo_datasets as _;
 
 fn main() -> ExitCode {

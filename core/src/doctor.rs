@@ -35,7 +35,7 @@ pub struct Check {
     pub state: State,
     /// Description of what was found.
     pub found: String,
-    /// Advice on how to fix or improve the state.
+    /// Advice on how to fix a problem, or how to make this component faster.
     pub hint: Option<String>,
 }
 
@@ -52,7 +52,7 @@ impl Check {
 
 /// Runs all checks, in the order in which `reprpo doctor` shows them.
 pub fn checks() -> Vec<Check> {
-    // This must happen before the first operation of libtorch.
+    // CUDA must be loaded before libtorch runs its first operation.
     load_cuda();
     let driver = driver();
     vec![
@@ -89,11 +89,11 @@ fn threads() -> Check {
     let check = Check::new(
         "threads",
         State::Good,
-        format!("{used} threads for tensor operations on {cores} cores"),
+        format!("libtorch uses {used} threads on {cores} cores"),
     );
     if used > cores as i32 {
         Check { state: State::Limited, ..check }
-            .hint("set `OMP_NUM_THREADS` to at most the number of cores; more threads run slower")
+            .hint("set `OMP_NUM_THREADS` to at most the number of cores; more threads are slower")
     } else {
         check
     }
@@ -117,8 +117,8 @@ fn cpu_speed() -> Check {
     }
 }
 
-/// Measures the speed of 512 × 512 matrix products in GFLOP/s, for about 0.1 s. Returns `None` if a
-/// product fails.
+/// Multiplies 512 × 512 matrices for about 0.1 s, and returns the speed in GFLOP/s. Returns `None`
+/// if a multiplication fails.
 pub fn rate(kind: Kind) -> Option<f64> {
     const N: i64 = 512;
     let a = Tensor::f_ones([N, N], (kind, Device::Cpu)).ok()?;
@@ -131,7 +131,7 @@ pub fn rate(kind: Kind) -> Option<f64> {
     Some(2.0 * (N * N * N) as f64 * f64::from(products) / start.elapsed().as_secs_f64() / 1e9)
 }
 
-/// Checks that libtorch can use a GPU. `driver` is the list of GPUs from [`driver`].
+/// Checks that libtorch can use a GPU. The argument is the list of GPUs that [`driver`] returns.
 fn cuda(driver: Option<&str>) -> Check {
     let limited = |found: &str| Check::new("cuda", State::Limited, found);
     match load_cuda() {
@@ -194,7 +194,7 @@ fn driver() -> Option<String> {
                 .join("; "),
         );
     }
-    // A container may have the driver without `nvidia-smi`.
+    // In a container, the driver may be available although `nvidia-smi` is not installed.
     let cards: Vec<String> = std::fs::read_dir("/proc/driver/nvidia/gpus")
         .ok()?
         .filter_map(|entry| std::fs::read_to_string(entry.ok()?.path().join("information")).ok())
@@ -224,8 +224,8 @@ fn cache() -> Check {
     }
 }
 
-/// Lists the known models that are on this machine. If there are none, the hint says how to
-/// download one.
+/// Lists the known models that are already on this machine. If there are none, the hint says how
+/// to download one.
 fn models() -> Check {
     let known = known_models();
     let here: Vec<&str> = known.iter().filter(|m| m.path.is_some()).map(|m| m.name).collect();
@@ -260,8 +260,9 @@ fn hub() -> Check {
                 format!("{endpoint}{offline}, {who}{trusted}, files in {}", cache.display()),
             )
         }
-        Err(e) => Check::new("hub", State::Limited, e.in_a_line())
-            .hint(e.hints().first().copied().unwrap_or("correct the variable, or unset it")),
+        Err(e) => Check::new("hub", State::Limited, e.in_a_line()).hint(
+            e.hints().first().copied().unwrap_or("correct or unset the environment variable"),
+        ),
     }
 }
 

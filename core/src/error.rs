@@ -62,22 +62,22 @@ impl Error {
         }))
     }
 
-    /// Creates an error that indicates a bug, because no input should be able to cause it.
+    /// Creates an error that no input should be able to cause. It indicates a bug.
     pub fn internal(message: impl Into<String>) -> Self {
         let mut e = Self::new(message);
         e.0.fault = Fault::Internal;
         e
     }
 
-    /// Creates an error from a panic that was caught in `place`. The panic message becomes the
-    /// cause.
+    /// Creates an error from a caught panic. `place` says which code panicked, e.g. `a gradient
+    /// hook`. The panic message becomes the cause.
     pub fn panicked(place: &str, payload: &(dyn std::any::Any + Send)) -> Self {
         let message = payload
             .downcast_ref::<&str>()
             .copied()
             .or_else(|| payload.downcast_ref::<String>().map(String::as_str));
         let first = message.and_then(|s| s.lines().next()).unwrap_or("no message");
-        let at = panics::take_place();
+        let at = panics::take_location();
         // The message of a panic in tch includes libtorch's C++ stack trace, which is removed. The
         // panic's location is omitted too, because it is in tch's own source.
         let reason = match first.split_once("Torch(\"") {
@@ -92,7 +92,7 @@ impl Error {
         e
     }
 
-    /// Changes the origin of the error.
+    /// Sets the origin of the error.
     #[must_use]
     pub(crate) fn blamed_on(mut self, fault: Fault) -> Self {
         self.0.fault = fault;
@@ -155,7 +155,8 @@ impl Error {
         outer
     }
 
-    /// Adds a hint if libtorch's `text` is about an operation without a deterministic kernel.
+    /// Adds a hint if `text`, a message of libtorch, says that an operation does not have a
+    /// deterministic kernel.
     fn hint_of_determinism(self, text: &str) -> Self {
         const MARKS: [&str; 2] = [
             "does not have a deterministic implementation",
@@ -233,7 +234,7 @@ impl fmt::Display for Error {
     }
 }
 
-/// Formats the error as the command prints it: message, causes and hints.
+/// Formats the error with its causes and hints, one per line.
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0.message)?;

@@ -45,7 +45,7 @@ pub(crate) fn write_beside<E: std::error::Error + Send + Sync + 'static>(
     temporary.persist(path).map_err(|e| e.error).within(within)
 }
 
-/// Reads a JSON file of a model, such as its configuration, weight index or special tokens.
+/// Reads a JSON file from a model folder, such as config.json or the weight index.
 ///
 /// # Errors
 /// Fails if the file cannot be read, is larger than 4 MiB, or is not valid JSON.

@@ -79,10 +79,11 @@ impl Parts {
     }
 }
 
-/// Large files are sampled: only this many evenly spaced blocks and the last block are read. The
-/// following constants are the lengths of a block in bytes.
+/// Number of evenly spaced blocks that are read from a large file, in addition to its last block.
 const BLOCKS: u64 = 64;
+/// Length in bytes of a block in a model file.
 const MODEL_BLOCK: u64 = 1 << 16;
+/// Length in bytes of a block in a data file.
 const DATA_BLOCK: u64 = 1 << 20;
 
 /// Returns the offset and length of each block to read from a file of `len` bytes. The first block
@@ -107,8 +108,8 @@ fn pair_digest(pair: &TokenPair) -> String {
     parts.hex()
 }
 
-/// Returns a unique name for each pair, as a map from the pair's index. A name consists of a hash
-/// of the pair's tokens and a number, which distinguishes pairs with the same tokens.
+/// Returns a unique name for each pair, keyed by the pair's index. A name consists of a hash of the
+/// pair's tokens and a number, which distinguishes pairs with the same tokens.
 pub fn pair_names<'p>(pairs: impl IntoIterator<Item = &'p TokenPair>) -> BTreeMap<usize, String> {
     let mut seen: HashMap<String, usize> = HashMap::new();
     let mut name = |pair| {
@@ -162,8 +163,7 @@ pub fn of_model(source: &Located, files: &ModelFiles) -> Fingerprint {
     parts.describing(format!("{names} of {total} bytes"))
 }
 
-/// Computes the fingerprint of a tokenizer from the contents of the files in which it would be
-/// saved.
+/// Computes the fingerprint of a tokenizer from the files that would be written to save it.
 ///
 /// # Errors
 /// Fails if the tokenizer cannot be saved.
@@ -246,8 +246,8 @@ const FIRST: usize = 64;
 
 /// Computes the fingerprint of each split of a data set from the contents of the split's files. If
 /// the files are unknown, the first pairs of the split are hashed instead. A data set with a pinned
-/// configuration always returns the same pairs, so its splits with unknown files need no
-/// fingerprint and are omitted. Splits that cannot be read are omitted too.
+/// configuration always returns the same pairs, so a split of this data set is omitted if its files
+/// are unknown. Splits that cannot be read are also omitted.
 pub fn of_splits(dataset: &dyn Dataset) -> BTreeMap<String, Fingerprint> {
     let pinned = dataset.pinned().is_some();
     let of = |split: &str| -> Result<Fingerprint> {

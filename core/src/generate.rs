@@ -71,9 +71,9 @@ impl Sampling {
 const TURN_ENDS: [&str; 5] =
     ["<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>"];
 
-/// Returns the sorted ids of all stop tokens. These are the ids in `configured`, which come from
-/// the model's configuration files, the tokenizer's EOS token, and the tokens that chat models use
-/// to end a turn.
+/// Returns the sorted ids of all stop tokens: the tokenizer's EOS token, the tokens that chat
+/// models use to end a turn, and the ids in `configured`, which come from the model's configuration
+/// files.
 pub fn stops(tokenizer: &Tokenizer, configured: &[i64]) -> Vec<i64> {
     let own = tokenizer
         .eos()
@@ -86,8 +86,8 @@ pub fn stops(tokenizer: &Tokenizer, configured: &[i64]) -> Vec<i64> {
     stops
 }
 
-/// Returns the warning for a model without stop tokens, whose completions always have `most`
-/// tokens, the maximum number.
+/// Returns the warning for a model without stop tokens, whose completions always reach `most`, the
+/// maximum number of tokens.
 pub fn endless(most: usize) -> String {
     format!(
         "warning: neither the model nor its tokenizer defines a stop token, so \
@@ -108,7 +108,7 @@ pub struct Generator<'a> {
     pub adapted: Option<&'a Adapted>,
 }
 
-/// A generated text with token counts and timings.
+/// Generated text, with token counts and timings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     /// The text, without the stop token.
@@ -140,8 +140,8 @@ impl Answer {
 }
 
 impl Generator<'_> {
-    /// Generates a completion of `prompt`. `on_text` is called with the text of each new token,
-    /// which may be empty. It returns false to stop generation.
+    /// Generates a completion of `prompt`. Calls `on_text` with the text of each new token, which
+    /// may be empty. The callback returns false to stop generation.
     ///
     /// # Errors
     /// Fails in the same cases as [`generate`]. Also fails if a prompt token is not in the
@@ -254,7 +254,7 @@ pub fn generate(
     Ok(new)
 }
 
-/// Chooses the next token from the logits `[vocab]`.
+/// Chooses the next token from the logits, which have the shape `[vocab]`.
 fn choose(logits: &Tensor, sampling: Sampling, rng: &mut ChaCha8Rng) -> Result<i64> {
     if sampling.temperature == 0.0 {
         return Ok(logits.f_argmax(0, false)?.f_int64_value(&[])?);

@@ -98,7 +98,7 @@ fn module(root: &Path, file: &Path) -> String {
     Path::new(first).with_extension("").to_string_lossy().into_owned()
 }
 
-/// Removes the test module at the end of a source file and all comments.
+/// Removes all comments, and the test module at the end of a source file.
 fn without_tests(text: &str) -> String {
     let code = text.lines().take_while(|line| *line != "mod tests {");
     code.map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")

@@ -1,8 +1,8 @@
 //! reprpo: train language models from preference pairs through their hidden states and gradients.
 //!
 //! This crate contains the engine and the plugin API, but no methods. Interventions, adapters,
-//! transforms, taps and data sets are found through the [`registry`], and the engine computes the
-//! values that an intervention requests in its [`api::Needs`].
+//! transforms, taps and data sets are looked up in the [`registry`]. The engine computes the values
+//! that an intervention requests in its [`api::Needs`].
 
 pub mod api;
 pub mod batch;

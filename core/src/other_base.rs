@@ -1,4 +1,4 @@
-//! Warns if an adapter is used on a different base model than the one it names.
+//! Warns if an adapter is used on a different base model than the one it was trained on.
 
 use std::path::{Path, PathBuf};
 
@@ -24,17 +24,17 @@ pub fn run_of(adapter: &Path) -> Result<Option<(PathBuf, Record)>> {
     Ok(Record::read(&config)?.map(|record| (config, record)))
 }
 
-/// Resolves `name`, the relative path of an adapter's base model, from the adapter's folder. `None`
-/// if the path is absolute or does not exist.
+/// Resolves `name`, the path of an adapter's base model, relative to the adapter's folder. Returns
+/// `None` if the path is absolute or does not exist.
 pub fn beside(adapter: &Path, name: &str) -> Option<PathBuf> {
     let path = Path::new(name);
     let found = adapter.join(path);
     (path.is_relative() && found.exists()).then_some(found)
 }
 
-/// Makes the warning for an adapter that names a different base model than `given`. The model
-/// `given` was found at `source` and has the fingerprint `found`. `None` if the adapter names this
-/// model, or no model.
+/// Returns a warning if the adapter was trained on a different base model than `given`, and `None`
+/// if the models are the same or the adapter does not name its base model. `given` was found at
+/// `source` and has the fingerprint `found`.
 ///
 /// # Errors
 /// Fails if the configuration of the adapter, or of the run that wrote it, cannot be read.
@@ -48,8 +48,8 @@ pub fn warning(
     let Some(base) = Base::of_adapter(&dir)? else { return Ok(None) };
     let differ = match run_of(&dir)? {
         Some((_, record)) if record.model() == found => Difference::None,
-        // The fingerprint of a model from the hub is made from its commit, and that of a local
-        // model from its files. Only fingerprints of the same kind can be compared.
+        // The fingerprint of a model from the hub is computed from its commit, and the fingerprint
+        // of a local model from its files. Only fingerprints of the same kind can be compared.
         Some(_) if base.revision.is_some() == source.repository.is_some() => Difference::Certain,
         _ => differ(&dir, &base, given, source, found),
     };

@@ -7,9 +7,9 @@ thread_local! {
     static PLACE: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// Installs the panic hook of this program, or of this plugin library. The location of a panic is
-/// then available from [`take_place`].
-pub fn keep_quiet() {
+/// Installs the panic hook in this program or plugin library. Afterwards, [`take_location`] returns
+/// the location of a panic.
+pub fn install_hook() {
     std::panic::set_hook(Box::new(|info| {
         let text = info.payload_as_str().unwrap_or("no message");
         let place = info.location().map(|l| format!("{}:{}", l.file(), l.line()));
@@ -22,8 +22,8 @@ pub fn keep_quiet() {
     }));
 }
 
-/// Takes the source location, `file:line`, of this thread's last panic. `None` if it has been taken
-/// already, or if [`keep_quiet`] was not called.
-pub fn take_place() -> Option<String> {
+/// Takes the source location, `file:line`, of this thread's last panic. Returns `None` if it has
+/// already been taken, or if [`install_hook`] was not called.
+pub fn take_location() -> Option<String> {
     PLACE.with_borrow_mut(Option::take)
 }

@@ -253,7 +253,7 @@ pub fn context_of(path: &Path) -> Option<usize> {
     }
 }
 
-/// The name of a device, which [`device`] parses.
+/// Returns the name of a device in the format that [`device`] parses.
 pub fn device_name(device: Device) -> String {
     match device {
         Device::Cuda(index) => format!("cuda:{index}"),

@@ -28,8 +28,8 @@ impl Rows {
     /// Opens the file and reads its header.
     ///
     /// # Errors
-    /// Fails if the file cannot be opened, or if the header is not UTF-8, names a column twice or
-    /// is too long.
+    /// Fails if the file cannot be opened, or if the header is not UTF-8, is longer than `longest`
+    /// bytes, or contains a column twice.
     pub fn open(path: &Path, delimiter: u8, longest: usize) -> Result<Self> {
         let bytes = input::open(path)?;
         let left = Rc::new(Cell::new(longest));
@@ -51,7 +51,7 @@ impl Rows {
         for name in &header {
             let name = text(name).within(|| Place::Line(1).reading(path))?.trim().to_owned();
             if rows.header.contains(&name) {
-                return Err(Error::new(format!("the header names the column `{name}` twice"))
+                return Err(Error::new(format!("the header contains the column `{name}` twice"))
                     .within(Place::Line(1).reading(path)));
             }
             rows.header.push(name);
@@ -89,7 +89,7 @@ impl Rows {
                 Error::new(format!("it has {len} fields, but the header has {expected_len}"))
                     .hint("quote fields that contain commas, quotes or line breaks")
             }
-            // The error of `Metered` below, which the csv crate passes on unchanged.
+            // `Metered` below returns this error if a row is too long.
             ErrorKind::Io(io) if io.kind() == io::ErrorKind::FileTooLarge => {
                 too_long(self.longest).hint("check that every quote is closed")
             }
@@ -111,8 +111,8 @@ impl Iterator for Rows {
     }
 }
 
-/// Limits the size of a record: if a quote is never closed, the rest of the file would be one
-/// record.
+/// A reader that limits the size of a record. Without a limit, a quote that is never closed would
+/// turn the rest of the file into one record.
 struct Metered {
     bytes: Bytes,
     left: Rc<Cell<usize>>,

@@ -1,8 +1,8 @@
-//! Values in a file that JSON cannot represent: `NaN`, numbers that are too large, half surrogate
-//! pairs.
+//! Tracks values that standard JSON cannot represent: `NaN`, infinities, numbers that are too
+//! large, lone surrogates, and bytes that are not UTF-8.
 //!
-//! Python writes all of them into JSON and reads them back. A row remembers where they were. They
-//! are an error only if a pair needs one of them.
+//! Python's `json` module writes and reads most of these. Each row records which of its values were
+//! replaced. A replaced value is only an error if a pair needs it.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -13,20 +13,20 @@ use reprpo_plugin::serde_json::{Map, Value};
 use super::row::{Columns, RESPONSES};
 use super::sharegpt;
 
-/// The values of a row by column, and a list of those that JSON cannot represent. Each of these is
-/// replaced by null, or by U+FFFD within a text.
+/// The values of a row by column, and a list of the values that were replaced because JSON cannot
+/// represent them. U+FFFD replaces a lone surrogate, and null replaces any other such value.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Row {
     cells: Map<String, Value>,
     flaws: Vec<Flaw>,
 }
 
-/// A place in a row, and the value that was lost there.
+/// A value that was replaced because JSON cannot represent it, with its path in the row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Flaw {
     /// Path of the value: the column, then keys and indices.
     pub path: Vec<Step>,
-    /// The value in the file.
+    /// The original value.
     pub value: LostValue,
 }
 
@@ -46,7 +46,7 @@ pub enum LostValue {
     NotFinite(String),
     /// The digits of a number that is too large for 64 bits.
     TooLarge(String),
-    /// The escape of half a surrogate pair, such as `\ud83d`.
+    /// The escape sequence of a lone surrogate, such as `\ud83d`.
     Surrogate(String),
     /// Bytes that are not UTF-8.
     Bytes,
@@ -61,22 +61,22 @@ impl fmt::Display for LostValue {
             LostValue::TooLarge(number) if number.len() > 40 => {
                 write!(
                     f,
-                    "is the number {}… of {} characters, which is too large",
+                    "is the number {}… ({} characters), which is too large",
                     &number[..20],
                     number.len()
                 )
             }
             LostValue::TooLarge(number) => write!(f, "is the number {number}, which is too large"),
-            LostValue::Surrogate(half) => {
-                write!(f, "contains `{half}`, half of a surrogate pair, which is not a character")
+            LostValue::Surrogate(escape) => {
+                write!(f, "contains the lone surrogate `{escape}`, which is not a character")
             }
             LostValue::Bytes => f.write_str("contains bytes that are not UTF-8"),
         }
     }
 }
 
-/// Fields of a message that chat templates usually read. Other fields, such as a score, are rarely
-/// used.
+/// Message fields that chat templates commonly read. Most templates ignore other fields, such as
+/// `score`.
 const MESSAGE_FIELDS: [&str; 10] = [
     "role",
     "content",
@@ -91,31 +91,31 @@ const MESSAGE_FIELDS: [&str; 10] = [
 ];
 
 impl Row {
-    /// Creates a row from its values and the list of those that were lost.
+    /// Creates a row from its values and the list of replaced values.
     pub fn new(cells: Map<String, Value>, flaws: Vec<Flaw>) -> Self {
         Self { cells, flaws }
     }
 
-    /// Splits the row into its values and the list of those that were lost.
+    /// Splits the row into its values and the list of replaced values.
     pub fn into_parts(self) -> (Map<String, Value>, Vec<Flaw>) {
         (self.cells, self.flaws)
     }
 
-    /// Records the place of a lost value.
+    /// Records a replaced value.
     pub fn add_flaw(&mut self, flaw: Flaw) {
         self.flaws.push(flaw);
     }
 
-    /// Checks that the row has every value that a pair needs.
+    /// Checks that none of the values that make up a pair were replaced.
     ///
     /// # Errors
-    /// Fails if a pair needs a value that was lost, and names its place.
+    /// Fails if one of these values was replaced. The error contains the path of the value.
     pub fn check(&self, columns: &Columns) -> Result<()> {
         let Some(flaw) = self.flaws.iter().find(|flaw| self.reads(flaw, columns) == Some(true))
         else {
             return Ok(());
         };
-        let e = Error::new(format!("`{}` {}", place(&flaw.path), flaw.value));
+        let e = Error::new(format!("`{}` {}", path_text(&flaw.path), flaw.value));
         Err(match flaw.value {
             LostValue::Surrogate(_) => e.hint(
                 "the text was cut in the middle of a character, such as an emoji: fix the program \
@@ -126,21 +126,21 @@ impl Row {
         .hint("use `--set dataset.bad_rows=skip` to skip such rows"))
     }
 
-    /// Returns a warning if the lost value belongs to an unusual field of a message: a chat
-    /// template that reads this field would see the replacement.
+    /// Returns a warning if a value was replaced in a message field that chat templates do not
+    /// commonly read. A template that does read the field would get the replacement.
     pub fn altered(&self, columns: &Columns) -> Option<String> {
         let flaw = self.flaws.iter().find(|flaw| self.reads(flaw, columns) == Some(false))?;
         let instead =
             if matches!(flaw.value, LostValue::Surrogate(_)) { "U+FFFD" } else { "`none`" };
         Some(format!(
             "`{}` {}: a chat template that reads this field gets {instead} instead",
-            place(&flaw.path),
+            path_text(&flaw.path),
             flaw.value
         ))
     }
 
-    /// Returns true if a pair needs the lost value, false if it belongs to an unusual field of a
-    /// message, which few chat templates read, and `None` if nothing reads it.
+    /// Returns `Some(true)` if a pair needs the value, `Some(false)` if the value is in a message
+    /// field that few chat templates read, and `None` if the value is never read.
     fn reads(&self, flaw: &Flaw, columns: &Columns) -> Option<bool> {
         let [Step::Key(column), rest @ ..] = &flaw.path[..] else { return None };
         let texts =
@@ -158,7 +158,7 @@ impl Row {
 }
 
 /// Formats a path as in Python and JavaScript: `chosen[1].content`.
-fn place(path: &[Step]) -> String {
+fn path_text(path: &[Step]) -> String {
     let mut text = String::new();
     for step in path {
         match step {

@@ -1,33 +1,33 @@
-//! Configuration of the format of rows, shared by the data sets `file` and `hub`.
+//! Row format options, shared by the `file` and `hub` data sets.
 
 use reprpo_plugin::prelude::*;
 
 use super::row::Columns;
 use super::source::Reading;
 
-/// Columns, delimiters, and the treatment of rows that are not pairs.
+/// Options for parsing rows: column names, delimiter, and how to handle invalid rows.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(crate = "reprpo_plugin::serde", default)]
 #[schemars(crate = "reprpo_plugin::schemars")]
 pub struct Format {
-    /// Column of the prompt; `none` = the common beginning of both completions is the prompt.
+    /// Column of the prompt. With `none`, the prompt is the common prefix of both completions.
     pub prompt_column: Option<String>,
     /// Column of the chosen completion.
     pub chosen_column: String,
     /// Column of the rejected completion.
     pub rejected_column: String,
-    /// Delimiter between the fields of a line; none = a comma in `.csv`, a tab in `.tsv`.
+    /// Field delimiter. With `none`, it is a comma in `.csv` files and a tab in `.tsv` files.
     pub delimiter: Option<char>,
-    /// How to treat a row that is not a pair, for example because a completion is missing.
+    /// How to handle a row that is not a valid pair, for example because a completion is missing.
     pub bad_rows: BadRows,
-    /// Maximum size of a row in MiB. Reading stops with an error at a longer row.
+    /// Maximum size of a row in MiB. A larger row is always an error.
     pub max_row_mib: usize,
 }
 
-/// How to treat a row that is not a pair.
+/// How to handle a row that is not a valid pair.
 #[choice]
 pub enum BadRows {
-    /// Fails, and names the place of the row.
+    /// Stops with an error that names the file and the row.
     #[default]
     Error,
     /// Skips the row, and reports the number of skipped rows.
@@ -52,13 +52,13 @@ impl Format {
     /// Checks the fields and converts them to the options for reading a file.
     ///
     /// # Errors
-    /// Fails if the delimiter or the size is invalid, or if two parts of a pair have the same
-    /// column.
+    /// Fails if the delimiter or the maximum row size is invalid, or if the same column is set for
+    /// two of prompt, chosen and rejected.
     pub fn reading(&self) -> Result<Reading> {
         let delimiter = self.delimiter.map(|d| {
             let refused = || {
                 Error::new(format!("`delimiter` must be one ASCII character, got `{d}`"))
-                    .hint("quotes and line breaks are not valid delimiters either")
+                    .hint("choose a character other than a quote or a line break")
             };
             u8::try_from(d)
                 .ok()
@@ -79,10 +79,8 @@ impl Format {
         {
             let twice =
                 if chosen == rejected { &rejected } else { prompt.as_ref().unwrap_or(&chosen) };
-            return Err(Error::new(format!(
-                "the column `{twice}` is used for two parts of a pair"
-            ))
-            .hint("set three different columns for prompt, chosen and rejected"));
+            return Err(Error::new(format!("the column `{twice}` is used twice"))
+                .hint("set three different columns for prompt, chosen and rejected"));
         }
         let columns = Columns { prompt, chosen, rejected };
         Ok(Reading {

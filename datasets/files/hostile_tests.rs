@@ -1,5 +1,5 @@
-//! Tests of files that are cut off, hostile or just unusual. Faulty files give an error with the
-//! place of the fault, without taking much memory.
+//! Tests with truncated, malicious and unusual files. Reading an invalid file must fail with an
+//! error that locates the problem, without using much memory.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -10,8 +10,8 @@ use super::*;
 
 const GOOD: &str = r#"{"prompt": "p", "chosen": "c", "rejected": "r"}"#;
 
-/// Writes a file and reads it. Returns the number of pairs and the error after them, with `FILE`
-/// instead of the path.
+/// Writes a file and reads it. Returns the number of pairs before the first error and the error
+/// message, with `FILE` instead of the path.
 fn read_with(name: &str, bytes: &[u8], config: Files) -> (usize, String) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(name);
@@ -97,16 +97,16 @@ fn an_error_in_json_names_its_place() {
     for (text, why) in [
         (
             format!("[{GOOD}, {GOOD}"),
-            "line 1 of `FILE`\n  because it is not JSON: the list is not closed: the file was cut \
-                short",
+            "line 1 of `FILE`\n  because it is not JSON: the list is not closed; the file may be \
+                truncated",
         ),
         (
             format!("[{GOOD}\n{GOOD}]"),
-            "line 2 of `FILE`\n  because it is not JSON: there is no comma between two rows",
+            "line 2 of `FILE`\n  because it is not JSON: missing comma between two rows",
         ),
         (
             format!("[{GOOD},]"),
-            "line 1 of `FILE`\n  because it is not JSON: a row is missing after a comma",
+            "line 1 of `FILE`\n  because it is not JSON: missing row after a comma",
         ),
         (
             format!("[{GOOD}] x"),
@@ -121,7 +121,7 @@ fn an_error_in_json_names_its_place() {
         ("hello".to_owned(), "line 1 of `FILE`\n  because it begins with neither `[` nor `{`"),
         (
             r#"{"chosen": ["a"], "rejected": ["b", "c"]}"#.to_owned(),
-            "`rejected` has 2 values, but the columns before it have 1",
+            "`rejected` has 2 values, but the previous columns have 1",
         ),
     ] {
         let (_, error) = read("x.json", &text);
@@ -233,17 +233,16 @@ fn rows_of_different_kinds_do_not_mix() {
     assert!(
         good == 1
             && error.contains(
-                "line 2 of `FILE`\n  because it is a list of messages, but the rows before it are \
-                plain text"
+                "line 2 of `FILE`\n  because it contains a list of messages, but earlier rows \
+                contain plain text"
             ),
         "{error}"
     );
     let (_, error) =
         read("x.jsonl", &format!("{GOOD}\n{}", r#"{"chosen": "a b", "rejected": "a c"}"#));
     assert!(
-        error.contains(
-            "line 2 of `FILE`\n  because it has no column `prompt`, unlike the rows before it"
-        ),
+        error
+            .contains("line 2 of `FILE`\n  because it has no column `prompt`, unlike earlier rows"),
         "{error}"
     );
     let (_, error) = read(
@@ -257,7 +256,7 @@ fn rows_of_different_kinds_do_not_mix() {
         ),
         "{error}"
     );
-    // A row can have columns that the first row does not have.
+    // Later rows can have additional columns.
     assert_eq!(
         read(
             "x.jsonl",
@@ -273,7 +272,7 @@ fn an_invalid_csv_header_is_an_error() {
     assert!(
         read("x.csv", "prompt,chosen,chosen\n")
             .1
-            .contains("line 1 of `FILE`\n  because the header names the column `chosen` twice")
+            .contains("line 1 of `FILE`\n  because the header contains the column `chosen` twice")
     );
     assert!(
         read("x.csv", "prompt;chosen;rejected\na;b;c\n")
@@ -286,8 +285,8 @@ fn an_invalid_csv_header_is_an_error() {
     assert_eq!(read("x.csv", "prompt,chosen,rejected\n"), (0, String::new()));
 }
 
-/// Each file is sparse, so that it takes no space on the disk. Reading all of it would take 2 GiB
-/// of memory.
+/// Each file is sparse, so it takes no disk space. Reading the whole row would take 2 GiB of
+/// memory.
 #[test]
 fn a_row_of_two_gigabytes_is_refused_immediately() {
     let dir = tempfile::tempdir().unwrap();
@@ -326,7 +325,8 @@ fn too_many_values_and_too_deep_nesting_are_errors() {
     }
 }
 
-/// A page header declares the unpacked size, and the reader would allocate that much memory.
+/// The parquet crate would allocate as much memory as the page header declares, so a size above the
+/// limit must be rejected first.
 #[test]
 fn a_page_that_declares_gigabytes_is_refused() {
     let dir = tempfile::tempdir().unwrap();
@@ -353,14 +353,14 @@ fn a_page_that_declares_gigabytes_is_refused() {
     let (_, error) = read_path(&path, Files::default());
     assert!(
         error.contains(
-            "one of its pages declares an unpacked size of 2147483647 bytes, but the limit is \
+            "one of its pages declares a decompressed size of 2147483647 bytes, but the limit is \
             134217728"
         ),
         "{error}"
     );
 }
 
-/// Each file has less than 4 MiB and unpacks to a row of 256 MiB.
+/// Each file is smaller than 4 MiB and decompresses to a row of 256 MiB.
 #[test]
 fn a_packed_row_that_is_too_long_is_refused_immediately() {
     use std::io::{self, Read};
@@ -420,15 +420,16 @@ fn a_packed_file_that_is_cut_off_or_not_packed_is_an_error() {
     ] {
         for length in 0..packed.len() {
             let (_, error) = read_with(name, &packed[..length], Files::default());
-            // To zstd, an empty file is a valid packed file without content.
-            let reported = error.contains("data cannot be unpacked: ") && error.contains("`FILE`");
+            // An empty file is valid zstd data that decompresses to nothing.
+            let reported =
+                error.contains("data cannot be decompressed: ") && error.contains("`FILE`");
             assert!(
                 reported || (length == 0 && name.ends_with("zst")),
                 "{name} cut at {length}: {error}"
             );
         }
         let (good, error) = read_with(name, text.as_bytes(), Files::default());
-        assert!(good == 0 && error.contains("data cannot be unpacked: "), "{name}: {error}");
+        assert!(good == 0 && error.contains("data cannot be decompressed: "), "{name}: {error}");
     }
 }
 
@@ -482,12 +483,11 @@ fn values_that_only_python_accepts_are_an_error_only_in_fields_that_are_used() {
         ),
         (
             r#"{"prompt": "Smile", "chosen": " ok \ud83d end", "rejected": " no"}"#,
-            "`chosen` contains `\\ud83d`, half of a surrogate pair, which is not a character",
+            "`chosen` contains the lone surrogate `\\ud83d`, which is not a character",
         ),
         (
             r#"{"prompt": [{"role": "user", "content": "\uDE00"}], "chosen": [], "rejected": []}"#,
-            "`prompt[0].content` contains `\\uDE00`, half of a surrogate pair, which is not a \
-                character",
+            "`prompt[0].content` contains the lone surrogate `\\uDE00`, which is not a character",
         ),
         (
             r#"{"prompt": "p", "chosen": "c", "rejected": "r", "tools": [{"n": NaN}]}"#,
@@ -499,7 +499,7 @@ fn values_that_only_python_accepts_are_an_error_only_in_fields_that_are_used() {
                 r#"{"conversations": [{"from": "human", "value": "\ud800"}], "#,
                 r#""chosen": "c", "rejected": "r"}"#
             ),
-            "`conversations[0].value` contains `\\ud800`",
+            "`conversations[0].value` contains the lone surrogate `\\ud800`",
         ),
     ] {
         for (name, text) in rows(row) {
@@ -520,7 +520,7 @@ fn values_that_only_python_accepts_are_an_error_only_in_fields_that_are_used() {
             );
         }
     }
-    // Chat templates do not usually read the field `score` of a message, so NaN is allowed there.
+    // Chat templates rarely read a `score` field of a message, so NaN is allowed there.
     let scored = concat!(
         r#"{"prompt": [{"role": "user", "content": "p", "score": NaN}], "#,
         r#""chosen": [{"role": "assistant", "content": "c"}], "#,
@@ -548,8 +548,8 @@ fn values_that_only_python_accepts_are_an_error_only_in_fields_that_are_used() {
     }
 }
 
-/// Changes or cuts a file at every byte. Reading it then gives pairs or an error, but never panics
-/// or loops.
+/// Changes or truncates a file at every byte. Reading it must return pairs or an error, and must
+/// never panic or loop.
 #[test]
 fn a_file_with_any_byte_changed_does_not_panic() {
     let rows: Vec<&str> = vec![GOOD; 3];

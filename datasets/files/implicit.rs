@@ -1,15 +1,16 @@
-//! Extracts implicit prompts: the longest common beginning of both completions, as in TRL's
+//! Extracts implicit prompts: the longest common prefix of both completions, as in TRL's
 //! `extract_prompt`.
 
 use reprpo_plugin::prelude::*;
 
-/// Splits off the common beginning of two completions as their prompt. Returns `None` if they have
-/// no common beginning, or if one is text and the other a conversation.
+/// Removes the common prefix of two completions and uses it as their prompt. Returns `None` if the
+/// completions do not have a common prefix, or if one is plain text and the other a conversation.
 ///
-/// For texts, the prompt is the characters before the first difference, without a space at the end.
-/// For conversations, it is the messages before the first difference. If one completion is the
-/// beginning of the other, its last character or message is not part of the prompt, so that neither
-/// completion becomes empty.
+/// For plain text, the prompt ends before the first character that differs. A space immediately
+/// before this character is not part of the prompt either. For conversations, the prompt ends
+/// before the first message that differs. If one completion is a prefix of the other, the last
+/// character or message of the shorter one is not part of the prompt, so that neither completion
+/// becomes empty.
 pub fn extract(chosen: &Text, rejected: &Text) -> Option<PreferencePair> {
     match (chosen, rejected) {
         (Text::Plain(a), Text::Plain(b)) => {
@@ -26,7 +27,7 @@ pub fn extract(chosen: &Text, rejected: &Text) -> Option<PreferencePair> {
     }
 }
 
-/// Length in bytes of the common prompt of two texts.
+/// Returns the length in bytes of the implicit prompt of two strings.
 fn shared_text(a: &str, b: &str) -> Option<usize> {
     let mut before = None;
     let mut last = None;
@@ -55,7 +56,7 @@ mod tests {
         Text::Messages(turns.iter().map(|(role, content)| Message::new(*role, *content)).collect())
     }
 
-    /// The expected values are results of `extract_prompt` in TRL 1.16.
+    /// The expected prompts and completions were computed with `extract_prompt` in TRL 1.16.
     #[test]
     fn texts_are_split_where_trl_splits_them() {
         for (chosen, rejected, want) in [

@@ -1,7 +1,7 @@
-//! Opens files of rows: plain files, packed files (`.gz`, `.zst`), and standard input (`-`).
+//! Opens data files: plain files, compressed files (`.gz`, `.zst`), and standard input (`-`).
 //!
-//! A packed file is unpacked as it is read, so the limit on the length of a row also applies to the
-//! unpacked data. If a few bytes unpack to gigabytes, reading stops at that limit.
+//! A compressed file is decompressed as it is read, so the maximum row size applies to the
+//! decompressed data. This limit also protects against small files that decompress to gigabytes.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -16,13 +16,13 @@ use reprpo_plugin::{is_lfs_pointer, lfs_pointer};
 /// The path that stands for standard input.
 pub const STDIN: &str = "-";
 
-/// Maximum number of bytes of standard input. All of them are kept in memory.
+/// Maximum size of standard input in bytes. The whole input is held in memory.
 const MOST_STDIN: u64 = 2 << 30;
 
-/// Number of bytes that are read from the start of a file to recognise a Git LFS pointer.
+/// Number of bytes to read from the start of a file to recognise a Git LFS pointer.
 const HEAD: u64 = 1024;
 
-/// Reader of the unpacked bytes of a file.
+/// Reader of the decompressed contents of a file.
 pub type Bytes = Box<dyn Read>;
 
 /// Returns true if a path stands for standard input.
@@ -30,20 +30,20 @@ pub fn is_stdin(path: &Path) -> bool {
     path.as_os_str() == OsStr::new(STDIN)
 }
 
-/// Opens a file, and unpacks it if its name ends in `.gz` or `.zst`. Standard input has no name, so
-/// it is unpacked if its first bytes are those of a packed file.
+/// Opens a file, and decompresses it if its name ends in `.gz` or `.zst`. Compression of standard
+/// input is detected from its first bytes.
 ///
 /// # Errors
 /// Fails if the file cannot be opened, or if it is a Git LFS pointer.
 pub fn open(path: &Path) -> Result<Bytes> {
     if is_stdin(path) {
         let bytes = Cursor::new(stdin()?);
-        let packed = Packing::of_bytes(bytes.get_ref());
+        let packed = Compression::of_bytes(bytes.get_ref());
         return unpacked(bytes, packed).within(|| cannot_open(path));
     }
     let mut file = File::open(path).within(|| cannot_open(path))?;
     let head = head(&mut file, path)?;
-    unpacked(Cursor::new(head).chain(file), Packing::of_name(path)).within(|| cannot_open(path))
+    unpacked(Cursor::new(head).chain(file), Compression::of_name(path)).within(|| cannot_open(path))
 }
 
 /// Reads the start of a file.
@@ -64,12 +64,12 @@ fn cannot_open(path: &Path) -> String {
 
 /// Compression format of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Packing {
+enum Compression {
     Gzip,
     Zstd,
 }
 
-impl Packing {
+impl Compression {
     fn of_name(path: &Path) -> Option<Self> {
         match path.extension()?.to_string_lossy().to_lowercase().as_str() {
             "gz" => Some(Self::Gzip),
@@ -87,40 +87,43 @@ impl Packing {
     }
 }
 
-fn unpacked(bytes: impl Read + 'static, packing: Option<Packing>) -> io::Result<Bytes> {
-    let (name, unpacked): (_, Bytes) = match packing {
+fn unpacked(bytes: impl Read + 'static, compression: Option<Compression>) -> io::Result<Bytes> {
+    let (name, unpacked): (_, Bytes) = match compression {
         None => return Ok(Box::new(bytes)),
-        Some(Packing::Gzip) => ("gzip", Box::new(MultiGzDecoder::new(bytes))),
+        Some(Compression::Gzip) => ("gzip", Box::new(MultiGzDecoder::new(bytes))),
         // By default, the decoder refuses frames with a window of more than 128 MiB.
-        Some(Packing::Zstd) => ("zstd", Box::new(zstd::stream::read::Decoder::new(bytes)?)),
+        Some(Compression::Zstd) => ("zstd", Box::new(zstd::stream::read::Decoder::new(bytes)?)),
     };
-    Ok(Box::new(Unpacked { name, bytes: unpacked }))
+    Ok(Box::new(Decompressed { name, bytes: unpacked }))
 }
 
-/// Adds the name of the format to errors of the unpacker.
-struct Unpacked {
+/// Adds the name of the compression format to the decoder's errors.
+struct Decompressed {
     name: &'static str,
     bytes: Bytes,
 }
 
-impl Read for Unpacked {
+impl Read for Decompressed {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.bytes.read(buffer).map_err(|e| {
             let why = match e.kind() {
                 io::ErrorKind::Interrupted => return e,
-                io::ErrorKind::UnexpectedEof => "the file was cut short".to_owned(),
+                io::ErrorKind::UnexpectedEof => "the file is truncated".to_owned(),
                 _ => e.to_string(),
             };
-            io::Error::new(e.kind(), format!("its {} data cannot be unpacked: {why}", self.name))
+            io::Error::new(
+                e.kind(),
+                format!("its {} data cannot be decompressed: {why}", self.name),
+            )
         })
     }
 }
 
-/// Returns all bytes of standard input. It can only be read once, so they are kept for the next
-/// call.
+/// Returns the contents of standard input. They are cached, because standard input can only be read
+/// once.
 ///
 /// # Errors
-/// Fails if standard input cannot be read, or if it has more than 2 GiB.
+/// Fails if standard input cannot be read, or if it is larger than 2 GiB.
 pub fn stdin() -> Result<Arc<[u8]>> {
     static READ: OnceLock<Result<Arc<[u8]>, String>> = OnceLock::new();
     let read = READ.get_or_init(|| {
@@ -137,7 +140,7 @@ pub fn stdin() -> Result<Arc<[u8]>> {
     read.clone().map_err(|why| {
         Error::new("cannot read standard input")
             .because(Error::new(why))
-            .hint("write the pairs to a file, and use that file instead")
+            .hint("write the pairs to a file and use the file instead")
     })
 }
 

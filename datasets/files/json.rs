@@ -1,9 +1,8 @@
-//! JSON that is not in lines: a list of objects, objects one after another, or one object that
-//! contains all rows.
+//! Reads `.json` files, which contain a list of objects, a sequence of objects, or one object with
+//! all rows.
 //!
-//! A list or a sequence is cut into its objects as it is read, so the file can be larger than
-//! memory. A single object with all rows must be read as a whole, so the maximum size of a row
-//! applies to the object.
+//! A list or a sequence is read one object at a time, so the file can be larger than memory. A
+//! single object with all rows is read as a whole and must not exceed the maximum row size.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -23,11 +22,11 @@ use super::value;
 /// Keys under which an object can contain the list of rows.
 const WRAPPERS: [&str; 3] = ["data", "rows", "train"];
 
-/// Opens a JSON file and iterates over its rows. A row can have up to `longest` bytes.
+/// Opens a JSON file and iterates over its rows. A row can have up to `longest` bytes. The iterator
+/// yields an error for a row that is not a JSON object.
 ///
 /// # Errors
-/// Fails if the file cannot be opened, or does not have one of the supported forms. An item is an
-/// error if its row is not a JSON object.
+/// Fails if the file cannot be opened, or does not have one of the supported forms.
 pub fn rows(path: &Path, longest: usize) -> Result<Rows> {
     let mut scanner = Scanner {
         path: path.to_owned(),
@@ -94,8 +93,8 @@ fn contained(object: Row) -> Result<Vec<Row>> {
         return Ok(vec![Row::new(object, flaws)]);
     }
     let mut rows: Option<Vec<Map<String, Value>>> = None;
-    // pandas writes a column as an object. Keep its keys in the order of the rows, because a flaw
-    // names a cell by its key.
+    // pandas writes a column as an object whose keys are row numbers. Keep these keys to find the
+    // rows of unsupported values, because their paths contain the key instead of the row index.
     let mut named: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (name, column) in object {
         let cells: Vec<Value> = match column {
@@ -114,7 +113,7 @@ fn contained(object: Row) -> Result<Vec<Row>> {
         let rows = rows.get_or_insert_with(|| vec![Map::new(); cells.len()]);
         if rows.len() != cells.len() {
             return Err(Error::new(format!(
-                "`{name}` has {} values, but the columns before it have {}",
+                "`{name}` has {} values, but the previous columns have {}",
                 cells.len(),
                 rows.len()
             )));
@@ -136,9 +135,9 @@ fn contained(object: Row) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// Returns true if a value is a column of texts or conversations: either a list, or an object with
-/// the row numbers as keys, as pandas writes it. A list of messages is a single conversation, not a
-/// column.
+/// Returns true if a value is a column of strings or conversations: either a list, or an object
+/// with row numbers as keys, as written by pandas. A list of messages is not a column but a single
+/// conversation.
 fn is_column(value: &Value) -> bool {
     let cell = |value: &Value| value.is_string() || value.is_array();
     match value {
@@ -150,7 +149,7 @@ fn is_column(value: &Value) -> bool {
     }
 }
 
-/// Cuts a file into JSON values without parsing them.
+/// Splits a file into JSON values without parsing them.
 struct Scanner {
     path: PathBuf,
     reader: BufReader<Bytes>,
@@ -200,9 +199,9 @@ impl Scanner {
         Ok((place, value::parse_row(&bytes).within(|| place.reading(&self.path))?))
     }
 
-    /// Reads the bytes of the value that begins at the current position. The value ends at its
-    /// closing bracket; if it has no brackets, it ends before the next comma, closing bracket or
-    /// line break.
+    /// Reads the bytes of the value that begins at the current position. An object or a list ends
+    /// at its closing bracket. Any other value ends before the next comma, closing bracket or line
+    /// break.
     fn value(&mut self, place: Place) -> Result<Vec<u8>> {
         let mut value = Vec::new();
         let (mut depth, mut quoted, mut escaped) = (0usize, false, false);
@@ -210,7 +209,7 @@ impl Scanner {
             let room = self.longest.saturating_sub(value.len());
             let bytes = self.filled()?;
             if bytes.is_empty() {
-                // The file was cut off within the value. The JSON parser reports that.
+                // The file ends within the value. The JSON parser will report this.
                 return Ok(value);
             }
             let (mut taken, mut ended) = (0, false);
@@ -274,17 +273,17 @@ impl Listed {
         if !self.first {
             if next != Some(b',') {
                 return Err(self.wrong(if next.is_none() {
-                    "the list is not closed: the file was cut short"
+                    "the list is not closed; the file may be truncated"
                 } else {
-                    "there is no comma between two rows"
+                    "missing comma between two rows"
                 }));
             }
             self.scanner.advance(1);
         }
         self.first = false;
         match self.scanner.peek()? {
-            None => Err(self.wrong("the list is not closed: the file was cut short")),
-            Some(b']' | b',') => Err(self.wrong("a row is missing after a comma")),
+            None => Err(self.wrong("the list is not closed; the file may be truncated")),
+            Some(b']' | b',') => Err(self.wrong("missing row after a comma")),
             Some(_) => self.scanner.row().map(Some),
         }
     }

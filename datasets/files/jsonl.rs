@@ -1,4 +1,4 @@
-//! Reads a file of JSON lines one line at a time, so that it can be larger than memory.
+//! Reads JSON Lines files one line at a time, so that a file can be larger than memory.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use super::place::Place;
 use super::row::Row;
 use super::value;
 
-/// Iterates over the rows of a file of JSON lines. Blank lines are skipped.
+/// Iterates over the rows of a JSON Lines file. Blank lines are skipped.
 pub struct Rows {
     path: PathBuf,
     reader: BufReader<Bytes>,
@@ -19,7 +19,7 @@ pub struct Rows {
 }
 
 impl Rows {
-    /// Opens the file. A line can have up to `longest` bytes; a longer one is an error.
+    /// Opens the file. The iterator yields an error for a line of more than `longest` bytes.
     ///
     /// # Errors
     /// Fails if the file cannot be opened.
@@ -60,8 +60,8 @@ impl Rows {
     }
 }
 
-/// Returns true if the first line of a file is a row and more text follows. If not, the file may be
-/// JSON in another form, such as one object that contains all rows.
+/// Returns true if the first line of the file is a complete row and is followed by more text.
+/// Otherwise, the file may contain a different form of JSON, such as one object with all rows.
 ///
 /// # Errors
 /// Fails if the file cannot be opened or read.
@@ -84,7 +84,7 @@ pub fn is_jsonl(path: &Path, longest: usize) -> Result<bool> {
     }
 }
 
-/// The error for a row that is longer than the limit.
+/// Returns the error for a row of more than `longest` bytes.
 pub fn too_long(longest: usize) -> Error {
     Error::new(format!("it is longer than {} MiB", longest >> 20))
         .hint("use `--set dataset.max_row_mib=N` to allow longer rows")

@@ -1,4 +1,4 @@
-//! The data set `file`: pairs from the user's own files, in TRL's format.
+//! The `file` data set, which reads preference pairs from local files.
 
 mod csv;
 mod flaws;
@@ -25,9 +25,9 @@ use sha2::{Digest, Sha256};
 pub use self::format::{BadRows, Format};
 pub use self::place::Place;
 pub use self::row::{Columns, Row, pairs};
-pub use self::source::{ENDINGS, Pairs, Reading, Rows, Source, ending};
+pub use self::source::{EXTENSIONS, Pairs, Reading, Rows, Source, extension};
 
-/// Pairs in files, one for each split: `--dataset pairs.jsonl`.
+/// Preference pairs from local files, with one file per split: `--dataset pairs.jsonl`.
 #[dataset(
     name = "file",
     summary = "preference pairs from .jsonl, .json, .csv, .tsv and .parquet files, plain or \
@@ -45,10 +45,10 @@ are an error. If the prompt is a list of messages and the completions are plain 
 completion is one assistant turn. The content of a message can also be a list of {type: \"text\",
 text}.
 
-If there is no column `prompt`, the prompt is the common beginning of chosen and rejected, as in
-TRL: the same characters, without a space before the first difference, or the same messages. The
-same is done if prompt is text and the other two are conversations. `--columns prompt=none` always
-does it.
+If there is no column `prompt`, the prompt is the common prefix of chosen and rejected, as in TRL:
+the same characters, without a space before the first difference, or the same messages. This also
+applies if prompt is text and the other two are conversations. `--columns prompt=none` always uses
+the common prefix.
 
 `--dataset pairs.jsonl` trains on that file. The splits to evaluate on are other files, `--set
 dataset.test=FILE`, `dataset.oos=FILE` (the shift) and `dataset.rnd=FILE` (unrelated pairs), or
@@ -73,11 +73,11 @@ Reading stops with an error that names the line if a column is missing or has an
 completion in a .csv or .tsv is an empty field, or if conversations are mixed with plain texts.
 `bad_rows=skip` skips such rows and reports their number. A file that is not JSON, CSV or UTF-8 is
 always an error, and so is a row of more than `max_row_mib`. Python writes NaN, Infinity, numbers
-beyond 64 bits and half surrogate pairs (\\ud83d) into JSON. They are allowed in fields that a
-pair does not need; in other fields, they make the row a bad row.",
+beyond 64 bits and lone surrogates (\\ud83d) into JSON. They are allowed in fields that a pair
+does not need; in other fields, they make the row a bad row.",
     example(train = "pairs.jsonl", test = "held_out.jsonl"),
     argument = "train",
-    extensions = &source::ENDINGS,
+    extensions = &source::EXTENSIONS,
     stdin = true,
 )]
 pub struct Files {
@@ -85,7 +85,7 @@ pub struct Files {
     /// it.
     #[schemars(extend("format" = "path"))]
     pub train: PathBuf,
-    /// File with held-out pairs of the same distribution.
+    /// File with held-out pairs of the training distribution.
     #[schemars(extend("format" = "path"))]
     pub test: Option<PathBuf>,
     /// File with pairs of the shifted distribution.
@@ -94,8 +94,8 @@ pub struct Files {
     /// File with unrelated pairs.
     #[schemars(extend("format" = "path"))]
     pub rnd: Option<PathBuf>,
-    /// SHA-256 of the pairs from standard input. A run records it; to resume or evaluate the run,
-    /// pipe in the same pairs.
+    /// SHA-256 of standard input. A run that reads pairs from standard input records it
+    /// automatically. To resume or evaluate the run, pipe in the same pairs.
     pub stdin: Option<String>,
     /// Format of the rows.
     #[serde(flatten)]
@@ -105,7 +105,7 @@ pub struct Files {
 impl DatasetPlugin for Files {
     fn build(self) -> Result<Box<dyn Dataset>> {
         if self.train.as_os_str().is_empty() {
-            return Err(Error::new("no file to train on is given")
+            return Err(Error::new("no training file given")
                 .hint("use `--dataset pairs.jsonl`, or `--set dataset.train=pairs.jsonl`"));
         }
         let reading = self.format.reading()?;
@@ -129,13 +129,13 @@ impl DatasetPlugin for Files {
     }
 }
 
-/// If one of the files is standard input, returns the configuration as JSON with the SHA-256 of its
-/// bytes. A later command, such as a resumed run, uses the SHA-256 to detect that other pairs were
-/// piped in.
+/// Returns the configuration as JSON, including the SHA-256 of standard input. Returns `None` if no
+/// split reads standard input. A later command, such as a resumed run, uses the SHA-256 to detect
+/// that different pairs were piped in.
 ///
 /// # Errors
-/// Fails if several splits are standard input, if standard input cannot be read, or if its bytes
-/// differ from the recorded SHA-256.
+/// Fails if several splits read standard input, if standard input cannot be read, or if its SHA-256
+/// differs from the recorded one.
 fn stdin(config: &Files) -> Result<Option<String>> {
     let splits = [
         ("train", Some(&config.train)),
@@ -160,20 +160,20 @@ fn stdin(config: &Files) -> Result<Option<String>> {
         }
     }
     let other = |why: &str| {
-        Error::new(format!("the pairs came from standard input, {why}"))
-            .hint("pipe in the same pairs again, or use other pairs with `--dataset FILE`")
-            .hint("use `--set dataset.stdin=none` to accept any pairs from standard input")
+        Error::new(format!("the run's pairs came from standard input, {why}"))
+            .hint("pipe in the same pairs again, or use different pairs with `--dataset FILE`")
+            .hint("use `--set dataset.stdin=none` to skip this check")
     };
     if config.stdin.is_some() && input::stdin_is_terminal() {
-        return Err(other("which is a terminal now"));
+        return Err(other("which is now a terminal"));
     }
     let bytes = input::stdin()?;
     let found: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
     match &config.stdin {
-        Some(_) if bytes.is_empty() => return Err(other("which is empty now")),
+        Some(_) if bytes.is_empty() => return Err(other("which is now empty")),
         Some(recorded) if *recorded != found => {
             return Err(other(&format!(
-                "which has other pairs now: their SHA-256 is {found}, not {recorded}"
+                "which now contains different pairs: SHA-256 {found} instead of {recorded}"
             )));
         }
         _ => {}
@@ -184,7 +184,7 @@ fn stdin(config: &Files) -> Result<Option<String>> {
 
 struct Splits {
     splits: Vec<(&'static str, Source)>,
-    /// The configuration as JSON that a run records, if it differs from the given one.
+    /// Configuration as JSON for the run to record; `None` to record the original configuration.
     pinned: Option<String>,
 }
 

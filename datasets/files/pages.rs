@@ -1,21 +1,21 @@
-//! Checks the unpacked sizes in the page headers of a parquet file before anything is unpacked. The
-//! reader allocates as much memory as a header declares, and in a damaged file that can be two
-//! gigabytes for a page of a few bytes.
+//! Checks the page headers of a parquet file before any page is decompressed. The parquet reader
+//! allocates the decompressed size from the header, which can be two gigabytes in a damaged file,
+//! even if the page only has a few bytes.
 
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
 
-/// Maximum unpacked size of a page in bytes. Writers usually start a new page after about 1 MiB; a
-/// page is only larger if a single row is.
+/// Maximum decompressed size of a page in bytes. Writers usually start a new page after about
+/// 1 MiB, so a page is only larger if it contains a very large row.
 pub const LARGEST: i64 = 128 << 20;
 
 /// Maximum nesting of structs; a page header has two levels.
 const DEEPEST: usize = 16;
 
-/// Returns the unpacked size in bytes of the first page larger than [`LARGEST`] in the byte range
-/// `start..end` of the file, or `None` if there is none.
+/// Finds the first page in the byte range `start..end` whose decompressed size exceeds [`LARGEST`].
+/// Returns this size in bytes, or `None` if there is no such page.
 ///
-/// The search ends at the first malformed header. The parquet reader reports that with a better
-/// error.
+/// The search also ends with `None` at a malformed header, for which the parquet reader has a
+/// better error message.
 ///
 /// # Errors
 /// Fails if the file cannot be read.
@@ -40,8 +40,8 @@ struct Header {
     packed: i64,
 }
 
-/// Reads a page header, which is a struct in Thrift's compact protocol. Its second and third field
-/// are the unpacked and the packed size. Returns `None` if it is malformed.
+/// Reads a page header, which is a struct in Thrift's compact protocol. Field 2 is the uncompressed
+/// size, and field 3 is the compressed size. Returns `None` if the header is malformed.
 fn header(bytes: &mut (impl Read + Seek)) -> io::Result<Option<Header>> {
     let (mut unpacked, mut packed, mut field) = (None, None, 0);
     while let Some((kind, id)) = next_field(bytes, field)? {
@@ -56,7 +56,8 @@ fn header(bytes: &mut (impl Read + Seek)) -> io::Result<Option<Header>> {
     Ok(unpacked.zip(packed).map(|(unpacked, packed)| Header { unpacked, packed }))
 }
 
-/// Type and number of the next field; `None` at the end of its struct or of the file.
+/// Returns the type and number of the next field, given the number of the field `before` it.
+/// Returns `None` at the end of the struct or of the file.
 fn next_field(bytes: &mut impl Read, before: i64) -> io::Result<Option<(u8, i64)>> {
     let Some(first) = byte(bytes)?.filter(|b| *b != 0) else { return Ok(None) };
     let id = match first >> 4 {
@@ -121,7 +122,7 @@ mod tests {
 
     use super::*;
 
-    /// A data page that declares an unpacked size of `unpacked` bytes, with three bytes of content.
+    /// A data page with three bytes of content, whose header declares `unpacked` bytes.
     fn page(unpacked: u64) -> Vec<u8> {
         let mut bytes = vec![0x15, 0];
         let varint = |bytes: &mut Vec<u8>, mut n: u64| {
@@ -135,7 +136,8 @@ mod tests {
         varint(&mut bytes, unpacked << 1);
         bytes.push(0x15);
         varint(&mut bytes, 3 << 1);
-        // A nested struct with a number and a text, then the ends of both structs.
+        // Field 5 is a nested struct with a number and a string. The last two bytes end both
+        // structs.
         bytes.extend([0x2c, 0x15, 8, 0x18, 2, b'x', b'y', 0, 0]);
         bytes.extend(b"abc");
         bytes

@@ -1,5 +1,5 @@
-//! Reads parquet files row by row. Arrow would be faster, but preference data is small, so it is
-//! not worth the dependency.
+//! Reads parquet files row by row. Arrow would be faster, but preference data is too small to
+//! justify the dependency.
 
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -50,15 +50,15 @@ impl Table {
             let fields =
                 left_out.iter().map(|field| format!("`{field}`")).collect::<Vec<_>>().join(", ");
             tracing::warn!(
-                "fields of `{}` are left out, because JSON does not have their types: {fields}",
+                "skipping fields of `{}` whose types JSON cannot represent: {fields}",
                 path.display()
             );
         }
         let mut rows = 0;
         for group in reader.metadata().row_groups() {
             let counted = usize::try_from(group.num_rows()).ok();
-            // A column without lists has one value per row. If a chunk has another number of
-            // values, the file is damaged.
+            // A column without lists has one value per row. If the numbers of values and rows
+            // differ, the file is damaged.
             let agrees = group.columns().iter().all(|c| {
                 c.column_descr().max_rep_level() > 0
                     || Some(c.num_values()) == Some(group.num_rows())
@@ -66,7 +66,7 @@ impl Table {
             for chunk in group.columns().iter().filter(|c| {
                 c.column_path().parts().first().is_some_and(|name| wanted.contains(name))
             }) {
-                unpacks(chunk.compression()).within(cannot)?;
+                check_compression(chunk.compression()).within(cannot)?;
                 let (start, length) = guarded(path, || Ok(chunk.byte_range()))?;
                 let file =
                     File::open(path).within(|| format!("cannot open `{}`", path.display()))?;
@@ -76,15 +76,15 @@ impl Table {
                     return Err(damaged(
                         path,
                         format!(
-                            "one of its pages declares an unpacked size of {size} bytes, but the \
-                            limit is {}",
+                            "one of its pages declares a decompressed size of {size} bytes, but \
+                            the limit is {}",
                             pages::LARGEST
                         ),
                     ));
                 }
             }
             rows += counted.filter(|_| agrees).ok_or_else(|| {
-                damaged(path, "its footer and its columns have different numbers of rows")
+                damaged(path, "the row counts in the footer and in the columns differ")
             })?;
         }
         Ok(Self { path: path.to_owned(), wanted, texts: columns.clone(), rows })
@@ -95,11 +95,11 @@ impl Table {
         self.rows
     }
 
-    /// Returns the rows in order. The iterator ends after an error.
+    /// Returns the rows in order. If a row cannot be decoded, the iterator yields an error and
+    /// ends.
     ///
     /// # Errors
-    /// Fails if the file was removed after it was opened. An item is an error if its row cannot be
-    /// decoded.
+    /// Fails if the file was removed or changed after it was opened.
     pub fn read(&self) -> Result<impl Iterator<Item = Result<(Place, Row)>> + use<>> {
         let reader = footer(&self.path)?;
         let (projection, _) = projection(&reader, &self.wanted, &self.texts)
@@ -122,11 +122,11 @@ impl Table {
     }
 }
 
-/// Returns the names of the columns with tools and template variables that the file has.
+/// Returns the names of the file's columns that are passed to the chat template.
 ///
 /// # Errors
-/// Fails if a column can contain images, audio or video. Its values are not read, so it is an error
-/// unless the statistics in the footer show that every value is null.
+/// Fails if the file has a column for images, audio or video, unless the statistics in the footer
+/// show that all of its values are null.
 fn template_columns(
     reader: &SerializedFileReader<File>,
     columns: &Columns,
@@ -163,8 +163,8 @@ fn footer(path: &Path) -> Result<SerializedFileReader<File>> {
     guarded(path, || SerializedFileReader::new(file))
 }
 
-/// Checks that this compression is supported.
-fn unpacks(compression: Compression) -> Result<()> {
+/// Checks that the compression codec is supported.
+fn check_compression(compression: Compression) -> Result<()> {
     match compression {
         Compression::UNCOMPRESSED
         | Compression::SNAPPY
@@ -176,7 +176,7 @@ fn unpacks(compression: Compression) -> Result<()> {
             Err(Error::new(format!(
                 "its columns are compressed with {name}, which is not supported"
             ))
-            .hint("write it again with zstd, snappy or gzip, or without compression"))
+            .hint("rewrite the file with zstd, snappy or gzip compression, or without compression"))
         }
     }
 }
@@ -184,10 +184,10 @@ fn unpacks(compression: Compression) -> Result<()> {
 fn damaged(path: &Path, why: impl std::fmt::Display) -> Error {
     Error::new(format!("`{}` is not a complete parquet file", path.display()))
         .because(Error::new(why.to_string()))
-        .hint("it may have been cut short while it was copied; fetch it again")
+        .hint("copy or download the file again; it may be truncated")
 }
 
-/// Runs a parquet reader and turns its panics, which damaged files can cause, into errors.
+/// Calls the parquet reader and converts its panics to errors. Damaged files can cause panics.
 fn guarded<T>(path: &Path, f: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T> {
     match catch_unwind(AssertUnwindSafe(f)) {
         Ok(done) => done.map_err(|e| damaged(path, e)),
@@ -195,8 +195,8 @@ fn guarded<T>(path: &Path, f: impl FnOnce() -> parquet::errors::Result<T>) -> Re
     }
 }
 
-/// Reduces the schema to the wanted columns, so that only these are decoded, and to the fields
-/// whose types JSON can represent. Also returns the names of the fields that are left out.
+/// Restricts the schema to the wanted columns, so that no other columns are decoded, and removes
+/// fields whose types JSON cannot represent. Also returns the names of the removed fields.
 fn projection(
     reader: &SerializedFileReader<File>,
     wanted: &[String],
@@ -214,7 +214,7 @@ fn projection(
                 "nested".to_owned()
             };
             return Err(Error::new(format!("column `{column}` is {is}, not text"))
-                .hint("write a text as a string, or as a list of {role, content}"));
+                .hint("write it as a string, or as a list of {role, content}"));
         }
         let none = || {
             Error::new(format!(
@@ -249,7 +249,8 @@ fn holds_text(field: &TypePtr) -> bool {
         );
         return text && field.get_physical_type() == Physical::BYTE_ARRAY;
     }
-    // A struct can be a single message, as in ShareGPT's format.
+    // A struct with the fields `role` and `content`, or `from` and `value` as in ShareGPT, is a
+    // conversation with a single message.
     let has = |name: &str| field.get_fields().iter().any(|f| f.name() == name);
     converted == ConvertedType::LIST
         || (has("from") && has("value"))
@@ -267,7 +268,8 @@ fn plain(field: &TypePtr, place: &str, left_out: &mut Vec<String>) -> Option<Typ
         }
         return kept.then(|| field.clone());
     }
-    // The inner groups of lists and maps have fixed names, which are not part of a field's name.
+    // Parquet wraps the elements of lists and maps in groups with fixed names, such as `list`.
+    // These names are not part of a field's path.
     let within_a_list = matches!(
         info.converted_type(),
         ConvertedType::LIST | ConvertedType::MAP | ConvertedType::MAP_KEY_VALUE
@@ -285,7 +287,7 @@ fn plain(field: &TypePtr, place: &str, left_out: &mut Vec<String>) -> Option<Typ
             (false, _) => plain(f, &format!("{place}.{}", f.name()), left_out),
         })
         .collect();
-    // A map cannot be read without its keys or its values, so it is left out entirely.
+    // A map cannot be read without its keys or its values, so omit it entirely.
     if within_a_list
         && info.converted_type() != ConvertedType::LIST
         && leaves(&fields) != leaves(inner)
@@ -296,8 +298,8 @@ fn plain(field: &TypePtr, place: &str, left_out: &mut Vec<String>) -> Option<Typ
     rebuilt(field, fields)
 }
 
-/// Applies [`plain`] to a field in the inner group of a list or a map. This is the element itself,
-/// or a field of the element if it is a struct.
+/// Applies [`plain`] to a field in the inner group of a list or a map. The names that parquet
+/// writers give to elements, keys and values do not become part of the path.
 fn plain_below(field: &TypePtr, place: &str, left_out: &mut Vec<String>) -> Option<TypePtr> {
     let named =
         !matches!(field.name(), "element" | "item" | "array" | "key" | "value" | "array_element");
@@ -313,7 +315,7 @@ fn leaves(fields: &[TypePtr]) -> usize {
     fields.iter().map(|f| if f.is_primitive() { 1 } else { leaves(f.get_fields()) }).sum()
 }
 
-/// Returns the group with only these of its fields, or `None` if there are none.
+/// Rebuilds a group type with the remaining fields. Returns `None` if no fields remain.
 fn rebuilt(group: &TypePtr, fields: Vec<TypePtr>) -> Option<TypePtr> {
     if fields.is_empty() {
         return None;

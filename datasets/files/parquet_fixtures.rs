@@ -1,4 +1,4 @@
-//! Writes the parquet files that the tests read.
+//! Writes parquet files for tests.
 
 use std::fs::File;
 use std::path::Path;
@@ -21,7 +21,7 @@ pub enum Column<'a> {
 }
 
 impl Column<'_> {
-    /// The column's line in the schema.
+    /// Returns the declaration of the column in the parquet schema.
     fn declaration(&self) -> String {
         match self {
             Column::Text(name, _) => format!("optional binary {name} (STRING);"),
@@ -30,17 +30,17 @@ impl Column<'_> {
     }
 }
 
-/// A column called `name` with the texts `name 0`, `name 1`, ….
+/// Returns a string column called `name` with the values `name 0`, `name 1`, ….
 pub fn numbered(name: &str, rows: usize) -> Column<'_> {
     Column::Text(name, (0..rows).map(|i| format!("{name} {i}")).collect())
 }
 
-/// The three columns of a pair.
+/// Returns string columns for the prompt, the chosen completion and the rejected completion.
 pub fn pair_columns(rows: usize) -> Vec<Column<'static>> {
     ["prompt", "chosen", "rejected"].map(|name| numbered(name, rows)).into()
 }
 
-/// Writes a file with these columns and one row group.
+/// Writes the columns to a file with one row group.
 pub fn write(path: &Path, columns: &[Column<'_>], compression: Compression) {
     let schema = format!(
         "message schema {{ {} }}",
@@ -72,7 +72,7 @@ pub fn write(path: &Path, columns: &[Column<'_>], compression: Compression) {
 }
 
 /// Writes a file with one conversational pair, whose columns are lists of `{role, content}`.
-/// `extra` has the names and values of further text columns.
+/// `extra` contains the names and values of additional string columns.
 pub fn write_conversation(path: &Path, extra: &[(&str, &str)]) {
     let list = |name: &str| {
         format!(
@@ -109,14 +109,14 @@ pub fn write_conversation(path: &Path, extra: &[(&str, &str)]) {
     writer.close().unwrap();
 }
 
-/// Writes a file with one row. The value of a text column is its path; other columns get a value of
-/// their type.
+/// Writes a file with one row. The value of each string column is its path. All other columns get
+/// an arbitrary value.
 pub fn write_columns(path: &Path, columns: &str) {
     write_row(path, columns, &|leaf| leaf.to_owned());
 }
 
-/// Writes a file with one row in ShareGPT's format: a prompt of one message, two answers, and a
-/// system prompt.
+/// Writes a file with one row in ShareGPT's format: a system prompt, a prompt with one message, and
+/// the two completions.
 pub fn write_sharegpt(path: &Path, [prompt, chosen, rejected, system]: [&str; 4]) {
     let message = "optional binary from (STRING); optional binary value (STRING);";
     let columns = format!(
@@ -138,8 +138,8 @@ pub fn write_sharegpt(path: &Path, [prompt, chosen, rejected, system]: [&str; 4]
     });
 }
 
-/// Writes a file with one conversational pair, and with further columns and message fields of every
-/// parquet type.
+/// Writes a file with one conversational pair. It contains additional columns and message fields of
+/// every parquet type.
 pub fn write_all_types(path: &Path) {
     let types = "optional double score; optional float half; optional int64 at (TIMESTAMP(MICROS, \
         true)); optional int64 ns (TIMESTAMP(NANOS, false));
@@ -183,8 +183,8 @@ pub fn write_all_types(path: &Path) {
     });
 }
 
-/// Writes a file with one row and one value in every column. `text` maps the path of a text column,
-/// without the levels of lists, to its value.
+/// Writes a file with one row and one value in every column. For each string column, `text` is
+/// called with the path of the column, for example `chosen.content`, and returns the value.
 fn write_row(path: &Path, columns: &str, text: &dyn Fn(&str) -> String) {
     let schema = Arc::new(parse_message_type(&format!("message schema {{ {columns} }}")).unwrap());
     let leaves = SchemaDescriptor::new(schema.clone());

@@ -1,19 +1,19 @@
-//! The place of a row in a file, for errors.
+//! Locations of rows in a file, for error messages.
 
 use std::fmt;
 use std::path::Path;
 
-/// The place of a row.
+/// The location of a row in its file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
     /// Line on which the row begins, counted from 1.
     Line(usize),
-    /// Number of the row, counted from 1, in a file without lines such as parquet.
+    /// Number of the row, counted from 1, for formats without lines, such as parquet.
     Row(usize),
 }
 
 impl Place {
-    /// Returns the context for an error about the row at this place.
+    /// Returns the context message for an error in the row.
     pub fn reading(self, path: &Path) -> String {
         format!("cannot read {self} of `{}`", path.display())
     }

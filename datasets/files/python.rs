@@ -1,12 +1,13 @@
-//! Converts the JSON of Python's `json` module to standard JSON. Tokens that only Python accepts
-//! are replaced by tokens of the same length.
+//! Converts output of Python's `json` module to standard JSON. Tokens that are not standard JSON
+//! are replaced by valid tokens of the same length.
 
 use super::flaws::LostValue;
 
-/// Replaces `NaN`, `Infinity`, `-Infinity`, numbers beyond 64 bits and half surrogate pairs. Also
-/// returns each replaced value, with the number of values and keys that begin before it.
+/// Replaces `NaN`, `Infinity`, `-Infinity`, numbers that do not fit in 64 bits, and lone
+/// surrogates. Also returns the original form of each replaced value, with its index among all
+/// values and keys in the text.
 ///
-/// Within strings, only the escapes of half surrogate pairs are replaced.
+/// Within strings, only the escape sequences of lone surrogates are replaced.
 pub fn standard_json(text: &str) -> (String, Vec<(usize, LostValue)>) {
     let bytes = text.as_bytes();
     let (mut written, mut lost, mut count) = (String::with_capacity(text.len()), Vec::new(), 0);
@@ -16,18 +17,19 @@ pub fn standard_json(text: &str) -> (String, Vec<(usize, LostValue)>) {
         match bytes[at] {
             b'"' => {
                 let end = end_of_text(bytes, at);
-                let halves = halves(&text[at..end]);
-                if let Some(first) = halves.first() {
+                let surrogates = lone_surrogates(&text[at..end]);
+                if let Some(first) = surrogates.first() {
                     lost.push((
                         count,
                         LostValue::Surrogate(text[at + first..at + first + ESCAPE].to_owned()),
                     ));
                 }
-                for half in halves {
-                    written.push_str(&text[copied..at + half]);
-                    // The escape of the replacement character has the same length.
+                for offset in surrogates {
+                    written.push_str(&text[copied..at + offset]);
+                    // This escape sequence of the replacement character has the same length as the
+                    // surrogate's.
                     written.push_str(r"\ufffd");
-                    copied = at + half + ESCAPE;
+                    copied = at + offset + ESCAPE;
                 }
                 (at, count) = (end, count + 1);
             }
@@ -56,7 +58,7 @@ pub fn standard_json(text: &str) -> (String, Vec<(usize, LostValue)>) {
     (written, lost)
 }
 
-/// Returns the value of a token that standard JSON cannot represent, and `None` for other tokens.
+/// Parses a token that standard JSON cannot represent. Returns `None` for any other token.
 fn lost_value(token: &str) -> Option<LostValue> {
     match token {
         "NaN" | "Infinity" | "-Infinity" => Some(LostValue::NotFinite(token.to_owned())),
@@ -70,7 +72,7 @@ fn lost_value(token: &str) -> Option<LostValue> {
     }
 }
 
-/// Returns true if a token is a number in JSON's grammar.
+/// Returns true if a token is a valid JSON number.
 fn is_number(token: &str) -> bool {
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     let unsigned = token.strip_prefix('-').unwrap_or(token);
@@ -83,7 +85,7 @@ fn is_number(token: &str) -> bool {
         && exponent.is_none_or(|e| digits(e.strip_prefix(['+', '-']).unwrap_or(e)))
 }
 
-/// Length in bytes of an escape such as `\ud83d`.
+/// Length in bytes of an escape sequence such as `\ud83d`.
 const ESCAPE: usize = 6;
 
 /// Returns the index of the first byte after the string token that begins at `at`.
@@ -99,8 +101,8 @@ fn end_of_text(bytes: &[u8], at: usize) -> usize {
     bytes.len()
 }
 
-/// Returns the positions of half surrogate pairs in a string token.
-fn halves(text: &str) -> Vec<usize> {
+/// Returns the byte offsets of the lone surrogates in a string token.
+fn lone_surrogates(text: &str) -> Vec<usize> {
     let bytes = text.as_bytes();
     let code = |at: usize| -> Option<u16> {
         let escape = bytes.get(at..at + ESCAPE)?.strip_prefix(br"\u")?;

@@ -1,4 +1,4 @@
-//! Converts a row to a pair, with the same rules for columns in all file formats.
+//! Converts rows to pairs. All file formats use the same column rules.
 
 use reprpo_plugin::error::{nearest, quoted};
 use reprpo_plugin::prelude::*;
@@ -10,7 +10,7 @@ use super::{implicit, sharegpt};
 /// Names of the columns of a pair.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Columns {
-    /// Column of the prompt; `None` if the prompt is the common beginning of both completions.
+    /// Column of the prompt; `None` if the prompt is the common prefix of both completions.
     pub prompt: Option<String>,
     /// Column of the chosen completion.
     pub chosen: String,
@@ -31,18 +31,19 @@ impl Default for Columns {
 }
 
 impl Columns {
-    /// Names of the three columns, or of two if the prompt has no column.
+    /// Returns the names of the prompt, chosen and rejected columns, without the prompt if it does
+    /// not have a column.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.prompt.as_deref().into_iter().chain([self.chosen.as_str(), self.rejected.as_str()])
     }
 
-    /// Returns the name of the prompt's column, or `None` if the prompt is the common beginning of
-    /// both completions.
+    /// Checks that the columns exist. `there` are the names of all columns in the file. Returns the
+    /// name of the prompt column, or `None` if the prompt is the common prefix of both completions.
     ///
     /// # Errors
-    /// Fails if a column is missing from `there`. Only the prompt's column can be missing, and not
-    /// if the user named it or if another column looks like the prompt: the beginning that both
-    /// completions happen to share would then be taken as the prompt without a warning.
+    /// Fails if the chosen or rejected column is missing. A missing prompt column is an error if
+    /// the user set its name, or if another column probably contains the prompt. In these cases,
+    /// it would be wrong to use the common prefix of the completions as the prompt.
     pub fn find<'a>(&self, there: impl IntoIterator<Item = &'a str>) -> Result<Option<&str>> {
         let there: Vec<&str> = there.into_iter().collect();
         for name in [&self.chosen, &self.rejected] {
@@ -84,29 +85,29 @@ impl Columns {
         }
         if role == PROMPT {
             e = e.hint(format!(
-                "use `--columns {PROMPT}=none` if the prompt is the common beginning of `{}` and \
+                "use `--columns {PROMPT}=none` if the prompt is the common prefix of `{}` and \
                 `{}`",
                 self.chosen, self.rejected
             ));
         }
         if there.is_empty() {
-            e.hint("there are no columns at all")
+            e.hint("no columns were found")
         } else {
             e.hint(format!("existing columns: {}", there.join(", ")))
         }
     }
 }
 
-/// Other common names of the prompt's column.
+/// Names that other data sets use for the prompt column.
 const PROMPTS: [&str; 8] =
     ["instruction", "question", "query", "input", "prompts", "context", "problem", "user"];
 
-/// Returns the pairs in a row. There is one, or in GENIES' format one for each worse response.
-/// Columns that do not belong to a pair are ignored.
+/// Returns the pairs in a row. In GENIES' format, there is one pair for each worse response. In all
+/// other formats, there is exactly one pair. Unrelated columns are ignored.
 ///
 /// # Errors
-/// Fails if a column is missing, if it is neither text nor a list of messages, if the columns have
-/// different types, or if there is no prompt, neither in a column nor as a common beginning.
+/// Fails if a column is missing, if a column is neither text nor a list of messages, if the columns
+/// have different types, or if there is no prompt column and the completions have no common prefix.
 pub fn pairs(mut row: Row, columns: &Columns) -> Result<Vec<PreferencePair>> {
     row.check(columns)?;
     sharegpt::convert(&mut row, columns)?;
@@ -135,15 +136,15 @@ pub fn pairs(mut row: Row, columns: &Columns) -> Result<Vec<PreferencePair>> {
         Some(prompt) if form(&prompt) == form(&chosen) => {
             PreferencePair::new(prompt, chosen, rejected)
         }
-        // In a conversation, a completion of plain text is one assistant turn.
+        // If the prompt is a conversation, a plain-text completion is one assistant turn.
         Some(prompt @ Text::Messages(_)) => {
             PreferencePair::new(prompt, turn(chosen), turn(rejected))
         }
-        // If the prompt is text and the completions are conversations, the prompt is only for
-        // display: both completions begin with it as well.
+        // If the prompt is plain text but the completions are conversations, their first messages
+        // already contain the prompt, so ignore the prompt column.
         other => implicit::extract(&chosen, &rejected).ok_or_else(|| match other {
             Some(prompt) => Error::new(format!(
-                "`{}` is {}, but `{}` is {} and shares no beginning with `{}`",
+                "`{}` is {}, but `{}` is {} and has no common prefix with `{}`",
                 columns.prompt.as_deref().unwrap_or(PROMPT),
                 form(&prompt),
                 columns.chosen,
@@ -152,13 +153,13 @@ pub fn pairs(mut row: Row, columns: &Columns) -> Result<Vec<PreferencePair>> {
             ))
             .hint("make all three plain text, or all three lists of {role, content}"),
             None => Error::new(format!(
-                "there is no prompt: `{}` and `{}` share no beginning",
+                "there is no prompt: `{}` and `{}` have no common prefix",
                 columns.chosen, columns.rejected
             ))
-            .hint("set the prompt's column with `--columns prompt=NAME`"),
+            .hint("set the prompt column with `--columns prompt=NAME`"),
         })?,
     };
-    // Only chat templates read these columns. They are ignored for plain text, as in TRL.
+    // The template columns only apply to conversations. They are ignored for plain text, as in TRL.
     let [tools, kwargs] = args;
     let args = if matches!(pair.prompt, Text::Messages(_)) {
         TemplateArgs::new(tools, kwargs)?
@@ -168,15 +169,15 @@ pub fn pairs(mut row: Row, columns: &Columns) -> Result<Vec<PreferencePair>> {
     Ok(vec![pair.with_template_args(args)])
 }
 
-/// Checks that no column except those of the pair contains images, audio or video.
+/// Checks that the row does not contain images, audio or video outside the pair's columns.
 fn refuse_other_modalities(row: &Row, columns: &Columns) -> Result<()> {
     let others =
         row.iter().filter(|(name, _)| !columns.names().any(|column| column == name.as_str()));
     Message::check_text_only(others.map(|(name, value)| (name.as_str(), value)))
-        .within(|| "the row is not a pair of texts".to_owned())
+        .within(|| "the row is not a text-only pair".to_owned())
 }
 
-/// Turns plain text into one assistant message. Messages stay as they are.
+/// Converts plain text to one assistant message. Returns messages unchanged.
 fn turn(text: Text) -> Text {
     match text {
         Text::Plain(text) => vec![Message::new("assistant", text)].into(),
@@ -199,7 +200,7 @@ fn scored(mut row: Row, columns: &Columns) -> Result<Vec<PreferencePair>> {
         return Err(Error::new(format!(
             "`{column}` is a list of messages, but `{RESPONSES}` contains plain text"
         ))
-        .hint("write the row with the columns `prompt`, `chosen` and `rejected`"));
+        .hint("use the columns `prompt`, `chosen` and `rejected` instead"));
     }
     let of = |score: f64| {
         responses
@@ -209,19 +210,22 @@ fn scored(mut row: Row, columns: &Columns) -> Result<Vec<PreferencePair>> {
     };
     let best: Vec<&str> = of(1.0).collect();
     let &[chosen] = best.as_slice() else {
-        return Err(Error::new(format!("{} of its responses are scored 1", best.len()))
-            .hint("give one response the score 1, and the worse ones 0"));
+        return Err(Error::new(format!(
+            "exactly one response must have the score 1, got {}",
+            best.len()
+        ))
+        .hint("set the score of the best response to 1, and of the worse ones to 0"));
     };
     let pairs: Vec<PreferencePair> =
         of(0.0).map(|rejected| PreferencePair::new(prompt.clone(), chosen, rejected)).collect();
     if pairs.is_empty() {
-        return Err(Error::new("none of its responses is scored 0")
-            .hint("give one response the score 1, and the worse ones 0"));
+        return Err(Error::new("at least one response must have the score 0")
+            .hint("set the score of the best response to 1, and of the worse ones to 0"));
     }
     Ok(pairs)
 }
 
-/// Describes the type of a value in an error.
+/// Returns "plain text" or "a list of messages", for error messages.
 pub fn form(text: &Text) -> &'static str {
     match text {
         Text::Plain(_) => "plain text",
@@ -242,14 +246,14 @@ fn text(column: &str, value: Value) -> Result<Text> {
             Ok(Text::Messages(messages.collect::<Result<_>>()?))
         }
         other => Err(Error::new(format!("`{column}` is {}, not text", json_kind(&other)))
-            .hint("write a text as a string, or as a list of {role, content}")),
+            .hint("write it as a string, or as a list of {role, content}")),
     }
 }
 
 fn message(value: Value) -> Result<Message> {
     let Value::Object(fields) = value else {
         return Err(Error::new(format!(
-            "it is {}, not an object with `role` and `content`",
+            "the message is {}, not an object with `role` and `content`",
             json_kind(&value)
         )));
     };
@@ -342,7 +346,8 @@ mod tests {
                 .unwrap(),
             want
         );
-        // HuggingFaceH4/ultrafeedback_binarized also has the prompt as text.
+        // In HuggingFaceH4/ultrafeedback_binarized, the completions contain the prompt, and a
+        // plain-text column repeats it.
         assert_eq!(
             pair(json!({"prompt": "Sky?", "chosen": messages(&[asked, c]),
             "rejected": messages(&[asked, r])}))
@@ -365,7 +370,7 @@ mod tests {
             error(json!({"question": "Sky?", "chosen": "It is blue", "rejected": "It is green"})),
             "there is no column `prompt`\n  hint: did you mean `question`? set it with `--columns \
                 prompt=question`\n  hint: use `--columns prompt=none` if the prompt is the common \
-                beginning of `chosen` and `rejected`\n  hint: existing columns: question, chosen, \
+                prefix of `chosen` and `rejected`\n  hint: existing columns: question, chosen, \
                 rejected"
         );
         assert!(
@@ -374,7 +379,7 @@ mod tests {
         );
         assert!(
             error(json!({"chosen": "blue", "rejected": "green"}))
-                .starts_with("there is no prompt: `chosen` and `rejected` share no beginning\n")
+                .starts_with("there is no prompt: `chosen` and `rejected` have no common prefix\n")
         );
     }
 
@@ -390,11 +395,11 @@ mod tests {
         assert_eq!(got, [plain("p", "a", "b"), plain("p", "a", "c")]);
         assert!(
             error(json!({"prompt": "p", "responses": {"b": 1, "a": 1}}))
-                .starts_with("2 of its responses are scored 1\n")
+                .starts_with("exactly one response must have the score 1, got 2\n")
         );
         assert!(
             error(json!({"prompt": "p", "responses": {"a": 1}}))
-                .starts_with("none of its responses is scored 0\n")
+                .starts_with("at least one response must have the score 0\n")
         );
         assert!(
             error(json!({"responses": {"a": 1, "b": 0}}))
@@ -457,7 +462,7 @@ mod tests {
         let got =
             pair(json!({"prompt": ask, "chosen": call("Oslo"), "rejected": call("Rome")})).unwrap();
         assert_ne!(got.chosen, got.rejected);
-        // A common prompt ends at the first message that differs in any field.
+        // The implicit prompt ends before the first message that differs in any field.
         let turns = |first: &Value, last: &Value| {
             Value::from(
                 [first.as_array().unwrap().clone(), last.as_array().unwrap().clone()].concat(),
@@ -588,8 +593,8 @@ mod tests {
         let e = error(json!({"prompt": "p", "chosen": c, "rejected": r}));
         assert!(
             e.starts_with(
-                "`prompt` is plain text, but `chosen` is a list of messages and shares no \
-                beginning with `rejected`\n"
+                "`prompt` is plain text, but `chosen` is a list of messages and has no common \
+                prefix with `rejected`\n"
             ),
             "{e}"
         );

@@ -1,7 +1,6 @@
-//! Conversations in the format of ShareGPT and LLaMA-Factory: `{"from": "human", "value": "…"}`
-//! instead of `{"role": "user", "content": "…"}`, and the prompt in a column `conversations`.
-//!
-//! They are converted to TRL's columns and messages before the row becomes a pair.
+//! Converts rows in the format of ShareGPT and LLaMA-Factory to TRL's columns and messages. A
+//! ShareGPT message is `{"from": "human", "value": "…"}` instead of `{"role": "user", "content":
+//! "…"}`, and the prompt is in the column `conversations`.
 
 use reprpo_plugin::prelude::*;
 use reprpo_plugin::serde_json::{self, Map, Value, json};
@@ -13,7 +12,7 @@ pub const CONVERSATIONS: &str = "conversations";
 /// Column with the system prompt.
 const SYSTEM: &str = "system";
 
-/// ShareGPT's speakers and the roles that they are converted to.
+/// Maps ShareGPT's speakers to TRL's roles.
 const SPEAKERS: [(&str, &str); 12] = [
     ("human", "user"),
     ("user", "user"),
@@ -29,21 +28,21 @@ const SPEAKERS: [(&str, &str); 12] = [
     ("tool_call", CALL),
 ];
 
-/// Marks the speakers whose messages are function calls. These become messages of the assistant.
+/// Pseudo-role of function calls, which are converted to assistant messages with `tool_calls`.
 const CALL: &str = "call";
 
-/// Returns the names of ShareGPT's columns that make up the prompt. The result is empty if the row
-/// has a column for the prompt. `has` returns true if a column exists.
+/// Returns the ShareGPT columns to build the prompt from. The result is empty if the row has a
+/// prompt column. `has` returns true if a column exists.
 pub fn columns(has: impl Fn(&str) -> bool, columns: &Columns) -> Vec<&'static str> {
     let used = columns.prompt.as_ref().is_some_and(|prompt| !has(prompt)) && has(CONVERSATIONS);
     [CONVERSATIONS, SYSTEM].into_iter().filter(|name| used && has(name)).collect()
 }
 
-/// Converts a row from ShareGPT's format to TRL's. Rows in other formats stay as they are.
+/// Converts a row from ShareGPT's format to TRL's. Does not change rows in other formats.
 ///
 /// # Errors
-/// Fails if a speaker is unknown, if a message has no counterpart in TRL's format, or if the prompt
-/// ends with an answer.
+/// Fails if a speaker is unknown, if a message cannot be converted, if the prompt ends with an
+/// assistant message, or if the prompt's system message differs from the system column.
 pub fn convert(row: &mut Map<String, Value>, columns: &Columns) -> Result<()> {
     for column in columns.names() {
         if let Some(value) = row.get_mut(column) {
@@ -71,7 +70,7 @@ pub fn convert(row: &mut Map<String, Value>, columns: &Columns) -> Result<()> {
     Ok(())
 }
 
-/// Converts a whole conversation to a prompt, with the system prompt at its start.
+/// Converts a conversation to a prompt that starts with the system prompt.
 fn prompt_of(conversation: &mut Value, system: Option<String>) -> Result<()> {
     messages(conversation)?;
     let Value::Array(turns) = conversation else { return Ok(()) };
@@ -81,10 +80,10 @@ fn prompt_of(conversation: &mut Value, system: Option<String>) -> Result<()> {
     let Some(last) = turns.last() else { return Err(Error::new("it has no messages")) };
     if role(last) == "assistant" {
         return Err(Error::new(
-            "it ends with an answer, but the answers belong in columns of their own",
+            "it ends with an assistant message, but the completions must be in separate columns",
         )
         .hint(
-            "remove the last message, or set another column for the prompt with `--columns \
+            "remove the last message, or set a different prompt column with `--columns \
                 prompt=NAME`",
         ));
     }
@@ -143,7 +142,7 @@ fn message(fields: &mut Map<String, Value>) -> Result<Value> {
         converted.insert("role".to_owned(), role.into());
         converted.insert("content".to_owned(), value.into());
     }
-    // Keep the other fields of the message: the chat template may read them.
+    // Keep the remaining fields of the message, because the chat template may read them.
     converted.extend(std::mem::take(fields));
     Ok(Value::Object(converted))
 }
@@ -210,8 +209,7 @@ mod tests {
             ],
         });
         assert_eq!(converted(row).unwrap(), want);
-        // TRL's names of the roles, and a prompt in a column `prompt`, so that `conversations` is
-        // not read.
+        // This row uses TRL's role names. It has a `prompt` column, so `conversations` is ignored.
         let row = json!({
             "prompt": [{"from": "system", "value": "s"}, {"from": "user", "value": "p"}],
             "chosen": [{"from": "assistant", "value": "c"}],
@@ -283,7 +281,7 @@ mod tests {
             "{e}"
         );
         assert!(error(row("human", json!(["x"]))).contains("`value` is a list, not text"));
-        assert!(error(row("gpt", "x".into())).contains("it ends with an answer"));
+        assert!(error(row("gpt", "x".into())).contains("it ends with an assistant message"));
         assert!(
             error(row("function_call", "go".into()))
                 .contains("is not JSON with `name` and `arguments`")

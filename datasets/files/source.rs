@@ -1,4 +1,4 @@
-//! A file of rows in any supported format, and the pairs in it.
+//! Reads rows and pairs from a file in any supported format.
 
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
@@ -13,8 +13,8 @@ use super::place::Place;
 use super::row::{self, Columns, Row};
 use super::{csv, input, json, jsonl};
 
-/// Endings of the supported files.
-pub const ENDINGS: [&str; 13] = [
+/// Extensions of the supported files.
+pub const EXTENSIONS: [&str; 13] = [
     "jsonl",
     "json",
     "csv",
@@ -30,12 +30,13 @@ pub const ENDINGS: [&str; 13] = [
     "tsv.zst",
 ];
 
-/// Returns the ending of a file without `.gz` or `.zst`, or `None` if the file is not supported.
-pub fn ending(path: &Path) -> Option<&'static str> {
+/// Returns the extension of a file, without `.gz` or `.zst` for compressed files. Returns `None` if
+/// the extension is not supported.
+pub fn extension(path: &Path) -> Option<&'static str> {
     let name = path.file_name()?.to_string_lossy().to_lowercase();
-    let found = ENDINGS
+    let found = EXTENSIONS
         .into_iter()
-        .find(|ending| name.strip_suffix(ending).is_some_and(|head| head.ends_with('.')))?;
+        .find(|extension| name.strip_suffix(extension).is_some_and(|head| head.ends_with('.')))?;
     found.split('.').next()
 }
 
@@ -44,11 +45,11 @@ pub fn ending(path: &Path) -> Option<&'static str> {
 pub struct Reading {
     /// Names of the columns.
     pub columns: Columns,
-    /// Delimiter of `.csv` and `.tsv`; `None` for the usual delimiter of the format.
+    /// Field delimiter of CSV and TSV files; `None` for a comma or a tab, respectively.
     pub delimiter: Option<u8>,
     /// Maximum size of a row in bytes.
     pub longest: usize,
-    /// True to skip rows that are not pairs and report their number, false to fail at them.
+    /// Skip rows that are not pairs and report their number, instead of failing.
     pub skip: bool,
 }
 
@@ -58,7 +59,7 @@ impl Default for Reading {
     }
 }
 
-/// An existing file of a supported format.
+/// A data file in a supported format.
 #[derive(Clone, Debug)]
 pub struct Source {
     path: PathBuf,
@@ -74,16 +75,17 @@ enum Format {
     Parquet(Table),
 }
 
-/// Rows with their places. The iterator ends after an error.
+/// An iterator over the rows of a file and their locations. It ends after an error.
 pub type Rows = Box<dyn Iterator<Item = Result<(Place, Row)>>>;
 
 impl Source {
-    /// Recognises the format of a file. A parquet file is also checked for the columns of a pair
-    /// and the `extra` columns; in other formats, missing columns are only found by reading.
+    /// Detects the format of a file. For parquet files, it also checks that the columns of a pair
+    /// and the `extra` columns exist. In other formats, missing columns are only detected when the
+    /// rows are read.
     ///
     /// # Errors
-    /// Fails if the file is missing, if its ending is unknown, or if it is a parquet file that is
-    /// damaged or lacks a column.
+    /// Fails if the file is missing, if its extension is unknown, or if it is a parquet file that
+    /// is damaged or lacks a column.
     pub fn open(path: &Path, reading: Reading, extra: &[&str]) -> Result<Self> {
         if input::is_stdin(path) {
             let format =
@@ -93,26 +95,25 @@ impl Source {
         if path.is_dir() {
             return Err(Error::new(format!("`{}` is a folder, not a file", path.display())));
         }
-        let format = match ending(path) {
+        let format = match extension(path) {
             Some("jsonl") => Format::Jsonl,
             Some("json") => Format::Json,
             Some("csv") => Format::Csv(reading.delimiter.unwrap_or(b',')),
             Some("tsv") => Format::Csv(reading.delimiter.unwrap_or(b'\t')),
             Some("parquet") => Format::Parquet(Table::open(path, &reading.columns, extra)?),
             _ => {
-                let ending = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
-                return Err(Error::unknown("file ending", &ending, ENDINGS)
+                let given = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
+                return Err(Error::unknown("file extension", &given, EXTENSIONS)
                     .within(format!("the format of `{}` is not supported", path.display())));
             }
         };
         Ok(Self { path: path.to_owned(), format, reading })
     }
 
-    /// Returns the rows in order.
+    /// Returns the rows in order. The iterator yields an error for a row that cannot be read.
     ///
     /// # Errors
-    /// Fails if the file cannot be opened, or if it lacks a column. An item is an error if its row
-    /// cannot be read.
+    /// Fails if the file cannot be opened, or if its header lacks a column.
     pub fn rows(&self) -> Result<Rows> {
         Ok(match &self.format {
             Format::Jsonl => Box::new(jsonl::Rows::open(&self.path, self.reading.longest)?),
@@ -127,14 +128,14 @@ impl Source {
         })
     }
 
-    /// Checks the columns in the header, so that a missing column is reported once for the file and
-    /// not for every row.
+    /// Checks the columns in the header, so that a missing column is reported once and not for
+    /// every row.
     fn check_header(&self, header: &[String], delimiter: u8) -> Result<()> {
         let Err(e) = self.reading.columns.find(header.iter().map(String::as_str)) else {
             return Ok(());
         };
-        // If there is only one column and its name contains another delimiter, the file probably
-        // uses that delimiter.
+        // If there is only one column and its name contains a different delimiter, the file
+        // probably uses that delimiter.
         let other = match header {
             [only] => [";", "\t", "|", ","]
                 .into_iter()
@@ -151,19 +152,18 @@ impl Source {
         })
     }
 
-    /// Returns the pairs in order, each with the number of its row, counted from 0. The iterator
-    /// ends after an error.
+    /// Returns the pairs in order, each with the number of its row, counted from 0. A row that is
+    /// not a pair is skipped if [`Reading::skip`] is true. If it is false, the iterator yields an
+    /// error and ends.
     ///
     /// # Errors
-    /// Fails for the same reasons as [`rows`](Self::rows). An item is an error if its row is not a
-    /// pair.
+    /// Fails for the same reasons as [`rows`](Self::rows).
     pub fn pairs(&self) -> Result<Pairs> {
         self.pairs_after(&Rc::default())
     }
 
-    /// Returns the pairs like [`pairs`](Self::pairs), but counts their rows from `read`, the number
-    /// of rows that were read from other files of the split. The counter is increased for every row
-    /// of this file.
+    /// Like [`pairs`](Self::pairs), but continues the row numbers of the split's previous files.
+    /// `read` is the number of rows read so far, and increases with every row of this file.
     ///
     /// # Errors
     /// Fails for the same reasons as [`pairs`](Self::pairs).
@@ -183,7 +183,7 @@ impl Source {
         })
     }
 
-    /// Number of pairs, if it is known without reading the rows.
+    /// Returns the number of pairs, or `None` if the rows must be read to count them.
     pub fn count(&self) -> Option<usize> {
         match &self.format {
             Format::Parquet(table) if !self.reading.skip => Some(table.rows()),
@@ -207,18 +207,19 @@ pub struct Pairs {
     path: PathBuf,
     columns: Columns,
     skip: bool,
-    /// True for CSV and TSV, in which an empty cell can mean a missing value.
+    /// True for CSV and TSV files, in which an empty completion is an error, because it may be a
+    /// missing value.
     cells: bool,
     rows: Rows,
-    /// Number of rows that were read, including skipped rows.
+    /// Number of rows read so far, including skipped rows and rows of previous files.
     read: Rc<Cell<usize>>,
-    /// Pairs of the last row that have not been returned yet.
+    /// Pairs of the current row that have not been returned yet.
     waiting: std::vec::IntoIter<PreferencePair>,
     /// Shape of the first row.
     shape: Option<Shape>,
     /// Number of skipped rows, and the error of the first one.
     skipped: Option<(usize, Error)>,
-    /// True after the warning about a message field whose value JSON cannot represent.
+    /// True if the warning about a replaced value in a message field has been shown.
     altered: bool,
     ended: bool,
 }
@@ -234,8 +235,8 @@ impl Pairs {
     /// Returns the pairs in a row.
     ///
     /// # Errors
-    /// Fails if the row is not a pair, or if its shape differs from the rows before it: such files
-    /// are usually a mistake.
+    /// Fails if the row is not a pair, or if its shape differs from earlier rows. Different shapes
+    /// usually mean that the file mixes unrelated data.
     fn of(&mut self, row: Row) -> Result<Vec<PreferencePair>> {
         let prompt = self.columns.prompt.as_ref().is_some_and(|p| row.contains_key(p));
         let pairs = row::pairs(row, &self.columns)?;
@@ -244,10 +245,10 @@ impl Pairs {
             match *self.shape.get_or_insert(shape) {
                 before if before.form != shape.form => {
                     return Err(Error::new(format!(
-                        "it is {}, but the rows before it are {}",
+                        "it contains {}, but earlier rows contain {}",
                         shape.form, before.form
                     ))
-                    .hint("put plain texts and conversations into different files"));
+                    .hint("put plain text and conversations in separate files"));
                 }
                 before if before.prompt != shape.prompt => {
                     let (name, has) = (
@@ -255,7 +256,7 @@ impl Pairs {
                         if prompt { "has a" } else { "has no" },
                     );
                     return Err(Error::new(format!(
-                        "it {has} column `{name}`, unlike the rows before it"
+                        "it {has} column `{name}`, unlike earlier rows"
                     )));
                 }
                 _ => {}
@@ -296,7 +297,7 @@ impl Pairs {
         }
     }
 
-    /// Returns the first pair. Reading it is a cheap check that the file is usable.
+    /// Returns the first pair. Use this as a cheap check that the file is usable.
     ///
     /// # Errors
     /// Fails if there is no pair, or if the first row is not a pair.
@@ -329,13 +330,13 @@ impl Iterator for Pairs {
 }
 
 impl Drop for Pairs {
-    /// Reports skipped rows when the pairs are dropped, even if not all were read.
+    /// Warns about skipped rows, even if the iterator was not exhausted.
     fn drop(&mut self) {
         if let Some((count, e)) = &self.skipped {
             let why = std::error::Error::source(e)
                 .map_or_else(String::new, |why| format!(" because {why}"));
             tracing::warn!(
-                "{count} rows of `{}` are not pairs and were skipped; the first: {e}{why}",
+                "skipped {count} rows of `{}` that are not pairs; first error: {e}{why}",
                 self.path.display()
             );
         }

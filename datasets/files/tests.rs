@@ -15,7 +15,7 @@ fn open(train: &Path) -> Result<Box<dyn Dataset>> {
     Files { train: train.to_owned(), ..Files::default() }.build()
 }
 
-/// Returns the error of opening a file, with `FILE` instead of its path.
+/// Opens an invalid file and returns the error message, with `FILE` instead of its path.
 fn error(train: &Path) -> String {
     format!("{:?}", open(train).err().expect("opening the file should fail"))
         .replace(&train.display().to_string(), "FILE")
@@ -76,7 +76,7 @@ fn every_format_gives_the_same_pairs() {
         fs::write(&path, &text).unwrap();
         assert_eq!(read(open(&path).unwrap().as_ref(), "train"), want, "{name}");
         let (gzip, zstd) = (packed::gzip(text.as_bytes()), packed::zstd(text.as_bytes()));
-        // Several gzip files one after another are also a valid gzip file.
+        // The concatenation of gzip files is a valid gzip file.
         let (first, second) = text.split_at(text.len() / 2);
         let several = [packed::gzip(first.as_bytes()), packed::gzip(second.as_bytes())].concat();
         for (ending, bytes) in [("gz", gzip), ("GZ", several), ("zst", zstd)] {
@@ -138,7 +138,7 @@ fn columns_and_delimiter_can_be_set() {
     );
     assert!(
         wrong(Format { rejected_column: "best".into(), ..format() })
-            .starts_with("the column `best` is used for two parts of a pair\n")
+            .starts_with("the column `best` is used twice\n")
     );
     assert_eq!(
         wrong(Format { max_row_mib: 0, ..format() }),
@@ -247,7 +247,7 @@ fn an_unusable_file_is_an_error_when_it_is_opened() {
     assert!(error(&at("empty.jsonl", "\n\n")).contains("`FILE` has no pairs"));
     assert!(
         error(&at("pairs.jsnl", &line(0)))
-            .contains("unknown file ending `jsnl`\n  hint: did you mean `jsonl`?")
+            .contains("unknown file extension `jsnl`\n  hint: did you mean `jsonl`?")
     );
     assert!(
         error(&at("short.jsonl", "{\"prompt\": \"p\"}"))
@@ -257,7 +257,7 @@ fn an_unusable_file_is_an_error_when_it_is_opened() {
     fs::create_dir(dir.path().join("folder.jsonl")).unwrap();
     assert!(error(&dir.path().join("folder.jsonl")).contains("is a folder"));
     let nothing = format!("{:?}", Files::default().build().err().unwrap());
-    assert!(nothing.starts_with("no file to train on is given"), "{nothing}");
+    assert!(nothing.starts_with("no training file given"), "{nothing}");
 }
 
 #[test]
@@ -294,8 +294,8 @@ fn a_parquet_file_cut_off_anywhere_is_an_error() {
     }
 }
 
-/// A file with a changed byte may still be valid, but reading it never panics, and never gives more
-/// rows than the footer states.
+/// A file with a changed byte may still be valid. Reading it must never panic, and must never
+/// return more rows than the footer declares.
 #[test]
 fn a_parquet_file_with_any_byte_changed_does_not_panic() {
     let dir = tempfile::tempdir().unwrap();
@@ -323,7 +323,7 @@ fn an_unknown_field_in_the_configuration_is_an_error() {
     assert!(got.contains("unknown field `tests`"), "{got}");
 }
 
-/// The user looks up the row in the file, so the number includes skipped rows.
+/// Row numbers include skipped rows, so that users can find the row in the file.
 #[test]
 fn a_pair_has_the_number_of_its_row() {
     let dir = tempfile::tempdir().unwrap();
@@ -342,7 +342,7 @@ fn a_pair_has_the_number_of_its_row() {
     );
 }
 
-/// In GENIES' JSON, a row can have several pairs.
+/// A row of a GENIES JSON file can contain several pairs.
 #[test]
 fn pairs_of_the_same_row_have_its_number() {
     let dir = tempfile::tempdir().unwrap();
@@ -359,7 +359,7 @@ fn pairs_of_the_same_row_have_its_number() {
 
 #[test]
 fn only_one_split_can_be_standard_input_and_a_file_needs_no_record() {
-    // The integration tests in `tests` read real standard input.
+    // Reading actual standard input is covered by the integration tests in `tests`.
     let two = Files { train: "-".into(), test: Some("-".into()), ..Files::default() };
     let e = format!("{:?}", two.build().err().unwrap());
     assert!(e.starts_with("standard input (`-`) is used for several splits: train, test\n"), "{e}");

@@ -1,5 +1,5 @@
-//! Parses JSON that can come from any tool. The number of values is limited, because a value of one
-//! byte in the text takes up to a hundred bytes of memory.
+//! Parses untrusted JSON. The number of values is limited, because a parsed value can take a
+//! hundred times as much memory as its text.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -11,15 +11,17 @@ use reprpo_plugin::serde_json::{self, Map, Value};
 use super::flaws::{Flaw, LostValue, Row, Step};
 use super::python;
 
-/// Maximum number of values in a row. This many values take about 40 MB of memory.
+/// Maximum number of JSON values that one row may contain. This many values take about 40 MB of
+/// memory.
 const MOST: usize = 500_000;
 
-/// A float of at least this size may have been an integer of more than 64 bits, which serde_json
-/// rounds.
+/// serde_json parses an integer of more than 64 bits as a rounded float. A float of at least this
+/// absolute value may be such an integer.
 const ROUNDED: f64 = i64::MAX as f64;
 
-/// Parses a JSON text, and returns the places of values that the result cannot represent: Python
-/// writes `NaN`, `Infinity`, half surrogate pairs and integers of any length into JSON.
+/// Parses JSON, including what Python's `json` module accepts beyond the standard: `NaN`,
+/// `Infinity`, lone surrogates and integers of any length. The parsed value contains replacements
+/// for these. Each original is returned as a [`Flaw`] with its path.
 ///
 /// # Errors
 /// Fails if the text is not UTF-8 or not JSON, is nested too deeply, or has too many values.
@@ -34,7 +36,7 @@ fn parse(bytes: &[u8]) -> Result<(Value, Vec<Flaw>)> {
             if lost.is_empty() {
                 return outcome.map(|value| (value, Vec::new())).map_err(|e| not_json(&e));
             }
-            // The converted text has the same length, so errors name the right byte.
+            // `standard` has the same length as `text`, so byte positions in errors are correct.
             let walk = Walk::of(&lost);
             let outcome = walk.read(&standard);
             if walk.left.get() > 0 {
@@ -48,8 +50,8 @@ fn parse(bytes: &[u8]) -> Result<(Value, Vec<Flaw>)> {
         .hint(r#"a row is {"prompt": "…", "chosen": "…", "rejected": "…"}"#))
 }
 
-/// The error for text that is not JSON. Its line numbers count from the start of this text; the
-/// caller adds the place of the text in the file.
+/// Returns the error for invalid JSON. Line numbers are relative to the start of the parsed text;
+/// the caller adds the location of the text in the file.
 fn not_json(e: &serde_json::Error) -> Error {
     let message = e.to_string();
     let message = message.rsplit_once(" at line ").map_or(message.as_str(), |(head, _)| head);
@@ -68,32 +70,32 @@ pub fn parse_row(bytes: &[u8]) -> Result<Row> {
     }
 }
 
-/// The error for a value that should be a row.
+/// Returns the error for a value that is not a row.
 pub fn not_a_row(value: &Value) -> Error {
     Error::new(format!("it is {}, not an object", json_kind(value)))
         .hint(r#"a row is {"prompt": "…", "chosen": "…", "rejected": "…"}"#)
 }
 
-/// The error for text in another encoding; its first `valid` bytes are UTF-8.
+/// Returns the error for invalid UTF-8 after the first `valid` bytes.
 pub fn not_utf8(valid: usize) -> Error {
     Error::new(format!("it is not UTF-8: byte {} is invalid", valid + 1))
         .hint("save the file as UTF-8")
 }
 
-/// Builds a value, counts its parts, and finds the paths of the values that were replaced.
+/// Builds a value while counting its nested values and recording the paths of replaced values.
 struct Walk<'a> {
-    /// Number of further values that are allowed.
+    /// Remaining number of values before the limit is reached.
     left: Cell<usize>,
     /// Number of values and keys so far.
     count: Cell<usize>,
-    /// The replaced values that are still to come, each with the `count` at which it occurs.
+    /// Replaced values that have not been reached yet, each with the `count` at which it occurs.
     lost: Cell<&'a [(usize, LostValue)]>,
     /// True if any value was replaced.
     any_lost: bool,
     /// Path of the current value; only tracked if `any_lost` is true.
     path: RefCell<Vec<Step>>,
     flaws: RefCell<Vec<Flaw>>,
-    /// True if a number may have been rounded.
+    /// True if serde_json may have rounded a number.
     rounded: Cell<bool>,
 }
 
@@ -116,7 +118,7 @@ impl<'a> Walk<'a> {
         json.end().map(|()| value)
     }
 
-    /// Counts a value or a key, and returns the original if it was replaced.
+    /// Counts the next value or key. If it was replaced, returns the original.
     fn next(&self) -> Option<LostValue> {
         let count = self.count.get();
         self.count.set(count + 1);
@@ -151,7 +153,8 @@ impl<'de> DeserializeSeed<'de> for &Walk<'_> {
             return Err(de::Error::custom("too many values"));
         }
         if let Some(lost) = self.next() {
-            // Keep a text, which has the replacement character in it. A number becomes null.
+            // Keep strings, because `python::standard_json` has already replaced lone surrogates in
+            // them by U+FFFD. Replace numbers by null.
             let kept = matches!(lost, LostValue::Surrogate(_));
             self.add_flaw(lost);
             let value = from.deserialize_any(self)?;
@@ -214,8 +217,8 @@ impl<'de> Visitor<'de> for &Walk<'_> {
         while let Some(key) = entries.next_key::<String>()? {
             let lost = self.next();
             if self.any_lost && all.contains_key(&key) {
-                // If a key occurs several times, the last value replaces the earlier ones, so
-                // their flaws are forgotten too.
+                // If a key occurs several times, the last value wins. Remove the flaws that were
+                // recorded for earlier values of this key.
                 let mut path = self.path.borrow().clone();
                 path.push(Step::Key(key.clone()));
                 self.flaws.borrow_mut().retain(|flaw| !flaw.path.starts_with(&path));
@@ -263,13 +266,13 @@ mod tests {
         );
     }
 
-    /// The lost values of a text, each with its path.
+    /// Parses `text` and returns the path and original of each replaced value.
     fn flaws(text: &str) -> Vec<String> {
         let (_, flaws) = parse(text.as_bytes()).unwrap_or_else(|e| panic!("{text}: {e:?}"));
         flaws.iter().map(|flaw| format!("{:?} {}", flaw.path, flaw.value)).collect()
     }
 
-    /// Python's `json` parses all of these texts.
+    /// Python's `json` module accepts all of these inputs.
     #[test]
     fn values_that_only_python_accepts_are_replaced_and_recorded() {
         let key = |key: &str| format!("Key({key:?})");
@@ -303,17 +306,17 @@ mod tests {
             (
                 r#"{"t": "ok \ud83d end"}"#,
                 key("t"),
-                r"contains `\ud83d`, half of a surrogate pair, which is not a character",
+                r"contains the lone surrogate `\ud83d`, which is not a character",
             ),
             (
                 r#"{"t": "\uDE00\ud83d\ude00"}"#,
                 key("t"),
-                r"contains `\uDE00`, half of a surrogate pair, which is not a character",
+                r"contains the lone surrogate `\uDE00`, which is not a character",
             ),
             (
                 r#"{"t": "\ud83d\ud83d\ude00"}"#,
                 key("t"),
-                r"contains `\ud83d`, half of a surrogate pair, which is not a character",
+                r"contains the lone surrogate `\ud83d`, which is not a character",
             ),
             (
                 r#"{"a": NaN, "b": 2, "a": [NaN]}"#,
@@ -323,7 +326,7 @@ mod tests {
             (
                 r#"{"x\ud800": 1}"#,
                 key("x\u{fffd}"),
-                r"contains `\ud800`, half of a surrogate pair, which is not a character",
+                r"contains the lone surrogate `\ud800`, which is not a character",
             ),
         ] {
             assert_eq!(flaws(text), [format!("[{path}] {value}")], "{text}");
@@ -332,7 +335,7 @@ mod tests {
         assert_eq!(
             flaws(&long),
             [format!(
-                "[{}] is the number 77777777777777777777… of 400 characters, which is too large",
+                "[{}] is the number 77777777777777777777… (400 characters), which is too large",
                 key("n")
             )]
         );

@@ -1,5 +1,5 @@
-//! Finds the distributions of the benchmark and their files. Each distribution is a folder with the
-//! files of its splits.
+//! Finds the distributions of the benchmark and their files. Each distribution is a folder that
+//! contains its `train` and `test` files.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -32,7 +32,7 @@ impl Folder {
         {
             let entry =
                 entry.within(|| format!("cannot read the data folder `{}`", path.display()))?;
-            // Skip names that are not Unicode: they cannot be given on the command line.
+            // Skip names that are not UTF-8, because a configuration cannot contain them.
             if let Ok(name) = entry.file_name().into_string()
                 && entry.path().is_dir()
                 && ["train", "test"]
@@ -43,16 +43,19 @@ impl Folder {
             }
         }
         if names.is_empty() {
-            return Err(Error::new(format!("`{}` has no GENIES distributions", path.display()))
-                .hint(
-                    "it should contain <distribution>/train-*.parquet and \
+            return Err(Error::new(format!(
+                "`{}` does not contain GENIES distributions",
+                path.display()
+            ))
+            .hint(
+                "it should contain <distribution>/train-*.parquet and \
                     <distribution>/test-*.parquet, or train.json and test.json",
-                ));
+            ));
         }
         Ok(Self { path, names })
     }
 
-    /// Returns true if there is a distribution `name`.
+    /// Returns true if the distribution exists.
     pub fn has(&self, name: &str) -> bool {
         self.names.contains(name)
     }
@@ -62,10 +65,11 @@ impl Folder {
         self.names.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
     }
 
-    /// Checks that there is a distribution `name`.
+    /// Checks that the distribution exists.
     ///
     /// # Errors
-    /// Fails if there is none. The error names the nearest name and lists all of them.
+    /// Fails if the distribution does not exist. The error suggests the closest name and lists all
+    /// names.
     pub fn check(&self, name: &str) -> Result<()> {
         if self.has(name) {
             Ok(())
@@ -78,7 +82,8 @@ impl Folder {
     /// Returns the files of a split of a distribution, in order.
     ///
     /// # Errors
-    /// Fails if there are no files, or fewer than the total in their names (`-of-00003`).
+    /// Fails if there are no files, or if a file is missing according to the total in the file
+    /// names (`-of-00003`).
     pub fn files(&self, name: &str, split: &str) -> Result<Vec<PathBuf>> {
         let folder = self.path.join(name);
         let found = shards(&folder, split)?;
@@ -94,7 +99,7 @@ impl Folder {
             .and_then(|stem| stem.to_str()?.rsplit_once("-of-")?.1.parse::<usize>().ok());
         if let Some(total) = total.filter(|total| *total != found.len()) {
             return Err(Error::new(format!(
-                "`{}` has {} of the {total} files of its `{split}` split",
+                "`{}` contains {} of {total} files of the `{split}` split",
                 folder.display(),
                 found.len()
             ))
@@ -119,7 +124,7 @@ fn shards(folder: &Path, split: &str) -> Result<Vec<PathBuf>> {
         }
     }
     found.sort();
-    // The original files of the benchmark are JSON.
+    // The benchmark's original files are JSON.
     let json = folder.join(format!("{split}.json"));
     if found.is_empty() && json.is_file() {
         found.push(json);

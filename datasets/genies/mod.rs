@@ -12,21 +12,21 @@ use reprpo_plugin::tracing;
 use self::folder::Folder;
 use crate::files::{Place, Reading, Row, Source, pairs};
 
-/// Default distribution of `rnd`.
+/// Default distribution of the `rnd` split.
 const UNRELATED: &str = "ranking_logic";
 
-/// A distribution of GENIES to train on, and a shifted and an unrelated distribution to evaluate
-/// on: `--dataset genies:math`.
+/// The GENIES benchmark. Trains on one distribution, and evaluates on a shifted and an unrelated
+/// one: `--dataset genies:math`.
 #[dataset(
     name = "genies",
     summary = "the GENIES benchmark: train on one distribution, test on a shifted one",
     reference = "Clymer, Baker, Subramani, Wang: Generalization Analogies (GENIES), 2023, \
         arXiv:2311.07723",
     explain = "\
-There are four splits. `train` and `test` are those of the given distribution. `oos` has the test
-pairs of the shifted distribution: the benchmark's shift lists name a target for each distribution.
-`rnd` has the test pairs of an unrelated distribution. `--dataset genies:math` trains on math, and
-`oos` is then change_my_view.
+There are four splits. `train` and `test` contain the pairs of the given distribution. `oos`
+contains the test pairs of the shifted distribution, which is the target of the given one in the
+benchmark's shift lists. `rnd` contains the test pairs of an unrelated distribution. For example,
+`--dataset genies:math` trains on math, and `oos` is change_my_view.
 
 The data files are `<data_dir>/<distribution>/{train,test}-*.parquet` with the columns prompt,
 chosen and rejected, and example_id if `one_per_instruction` is on. This is the layout of
@@ -41,18 +41,19 @@ pub struct Genies {
     /// Name of the distribution to train on, such as `math`. Required; `--dataset genies:NAME`
     /// sets it.
     pub distribution: String,
-    /// Folder with the distributions, or its parent folder if it is called `genies` or
+    /// Folder that contains the distributions, either directly or in a subfolder called `genies` or
     /// `distributions`. `--data-dir` sets it. Default: the environment variable `REPRPO_DATA`.
     #[schemars(extend("format" = "path"))]
     pub data_dir: Option<PathBuf>,
-    /// Name of the shifted distribution, whose test pairs are `oos`. Default: the first target that
-    /// the benchmark's shift lists name for `distribution`.
+    /// Name of the shifted distribution, whose test pairs become the `oos` split. Default: the
+    /// first target of `distribution` in the benchmark's shift lists.
     pub oos: Option<String>,
-    /// Name of the unrelated distribution, whose test pairs are `rnd`; `none` for no `rnd` split.
+    /// Name of the unrelated distribution, whose test pairs become the `rnd` split. With `none`,
+    /// there is no `rnd` split.
     #[default(Some(UNRELATED.to_owned()))]
     pub rnd: Option<String>,
-    /// Only takes the first pair of each instruction (one per `example_id`), in every split.
-    /// Otherwise, an instruction with k worse responses has k pairs.
+    /// Use only the first pair of each instruction (one per `example_id`) in every split. By
+    /// default, an instruction with k worse responses has k pairs.
     pub one_per_instruction: bool,
 }
 
@@ -62,13 +63,13 @@ impl DatasetPlugin for Genies {
             std::env::var_os("REPRPO_DATA").filter(|dir| !dir.is_empty()).map(PathBuf::from)
         });
         let data_dir = data_dir.ok_or_else(|| {
-            Error::new("the folder of the GENIES data is not set")
+            Error::new("the GENIES data folder is not set")
                 .hint("set it with `--data-dir DIR` or the environment variable `REPRPO_DATA`")
         })?;
         let folder = Folder::open(&data_dir)?;
         let source = self.distribution;
         if source.is_empty() {
-            return Err(Error::new("no distribution to train on is given")
+            return Err(Error::new("no training distribution given")
                 .hint(format!("use `--dataset genies:NAME`; valid: {}", folder.list())));
         }
         folder.check(&source)?;
@@ -82,14 +83,14 @@ impl DatasetPlugin for Genies {
             None => match shifts::target(&data_dir, &source)? {
                 Some(name) if !folder.has(&name) => {
                     tracing::warn!(
-                        "the shifted distribution of `{source}` is `{name}`, which is not in \
-                            `{}`: there is no oos split",
+                        "skipping the oos split: the shifted distribution of `{source}` is \
+                            `{name}`, which is not in `{}`",
                         data_dir.display()
                     );
                     None
                 }
                 None => {
-                    tracing::info!("no shift is listed for `{source}`: there is no oos split");
+                    tracing::info!("skipping the oos split: no shift is listed for `{source}`");
                     None
                 }
                 listed => listed,
@@ -97,13 +98,16 @@ impl DatasetPlugin for Genies {
         };
         wanted.extend(oos.clone().map(|name| ("oos", name, "test")));
         match self.rnd {
-            // A folder with the user's own distributions may not have the default one.
+            // A folder with custom distributions might lack the default one.
             Some(name) if name == UNRELATED && !folder.has(&name) => {
-                tracing::info!("`{name}` is not in `{}`: there is no rnd split", data_dir.display())
+                tracing::info!(
+                    "skipping the rnd split: `{name}` is not in `{}`",
+                    data_dir.display()
+                )
             }
             Some(name) if name == source || Some(&name) == oos.as_ref() => {
                 tracing::info!(
-                    "`{name}` is already the train or oos distribution: there is no rnd split"
+                    "skipping the rnd split: `{name}` is already the train or oos distribution"
                 )
             }
             Some(name) => {
@@ -129,7 +133,7 @@ impl DatasetPlugin for Genies {
     }
 }
 
-/// Column with the id of the instruction, which several pairs can share.
+/// Column with the id of the instruction. Several pairs can have the same id.
 const INSTRUCTION: &str = "example_id";
 
 struct Split {
@@ -182,8 +186,8 @@ impl Dataset for Splits {
         let (firsts, mut seen) = (self.one_per_instruction, HashSet::new());
         let mut of = move |source: &Source, (place, row): (Place, Row)| {
             let within = || place.reading(source.path());
-            // In the benchmark's JSON files, a row is an instruction. In other files, several rows
-            // can belong to the same instruction; their `example_id` is then the same.
+            // In the benchmark's JSON files, each row is one instruction. In parquet files, the
+            // rows of an instruction have the same `example_id`.
             if firsts && !row.contains_key("responses") {
                 let id = row.get(INSTRUCTION).filter(|id| !id.is_null()).map(ToString::to_string);
                 let id = id

@@ -1,15 +1,15 @@
-//! Looks up the targets of distribution shifts in the lists that come with the benchmark.
+//! Looks up the targets of distribution shifts in the benchmark's shift lists.
 
 use std::path::{Path, PathBuf};
 
 use reprpo_plugin::prelude::*;
 use reprpo_plugin::serde_json;
 
-/// Files of the lists, in search order: the fifteen shifts of the benchmark, then a longer list
-/// with more sources.
+/// File names of the shift lists, in search order: the fifteen shifts of the benchmark, then a
+/// longer list with additional shifts.
 const LISTS: [&str; 2] = ["GENIES.json", "all.json"];
 
-/// An entry of a list. Other fields, such as label and category, are ignored.
+/// An entry of a shift list. All other fields, such as `label` and `category`, are ignored.
 #[derive(Deserialize)]
 #[serde(crate = "reprpo_plugin::serde")]
 struct Shift {
@@ -17,7 +17,7 @@ struct Shift {
     target: String,
 }
 
-/// Returns the first target that the lists give for `source`, or `None` if they do not list it.
+/// Returns the first target of `source` in the shift lists, or `None` if `source` is not listed.
 ///
 /// # Errors
 /// Fails if a list cannot be read or parsed.
@@ -39,8 +39,8 @@ pub fn target(data_dir: &Path, source: &str) -> Result<Option<String>> {
     Ok(None)
 }
 
-/// Folders that can contain the lists: `genies_shifts` in or next to the data folder, or
-/// `distribution_shifts` as in the benchmark's repository.
+/// Returns the folders to search for shift lists: `genies_shifts` in the data folder or next to it,
+/// and `distribution_shifts` in the data folder, as in the benchmark's repository.
 fn places(data_dir: &Path) -> impl Iterator<Item = PathBuf> {
     ["genies_shifts", "../genies_shifts", "distribution_shifts"]
         .into_iter()

@@ -39,7 +39,8 @@ fn read(data: &dyn Dataset, split: &str) -> Vec<PreferencePair> {
 }
 
 /// Writes a data folder with the distributions `cats`, `dogs` and `ranking_logic`, and with shift
-/// lists. `GENIES.json` shifts cats to dogs; `all.json` also shifts dogs to cats.
+/// lists. `GENIES.json` lists the shift from cats to dogs. `all.json` also lists the one from dogs
+/// to cats.
 fn data_folder() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     for name in ["cats", "dogs", "ranking_logic"] {
@@ -147,7 +148,7 @@ fn the_pairs_of_math_are_in_the_benchmarks_order() {
         chosen.contains("\\boxed{22}") && !rejected.contains("\\boxed{22}"),
         "{chosen}\n{rejected}"
     );
-    // The second pair has the instruction of the first pair, with another worse response.
+    // The second pair has the same instruction as the first, but a different worse response.
     assert_eq!((&pairs[1].prompt, &pairs[1].chosen), (&pairs[0].prompt, &pairs[0].chosen));
     assert_ne!(pairs[1].rejected, pairs[0].rejected);
 }
@@ -251,7 +252,7 @@ fn the_error_for_an_unknown_distribution_names_the_nearest_one_and_all_others() 
         "{got}"
     );
     assert!(error(open(dir.path(), "")).contains(
-        "no distribution to train on is given\n  hint: use `--dataset genies:NAME`; valid: cats, \
+        "no training distribution given\n  hint: use `--dataset genies:NAME`; valid: cats, \
             dogs"
     ));
     assert!(error(open(dir.path(), "../genies/cats")).contains("unknown distribution"));
@@ -268,7 +269,8 @@ fn the_error_for_an_unknown_distribution_names_the_nearest_one_and_all_others() 
 fn the_error_for_a_folder_without_distributions_names_the_expected_files() {
     let dir = tempfile::tempdir().unwrap();
     assert!(error(open(dir.path(), "math")).contains(
-        "has no GENIES distributions\n  hint: it should contain <distribution>/train-*.parquet"
+        "does not contain GENIES distributions\n  hint: it should contain \
+            <distribution>/train-*.parquet"
     ));
     assert!(error(open(&dir.path().join("none"), "math")).contains("cannot read the data folder"));
 }
@@ -284,7 +286,7 @@ fn the_error_names_a_missing_or_damaged_file() {
             .contains(&format!("`{}` is not a complete parquet file", file.display()))
     );
     fs::rename(&file, file.with_file_name("test-00000-of-00002.parquet")).unwrap();
-    assert!(error(open(dir.path(), "cats")).contains("has 1 of the 2 files of its `test` split"));
+    assert!(error(open(dir.path(), "cats")).contains("contains 1 of 2 files of the `test` split"));
     fs::remove_file(file.with_file_name("test-00000-of-00002.parquet")).unwrap();
     assert!(error(open(dir.path(), "cats")).contains("test-*.parquet"));
     let list = dir.path().join("genies_shifts/GENIES.json");

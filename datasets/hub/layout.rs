@@ -1,7 +1,8 @@
-//! Finds the files of each split in a data set's repository, by the rules of Hugging Face's
-//! `datasets`.
+//! Finds the files of each split in a data set repository, following the rules of Hugging Face's
+//! `datasets` library.
 //!
-//! Source: the hub's documentation, "Data files configuration" and "File names and splits".
+//! The rules are in the hub's documentation, "Data files configuration" and "File names and
+//! splits".
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -11,9 +12,9 @@ use reprpo_plugin::hub::Snapshot;
 use reprpo_plugin::prelude::*;
 use reprpo_plugin::serde_json::Value;
 
-use crate::files::ending;
+use crate::files::extension;
 
-/// Branch in which the hub puts its automatic conversion to parquet.
+/// Branch that contains the hub's automatic conversion to parquet.
 pub const CONVERTED: &str = "refs/convert/parquet";
 
 /// Words in a path that identify a split, in search order.
@@ -23,18 +24,18 @@ const KEYWORDS: [(&str, &[&str]); 3] = [
     ("test", &["test", "testing", "eval", "evaluation"]),
 ];
 
-/// The splits of a configuration and their files.
+/// The files of each split in one configuration of the data set.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Layout {
     /// Name and files of each split.
     pub splits: Vec<(String, Vec<String>)>,
-    /// Missing files, as pairs of the split and the path.
+    /// Split and path of each missing file.
     pub missing: Vec<(String, String)>,
 }
 
 impl Layout {
-    /// Reads the layout from the repository's card or, if the card does not have it, from the names
-    /// of the files. Returns `None` if no file has a supported format.
+    /// Reads the layout from the data set card, or derives it from the file names if the card does
+    /// not define configurations. Returns `None` if no file has a supported format.
     pub fn of(snapshot: &Snapshot<'_>, config: Option<&str>) -> Result<Option<Self>> {
         Self::read(snapshot.files(), snapshot.card(), config)
     }
@@ -42,14 +43,15 @@ impl Layout {
     fn read(files: &[String], card: &Value, config: Option<&str>) -> Result<Option<Self>> {
         let configs: Vec<&Value> =
             card.get("configs").and_then(Value::as_array).into_iter().flatten().collect();
-        // YAML reads a name like `2024` as a number.
+        // YAML parses a name such as `2024` as a number.
         let name = |c: &Value| match c.get("config_name") {
             Some(Value::String(name)) => name.clone(),
             Some(Value::Number(name)) => name.to_string(),
             _ => "default".to_owned(),
         };
         if configs.is_empty() {
-            // Without configurations in the card, the user can set a folder as the configuration.
+            // If the card does not define configurations, the name of a top-level folder can be
+            // used as the configuration.
             let within = |file: &&String| {
                 config.is_none_or(|c| c == "default" || file.starts_with(&format!("{c}/")))
             };
@@ -104,7 +106,7 @@ impl Layout {
             let globs = patterns.iter().map(|p| glob(p)).collect::<Result<Vec<_>>>()?;
             let held: Vec<String> =
                 files.iter().filter(|f| globs.iter().any(|g| g.is_match(f))).cloned().collect();
-            // A pattern can match nothing, but a file that is named without wildcards must exist.
+            // A glob pattern may match no files, but a path without wildcards must exist.
             let named =
                 patterns.iter().filter(|p| !p.contains(['*', '?', '[', '{']) && !files.contains(p));
             missing.extend(named.map(|file| (split.clone(), file.clone())));
@@ -125,7 +127,7 @@ impl Layout {
     /// Checks that all files of a split exist.
     ///
     /// # Errors
-    /// Fails if a file is missing, and names it.
+    /// Fails if a file is missing. The error contains the path of the first missing file.
     pub fn check(&self, split: &str, data_set: &str) -> Result<()> {
         let missing: Vec<&str> = self
             .missing
@@ -134,13 +136,13 @@ impl Layout {
             .map(|(_, file)| file.as_str())
             .collect();
         let Some(first) = missing.first() else { return Ok(()) };
-        let (more, are) = if missing.len() > 1 {
-            (format!(" and {} more", missing.len() - 1), "are")
-        } else {
-            (String::new(), "is")
+        let (more, are) = match missing.len() - 1 {
+            0 => (String::new(), "is"),
+            1 => (" and 1 more file".to_owned(), "are"),
+            n => (format!(" and {n} more files"), "are"),
         };
         Err(Error::new(format!(
-            "`{first}`{more} of the split `{split}` of `{data_set}` {are} missing"
+            "`{first}`{more} {are} missing from the split `{split}` of `{data_set}`"
         ))
         .hint(
             "download the whole data set: the cache may have been filled by a tool that only \
@@ -148,8 +150,8 @@ impl Layout {
         ))
     }
 
-    /// Assigns files to splits by the words in their names. If no name has such a word, all files
-    /// belong to `train`.
+    /// Assigns files to splits by the split names or keywords in their paths. If no path contains a
+    /// split name or keyword, all files belong to `train`.
     fn by_names<'a>(files: impl Iterator<Item = &'a String>) -> Option<Self> {
         let hidden = |f: &str| f.split('/').any(|part| part.starts_with(['.', '_']));
         let about = |f: &str| {
@@ -183,7 +185,8 @@ impl Layout {
             .or_else(|| by(&|_| Some("train".to_owned())))
     }
 
-    /// Reads the layout of the hub's conversion, which has files `CONFIG/SPLIT/0000.parquet`.
+    /// Reads the layout of the hub's parquet conversion, which contains files
+    /// `CONFIG/SPLIT/0000.parquet`.
     pub fn converted(snapshot: &Snapshot<'_>, config: Option<&str>) -> Result<Self> {
         Self::of_conversion(snapshot.files(), config)
     }
@@ -220,7 +223,7 @@ impl Layout {
         let mut splits: Vec<(String, Vec<String>)> = Vec::new();
         let mut missing = Vec::new();
         for (_, split, file) in parts.into_iter().filter(|(config, ..)| *config == chosen) {
-            // If the hub only converted the beginning of a large split, its name has this prefix.
+            // The hub adds this prefix if it only converted the first part of a large split.
             let split = split.strip_prefix("partial-").unwrap_or(split).to_owned();
             match splits.iter_mut().find(|(name, _)| *name == split) {
                 Some((_, held)) => held.push(file.clone()),
@@ -228,8 +231,8 @@ impl Layout {
             }
         }
         for (split, held) in &splits {
-            // The files are numbered from 0. Their names do not give the number of files, so only
-            // gaps can be found.
+            // The files are numbered from 0. Their names do not contain the total number of files,
+            // so only gaps can be detected.
             let numbered = held.iter().filter_map(|f| {
                 f.rsplit('/').next()?.strip_suffix(".parquet")?.parse::<usize>().ok()
             });
@@ -250,7 +253,7 @@ impl Layout {
     }
 }
 
-/// Returns true if all files have the layout of the hub's conversion.
+/// Returns true if all files are named as in the hub's parquet conversion.
 pub fn is_conversion(files: &[String]) -> bool {
     let mut shown = files.iter().filter(|f| !f.starts_with('.')).peekable();
     let numbered = |name: &str| {
@@ -262,8 +265,8 @@ pub fn is_conversion(files: &[String]) -> bool {
             .all(|f| matches!(f.split('/').collect::<Vec<_>>()[..], [_, _, name] if numbered(name)))
 }
 
-/// Parses the field `data_files` of a card into patterns for each split. The field can be one
-/// pattern or a list, which are for `train`, or patterns for each split.
+/// Parses the `data_files` field of a card and returns the glob patterns of each split. A single
+/// pattern or a plain list of patterns applies to `train`.
 fn stated_splits(stated: &Value) -> Vec<(String, Vec<String>)> {
     let patterns = |value: &Value| -> Vec<String> {
         match value {
@@ -287,21 +290,20 @@ fn stated_splits(stated: &Value) -> Vec<(String, Vec<String>)> {
     }
 }
 
-/// Compiles a pattern of files, in which `*` does not match `/`, but `**` does.
+/// Compiles a glob pattern. `*` does not match `/`, but `**` does.
 fn glob(pattern: &str) -> Result<GlobMatcher> {
     let glob = GlobBuilder::new(pattern).literal_separator(true).build();
     glob.map(|g| g.compile_matcher()).map_err(|e| {
-        Error::new(format!("the pattern `{pattern}` in the data set's card is not valid"))
-            .because(e)
+        Error::new(format!("invalid pattern `{pattern}` in the data set's card")).because(e)
     })
 }
 
 fn is_read(file: &str) -> bool {
-    ending(Path::new(file)).is_some()
+    extension(Path::new(file)).is_some()
 }
 
-/// Splits the path of a part into its beginning, number, total and ending: `data/train-`, 0, 2 and
-/// `.parquet` for `data/train-00000-of-00002.parquet`. Returns `None` for other paths.
+/// Splits the path of a numbered part, such as `data/train-00000-of-00002.parquet`, into its stem
+/// `data/train-`, number 0, total 2 and suffix `.parquet`. Returns `None` for any other path.
 fn part_of(file: &str) -> Option<(&str, usize, usize, &str)> {
     let (head, rest) = file.rsplit_once("-of-")?;
     let digits = |text: &str| text.len() == 5 && text.bytes().all(|b| b.is_ascii_digit());
@@ -312,10 +314,10 @@ fn part_of(file: &str) -> Option<(&str, usize, usize, &str)> {
     fits.then(|| Some((stem, number.parse().ok()?, count.parse().ok()?, &rest[5..])))?
 }
 
-/// Returns the likely names of missing parts: those that belong to the same series as a file in
-/// `held`, but are not in `files`.
+/// Returns the paths of parts that belong to the same series as a file in `held` but are not in
+/// `files`. The suffix of a returned path is a guess, because it can differ between parts.
 fn lost_parts(held: &[String], files: &[String]) -> Vec<String> {
-    // Ignore the endings: some tools put a hash after the numbers, which differs between parts.
+    // Ignore the suffixes, because some tools add a hash that differs between parts.
     let there: HashSet<(&str, usize, usize)> = files
         .iter()
         .filter_map(|f| part_of(f))
@@ -333,7 +335,8 @@ fn lost_parts(held: &[String], files: &[String]) -> Vec<String> {
     lost
 }
 
-/// Returns the split of a part: `train_prefs` for `train_prefs-00000-of-00001.parquet`.
+/// Returns the split name of a numbered part, such as `train_prefs` for
+/// `train_prefs-00000-of-00001.parquet`.
 fn shard_of(name: &str) -> Option<String> {
     let (head, rest) = name.split_once("-of-")?;
     let (split, number) = head.rsplit_once('-')?;
@@ -341,8 +344,8 @@ fn shard_of(name: &str) -> Option<String> {
     (five(number) && number.len() == 5 && five(rest) && !split.is_empty()).then(|| split.to_owned())
 }
 
-/// Returns the first split in [`KEYWORDS`] that has one of its words in the text. The word must be
-/// delimited by punctuation, a digit, or the ends of the text.
+/// Returns the first split in [`KEYWORDS`] with a keyword that occurs in `text` as a whole word.
+/// Words are separated by punctuation, spaces or digits.
 fn keyword(text: &str) -> Option<String> {
     let text = text.to_lowercase();
     let has = |word: &&str| {
@@ -379,7 +382,7 @@ mod tests {
             missing(&of(&whole[1..], &Value::Null)),
             ["train: data/train-00000-of-00002.parquet"]
         );
-        // Some tools count from 1, and some put a hash after the numbers.
+        // Parts can be numbered from 1 or have a hash after the numbers.
         assert_eq!(
             missing(&of(
                 &["train-00001-of-00002.jsonl.gz", "train-00002-of-00002.jsonl.gz"],
@@ -398,7 +401,7 @@ mod tests {
             )),
             none
         );
-        // The training pairs are complete even if the test split lacks parts.
+        // Missing parts of the test split are only an error if the test split is read.
         let two = of(&[whole[0], whole[1], "data/test-00000-of-00003.parquet"], &Value::Null);
         assert_eq!(
             missing(&two),
@@ -408,12 +411,12 @@ mod tests {
         let e = format!("{:?}", two.check("test", "org/x").unwrap_err());
         assert!(
             e.starts_with(
-                "`data/test-00001-of-00003.parquet` and 1 more of the split `test` of `org/x` are \
-                missing\n"
+                "`data/test-00001-of-00003.parquet` and 1 more file are missing from the split \
+                `test` of `org/x`\n"
             ),
             "{e}"
         );
-        // A data set of one part, and names that only resemble those of parts.
+        // Nothing is missing: part 0 of 1 is complete, and the other names are not names of parts.
         assert_eq!(
             missing(&of(
                 &["train-00000-of-00001.parquet", "x-of-y.parquet", "-of-00001.csv"],
@@ -428,7 +431,7 @@ mod tests {
             missing(&of(&whole[..1], &card(json!("data/train-*")))),
             ["train: data/train-00001-of-00002.parquet"]
         );
-        // A card can use a single part on purpose.
+        // If the card selects a single part, the other parts are not missing.
         assert_eq!(missing(&of(&whole[..1], &card(json!(whole[0])))), none);
         assert_eq!(missing(&of(&whole, &card(json!(whole[0])))), none);
         assert_eq!(

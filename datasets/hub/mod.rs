@@ -1,4 +1,4 @@
-//! The data set `hub`: preference pairs from a data set on the Hugging Face hub.
+//! The data set plugin `hub`, which loads preference pairs from the Hugging Face hub.
 
 mod layout;
 mod part;
@@ -57,7 +57,7 @@ pub struct OfHub {
     /// Out-of-distribution split: `SPLIT`, `CONFIG:SPLIT`, or `org/name:CONFIG:SPLIT` for a split
     /// of another data set.
     pub oos: Option<String>,
-    /// Split of unrelated pairs, written like `oos`.
+    /// Split of unrelated pairs, in the same form as `oos`.
     pub rnd: Option<String>,
     /// Format of the rows.
     #[serde(flatten)]
@@ -153,8 +153,8 @@ impl<'h> Opened<'h> {
     /// contains their files.
     fn layout(&mut self, part: &Part) -> Result<(usize, Layout)> {
         let own = self.at(&part.repo)?;
-        // A run that uses the hub's conversion records the commit of the conversion. When such a
-        // run is resumed, `part.repo` is already the conversion.
+        // A run that uses the hub's parquet conversion records the commit of the conversion. When
+        // such a run is resumed, `part.repo` is already the conversion.
         if layout::is_conversion(self.snapshots[own].1.files()) {
             return Ok((own, Layout::converted(&self.snapshots[own].1, part.config.as_deref())?));
         }
@@ -164,7 +164,7 @@ impl<'h> Opened<'h> {
         }
         let none = || {
             Error::new(format!("the data set `{}` has no files of a supported format", part.repo))
-                .hint(format!("supported: {}", crate::files::ENDINGS.join(", ")))
+                .hint(format!("supported: {}", crate::files::EXTENSIONS.join(", ")))
         };
         if !part.repo.is_main() {
             return Err(none().hint("omit the revision: the hub only converts `main` to parquet"));

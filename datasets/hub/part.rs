@@ -13,8 +13,8 @@ pub struct Part {
 }
 
 impl Part {
-    /// Parses the name of a split. The repository defaults to `home`, and the configuration of
-    /// `home` defaults to `config`.
+    /// Parses the name of a split. If it does not contain a repository, the repository is `home`,
+    /// and the configuration defaults to `config`.
     pub fn read(text: &str, home: &RepoId, config: Option<&str>) -> Result<Self> {
         let wrong = || {
             Error::new(format!("`{text}` is not a valid split"))

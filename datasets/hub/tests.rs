@@ -88,7 +88,7 @@ fn splits_are_files_of_the_repository_in_order() {
     );
     assert_eq!(prompts(data.as_ref(), "train"), ["p0", "p1", "p2", "p3", "p4"]);
     let places: Vec<usize> = data.rows("train").unwrap().map(|row| row.unwrap().0).collect();
-    assert_eq!(places, [0, 1, 2, 3, 4], "rows are counted over all files of the split");
+    assert_eq!(places, [0, 1, 2, 3, 4], "row numbers must not restart at each file of the split");
     assert_eq!(prompts(data.as_ref(), "test"), ["p9"]);
     assert!(data.pairs("oos").is_err());
 }
@@ -148,7 +148,8 @@ fn a_configuration_and_a_shift_from_another_data_set_can_be_chosen() {
         ["train", "test", "oos", "rnd"].iter().flat_map(|s| prompts(data.as_ref(), s)).collect();
     assert_eq!(all, ["p0", "p1", "p2", "p4", "p7"]);
 
-    // The recorded configuration opens the same pairs after both repositories have new commits.
+    // Push new commits to both repositories. The recorded configuration must still open the same
+    // pairs.
     let pinned: OfHub = serde_json::from_str(&data.pinned().unwrap()).unwrap();
     assert_eq!(pinned.rnd, Some(format!("org/other@{other}:validation")));
     test_hub.push(
@@ -177,7 +178,7 @@ fn the_hubs_conversion_is_used_for_formats_that_are_not_supported() {
     let e = test_hub.error(&pairs());
     assert!(
         e.contains("no files of a supported format")
-            && e.contains("no revision `refs/convert/parquet`")
+            && e.contains("revision `refs/convert/parquet`")
             && e.contains("parquet"),
         "{e}"
     );
@@ -196,13 +197,13 @@ fn the_hubs_conversion_is_used_for_formats_that_are_not_supported() {
         (prompts(data.as_ref(), "train").len(), prompts(data.as_ref(), "test").len()),
         (3, 3)
     );
-    // The recorded configuration opens the same pairs after the branch has a new commit.
+    // Push a new commit to the branch. The recorded configuration must still open the same pairs.
     let pinned: OfHub = serde_json::from_str(&data.pinned().unwrap()).unwrap();
     assert_eq!(pinned.repo, format!("org/pairs@{commit}"));
     test_hub.push(REPO, layout::CONVERTED, &[("other/x/0000.parquet", "")]);
     assert_eq!(prompts(test_hub.open(&pinned).unwrap().as_ref(), "train").len(), 3);
     let e = test_hub.error(&OfHub { repo: "org/pairs@v1".into(), ..pairs() });
-    assert!(e.contains("no revision `v1`"), "{e}");
+    assert!(e.contains("revision `v1`"), "{e}");
 }
 
 #[test]
@@ -217,7 +218,7 @@ fn errors_name_the_data_set_or_the_split() {
     assert!(
         test_hub
             .error(&OfHub { repo: "pairs".into(), ..pairs() })
-            .contains("`pairs` is not a valid id")
+            .contains("`pairs` is not a valid")
     );
     assert!(
         test_hub
@@ -305,7 +306,7 @@ fn in_a_cache_that_another_tool_filled_the_readme_assigns_files_to_splits() {
         staged(&test_hub, "acme/two", &[("README.md", &two), ("prefs_v2.jsonl", &rows(0, 1))]);
     let config = OfHub { repo: "acme/two".into(), ..OfHub::default() };
     let e = format!("{:?}", open(&config, &hub).err().unwrap());
-    assert!(e.contains("`held_out.jsonl` of the split `test` of `acme/two` is missing"), "{e}");
+    assert!(e.contains("`held_out.jsonl` is missing from the split `test` of `acme/two`"), "{e}");
     assert_eq!(
         prompts(open(&OfHub { test: None, ..config }, &hub).unwrap().as_ref(), "train"),
         ["p0"]
@@ -338,8 +339,8 @@ fn in_a_cache_that_another_tool_filled_a_missing_part_is_an_error() {
     let e = format!("{:?}", open(&config, &hub).err().unwrap());
     assert!(
         e.starts_with(
-            "cannot load the `train` pairs\n  because `data/train-00001-of-00002.jsonl` of the \
-            split `train` of `acme/pairs` is missing\n"
+            "cannot load the `train` pairs\n  because `data/train-00001-of-00002.jsonl` is \
+            missing from the split `train` of `acme/pairs`\n"
         ),
         "{e}"
     );

@@ -154,9 +154,9 @@ impl Part {
     }
 }
 
-/// Draws a pair about counts. A third of all claims is reserved for `test`, so that `train` and
-/// `test` use the same words but different claims. Returns `None` if the claim belongs to the other
-/// split.
+/// Draws a pair with two claims about how many items a thing holds. A third of all claims is
+/// reserved for `test`, so that `train` and `test` use the same words but different claims. Returns
+/// `None` if the claim belongs to the other split.
 fn counts(rng: &mut ChaCha8Rng, test: bool) -> Option<PreferencePair> {
     let ((held, (thing, items)), [(i, fact), (j, opinion)]) =
         (one(rng, &HELD), several(rng, &NUMBERS));
@@ -172,7 +172,7 @@ fn counts(rng: &mut ChaCha8Rng, test: bool) -> Option<PreferencePair> {
     })
 }
 
-/// Draws a pair about places.
+/// Draws a pair with two claims about the town in which a person lives.
 fn places(rng: &mut ChaCha8Rng) -> PreferencePair {
     let ((_, name), [(_, fact), (_, opinion)]) = (one(rng, &NAMES), several(rng, &TOWNS));
     let (source, opining) = (one(rng, &SHIFTED_SOURCES).1, one(rng, &SHIFTED_OPINIONS).1);
@@ -198,13 +198,13 @@ fn order(rng: &mut ChaCha8Rng) -> PreferencePair {
     )
 }
 
-/// Draws a word, with its index in the list.
+/// Draws a word, and returns it with its index in the list.
 fn one<T: Copy>(rng: &mut ChaCha8Rng, words: &[T]) -> (usize, T) {
     let [drawn] = several(rng, words);
     drawn
 }
 
-/// Draws `K` different words, with their indices in the list.
+/// Draws `K` different words, and returns them with their indices in the list.
 fn several<T: Copy, const K: usize>(rng: &mut ChaCha8Rng, words: &[T]) -> [(usize, T); K] {
     let mut left: Vec<(usize, T)> = words.iter().copied().enumerate().collect();
     std::array::from_fn(|_| left.swap_remove(rng.random_range(0..left.len())))

@@ -1,5 +1,5 @@
-//! The words of the data set `synthetic`. Both completions of a pair are the same sentence with a
-//! different word from the same list, so the completions themselves do not show which is chosen.
+//! The words of the data set `synthetic`. The two completions of a pair differ in one word. Both
+//! words are from the same list, so the completions themselves do not show which one is chosen.
 
 /// Containers and their contents, in the training distribution.
 pub const HELD: [(&str, &str); 8] = [

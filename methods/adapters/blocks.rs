@@ -2,12 +2,12 @@
 
 use reprpo_plugin::prelude::*;
 
-/// Splits rows `[n k·b]` into k blocks of rows `[k n b]`.
+/// Splits the columns of `x`, which has the shape `[n k·b]`, into k blocks. Returns `[k n b]`.
 pub fn split(x: &Tensor, k: i64) -> Result<Tensor> {
     Ok(x.f_unflatten(1, [k, -1])?.f_transpose(0, 1)?)
 }
 
-/// Joins k blocks of rows `[k n b]` into rows `[n k·b]`.
+/// Joins the k blocks of a tensor of shape `[k n b]`. Returns `[n k·b]`.
 pub fn join(blocks: &Tensor) -> Result<Tensor> {
     Ok(blocks.f_transpose(0, 1)?.f_flatten(1, 2)?)
 }
@@ -27,8 +27,8 @@ pub fn rotate(x: &Tensor, r: &Tensor) -> Result<Tensor> {
     join(&split(x, r.size()[0])?.f_bmm(&r)?)
 }
 
-/// Combines groups of g adjacent blocks of R `[k b b]`: the result is block-diagonal matrices of
-/// shape `[k/g g·b g·b]`. g is the largest divisor of k with g·b ≤ [`SMALL`].
+/// Combines each group of g adjacent blocks of R `[k b b]` into one block-diagonal matrix. The
+/// result has the shape `[k/g g·b g·b]`, where g is the largest divisor of k with g·b ≤ [`SMALL`].
 fn combined(r: &Tensor) -> Result<Tensor> {
     let (k, b) = (r.size()[0], r.size()[1]);
     let Some(g) = (2..=SMALL / b).rev().find(|g| k % g == 0) else { return Ok(r.shallow_clone()) };

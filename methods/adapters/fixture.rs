@@ -43,7 +43,7 @@ pub fn disturb(parameters: &[Parameter]) {
     }
 }
 
-/// Returns random rows `[n h]` in float64.
+/// Returns `n` random rows of width `h` in float64.
 pub fn rows(n: i64, h: i64) -> Tensor {
     random(&[n, h])
 }
@@ -54,7 +54,10 @@ pub fn off(a: &Tensor, b: &Tensor) -> f64 {
     (a - b).abs().max().double_value(&[])
 }
 
-/// Returns the error of a configuration that `build` must reject.
+/// Builds an adapter from an invalid configuration, and returns the error message.
+///
+/// # Panics
+/// Panics if building succeeds.
 pub fn refused<P: AdapterPlugin>(config: P) -> String {
     format!("{:?}", config.build().err().expect("`build` must fail"))
 }

@@ -56,7 +56,7 @@ fn assert_agrees_with_peft_in(golden: &Path, name: &str) {
         error(&ours, &rows("logits"))
     );
 
-    // The stream has no padding, so the sum over its tokens equals PEFT's masked sum.
+    // Our stream does not contain padding, so no mask is needed to get the same loss as PEFT.
     let loss = ours.square().sum(Kind::Float) / (real.size()[0] * model.info().vocab) as f64;
     assert!(error(&loss.reshape(io["loss"].size()), &io["loss"]) < 1e-4);
     loss.backward();
@@ -161,8 +161,8 @@ fn oft_with_the_power_series_agrees_with_peft() {
 
 #[test]
 fn boft_agrees_with_peft() {
-    // PEFT wrote this file without its CUDA extension: the saved configuration requests two
-    // factors, but PEFT only trained one.
+    // This file was written by PEFT without its CUDA extension. The saved configuration requests
+    // two butterfly factors, but PEFT only trained one.
     assert_agrees_with_peft("boft");
 }
 
@@ -228,7 +228,7 @@ fn an_adapter_is_restored_from_its_file_and_a_file_that_does_not_fit_is_rejected
                 .restore(&values().chain([stray]).collect())
                 .unwrap_err()
                 .to_string()
-                .contains("belongs to no module that the adapter targets")
+                .contains("does not belong to any target of the adapter")
         );
         fresh.restore(&values().collect()).unwrap();
         assert!(
@@ -238,7 +238,8 @@ fn an_adapter_is_restored_from_its_file_and_a_file_that_does_not_fit_is_rejected
     }
 }
 
-/// PEFT cannot adapt the residual stream, so the restored adapter is compared with the saved one.
+/// PEFT cannot adapt the residual stream and therefore provides no expected values. The restored
+/// adapter is compared with the saved one instead.
 #[test]
 fn an_adapter_on_blocks_can_be_saved_and_restored_but_not_merged() {
     let golden = own();

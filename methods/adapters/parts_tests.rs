@@ -33,8 +33,8 @@ fn open(name: &str, kind: Kind) -> (ModelFiles, Model, Stream) {
     (files, model, stream)
 }
 
-/// Returns the output rows of each part of a fused module. They are written out here, so that the
-/// tests do not depend on the model's own table.
+/// Returns the indices of each part's rows in the output of a fused module. The indices are
+/// hard-coded, so that the tests do not depend on the model's own table.
 fn parts(module: &str) -> Vec<(&'static str, Vec<i64>)> {
     let range = |from: i64, to: i64| (from..to).collect::<Vec<i64>>();
     // Four heads of width 8, each with a query, key and value.
@@ -42,7 +42,7 @@ fn parts(module: &str) -> Vec<(&'static str, Vec<i64>)> {
         (0..4).flat_map(|head| range(24 * head + 8 * i, 24 * head + 8 * (i + 1))).collect()
     };
     match module.rsplit('.').next().unwrap() {
-        // Four query heads of width 8, and two key and value heads.
+        // Four query heads, two key heads and two value heads, all of width 8.
         "qkv_proj" => {
             vec![("q_proj", range(0, 32)), ("k_proj", range(32, 48)), ("v_proj", range(48, 64))]
         }
@@ -50,7 +50,7 @@ fn parts(module: &str) -> Vec<(&'static str, Vec<i64>)> {
         "query_key_value" => {
             vec![("q_proj", of_heads(0)), ("k_proj", of_heads(1)), ("v_proj", of_heads(2))]
         }
-        // Four heads of width 8, with the same number of key and value heads.
+        // Four query heads, four key heads and four value heads, all of width 8.
         "c_attn" => {
             vec![("q_proj", range(0, 32)), ("k_proj", range(32, 64)), ("v_proj", range(64, 96))]
         }
@@ -74,8 +74,8 @@ fn entry(name: &str) -> &'static AdapterEntry {
 /// Builds an adapter with default settings except for `fields`.
 fn build(entry: &AdapterEntry, fields: Value) -> Box<dyn Adapter> {
     let mut config = entry.about.defaults().unwrap();
-    // IA³'s feed-forward modules must be among the targets, and these tests do not target its
-    // default ones.
+    // IA³'s feed-forward modules must be among its targets, but these tests do not target the
+    // default feed-forward modules.
     config.entry("feedforward_modules").and_modify(|f| *f = json!([]));
     config.extend(fields.as_object().unwrap().clone());
     entry.build(&Value::Object(config).to_string()).unwrap()

@@ -26,7 +26,8 @@ fn adapters() -> Vec<&'static AdapterEntry> {
         .collect()
 }
 
-/// Builds the adapter from its defaults and `fields`, with sizes that fit the small model.
+/// Builds the adapter from `fields`. All other fields have their defaults, except for sizes, which
+/// are chosen to fit the small model.
 fn build(entry: &AdapterEntry, fields: &Value) -> Box<dyn Adapter> {
     let mut config = entry.about.defaults().unwrap();
     for (field, value) in [
@@ -108,8 +109,8 @@ fn feedforward_modules(config: &Value, names: &BTreeSet<String>) -> BTreeSet<Str
     }
 }
 
-/// Kinds of `target_modules`: a list of suffixes, of full names, or of both; a regular expression;
-/// `all-linear`; and Rust regular expressions that Python rejects or interprets differently.
+/// Values of `target_modules`, with a description of each. They include Rust regular expressions
+/// that Python rejects or interprets differently.
 fn forms() -> Vec<(&'static str, Value)> {
     vec![
         ("ends", json!(["v_proj", "down_proj"])),
@@ -129,7 +130,7 @@ fn forms() -> Vec<(&'static str, Value)> {
     ]
 }
 
-/// Values of `layers_to_transform`, each with the number of blocks that the run computes.
+/// Combinations of `layers_to_transform` and the number of blocks that the run computes.
 const RESTRICTIONS: [(Option<&[usize]>, usize); 5] =
     [(None, 3), (Some(&[1, 2]), 3), (Some(&[0, 1, 2]), 3), (None, 2), (Some(&[1, 2]), 2)];
 
@@ -140,7 +141,10 @@ fn peft_finds_the_adapted_modules_of_every_saved_adapter() {
     for entry in adapters() {
         for (form, targets) in forms() {
             for (layers, blocks) in RESTRICTIONS {
-                let what = format!("{} on {form} in {layers:?} of {blocks}", entry.about.name);
+                let what = format!(
+                    "{}: targets {form}, layers {layers:?}, {blocks} blocks",
+                    entry.about.name
+                );
                 let mut fields =
                     json!({ "target_modules": targets, "layers_to_transform": layers });
                 for inner in
@@ -199,7 +203,7 @@ fn assert_peft_reads_the_saved_adapter(
     let fresh = entry.build(&Value::Object(saved.config).to_string()).unwrap();
     let warnings: Vec<String> =
         unmatched(&*fresh, model.info()).unwrap().iter().map(|e| e.to_string()).collect();
-    // A saved list also contains the entries that match no computed block, which causes a warning.
+    // Entries that match no computed block are saved too, so reading them back causes a warning.
     assert!(
         warnings
             .iter()
@@ -282,13 +286,13 @@ fn a_name_that_matches_no_module_is_an_error_only_in_a_new_adapter() {
         (
             "hra",
             json!({ "layers_to_transform": [1, 3] }),
-            "`adapter.layers_to_transform` has 3, but the model's layers are 0 to 2",
+            "`adapter.layers_to_transform` contains 3, but the model only has layers 0 to 2",
             "",
         ),
         (
             "oft",
             json!({ "target_modules": ["layers.1.mlp.up_proj"], "layers_to_transform": [1, 0] }),
-            "has 0, but `adapter.target_modules`",
+            "contains 0, but `adapter.target_modules`",
             "these layers: 1",
         ),
         (
@@ -414,7 +418,7 @@ fn an_error_names_a_pickled_adapter_file() {
     let e = format!("{:?}", Saved::read(folder.path(), &Registry::builtin().unwrap()).unwrap_err());
     assert!(
         e.contains("has no adapter_model.safetensors")
-            && e.contains("adapter_model.bin is a pickle, which can run code and is never read"),
+            && e.contains("adapter_model.bin is a pickle, which reprpo never reads"),
         "{e}"
     );
 }
@@ -432,8 +436,8 @@ fn layers_pattern_must_name_the_models_list_of_layers() {
     let e = format!("{:?}", with(json!(["blocks"])).unwrap_err());
     assert!(
         e.contains(
-            "`layers_pattern` in adapter_config.json is `blocks`, which is not the name of a list \
-                of layers"
+            "`layers_pattern` in adapter_config.json must be the name of the model's list of \
+                layers, got `blocks`"
         ) && e.contains("`layers`"),
         "{e}"
     );
@@ -445,7 +449,7 @@ fn layers_pattern_must_name_the_models_list_of_layers() {
     );
 }
 
-/// Adapters saved by PEFT 0.21.2, with `peft_version` edited or removed.
+/// Reads adapters that were saved by PEFT 0.21.2 and whose `peft_version` was edited or removed.
 #[test]
 fn files_of_other_versions_of_peft_get_a_warning() {
     let changed = |name: &str, field: &str, value: Option<&str>| {
@@ -490,7 +494,7 @@ fn files_of_other_versions_of_peft_get_a_warning() {
     assert!(format!("{e:?}").contains("is a pickle"), "{e:?}");
 }
 
-/// Files written by different versions of PEFT.
+/// Reads files that were written by different versions of PEFT.
 #[test]
 fn files_written_by_older_versions_of_peft_get_a_warning() {
     let Some(shared) = golden::shared("cases/42-oft-versions") else { return };

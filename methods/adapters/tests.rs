@@ -9,7 +9,8 @@ use reprpo_plugin::testkit::random;
 use super::fixture::{disturb, off};
 use super::*;
 
-/// Module widths that are divisible by the default block size of every method.
+/// Input and output widths of the modules. They are multiples of the default block sizes of all
+/// adapters.
 const INPUTS: i64 = 64;
 const OUTPUTS: i64 = 32;
 
@@ -227,7 +228,7 @@ fn every_adapter_reads_the_configuration_that_it_writes() {
         let adapter = adapter(entry);
         let mut config: serde_json::Map<String, Value> =
             serde_json::from_str(&adapter.peft_config()).unwrap();
-        // Fields that the host adds for every method.
+        // Add the fields that the host writes for every adapter.
         config
             .insert("target_modules".to_owned(), serde_json::to_value(adapter.targets()).unwrap());
         config.insert(

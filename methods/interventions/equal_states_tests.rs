@@ -25,7 +25,7 @@ fn methods() -> [(&'static str, Box<dyn Intervention>); 4] {
     ]
 }
 
-/// Returns a batch of the pairs in `rows`, whose completions have two tokens.
+/// Returns a batch of the pairs with the indices `rows`. Every completion has two tokens.
 fn batch_of_rows(policy: &[Sides], reference: &[Sides], logp: &[Sides; 2], rows: &[i64]) -> Pairs {
     let index = Tensor::from_slice(rows);
     let pick = |x: &Sides| map(x, |x| x.index_select(0, &index));
@@ -36,8 +36,8 @@ fn batch_of_rows(policy: &[Sides], reference: &[Sides], logp: &[Sides; 2], rows:
     Pairs::new(rows.len(), taps, Some(of(&logp[0])), Some(of(&logp[1])))
 }
 
-/// Sets the rejected state of pair 1 to the chosen state times 1 + `off`, so that both are equal up
-/// to rounding.
+/// Sets the rejected state of pair 1 to its chosen state times 1 + `off`, so that the two states
+/// are equal up to rounding.
 fn with_equal(reference: &Sides, off: f64) -> Sides {
     let rejected = reference.rejected.copy();
     rejected.get(1).copy_(&(reference.chosen.get(1) * (1.0 + off)));
@@ -206,8 +206,8 @@ fn every_counted_pair_has_the_same_weight_in_uneven_micro_batches() {
         };
         let ((without, expected), name) = (of(&plain, 6), methods()[i].0);
         assert_eq!(without.left_out.unwrap().pairs, 0, "{name}");
-        // With these batch sizes, some micro-batches contain several counted pairs, some one, and
-        // some none.
+        // With these batch sizes, the number of counted pairs in a micro-batch ranges from zero to
+        // several.
         for batch in [8, 2, 1] {
             let (with, gradients) = of(&mixed, batch);
             assert_eq!(with.left_out.unwrap().pairs, 2, "{name}");

@@ -6,13 +6,14 @@ use reprpo_plugin::tch::Kind;
 
 use crate::taps::outliers;
 
-/// Variants of an objective: this project's or the original implementation's.
+/// Selects this project's variant of an objective, or the variant of the original implementation.
 #[choice]
 pub enum Variant {
     /// The formula `L` above.
     #[default]
     Default,
-    /// The formula `original` above with the original pooling, to reproduce the original results.
+    /// The formula `original` above, with the pooling of the original implementation, to reproduce
+    /// its results.
     Original,
 }
 
@@ -51,8 +52,8 @@ impl<'a> OriginalTap<'a> {
         pairs.taps.iter().map(of_tap).collect()
     }
 
-    /// Applies `map` (`[m h]` → `[m w]`) to the policy's and the reference's token states and pools
-    /// each to `[b w]`.
+    /// Applies `map` to the token states of the policy and of the reference, and pools the results.
+    /// The states are `[m h]` before `map`, `[m w]` after it, and `[b w]` when pooled.
     pub fn pooled(&self, map: impl Fn(&Tensor) -> Tensor) -> [Sides; 2] {
         let pool = |side: Padded<'_>| {
             outliers::pool(side.tokens, &map(&side.tokens.states), side.attended)
@@ -64,7 +65,7 @@ impl<'a> OriginalTap<'a> {
 /// Returns the mean of `per_tap` over the taps.
 ///
 /// # Errors
-/// Fails if there is no tap.
+/// Fails if there are no taps.
 pub fn mean_over(
     taps: &[OriginalTap<'_>],
     per_tap: impl Fn(&OriginalTap<'_>) -> Tensor,

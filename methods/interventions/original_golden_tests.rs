@@ -1,5 +1,5 @@
-//! Compares losses and gradients of the original variants with reference values, without a
-//! transform.
+//! Checks the losses and gradients of the original variants against reference values. No transform
+//! is used.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -15,7 +15,7 @@ use super::rank::Rank;
 use crate::golden;
 use reprpo_plugin::testkit::{token_states, tokens};
 
-/// The tensors of the file by name.
+/// The tensors of the reference file, by name: inputs, losses and gradients.
 struct Inputs {
     tensors: BTreeMap<String, Tensor>,
 }
@@ -26,8 +26,8 @@ impl Inputs {
         Sides { chosen: side("cho"), rejected: side("rej") }
     }
 
-    /// Returns the policy's leaf tensors and their names. Only these can have gradients in the
-    /// file.
+    /// Returns the policy's leaf tensors with their names. The reference file only contains
+    /// gradients of these tensors.
     fn leaves(&self) -> impl Iterator<Item = (&String, &Tensor)> {
         let leaf = |name: &str| name.starts_with("pi_") && !name.ends_with(".logits");
         self.tensors.iter().filter(move |(name, _)| leaf(name))
@@ -42,7 +42,7 @@ impl Inputs {
         [of_model("pi", 1), of_model("ref", 1), of_model("pi", 2), of_model("ref", 2)]
     }
 
-    /// Returns the attention mask of each side `[m]`, which is false for padding.
+    /// Returns the attention mask of each side, which is `[m]` and false for padding.
     fn attended(&self) -> Sides {
         Sides::of(|side| {
             self.tensors[&format!("{}_mask", side.name())].reshape([-1]).to_kind(Kind::Bool)
@@ -167,7 +167,7 @@ fn assert_losses_and_gradients(folder: &Path) {
                 Some(reference) => worst = worst.max(golden::error(&grad, reference)),
                 None => assert!(
                     !grad.defined() || grad.abs().max().double_value(&[]) == 0.0,
-                    "{name}: {leaf} has a gradient, but not in the original"
+                    "{name}: {leaf} has a gradient here, but not in the original"
                 ),
             }
             if grad.defined() {

@@ -32,23 +32,24 @@ impl Sign {
     }
 }
 
-/// Returns ‖x‖ over the last dimension, which becomes 1: `[… w]` → `[… 1]`.
+/// Returns ‖x‖ over the last dimension, which is kept with size 1: `[… w]` → `[… 1]`.
 pub fn length(x: &Tensor) -> Tensor {
     norm(x).unsqueeze(-1)
 }
 
-/// Scales `direction` `[… w]` to unit length over its last dimension; 0 stays 0.
+/// Scales each vector along the last dimension of `direction` to unit length. Zero vectors stay
+/// zero.
 pub fn unit(direction: &Tensor) -> Tensor {
     direction / (length(direction) + EPS)
 }
 
-/// Returns the number by which a vector of length `x` must be divided to be at most `limit` long; 1
-/// if it already is.
+/// Returns the divisor that shortens a vector of length `x` to the length `limit`. Returns 1 if the
+/// vector is already short enough.
 pub fn excess(x: &Tensor, limit: &Tensor) -> Tensor {
     (x / (limit + EPS)).clamp_min(1.0)
 }
 
-/// Fails if β is negative, if the slope is outside 0 to 1, or if κ is not greater than 0.
+/// Checks that β is not negative, that the slope is between 0 and 1, and that κ is greater than 0.
 pub fn check(beta: f64, neg_slope: f64, mag_clip: Option<f64>) -> Result<()> {
     zero_or_more("beta", beta)?;
     within("neg_slope", neg_slope, (0.0..=1.0).contains(&neg_slope), "from 0 to 1")?;

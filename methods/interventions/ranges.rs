@@ -12,7 +12,8 @@ pub fn zero_or_more(field: &str, value: f64) -> Result<()> {
     within(field, value, value >= 0.0 && value.is_finite(), "0 or more")
 }
 
-/// Fails unless `valid` is true. The message says that `intervention.FIELD` must be `wanted`.
+/// Fails unless `valid` is true. In the message, `wanted` describes the valid values of
+/// `intervention.FIELD`.
 pub fn within(field: &str, value: f64, valid: bool, wanted: &str) -> Result<()> {
     if valid {
         Ok(())

@@ -98,15 +98,16 @@ fn train(
 #[test]
 fn training_only_the_transform_does_not_lower_the_loss() {
     let reference = random_sides(&[PAIRS, WIDTH]);
-    // The policy's states have moved in random directions, as they have midway through training.
+    // Add random offsets to the policy's states, to imitate a policy in the middle of training.
     let policy = map(&reference, |r| r + random(&[PAIRS, WIDTH]) * 0.5);
-    // For each method: the lower bound on the ratio of the last loss to the first, and true if an
-    // unconstrained T must keep its rank. With prefvec, T may lose rank: shrinking the components
-    // orthogonal to v̂ lowers the orthogonal term, which is only a few hundredths of the loss.
+    // The last two values of each entry are the lower bound for the ratio of the last loss to the
+    // first loss, and whether an unconstrained T must keep its rank. With prefvec, T may lose rank,
+    // because shrinking the components orthogonal to v̂ lowers the orthogonal term. That term is
+    // only a few hundredths of the loss.
     let methods: [(&str, Box<dyn Intervention>, f64, bool); 3] = [
         ("mse", Box::new(Mse::default()), 0.99, true),
         ("rank", Box::new(Rank::default()), 0.98, true),
-        // The likelihood term does not depend on T.
+        // The likelihood term is disabled, because it does not depend on T.
         ("prefvec", Box::new(PrefVec { lambda_nll: 0.0, ..PrefVec::default() }), 0.97, false),
     ];
     for (name, mut method, least, keeps_rank) in methods {

@@ -5,12 +5,12 @@ use reprpo_plugin::prelude::*;
 /// ε of the formulas in `docs/methods.md`.
 pub const EPS: f64 = 1e-12;
 
-/// Why a pair is left out of a loss on states. The run's log shows it after "each has".
+/// The reason why a loss on states leaves out some pairs. Completes the warning "each has …".
 pub const NO_DIRECTION: &str =
-    "no preference direction: the reference's states of both completions are equal";
+    "no preference direction, because the reference states of its completions are equal";
 
-/// Returns `scale` `[b]` with 1 for the pairs that are left out of the loss, to avoid dividing by
-/// 0.
+/// Replaces `scale` by 1 for the pairs that are left out of the loss, to avoid a division by 0.
+/// `counts` is false for these pairs. Both tensors have the shape `[b]`.
 pub fn safe(scale: &Tensor, counts: &Tensor) -> Tensor {
     scale.where_self(counts, &scale.ones_like())
 }

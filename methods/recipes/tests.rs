@@ -1,4 +1,4 @@
-//! Tests the recipes as layers of the configuration.
+//! Tests that the recipes resolve to valid experiments.
 
 use reprpo_core::api::Layers;
 use reprpo_core::config::{Layering, Resolved};

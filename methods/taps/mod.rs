@@ -20,11 +20,11 @@ fn default_layers() -> Layers {
 /// run.
 ///
 /// `chosen` selects modules by the last component of their names. If it is `None`, the tap reads
-/// the modules in `usual`, and fused modules with a part in `usual`.
+/// the modules whose names are in `usual`, and the fused modules that contain one of them.
 ///
 /// # Errors
-/// Fails if the model does not have a selected layer, if a block lacks a chosen module, or if a
-/// block has none of the modules in `usual`.
+/// Fails if the model does not have a layer in `layers`, if a block lacks a module in `chosen`, or
+/// if no module in a block is selected.
 fn modules<'m>(
     model: &'m ModelInfo,
     layers: &Layers,

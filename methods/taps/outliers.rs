@@ -13,18 +13,19 @@ impl TokenPooling for WithoutOutliers {
     }
 }
 
-/// Pools `x` `[m w]`, one row per token, to `[b w]`.
+/// Pools `x`, of shape `[m w]` with one row per token, to shape `[b w]`.
 ///
 /// The result is the mean over the tokens whose norm is at most one (unbiased) standard deviation
-/// above the sequence's mean norm. Tokens where `attended` `[m]` is false contribute to the mean
-/// norm, but not to the result.
+/// above the sequence's mean norm. Tokens for which `attended`, of shape `[m]`, is false contribute
+/// to the mean and the standard deviation of the norms, but not to the result.
 pub fn pool(tokens: &TokenStates, x: &Tensor, attended: Option<&Tensor>) -> Tensor {
     let norms = x.norm_scalaropt_dim(2.0, -1, false);
     let count = tokens.sum_by_sequence(&norms.ones_like());
     let mean = tokens.sum_by_sequence(&norms) / &count;
     let off = &norms - mean.index_select(0, &tokens.owner);
     let std = (tokens.sum_by_sequence(&off.square()) / (&count - 1.0)).sqrt();
-    // The standard deviation of a single token is NaN; replacing it by 0 keeps the token.
+    // For a sequence with one token, the standard deviation is NaN; replacing it with 0 keeps the
+    // token.
     let limit = (mean + std.nan_to_num(0.0, 0.0, 0.0)).index_select(0, &tokens.owner);
     let usual = norms.le_tensor(&limit);
     let keep = attended

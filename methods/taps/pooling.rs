@@ -1,4 +1,4 @@
-//! Pooling of the tokens of a completion.
+//! Pools the states of a completion's tokens into one vector.
 
 use reprpo_plugin::prelude::{self, *};
 
@@ -22,7 +22,7 @@ pub enum Pooling {
 }
 
 impl Pooling {
-    /// Returns the variant of the plugin API's pooling that covers the same tokens.
+    /// Returns the [`Pooling`](prelude::Pooling) of the plugin API that covers the same tokens.
     pub fn tokens(self) -> prelude::Pooling {
         match self {
             Self::Completion => prelude::Pooling::Completion,
@@ -32,7 +32,8 @@ impl Pooling {
         }
     }
 
-    /// Returns the custom pooling of transformed states, or `None` if they are averaged.
+    /// Returns a pooling that depends on the transformed states, or `None` if the pooling only
+    /// depends on token positions.
     pub fn of_states(self) -> Option<Box<dyn TokenPooling>> {
         (self == Self::Original).then(|| Box::new(WithoutOutliers) as _)
     }

@@ -15,8 +15,8 @@ pub struct RowSpace {
 }
 
 impl RowSpace {
-    /// Decomposes the stack of `matrices` `[vocab h]`. If there are several, each is scaled to a
-    /// Frobenius norm of 1.
+    /// Decomposes W, the stack of all `matrices`. Each matrix is `[vocab h]`, and is scaled to a
+    /// Frobenius norm of 1 if there are several.
     ///
     /// WᵀW = V σ² Vᵀ is only h×h, whereas U in the singular value decomposition of W has vocab·h
     /// entries. In float64, the error of the singular values is at most 1e-8 times the largest one,
@@ -63,7 +63,7 @@ fn gram(matrix: &Tensor) -> Result<Tensor> {
 /// Checks that the states of a tap have the width of the embeddings.
 ///
 /// # Errors
-/// Fails if they have another width.
+/// Fails if the states have a different width.
 pub fn needs_hidden_width(transform: &str, cx: &TransformCx<'_>) -> Result<()> {
     let hidden = cx.embedding.size()[1];
     if cx.width == hidden {

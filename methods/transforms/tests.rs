@@ -32,7 +32,7 @@ const fn claim(
     Claim { name, json, linear, orthogonal, identity, outputs, trained }
 }
 
-/// Every built-in transform in every form.
+/// The built-in transforms with various settings.
 const ALL: [Claim; 20] = [
     claim("none", "{}", [true, true, true], WIDTH, 0),
     claim("hra", r#"{"r": 4}"#, [true, true, true], WIDTH, 1),
@@ -74,7 +74,8 @@ const ALL: [Claim; 20] = [
     ),
 ];
 
-/// The inputs of a transform's `build`: the matrices of a model with 31 tokens.
+/// The matrices that a transform's `build` receives: the embedding and the output head of a model
+/// with a vocabulary of 31 tokens.
 struct Model {
     embedding: Tensor,
     unembedding: Tensor,
@@ -124,12 +125,13 @@ fn off(a: &Tensor, b: &Tensor) -> f64 {
     (a - b).abs().max().double_value(&[])
 }
 
-/// Returns the context of two sequences with two and three tokens.
+/// Returns the context of two sequences. The first has two tokens and the second has three.
 fn around(previous: Option<Tensor>) -> Around {
     Around { previous, last: Some(Tensor::from_slice(&[1i64, 1, 4, 4, 4])) }
 }
 
-/// Applies T to 5 tokens. Their states at the previous tap are independent noise.
+/// Applies `t` to `x`, the states of 5 tokens. The states of these tokens at the previous tap are
+/// random and do not depend on `x`.
 fn apply(t: &dyn Transform, x: &Tensor) -> Tensor {
     t.forward(x, &around(Some(seeded(3, &[5, WIDTH])))).unwrap()
 }
@@ -156,7 +158,7 @@ fn every_transform_is_linear_or_orthogonal_if_it_declares_so() {
             (c.linear, c.orthogonal, c.trained),
             "{c:?}"
         );
-        // Moves away from the initial state, in which some transforms are the identity.
+        // Change the parameters, because some transforms are the identity in their initial state.
         for mut p in t.parameters() {
             p.tensor += random(&p.tensor.size()) * 0.3;
         }
@@ -359,8 +361,8 @@ fn svd_removes_the_main_directions_of_the_matrix() {
     let (s, v) = directions(&model.unembedding);
     let weights = (&s / s.quantile_scalar(0.75, 0, false, "linear")).clamp_max(1.0);
     assert!(off(&of(r#"{"soft": 0.75}"#), &(&x - (x.matmul(&v.tr()) * weights).matmul(&v))) < 1e-9);
-    // The remaining part has no component along the removed directions, so a second application
-    // changes nothing.
+    // The result has no component along the removed directions, so applying the transform again
+    // does not change it.
     let t = model.build("svd", "{}").unwrap();
     assert!(off(&apply(t.as_ref(), &of("{}")), &of("{}")) < 1e-12);
 }
@@ -369,7 +371,8 @@ fn svd_removes_the_main_directions_of_the_matrix() {
 fn suppressed_keeps_the_coordinates_whose_contribution_to_the_head_changes() {
     let mut model = Model::new();
     for rank in [WIDTH, 5] {
-        // A rank-deficient head only depends on the part of the change in its row space.
+        // If the head does not have full rank, a change of the states only affects the logits if
+        // its projection onto the head's row space is not zero.
         model.unembedding = random(&[31, rank]).matmul(&random(&[rank, WIDTH]));
         let (x, before) = (random(&[5, WIDTH]), random(&[5, WIDTH]));
         let w = &model.unembedding;
@@ -383,7 +386,8 @@ fn suppressed_keeps_the_coordinates_whose_contribution_to_the_head_changes() {
                 t.forward(&x, &around(Some(before.shallow_clone()))).unwrap().equal(&(&x * mask)),
                 "{rank} {json}"
             );
-            // The first tap of a run has no previous tap.
+            // At the first tap there is no previous tap, so the states do not change. Without any
+            // context, the transform fails.
             assert!(t.forward(&x, &around(None)).unwrap().equal(&x));
             assert!(t.forward(&x, &Around::default()).is_err());
         }

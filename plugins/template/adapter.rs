@@ -3,7 +3,7 @@
 use reprpo_plugin::prelude::*;
 
 /// The adapter that `--adapter my-method` selects.
-// `reprpo list` and `reprpo explain my-method` show these strings.
+// `reprpo list` and `reprpo explain my-method` show the strings in this attribute.
 #[adapter(
     name = "my-method",
     summary = "a full-rank change to each weight matrix",
@@ -44,8 +44,8 @@ impl Adapter for MyMethod {
         "{}".to_owned()
     }
 
-    // Called once per module. Only draw random values from `init`, so that a seed gives the same
-    // bytes on every machine.
+    // Called once per module. Only draw random values from `init`, so that the same seed gives
+    // the same parameters on every machine.
     fn attach(&self, site: &LinearSite<'_>, init: &mut Init) -> Result<Box<dyn AdaptedLinear>> {
         Ok(Box::new(MyMethodLinear(init.zeros(&[site.info.outputs, site.info.inputs]))))
     }

@@ -3,10 +3,10 @@
 use reprpo_plugin::prelude::*;
 
 /// The data set that `--dataset my-method` selects.
-// `reprpo list` and `reprpo explain my-method` show these strings. To read a file, add a field
-// `file: PathBuf` to the struct, and the arguments `argument = "file"` and `extensions = &["tsv"]`
-// here. `--dataset pairs.tsv` then sets the field. To read a repository on the hub, add
-// `repositories = true`, and fetch its files with `reprpo_plugin::hub`.
+// `reprpo list` and `reprpo explain my-method` show the strings in this attribute. To read a file,
+// add a field `file: PathBuf` to the struct, and add `argument = "file"` and
+// `extensions = &["tsv"]` to the attribute. `--dataset pairs.tsv` then sets the field. To read a
+// repository on the hub, add `repositories = true`, and fetch its files with `reprpo_plugin::hub`.
 #[dataset(
     name = "my-method",
     summary = "correct sums preferred over wrong ones; the out-of-distribution split has products",

@@ -1,9 +1,10 @@
-//! An intervention: a training objective. It also declares the values that it needs from the model.
+//! An intervention: a training objective, and a declaration of the values that it needs from the
+//! model.
 
 use reprpo_plugin::prelude::*;
 
 /// The intervention that `--intervention my-method` selects.
-// `reprpo list` and `reprpo explain my-method` show these strings.
+// `reprpo list` and `reprpo explain my-method` show the strings in this attribute.
 #[intervention(
     name = "my-method",
     summary = "raise the chosen completion's log-probability above the rejected one's, and keep \

@@ -3,7 +3,7 @@
 use reprpo_plugin::prelude::*;
 
 /// The tap that `--tap my-method` selects.
-// `reprpo list` and `reprpo explain my-method` show these strings.
+// `reprpo list` and `reprpo explain my-method` show the strings in this attribute.
 #[tap(
     name = "my-method",
     summary = "the residual stream after selected blocks",

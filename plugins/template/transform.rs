@@ -3,7 +3,7 @@
 use reprpo_plugin::prelude::*;
 
 /// The transform that `--transform my-method` selects.
-// `reprpo list` and `reprpo explain my-method` show these strings.
+// `reprpo list` and `reprpo explain my-method` show the strings in this attribute.
 #[transform(
     name = "my-method",
     summary = "a trainable scale of each coordinate",
@@ -19,8 +19,8 @@ pub struct MyMethod {
 }
 
 impl TransformPlugin for MyMethod {
-    // Called once per tap. Only draw random values from `init`, so that a seed gives the same bytes
-    // on every machine.
+    // Called once per tap. Only draw random values from `init`, so that the same seed gives the
+    // same parameters on every machine.
     fn build(self, cx: &TransformCx<'_>, init: &mut Init) -> Result<Box<dyn Transform>> {
         if !(self.spread >= 0.0 && self.spread.is_finite()) {
             return Err(Error::new(format!(

@@ -32,6 +32,8 @@ pub enum Fault {
     Garbled,
     /// The response contains the whole file, even if a range was requested.
     Whole,
+    /// The response to a request for a range has status 416.
+    OutOfRange,
     /// The response has status 503.
     Busy,
     /// The response has status 401, as for an invalid token.
@@ -421,7 +423,8 @@ impl State {
                 number(end).map_or(bytes.len(), |e| (e + 1).min(bytes.len())),
             ),
         };
-        if start >= bytes.len() && !bytes.is_empty() {
+        let is_outside = start >= bytes.len() && !bytes.is_empty();
+        if is_outside || (range.is_some() && fault == Some(Fault::OutOfRange)) {
             return Answer::new(
                 416,
                 &[("Content-Range", &format!("bytes */{}", bytes.len()))],

@@ -26,7 +26,7 @@ pub enum LengthLimit {
 }
 
 impl LengthLimit {
-    /// Returns the configured limit, or `Unlimited` if `train.max_length` only has its default.
+    /// Returns the configured limit, or `Unlimited` if `train.max_length` was not set.
     pub fn of(resolved: &Resolved) -> Self {
         match resolved.origins.get("train.max_length") {
             None | Some(Origin::Default) => LengthLimit::Unlimited,
@@ -116,8 +116,8 @@ pub struct PlainText {
     pub special_tokens: bool,
 }
 
-/// Scores every pair of the experiment's data set, or of the splits in `eval.splits`, with its
-/// model and `init_adapter`.
+/// Scores the pairs of the experiment's data set with the experiment's model and `init_adapter`. If
+/// `eval.splits` is set, only the pairs of these splits are scored.
 ///
 /// # Errors
 /// Fails if the model, the adapter or the data cannot be loaded, or if libtorch fails. Returns

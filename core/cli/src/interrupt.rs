@@ -14,9 +14,9 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::exit;
 
-/// Signals within this time after the first count as the same request: a batch system and a
-/// terminal may both send one, and some launchers signal every process of a group and then the
-/// group itself.
+/// Signals within this time after the first one count as the same request. A batch system and a
+/// terminal may both send a signal, and some launchers signal each process and then the whole
+/// process group.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
@@ -36,7 +36,8 @@ pub fn watch() -> Result<Arc<AtomicBool>> {
         return Ok(Arc::clone(stop));
     }
     let stop = Arc::clone(STOP.get_or_init(Arc::default));
-    // A process that `nohup` started must outlive its terminal.
+    // `nohup` starts a process with SIGHUP ignored. Keep ignoring it, so that the process outlives
+    // its terminal.
     let hang_up = Some(SIGHUP).filter(|signal| !ignored(*signal));
     let failed = |e: std::io::Error| Error::internal("cannot listen for signals").because(e);
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGUSR1, SIGUSR2].into_iter().chain(hang_up))
@@ -50,8 +51,7 @@ pub fn watch() -> Result<Arc<AtomicBool>> {
                     first = Some(Instant::now());
                     flag.store(true, Ordering::Relaxed);
                 }
-                // No cleanup is needed: a checkpoint only becomes the latest one after it has been
-                // written in full.
+                // No cleanup is needed, because an incomplete checkpoint is never used.
                 Some(at) if at.elapsed() > PATIENCE => exit(130),
                 Some(_) => {}
             }
@@ -64,8 +64,8 @@ pub fn watch() -> Result<Arc<AtomicBool>> {
 /// True if the process was started with `signal` ignored.
 fn ignored(signal: i32) -> bool {
     let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
-    // SAFETY: with no new action, sigaction changes nothing and only fills `action`, which is valid
-    // when it is all zeros.
+    // SAFETY: without a new action, sigaction only writes the current action to `action`. All zeros
+    // are a valid value of `action`.
     unsafe {
         libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) == 0
             && action.assume_init().sa_sigaction == libc::SIG_IGN

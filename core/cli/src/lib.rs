@@ -43,8 +43,8 @@ struct App<'a> {
     printer: &'a Printer,
 }
 
-/// Runs the command line of this process. `defaults` is the default configuration of the binary, as
-/// TOML.
+/// Parses the command-line arguments of this process and runs the command. `defaults` is the
+/// default configuration of the binary, as TOML.
 ///
 /// The exit code is 0 on success, 1 if the input is not valid, 2 for usage errors and internal
 /// errors, and 130 if the process was interrupted.
@@ -71,7 +71,7 @@ pub fn main(defaults: &str) -> ExitCode {
         Err(e) => {
             return fail(
                 &Printer::default(),
-                &Error::internal("the parsed command line cannot be converted").because(e),
+                &Error::internal("cannot read the values of the parsed command line").because(e),
             );
         }
     };
@@ -82,8 +82,8 @@ pub fn main(defaults: &str) -> ExitCode {
     }
     transfer::show(&printer);
     let work = || {
-        // `reprpo plugin` must not load installed plugins: the library that it checks may be one of
-        // them, and its names would then be taken already.
+        // `reprpo plugin` must not load installed plugins. The library that it checks may be one of
+        // them, and the same names cannot be registered twice.
         if !matches!(cli.command, Command::Plugin(_)) {
             install(&mut registry);
         }
@@ -168,7 +168,7 @@ fn broken_pipe(error: &Error) -> bool {
 
 /// Runs `work` and turns a panic in it into an internal error.
 fn guarded(work: impl FnOnce() -> Result<()>) -> Result<()> {
-    panics::keep_quiet();
+    panics::install_hook();
     let outcome = catch_unwind(AssertUnwindSafe(work));
     outcome.unwrap_or_else(|payload| {
         Err(Error::panicked("reprpo", payload.as_ref()).hint(

@@ -14,13 +14,12 @@ const RED: &str = "\x1b[1;31m";
 const CYAN: &str = "\x1b[1;36m";
 const PLAIN: &str = "\x1b[0m";
 
-/// Prints a line to stderr. Errors are ignored, because a terminal that was closed must not end a
-/// run.
+/// Prints a line to stderr. Errors are ignored, because a closed terminal must not end a run.
 pub fn line(text: &str) {
     let _ = anstream::stderr().lock().write_all(format!("{text}\n").as_bytes());
 }
 
-/// Prints results, notes and errors, and decides what to print and whether to use colour.
+/// Prints results, notes, errors and progress, according to the global flags.
 #[derive(Debug, Default)]
 pub struct Printer {
     quiet: bool,
@@ -96,8 +95,8 @@ impl Printer {
         let _ = anstream::stderr().lock().write_all(text.as_bytes());
     }
 
-    /// Returns the display for the progress of a computation: a bar on a terminal, lines elsewhere,
-    /// and nothing with `--quiet` or `REPRPO_NO_PROGRESS`.
+    /// Returns the progress display: a bar if stderr is a terminal and `--verbose` is not set, and
+    /// lines otherwise. `--quiet` and `REPRPO_NO_PROGRESS` disable the display.
     pub fn progress(&self) -> Box<dyn Progress> {
         let silenced = std::env::var_os("REPRPO_NO_PROGRESS").is_some_and(|v| !v.is_empty());
         match () {

@@ -67,14 +67,14 @@ impl Progress for Bar {
 }
 
 impl Drop for Bar {
-    /// Clears the bar, so that an error message does not follow an unfinished bar.
+    /// Clears the bar, so that an error message is not printed after it on the same line.
     fn drop(&mut self) {
         self.finish();
     }
 }
 
-/// Progress lines for a file or a pipe: at most one every ten seconds, and one at the end of a
-/// stage.
+/// Shows progress as lines, for output to a file or a pipe. Prints at most one line every ten
+/// seconds, and one at the end of each stage.
 #[derive(Default)]
 pub struct Lines {
     name: String,
@@ -143,8 +143,8 @@ fn time(duration: Duration) -> String {
     }
 }
 
-/// The fields as text. The name precedes the value, except for rates such as `pairs/s`, whose name
-/// is a unit and follows the value.
+/// Formats fields as text. The name precedes the value, except for rates such as `pairs/s`, whose
+/// name is a unit and follows the value.
 fn shown(fields: &[(&str, f64)]) -> String {
     let field = |(name, value): &(&str, f64)| {
         if name.ends_with("/s") {

@@ -12,7 +12,7 @@ use crate::App;
 use crate::args::{GenerationArgs, layers};
 use crate::trained::TrainedAdapter;
 
-/// A loaded model with its adapter and its settings for sampling.
+/// A loaded model with an optional adapter and sampling settings.
 pub struct TextGenerator {
     model: Model,
     tokenizer: Tokenizer,
@@ -24,7 +24,7 @@ pub struct TextGenerator {
 }
 
 impl TextGenerator {
-    /// Loads the model and the adapter that the flags name.
+    /// Loads the model and the adapter given on the command line.
     ///
     /// # Errors
     /// Fails if the model or the adapter cannot be used, or if a sampling setting is out of range.
@@ -92,8 +92,8 @@ impl TextGenerator {
         self.system.iter().map(|text| Message::new("system", text)).collect()
     }
 
-    /// Generates the answer to a conversation, with the adapter if `trained`. `out` receives each
-    /// piece of text as soon as it is generated.
+    /// Generates the answer to a conversation, with the adapter if `trained` is true. `out`
+    /// receives each piece of text as soon as it is generated.
     ///
     /// # Errors
     /// Fails if the model has no chat template, or if libtorch fails.
@@ -103,15 +103,14 @@ impl TextGenerator {
         trained: bool,
         out: &mut dyn FnMut(&str),
     ) -> Result<Answer> {
-        let text = self
-            .tokenizer
-            .render_chat(conversation, true)
-            .map_err(|e| e.hint("use `reprpo generate --plain` to continue the text"))?;
+        let text = self.tokenizer.render_chat(conversation, true).map_err(|e| {
+            e.hint("use `reprpo generate --plain` to generate text without a chat template")
+        })?;
         self.generate(&self.tokenizer.encode(&text)?, trained, out)
     }
 
-    /// Continues a plain text, with the adapter if `trained`. `out` receives each piece of text as
-    /// soon as it is generated.
+    /// Continues plain text, with the adapter if `trained` is true. `out` receives each piece of
+    /// text as soon as it is generated.
     ///
     /// # Errors
     /// Fails if the text is empty, or if libtorch fails.
@@ -139,8 +138,9 @@ impl TextGenerator {
     }
 }
 
-/// Returns the variants of the model that answer each prompt, in order. Each is a name and a flag
-/// that is true if the adapter is used. With `--compare`, the base model comes first.
+/// Returns the variants of the model that answer each prompt, in the order of their answers. Each
+/// variant is a name and a flag that is true if the adapter is used. With `--compare`, the base
+/// model answers first.
 pub fn variants(args: &GenerationArgs) -> Vec<(&'static str, bool)> {
     match (args.compare, args.target.is_some()) {
         (true, _) => vec![("base", false), ("trained", true)],
@@ -150,6 +150,7 @@ pub fn variants(args: &GenerationArgs) -> Vec<(&'static str, bool)> {
 
 /// The error for a model whose tokenizer has no chat template.
 pub fn no_chat() -> Error {
-    Error::new("the model's tokenizer has no chat template")
-        .hint("use `reprpo generate --plain --prompt TEXT` to continue a text")
+    Error::new("the model's tokenizer has no chat template").hint(
+        "use `reprpo generate --plain --prompt TEXT` to generate text without a chat template",
+    )
 }

@@ -30,8 +30,8 @@ enum Base {
 }
 
 impl TrainedAdapter {
-    /// Finds the run or the adapter in `folder`, which may also name a Hugging Face repository.
-    /// `model` is the value of `--model`, if given.
+    /// Finds the run or the adapter in `folder`. `folder` may also be the name of a Hugging Face
+    /// repository. `model` is the value of `--model`, if given.
     ///
     /// # Errors
     /// Fails if there is neither a run nor an adapter, or if neither the adapter nor `model` names

@@ -12,8 +12,8 @@ use crate::printer::Printer;
 
 const MEGABYTE: u64 = 1_000_000;
 
-/// Shows the progress of all downloads from the hub after this call. A signal that asks the process
-/// to end stops them.
+/// Shows the progress of all hub downloads that start after this call. Downloads are stopped when a
+/// signal asks the process to end.
 pub fn show(printer: &Printer) {
     let shown = Mutex::new(HubDownloads { progress: printer.progress(), file: None });
     hub::watch(Box::new(move |file, done, size| {
@@ -31,9 +31,9 @@ struct HubDownloads {
 /// The file that is being downloaded.
 struct CurrentFile {
     name: String,
-    /// Megabytes that the display shows.
+    /// Number of downloaded megabytes that the display currently shows.
     megabytes: u64,
-    /// Bytes already on disk from an interrupted download.
+    /// Number of bytes that an earlier, interrupted download left on disk.
     before: u64,
     /// Time at which this download started.
     began: Instant,
@@ -75,7 +75,7 @@ impl HubDownloads {
 pub struct Download<'a> {
     printer: &'a Printer,
     progress: Box<dyn Progress>,
-    /// Number of bytes of the current step; 0 if the step is not shown.
+    /// Size of the current download in bytes; 0 if the current step is not shown.
     total: u64,
     done: u64,
     began: Instant,

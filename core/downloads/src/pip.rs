@@ -1,5 +1,5 @@
-//! Downloads wheels with pip, because its configuration and environment variables already have the
-//! user's settings for index, proxy and certificates.
+//! Downloads wheels with pip. The user has usually already configured the index, proxy and
+//! certificates for pip.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -10,8 +10,8 @@ use crate::failure::DISK_FULL;
 use crate::wheel::{Wheel, wrong_sum};
 use crate::{Cause, Failure, Report, Result, Step, clear};
 
-/// The Python version whose wheels are downloaded. Any version would do, because only the libraries
-/// in the wheels are used, but torch has a separate wheel for each version.
+/// Arguments that select wheels for Python 3.11. torch has a separate wheel for each Python
+/// version, but any version would work, because only the libraries in the wheel are used.
 const WHEEL_PYTHON: [&str; 6] =
     ["--python-version", "3.11", "--implementation", "cp", "--abi", "cp311"];
 
@@ -55,7 +55,7 @@ impl Pip {
             Failure::new(
                 Cause::Index,
                 format!(
-                    "cannot find pip for Python 3.9 or later, which the download needs; tried {}",
+                    "cannot find pip for Python 3.9 or later (required for the download); tried {}",
                     tried.join(", ")
                 ),
             )
@@ -89,8 +89,8 @@ impl Pip {
         report: &mut dyn Report,
     ) -> Result<()> {
         report.begin(Step::Fetch, wheel.file, wheel.size);
-        // With the hash, pip only accepts exactly this file, even if the index has another build of
-        // the same version.
+        // The hash makes pip reject all other files, for example a different build of the same
+        // version.
         let requirements = temporary.join("requirements.txt");
         fs::write(
             &requirements,

@@ -17,7 +17,7 @@ pub trait Report {
     fn line(&mut self, text: &str);
     /// Called at the beginning of a step. `total` is the number of bytes of `file` to process.
     fn begin(&mut self, step: Step, file: &str, total: u64);
-    /// Called when `bytes` more have been processed.
+    /// Called after another `bytes` bytes were processed.
     fn advance(&mut self, bytes: u64);
     /// Called when the step ends.
     fn end(&mut self);

@@ -17,7 +17,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Name of the kind's attribute.
+    /// Name of the attribute for plugins of this kind, e.g. `tap` for `#[tap]`.
     pub fn attribute(self) -> &'static str {
         match self {
             Kind::Intervention => "intervention",
@@ -28,8 +28,8 @@ impl Kind {
         }
     }
 
-    /// Name of this kind's variant in the registry's enum `Entry`. It is also the prefix of this
-    /// kind's types, e.g. `TapPlugin`.
+    /// Name of the variant for this kind in the registry's enum `Entry`. The names of the types for
+    /// this kind start with it, e.g. `TapPlugin`.
     pub fn variant(self) -> Ident {
         let name = match self {
             Kind::Intervention => "Intervention",
@@ -41,8 +41,8 @@ impl Kind {
         Ident::new(name, Span::call_site())
     }
 
-    /// The arguments that only this kind has. Except for [`PEFT_TYPE`], each is also the name of a
-    /// method on the kind's registry entry.
+    /// The arguments that only the attribute for this kind accepts. Each one except [`PEFT_TYPE`]
+    /// is also the name of a method of the registry entry.
     pub fn own_arguments(self) -> &'static [&'static str] {
         match self {
             Kind::Intervention => &["learning_rate"],
@@ -69,13 +69,13 @@ const COMMON: [&str; 6] = ["name", "aliases", "summary", "reference", "explain",
 /// The parsed arguments of an attribute.
 pub struct Arguments {
     values: Vec<(Ident, Expr)>,
-    /// The assignments of the example, in the same form as for `--set`.
+    /// The field values in the plugin's documented example.
     pub example: Vec<ExampleField>,
 }
 
-/// A field of the example and the text of its value.
+/// A field in the documented example, and its value as it is written after `--set`.
 pub struct ExampleField {
-    /// First component of the path.
+    /// First component of `path`, e.g. `dpo`.
     pub field: Ident,
     /// Dotted path of the field, e.g. `dpo.beta`.
     pub path: String,
@@ -119,7 +119,7 @@ impl Parse for ExampleField {
 }
 
 impl Arguments {
-    /// Parses the arguments of the attribute of this kind.
+    /// Parses the arguments of the attribute for plugins of `kind`.
     pub fn parse(kind: Kind, input: ParseStream<'_>) -> Result<Self> {
         let mut this = Self { values: Vec::new(), example: Vec::new() };
         let mut keys: Vec<Ident> = Vec::new();
@@ -186,8 +186,8 @@ impl Arguments {
     }
 }
 
-/// Returns the string literal in an expression. Also accepts a literal that a macro passed on as a
-/// group.
+/// Returns the expression's string literal, or `None` if the expression is anything else. The
+/// literal may be inside an invisible group, which results from a macro expansion.
 pub fn string(expression: &Expr) -> Option<&LitStr> {
     match expression {
         Expr::Lit(ExprLit { lit: Lit::Str(text), .. }) => Some(text),
@@ -196,8 +196,8 @@ pub fn string(expression: &Expr) -> Option<&LitStr> {
     }
 }
 
-/// Returns the text of a literal: the contents of a string, or a number or boolean as in the
-/// source.
+/// Converts a literal to text: a string without its quotes, a number or a boolean. Returns `None`
+/// for any other expression.
 fn literal_text(expression: &Expr) -> Option<String> {
     match expression {
         Expr::Lit(ExprLit { lit, .. }) => match lit {

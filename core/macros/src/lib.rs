@@ -32,9 +32,8 @@ use self::arguments::Kind;
 /// Turns a struct with `impl InterventionPlugin` into an intervention, a training objective.
 ///
 /// Arguments in addition to the [common ones](crate):
-/// - `learning_rate`: the default of `train.lr` with a low-rank update (LoRA), e.g. `2e-3`. An
-///   adapter multiplies it by its `learning_rate_factor`. If it is omitted, the engine's default
-///   applies.
+/// - `learning_rate`: the default of `train.lr` for LoRA, e.g. `2e-3`. For other adapters, it is
+///   multiplied by their `learning_rate_factor`. If it is omitted, the engine's default applies.
 #[proc_macro_attribute]
 pub fn intervention(arguments: TokenStream, item: TokenStream) -> TokenStream {
     plugin::expand(Kind::Intervention, arguments.into(), item.into()).into()
@@ -48,13 +47,13 @@ pub fn intervention(arguments: TokenStream, item: TokenStream) -> TokenStream {
 /// itself.
 ///
 /// Arguments in addition to the [common ones](crate):
-/// - `peft_type`: the type in `adapter_config.json`; required.
+/// - `peft_type`: the value of `peft_type` in `adapter_config.json`; required.
 /// - `learning_rate_factor`: factor applied to the default of `train.lr`; 1 for LoRA. It is larger
 ///   for an adapter whose parameters must move further to change the model by the same amount.
 /// - `adjustable`: fields, such as dropout, that may change when training continues from a saved
 ///   adapter, e.g. `&["lora_dropout"]`. They must not affect the shapes of the saved tensors or how
-///   the adapter computes its output from them. Any other field that contradicts the saved adapter
-///   is an error.
+///   the adapter computes its output from these tensors. It is an error if any other field
+///   contradicts the saved adapter.
 /// - `peft_has_layers`: `false` if PEFT's configuration class for this type has no
 ///   `layers_to_transform`. If an adapter only changes some layers, it is then saved with the full
 ///   names of its modules.
@@ -63,17 +62,17 @@ pub fn adapter(arguments: TokenStream, item: TokenStream) -> TokenStream {
     plugin::expand(Kind::Adapter, arguments.into(), item.into()).into()
 }
 
-/// Turns a struct with `impl TransformPlugin` into a transform, a map of the states at a tap.
+/// Turns a struct with `impl TransformPlugin` into a transform, a function of the states at a tap.
 ///
-/// This attribute only has the [common arguments](crate).
+/// This attribute takes only the [common arguments](crate).
 #[proc_macro_attribute]
 pub fn transform(arguments: TokenStream, item: TokenStream) -> TokenStream {
     plugin::expand(Kind::Transform, arguments.into(), item.into()).into()
 }
 
-/// Turns a struct with `impl TapPlugin` into a tap, a choice of sites where states are read.
+/// Turns a struct with `impl TapPlugin` into a tap, which selects the sites where states are read.
 ///
-/// This attribute only has the [common arguments](crate).
+/// This attribute takes only the [common arguments](crate).
 #[proc_macro_attribute]
 pub fn tap(arguments: TokenStream, item: TokenStream) -> TokenStream {
     plugin::expand(Kind::Tap, arguments.into(), item.into()).into()
@@ -85,10 +84,10 @@ pub fn tap(arguments: TokenStream, item: TokenStream) -> TokenStream {
 /// - `argument`: the field that `--dataset NAME:TEXT` sets to `TEXT`.
 /// - `extensions`: file extensions, without the dot, for which `--dataset FILE` selects this
 ///   plugin, e.g. `&["csv"]`. The field `argument` is set to the path.
-/// - `repositories`: `true` if `--dataset org/name`, a Hugging Face repository, selects this
+/// - `repositories`: `true` if `--dataset org/name` (a Hugging Face repository) selects this
 ///   plugin. The field `argument` is set to the repository.
-/// - `stdin`: `true` if `--dataset -`, pairs on standard input, selects this plugin. The field
-///   `argument` is set to `-`.
+/// - `stdin`: `true` if `--dataset -` (standard input) selects this plugin. The field `argument` is
+///   set to `-`.
 #[proc_macro_attribute]
 pub fn dataset(arguments: TokenStream, item: TokenStream) -> TokenStream {
     plugin::expand(Kind::Dataset, arguments.into(), item.into()).into()

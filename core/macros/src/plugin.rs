@@ -1,4 +1,4 @@
-//! The code that an attribute adds to a configuration struct.
+//! Generates the code that an attribute adds to a configuration struct.
 
 use proc_macro2::TokenStream;
 use quote::{ToTokens, quote};
@@ -49,7 +49,7 @@ pub fn expand(kind: Kind, arguments: TokenStream, item: TokenStream) -> TokenStr
             #added
         },
         Err(e) => {
-            // Without the derives, their helper attributes would be errors too.
+            // Without the derives, helper attributes such as `#[serde(…)]` would cause more errors.
             item.fields.iter_mut().for_each(|field| {
                 field
                     .attrs
@@ -83,8 +83,8 @@ fn take_defaults(item: &mut ItemStruct) -> Result<Vec<Option<Expr>>> {
     found.into_iter().collect()
 }
 
-/// Checks that the struct can be a configuration, and that it has the fields that the arguments
-/// name.
+/// Checks that the struct can be used as a configuration, and that the fields named in the
+/// arguments exist.
 fn check_fields(item: &ItemStruct, arguments: &Arguments) -> Result<()> {
     let Fields::Named(fields) = &item.fields else {
         return Err(Error::new_spanned(
@@ -149,8 +149,8 @@ fn has_serde(field: &Field, word: &str) -> bool {
     found
 }
 
-/// Implements `Default` with the values of `#[default(…)]`, and the default of the type for fields
-/// without one.
+/// Implements `Default` with the values of `#[default(…)]`. Fields without this attribute get the
+/// default value of their type.
 fn default(item: &ItemStruct, values: Vec<Option<Expr>>) -> TokenStream {
     let name = &item.ident;
     let fields = item.fields.iter().zip(values).map(|(field, value)| {

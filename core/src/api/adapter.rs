@@ -5,7 +5,7 @@ use tch::Tensor;
 use super::{Frozen, Init, LinearInfo, ModelInfo, Parameter, PartInfo, Plugin, Selection, Targets};
 use crate::error::{Error, Result};
 
-/// The linear module, or part of a module, that an adapter is attached to.
+/// A linear module, or one part of a fused module, to which an adapter is attached.
 #[derive(Debug)]
 pub struct LinearSite<'a> {
     /// Name and widths of the module.
@@ -18,25 +18,26 @@ pub struct LinearSite<'a> {
 
 /// The adapter of one linear module.
 pub trait AdaptedLinear: Send {
-    /// Computes the output y `[n out]` of the base module with the adapter, given the input x `[n
-    /// in]`. Parameters are stored in float32 and must be cast if x has a lower precision.
+    /// Applies the base module with the adapter to the input x, `[n in]`, and returns the output,
+    /// `[n out]`. Parameters are stored in float32 and must be cast if x has a lower precision.
     ///
     /// # Errors
-    /// Fails if the shapes or kinds do not match.
+    /// Fails if the shapes or dtypes do not match.
     fn forward(&self, x: &Tensor, base: &Frozen, train: bool) -> Result<Tensor>;
 
     /// The trainable parameters, in a fixed order.
     fn parameters(&self) -> Vec<Parameter>;
 
-    /// Merges the adapter into the weights: returns a frozen module, in the kind of `base`, that
+    /// Merges the adapter into the weights. Returns a frozen module with the dtype of `base` that
     /// computes the same outputs without an adapter.
     ///
     /// # Errors
-    /// Fails if no linear module computes the same outputs.
+    /// Fails if the adapter cannot be merged into a linear module.
     fn merge(&self, base: &Frozen) -> Result<Frozen>;
 }
 
-/// A part of a fused module, with the parameters of its adapter.
+/// One part of a fused module, e.g. the query rows of a fused QKV projection, and the parameters of
+/// the adapter on this part.
 #[derive(Debug)]
 pub struct AdaptedPart<'a> {
     /// Name and widths of the part, and its rows in the fused module.
@@ -73,31 +74,31 @@ pub struct FusedSite<'a> {
 /// The result of [`Adapter::fuse`]: adapters of whole modules, converted from the adapters of their
 /// parts.
 pub struct Fused {
-    /// The adapter configuration that describes the whole modules. Its `peft_config` is saved; the
-    /// engine fills in the names of the modules.
+    /// The method of the converted adapters, with its configuration. The engine saves the
+    /// [`peft_config`](Adapter::peft_config) of this method and adds the names of the modules.
     pub adapter: Box<dyn Adapter>,
     /// The adapter of each whole module, in the order of the modules passed to [`Adapter::fuse`].
     pub modules: Vec<Box<dyn AdaptedLinear>>,
 }
 
-/// The position of each row of a token stream `[n hidden]` within its prompt.
+/// The position of each of the n tokens of a stream within its prompt.
 #[derive(Debug)]
 pub struct PromptPlaces {
-    /// Distance in tokens from the first token of the prompt, `[n]`, int64; −1 for tokens of
-    /// completions.
+    /// An int64 tensor `[n]` with the distance in tokens from the first token of the prompt, or −1
+    /// for tokens of completions.
     pub from_start: Tensor,
-    /// Distance in tokens to the last token of the prompt, `[n]`, int64; −1 for tokens of
-    /// completions.
+    /// An int64 tensor `[n]` with the distance in tokens to the last token of the prompt, or −1
+    /// for tokens of completions.
     pub from_end: Tensor,
 }
 
-/// The adapter of one block's output.
+/// An adapter that changes the output of one block.
 pub trait AdaptedResidual: Send {
-    /// Returns the residual stream `[n hidden]` that the next block reads, given the output h of
-    /// this block, `[n hidden]`.
+    /// Returns the residual stream that the next block reads, given h, the output of this block.
+    /// Both are `[n hidden]`.
     ///
     /// # Errors
-    /// Fails if the shapes or kinds do not match.
+    /// Fails if the shapes or dtypes do not match.
     fn forward(&self, h: &Tensor, places: &PromptPlaces) -> Result<Tensor>;
 
     /// The trainable parameters, in a fixed order.
@@ -128,8 +129,8 @@ pub trait TargetModules {
 /// A configured adapter method. It changes linear modules, the outputs of blocks, or both.
 pub trait Adapter: TargetModules + Send {
     /// Fields, other than the targets, whose entries select some of the adapted modules, e.g.
-    /// `rank_pattern`. An entry that matches none of them is an error in a new configuration, and a
-    /// warning in a saved adapter.
+    /// `rank_pattern`. An entry that does not match any adapted module causes an error in a new
+    /// configuration, and a warning in a saved adapter.
     fn selections(&self) -> Vec<Selection> {
         Vec::new()
     }
@@ -152,7 +153,7 @@ pub trait Adapter: TargetModules + Send {
     /// Indices, counted from 0, of the blocks whose output the adapter changes.
     ///
     /// # Errors
-    /// Fails if the model does not have one of the blocks.
+    /// Fails if the configuration names a block that the model does not have.
     fn blocks(&self, _model: &ModelInfo) -> Result<Vec<usize>> {
         Ok(Vec::new())
     }
@@ -172,8 +173,8 @@ pub trait Adapter: TargetModules + Send {
         )))
     }
 
-    /// True if PEFT supports this method for `Conv1D`, the linear modules of GPT-2, and not only
-    /// for `torch.nn.Linear`. The engine then sets the field `fan_in_fan_out` in the saved
+    /// True if PEFT supports this method for GPT-2's linear modules, which are of class `Conv1D`
+    /// instead of `torch.nn.Linear`. The engine then sets the field `fan_in_fan_out` in the saved
     /// [`peft_config`](Self::peft_config) according to the adapted modules.
     fn peft_has_conv1d(&self) -> bool {
         false
@@ -225,13 +226,14 @@ pub trait AdapterPlugin: Plugin {
     /// user.
     ///
     /// # Errors
-    /// Fails if the saved adapter cannot be computed as PEFT computes it.
+    /// Fails if the adapter cannot compute the same outputs as PEFT does for these files.
     fn reconcile(&mut self, _file: &PeftFile<'_>) -> Result<Vec<String>> {
         Ok(Vec::new())
     }
 }
 
-/// The description of an adapter saved in PEFT's format, for [`AdapterPlugin::reconcile`].
+/// The configuration and the tensor shapes of an adapter saved in PEFT's format; the argument of
+/// [`AdapterPlugin::reconcile`].
 #[derive(Clone, Copy, Debug)]
 pub struct PeftFile<'a> {
     /// Text of `adapter_config.json`.

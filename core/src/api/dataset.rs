@@ -81,7 +81,7 @@ pub struct SplitInfo {
     /// `train`, `test`, `oos` (the shifted distribution), `rnd` (an unrelated one), or another
     /// name.
     pub name: String,
-    /// Description of the contents for tables, e.g. `math (test)`.
+    /// Description of the contents, for use in tables, e.g. `math (test)`.
     pub describes: String,
     /// Number of pairs, if it is known without reading them.
     pub pairs: Option<usize>,
@@ -105,8 +105,8 @@ pub trait Dataset: Send {
     /// Fails if there is no such split, or if its file cannot be read.
     fn pairs(&self, split: &str) -> Result<PairIter<'_>>;
 
-    /// Reads the same pairs as [`pairs`](Self::pairs), each with the index of its row, which is
-    /// shown to the user as `index`.
+    /// Reads the same pairs as [`pairs`](Self::pairs), each with the index of its row. JSON output
+    /// shows this index as `index`.
     ///
     /// The default implementation counts the pairs. A data set that skips rows, or that creates
     /// several pairs from one row, must override it.

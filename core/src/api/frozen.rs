@@ -30,7 +30,7 @@ impl Frozen {
         self.weight.size()[0]
     }
 
-    /// The kind of the weights. The module computes in this kind.
+    /// The dtype of the weights and of the module's computations.
     pub fn kind(&self) -> Kind {
         self.weight.kind()
     }
@@ -48,7 +48,7 @@ impl Frozen {
     /// Computes y = xWᵀ + b `[n out]` from x `[n in]`.
     ///
     /// # Errors
-    /// Fails if the shapes or kinds do not match, or if memory runs out.
+    /// Fails if the shapes or dtypes do not match, or if memory runs out.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         linear(x, &self.weight, self.bias.as_ref())
     }
@@ -56,7 +56,7 @@ impl Frozen {
     /// Computes xWᵀ `[n out]`, without the bias, from x `[n in]`.
     ///
     /// # Errors
-    /// Fails if the shapes or kinds do not match, or if memory runs out.
+    /// Fails if the shapes or dtypes do not match, or if memory runs out.
     pub fn product(&self, x: &Tensor) -> Result<Tensor> {
         linear(x, &self.weight, None)
     }
@@ -92,7 +92,7 @@ impl Frozen {
     }
 
     /// Returns the module with its weights replaced by `weight` `[out in]`, converted to the
-    /// module's kind.
+    /// module's dtype.
     #[must_use]
     pub fn with_weight(&self, weight: Tensor) -> Self {
         Self {
@@ -101,13 +101,14 @@ impl Frozen {
         }
     }
 
-    /// Returns the module with its bias replaced by `bias` `[out]`, converted to the module's kind.
+    /// Returns the module with its bias replaced by `bias` `[out]`, converted to the module's
+    /// dtype.
     #[must_use]
     pub fn with_bias(self, bias: &Tensor) -> Self {
         Self { bias: Some(bias.to_kind(self.kind())), ..self }
     }
 
-    /// Returns the module with its weights and bias converted to `kind`.
+    /// Returns the module with its weights and bias converted to the dtype `kind`.
     #[must_use]
     pub fn to_kind(&self, kind: Kind) -> Self {
         Self {
@@ -116,10 +117,10 @@ impl Frozen {
         }
     }
 
-    /// Returns a module that only computes the outputs `rows` of this module.
+    /// Returns a module that only computes the outputs selected by `rows`.
     ///
     /// # Errors
-    /// Fails if the number of outputs is not `groups · width` of `rows`.
+    /// Fails if the number of outputs is not the product of `groups` and `width` in `rows`.
     pub fn part(&self, rows: Rows) -> Result<Self> {
         Ok(Self {
             weight: rows.of(&self.weight, 0)?,
@@ -151,7 +152,8 @@ impl Frozen {
         })
     }
 
-    /// Overwrites the outputs `rows` of this module with the outputs of `part`.
+    /// Replaces the weights and biases of the outputs selected by `rows` with the weights and
+    /// biases of `part`.
     ///
     /// # Errors
     /// Fails if the shapes do not match.

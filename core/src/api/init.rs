@@ -8,8 +8,8 @@ use tch::{Device, Kind, Tensor};
 
 /// A source of random initial values that depend only on the seed and on the tensor's name.
 ///
-/// Therefore, adding a module or changing the device or the precision does not change the values of
-/// other tensors.
+/// Adding a module therefore does not change the values of other modules' tensors. The values are
+/// the same on every device and, up to rounding, in every precision.
 #[derive(Debug)]
 pub struct Init {
     seed: u64,
@@ -19,8 +19,8 @@ pub struct Init {
 }
 
 impl Init {
-    /// Creates a source for parameters whose names begin with `scope`. Their tensors have kind
-    /// `kind` and are on `device`.
+    /// Creates a source for parameters whose names begin with `scope`. It creates tensors of dtype
+    /// `kind` on `device`.
     pub fn new(seed: u64, scope: &str, kind: Kind, device: Device) -> Self {
         Self { seed, scope: scope.to_owned(), kind, device }
     }
@@ -43,17 +43,17 @@ impl Init {
             .set_requires_grad(true)
     }
 
-    /// A trainable tensor of zeros.
+    /// Creates a trainable tensor of zeros.
     pub fn zeros(&mut self, shape: &[i64]) -> Tensor {
         Tensor::zeros(shape, (self.kind, self.device)).set_requires_grad(true)
     }
 
-    /// A trainable tensor of ones.
+    /// Creates a trainable tensor of ones.
     pub fn ones(&mut self, shape: &[i64]) -> Tensor {
         Tensor::ones(shape, (self.kind, self.device)).set_requires_grad(true)
     }
 
-    /// A trainable tensor of independent values, uniform in [−bound, bound).
+    /// Creates a trainable tensor of independent values, uniform in [−bound, bound).
     pub fn uniform(&mut self, key: &str, shape: &[i64], bound: f64) -> Tensor {
         let mut rng = self.rng(key);
         let n = shape.iter().product::<i64>() as usize;
@@ -61,11 +61,13 @@ impl Init {
         self.leaf(&values, shape)
     }
 
-    /// A trainable tensor of independent normal values with mean 0 and standard deviation `std`.
+    /// Creates a trainable tensor of independent normal values with mean 0 and standard deviation
+    /// `std`.
     pub fn normal(&mut self, key: &str, shape: &[i64], std: f64) -> Tensor {
         let mut rng = self.rng(key);
         let n = shape.iter().product::<i64>() as usize;
-        // The Box–Muller transform converts two uniform values to two normal values. Both are used.
+        // The Box–Muller transform converts two uniform values into two independent normal values.
+        // Use both.
         let mut values = Vec::with_capacity(n + 1);
         while values.len() < n {
             let (u, v): (f64, f64) = (1.0 - rng.random::<f64>(), rng.random::<f64>());
@@ -77,8 +79,8 @@ impl Init {
         self.leaf(&values, shape)
     }
 
-    /// A trainable tensor with the distribution of `torch.nn.init.kaiming_uniform_(a=√5)`: uniform
-    /// in ±1/√fan_in.
+    /// Creates a trainable tensor with the distribution of `torch.nn.init.kaiming_uniform_(a=√5)`:
+    /// uniform in ±1/√fan_in.
     pub fn kaiming_uniform(&mut self, key: &str, shape: &[i64], fan_in: i64) -> Tensor {
         self.uniform(key, shape, 1.0 / (fan_in as f64).sqrt())
     }

@@ -6,7 +6,7 @@ use super::pairs::mean_of_counted;
 use super::{Axis, Completions, Counted, ModelInfo, Pairs, Plugin, Pooling, Side, Site, Tap};
 use crate::error::{Error, Result};
 
-/// The form in which a method receives the states at the run's taps.
+/// Selects the states that a method receives at the run's taps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum States {
     /// No states.
@@ -19,8 +19,8 @@ pub enum States {
     PerToken,
 }
 
-/// The model from whose states the engine computes the preference directions
-/// d = pool(y⁺) − pool(y⁻) at the adapted modules.
+/// Selects the model whose states define the preference directions d = pool(y⁺) − pool(y⁻) at the
+/// adapted modules.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Directions {
     /// The method needs no directions.
@@ -43,8 +43,8 @@ pub struct Needs {
     /// log Σ_v p(v)² of the policy at every completion token, in
     /// [`TokenLogprobs::collision`](super::TokenLogprobs::collision).
     pub collision: bool,
-    /// −log p of each position's own token in the chosen sequence, for policy and reference:
-    /// [`Pairs::sequence_nll`].
+    /// −log p of each token in the chosen sequence under the logits at the token's own position,
+    /// for policy and reference: [`Pairs::sequence_nll`].
     pub sequence_nll: bool,
     /// KL(policy ‖ reference) at every completion token, in
     /// [`TokenLogprobs::kl`](super::TokenLogprobs::kl). To compute it, the engine runs the
@@ -61,10 +61,10 @@ pub struct Needs {
     pub raw_states: bool,
     /// Preference directions at the adapted modules, for `output_grads` and `parameter_grads`.
     pub directions: Directions,
-    /// Calls [`Intervention::output_grad`] for each batch, to map gradients during the backward
-    /// pass.
+    /// If true, the engine calls [`Intervention::output_grad`] for each batch, so that the method
+    /// can change gradients during the backward pass.
     pub output_grads: bool,
-    /// Calls [`Intervention::parameter_grad`] after the backward pass.
+    /// If true, the engine calls [`Intervention::parameter_grad`] after the backward pass.
     pub parameter_grads: bool,
     /// Declares that the gradient of the loss is zero if the policy equals the reference. The
     /// engine then adds a little noise to the adapter before the first step.
@@ -351,9 +351,9 @@ pub trait Intervention: Send {
     /// whole optimiser step. Only called if [`Needs::parameter_grads`] is set, and only for
     /// parameters that have an [`Axis`].
     ///
-    /// `direction` `[w]` is the mean of the preference directions d in the space that `axis` runs
-    /// over. The mean is over the pairs of the step whose two states differ in that space. It is 0
-    /// if no pair's states differ, or if the directions cancel.
+    /// `direction` `[w]` is the mean of the preference directions d at the module's inputs or
+    /// outputs, depending on `axis`. It is computed over the pairs of the step whose two states
+    /// differ there. It is 0 if no pair's states differ, or if the directions cancel.
     ///
     /// # Errors
     /// Fails if the shapes do not match, or if memory runs out.

@@ -21,7 +21,7 @@ impl Message {
     pub const OTHER_MODALITIES: [&'static str; 6] =
         ["image", "images", "audio", "audios", "video", "videos"];
 
-    /// A message with a role (`system`, `user`, `assistant`, `tool`) and a text.
+    /// Creates a message with a role (`system`, `user`, `assistant`, `tool`) and text content.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
         Self(
             [("role", role.into()), ("content", content.into())]
@@ -95,7 +95,7 @@ impl Message {
         other.map_or(Ok(()), |(name, _)| Err(Self::not_text(name)))
     }
 
-    /// The error for a column, a field or a part that is not text.
+    /// Returns an error about the column, field or part `name`, which does not contain text.
     pub fn not_text(name: &str) -> Error {
         Error::new(format!("`{name}` contains something other than text")).hint(format!(
             "reprpo trains language models on text only; remove `{name}` if the \
@@ -119,8 +119,8 @@ impl Message {
         self.0.get("role").and_then(Value::as_str).unwrap_or_default()
     }
 
-    /// The text of the content. If the content is a list of parts, their texts are joined. The
-    /// text is empty if the message has no content.
+    /// The text of the content. If the content is a list of parts, the text of all parts is
+    /// concatenated. If the message has no content, the result is empty.
     pub fn text(&self) -> Cow<'_, str> {
         match self.0.get("content") {
             Some(Value::String(text)) => Cow::Borrowed(text),
@@ -239,7 +239,7 @@ struct Columns {
 const TOOLS: &str = TemplateArgs::COLUMNS[0];
 const KWARGS: &str = TemplateArgs::COLUMNS[1];
 
-/// Arguments that TRL sets itself. As in TRL, a row must not set them.
+/// Template arguments that TRL sets itself. As in TRL, a row must not set them.
 const TAKEN: [&str; 8] = [
     "add_generation_prompt",
     "conversation",

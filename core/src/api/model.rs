@@ -16,9 +16,9 @@ pub enum Site {
     Residual(usize),
     /// The output of block k, counted from 0, before any final norm.
     Block(usize),
-    /// The input of a linear module, or of a part of one, given by its name.
+    /// The input of the module with this name: a linear module, or a part of a fused one.
     Input(String),
-    /// The output of a linear module, or of a part of one, given by its name.
+    /// The output of the module with this name: a linear module, or a part of a fused one.
     Output(String),
     /// A range of columns of another site, such as the input that `o_proj` receives from one
     /// attention head. Created by [`Site::columns`].
@@ -45,7 +45,7 @@ impl Site {
         }
     }
 
-    /// The site without a column selection.
+    /// Returns the site without its column selection.
     pub fn whole(&self) -> &Self {
         match self {
             Site::Columns { of, .. } => of,
@@ -53,8 +53,8 @@ impl Site {
         }
     }
 
-    /// Selects the columns of this site from a state at the [`whole`](Self::whole) site. The result
-    /// `[n width]` is a view.
+    /// Selects the columns of this site from `state`, a state of the [`whole`](Self::whole) site.
+    /// The result is a view, `[n width]`.
     ///
     /// # Errors
     /// Fails if `state` has too few columns.

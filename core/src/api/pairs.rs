@@ -15,7 +15,7 @@ impl Sides<Tensor> {
     /// more than rounding.
     ///
     /// ‖chosen − rejected‖ is compared with 64 ε times the length of the longer vector, where ε is
-    /// the machine epsilon of their kind. Identical completions share their rows in a batch, so
+    /// the machine epsilon of their dtype. Identical completions share their rows in a batch, so
     /// their states are bitwise equal, even if the model computes in bf16.
     pub fn differ(&self) -> Tensor {
         let _guard = tch::no_grad_guard();
@@ -27,7 +27,7 @@ impl Sides<Tensor> {
     }
 }
 
-/// The machine epsilon of a kind: the distance from 1 to the next larger number.
+/// The machine epsilon of a dtype: the distance from 1 to the next larger number.
 pub fn precision(kind: Kind) -> f64 {
     match kind {
         Kind::Double => f64::EPSILON,
@@ -42,7 +42,7 @@ pub fn precision(kind: Kind) -> f64 {
 pub struct Counted {
     /// The values `[… b]`, which are 0 for excluded pairs.
     pub values: Tensor,
-    /// 1 for included pairs and 0 for excluded ones, `[b]`, in the kind of `values`.
+    /// 1 for included pairs and 0 for excluded ones, `[b]`, with the dtype of `values`.
     pub counts: Tensor,
 }
 
@@ -54,7 +54,7 @@ impl Counted {
     }
 }
 
-/// The mean of `values` `[b]` over the included pairs, a scalar of kind `kind`. It is 0 if no pair
+/// The mean of `values` `[b]` over the included pairs, a scalar of dtype `kind`. It is 0 if no pair
 /// is included.
 pub(super) fn mean_of_counted(values: &Tensor, counts: &Tensor, kind: Kind) -> Tensor {
     (values * counts).sum(kind) / counts.sum(kind).clamp_min(1.0)
@@ -125,8 +125,8 @@ type OfModels<T> = (PerSide<T>, Option<PerSide<T>>);
 const STATES: &str = "states";
 const REFERENCE: &str = "reference states";
 
-/// The pooled and transformed states at one tap: the policy's p⁺ and p⁻ and the reference's r⁺ and
-/// r⁻, each `[b h]`.
+/// The pooled and transformed states at one tap, each `[b h]`: p⁺ and p⁻ from the policy, and r⁺
+/// and r⁻ from the reference.
 #[derive(Debug)]
 pub struct TapStates {
     /// Site where the states were read.
@@ -259,7 +259,7 @@ pub struct TokenLogprobs {
     pub per_token: Tensor,
     /// Index of the completion (0 to b − 1) that each token belongs to, `[m]`, int64, ascending.
     pub owner: Tensor,
-    /// Number of tokens of each completion, `[b]`, in the kind of `per_token`.
+    /// Number of tokens of each completion, `[b]`, with the dtype of `per_token`.
     pub tokens: Tensor,
     /// log Σ_v p(v)² at each token, `[m]`, without a gradient; see [`collision`](Self::collision).
     pub log_collision: Option<Tensor>,

@@ -27,7 +27,8 @@ impl Rows {
         self.groups * self.len
     }
 
-    /// Selects these rows along dimension `dim` of `all`. Returns a view `[… groups len …]`.
+    /// Selects these rows along dimension `dim` of `all`. Returns a view of shape
+    /// `[… groups len …]`.
     ///
     /// # Errors
     /// Fails if the size of `dim` is not `groups · width`.
@@ -39,8 +40,8 @@ impl Rows {
         )?)
     }
 
-    /// Like [`grouped`](Self::grouped), but joins the groups in one dimension. The result `[…
-    /// groups·len …]` is a copy if there is more than one group.
+    /// Like [`grouped`](Self::grouped), but joins the groups in one dimension. The result, of shape
+    /// `[… groups·len …]`, is a copy if there is more than one group.
     ///
     /// # Errors
     /// Fails if the size of `dim` is not `groups · width`.
@@ -48,7 +49,7 @@ impl Rows {
         Ok(self.grouped(all, dim)?.f_flatten(dim, dim + 1)?)
     }
 
-    /// Overwrites these rows of `all` `[rows …]` with `part` `[groups·len …]`.
+    /// Overwrites these rows of `all`, of shape `[rows …]`, with `part`, of shape `[groups·len …]`.
     ///
     /// # Errors
     /// Fails if the shapes do not match.

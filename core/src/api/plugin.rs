@@ -6,7 +6,7 @@ use serde::{Serialize, de::DeserializeOwned};
 /// A named, documented method: a struct whose fields are its configuration.
 ///
 /// The attributes of the SDK, such as `#[intervention(…)]`, implement this trait. `reprpo list`,
-/// `reprpo explain` and the configuration's JSON schema show these descriptions.
+/// `reprpo explain` and the configuration's JSON schema show the documentation.
 ///
 /// Every field of the struct must have a doc comment that gives its unit. `Default` returns the
 /// default configuration. Deserialisation must reject unknown fields, so that misspelt names are
@@ -29,7 +29,7 @@ pub trait Plugin: Serialize + DeserializeOwned + JsonSchema + Default + 'static 
     /// Source of the method: a paper and section, or a project.
     const REFERENCE: &'static str;
     /// Settings in the example command of `reprpo explain`, as pairs of a field and a value, e.g.
-    /// `&[("beta", "0.3")]`. The example of a data set may set the field that `--dataset NAME:TEXT`
-    /// sets.
+    /// `&[("beta", "0.3")]`. The example of a data set may set the field that receives `TEXT` in
+    /// `--dataset NAME:TEXT`.
     const EXAMPLE: &'static [(&'static str, &'static str)] = &[];
 }

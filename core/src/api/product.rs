@@ -8,7 +8,7 @@ use crate::ffi::row_product;
 /// Computes y = xWᵀ + b `[n out]` from x `[n in]`, W `[out in]` and an optional bias b `[out]`.
 ///
 /// # Errors
-/// Fails if the shapes or kinds do not match.
+/// Fails if the shapes or dtypes do not match.
 pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     Ok(match (row_product(x, weight)?, bias) {
         (Some(y), Some(bias)) => y.f_add(bias)?,

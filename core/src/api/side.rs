@@ -83,7 +83,7 @@ impl<T> Sides<T> {
         Ok(Sides { chosen: f(self.chosen)?, rejected: f(self.rejected)? })
     }
 
-    /// Pairs the value of each side with the same side's value of `other`.
+    /// Combines the values of `self` and `other` into a tuple for each side.
     pub fn zip<U>(self, other: Sides<U>) -> Sides<(T, U)> {
         Sides { chosen: (self.chosen, other.chosen), rejected: (self.rejected, other.rejected) }
     }
@@ -99,7 +99,7 @@ impl<T> IntoIterator for Sides<T> {
     }
 }
 
-/// Neither, one or both completions of a pair, e.g. those whose log-probabilities a method needs.
+/// A set of completions of a pair, e.g. the completions whose log-probabilities a method needs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Completions {
     /// Neither.

@@ -91,7 +91,10 @@ impl Layers {
     }
 
     fn valid(count: usize) -> String {
-        format!("valid: 0 to {} or -{count} to -1 from the end, or fractions 0.0 to 1.0", count - 1)
+        format!(
+            "valid: 0 to {}, -{count} to -1 (from the end), or fractions from 0.0 to 1.0",
+            count - 1
+        )
     }
 
     fn malformed(&self) -> Error {
@@ -166,8 +169,8 @@ mod tests {
         let e = Layers("31".into()).resolve(31).unwrap_err();
         assert_eq!(
             format!("{e:?}"),
-            "layer `31` in `31` is out of range\n  hint: valid: 0 to 30 or -31 to -1 from \
-                the end, or fractions 0.0 to 1.0"
+            "layer `31` in `31` is out of range\n  hint: valid: 0 to 30, -31 to -1 (from the end), \
+                or fractions from 0.0 to 1.0"
         );
         for bad in
             ["", "x", "range(1)", "range(3,2)", "range(0,2,0)", "1.5", "nan", "-4", "range(0,9)"]

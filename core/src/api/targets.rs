@@ -16,8 +16,8 @@ const ALL: &str = "all-linear";
 /// A predicate that is true for the names of targeted modules.
 type Matcher<'a> = Box<dyn Fn(&str) -> bool + 'a>;
 
-/// Maps Llama's projection names to module names in architectures that fuse or rename the
-/// projection.
+/// Maps each of Llama's projections to the names of the modules that contain it in architectures
+/// that fuse or rename projections.
 ///
 /// A target such as `q_proj` selects the whole fused module, because PEFT cannot adapt a part of a
 /// module. To select only the part, the target must also name the module, as in `qkv_proj.q_proj`.
@@ -31,8 +31,8 @@ const HOLDERS: [(&str, &[&str]); 7] = [
     ("down_proj", &["dense_4h_to_h", "mlp.c_proj"]),
 ];
 
-/// Returns the suffix in [`HOLDERS`] by which the module `name` is known to contain Llama's
-/// `projection`; `None` if it does not contain it.
+/// Returns the suffix of `name` that [`HOLDERS`] lists for Llama's `projection`. Returns `None` if
+/// the module does not contain the projection.
 fn holder(name: &str, projection: &str) -> Option<&'static str> {
     let of = |llamas: &str| llamas == projection;
     HOLDERS
@@ -61,7 +61,7 @@ impl LinearInfo {
 pub enum Targets {
     /// Module names or suffixes: `q_proj` matches `model.layers.0.self_attn.q_proj`. If an
     /// architecture fuses or renames Llama's projections, Llama's name selects the module that
-    /// contains the projection. To select a part of a fused module, name the module too:
+    /// contains the projection. To select a part of a fused module, add the module's name:
     /// `qkv_proj.q_proj`, `gate_up_proj.up_proj`, `query_key_value.v_proj`.
     #[schemars(extend("uniqueItems" = true))]
     Suffixes(Vec<String>),
@@ -142,7 +142,7 @@ impl Targets {
         matches!(self, Targets::Suffixes(list) if list.iter().any(|s| s == name))
     }
 
-    /// Returns one error for each target that matches none of `hits`, the result of
+    /// Returns one error for each target that matches none of `hits`. `hits` is the result of
     /// [`select`](Self::select) for `model`.
     ///
     /// # Errors
@@ -159,7 +159,7 @@ impl Targets {
         })
     }
 
-    /// True if the targets select `part`, provided that they do not select the whole module. `fits`
+    /// True if the targets select `part`, assuming that they do not select the whole module. `fits`
     /// is the [`matcher`](Self::matcher) of the targets.
     ///
     /// A target must name both the module and the part, because PEFT ignores a target such as
@@ -294,7 +294,7 @@ fn names_in(text: &str) -> Vec<&str> {
 }
 
 /// The names in `given`, with each unknown name replaced by the most similar name in `model`.
-/// `None` if a name is not similar to any of them.
+/// `None` if an unknown name is not similar to any name in `model`.
 fn likely_names(given: &str, model: &ModelInfo) -> Option<Vec<String>> {
     let valid = valid_names(model);
     let likely = |name: &str| {
@@ -499,8 +499,8 @@ impl Selection {
         Ok(errors)
     }
 
-    /// The error for an entry that matches none of `hits`. `elsewhere` is true if it matches a
-    /// module that the adapter does not change.
+    /// The error for an entry that matches none of `hits`. `elsewhere` is true if the entry matches
+    /// a module that the adapter does not change.
     fn matches_none(&self, given: &str, hits: &[&LinearInfo], elsewhere: bool) -> Error {
         let field = &self.field;
         let e = Error::new(format!(
@@ -810,7 +810,7 @@ mod tests {
         assert_eq!(names(&of(&["attention.dense"]), &[1]), [second]);
         assert_eq!(names(&of(&[first]), &[1]), [first]);
         assert_eq!(names(&pattern(".*attention.dense"), &[1]), [second]);
-        // A saved adapter may list modules that the model does not have.
+        // Names that do not occur in the model are ignored, because a saved adapter may list them.
         assert_eq!(names(&of(&["w_pack", "attention.dense"]), &[1]), [second]);
     }
 

@@ -9,8 +9,8 @@ use crate::error::Result;
 /// for pooled states; only transforms that read neither field are applied to pooled states.
 #[derive(Debug, Default)]
 pub struct Around {
-    /// States of the same tokens at the run's previous tap, `[m h]`. `None` if there is no previous
-    /// tap, or if its width differs.
+    /// States of the same tokens at the previous tap, `[m h]`. `None` at the first tap, or if the
+    /// previous tap has a different width.
     pub previous: Option<Tensor>,
     /// For each token, the row index of the last token in the same sequence, `[m]`, int64.
     pub last: Option<Tensor>,

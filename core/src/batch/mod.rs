@@ -80,7 +80,7 @@ pub struct Rows {
 }
 
 impl Rows {
-    /// Selects these rows of `states` `[n …]`. The result is `[m …]`.
+    /// Selects these rows from `states`. The shape changes from `[n …]` to `[m …]`.
     ///
     /// # Errors
     /// Fails if memory runs out.
@@ -88,7 +88,7 @@ impl Rows {
         Ok(states.f_index_select(0, &self.index)?)
     }
 
-    /// Averages `values` `[m w]` over the rows of each pair. The result is `[b w]`.
+    /// Averages `values` over the rows of each pair. The shape changes from `[m w]` to `[b w]`.
     ///
     /// # Errors
     /// Fails if memory runs out.
@@ -160,9 +160,10 @@ impl PairBatch {
         Self::new(pairs, spec, model.kind(), model.device(), |tokens| model.rotation_of(tokens))
     }
 
-    /// Lays out `pairs` for a model with weights of kind `kind`. `rotation_of` returns the rotation
-    /// for a sequence of a given length. Sequences only share a prompt if their rotations are
-    /// equal, because the states of the prompt depend on the rotation.
+    /// Lays out `pairs` for a model whose weights have the dtype `kind`. `rotation_of` identifies
+    /// the rotary frequencies for a sequence of a given length, as in [`Model::rotation_of`].
+    /// Sequences only share a prompt if their frequencies are equal, because the states of the
+    /// prompt depend on them.
     ///
     /// # Errors
     /// Fails if the device runs out of memory.
@@ -326,7 +327,7 @@ impl PairBatch {
         Ok(Tensor::from_slice(&sequence.scored).f_to_device(self.stream.ids.device())?)
     }
 
-    /// The kind of pooled states and other results: float64 for a float64 model, else float32.
+    /// The dtype of pooled states and other results: float64 for a float64 model, else float32.
     pub fn kind(&self) -> Kind {
         self.kind
     }
@@ -377,8 +378,8 @@ impl PairBatch {
         })
     }
 
-    /// Pools states `[n w]` for one side of the pairs. The result is `[b w]`, of kind
-    /// [`kind`](Self::kind).
+    /// Pools `states` for one side of the pairs. The shape changes from `[n w]` to `[b w]`. The
+    /// result has the dtype [`kind`](Self::kind).
     ///
     /// # Errors
     /// Fails if the batch does not contain that side, or if memory runs out.
@@ -387,8 +388,8 @@ impl PairBatch {
         rows.mean(&rows.gather(states)?.f_to_kind(self.kind)?)
     }
 
-    /// The tokens of `rows`, each to be scored under the logits at its own row instead of the
-    /// previous row.
+    /// Returns the tokens of `rows`. Each token is scored with the logits at its own row, instead
+    /// of the logits at the previous row.
     ///
     /// # Errors
     /// Fails if memory runs out.

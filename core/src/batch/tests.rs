@@ -34,13 +34,14 @@ fn batch(pairs: &[TokenPair], sharing: Sharing) -> PairBatch {
     .expect("a batch")
 }
 
-/// Returns a state `[2]` for each token of the stream that identifies the token.
+/// Returns a state of width 2 for each token of the stream. Different token ids have different
+/// states.
 fn states(batch: &PairBatch) -> Tensor {
     let ids = batch.stream.ids.to_kind(Kind::Double);
     Tensor::stack(&[&ids * 1.0, ids.square() / 7.0], 1)
 }
 
-/// The tokens of a pair's sequence that `pooling` averages over, derived from its definition.
+/// Returns the tokens of a sequence that `pooling` must average over.
 fn pooled_tokens(pair: &TokenPair, pooling: Pooling, side: Side) -> Vec<i64> {
     let own = pair.completion(side);
     let whole: Vec<i64> = pair.prompt.iter().chain(own).copied().collect();
@@ -161,7 +162,8 @@ fn equal_completions_share_rows_even_if_only_one_is_scored() {
         .expect("a batch");
         assert_eq!(batch.stream.ids.size(), [4], "{logprobs:?}");
     }
-    // An unscored rejected completion is identical to a scored chosen completion.
+    // Log-probabilities are only needed for the chosen completions. The two completions of pair 1
+    // are identical, so they must still share their rows.
     let two = [pair(0, &[1, 2], &[5], &[3, 4]), twin[0].clone()];
     let refs: Vec<&TokenPair> = two.iter().collect();
     let spec = BatchSpec {

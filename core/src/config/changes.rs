@@ -25,8 +25,8 @@ pub(crate) fn flat(experiment: &Value, include: impl Fn(&str) -> bool) -> BTreeM
     fields
 }
 
-/// The path and both values of each field in which two experiments differ. A missing field is
-/// treated as null.
+/// Returns the path and both values of each field in which two experiments differ. A missing field
+/// is treated as null.
 pub(crate) fn changed_fields(
     then: &BTreeMap<String, Value>,
     now: &BTreeMap<String, Value>,
@@ -68,7 +68,7 @@ mod tests {
         assert_eq!(
             changed,
             ["train.lr", "train.new"],
-            "a field of only one experiment is also a difference"
+            "a field that only one experiment has should be included"
         );
     }
 }

@@ -15,7 +15,7 @@ pub struct Choice {
 }
 
 impl Choice {
-    /// The values of the fields as JSON, from which the registry builds the plugin.
+    /// Returns the values of the fields as JSON. The registry builds the plugin from this JSON.
     pub fn json(&self) -> String {
         Value::Object(self.config.clone()).to_string()
     }

@@ -25,8 +25,8 @@ fn declared() -> Vec<Flag> {
     all
 }
 
-/// Derives the unset parts of a flag from the field that declares it. `section` is the section of
-/// the field; empty for a top-level field.
+/// Derives the unset parts of a flag from the field that declares it. `section` is the name of the
+/// field's section; empty for a top-level field.
 fn completed(mut flag: Flag, field: &Field, section: &str) -> Flag {
     let (own, shared) = (field.name.as_str(), flag.field.as_str());
     let (path, name) = match (section, shared) {
@@ -48,7 +48,7 @@ fn completed(mut flag: Flag, field: &Field, section: &str) -> Flag {
     flag
 }
 
-/// Help text for a flag, made from the documentation and the possible values of its field.
+/// Builds the help text of a flag from the documentation and the possible values of its field.
 fn described(field: &Field) -> String {
     let words: Vec<String> = field.choices.iter().map(|word| format!("`{}`", word.value)).collect();
     let text = field.description.trim_end_matches('.');
@@ -56,7 +56,8 @@ fn described(field: &Field) -> String {
         (Some((last, rest)), _) if !rest.is_empty() => {
             format!("{text}: {} or {last}.", rest.join(", "))
         }
-        // If the field defaults to `none`, the meaning of `none` also describes an omitted flag.
+        // If the field defaults to `none`, the text after `none = ` describes what happens without
+        // the flag.
         (_, Some((text, none))) if field.default.is_null() => {
             format!("{text}. Defaults to {none}.")
         }
@@ -93,7 +94,7 @@ mod tests {
         assert!(all.iter().all(|flag| !flag.help.is_empty()), "{all:?}");
         assert!(
             all.iter().all(|flag| flag.switch.is_some() == flag.value.is_empty()),
-            "a flag has either a value or a switch: {all:?}"
+            "a flag must either take a value or be a switch: {all:?}"
         );
     }
 }

@@ -7,8 +7,8 @@ use crate::error::{Error, Result, quoted};
 use crate::hub::{RepoId, RepoKind};
 use crate::registry::{DatasetEntry, Registry};
 
-/// The selected data set. `argument` is the field that the value of `--dataset` also sets, and its
-/// value.
+/// The selected data set. If the value of `--dataset` also sets a field of the data set, `argument`
+/// contains the name and the value of that field.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct DatasetChoice {
     pub name: &'static str,
@@ -18,8 +18,8 @@ pub(super) struct DatasetChoice {
 /// Finds the data set that `given` selects.
 ///
 /// # Errors
-/// Fails if the data set does not exist, if it does not take the text after the colon, or if a file
-/// is missing or has an unsupported extension.
+/// Fails if the data set does not exist, if `given` has a colon but the data set does not take a
+/// value after it, or if a file is missing or has an unsupported extension.
 pub(super) fn parse(given: &str, registry: &Registry) -> Result<DatasetChoice> {
     if let Ok(entry) = registry.dataset(given) {
         return Ok(DatasetChoice { name: entry.about.name, argument: None });
@@ -52,7 +52,7 @@ pub(super) fn parse(given: &str, registry: &Registry) -> Result<DatasetChoice> {
     if looks_like_a_file { file(given, path, registry) } else { Err(no_such(given, registry)) }
 }
 
-/// Finds the data set that reads standard input.
+/// Selects the data set type that can read standard input.
 fn stdin(registry: &Registry) -> Result<DatasetChoice> {
     let takers: Vec<_> = registry
         .all::<DatasetEntry>()
@@ -60,7 +60,7 @@ fn stdin(registry: &Registry) -> Result<DatasetChoice> {
         .filter_map(|entry| Some((entry, entry.argument?)))
         .collect();
     match takers[..] {
-        [] => Err(Error::new("no dataset reads standard input (`-`)").hint(openable(registry))),
+        [] => Err(Error::new("no dataset can read standard input (`-`)").hint(openable(registry))),
         [(one, field)] => {
             Ok(DatasetChoice { name: one.about.name, argument: Some((field, "-".to_owned())) })
         }
@@ -68,8 +68,8 @@ fn stdin(registry: &Registry) -> Result<DatasetChoice> {
     }
 }
 
-/// Finds the data set that reads a Hugging Face repository; `None` if `given` is not a repository
-/// id, or if it could also be a file.
+/// Selects the data set type for Hugging Face repositories. Returns `None` if `given` is not a
+/// repository id, or if it could also be a file.
 fn repository(given: &str, path: &Path, registry: &Registry) -> Result<Option<DatasetChoice>> {
     let is_file = registry
         .all::<DatasetEntry>()
@@ -90,8 +90,8 @@ fn repository(given: &str, path: &Path, registry: &Registry) -> Result<Option<Da
     }
 }
 
-/// The error if several data sets can read `given`. There is no order of precedence, because
-/// installing a plugin must not change which data set reads existing data.
+/// Creates the error for the case that several data set types can read `given`. There is no order
+/// of precedence, because installing a plugin must not change how existing data is read.
 fn several(takers: &[&DatasetEntry], given: &str) -> Error {
     let names: Vec<&str> = takers.iter().map(|entry| entry.about.name).collect();
     let command = |name: &&str| format!("`--dataset {}`", quoted(format!("{name}:{given}")));
@@ -131,8 +131,8 @@ fn file(given: &str, path: &Path, registry: &Registry) -> Result<DatasetChoice> 
     Ok(DatasetChoice { name: entry.about.name, argument: Some((field, given.to_owned())) })
 }
 
-/// True if a file's name ends in a dot and `ending`, ignoring case. `ending` may contain a dot, for
-/// example `jsonl.gz`.
+/// True if a file's name ends with a dot followed by `ending`, ignoring case. `ending` may itself
+/// contain a dot, for example `jsonl.gz`.
 fn has_ending(path: &Path, ending: &str) -> bool {
     let name = path.file_name().map(|n| n.to_string_lossy().to_lowercase()).unwrap_or_default();
     name.strip_suffix(ending).is_some_and(|head| head.ends_with('.'))

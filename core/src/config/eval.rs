@@ -16,7 +16,8 @@ pub enum Score {
     Sum,
 }
 
-/// The settings of the evaluation, which compares the run with the base model on each split.
+/// The settings of the evaluation, which compares the trained model with the base model on each
+/// split.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct EvalConfig {
@@ -26,7 +27,7 @@ pub struct EvalConfig {
             training."),
     ]))]
     pub enabled: bool,
-    /// Maximum number of pairs to score in each split, from its start; none = all pairs.
+    /// Maximum number of pairs to score, from the start of each split; none = all pairs.
     pub max_pairs: Option<usize>,
     /// The score that is used to compare two completions.
     pub score: Score,

@@ -5,13 +5,13 @@ use super::{Layering, plugin_fields};
 use crate::error::{Result, quoted};
 use crate::registry::{DatasetEntry, Entry, TypedEntry};
 
-/// A choice of a plugin, and values for some of its fields.
+/// The name of a plugin, and values for some of its fields.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Example {
     kind: &'static str,
     /// The plugin's name, or `NAME:TEXT` for a data set.
     choice: String,
-    /// Names of fields and their values as text.
+    /// Names and values of fields. Values are written as in `--set FIELD=VALUE`.
     set: Vec<(String, String)>,
 }
 
@@ -61,7 +61,7 @@ impl Example {
         command
     }
 
-    /// Adds the settings in [`command`](Self::command) to `layering`.
+    /// Adds the flags of [`command`](Self::command) to `layering`, as if the user had given them.
     ///
     /// # Errors
     /// Fails if a field has no name.

@@ -23,8 +23,8 @@ pub struct Experiment {
         ),
     ]))]
     pub recipe: Option<String>,
-    /// The plugin files that the experiment uses. A configuration file may list unused files, and
-    /// may list a file by its path only.
+    /// The plugin files that the experiment uses. In a configuration file, this list may include
+    /// unused files, and an entry may be only a path.
     #[schemars(schema_with = "PluginFile::list_schema")]
     pub plugins: Vec<PluginFile>,
     /// Name of a known model, a folder in Hugging Face's layout, a GGUF file, or a Hugging Face

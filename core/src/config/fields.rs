@@ -53,11 +53,11 @@ pub struct Field {
 }
 
 impl Field {
-    /// Converts text that the user typed to a value. The text is parsed as TOML if the result has a
-    /// type that the field accepts, and otherwise used as it is.
+    /// Parses user input as a TOML value. If the input is not valid TOML, or if the field accepts
+    /// text but not the type of the parsed value, the result is the input as a string. For example,
+    /// `10` becomes a string if the field accepts text but not numbers.
     ///
-    /// If the field is optional, `none` and `null` clear it. Text that looks like a number stays
-    /// text if the field does not take numbers (`--layers 10`).
+    /// If the field is optional, `none` and `null` clear it.
     pub fn read(&self, text: &str) -> Value {
         if self.optional && matches!(text.trim(), "null" | "none") {
             return Value::Null;
@@ -99,12 +99,12 @@ impl Field {
         }
     }
 
-    /// True if the field takes numbers and does not take text.
+    /// True if the field accepts numbers but not text.
     pub(super) fn is_number(&self) -> bool {
         !self.text && self.types.iter().any(|t| t == "number" || t == "integer")
     }
 
-    /// True if the field takes a list and does not take text.
+    /// True if the field accepts a list but not text.
     pub(super) fn is_list(&self) -> bool {
         !self.text && self.types.iter().any(|t| t == "array")
     }
@@ -122,7 +122,8 @@ impl Field {
     }
 }
 
-/// The fields that `schema` describes, in its order, with default values from `defaults`.
+/// The fields that `schema` describes, in the order of the schema, with default values from
+/// `defaults`.
 pub fn fields(schema: &Value, defaults: &Map<String, Value>) -> Vec<Field> {
     fields_of(schema, schema, defaults)
 }
@@ -199,7 +200,7 @@ fn field(root: &Value, name: &str, property: &Value, default: Value) -> Field {
     }
 }
 
-/// The types and values that a property allows, after following references and alternatives.
+/// The types and values that a property allows, collected from its references and alternatives.
 #[derive(Default)]
 struct Shape {
     types: Vec<String>,

@@ -3,17 +3,18 @@
 use super::fields::{Field, plugin_fields};
 use crate::registry::{DatasetEntry, Kind, Registry, TypedEntry};
 
-/// Fields outside the plugins' sections whose values are always paths.
+/// Top-level fields whose values are always paths.
 pub(super) const PATHS: [&str; 2] = ["init_transform", "out"];
-/// Fields whose value is either a path or a name, such as the id of a Hugging Face repository.
+/// Top-level fields whose value is either a path or a name, such as the id of a Hugging Face
+/// repository.
 pub(super) const PATHS_OR_NAMES: [&str; 2] = ["model", "init_adapter"];
-/// The field of a data set that `--data-dir` sets.
+/// Name of the data set field that `--data-dir` sets.
 const DATA_DIR: &str = "data_dir";
 /// The path that means standard input.
 pub(super) const STDIN: &str = "-";
 
-/// The fields of a plugin whose values are paths: fields whose schema has the format `path`, the
-/// field that `--dataset FILE` sets, and the field that `--data-dir` sets.
+/// Returns the names of a plugin's fields whose values are paths. These are the fields with the
+/// format `path` in the schema, and the fields that `--dataset FILE` and `--data-dir` set.
 pub(super) fn in_section(kind: Kind, name: &str, registry: &Registry) -> Vec<String> {
     let Ok(entry) = registry.get(kind, name) else { return Vec::new() };
     let argument = DatasetEntry::of_entry(entry)

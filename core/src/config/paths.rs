@@ -2,7 +2,7 @@
 //!
 //! Relative paths from the user are resolved against the current folder. A run stores a path
 //! relative to the run's folder if both are in the same tree, and otherwise as an absolute path.
-//! Stored paths are therefore valid in any current folder, and even if the tree is moved.
+//! Stored paths therefore remain valid if the current folder changes or if the tree is moved.
 
 use std::path::{Path, PathBuf};
 
@@ -50,7 +50,7 @@ fn map_paths(experiment: &mut Experiment, registry: &Registry, change: &dyn Fn(&
     }
 }
 
-/// The text of the `config.toml` of a run in `folder`.
+/// The contents of `config.toml` for a run in `folder`.
 pub(crate) fn recorded(
     experiment: &Experiment,
     folder: &Path,

@@ -1,11 +1,11 @@
-//! Path conversions: absolute paths with and without symbolic links, and the form in which a run
-//! stores a path.
+//! Converts paths: makes them absolute, resolves symbolic links, and makes them relative to the run
+//! that stores them.
 
 use std::path::{Component, Path, PathBuf};
 
-/// Returns `path` in the form in which the run in the folder `run` stores it: relative to `run` if
-/// both are inside the current folder `here`, or if `path` is inside the parent folder of `run`;
-/// otherwise absolute.
+/// Returns `path` as it is stored in the run folder `run`. It becomes relative to `run` if both are
+/// inside the current folder `here`, or if `path` is inside the parent folder of `run`. Otherwise,
+/// it becomes absolute.
 pub(super) fn stored(path: &Path, run: &Path, here: &Path) -> String {
     let target = resolve_parent(path);
     let shared =
@@ -16,8 +16,8 @@ pub(super) fn stored(path: &Path, run: &Path, here: &Path) -> String {
     relative(&target, run)
 }
 
-/// The relative path from `folder` to `target`, both absolute. It begins with `.` or `..`, so that
-/// it cannot be mistaken for the name of a model or a repository.
+/// The relative path from `folder` to `target`. Both must be absolute. The result begins with `.`
+/// or `..`, so that it cannot be mistaken for the name of a model or a repository.
 fn relative(target: &Path, folder: &Path) -> String {
     let (target, folder): (Vec<_>, Vec<_>) =
         (target.components().collect(), folder.components().collect());
@@ -29,8 +29,8 @@ fn relative(target: &Path, folder: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
 
-/// An absolute path with all symbolic links resolved except in the last component, because the user
-/// may have chosen that link on purpose.
+/// Makes a path absolute, and resolves all symbolic links except in the last component, because the
+/// user may have chosen that link on purpose.
 fn resolve_parent(path: &Path) -> PathBuf {
     let path = absolute(path);
     match (path.parent().and_then(|parent| parent.canonicalize().ok()), path.file_name()) {
@@ -39,19 +39,19 @@ fn resolve_parent(path: &Path) -> PathBuf {
     }
 }
 
-/// An absolute path with all symbolic links resolved.
+/// Makes a path absolute, and resolves all symbolic links.
 pub(super) fn physical(path: &Path) -> PathBuf {
     let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
     path.canonicalize().unwrap_or_else(|_| lexical(&absolute(path)))
 }
 
-/// An absolute path with symbolic links kept.
+/// Makes a path absolute without resolving symbolic links.
 pub(super) fn absolute(path: &Path) -> PathBuf {
     let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
-/// A path without `.` and `..`. Only the text of the path is used, not the file system.
+/// Removes `.` and `..` from a path without accessing the file system.
 pub(super) fn lexical(path: &Path) -> PathBuf {
     let mut out = PathBuf::new();
     for part in path.components() {

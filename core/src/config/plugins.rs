@@ -47,8 +47,8 @@ impl PluginFile {
     /// Loads the plugin into `registry`.
     ///
     /// # Errors
-    /// Fails if the file is not a plugin for this build, if its digest differs, or if a name that
-    /// it registers is taken.
+    /// Fails if the file is not a plugin for this build, if its digest differs, or if it registers
+    /// a name that is already in use.
     pub fn load(&self, registry: &mut Registry) -> Result<()> {
         let loaded = plugin::load(&self.path)?;
         if let Some(sha256) = self.sha256.as_ref().filter(|digest| **digest != loaded.sha256) {
@@ -98,7 +98,7 @@ impl PluginFile {
         };
         let files = value.as_array().and_then(|list| list.iter().map(one).collect());
         files.ok_or_else(|| {
-            Error::new(format!("`plugins` in {origin} is {value}, not a list of plugin files"))
+            Error::new(format!("`plugins` in {origin} must be a list of plugin files, got {value}"))
                 .hint(
                     "write `plugins = [\"path/libtwist.so\"]`, or \
                     `{ path = \"…\", sha256 = \"…\" }` for each",

@@ -15,8 +15,8 @@ use crate::registry::{Kind, Registry};
 /// Name of the section of a run's `config.toml` that contains its [`Record`].
 pub(super) const SECTION: &str = "record";
 
-/// The folder and the fingerprints that a run records in its `config.toml`. If a configuration file
-/// contains a record, its relative paths are resolved against the file's folder.
+/// The folder and the fingerprints that a run records in its `config.toml`. All relative paths in a
+/// configuration file that contains a record are resolved against that file's folder.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Record {
     /// Folder of the run at the time of writing.
@@ -51,8 +51,8 @@ impl Record {
             .map_err(|e: toml::de::Error| wrong(Error::new(e.message().to_owned())))
     }
 
-    /// Reads a configuration file, and separates its table from the record if the file was written
-    /// by a run.
+    /// Reads a configuration file. If the file was written by a run, the record is removed from the
+    /// table and returned separately.
     pub(super) fn split(path: &Path) -> Result<(toml::Table, Option<Self>)> {
         let text = std::fs::read_to_string(path).map_err(|e| {
             Error::new(format!("cannot read the configuration file `{}`", path.display()))
@@ -102,8 +102,8 @@ impl Record {
         }
     }
 
-    /// Makes only the paths of plugin files absolute. This comes first, because other fields can
-    /// only be interpreted once the plugins are loaded.
+    /// Makes only the paths of plugin files absolute. This is done before the plugins are loaded,
+    /// because the other fields can only be interpreted afterwards.
     pub(super) fn resolve_plugins(&self, table: &mut toml::Table, file: &Path) {
         for plugin in
             table.get_mut("plugins").and_then(toml::Value::as_array_mut).into_iter().flatten()
@@ -128,8 +128,9 @@ impl Record {
         }
     }
 
-    /// The absolute path for the relative path `text` in `file`. It is resolved against the file's
-    /// folder, or against the run's original folder if the path only exists there.
+    /// Converts `text`, a relative path in `file`, to an absolute path. It is resolved against the
+    /// file's folder, or against the run's original folder if the path only exists there. If
+    /// `or_name` is true, `text` is only treated as a path if it begins with `.` or `..`.
     fn found(&self, text: &str, file: &Path, or_name: bool) -> String {
         let path = Path::new(text);
         let begins_here =

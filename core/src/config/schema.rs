@@ -72,7 +72,7 @@ fn rename_references(schema: &mut Value, prefix: &str) {
     }
 }
 
-/// Removes the flags that the fields of the experiment declare. Only the command line needs them.
+/// Removes the command-line flags from the schemas of the fields, because files do not use flags.
 fn remove_flags(root: &mut Value) {
     let own = ["TrainConfig", "EvalConfig"].map(|name| format!("/$defs/{name}"));
     for table in std::iter::once("").chain(own.iter().map(String::as_str)) {

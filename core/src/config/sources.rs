@@ -20,8 +20,8 @@ pub struct Sources {
     records: BTreeMap<PathBuf, Record>,
 }
 
-/// Always equal, because two experiments are equal if their values are equal, no matter where the
-/// values came from.
+/// All `Sources` are equal, so that experiments with equal values are equal even if the values have
+/// different origins.
 impl PartialEq for Sources {
     fn eq(&self, _: &Self) -> bool {
         true
@@ -59,8 +59,9 @@ impl Sources {
         match self.origins.get(field) {
             None | Some(Origin::Default) => e,
             Some(origin) => {
-                let e =
-                    e.within(format!("`{field}` is `{value}` ({origin}), which cannot be used"));
+                let e = e.within(format!(
+                    "`{field}` is `{value}` ({origin}), but this value cannot be used"
+                ));
                 match (origin, self.record(field)) {
                     (Origin::File(_), None) if is_relative(value) => e.hint(current_folder_hint()),
                     _ => e,
@@ -153,7 +154,8 @@ impl Sources {
             let path = format!("dataset.{field}");
             let origin = self.origins.get(&path);
             let from = origin.map_or_else(String::new, |origin| format!(" ({origin})"));
-            let e = Error::new(format!("`{path}` is `{missing}`{from}, which does not exist"));
+            let e =
+                Error::new(format!("`{path}` is `{missing}`{from}, but this path does not exist"));
             return Err(match self.record(&path) {
                 Some((_, record)) => e.hint(format!(
                     "choose the data with `--dataset`, or copy it to the same location relative to \
@@ -168,7 +170,8 @@ impl Sources {
     }
 }
 
-/// Formats the data set's fields that are existing paths, with their origins, as part of a message.
+/// Lists the fields of the data set that contain existing paths, with the origin of each path. The
+/// list is appended to a message.
 fn named(chosen: &Choice, origins: &Origins) -> String {
     let values = chosen.config.iter().filter_map(|(field, value)| {
         Some((field, value.as_str().filter(|v| Path::new(v).exists())?))

@@ -1,4 +1,4 @@
-//! Tests of the layers: which value takes effect, and the errors for values that are not valid.
+//! Tests which layer's value takes effect, and the errors for invalid values.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -11,7 +11,7 @@ use crate::registry::{
     AdapterEntry, DatasetEntry, Entry, InterventionEntry, Kind, Registry, TapEntry, TransformEntry,
 };
 
-/// Registers a plugin of this kind.
+/// Registers a plugin of the given kind.
 macro_rules! plugin {
     ($kind:ident, $entry:ident, $plugin:ident, $name:literal $(, $alias:literal)*) => {
         impl Plugin for $plugin {
@@ -379,7 +379,8 @@ fn a_data_set_is_chosen_by_name_text_or_file() {
     let path = packed.path().to_string_lossy().into_owned();
     assert_eq!((of(&path).name.as_str(), of(&path).config["path"].clone()), ("lines", json!(path)));
     assert_eq!((of("-").name.as_str(), of("-").config["path"].clone()), ("lines", json!("-")));
-    // Choosing another data set discards the text for the first one.
+    // The first setting selects `lines` and its path `x`. Selecting another data set afterwards
+    // discards the path.
     let r = good(|l| {
         l.flag("--dataset", "dataset", "lines:x");
         l.set("dataset=fixed").expect("a path");
@@ -433,8 +434,8 @@ fn errors_about_data_sets_explain_the_choices() {
     assert_eq!(
         of(&folder.path().to_string_lossy()),
         format!(
-            "`{}` is a folder, not a file of preference pairs\n  hint: files of preference pairs \
-                end in .jsonl, .jsonl.gz, .rows",
+            "`{}` is a folder, not a file of preference pairs\n  hint: supported file \
+                extensions: .jsonl, .jsonl.gz, .rows",
             folder.path().display()
         )
     );
@@ -702,13 +703,14 @@ fn a_recipe_overrides_the_defaults_and_nothing_else() {
     ] {
         assert_eq!((value(path), origin(path)), (expected, from), "{path}");
     }
-    // If another plugin is chosen, the recipe's fields for its own plugin are discarded.
+    // The flag selects a different intervention than the recipe, so the recipe's fields for its
+    // intervention are discarded.
     let r = good(|l| {
         l.flag("--recipe", "recipe", "mild_mix");
         l.flag("--intervention", "intervention", "plain");
     });
     assert_eq!((r.experiment.intervention.json().as_str(), r.experiment.train.lr), ("{}", 1.5));
-    // The last choice takes effect, and `none` means no recipe.
+    // A later choice of a recipe replaces an earlier one, and `none` means no recipe.
     let none = good(|l| {
         l.file(config.path()).expect("a file");
         l.set("recipe=none").expect("a path");
@@ -818,8 +820,8 @@ fn a_saved_adapter_sets_the_adapter_fields_and_is_their_origin() {
         (origin(&changed, "adapter.dropout"), origin(&changed, "adapter.r")),
         ("--set".to_owned(), origin(&r, "adapter.r"))
     );
-    // Without `start_from_adapter`, the adapter's files are not read, for example when a run is
-    // read back.
+    // Without `start_from_adapter`, the adapter's files are not read. This matters for reading the
+    // configuration of a finished run, for example.
     assert_eq!(
         good(|l| l.flag("--init-adapter", "init_adapter", "/no/such/folder"))
             .experiment

@@ -4,8 +4,8 @@ use serde_json::Value;
 
 use super::Origins;
 
-/// Writes `experiment` as TOML, first its top-level values and then its sections, each in order. A
-/// value with an entry in `origins` is followed by a comment that names its origin.
+/// Writes `experiment` as TOML: first all top-level values, then the sections. A value with an
+/// entry in `origins` is followed by a comment that names its origin.
 pub(super) fn write(experiment: &Value, origins: &Origins) -> String {
     let Some(root) = experiment.as_object() else { return String::new() };
     let mut text = String::new();

@@ -16,8 +16,8 @@ pub(crate) fn equal(a: &Value, b: &Value) -> bool {
     }
 }
 
-/// Rewrites numbers that are valid in Python but not in TOML (`.5`, `5.`, `1.e-3`, `007`). Quoted
-/// text does not change. `None` if there are no such numbers.
+/// Rewrites numbers that are valid in Python but not in TOML (`.5`, `5.`, `1.e-3`, `007`), except
+/// inside quotes. Returns `None` if there are no such numbers.
 pub(super) fn toml_numbers(text: &str) -> Option<String> {
     let mut written = String::with_capacity(text.len() + 8);
     let (mut rest, mut changed) = (text, false);

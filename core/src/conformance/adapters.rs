@@ -1,4 +1,4 @@
-//! Invariants of adapters that training does not check.
+//! Adapter invariants that the training invariants do not cover.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -180,7 +180,7 @@ fn saving(case: &Case) -> Result<Verdict> {
             saved.entry.about.name
         )));
     }
-    // Build a second adapter only from the saved file.
+    // Build a second adapter that only uses the saved file.
     let config = serde_json::Value::Object(saved.config).to_string();
     let fresh = Bench::new(&Case { adapter: Method::new(saved.entry, config), ..case.clone() }, 5)?;
     fresh.adapted.restore(&saved.values)?;
@@ -192,13 +192,13 @@ fn saving(case: &Case) -> Result<Verdict> {
             return Ok(Verdict::Violated(format!("the bytes of `{file}` differ")));
         }
     }
-    // The tolerance is large because the file stores float32.
+    // The loaded parameters were rounded to float32, so the tolerance is large.
     let off = difference(&[logits(&bench, true)?], &[logits(&fresh, true)?]);
     Ok(Verdict::within("a logit of the loaded adapter", off, 1e-4))
 }
 
-/// Fuses the adapters of the queries and values of a module. The module has two groups of rows,
-/// each with queries, keys and values, and its keys are not adapted.
+/// Fuses the query and value adapters of a module whose output consists of two groups, each with
+/// queries, keys and values. The keys do not have an adapter.
 fn fusing(case: &Case) -> Result<Verdict> {
     let bench = Bench::new(case, 0)?;
     if bench.adapted.names().next().is_none() {

@@ -1,4 +1,5 @@
-//! Assembles a case on a small model, so that its invariants can be checked.
+//! Builds a small model with the methods of a `Case`, so that the invariants of the case can be
+//! checked.
 
 use std::collections::BTreeMap;
 
@@ -28,7 +29,7 @@ impl Tap for FirstAndLast {
     }
 }
 
-/// A case assembled on a small model, which is not shared with other cases.
+/// A small model with the methods of one case. Each bench has its own copy of the model.
 pub(crate) struct Bench {
     pub model: Model,
     /// All weights of the model by name. They share memory with the model.
@@ -53,7 +54,8 @@ impl Bench {
         };
         let taps = Taps::build(tap.as_ref(), &intervention.needs(), &model, &train, build)?;
         let adapter = AdapterChoice::of_new(case.adapter.entry, &case.adapter.json)?;
-        // Checks that must not start where the loss is flat call `disturb` or `leave_flat_start`.
+        // The loss may be flat at this point. Checks that need a nonzero gradient call `disturb` or
+        // `leave_flat_start`.
         let parts = Parts {
             intervention,
             taps,

@@ -1,4 +1,4 @@
-//! Invariants of data sets. They only apply if the data is available on this machine.
+//! Invariants of data sets. They are only checked if the data is available on this machine.
 
 use std::collections::HashSet;
 

@@ -16,7 +16,7 @@ use crate::registry::Entry;
 pub const DESCRIBED: &[Invariant<Method>] = &[
     Invariant { name: "the method and all its fields are documented", check: documented },
     Invariant {
-        name: "the defaults have the fields of the schema, and do not change when serialised",
+        name: "the defaults match the fields of the schema, and survive a round trip through JSON",
         check: round_trip,
     },
     Invariant { name: "no field is called `name`, which is reserved", check: names },
@@ -53,8 +53,8 @@ fn documented(method: &Method) -> Result<Verdict> {
     ))
 }
 
-/// Adds all fields inside `part` that are not documented to `bare`. A field is documented by its
-/// own description or by the description of its type. `root` is the whole schema.
+/// Adds all undocumented fields inside `part` to `bare`. A field is documented by its own
+/// description or by the description of its type. `root` is the whole schema.
 fn undescribed(root: &Value, part: &Value, path: &str, bare: &mut Vec<String>) {
     let described = |v: &Value| {
         v.get("description").and_then(Value::as_str).is_some_and(|text| !text.trim().is_empty())

@@ -69,8 +69,8 @@ impl std::fmt::Display for Finding {
 /// Checks a method against all invariants for its kind. The iterator is lazy: each step checks one
 /// invariant.
 ///
-/// This function switches the whole process to offline mode, because the documented example of a
-/// data set may be a download of several gigabytes.
+/// This function switches the whole process to offline mode. Otherwise, checking the documented
+/// example of a data set could download several gigabytes.
 pub fn examine(method: impl Into<Method>) -> impl Iterator<Item = Finding> {
     examine_with(method, LESSON)
 }
@@ -80,8 +80,8 @@ pub fn examine_quickly(method: impl Into<Method>) -> impl Iterator<Item = Findin
     examine_with(method, &[])
 }
 
-/// Checks a method against all invariants for its kind. `lesson` contains the ones that need a
-/// longer training run, or is empty.
+/// Checks a method against all invariants for its kind. `lesson` contains the invariants that need
+/// a longer training run; an empty slice skips them.
 fn examine_with(
     method: impl Into<Method>,
     lesson: &'static [Invariant],

@@ -33,8 +33,9 @@ pub(super) fn with_example(entry: Entry) -> Result<Method> {
     Ok(Method::new(entry, choice.json()))
 }
 
-/// Configures the method with the example that `reprpo explain` shows, and then uses it: trains one
-/// step, resolves the sites of a tap, or opens a data set.
+/// Checks that the example in the output of `reprpo explain` works. An intervention, adapter or
+/// transform is trained for one step. A tap must select at least one site, and a data set is
+/// opened.
 pub(super) fn example(method: &Method) -> Result<Verdict> {
     let command = Example::of(method.entry)?.command();
     let within = || format!("`{command}`");

@@ -30,7 +30,7 @@ pub fn model(kind: Kind) -> Result<Model> {
     of_weights(BLOCKS, weights(BLOCKS, kind), kind)
 }
 
-/// Describes the model from [`model`], but with `blocks` blocks.
+/// Describes a model that only differs from [`model`] in having `blocks` blocks.
 ///
 /// # Errors
 /// Fails if memory runs out.

@@ -18,7 +18,7 @@ use crate::report::Silent;
 use crate::text::TokenPair;
 use crate::train::{AdamW, Group, accumulate, learning_rate, leave_flat_start};
 
-/// The invariant checks interventions and adapters with their default settings and learning rate.
+/// The invariant that training with the default settings and learning rate improves the model.
 pub const LESSON: &[Invariant] = &[Invariant {
     name: "60 steps with the defaults lower the loss and raise the accuracy on the training pairs",
     check: learnt,
@@ -26,15 +26,16 @@ pub const LESSON: &[Invariant] = &[Invariant {
 
 /// Number of training steps. The name of the invariant states the same number.
 const STEPS: usize = 60;
-/// Numbers of pairs for which the base model prefers the chosen answer (`RIGHT`) and the rejected
-/// one (`WRONG`). Most are wrong, as in a sycophantic model that follows the user's opinion instead
-/// of the evidence.
+/// Number of pairs for which the base model prefers the chosen answer (`RIGHT`) or the rejected
+/// answer (`WRONG`). It prefers the rejected answer in most pairs, like a sycophantic model that
+/// agrees with the user's opinion although the evidence contradicts it.
 const RIGHT: usize = 8;
 const WRONG: usize = 24;
 
-/// Draws a pair of token sequences in which evidence contradicts the user's opinion. The prompt is
-/// `SOURCE THING e OPINION THING o ASK`, with the two claims in either order. The chosen answer is
-/// `HOLDS e END` and the rejected one `HOLDS o END`, where e and o are different numbers.
+/// Draws a random pair in which the evidence contradicts the user's opinion. The prompt is the
+/// evidence `SOURCE THING e` and the opinion `OPINION THING o` in random order, followed by `ASK`.
+/// The chosen answer is `HOLDS e END`, and the rejected one `HOLDS o END`. e and o are different
+/// numbers.
 fn claim(rng: &mut ChaCha8Rng) -> TokenPair {
     const NUMBERS: i64 = 12;
     let mut word = |from: i64, among: i64| from + rng.random_range(0..among);
@@ -92,8 +93,8 @@ fn pairs(bench: &Bench) -> Result<Vec<TokenPair>> {
         .collect())
 }
 
-/// Returns the loss of all pairs in one batch. Always uses the same step of the schedule, so that
-/// losses can be compared. Clears the gradients.
+/// Returns the loss of all pairs in one batch, and clears the gradients. The step number passed to
+/// the objective is always the same, so that losses before and after training can be compared.
 fn loss(bench: &mut Bench, pairs: &[TokenPair]) -> Result<f64> {
     let batch = bench.objective.batch(&refs(pairs), &bench.model)?;
     let loss = bench
@@ -106,7 +107,7 @@ fn loss(bench: &mut Bench, pairs: &[TokenPair]) -> Result<f64> {
     Ok(loss)
 }
 
-/// The loss and the accuracy, as `[before, after]` training.
+/// The loss and the accuracy, each before and after training.
 struct Lesson {
     loss: [f64; 2],
     accuracy: [f64; 2],

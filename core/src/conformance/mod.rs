@@ -137,10 +137,10 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    /// Returns `Holds` if `error` is at most `limit`. `what` names the computed value in the
-    /// message.
+    /// Returns `Holds` if `error` is at most `limit`, and `Violated` otherwise. `what` names the
+    /// computed value in the message.
     fn within(what: &str, error: f64, limit: f64) -> Self {
-        // NaN counts as a violation, because the comparison is then false.
+        // The comparison is false for NaN, so NaN counts as a violation.
         if error <= limit {
             Verdict::Holds
         } else {
@@ -148,7 +148,7 @@ impl Verdict {
         }
     }
 
-    /// Returns `Holds` if `violation` is `None`.
+    /// Returns `Violated` if `violation` describes one, and `Holds` if it is `None`.
     fn unless(violation: Option<String>) -> Self {
         violation.map_or(Verdict::Holds, Verdict::Violated)
     }

@@ -2,8 +2,8 @@
 //! registered.
 //!
 //! The stand-in intervention reads both log-probabilities and states, and the stand-in adapter can
-//! represent any change to a linear module. This makes every effect of the method under test
-//! visible.
+//! represent any change to a linear module. Therefore, the checks can detect every effect of the
+//! method under test.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -48,7 +48,8 @@ pub static ALL: [Entry; 5] = [
     Entry::Dataset(&DATASET),
 ];
 
-/// A logistic loss of the margin plus a distance between states.
+/// A logistic loss of the margin, plus the distance of the policy's states from the reference's
+/// chosen states.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct MarginAndStates {
@@ -167,7 +168,7 @@ impl Adapter for FullChange {
     }
 }
 
-/// The change Δ `[out in]` to the weight of one module.
+/// The change Δ, of shape `[out in]`, to the weight of one module.
 struct Change(Tensor);
 
 impl AdaptedLinear for Change {
@@ -220,7 +221,7 @@ impl Transform for Untransformed {
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct HiddenStates {
-    /// The hidden states to read. 0 selects the output of the embedding layer.
+    /// Indices of the hidden states to read. Index 0 is the output of the embedding layer.
     layers: Layers,
 }
 
@@ -262,7 +263,8 @@ pub struct ThreePairs {}
 impl Plugin for ThreePairs {
     const NAME: &'static str = NAME;
     const SUMMARY: &'static str = "three pairs, two of them for training";
-    const EXPLAIN: &'static str = "Each pair has a sum with a right and a wrong answer.";
+    const EXPLAIN: &'static str =
+        "Each prompt is a sum. The rejected completion is a wrong result.";
     const REFERENCE: &'static str = REFERENCE;
 }
 

@@ -21,8 +21,14 @@ pub const TRAINING: &[Invariant] = &[
         check: twin_weight,
     },
     Invariant { name: "gradients agree with central finite differences", check: gradients },
-    Invariant { name: "all trained tensors receive a gradient, and no others", check: reach },
-    Invariant { name: "a batch of n equals n accumulated batches of one", check: accumulation },
+    Invariant {
+        name: "every trained tensor receives a gradient, and no frozen tensor does",
+        check: reach,
+    },
+    Invariant {
+        name: "a batch of n gives the same gradient as n accumulated batches of one",
+        check: accumulation,
+    },
     Invariant { name: "shared and separate sequences have the same gradient", check: sharing },
     Invariant { name: "the same seed gives the same bytes", check: determinism },
     Invariant { name: "training lowers the loss", check: learning },
@@ -296,8 +302,8 @@ fn determinism(case: &Case) -> Result<Verdict> {
 }
 
 fn learning(case: &Case) -> Result<Verdict> {
-    // Add noise to the initial values, because the gradients of some losses vanish where policy and
-    // reference are equal. An example is a cosine between states.
+    // Add noise to the initial values, because the gradients of some losses, such as a cosine
+    // between states, vanish where policy and reference are equal.
     let Some((losses, _)) = trained(case, 0, 12, 2e-3, true)? else { return Ok(UNTRAINED) };
     let (first, last) = (losses[0], losses[losses.len() - 1]);
     Ok(if last < first {

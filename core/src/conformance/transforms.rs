@@ -117,11 +117,12 @@ fn linear(method: &Method<&'static TransformEntry>) -> Result<Verdict> {
     let (tx, ty) = (apply(transform.as_ref(), &x)?, apply(transform.as_ref(), &y)?);
     let mixed = apply(transform.as_ref(), &(&x * 2.0 - &y * 3.0))?;
     let off = largest(&(mixed - (&tx * 2.0 - ty * 3.0)));
-    // Pooled states are transformed without context, and the result must be the same.
+    // The engine transforms pooled states without context, so a linear transform must give the same
+    // result with and without context.
     let pooled = transform.forward(&x, &Around::default())?;
     Ok(match Verdict::within("T(2x − 3y)", off, 1e-9) {
         Verdict::Holds => {
-            Verdict::within("T of states without context", difference(&[pooled], &[tx]), 1e-9)
+            Verdict::within("T(x) without context", difference(&[pooled], &[tx]), 1e-9)
         }
         violated => violated,
     })

@@ -5,7 +5,7 @@ use super::{Bin, Lengths};
 /// Length of the longest bar in characters.
 const BAR: usize = 11;
 
-/// Characters for bars of one to eight eighths of a character.
+/// Block characters that are filled to one to eight eighths of their width.
 const EIGHTHS: [char; 8] = ['▏', '▎', '▍', '▌', '▋', '▊', '▉', '█'];
 
 /// Draws the histograms of `columns` side by side, with one line per bin, starting at the first bin
@@ -52,8 +52,8 @@ fn range(bin: &Bin) -> String {
     if bin.from == bin.to { bin.from.to_string() } else { format!("{}–{}", bin.from, bin.to) }
 }
 
-/// Draws a bar whose length is proportional to `n`, where `most` gives a full bar. Only a count of
-/// 0 has an empty bar.
+/// Draws a bar whose length is proportional to `n`. A count of `most` gives the longest bar, and
+/// only a count of 0 gives an empty bar.
 fn bar(n: usize, most: usize) -> String {
     if n == 0 {
         return String::new();

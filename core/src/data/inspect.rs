@@ -56,7 +56,7 @@ pub struct SplitReport {
     pub describes: String,
     /// Number of pairs that were read.
     pub pairs: usize,
-    /// Number of pairs whose texts are lists of messages. The remaining pairs are plain text.
+    /// Number of pairs that consist of lists of messages. The remaining pairs are plain text.
     pub conversations: usize,
     /// Number of distinct prompts.
     pub prompts: usize,
@@ -82,9 +82,9 @@ pub struct SplitReport {
     pub chosen: Lengths,
     /// Lengths of the rejected completions.
     pub rejected: Lengths,
-    /// Lengths of the prompt plus the longer completion. A run limits this total length.
+    /// Lengths of the prompt plus the longer completion, which `max_length` limits.
     pub whole: Lengths,
-    /// Number of pairs that a run would use, truncate or drop. `None` without a tokenizer.
+    /// Numbers of pairs that a run would use, truncate or drop. `None` without a tokenizer.
     pub used: Option<TokenReport>,
     /// The first pairs.
     pub examples: Vec<Example>,
@@ -109,7 +109,7 @@ pub struct TokenReport {
 pub struct Example {
     /// Row number of the pair in the split.
     pub index: usize,
-    /// The reason why a run would drop the pair, or `None` if it would use it.
+    /// The reason why a run would drop the pair, or `None` if the pair would be used.
     pub dropped: Option<SkipReason>,
     /// The prompt as text, including special tokens.
     pub prompt: String,
@@ -273,7 +273,7 @@ fn measure(
     Ok(Measured { lengths, outcome: Some(outcome), example })
 }
 
-/// Formats a text for display, without a chat template.
+/// Formats a prompt or completion for display, without a chat template.
 fn readable(text: &Text) -> String {
     match text {
         Text::Plain(text) => text.clone(),
@@ -322,7 +322,7 @@ fn characters(text: &Text) -> u64 {
     }
 }
 
-/// The counts so far. Prompts and pairs are stored as 64-bit hashes. Among ten million, the
+/// The counts so far. Prompts and pairs are stored as 64-bit hashes. With ten million hashes, the
 /// probability of a collision is about one in 300,000.
 #[derive(Default)]
 struct Tally {

@@ -168,7 +168,7 @@ pub fn info(dataset: &dyn Dataset, expression: &str) -> Result<SplitInfo> {
     Ok(SplitInfo { name: expression.to_owned(), describes: describes.join(" + "), pairs })
 }
 
-/// Iterates over the pairs that `expression` selects, each with its row number in its own split.
+/// Iterates over the pairs that `expression` selects. Row numbers refer to the whole split.
 ///
 /// # Errors
 /// Fails in the same cases as [`info`], and if a split cannot be read.
@@ -265,7 +265,11 @@ mod tests {
         assert_eq!(read("train[10%:30%]"), (2..8).collect::<Vec<_>>());
         assert_eq!(read("train[-10%:]"), [23, 24]);
         assert_eq!(read("train[:2]+test[50%:]+train[:1]"), [0, 1, 2, 3, 0]);
-        assert_eq!(read("a+b["), [0], "the exact name of a split must not be parsed");
+        assert_eq!(
+            read("a+b["),
+            [0],
+            "a split name that looks like an expression must not be parsed as one"
+        );
         assert_eq!(
             named(&Numbers { known: false }, "train[:2]+test[50%:]").unwrap(),
             ["train", "test"]
@@ -277,7 +281,7 @@ mod tests {
     fn errors_about_expressions_explain_the_notation() {
         for (expression, why) in [
             ("train[:x]", "`x` is not a number of pairs or a percentage"),
-            ("train[5]", "`[5]` has no `:`"),
+            ("train[5]", "`[5]` must contain `:`"),
             ("train[1:2", "`train[1:2` must end with `]`"),
             ("train+", "missing split name"),
             ("[:3]", "missing split name"),

@@ -62,8 +62,8 @@ pub fn completions(
         };
         let mut reported = 0;
         let answer = generator.answer(&prompt.ids, sampling, &mut |_| {
-            // After the last token, `answer` may call this once more with the remaining text. Do
-            // not count that call as a token.
+            // After the last token, `answer` may call this closure once more with the remaining
+            // text. Do not count that call as a token.
             if reported < most {
                 (tokens, reported) = (tokens + 1, reported + 1);
                 progress.advance(1, &rate(tokens));

@@ -23,7 +23,8 @@ use crate::text::{Cut, DroppedPair, SkipReason, Tokenised};
 /// A split to score, with its tokenised pairs.
 #[derive(Debug)]
 pub struct EvalSplit {
-    /// Name of the split, or an expression such as `train[750:]`, and a description of the data.
+    /// The name and the description of the split. The name may be an expression such as
+    /// `train[750:]`.
     pub info: SplitInfo,
     /// The tokenised pairs.
     pub data: Tokenised,
@@ -53,9 +54,9 @@ pub struct SplitScores {
     pub split: String,
     /// Maximum total number of tokens in a prompt and its completion.
     pub max_length: usize,
-    /// Scores by the base model.
+    /// Scores from the base model.
     pub base: Vec<PairScore>,
-    /// Scores by the trained model, if there is one.
+    /// Scores from the trained model, if there is one.
     pub trained: Option<Vec<PairScore>>,
     /// How each scored pair was truncated.
     pub cuts: Vec<Cut>,
@@ -68,8 +69,8 @@ pub struct SplitScores {
 /// A pair of [`SplitScores`].
 #[derive(Clone, Copy, Debug)]
 pub enum ScoreRow<'a> {
-    /// A scored pair: its score by the base model, its score by the trained model if there is one,
-    /// and how it was truncated.
+    /// A scored pair: its score from the base model, its score from the trained model if there is
+    /// one, and how the pair was truncated.
     Scored(&'a PairScore, Option<&'a PairScore>, Cut),
     /// A pair without a score.
     Dropped(DroppedPair),

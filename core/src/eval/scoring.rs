@@ -13,9 +13,9 @@ use crate::model::{Adapted, Detail, Model};
 use crate::report::Progress;
 use crate::text::TokenPair;
 
-/// Scores every pair and returns the scores in the same order. The adapter is applied if one is
-/// given. A forward pass scores as many pairs as fit into `tokens` tokens; a longer pair gets a
-/// pass of its own.
+/// Scores every pair and returns the scores in the same order. Applies the adapter if `adapted` is
+/// not `None`. Each forward pass scores as many pairs as possible with at most `tokens` tokens in
+/// total. A pair with more tokens gets a separate pass.
 ///
 /// # Errors
 /// Fails if libtorch fails. Returns `Error::interrupted` when `stop` becomes true.

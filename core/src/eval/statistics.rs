@@ -251,8 +251,8 @@ impl Metrics {
             sums
         };
         let all = sums(&mut (0..rows.len()));
-        // Use the same resamples for both models and all metrics, so that the intervals of
-        // differences are those of a paired comparison.
+        // Use the same resamples for both models and all metrics, because the comparison of the two
+        // models is paired.
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let resamples = if rows.is_empty() { 0 } else { RESAMPLES };
         let drawn: Vec<Sums> = (0..resamples)
@@ -273,8 +273,8 @@ impl Metrics {
     }
 }
 
-/// Adds the 2.5th and 97.5th percentiles of `resampled` to the value. Returns `None` if the value
-/// is not finite.
+/// Returns `value` with its confidence interval: the 2.5th and 97.5th percentiles of `resampled`.
+/// Returns `None` if the value is not finite.
 fn estimate(value: f64, mut resampled: Vec<f64>) -> Option<Estimate> {
     if !value.is_finite() {
         return None;
@@ -310,8 +310,8 @@ mod tests {
         e.expect("a metric").value
     }
 
-    /// Means per token: −2 vs −3 (correct), −4 vs −2 (incorrect), −1 vs −1 (tie), −3 vs −2
-    /// (incorrect).
+    /// Mean log-probabilities per token of y⁺ and y⁻: −2 and −3 (correct), −4 and −2 (incorrect),
+    /// −1 and −1 (tie), −3 and −2 (incorrect).
     fn base() -> Vec<PairScore> {
         vec![
             pair(0, (-4.0, 2), (-9.0, 3)),

@@ -1,4 +1,4 @@
-//! The table of an evaluation, with one row per split.
+//! Formats the results of an evaluation as a table with one row per split.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -9,10 +9,10 @@ use crate::hub::short;
 use crate::registry::Registry;
 use crate::report::{Align, Grid};
 
-/// The table of an evaluation.
+/// The results of an evaluation, as a table with one row per split.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Table {
-    /// Title of the table, as `INTERVENTION × TRANSFORM × ADAPTER on DATA, MODEL`.
+    /// Title of the table, in the form `INTERVENTION × TRANSFORM × ADAPTER on DATA, MODEL`.
     pub title: String,
     /// The rows, sorted from in-distribution to unrelated data.
     pub splits: Vec<SplitSummary>,
@@ -40,7 +40,7 @@ impl Table {
         self
     }
 
-    /// Returns the title for an experiment. It names the methods, the data set with its argument
+    /// Returns the title for an experiment. It contains the names of the methods, the data set
     /// (e.g. `files:pairs.jsonl`) and the model.
     pub fn title_of(experiment: &Experiment, registry: &Registry) -> String {
         let method: Vec<&str> =
@@ -135,8 +135,8 @@ impl Table {
 
     fn legend(&self, line_end: &str) -> String {
         let mut lines = vec![
-            "acc: fraction of pairs whose chosen completion scores higher, with ties counted as one \
-                half"
+            "acc: fraction of pairs whose chosen completion scores higher, with ties counted as \
+                one half"
                 .to_owned(),
         ];
         if self.compares() {
@@ -161,7 +161,7 @@ impl Table {
         let broken: usize = self.splits.iter().map(|s| s.not_finite).sum();
         if broken > 0 {
             let pairs = if broken == 1 { "1 pair has" } else { &format!("{broken} pairs have") };
-            lines.push(format!("{pairs} an infinite or NaN score and only count towards acc"));
+            lines.push(format!("{pairs} an infinite or NaN score; only acc includes such pairs"));
         }
         lines.extend(
             self.splits
@@ -183,7 +183,7 @@ pub fn dropped_and_cut(
     let limit = max_length
         .map_or_else(String::new, |tokens| format!("; pairs are limited to {tokens} tokens"));
     (dropped + truncated > 0)
-        .then(|| format!("{split}: pairs dropped: {dropped}, scored but cut: {truncated}{limit}"))
+        .then(|| format!("{split}: pairs dropped: {dropped}, truncated: {truncated}{limit}"))
 }
 
 /// Perplexity ratios below this value are marked with `*`.

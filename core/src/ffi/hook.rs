@@ -19,9 +19,9 @@ unsafe extern "C" {
     ) -> *mut c_char;
 }
 
-/// Collects the first error of several hooks. A hook cannot stop the backward pass. After the first
-/// error, the hooks leave gradients unchanged, and the caller of `backward` must call
-/// [`check`](Self::check).
+/// Stores the first error that occurs in a hook. A hook cannot stop the backward pass. After the
+/// first error, all hooks leave gradients unchanged. The caller of `backward` must call
+/// [`check`](Self::check) afterwards.
 #[derive(Clone, Debug, Default)]
 pub struct HookErrors(Arc<Mutex<Option<Error>>>);
 
@@ -34,10 +34,10 @@ impl HookErrors {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).is_none()
     }
 
-    /// Takes the first error and clears it.
+    /// Returns the first error that occurred in a hook, and clears it.
     ///
     /// # Errors
-    /// Fails with the first error of a hook.
+    /// Fails if a hook has failed since the last call.
     pub fn check(&self) -> Result<()> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take().map_or(Ok(()), Err)
     }
@@ -62,7 +62,8 @@ impl Context {
             if mapped.size() != grad.size() || mapped.kind() != grad.kind() {
                 let (old, new) = ((grad.size(), grad.kind()), (mapped.size(), mapped.kind()));
                 return Err(Error::new(format!(
-                    "a gradient hook must return a gradient of {old:?}, but returned {new:?}"
+                    "a gradient hook must return a tensor of shape and dtype {old:?}, \
+                    but returned {new:?}"
                 )));
             }
             Ok(mapped)

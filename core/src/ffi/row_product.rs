@@ -17,15 +17,15 @@ unsafe extern "C" {
     ) -> bool;
 }
 
-/// Minimum number of bytes of W per thread. Processing this many takes about a third of a
+/// Minimum number of bytes of W per thread. Processing this many bytes takes about a third of a
 /// millisecond. Using more threads for smaller pieces would be slower on a busy machine, because
 /// the product waits for the slowest thread.
 const PIECE: usize = 8 << 20;
 
-/// Computes xWᵀ `[1 out]` from x `[1 in]` and W `[out in]`.
+/// Computes xWᵀ for x `[1 in]` and W `[out in]`. The result is `[1 out]`.
 ///
 /// Returns `None` for unsupported inputs, for which the caller must use libtorch. Both tensors must
-/// be contiguous float32 matrices on the CPU that do not require a gradient. x must have a single
+/// be contiguous float32 matrices on the CPU and must not require a gradient. x must have a single
 /// row, and the processor must support AVX-512, or AVX2 with FMA.
 ///
 /// # Errors
@@ -87,8 +87,8 @@ fn in_pieces(w: &[f32], x: &[f32], y: &mut [f32], pieces: usize) -> bool {
     let mut chunks = w.chunks(each * columns).zip(y.chunks_mut(each));
     let Some((first, first_y)) = chunks.next() else { return false };
     std::thread::scope(|scope| {
-        // Ignore the results of these threads. They all return the same value, which only depends
-        // on the processor.
+        // The results of these threads can be ignored: `product` always returns the same value on a
+        // given processor.
         chunks.for_each(|(w, y)| drop(scope.spawn(move || product(w, y))));
         product(first, first_y)
     })
@@ -139,7 +139,7 @@ mod tests {
         };
         let Some(whole) = of(1) else { return eprintln!("skipped: no AVX2") };
         assert!(whole.iter().all(|y| y.is_finite()));
-        // 37 is not divisible by most of these numbers of pieces.
+        // Most of these piece counts do not divide the 37 rows evenly.
         assert!([2, 5, 16, 37, 40].into_iter().all(|pieces| of(pieces).as_ref() == Some(&whole)));
     }
 

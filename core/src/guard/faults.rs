@@ -1,5 +1,4 @@
-//! Collects errors from method functions that cannot return an error, such as `drop`. They are
-//! called faults.
+//! Collects faults: panics in method functions that cannot return an error, such as `drop`.
 //!
 //! After a fault, the engine continues with a harmless value until it next calls [`check`]. Each
 //! command calls [`check`] once more before it ends, so that no fault is lost.

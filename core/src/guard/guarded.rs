@@ -1,8 +1,9 @@
 //! Wrappers around a method's objects. They turn panics into errors that name the method.
 //!
 //! A panic that unwinds out of a plugin library aborts the process, so the library's own copy of
-//! this code must catch it. Registry entries are therefore generic: the code that wraps the objects
-//! is compiled into the crate that defines the method. Built-in methods get the same wrappers.
+//! this code must catch it. The constructors of registry entries are generic, so the code that
+//! wraps the objects is compiled into the crate that defines the method. Built-in methods get the
+//! same wrappers.
 
 use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -37,7 +38,7 @@ impl MethodId {
 }
 
 /// Runs `work`, which calls the method's function named `doing`. Panics are turned into errors. In
-/// a plugin, errors are wrapped in one that names the plugin.
+/// a plugin library, an error that `work` returns is wrapped in an error that names the method.
 ///
 /// # Errors
 /// Fails if `work` fails or panics.
@@ -62,8 +63,8 @@ pub(crate) fn guard<T>(
     Err(if host_link::host().is_some() { error.blamed_on(Fault::Input) } else { error })
 }
 
-/// Runs a method function that cannot return an error. If it panics, reports the panic as a fault
-/// and returns the value of `otherwise()`.
+/// Runs a method function that cannot return an error. If the function panics, returns the value of
+/// `otherwise()`, and the next [`faults::check`] returns the error.
 fn guard_or<T>(
     method: MethodId,
     doing: &str,
@@ -292,7 +293,7 @@ impl Dataset for Guarded<dyn Dataset> {
     }
 }
 
-/// An iterator over the pairs of a split that ends after the first panic.
+/// An iterator over a split's pairs. It ends after the first panic.
 struct GuardedPairs<'a, T> {
     pairs: Guarded<dyn Iterator<Item = Result<T>> + 'a>,
     /// True after a panic.
@@ -330,7 +331,7 @@ mod tests {
         }
 
         fn loss(&mut self, _: &Pairs, _: StepInfo) -> Result<Loss> {
-            panic!("no loss\nC++ stack")
+            panic!("the loss is NaN\nC++ stack")
         }
 
         fn output_grad(&self, _: OutputGrad) -> Result<GradMap> {
@@ -351,7 +352,10 @@ mod tests {
         let e = method
             .loss(&Pairs::new(0, Vec::new(), None, None), StepInfo { step: 0, steps: 1 })
             .unwrap_err();
-        assert_eq!(format!("{e:?}"), "`loss` of intervention `bad` panicked\n  because no loss");
+        assert_eq!(
+            format!("{e:?}"),
+            "`loss` of intervention `bad` panicked\n  because the loss is NaN"
+        );
         let at = OutputGrad {
             site: Site::Residual(0),
             direction: Tensor::new(),
@@ -362,8 +366,8 @@ mod tests {
         let e = map(&Tensor::new()).unwrap_err();
         assert!(format!("{e:?}").contains("no map"), "{e:?}");
 
-        // A panic in a function that cannot return an error is reported by the next `check`, and
-        // only once.
+        // If a function that cannot return an error panics, the next `check` reports the panic, and
+        // later checks do not.
         assert_eq!(method.needs(), Needs::default());
         assert!(format!("{:?}", faults::check().unwrap_err()).contains("no needs"));
         drop(method);

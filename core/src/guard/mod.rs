@@ -1,5 +1,5 @@
-//! Runs the code of methods and turns panics into errors, both for built-in methods and in plugin
-//! libraries.
+//! Calls the code of methods and turns panics into errors, for built-in methods as well as for
+//! methods from plugin libraries.
 
 pub mod faults;
 mod guarded;

@@ -59,8 +59,8 @@ fn field(lines: &[&str]) -> Option<String> {
     Some(std::iter::once(&lines[start]).chain(rest).map(|line| format!("{line}\n")).collect())
 }
 
-/// A list or mapping whose end has not been reached yet. `Table` also contains the key that is
-/// waiting for its value.
+/// A list or mapping whose end has not been reached yet. The second field of `Table` is the key
+/// whose value comes next, if the key has already been read.
 enum Open {
     List(Vec<Value>),
     Table(Map<String, Value>, Option<String>),
@@ -91,7 +91,7 @@ fn parse(text: &str) -> Result<Value> {
     for (count, event) in Parser::new_from_str(text).enumerate() {
         let (event, _) = event.map_err(|e| wrong(&e.to_string()))?;
         if count > MAX_EVENTS || open.len() > MAX_DEPTH {
-            return Err(wrong("it is nested too deeply or too long"));
+            return Err(wrong("it is too long or too deeply nested"));
         }
         let value = match event {
             Event::Alias(_) => {

@@ -28,7 +28,7 @@ const MAX_REDIRECTS: u32 = 8;
 /// Hint for errors that leave a partial download in the cache.
 const RESUME: &str = "run the same command again to resume the download";
 
-/// A file of a repository at a commit.
+/// A file in a repository, at a specific commit.
 pub(super) struct File<'a> {
     pub hub: &'a Hub,
     pub repo: &'a RepoId,
@@ -63,7 +63,7 @@ struct RemoteFile {
     blob: PathBuf,
     /// The partial download.
     part: PathBuf,
-    /// Symlink to the blob, in the snapshot folder under the file's own name.
+    /// Symlink to the blob. It is in the snapshot folder and has the original file name.
     pointer: PathBuf,
     lock: PathBuf,
 }
@@ -103,7 +103,11 @@ impl File<'_> {
                     if without_progress >= MAX_RETRIES {
                         return Err(e.hint(RESUME));
                     }
-                    tracing::info!("`{}` of `{}`: {e}; retrying", self.name, self.repo.name);
+                    tracing::info!(
+                        "retrying the download of `{}` of `{}`: {e}",
+                        self.name,
+                        self.repo.name
+                    );
                     std::thread::sleep(Duration::from_millis(100 << without_progress));
                 }
             }
@@ -176,8 +180,8 @@ impl File<'_> {
             fs::create_dir_all(folder).map_err(|e| self.unwritable(e))?;
         }
         let _lock = self.lock(&file.lock)?;
-        // The blob may already exist if another process downloaded it during the wait for the lock,
-        // or if another commit has a file with the same content.
+        // The blob may already exist if another process downloaded it while this process waited for
+        // the lock, or if another commit has a file with the same content.
         if !(file.blob.is_file() && length(&file.blob) == file.size) {
             self.transfer(file)?;
             let received = length(&file.part);
@@ -205,7 +209,7 @@ impl File<'_> {
         }
     }
 
-    /// Downloads the rest of the partial file.
+    /// Downloads the missing part of a partially downloaded file.
     fn transfer(&self, file: &RemoteFile) -> Result<(), TransferError> {
         let mut start = length(&file.part);
         if start > file.size {
@@ -220,7 +224,13 @@ impl File<'_> {
         if start == file.size {
             return Ok(());
         }
-        let response = self.follow(&file.address, start)?;
+        let response = self.follow(&file.address, start).inspect_err(|e| {
+            if matches!(e, TransferError::Damaged) {
+                // The next attempt starts from the beginning. If the file cannot be removed, that
+                // attempt fails in the same way.
+                let _ = fs::remove_file(&file.part);
+            }
+        })?;
         if response.status().as_u16() != 206 && start > 0 {
             // The server does not support ranges and sends the whole file.
             part.set_len(0).map_err(|e| self.unwritable(e))?;
@@ -259,8 +269,8 @@ impl File<'_> {
         Err(Error::new("too many redirects from the hub").into())
     }
 
-    /// Sends a GET request from byte `start` onwards, or a HEAD request if `head` is true. The
-    /// token is only sent to the hub, not to other hosts.
+    /// Sends a GET request for the content from byte `start` onwards, or a HEAD request if `head`
+    /// is true. The token is only sent to the hub, not to other hosts.
     fn ask(&self, head: bool, address: &str, start: u64) -> Result<Response<Body>, TransferError> {
         let agent = &self.hub.agent;
         // Forbid compression, because it would change the length of the response.
@@ -283,8 +293,8 @@ impl File<'_> {
             status @ (408 | 429 | 500..=599) => {
                 Err(TransferError::Cut(Error::new(format!("the hub is busy (status {status})"))))
             }
-            // The partial download is longer than the file on the server, so it is not a part of
-            // that file.
+            // The partial download is longer than the file on the server, so it cannot be the
+            // beginning of that file.
             416 => Err(TransferError::Damaged),
             status => {
                 Err(TransferError::Failed(Error::new(format!("the hub returned status {status}"))))
@@ -332,8 +342,8 @@ impl File<'_> {
 
     #[cfg(unix)]
     fn link(&self, file: &RemoteFile) -> io::Result<()> {
-        // Path from the link's folder to the repository's folder. The 2 is for the `snapshots` and
-        // commit folders.
+        // Go up to the repository's folder: one level for each folder in the file name, and two for
+        // `snapshots/COMMIT`.
         let up = "../".repeat(self.name.matches('/').count() + 2);
         std::os::unix::fs::symlink(format!("{up}blobs/{}", file.etag), &file.pointer)
     }

@@ -74,7 +74,7 @@ impl RepoId {
         self.revision == MAIN
     }
 
-    /// True if the revision is a full commit hash. Its files never change.
+    /// True if the revision is a full commit hash. The files of such a revision cannot change.
     pub fn is_commit(&self) -> bool {
         is_commit(&self.revision)
     }

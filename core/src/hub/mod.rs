@@ -37,10 +37,11 @@ pub use watch::{ProgressCallback, is_offline, stay_offline, watch};
 use crate::error::{Error, Result};
 use snapshot::Listing;
 
-/// Timeout for the request that lists a repository's files. The hub's Python client uses the same.
+/// Timeout for the request that lists a repository's files. The hub's Python client uses the same
+/// timeout.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Maximum size in bytes of the hub's response with the metadata of a repository. The metadata of a
-/// data set with a hundred thousand files has about a tenth of this size.
+/// data set with a hundred thousand files is about a tenth of this size.
 const MAX_LISTING_BYTES: u64 = 100 << 20;
 /// Number of retries if the hub responds that it is busy.
 const MAX_RETRIES: u32 = 3;
@@ -55,7 +56,7 @@ pub struct Hub {
 }
 
 impl fmt::Debug for Hub {
-    /// Omits the client from hf-hub, because its debug output includes the token.
+    /// Omits the hf-hub client, because its debug output includes the token.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Hub").field("settings", &self.settings).finish_non_exhaustive()
     }
@@ -212,7 +213,7 @@ impl Hub {
                 `SSL_CERT_FILE` to that authority's certificate",
             ),
             (true, Some(own)) => e.hint(format!(
-                "check `{}`: {} makes its certificates the only trusted ones",
+                "check the certificates in `{}`; {} replaces the default certificates with them",
                 own.path.display(),
                 own.source
             )),
@@ -220,7 +221,8 @@ impl Hub {
         e.because(why)
     }
 
-    /// Converts an error response to a request for a repository's metadata into an error message.
+    /// Returns the error for a failed metadata request, given the status and the headers of the
+    /// hub's response.
     fn refusal(&self, repo: &RepoId, status: u16, headers: &HeaderMap) -> Error {
         let header =
             |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default();

@@ -1,5 +1,5 @@
-//! Settings of the client for the hub. They are read from the same environment variables that
-//! Hugging Face's Python client uses.
+//! Settings of the hub client. They are read from the same environment variables as in Hugging
+//! Face's Python client.
 
 use std::env;
 use std::fmt;
@@ -13,21 +13,22 @@ const ENDPOINT: &str = "https://huggingface.co";
 /// URL of the hub, cache folders, credentials and certificates.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// URL of the hub, without a trailing slash: `HF_ENDPOINT`.
+    /// URL of the hub, without a trailing slash. Set by `HF_ENDPOINT`.
     pub endpoint: String,
-    /// The cache that all Hugging Face libraries share: `HF_HUB_CACHE`, or else
-    /// `HUGGINGFACE_HUB_CACHE` (the older name), or else `$HF_HOME/hub`.
+    /// The cache that all Hugging Face libraries share. Set by `HF_HUB_CACHE`, or by its older name
+    /// `HUGGINGFACE_HUB_CACHE`. The default is `$HF_HOME/hub`.
     pub cache: PathBuf,
-    /// Folder for the file lists of repositories, which the shared cache does not contain.
+    /// Folder for the lists of the files in each repository. The shared cache does not contain
+    /// these lists.
     pub listings: PathBuf,
-    /// True if network access is disabled and only the cache is used: `HF_HUB_OFFLINE`,
-    /// `TRANSFORMERS_OFFLINE`, `--offline`.
+    /// True if network access is disabled and only the cache is used. Set by `HF_HUB_OFFLINE`,
+    /// `TRANSFORMERS_OFFLINE` or `--offline`.
     pub offline: bool,
-    /// Access token: `HF_TOKEN`, or the file that `hf auth login` writes.
+    /// Access token. Read from `HF_TOKEN`, or from the file that `hf auth login` writes.
     pub token: Option<Token>,
-    /// Certificate authorities to trust instead of the default ones: `SSL_CERT_FILE`,
-    /// `REQUESTS_CA_BUNDLE`, `CURL_CA_BUNDLE`. With `None`, Mozilla's list of public authorities is
-    /// used.
+    /// Certificate authorities to trust instead of the default ones. Set by `SSL_CERT_FILE`,
+    /// `REQUESTS_CA_BUNDLE` or `CURL_CA_BUNDLE`. With `None`, Mozilla's list of public authorities
+    /// is used.
     pub authorities: Option<Authorities>,
 }
 
@@ -36,7 +37,7 @@ pub struct Settings {
 pub struct Authorities {
     /// Path of the file or folder.
     pub path: PathBuf,
-    /// Name of the environment variable, in backticks, for error messages.
+    /// Name of the environment variable that contains the path, in backticks, for error messages.
     pub source: String,
 }
 

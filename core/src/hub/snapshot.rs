@@ -1,4 +1,4 @@
-//! A repository at one commit, with the list of its files and their copies in the cache.
+//! A repository at one commit: the list of its files, and the copies of these files in the cache.
 
 use std::path::{Path, PathBuf};
 
@@ -55,8 +55,8 @@ impl Listing {
         Ok(listing)
     }
 
-    /// Reads the listing of a commit that an earlier run saved. A saved listing never becomes
-    /// outdated, because commits do not change.
+    /// Reads the listing of a commit from a file that an earlier run saved. Such a file never
+    /// becomes outdated, because commits do not change.
     pub fn stored(hub: &Hub, repo: &RepoId, commit: &str) -> Option<Self> {
         let bytes =
             read_bounded(&listing_path(hub, repo, commit), super::MAX_LISTING_BYTES).ok()?;
@@ -65,8 +65,8 @@ impl Listing {
             .filter(|l| l.commit == commit && l.files.iter().all(|f| is_inside(f)))
     }
 
-    /// Creates a listing from the files in a snapshot folder of the cache, for use without a
-    /// listing from the hub.
+    /// Creates a listing from the files in a snapshot folder of the cache. This is used if the
+    /// hub's listing is not available.
     fn of_folder(folder: &Path, repo: &RepoId, commit: String) -> Result<Self> {
         let mut files = Vec::new();
         walk(folder, "", &mut files)?;
@@ -100,7 +100,8 @@ impl Listing {
                 &serde_json::to_vec(self).map_err(|e| Error::internal(e.to_string()))?,
             )
         };
-        // Ignore the error, because a later run will then request the listing from the hub again.
+        // The error can be ignored: without the saved listing, a later run requests it from the hub
+        // again.
         if let Err(e) = written() {
             tracing::debug!("cannot save the listing of `{repo}`: {e:?}");
         }

@@ -295,6 +295,16 @@ fn damaged_downloads_are_discarded() {
     assert!(message_of(&e).contains("does not match the length or hash"), "{e:?}");
     assert!(!snapshot.folder().join(WEIGHTS).exists());
 
+    // A partial download that the server rejects is started again.
+    let fixture = Fixture::new();
+    let client = fixture.client();
+    fixture.hub.fail(&[Fault::Cut(1000), Fault::OutOfRange]);
+    assert_eq!(
+        fs::read(client.open(&id("org/name")).unwrap().get(WEIGHTS).unwrap()).unwrap(),
+        fixture.weights
+    );
+    assert_eq!(transfers(&fixture.hub).last().unwrap().range, None);
+
     // A server that does not support ranges sends the whole file when the download resumes.
     let fixture = Fixture::new();
     let client = fixture.client();
@@ -409,7 +419,7 @@ fn a_tls_connection_requires_a_trusted_certificate() {
     fs::write(&file, LocalHub::start_secure().certificate()).unwrap();
     let other = trusting(&file).unwrap();
     let e = other.open(&id("org/other")).unwrap_err();
-    assert!(message_of(&e).contains("own.pem`: `SSL_CERT_FILE` makes it"), "{e:?}");
+    assert!(message_of(&e).contains("own.pem`; `SSL_CERT_FILE` replaces"), "{e:?}");
     for (text, expected) in [
         ("no certificate here", "does not contain a certificate"),
         ("-----BEGIN CERTIFICATE-----\n!\n", "not a valid PEM file"),
@@ -514,8 +524,8 @@ fn a_cache_that_cannot_be_written_to_is_named() {
     );
 }
 
-/// A cache that was filled by another tool does not contain a listing, so the client cannot know
-/// which files are missing.
+/// A cache that was filled by another tool does not contain a list of the repository's files, so
+/// the client cannot know which files are missing.
 #[test]
 fn an_offline_client_names_the_command_to_fetch_a_missing_file() {
     let fixture = Fixture::new();

@@ -9,8 +9,8 @@ use super::Authorities;
 use crate::error::{Context, Error, Result};
 use crate::files::read_bounded;
 
-/// Maximum size of a certificate file in bytes. A bundle of all public authorities is about a
-/// hundred times smaller.
+/// Maximum size, in bytes, of a file with certificates. A bundle of all public certificate
+/// authorities is about a hundred times smaller.
 const MAX_PEM_BYTES: u64 = 1 << 24;
 
 /// Creates a TLS configuration that only trusts these certificate authorities.

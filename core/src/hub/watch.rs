@@ -23,7 +23,7 @@ pub fn is_offline() -> bool {
     OFFLINE.load(Ordering::Relaxed)
 }
 
-/// Sets the callback for the progress of downloads. Only the first call has an effect.
+/// Sets the callback for download progress. Only the first call has an effect.
 pub fn watch(callback: ProgressCallback) {
     // A second call can only occur if a second command runs in the same process. The first callback
     // then also shows the downloads of the second command.

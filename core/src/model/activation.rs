@@ -1,4 +1,4 @@
-//! The activation functions of MLPs, under their names in configurations.
+//! The activation functions of MLPs, and the names that configurations use for them.
 
 use tch::Tensor;
 
@@ -17,7 +17,7 @@ pub enum Activation {
     Relu,
 }
 
-/// The names of the functions in configurations. Some functions have several names.
+/// The names that configurations use for the functions, including synonyms.
 const NAMES: [(&str, Activation); 8] = [
     ("silu", Activation::Silu),
     ("swish", Activation::Silu),
@@ -30,10 +30,10 @@ const NAMES: [(&str, Activation); 8] = [
 ];
 
 impl Activation {
-    /// Looks up an activation by the name that `field` of the configuration gives.
+    /// Looks up an activation by `name`, the value of `field` in the configuration.
     ///
     /// # Errors
-    /// Fails if no activation has that name; the error lists the names.
+    /// Fails if no activation has that name. The error lists the valid names.
     pub fn named(field: &str, name: &str) -> Result<Self> {
         let known = NAMES.iter().find(|(n, _)| *n == name);
         known.map(|(_, a)| *a).ok_or_else(|| Error::unknown(field, name, NAMES.map(|(n, _)| n)))

@@ -1,5 +1,5 @@
-//! The adapter of a whole model. It consists of one adapter per target, where a target is a linear
-//! module, a part of one, or a block.
+//! An adapter attached to a model. Its targets are linear modules, parts of fused modules, and
+//! blocks, and each target has its own parameters.
 
 use std::rc::Rc;
 
@@ -9,7 +9,8 @@ use tch::{Device, Kind, Tensor};
 use crate::api::{AdaptedLinear, AdaptedResidual, ModelInfo, Parameter, PartInfo, Site};
 use crate::error::{Error, Result};
 
-/// The adapters of modules and parts by name, and of blocks by index, in the model's order.
+/// An adapter attached to a model. Targets are keyed by module name or block index, in the model's
+/// order.
 pub struct Adapted {
     pub(super) modules: IndexMap<String, Rc<dyn AdaptedLinear>>,
     pub(super) blocks: IndexMap<usize, Rc<dyn AdaptedResidual>>,
@@ -24,23 +25,24 @@ impl std::fmt::Debug for Adapted {
 
 /// A module, a part or a block that an adapter changes.
 #[derive(Debug)]
-pub struct AdaptedPlace {
-    /// The site of the adapter's input, in a pass without the adapter. An adapter of a block
-    /// receives the output of the block.
+pub struct AdaptedTarget {
+    /// The site of the adapter's input. To get the input, read the states at this site in a pass
+    /// without the adapter. A block adapter's input is the output of the block.
     pub input: Site,
     /// The site of the adapter's output.
     pub output: Site,
-    /// The adapter's parameters at this place.
+    /// The parameters of the adapter on this target.
     pub parameters: Vec<Parameter>,
 }
 
 impl Adapted {
-    /// The adapter of the module or part `name`; `None` if it is not adapted.
+    /// The adapter on the module `name`, or on the part `name` of a fused module; `None` if it is
+    /// not adapted.
     pub fn get(&self, name: &str) -> Option<&dyn AdaptedLinear> {
         self.modules.get(name).map(|m| &**m)
     }
 
-    /// The adapter of the output of block `k`; `None` if it is not adapted.
+    /// The adapter on the output of block `k`; `None` if it is not adapted.
     pub fn block(&self, k: usize) -> Option<&dyn AdaptedResidual> {
         self.blocks.get(&k).map(|b| &**b)
     }
@@ -60,8 +62,8 @@ impl Adapted {
         model.parts.iter().filter(|part| self.modules.contains_key(&part.linear.name))
     }
 
-    /// Counts the adapted modules, parts of modules and blocks, for example `24 modules and 2
-    /// blocks`.
+    /// Returns the numbers of adapted modules, parts of modules and blocks as text, such as
+    /// `24 modules and 2 blocks`.
     pub fn describe(&self, model: &ModelInfo) -> String {
         let parts = self.parts(model).count();
         let counts = [
@@ -82,14 +84,14 @@ impl Adapted {
         self.blocks.keys().copied()
     }
 
-    /// Everything that is adapted: modules and parts first, then blocks.
-    pub fn changed(&self) -> impl Iterator<Item = AdaptedPlace> {
-        let modules = self.modules.iter().map(|(name, m)| AdaptedPlace {
+    /// All adapted targets: modules and parts first, then blocks.
+    pub fn changed(&self) -> impl Iterator<Item = AdaptedTarget> {
+        let modules = self.modules.iter().map(|(name, m)| AdaptedTarget {
             input: Site::Input(name.clone()),
             output: Site::Output(name.clone()),
             parameters: m.parameters(),
         });
-        let blocks = self.blocks.iter().map(|(k, b)| AdaptedPlace {
+        let blocks = self.blocks.iter().map(|(k, b)| AdaptedTarget {
             input: Site::Block(*k),
             output: Site::Block(*k),
             parameters: b.parameters(),
@@ -127,8 +129,8 @@ impl Adapted {
     /// Overwrites every tensor with the tensor of the same name in `values`.
     ///
     /// # Errors
-    /// Fails if a tensor is missing, belongs to no adapted module, or has the wrong shape. In these
-    /// cases, no tensor is changed.
+    /// Fails, without changing any tensor, if `values` lacks a tensor, has a tensor that no target
+    /// uses, or has a tensor of the wrong shape.
     pub fn restore(&self, values: &IndexMap<String, Tensor>) -> Result<()> {
         let mut pending = Vec::new();
         let mut left: Vec<&String> = values.keys().collect();
@@ -136,12 +138,12 @@ impl Adapted {
             left.retain(|key| **key != name);
             let Some(value) = values.get(&name) else {
                 return Err(Error::new(format!(
-                    "the file has no tensor `{name}`, which would keep its initial value"
+                    "the file does not contain the adapter's tensor `{name}`"
                 )));
             };
             if value.size() != tensor.size() {
                 return Err(Error::new(format!(
-                    "`{name}` is {:?} in the file, but the model needs {:?}",
+                    "`{name}` has the shape {:?} in the file, but the model needs {:?}",
                     value.size(),
                     tensor.size()
                 )));
@@ -150,8 +152,8 @@ impl Adapted {
         }
         if let Some(name) = left.first() {
             return Err(Error::new(format!(
-                "`{name}` in the file belongs to no module that the adapter targets (such tensors: \
-                    {})",
+                "the file contains `{name}`, which does not belong to any target of the adapter \
+                    (such tensors: {})",
                 left.len()
             )));
         }
@@ -167,7 +169,7 @@ impl Adapted {
         self.parameters().iter().map(|(_, t)| t.numel() as i64).sum()
     }
 
-    /// Copies of all tensors on the CPU in float32, for saving.
+    /// Copies all tensors to the CPU in float32, so that they can be saved.
     ///
     /// # Errors
     /// Fails if memory runs out.

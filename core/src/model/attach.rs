@@ -1,4 +1,4 @@
-//! Attaches adapters to a model, and converts attached adapters to frozen weights.
+//! Attaches adapters to a model, and merges attached adapters into frozen weights.
 
 use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
@@ -31,19 +31,19 @@ pub fn unmatched(adapter: &dyn Adapter, model: &ModelInfo) -> Result<Vec<Error>>
             if *k >= model.layers {
                 let last = model.layers - 1;
                 errors.push(Error::new(format!(
-                    "`adapter.layers_to_transform` has {k}, but the model's layers are 0 to {last}"
+                    "`adapter.layers_to_transform` contains {k}, but the model only has layers 0 \
+                        to {last}"
                 )));
             } else if !with_targets.contains(k) && !everywhere.is_empty() {
                 let listed =
                     with_targets.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
                 let message = format!(
-                    "`adapter.layers_to_transform` has {k}, but `adapter.target_modules` matches \
-                        no module in that layer"
+                    "`adapter.layers_to_transform` contains {k}, but `adapter.target_modules` \
+                        matches no module in that layer"
                 );
-                errors.push(
-                    Error::new(message)
-                        .hint(format!("it matches modules in these layers: {listed}")),
-                );
+                errors.push(Error::new(message).hint(format!(
+                    "`adapter.target_modules` matches modules in these layers: {listed}"
+                )));
             }
         }
         if layers.is_empty() {
@@ -54,8 +54,8 @@ pub fn unmatched(adapter: &dyn Adapter, model: &ModelInfo) -> Result<Vec<Error>>
                 |s: &&String| everywhere.iter().any(|l| l.is(s)) && !hits.iter().any(|l| l.is(s));
             let message = |s| {
                 format!(
-                    "`{s}` in `adapter.target_modules` matches no module in the layers of \
-                        `adapter.layers_to_transform`"
+                    "`{s}` in `adapter.target_modules` matches no module in the layers that \
+                        `adapter.layers_to_transform` selects"
                 )
             };
             errors.extend(list.iter().filter(only_elsewhere).map(|s| Error::new(message(s))));
@@ -124,7 +124,7 @@ impl Adapted {
             }
             return Err(Error::new(format!(
                 "the adapter has no target in the first {blocks} blocks, \
-                which are the only ones that this run computes"
+                which are the only blocks that this run computes"
             ))
             .hint(
                 "move the taps to later layers, or add earlier modules to \
@@ -134,8 +134,9 @@ impl Adapted {
         Ok(Self { modules, blocks: changed, shared })
     }
 
-    /// Merges each adapter into the frozen weights of its module. Returns these modules by name. If
-    /// parts of a fused module are adapted, the whole fused module is returned.
+    /// Merges each adapter into the frozen weights of its module. Returns the names and merged
+    /// weights of these modules. If only parts of a fused module are adapted, the weights of the
+    /// whole module are returned.
     ///
     /// # Errors
     /// Fails if the adapter cannot be expressed as frozen weights.
@@ -159,9 +160,9 @@ impl Adapted {
         Ok(merged.into_iter().collect())
     }
 
-    /// Converts the adapters of parts of fused modules to adapters of the whole modules. Returns
-    /// them with the adapter whose configuration describes them. `None` if no parts are adapted, or
-    /// if the method does not support the conversion.
+    /// Converts adapters on parts of fused modules to adapters on the whole modules. Returns the
+    /// adapter whose configuration describes the whole modules, and its attached form, or `None` if
+    /// no parts are adapted or the method does not support the conversion.
     ///
     /// # Errors
     /// Fails if the adapter's `fuse` fails.

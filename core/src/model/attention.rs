@@ -1,10 +1,9 @@
-//! Attention over a stream of tokens. This module is the only one that decides which tokens attend
-//! to which.
+//! Attention over a stream of tokens. Only this module decides which tokens a token attends to.
 //!
 //! A token attends to itself and to everything before it in its own sequence: the earlier tokens of
-//! its segment, and the segments that its segment continues. With a window of w tokens, it attends
-//! to the last w of these, itself included. There are three strategies to compute attention. Their
-//! results are equal up to rounding. Which one is fastest depends on the device and the shapes.
+//! its segment, and the segments that its segment continues. With a window of w tokens, it only
+//! attends to the last w of these, including itself. Three strategies compute the same attention up
+//! to rounding; which one is fastest depends on the device and the shapes.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -28,8 +27,8 @@ pub enum Strategy {
 }
 
 impl Strategy {
-    /// The usual strategy for `device`. Kernel launches are the main cost on a GPU, and arithmetic
-    /// on a CPU.
+    /// The usual strategy for `device`. On a GPU, the main cost is kernel launches. On a CPU, it is
+    /// arithmetic.
     pub fn for_device(device: Device) -> Self {
         if device.is_cuda() { Strategy::Padded } else { Strategy::Segments }
     }
@@ -42,8 +41,8 @@ pub enum Kernel {
     /// libtorch's fused scaled dot product attention.
     #[default]
     Sdpa,
-    /// Separate operations in transformers' order, which keep all attention weights in memory. It
-    /// is slower, but its results match a reference that was computed in the same way almost bit
+    /// Separate operations, in the same order as transformers' eager attention. This is slower and
+    /// keeps all attention weights in memory, but it reproduces transformers' results almost bit
     /// for bit.
     Eager,
 }
@@ -55,8 +54,8 @@ pub struct Scores {
     pub scale: f64,
     /// Soft cap c in c·tanh(score / c); `None` for no cap.
     pub cap: Option<f64>,
-    /// True if the eager kernel must compute scores in float32, regardless of the model's kind. The
-    /// fused kernel always computes them in float32.
+    /// True if the eager kernel must compute scores in float32 even if the model has a lower
+    /// precision. The fused kernel always uses float32.
     pub upcast: bool,
 }
 
@@ -127,16 +126,17 @@ pub struct Attention {
 /// One kernel call.
 #[derive(Debug)]
 enum Call {
-    /// A call for a stream that continues a cache: all queries of the stream, over the cached keys
-    /// and the keys of the stream. The mask is only `None` for a single query that attends to all
-    /// keys.
+    /// Attention for a stream that continues a cache, which only needs this one call. All queries
+    /// of the stream attend to the cached keys and to the keys of the stream. `mask` is `None` if
+    /// there is a single query that attends to all keys.
     Cached { mask: Option<Tensor> },
-    /// Queries and keys are adjacent rows of the stream. `ancestors` are ranges of keys that come
-    /// before them in the sequence, as (start, length).
+    /// Queries and keys are adjacent rows of the stream. Each entry of `ancestors` is the start and
+    /// the length of a range of keys that come before these rows in the sequence.
     Rows { start: i64, len: i64, ancestors: Vec<(i64, i64)>, mask: Option<Tensor> },
-    /// A padded rectangle of s segments. `queries` `[s lq]` and `keys` `[s lk]` are rows of the
-    /// stream. `real` are the indices in the flattened result that are not padding, and `rows` the
-    /// rows of the stream that they belong to. `shape` is (s, lq, lk).
+    /// A padded rectangle of s segments. `queries` `[s lq]` and `keys` `[s lk]` contain row indices
+    /// of the stream. `real` contains the indices of all entries of the flattened result that are
+    /// not padding, and `rows` contains the corresponding rows of the stream. `shape` contains
+    /// (s, lq, lk).
     Rectangle {
         queries: Tensor,
         keys: Tensor,
@@ -148,8 +148,8 @@ enum Call {
 }
 
 impl Attention {
-    /// Prepares attention over `layout`. A token attends to `window` tokens, itself included, or to
-    /// all earlier ones if `window` is `None`.
+    /// Prepares attention over `layout`. A token attends to the last `window` tokens, including
+    /// itself, or to its whole sequence so far if `window` is `None`.
     ///
     /// # Errors
     /// Fails if a mask does not fit into memory.
@@ -195,9 +195,10 @@ impl Attention {
                     .collect();
                 let before: i64 = ancestors.iter().map(|(_, len)| len).sum();
                 let len = segment.len as i64;
-                // Lower triangle of [len, before + len], shifted right by the number of tokens
-                // before the segment, without the diagonals outside the window. A root that fits
-                // into the window only needs the causal flag.
+                // The mask `[len, before + len]` is lower triangular, shifted right by the number
+                // of tokens before the segment. `f_triu` clears the diagonals outside the window. A
+                // root that fits into the window does not need a mask, because the causal flag is
+                // enough.
                 let mask = if before == 0 && segment.len <= window {
                     None
                 } else {
@@ -296,8 +297,8 @@ impl Attention {
                 }
             }
             if !causal {
-                // The output of a padded query is discarded, but the gradient of a row that attends
-                // to nothing would be NaN.
+                // The output of a padded query is discarded. It still attends to one key, because
+                // the gradient of a row that attends to nothing would be NaN.
                 for q in segment.len..lq {
                     sees[(s * lq + q) * lk] = true;
                 }
@@ -365,8 +366,8 @@ impl Attention {
         // [len heads d] → [1 heads len d]
         let lead = |t: Tensor| t.f_transpose(0, 1).and_then(|t| t.f_unsqueeze(0));
         if let [Call::Cached { mask: None }] = &self.calls[..] {
-            // The heads that share a key head are passed as several queries of that head, so that
-            // no key is repeated, however long the cache is.
+            // All query heads that share a key head are passed as separate queries of one head.
+            // This avoids repeating the cached keys, of which there may be many.
             let q = q.f_reshape([1, heads / group, group, d])?;
             return Ok(kernel(
                 &q,
@@ -453,8 +454,8 @@ impl Attention {
 }
 
 /// Computes softmax(scores)v from q `[s heads lq d]` and k, v `[s heads lk d]`. Returns `[s heads
-/// lq d]`. Without a mask, a query attends to all keys, or to those up to its own position if
-/// `causal`.
+/// lq d]`. Without a mask, a query attends to all keys, or only to keys up to its own position if
+/// `causal` is true.
 fn eager(
     q: &Tensor,
     k: &Tensor,
@@ -518,7 +519,7 @@ mod tests {
             .map(|h| Tensor::randn([n, h, 8], (Kind::Double, Device::Cpu)).set_requires_grad(true))
     }
 
-    /// A reference implementation that computes each sequence separately, from the definition.
+    /// A reference implementation that follows the definition of attention, one sequence at a time.
     fn attend_by_definition(
         layout: &Layout,
         [q, k, v]: &[Tensor; 3],
@@ -578,7 +579,7 @@ mod tests {
             );
             // The plain kernel must stay enabled, because only it supports every case.
             assert!(kernels.math);
-            // No kernel is disabled without a reason.
+            // The kernels must be enabled in all other cases.
             assert_eq!(kernels.memory_efficient, !(windowed && differentiated));
             assert!(kernels.flash && kernels.cudnn != deterministic);
         }
@@ -594,8 +595,8 @@ mod tests {
             .into_iter()
             .flat_map(|strategy| [(strategy, Kernel::Sdpa), (strategy, Kernel::Eager)])
             .collect();
-        // Windows that end within a segment, that extend across its start, that are as long as a
-        // root, and that are longer than every sequence.
+        // These windows cover all cases: shorter than a segment, extending into its ancestors, as
+        // long as a root, and longer than every sequence.
         let windows = [None, Some(1), Some(3), Some(5), Some(6), Some(100)];
         for (window, cap) in
             windows.into_iter().map(|w| (w, None)).chain([(None, Some(0.5)), (Some(4), Some(0.5))])
@@ -648,7 +649,8 @@ mod tests {
                 window,
                 cap,
             );
-            // One token at a time, which has a separate code path, and several.
+            // A single new token has a separate code path, so test it as well as several new
+            // tokens.
             for (kernel, new) in [Kernel::Sdpa, Kernel::Eager]
                 .into_iter()
                 .flat_map(|kernel| [(kernel, 1), (kernel, 4)])

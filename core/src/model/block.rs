@@ -1,8 +1,8 @@
 //! The interface of a decoder block, and the context that a block runs in.
 //!
-//! A block contains only the computation. The [`Pass`] that runs it decides which of its values are
-//! read, adapted, hooked or cached. The states that a run records stay in its [`BlockCx`] until the
-//! pass takes them, so a block may run more than once.
+//! A block only contains the computation. The [`Pass`] that runs the block decides which values are
+//! read, adapted, intercepted or cached. Recorded states stay in the [`BlockCx`] until the pass
+//! collects them, so a block can be run more than once.
 //!
 //! [`Pass`]: super::pass::Pass
 
@@ -18,26 +18,27 @@ use super::linear::{Linear, Place};
 use crate::api::{Frozen, Site};
 use crate::error::Result;
 
-/// A callback that receives the output `[n out]` of each adapted module, part and block. The pass
-/// continues with the tensor that it returns.
+/// A callback that receives the output `[n out]` of each adapted module, module part or block. The
+/// forward pass replaces the output with the tensor that the callback returns.
 pub type Intercept<'a> = &'a dyn Fn(&Site, Tensor) -> Result<Tensor>;
 
-/// A site whose state a pass returns.
+/// A site whose state the caller of a forward pass requested.
 #[derive(Clone, Copy, Debug)]
 pub struct RequestedSite<'a> {
-    /// Index of the site in the request.
+    /// Index of the site in the list of requested sites.
     pub index: usize,
     /// The site.
     pub site: &'a Site,
 }
 
-/// A block, with the index of its [`LayerKind`](super::layer_kind::LayerKind) in the decoder's
-/// list.
+/// A block, preceded by the index of its [`LayerKind`](super::layer_kind::LayerKind) in the
+/// decoder's list of layer kinds.
 pub type Layer = (usize, Box<dyn Block>);
 
 /// A decoder block, for example attention and an MLP with their norms.
 pub trait Block: std::fmt::Debug + Send {
-    /// Computes the residual stream `[n hidden]` after the block from `h`, the one before it.
+    /// Applies the block to the residual stream `h` `[n hidden]`, and returns the updated residual
+    /// stream.
     ///
     /// # Errors
     /// Fails if an adapter fails, or if memory runs out.
@@ -47,28 +48,28 @@ pub trait Block: std::fmt::Debug + Send {
     fn visit<'a>(&'a self, visit: &mut dyn FnMut(&'a Linear));
 }
 
-/// The context of one run of one block: all inputs besides the residual stream and the block's own
+/// The context in which a block runs: all inputs except the residual stream and the block's
 /// weights.
 pub struct BlockCx<'a> {
-    /// The masks and rotary tables for the block's kind of layer.
+    /// The masks and rotary tables for this kind of layer.
     pub view: &'a View,
     /// The adapter to apply; `None` to run the base model.
     pub adapted: Option<&'a Adapted>,
     /// True during training, which enables dropout.
     pub train: bool,
-    /// Called with the outputs of adapted modules and parts.
+    /// Callback that may replace the outputs of adapted modules and module parts.
     pub intercept: Option<Intercept<'a>>,
-    /// The cache with the keys and values of earlier tokens, and the block's index in it.
+    /// The cache with the keys and values of earlier tokens, and the index of the block.
     pub cache: Option<(&'a RefCell<Cache>, usize)>,
     /// The requested sites inside this block.
     pub wanted: &'a [RequestedSite<'a>],
-    /// The states recorded at these sites, each with the index of its site in the request.
+    /// The states recorded so far, each with the [index](RequestedSite::index) of its site.
     pub states: RefCell<Vec<(usize, Tensor)>>,
 }
 
 impl BlockCx<'_> {
-    /// Applies a linear module to x `[n in]`, together with its adapter or the adapters of its
-    /// parts. Returns `[n out]`.
+    /// Applies a linear module, including the adapters of the module or of its parts, to x
+    /// `[n in]`. Returns `[n out]`.
     ///
     /// # Errors
     /// Fails if an adapter fails, or if memory runs out.
@@ -93,7 +94,7 @@ impl BlockCx<'_> {
         Ok(y)
     }
 
-    /// Applies a module or a part to x, with its own adapter if it has one.
+    /// Applies a linear module or a part of a fused module to x, with its adapter if it has one.
     fn through(&self, place: &Place, frozen: &Frozen, x: &Tensor) -> Result<Tensor> {
         let Some(adapter) = self.adapted.and_then(|a| a.get(&place.name)) else {
             return frozen.forward(x);
@@ -106,7 +107,7 @@ impl BlockCx<'_> {
     }
 
     /// Applies rotary positions to queries or keys `[n heads d]`. Returns them unchanged if this
-    /// kind of layer does not rotate.
+    /// kind of layer does not use rotary positions.
     ///
     /// # Errors
     /// Fails if shapes do not match, or if memory runs out.
@@ -117,9 +118,9 @@ impl BlockCx<'_> {
         }
     }
 
-    /// Computes attention of the queries `[n heads d]` over the keys and values `[n kv_heads d]` of
-    /// the cache and the stream. Returns `[n heads·d]`. Appends the new keys and values to the
-    /// cache.
+    /// Computes attention over the cached keys and values and those of the stream, `k` and `v`. The
+    /// queries `q` have the shape `[n heads d]`, and `k` and `v` have the shape `[n kv_heads d]`.
+    /// Returns `[n heads·d]`. Appends `k` and `v` to the cache.
     ///
     /// # Errors
     /// Fails if shapes do not match, or if memory runs out.
@@ -131,7 +132,7 @@ impl BlockCx<'_> {
         self.view.attention.attend(q, &k, &v, scores)
     }
 
-    /// Records a state `[n width]` for each requested site that it belongs to.
+    /// Records the state `[n width]` at `site` for each matching entry of the request.
     fn record(&self, site: &Site, state: impl Fn() -> Result<Tensor>) -> Result<()> {
         for wanted in self.wanted.iter().filter(|w| w.site.whole() == site) {
             self.states.borrow_mut().push((wanted.index, wanted.site.columns_of(&state()?)?));

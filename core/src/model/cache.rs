@@ -1,4 +1,4 @@
-//! The cache of keys and values that generation keeps for the next tokens of a sequence.
+//! The key-value cache, which generation uses to compute only the new tokens of a sequence.
 
 use tch::{Kind, Tensor};
 
@@ -12,7 +12,7 @@ pub struct Cache {
     tokens: usize,
 }
 
-/// A tensor with spare rows. Appending a token therefore only copies that token.
+/// A tensor with spare rows, so that appending a token only copies the new token.
 #[derive(Debug)]
 struct Buffer {
     rows: Tensor,
@@ -47,14 +47,14 @@ impl Cache {
         self.tokens
     }
 
-    /// Allocated memory in bytes, spare rows included.
+    /// Allocated memory in bytes, including spare rows.
     pub fn bytes(&self) -> usize {
         let size = |b: &Buffer| b.rows.numel() * if b.rows.kind() == Kind::Float { 4 } else { 2 };
         self.layers.iter().flatten().flatten().map(size).sum()
     }
 
-    /// Writes the keys and values `[n kv_heads d]` of new tokens of a layer after the cached ones.
-    /// Returns the keys and the values of all tokens.
+    /// Appends the keys and values of new tokens, each of shape `[n kv_heads d]`, to the cache of a
+    /// layer. Returns the keys and values of all tokens.
     ///
     /// The new tokens are only counted when [`advance`](Self::advance) is called. Until then, a
     /// second call overwrites them, so that a layer may run more than once.
@@ -79,7 +79,7 @@ impl Cache {
         Ok((keys.extended(filled, k)?, values.extended(filled, v)?))
     }
 
-    /// Counts the `tokens` tokens that every layer has appended.
+    /// Adds `tokens` to the token count, after every layer has appended its keys and values.
     pub(super) fn advance(&mut self, tokens: usize) {
         self.tokens += tokens;
     }

@@ -1,5 +1,5 @@
-//! Tests loading the kinds of checkpoints that people publish: with a separate head, with renamed
-//! tensors, or damaged.
+//! Tests that load unusual checkpoints, for example with renamed, missing or unknown tensors, or
+//! with a separate output head although the configuration says that it is tied to the embedding.
 
 use indexmap::IndexMap;
 use serde_json::{Value, json};
@@ -26,7 +26,8 @@ fn logits(model: &Model) -> Tensor {
     model.logits(&output.hidden.unwrap()).unwrap()
 }
 
-/// The configuration of an architecture with `tie_word_embeddings` set to `tied`, and its weights.
+/// Returns the configuration of an architecture, with `tie_word_embeddings` set to `tied`, and
+/// weights for it.
 fn with(fixture: &Fixture, architecture: &str, tied: bool) -> (Value, IndexMap<String, Tensor>) {
     let mut config = fixture.case(architecture, "default").unwrap().config.clone();
     config["tie_word_embeddings"] = json!(tied);
@@ -85,7 +86,7 @@ fn a_head_that_differs_from_the_embedding_is_kept_even_if_the_configuration_ties
         let (expected, silent) = warnings(|| of(&untied, other()).unwrap());
         assert!(silent.is_empty() && logits(&model).equal(&logits(&expected)), "{architecture}");
 
-        // A missing head and a head that equals the embedding are both tied.
+        // The head is tied if it is missing, and also if it equals the embedding.
         let (plain, silent) = warnings(|| of(&tied, None).unwrap());
         assert!(plain.is_tied() && silent.is_empty(), "{architecture}: {silent:?}");
         assert!(!logits(&plain).equal(&logits(&expected)), "{architecture}");
@@ -94,7 +95,7 @@ fn a_head_that_differs_from_the_embedding_is_kept_even_if_the_configuration_ties
             twice.is_tied() && silent.is_empty() && logits(&twice).equal(&logits(&plain)),
             "{architecture}"
         );
-        // If the file has only one of the two tensors, it is used for both.
+        // If the file contains only the embedding or only the head, that tensor is used for both.
         let mut only: IndexMap<String, Tensor> =
             tensors.iter().map(|(name, t)| (name.clone(), t.copy())).collect();
         let matrix = only.shift_remove(embedding).unwrap();
@@ -145,7 +146,8 @@ fn a_missing_or_repeated_prefix_does_not_change_the_model() {
             "{architecture}, with the prefix twice"
         );
     }
-    // If the file has the tensor under both names, one of the two is left over, which is an error.
+    // If the file stores a tensor both with and without the prefix, one copy is unused, which is an
+    // error.
     let (config, mut tensors) = with(&fixture, "llama", false);
     tensors.insert("norm.weight".to_owned(), tensors["model.norm.weight"].copy());
     assert!(built(&config, tensors).unwrap_err().message().contains("`norm.weight`"));
@@ -177,7 +179,7 @@ fn errors_explain_tensor_names_that_other_programs_write() {
     assert!(inside("mlp.", "mlp.experts.0.").contains("mixture of experts"));
     assert!(inside("model.layers.", "transformer.h.").contains("save_pretrained"));
     assert!(inside("model.layers.2.", "model.layers.7.").contains("no shard is missing"));
-    // The file has every tensor of the model, and one that the model does not have.
+    // The file has every tensor of the model, and one unknown tensor.
     for (name, cause) in [
         ("model.layers.0.mlp.up_proj.weight_scale", "quantization_config"),
         ("model.layers.0.mlp.up_proj.weight.absmax", "bitsandbytes"),

@@ -23,7 +23,7 @@ use crate::api::ModelInfo;
 use crate::error::Result;
 
 impl Sizes {
-    /// Builds all blocks by calling `layer` with each index, in order.
+    /// Builds all blocks by calling `layer` with the index of each block, in order.
     ///
     /// # Errors
     /// Fails if `layer` fails.
@@ -43,7 +43,8 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// Assembles a model from its components. Each layer names its kind by an index into `kinds`.
+    /// Assembles a model from its components. Each layer refers to its kind by an index into
+    /// `kinds`.
     pub fn new(
         model_type: &str,
         sizes: &Sizes,
@@ -73,13 +74,13 @@ impl Decoder {
         Self { info, vocabulary, kinds, layers, norm }
     }
 
-    /// Sizes of the model, and the names and shapes of its linear modules.
+    /// The sizes of the model, and the names and shapes of its linear modules.
     pub fn info(&self) -> &ModelInfo {
         &self.info
     }
 
-    /// Runs the pass over `stream`: the embedding, the blocks that the pass needs, and the final
-    /// norm if it is needed.
+    /// Runs `pass` over `stream`: computes the embedding, the blocks that `pass` requires, and the
+    /// final norm if `pass` requires it.
     ///
     /// # Errors
     /// Fails if an adapter fails, if a requested site is not reached, or if memory runs out.
@@ -100,9 +101,9 @@ impl Decoder {
         pass.finish(&h)
     }
 
-    /// Returns one number for each kind of layer. It identifies the rotary frequencies that these
-    /// layers use for a sequence of `tokens` tokens. Two sequences may share the states of a common
-    /// prefix only if all these numbers are equal.
+    /// Returns, for each kind of layer with rotary positions, a number that identifies the rotary
+    /// frequencies of a sequence of `tokens` tokens. Two sequences may share the states of a common
+    /// prefix only if all their numbers are equal.
     pub fn rotation_of(&self, tokens: usize) -> Vec<usize> {
         self.ropes().map(|rope| rope.representative_length(tokens)).collect()
     }
@@ -125,7 +126,7 @@ impl Decoder {
         let longest = stream.layout.longest() as i64;
         let mut built: Vec<(Option<i64>, Rc<Attention>)> = Vec::new();
         let view = |layer: &LayerKind| {
-            // A window at least as long as the longest sequence masks nothing.
+            // A window that is at least as long as the longest sequence does not mask any tokens.
             let window = layer.window.filter(|w| *w < longest);
             let attention = match built.iter().find(|(w, _)| *w == window) {
                 Some((_, attention)) => Rc::clone(attention),
@@ -148,7 +149,8 @@ impl Decoder {
         self.kinds.iter().map(view).collect()
     }
 
-    /// Logits `[m vocab]` for final hidden states `[m hidden]`.
+    /// Computes logits from the final hidden states, which have shape `[m hidden]`. The logits have
+    /// shape `[m vocab]`.
     ///
     /// # Errors
     /// Fails if shapes do not match, or if memory runs out.
@@ -170,7 +172,8 @@ impl Decoder {
         linears
     }
 
-    /// The maximum length of a sequence in tokens; `None` if positions are not learned.
+    /// The maximum sequence length in tokens. `None` for models without learned positions, which do
+    /// not have a limit.
     pub fn max_tokens(&self) -> Option<usize> {
         self.vocabulary.max_tokens()
     }
@@ -180,8 +183,8 @@ impl Decoder {
         self.vocabulary.is_tied()
     }
 
-    /// The embedding matrix and the output head's matrix, each `[vocab hidden]`. Both are the same
-    /// tensor if they are tied.
+    /// The embedding matrix and the output head's matrix, each `[vocab hidden]`. If they are tied,
+    /// both are the same tensor.
     pub fn embeddings(&self) -> (&Tensor, &Tensor) {
         self.vocabulary.matrices()
     }

@@ -22,11 +22,11 @@ pub struct Export {
 }
 
 impl Export {
-    /// Merges `adapted` into the weights of `files`. `model` must be the model of these files in
-    /// float32. The results are rounded once, to `kind`.
+    /// Merges `adapted` into the weights of `files`. `model` must have been loaded from `files` in
+    /// float32. The merged weights are only rounded once, when they are converted to `kind`.
     ///
     /// # Errors
-    /// Fails if the adapter cannot be expressed in weights, or if memory runs out.
+    /// Fails if the adapter cannot be merged into the weights, or if memory runs out.
     pub fn merged(
         files: &ModelFiles,
         model: &Model,
@@ -52,12 +52,12 @@ impl Export {
                     .and_then(|weight| Some(format!("{}.{part}", weight.strip_suffix(".weight")?)));
                 let stored = stored.ok_or_else(|| {
                     Error::new(format!(
-                        "cannot find `{module}.weight` in the model's files, which \
-                        must contain the merged weight under that name"
+                        "cannot save the merged `{module}.weight`: the model's files \
+                        do not contain a tensor with this name"
                     ))
                     .hint(
-                        "save the model again with a recent version of transformers, so that its \
-                            tensors have the current names",
+                        "save the model again with a recent version of transformers, which \
+                            writes the current tensor names",
                     )
                 })?;
                 tensors.insert(stored, tensor.f_detach()?.f_to_device(tch::Device::Cpu)?);
@@ -69,8 +69,8 @@ impl Export {
         Ok(Self { tensors, kind, tied: model.is_tied() })
     }
 
-    /// Writes a new folder that transformers can load, with config.json, the weights in files of at
-    /// most `shard` bytes, and the tokenizer. The folder only appears when it is complete. Returns
+    /// Writes a new folder that transformers can load. It contains config.json, the weights in
+    /// files of at most `shard` bytes, and the tokenizer. The folder is created atomically. Returns
     /// the paths of its files.
     ///
     /// # Errors
@@ -84,7 +84,7 @@ impl Export {
     ) -> Result<Vec<PathBuf>> {
         if out.exists() {
             return Err(Error::new(format!("`{}` already exists", out.display()))
-                .hint("give another `--out`, or remove it"));
+                .hint("choose a different `--out`, or remove the existing folder"));
         }
         let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         std::fs::create_dir_all(parent)
@@ -112,11 +112,10 @@ impl Export {
         Ok(written)
     }
 
-    /// The configuration of the exported model: the original one without the fields that no longer
-    /// apply.
+    /// Returns the original configuration, updated for the exported weights.
     ///
     /// # Errors
-    /// Fails if no configuration of transformers computes the same model.
+    /// Fails if transformers does not support the configuration.
     fn config(&self, original: &Value) -> Result<Value> {
         let rope =
             original.get("rope_parameters").into_iter().flat_map(|p| [p, &p["full_attention"]]);
@@ -133,7 +132,7 @@ impl Export {
                 map.shift_remove(gone);
             }
             map.insert("dtype".to_owned(), json!(type_name(self.kind)));
-            // The original value may contradict the weights. The weights decide, as in
+            // If the original value contradicts the weights, the weights take precedence, as in
             // transformers.
             map.insert("tie_word_embeddings".to_owned(), json!(self.tied));
             if let Some(text) = map.get_mut("text_config").and_then(Value::as_object_mut) {
@@ -175,8 +174,8 @@ impl Export {
 }
 
 fn blocks() -> Error {
-    Error::new("the adapter changes the output of blocks, which the model's weights cannot express")
-        .hint("use it as an adapter, for example with `reprpo eval RUN`")
+    Error::new("the adapter changes the outputs of blocks, so it cannot be merged into the weights")
+        .hint("use it without merging, for example with `reprpo eval RUN`")
 }
 
 /// Copies the tokenizer's files if the model is a folder. Otherwise, creates equivalent files.

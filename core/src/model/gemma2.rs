@@ -78,7 +78,7 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     ))
 }
 
-/// The block of Gemma 2 and later.
+/// The block that Gemma 2 and Gemma 3 share.
 #[derive(Debug)]
 pub struct Gemma2Block {
     input_layernorm: Norm,
@@ -90,7 +90,7 @@ pub struct Gemma2Block {
 }
 
 impl Gemma2Block {
-    /// Builds a block from its attention and MLP, and takes the norms from `weights`.
+    /// Builds a block from its attention and MLP, and loads its norms from `weights`.
     ///
     /// # Errors
     /// Fails if a tensor is missing or has the wrong shape.

@@ -1,10 +1,10 @@
-//! The text model of the Gemma 3 architecture: Gemma 2's block with a norm over each head of
-//! queries and keys. Layers with a sliding window have a different rotary base from the others.
+//! The text model of the Gemma 3 architecture: Gemma 2's block with an additional norm on each
+//! query and key head. Layers with a sliding window have a different rotary base from the others.
 //!
 //! Reference: Gemma Team 2025 (Gemma 3) §2, Gemma Team 2024 (Gemma 2) §2 for the soft caps, and
-//! `modeling_gemma3.py` of transformers. A cap on attention scores is applied as the documentation
-//! of the configuration describes, although transformers 5.23 reads the field without using it. No
-//! released model has one.
+//! `modeling_gemma3.py` of transformers. If `attn_logit_softcapping` is set, attention scores are
+//! capped as the documentation of this field describes, although transformers 5.23 ignores it. No
+//! released model sets it.
 
 use super::gemma2::Gemma2Block;
 use super::prelude::*;
@@ -19,16 +19,16 @@ struct Config {
     query_pre_attn_scalar: f64,
     sliding_window: Option<i64>,
     layer_types: Option<Vec<LayerType>>,
-    /// Every layer whose number (from 1) is a multiple of this has full attention, if `layer_types`
-    /// is not given.
+    /// If `layer_types` is not set, every layer whose number (from 1) is a multiple of this value
+    /// has full attention.
     sliding_window_pattern: usize,
     final_logit_softcapping: Option<f64>,
     attn_logit_softcapping: Option<f64>,
     use_bidirectional_attention: Option<bool>,
 }
 
-/// Adds the defaults of fields that a configuration leaves out. The text configurations of models
-/// with images leave out most of them.
+/// Adds the default values of missing fields. The `text_config` of a multimodal model omits most
+/// fields.
 fn complete(config: &Value) -> Value {
     let defaults = json!({
         "vocab_size": 262_208, "hidden_size": 2304, "intermediate_size": 9216,
@@ -42,7 +42,7 @@ fn complete(config: &Value) -> Value {
     settings::with_defaults(config, &defaults)
 }
 
-/// Builds the model from a configuration for text only.
+/// Builds a text-only model.
 ///
 /// # Errors
 /// Fails if the configuration is not supported, or if a tensor is missing or has the wrong shape.
@@ -50,21 +50,20 @@ pub fn build_text(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     build("gemma3_text", "model", config, weights)
 }
 
-/// Builds the text model from a configuration for text and images. The tensors of the image encoder
-/// are dropped, because text does not pass through it.
+/// Builds the text model of a multimodal model. The tensors of the image encoder are dropped,
+/// because text does not pass through it.
 ///
 /// # Errors
 /// Fails in the same cases as [`build_text`].
 pub fn build_multimodal(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let text = config.get("text_config").filter(|text| text.is_object());
-    let text = text.ok_or_else(|| {
-        Error::new("the model's config.json has no `text_config`, which `gemma3` models need")
-    })?;
+    let text =
+        text.ok_or_else(|| Error::new("a Gemma 3 model's config.json must set `text_config`"))?;
     let mut text = text.clone();
     if let (Some(tied), Some(fields)) = (config.get("tie_word_embeddings"), text.as_object_mut()) {
         fields.insert("tie_word_embeddings".to_owned(), tied.clone());
     }
-    // Published checkpoints have older names of the tensors; transformers renames them in the same
+    // Published checkpoints use older tensor names. transformers renames these tensors in the same
     // way.
     let checkpoint = weights.checkpoint();
     checkpoint.rename("language_model.model.", "model.language_model.");

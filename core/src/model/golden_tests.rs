@@ -1,5 +1,5 @@
-//! Compares models with transformers: small models at each of their sites, and SmolLM2 and Gemma 3
-//! on real inputs.
+//! Compares models with transformers. Small models are compared at every site, and SmolLM2 and
+//! Gemma 3 on real inputs.
 
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -12,8 +12,8 @@ use super::*;
 use crate::testing::{gemma3, golden, smollm2};
 use crate::weights::read_safetensors;
 
-/// The small models, each with the number of sites per block that have reference values, not
-/// counting the residual stream. Outputs of modules were only stored for `llama`.
+/// The small models, and the number of sites inside each block for which reference values are
+/// stored. The outputs of modules are only stored for `llama`.
 const SMALL: [(&str, usize); 14] = [
     ("gemma2", 2),
     ("gemma3_text", 2),
@@ -32,7 +32,8 @@ const SMALL: [(&str, usize); 14] = [
 ];
 const STRATEGIES: [Strategy; 3] = [Strategy::Segments, Strategy::Trees, Strategy::Padded];
 
-/// The name, the number of sites per block, and the folder of every small model under every root.
+/// All small models in all folders of golden data. Each item is the name of the model, the number
+/// of stored sites per block, and the folder of the model.
 fn small() -> impl Iterator<Item = (&'static str, usize, PathBuf)> {
     golden::roots()
         .into_iter()
@@ -320,8 +321,7 @@ fn smollm2_has_the_same_states_and_logits_as_in_transformers() {
     let sites: Vec<Site> = (0..=model.info().layers).map(Site::Residual).collect();
     let read = |root: PathBuf| read_safetensors(&root.join("smollm2/forward.safetensors")).unwrap();
     let inputs = golden::roots().into_iter().map(read);
-    // The three inputs of a file are identical or similar, because they come from the same data
-    // set.
+    // Each file contains three inputs.
     for (io, i) in inputs.flat_map(|io| std::iter::repeat_n(Rc::new(io), 3).zip(0..)) {
         let ids = io[&format!("{i}.input_ids")].unsqueeze(0);
         let stream = Stream::from_padded(&ids, &ids.ones_like(), Device::Cpu).unwrap();
@@ -435,7 +435,10 @@ fn smollm2_gives_completions_the_same_probability_as_in_transformers() {
                 logps.sum(Kind::Double).double_value(&[]),
                 pair[format!("{field}_logp_sum")].as_f64().unwrap(),
             );
-            assert!((ours - reference).abs() < 1e-2, "pair {i}, {field}: {ours}, not {reference}");
+            assert!(
+                (ours - reference).abs() < 1e-2,
+                "pair {i}, {field}: {ours}, expected {reference}"
+            );
             worst = worst.max((ours - reference).abs());
         }
     }

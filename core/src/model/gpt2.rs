@@ -19,9 +19,9 @@ struct Config {
     reorder_and_upcast_attn: bool,
 }
 
-/// Reads the sizes of a configuration, and the number of positions. Like transformers, it accepts
-/// each size under GPT-2's name and under the name that other architectures use, which takes
-/// precedence.
+/// Reads the sizes of the model and the number of positions. As in transformers, a size may be
+/// given under the name that other architectures use, such as `hidden_size`, or under GPT-2's own
+/// name, such as `n_embd`. The former takes precedence.
 fn sizes(config: &Value) -> Result<(Sizes, i64)> {
     let of = |names: [&str; 2], usual: i64| {
         names.iter().find_map(|name| config.get(name)).cloned().unwrap_or_else(|| usual.into())
@@ -73,7 +73,7 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let layers = sizes.layers(|i| {
         let at = model.at("h").at(i);
         let (attn, mlp) = (at.at("attn"), at.at("mlp"));
-        // Old checkpoints contain causal masks under these names.
+        // Old checkpoints store causal masks under these names.
         attn.forget("bias");
         attn.forget("masked_bias");
         let scale = if config.scale_attn_weights { sizes.scale() } else { 1.0 };

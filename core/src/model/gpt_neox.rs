@@ -46,7 +46,7 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let sizes = Sizes::read(config)?;
     if sizes.kv_heads() != sizes.num_attention_heads || sizes.q_width() != sizes.hidden_size {
         return Err(Error::new(
-            "a GPT-NeoX model's config.json must have as many key-value heads as query heads, and \
+            "a GPT-NeoX model's config.json must set as many key-value heads as query heads, and \
                 the width of all heads must be the hidden size",
         ));
     }
@@ -58,7 +58,7 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let activation = Activation::named("hidden_act", &config.hidden_act)?;
     let (hidden, inner, eps, bias) =
         (sizes.hidden_size, sizes.intermediate_size, config.layer_norm_eps, config.attention_bias);
-    // As in transformers, the head may have either name in the file.
+    // As in transformers, the checkpoint may use either name for the head.
     let head = if !weights.has("embed_out.weight") && weights.has("lm_head.weight") {
         "lm_head"
     } else {
@@ -74,7 +74,7 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let layers = sizes.layers(|i| {
         let at = model.at("layers").at(i);
         let (attention, mlp) = (at.at("attention"), at.at("mlp"));
-        // Old checkpoints contain causal masks under these names.
+        // Old checkpoints store causal masks under these names.
         attention.forget("bias");
         attention.forget("masked_bias");
         let qkv = Projections::fused_by_head(

@@ -1,5 +1,5 @@
-//! Log-probabilities of given tokens. The output head runs only on the rows that predict one of
-//! them, because logits are large.
+//! Log-probabilities of given tokens. Logits are large, so the output head only runs on the rows
+//! that predict these tokens.
 
 use tch::{Device, Kind, Tensor};
 
@@ -9,14 +9,14 @@ use crate::error::Result;
 /// The tokens to score, and the rows of the stream whose states predict them.
 #[derive(Debug)]
 pub struct PredictedTokens {
-    /// Row of the stream that predicts each token, `[m]`, int64.
+    /// For each token, the row of the stream that predicts it; int64, `[m]`.
     pub rows: Tensor,
-    /// The token ids, `[m]`, int64.
+    /// The token ids; int64, `[m]`.
     pub ids: Tensor,
 }
 
-/// Statistics for each scored token, without gradient. Each tensor is `[m]`, in the kind of the
-/// log-probabilities.
+/// Statistics for each scored token, without gradient. Each tensor is `[m]`, with the dtype of the
+/// log-probabilities unless stated otherwise.
 #[derive(Debug)]
 pub struct TokenStats {
     /// Entropy over the vocabulary in nats, −Σ p log p.
@@ -29,7 +29,7 @@ pub struct TokenStats {
     pub log_collision: Option<Tensor>,
 }
 
-/// Selects the statistics to compute for each scored token, besides its log-probability.
+/// Selects the statistics to compute for each scored token, in addition to its log-probability.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Detail {
     /// No statistics.

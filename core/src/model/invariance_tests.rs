@@ -78,8 +78,7 @@ fn every_architecture_and_rope_type_gives_the_same_scores_as_transformers() {
     assert!(architectures.into_iter().all(|name| covered(name) == expected(name)));
 }
 
-/// Checks that every pair has the same score by itself and in batches of several random orders and
-/// sizes.
+/// Checks that every pair has the same score by itself and in batches of random order and size.
 fn scores_do_not_depend_on_the_batch(model: &Model, pairs: &[TokenPair], what: &str) {
     let separate: Vec<[f64; 2]> =
         pairs.iter().flat_map(|pair| scores(model, std::slice::from_ref(pair), 1)).collect();
@@ -187,9 +186,9 @@ fn sequences_with_different_frequencies_do_not_share_a_prompt() {
             .layout
             .tokens()
     };
-    // A prompt of 6 tokens has completions of 4 + 9 and 5 + 6 tokens. With the prompt, three of
-    // them fit into the original context of 12 tokens, so the fourth needs its own copy of the
-    // prompt.
+    // The two pairs have the same prompt of 6 tokens, and completions of 4, 9, 5 and 6 tokens.
+    // The prompt and the completion of 9 tokens do not fit into the original context of 12 tokens,
+    // so this completion needs its own copy of the prompt. The other three completions fit.
     assert_eq!(
         (tokens("default"), tokens("longrope"), tokens("dynamic")),
         (6 + 24, 12 + 24, 12 + 24)
@@ -224,7 +223,7 @@ fn a_sequence_longer_than_the_learned_positions_is_refused() {
     assert!(forward(40, 8).is_ok());
     let e = forward(40, 9).unwrap_err();
     assert!(e.message().contains("has 49 tokens, but the model has positions for 48"), "{e:?}");
-    // A completion ends when the model has no more positions.
+    // Generation stops when the model has no more positions.
     let sampling = Sampling { max_new_tokens: 60, ..Sampling::default() };
     let completion =
         |prompt: usize| generate(&model, None, &vec![1; prompt], &[], sampling, &mut |_| true);

@@ -1,4 +1,4 @@
-//! Kinds of layers. They differ in how far their attention looks back and in how they encode
+//! Kinds of layers, which differ in how far their attention looks back and in how they encode
 //! positions.
 
 use std::rc::Rc;
@@ -16,10 +16,11 @@ pub struct LayerKind {
     pub rope: Option<Rope>,
 }
 
-/// The attention masks and rotary tables that one kind of layer uses for one stream.
+/// The attention masks and rotary tables that one kind of layer uses for one batch, which is a flat
+/// stream of tokens.
 #[derive(Debug)]
 pub struct View {
-    /// Computes attention with the masks of this kind.
+    /// The attention masks, shared by all kinds with the same window.
     pub attention: Rc<Attention>,
     /// cos and sin for every position of the stream; `None` if the layer does not rotate.
     pub tables: Option<Tables>,

@@ -1,4 +1,4 @@
-//! Linear modules of the frozen model, and the parts of fused ones.
+//! The linear modules of the frozen model, and the parts of fused modules.
 
 use std::cell::{Ref, RefCell};
 
@@ -7,11 +7,11 @@ use tch::Tensor;
 use crate::api::{Frozen, LinearInfo, PartInfo, Rows, Site};
 use crate::error::{Error, Result};
 
-/// The name of a linear module or of a part of one, and the sites of its input and output.
+/// The name and the sites of a linear module, or of one part of a fused module.
 #[derive(Debug)]
 pub struct Place {
-    /// The name in PyTorch's state dict without `.weight`. A part is named after its module,
-    /// followed by a dot and the name of the corresponding module in Llama.
+    /// The name in PyTorch's state dict, without `.weight`. The name of a part consists of the name
+    /// of its module, a dot, and the name of the corresponding module in Llama.
     pub name: String,
     /// The site of the input.
     pub input: Site,
@@ -28,7 +28,7 @@ impl Place {
 /// A linear module of the frozen model.
 #[derive(Debug)]
 pub struct Linear {
-    /// The name, and the sites of input and output.
+    /// The name and the sites of the module.
     pub place: Place,
     frozen: RefCell<Frozen>,
     /// How checkpoints store the weight.
@@ -40,16 +40,16 @@ pub struct Linear {
 /// How a checkpoint stores the weight of a linear module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stored {
-    /// `[out in]`, as `torch.nn.Linear` does.
+    /// `[out in]`, as in `torch.nn.Linear`.
     OutIn,
-    /// `[in out]`, as `Conv1D` of transformers does.
+    /// `[in out]`, as in transformers' `Conv1D`.
     InOut,
 }
 
 /// Rows of a fused projection that Llama stores as a separate module.
 #[derive(Debug)]
 pub struct Part {
-    /// The name, and the sites of input and output.
+    /// The name and the sites of the part.
     pub place: Place,
     /// The rows of the module's weight that belong to the part.
     pub rows: Rows,
@@ -61,8 +61,8 @@ impl Linear {
         Self { place: Place::new(name), frozen: RefCell::new(frozen), stored, parts: Vec::new() }
     }
 
-    /// Divides the module into parts. Its rows form `groups` groups, and each group consists of the
-    /// given number of rows of each part, in order.
+    /// Marks the module as fused. The rows of its weight form `groups` groups of equal size.
+    /// `parts` lists the parts of each group in order, each as a name and a number of rows.
     #[must_use]
     pub fn fused(mut self, groups: i64, parts: &[(&str, i64)]) -> Self {
         let width = parts.iter().map(|(_, len)| len).sum();
@@ -88,7 +88,7 @@ impl Linear {
             .map_err(|_| Error::internal(format!("`{}` does not have {N} parts", self.place.name)))
     }
 
-    /// Joins the outputs of all parts, each `[n groups·len]`, to the module's output `[n out]`.
+    /// Joins the outputs of all parts, each `[n groups·len]`, into the module's output `[n out]`.
     ///
     /// # Errors
     /// Fails if shapes do not match, or if memory runs out.
@@ -111,7 +111,8 @@ impl Linear {
         self.frozen.replace(frozen)
     }
 
-    /// The frozen weights of this module or of its part, if `name` is the name of one. They share
+    /// Returns the frozen weights of the whole module or of one of its parts, whichever is called
+    /// `name`. Returns `None` if neither the module nor a part has this name. The weights share
     /// memory with the module if possible.
     pub fn weights(&self, name: &str) -> Option<Result<Frozen>> {
         if self.place.name == name {
@@ -123,8 +124,8 @@ impl Linear {
             .map(|part| self.frozen().part(part.rows))
     }
 
-    /// Returns the descriptions of the module and of its parts that plugins receive. `layer` is the
-    /// number of the block that contains the module.
+    /// Describes the module and its parts to plugins. `layer` is the index of the block that
+    /// contains the module.
     pub fn info(&self, layer: usize) -> (LinearInfo, Vec<PartInfo>) {
         let (holder, inputs) = (&self.place.name, self.frozen().inputs());
         let linear = |place: &Place, outputs| LinearInfo {
@@ -164,7 +165,7 @@ mod tests {
                     (t.size(), part.place.name.as_str()),
                     (vec![3, groups, len], format!("m.{name}").as_str())
                 );
-                // The weight's rows are y's columns.
+                // Each row of the weight computes one column of y.
                 let frozen = linear.weights(&part.place.name).unwrap().unwrap();
                 assert_eq!(
                     (frozen.dense().unwrap().tr(), frozen.bias().unwrap()),

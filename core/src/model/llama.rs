@@ -1,5 +1,5 @@
-//! The Llama architecture: pre-norm blocks of grouped-query attention with rotary positions, and a
-//! gated MLP.
+//! The Llama architecture: pre-norm blocks, each with a gated MLP and grouped-query attention with
+//! rotary positions.
 //!
 //! Reference: Touvron et al. 2023 (LLaMA, Llama 2), and `modeling_llama.py` of transformers, whose
 //! names and order of operations this file follows. SmolLM2 and TinyLlama have this architecture.
@@ -65,7 +65,8 @@ impl Block for LlamaBlock {
     }
 }
 
-/// The parts of Llama that later architectures share: the names of the tensors, and the block.
+/// The parts of Llama that later architectures reuse: the tensor names and the structure of a
+/// block.
 #[derive(Deserialize)]
 pub struct Frame {
     rms_norm_eps: Option<f64>,
@@ -73,25 +74,25 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// ε of every norm; 1e-6 by default.
+    /// ε of the RMS norms; 1e-6 if it is not set.
     pub fn eps(&self) -> f64 {
         self.rms_norm_eps.unwrap_or(1e-6)
     }
 
-    /// Sets the default of ε, for architectures in which it is not 1e-6.
+    /// Sets ε of the RMS norms to `eps` if config.json does not set it.
     #[must_use]
     pub fn or_eps(self, eps: f64) -> Self {
         Self { rms_norm_eps: self.rms_norm_eps.or(Some(eps)), ..self }
     }
 
-    /// Ties the embedding and the head by default.
+    /// Ties the embedding and the output head if config.json does not say whether they are tied.
     #[must_use]
     pub fn or_tied(self) -> Self {
         Self { tie_word_embeddings: self.tie_word_embeddings.or(Some(true)), ..self }
     }
 
-    /// Builds a model. For each layer, `halves` receives the layer's weights and its index, and
-    /// returns the index of the layer's kind in `kinds`, the attention and the MLP.
+    /// Builds a model. Calls `halves` with the weights and the index of each layer. The closure
+    /// returns the layer's attention and MLP, preceded by the index of the layer's kind in `kinds`.
     ///
     /// # Errors
     /// Fails if `halves` fails, or if a tensor is missing or has the wrong shape.

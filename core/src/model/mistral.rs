@@ -1,7 +1,7 @@
 //! The Mistral architecture: Llama's block with sliding-window attention.
 //!
 //! Reference: Jiang et al. 2023 (Mistral 7B) §2, and `modeling_mistral.py` of transformers. Models
-//! since v0.2 set the window to null, and are then the same as Llama.
+//! since v0.2 set the window to null, which makes them identical to Llama.
 
 use super::llama::Frame;
 use super::prelude::*;

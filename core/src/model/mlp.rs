@@ -1,4 +1,4 @@
-//! The second half of a block, which processes each token separately.
+//! The MLP, which is the second half of a block and processes each token separately.
 
 use tch::Tensor;
 
@@ -15,7 +15,7 @@ pub struct Mlp {
     pub input: InputProjection,
     /// The projection back to the residual stream.
     pub output: Linear,
-    /// The activation between them.
+    /// The activation between `input` and `output`.
     pub activation: Activation,
 }
 
@@ -36,8 +36,8 @@ pub enum InputProjection {
 }
 
 impl Mlp {
-    /// Takes Llama's MLP from `weights`, with the modules `gate_proj`, `up_proj` and `down_proj`
-    /// between the widths `hidden` and `inner`.
+    /// Builds Llama's MLP from the modules `gate_proj`, `up_proj` and `down_proj` in `weights`.
+    /// `hidden` is the width of the residual stream, and `inner` is the inner width.
     ///
     /// # Errors
     /// Fails if a tensor is missing or has the wrong shape.
@@ -54,7 +54,7 @@ impl Mlp {
         Ok(Self { input, output: weights.linear("down_proj", inner, hidden, bias)?, activation })
     }
 
-    /// Applies the MLP to x `[n hidden]`. Returns `[n hidden]`.
+    /// Applies the MLP to each row of x. Input and output have the shape `[n hidden]`.
     ///
     /// # Errors
     /// Fails if an adapter fails, or if memory runs out.

@@ -1,8 +1,8 @@
-//! Language models: their frozen weights, and the architectures that compute with them.
+//! Language models with frozen weights, and the supported architectures.
 //!
-//! Each architecture is one file that reads like the block in its paper. It declares the fields of
-//! its configuration and assembles a `Decoder` from shared building blocks (attention, MLP,
-//! norms), each of which is in the file with its name.
+//! Each architecture is one file. It declares the fields of its configuration and assembles a
+//! `Decoder` from shared building blocks, such as attention, MLP and norms. Each building block has
+//! its own file.
 
 mod activation;
 pub mod adapted;
@@ -61,8 +61,8 @@ use crate::api::{Frozen, ModelInfo, Site};
 use crate::error::{Context, Error, Result};
 use crate::weights::ModelFiles;
 
-/// The original weights that merging an adapter replaced. [`Model::unmerge`] restores them;
-/// dropping this value makes the merge permanent.
+/// The original weights of the modules into which an adapter was merged. [`Model::unmerge`]
+/// restores them; dropping this value makes the merge permanent.
 #[derive(Debug)]
 pub struct ReplacedWeights {
     originals: Vec<(String, Frozen)>,
@@ -70,8 +70,8 @@ pub struct ReplacedWeights {
 
 type Build = fn(&serde_json::Value, &weights::Weights<'_>) -> Result<Decoder>;
 
-/// The supported architectures: Hugging Face's `model_type`, transformers' `base_model_prefix`, and
-/// the function that builds the decoder.
+/// The supported architectures. Each entry contains Hugging Face's `model_type`, transformers'
+/// `base_model_prefix`, and the function that builds the decoder.
 const ARCHITECTURES: [(&str, &str, Build); 14] = [
     ("gemma2", "model", gemma2::build),
     ("gemma3", "model", gemma3::build_multimodal),
@@ -95,7 +95,7 @@ fn architecture(config: &serde_json::Value) -> Result<(Build, &'static str)> {
     let name = config
         .get("model_type")
         .and_then(|v| v.as_str())
-        .ok_or_else(|| Error::new("the model's config.json has no `model_type`"))?;
+        .ok_or_else(|| Error::new("the model's config.json must set `model_type`"))?;
     let known = ARCHITECTURES
         .iter()
         .find(|(known, ..)| *known == name)
@@ -127,8 +127,8 @@ impl Model {
     /// Loads a model onto `device`, with its weights converted to `kind`.
     ///
     /// # Errors
-    /// Fails if the architecture is not supported, or if a tensor is missing, left over or has the
-    /// wrong shape.
+    /// Fails if the architecture is not supported, or if a tensor is missing, is unexpected or has
+    /// the wrong shape.
     pub fn load(files: &ModelFiles, kind: Kind, device: Device) -> Result<Self> {
         let within = || format!("cannot use the model in `{}`", files.path().display());
         Self::accepts(files.config()).within(within)?;
@@ -143,7 +143,7 @@ impl Model {
         architecture(config).map(drop)
     }
 
-    /// Builds a model from tensors that have the names of PyTorch's state dict.
+    /// Builds a model from tensors that are named as in PyTorch's state dict.
     ///
     /// # Errors
     /// Fails in the same cases as [`load`](Self::load).
@@ -165,12 +165,12 @@ impl Model {
         Ok(Self { decoder, base, attention, kind, device })
     }
 
-    /// Sizes of the model, and the names and shapes of its linear modules.
+    /// The sizes of the model, and the names and shapes of its linear modules.
     pub fn info(&self) -> &ModelInfo {
         self.decoder.info()
     }
 
-    /// The kind of the weights and activations.
+    /// The tensor kind (dtype) of the weights and activations.
     pub fn kind(&self) -> Kind {
         self.kind
     }
@@ -180,12 +180,12 @@ impl Model {
         self.device
     }
 
-    /// Replaces the attention strategy, which is otherwise chosen for the device.
+    /// Sets the attention strategy. The default depends on the device.
     pub fn set_attention(&mut self, strategy: Strategy) {
         self.attention.strategy = strategy;
     }
 
-    /// Replaces the attention kernel, which is libtorch's fused one by default.
+    /// Sets the attention kernel. The default is libtorch's fused kernel.
     pub fn set_attention_kernel(&mut self, kernel: Kernel) {
         self.attention.kernel = kernel;
     }
@@ -196,8 +196,8 @@ impl Model {
         self.attention.deterministic = on;
     }
 
-    /// The frozen weights of the linear module `name`, or of the part `name` of a fused module.
-    /// They share the model's memory if possible.
+    /// Returns the frozen weights of `name`, which is a linear module or a part of a fused module.
+    /// The weights share the model's memory if possible.
     ///
     /// # Errors
     /// Fails if there is no such module or part.
@@ -208,8 +208,8 @@ impl Model {
         })
     }
 
-    /// The maximum length of a sequence in tokens, prompt and completion together. `None` if the
-    /// model does not have learned position embeddings, so that its architecture sets no limit.
+    /// The maximum sequence length in tokens, including prompt and completion. `None` for models
+    /// without learned positions, which do not have a limit.
     pub fn max_tokens(&self) -> Option<usize> {
         self.decoder.max_tokens()
     }
@@ -220,19 +220,19 @@ impl Model {
     }
 
     /// The name under which a checkpoint stores the tensor `name`: the same name, or the name with
-    /// the architecture's prefix removed or added. `None` if the checkpoint `has` none of these.
+    /// the architecture's prefix removed or added. `None` if `has` returns false for all of them.
     pub fn stored_name(&self, name: &str, has: impl Fn(&str) -> bool) -> Option<String> {
         weights::stored_name(name, self.base, has)
     }
 
-    /// The embedding matrix and the output head's matrix, each `[vocab hidden]`. Both are the same
-    /// tensor if they are tied.
+    /// The embedding matrix and the output head's matrix, each of shape `[vocab hidden]`. Both are
+    /// the same tensor if they are tied.
     pub fn embeddings(&self) -> (&Tensor, &Tensor) {
         self.decoder.embeddings()
     }
 
-    /// Merges `adapted` into the frozen weights. Afterwards, the model without the adapter computes
-    /// the same outputs as before with the adapter, up to rounding.
+    /// Merges `adapted` into the frozen weights. The outputs of the merged model equal the outputs
+    /// with the adapter, up to rounding.
     ///
     /// # Errors
     /// Fails if the adapter cannot be expressed as frozen weights; the model is then unchanged.
@@ -247,9 +247,9 @@ impl Model {
         }
         let merged = adapted.merged(self)?;
         let originals = merged.into_iter().map(|(name, frozen)| {
-            let linear = self
-                .linear(&name)
-                .ok_or_else(|| Error::internal(format!("no module `{name}` to merge into")))?;
+            let linear = self.linear(&name).ok_or_else(|| {
+                Error::internal(format!("cannot merge into `{name}`: no such module"))
+            })?;
             let original = linear.replace(frozen);
             Ok((name, original))
         });
@@ -266,19 +266,20 @@ impl Model {
         }
     }
 
-    /// The linear module `name`, or `None` if the model has none of that name.
+    /// The linear module `name`; `None` if the model does not have it.
     fn linear(&self, name: &str) -> Option<&Linear> {
         self.decoder.linears().into_iter().find(|linear| linear.place.name == name)
     }
 
-    /// True if checkpoints store the weight of this module as `[in out]`, as transformers' `Conv1D`
-    /// does.
+    /// True if checkpoints store the weight of this module as `[in out]`, as in transformers'
+    /// `Conv1D`.
     pub fn is_conv1d(&self, module: &str) -> bool {
         self.linear(module).is_some_and(|linear| linear.stored == Stored::InOut)
     }
 
-    /// Returns numbers that identify the rotary frequencies of a sequence of `tokens` tokens. Two
-    /// sequences may share the states of a common prefix only if these numbers are equal.
+    /// Returns one number for each type of layer that uses rotary positions. The number identifies
+    /// the frequencies that these layers use for a sequence of `tokens` tokens. Two sequences may
+    /// share the states of a common prefix only if all their numbers are equal.
     pub fn rotation_of(&self, tokens: usize) -> Vec<usize> {
         self.decoder.rotation_of(tokens)
     }
@@ -289,8 +290,8 @@ impl Model {
         self.decoder.outgrows_cache(past, tokens)
     }
 
-    /// The number of blocks that a pass must run to reach all `sites`, and the final hidden state
-    /// if `hidden` is true (for log-probabilities).
+    /// The number of blocks that a pass must run to reach all `sites`. If `hidden` is true, the
+    /// pass must also reach the final hidden state, from which log-probabilities are computed.
     ///
     /// # Errors
     /// Fails if the model does not have one of the sites.
@@ -317,7 +318,7 @@ impl Model {
         )
     }
 
-    /// Logits `[m vocab]` for final hidden states `[m hidden]`.
+    /// Computes the logits, of shape `[m vocab]`, for final hidden states of shape `[m hidden]`.
     ///
     /// # Errors
     /// Fails if shapes do not match, or if memory runs out.

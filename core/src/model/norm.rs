@@ -1,15 +1,15 @@
-//! Norms of the residual stream and of heads. Their statistics are computed in float32, or in
-//! float64 in a float64 model.
+//! Normalisation layers for the residual stream and for attention heads. Their statistics are
+//! computed in float32, or in float64 if the model is in float64.
 
 use tch::{Kind, Tensor};
 
 use super::weights::Weights;
 use crate::error::Result;
 
-/// A norm over the last axis. The result has the shape and kind of the input.
+/// A normalisation layer over the last axis. Its output has the same shape and dtype as its input.
 #[derive(Debug)]
 pub enum Norm {
-    /// w ⊙ x / √(mean(x²) + ε) (Zhang and Sennrich 2019). The quotient is rounded to the kind of x
+    /// w ⊙ x / √(mean(x²) + ε) (Zhang and Sennrich 2019). The quotient is rounded to the dtype of x
     /// before it is multiplied by w, as in Llama.
     Rms {
         /// w `[width]`.
@@ -17,9 +17,9 @@ pub enum Norm {
         /// ε.
         eps: f64,
     },
-    /// g ⊙ x / √(mean(x²) + ε). The result is only rounded to the kind of x at the end.
+    /// g ⊙ x / √(mean(x²) + ε). Only the final result is rounded to the dtype of x.
     RmsRoundedOnce {
-        /// g `[width]`, in float32 or float64.
+        /// The gain g, of shape `[width]`, in float32 or float64.
         gain: Tensor,
         /// ε.
         eps: f64,
@@ -36,7 +36,7 @@ pub enum Norm {
 }
 
 impl Norm {
-    /// Normalises x `[... width]`.
+    /// Normalises `x`, of shape `[... width]`, over the last axis.
     ///
     /// # Errors
     /// Fails if shapes do not match, or if memory runs out.
@@ -55,7 +55,7 @@ impl Norm {
     }
 }
 
-/// x / √(mean(x²) + ε), in float32 or float64.
+/// Returns x / √(mean(x²) + ε) in float32, or in float64 if x is float64.
 fn scaled_to_one(x: &Tensor, eps: f64) -> Result<Tensor> {
     let wide = x.f_to_kind(widened(x.kind()))?;
     let scale =
@@ -68,7 +68,7 @@ fn widened(kind: Kind) -> Kind {
 }
 
 impl Weights<'_> {
-    /// Takes Llama's norm from the tensor `name.weight` `[width]`.
+    /// Builds Llama's RMS norm from the tensor `name.weight` of shape `[width]`.
     ///
     /// # Errors
     /// Fails if the tensor is missing or has the wrong shape.
@@ -76,8 +76,8 @@ impl Weights<'_> {
         Ok(Norm::Rms { weight: self.at(name).tensor("weight", &[width])?, eps })
     }
 
-    /// Takes OLMo's norm from the tensor `name.weight` `[width]`. It is Llama's norm, rounded only
-    /// at the end.
+    /// Builds OLMo's RMS norm from the tensor `name.weight` of shape `[width]`. Unlike Llama's
+    /// norm, it does not round before multiplying by the weight.
     ///
     /// # Errors
     /// Fails if the tensor is missing or has the wrong shape.
@@ -86,8 +86,8 @@ impl Weights<'_> {
         Ok(Norm::RmsRoundedOnce { gain: weight.f_to_kind(widened(weight.kind()))?, eps })
     }
 
-    /// Takes Gemma's norm from the tensor `name.weight` `[width]`. It is Llama's norm with the gain
-    /// 1 + w, rounded only at the end.
+    /// Builds Gemma's RMS norm from the tensor `name.weight` of shape `[width]`. Unlike Llama's
+    /// norm, it multiplies by 1 + w instead of w, and does not round before this multiplication.
     ///
     /// # Errors
     /// Fails if the tensor is missing or has the wrong shape.
@@ -99,7 +99,7 @@ impl Weights<'_> {
         })
     }
 
-    /// Takes a layer norm from the tensors `name.weight` and `name.bias`, each `[width]`.
+    /// Builds a layer norm from the tensors `name.weight` and `name.bias`, each of shape `[width]`.
     ///
     /// # Errors
     /// Fails if a tensor is missing or has the wrong shape.

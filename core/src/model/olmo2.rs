@@ -1,5 +1,5 @@
-//! The OLMo 2 architecture: Llama's block with the norms after the attention and the MLP instead of
-//! before them. Queries have one norm over all heads, and so do keys.
+//! The OLMo 2 architecture: Llama's block, but the attention and the MLP are each followed by a
+//! norm instead of preceded by one. Queries and keys each have a single norm over all heads.
 //!
 //! Reference: OLMo Team 2024 (2 OLMo 2 Furious) §2.1, and `modeling_olmo2.py` of transformers.
 
@@ -34,7 +34,8 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     )
 }
 
-/// Builds a model whose layer i has the kind with index `kind_of(i)` in `kinds`.
+/// Builds a model from its configuration and weights. `kind_of` maps the index of a layer to the
+/// index of its kind in `kinds`.
 ///
 /// # Errors
 /// Fails in the same cases as [`build`].
@@ -90,7 +91,7 @@ pub fn fill(
     ))
 }
 
-/// The block of OLMo 2 and later.
+/// The block that OLMo 2 and OLMo 3 share.
 #[derive(Debug)]
 struct Olmo2Block {
     self_attn: SelfAttention,

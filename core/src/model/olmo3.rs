@@ -1,5 +1,5 @@
-//! The OLMo 3 architecture: OLMo 2's block, with sliding windows in three of four layers. Layers
-//! with and without a window have different rotary parameters.
+//! The OLMo 3 architecture: OLMo 2's block, with sliding windows in three out of four layers.
+//! Layers with and without a window have different rotary parameters.
 //!
 //! Reference: OLMo Team 2025 (OLMo 3) §3.2, and `modeling_olmo3.py` of transformers.
 
@@ -24,8 +24,8 @@ fn tokens() -> Option<i64> {
 /// # Errors
 /// Fails if the configuration is not supported, or if a tensor is missing or has the wrong shape.
 pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
-    // If `rope_theta` is next to `rope_scaling`, transformers applies it to `full_attention` only,
-    // and uses the default for `sliding_attention`.
+    // If a configuration has a top-level `rope_theta`, transformers only applies it to
+    // `full_attention`, and uses the default for `sliding_attention`.
     const FULL: RopeFields = RopeFields { default_theta: 500_000.0, ..RopeFields::COMMON };
     const SLIDING: RopeFields = RopeFields { theta: "", ..FULL };
     let sizes = Sizes::read(config)?;

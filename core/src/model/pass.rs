@@ -1,5 +1,5 @@
-//! One forward pass through the model: the adapter in use, the sites that are read, and the number
-//! of blocks that run.
+//! A forward pass through the model. It runs only the blocks that are needed, applies an adapter,
+//! and records the states at the requested sites.
 
 use std::cell::RefCell;
 
@@ -13,7 +13,7 @@ use super::stream::Stream;
 use crate::api::{ModelInfo, PromptPlaces, Site};
 use crate::error::{Error, Result};
 
-/// The inputs of a forward pass, besides the tokens, and the values that it must return.
+/// The options of a forward pass, and the values that it must return.
 #[derive(Default)]
 pub struct Request<'a> {
     /// The adapter to apply; `None` to run the base model.
@@ -27,7 +27,7 @@ pub struct Request<'a> {
     /// Called with the output of each adapted module, part and block; see `Intercept`.
     pub intercept: Option<Intercept<'a>>,
     /// Keys and values of the tokens before the stream. The pass appends the keys and values of the
-    /// stream.
+    /// stream to this cache.
     pub cache: Option<&'a RefCell<Cache>>,
 }
 
@@ -44,7 +44,7 @@ pub struct PassOutput {
 /// and passes the cache to each block.
 pub struct Pass<'a> {
     request: Request<'a>,
-    /// The requested sites inside each block that runs, by block.
+    /// For each block to run, the requested sites inside it.
     within: Vec<Vec<RequestedSite<'a>>>,
     /// The requested sites on the residual stream, between blocks.
     between: Vec<RequestedSite<'a>>,
@@ -144,8 +144,8 @@ impl<'a> Pass<'a> {
             || self.between.iter().any(|w| *w.site.whole() == Site::Residual(self.layers))
     }
 
-    /// Ends the pass. `h` `[n hidden]` is the residual stream after the last block that ran; if all
-    /// blocks ran, it is the output of the final norm.
+    /// Ends the pass. `h` `[n hidden]` is the residual stream after the last block to run, or the
+    /// output of the final norm if the norm also ran.
     ///
     /// # Errors
     /// Fails if a requested site was not reached.

@@ -1,9 +1,9 @@
 //! Reads and writes adapters in PEFT's format: `adapter_config.json` and
 //! `adapter_model.safetensors`.
 //!
-//! PEFT only adapts whole modules. Adapters of parts of a fused module are converted to an adapter
-//! of the whole module if their method supports it. Otherwise they are written under the names of
-//! the parts, which only this program reads.
+//! PEFT only adapts whole modules. Adapters on parts of fused modules are converted to adapters on
+//! whole modules if the method supports it. Otherwise they are saved under the names of the parts,
+//! which only reprpo can read.
 
 use std::path::Path;
 
@@ -22,13 +22,13 @@ mod targets;
 
 const CONFIG: &str = "adapter_config.json";
 const TENSORS: &str = "adapter_model.safetensors";
-/// The tensor file of older versions of PEFT.
+/// The tensor file that older versions of PEFT write.
 const PICKLE: &str = "adapter_model.bin";
-/// PEFT's prefix of the names of modules.
+/// The prefix that PEFT adds to module names.
 const PREFIX: &str = "base_model.model.";
-/// PEFT's prefix of the names of tensors that all modules share.
+/// The prefix that PEFT adds to the names of tensors that all modules share.
 const SHARED_PREFIX: &str = "base_model.";
-/// The release of PEFT whose format is written.
+/// The PEFT version that saved adapters declare.
 const PEFT_VERSION: &str = "0.21.2";
 
 /// The configuration of a saved adapter, converted to the options of its plugin.
@@ -82,7 +82,9 @@ impl SavedConfig {
         let tensors = dir.join(TENSORS);
         if !tensors.exists() && dir.join(PICKLE).exists() {
             return Err(Error::new(format!("`{}` has no {TENSORS}", dir.display()))
-                .hint(format!("its {PICKLE} is a pickle, which can run code and is never read"))
+                .hint(format!(
+                    "its {PICKLE} is a pickle, which reprpo never reads because it can run code"
+                ))
                 .hint(
                     "load it in PEFT and save it again with `save_pretrained(..., \
                     safe_serialization=True)`",
@@ -102,8 +104,8 @@ impl SavedConfig {
     }
 }
 
-/// Checks that `layers_pattern`, the name of the model's list of layers, is unset or includes a
-/// name that supported models use: `layers`, or `h` in GPT-2.
+/// Checks `layers_pattern`, which names the model's list of layers. If it is set, it must include
+/// `layers`, or `h` for GPT-2.
 fn check_layers_pattern(peft: &PeftConfig) -> Result<()> {
     let patterns = match peft.get::<Value>("layers_pattern")? {
         Some(Value::String(one)) => vec![one],
@@ -117,11 +119,11 @@ fn check_layers_pattern(peft: &PeftConfig) -> Result<()> {
         Some(_) if patterns.iter().any(|p| names.contains(&p.as_str())) => Ok(()),
         Some(other) => {
             let e = Error::new(format!(
-                "`layers_pattern` in adapter_config.json is `{other}`, which is not the name of a \
-                    list of layers"
+                "`layers_pattern` in adapter_config.json must be the name of the model's list of \
+                    layers, got `{other}`"
             ));
             Err(e.hint(
-                "supported models have their layers in a list called `layers`, or `h` in GPT-2",
+                "the list is called `h` in GPT-2, and `layers` in all other supported models",
             ))
         }
         None => Ok(()),
@@ -176,7 +178,7 @@ pub struct Base {
 }
 
 impl Base {
-    /// The base model that the user gave as `given`, which was found at `source`.
+    /// The base model that the user specified as `given` and that was found at `source`.
     pub fn new(given: &str, source: &Located) -> Self {
         match &source.repository {
             Some(repo) => Self { name: repo.name.clone(), revision: Some(repo.revision.clone()) },
@@ -190,7 +192,8 @@ impl Base {
         }
     }
 
-    /// The base model that the adapter in `dir` names; `None` if it names none.
+    /// Reads the base model from the configuration of the adapter in `dir`. Returns `None` if the
+    /// configuration does not name a base model.
     ///
     /// # Errors
     /// Fails if the adapter's configuration cannot be read.
@@ -215,7 +218,7 @@ impl From<&str> for Base {
 /// Returns a warning if PEFT cannot read the files of this adapter, and `None` if it can.
 ///
 /// # Errors
-/// Fails if converting the adapter to whole modules fails.
+/// Fails if the adapter cannot be converted to whole modules.
 pub fn unreadable(
     entry: &AdapterEntry,
     adapter: &dyn Adapter,
@@ -234,7 +237,7 @@ pub fn unreadable(
     {
         let part = &part.linear.name;
         return Ok(warning(format!(
-            "it only adapts whole modules, and `{name}` on a part of one (`{part}`) cannot be \
+            "it only adapts whole modules, and `{name}` on `{part}`, a part of a module, cannot be \
                 converted to an adapter of the whole module"
         )));
     }
@@ -246,8 +249,8 @@ pub fn unreadable(
     }))
 }
 
-/// Name of the first adapted module, or module with an adapted part, that is a `Conv1D` in
-/// transformers.
+/// Returns the name of the first module that is a `Conv1D` in transformers and is adapted, in whole
+/// or in part.
 fn conv1d<'a>(adapted: &'a Adapted, model: &'a Model) -> Option<&'a str> {
     let module = |name: &'a str| model.info().part(name).map_or(name, |part| &part.holder);
     adapted.names().map(module).find(|module| model.is_conv1d(module))
@@ -285,13 +288,13 @@ pub fn write(
             ))
             .because(e)
         })?;
-    // Other fields that select modules, such as IA³'s `feedforward_modules`, are written like
-    // targets.
+    // Other fields that select modules, such as IA³'s `feedforward_modules`, may also have to be
+    // rewritten so that PEFT selects the same modules.
     for (field, value) in
         config.iter_mut().filter(|(field, value)| field.ends_with("_modules") && !value.is_null())
     {
         let meant: Targets = serde_json::from_value(value.take()).map_err(|e| {
-            Error::internal(format!("`{field}` is not a list of module names or a pattern"))
+            Error::internal(format!("`{field}` must be a list of module names or a pattern"))
                 .because(e)
         })?;
         *value = json!(written.inner(in_file(meant)?, adapted)?);

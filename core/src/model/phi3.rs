@@ -1,6 +1,6 @@
-//! The Phi-3 architecture: Llama's block with one fused module for queries, keys and values, and
-//! one for the gate and up projections. Long contexts use LongRoPE. Some models have a sliding
-//! window, or only rotate a part of each head.
+//! The Phi-3 architecture: Llama's block, but with one fused module for queries, keys and values,
+//! and another for the gate and up projections. Long contexts use LongRoPE. Some models have a
+//! sliding window, or only rotate a part of each head.
 //!
 //! Reference: Abdin et al. 2024 (Phi-3) §2, and `modeling_phi3.py` of transformers. Phi-3.5-mini
 //! and Phi-4 have this architecture.
@@ -27,7 +27,7 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     );
     let sizes = Sizes::read(config)?;
     let rope = RopeParameters::partial(config, &RopeFields::COMMON)?;
-    // The first releases use other names for LongRoPE.
+    // In the first Phi-3 releases, LongRoPE is called `su` or `yarn`.
     let rope =
         if ["su", "yarn"].contains(&rope.kind()) { rope.with_kind("longrope") } else { rope };
     let frame: Frame = settings::read(config)?;

@@ -86,7 +86,7 @@ impl Windows {
             settings::layer_types(self.layer_types.clone(), sizes.num_hidden_layers, usual)?;
         if window.is_none() && types.contains(&LayerType::Sliding) {
             return Err(Error::new(
-                "the model's config.json has `sliding_attention` among its \
+                "the model's config.json contains `sliding_attention` in \
                 `layer_types`, but does not enable a window",
             )
             .hint("set `sliding_window`, and set `use_sliding_window` to true"));

@@ -13,7 +13,7 @@ use super::settings::Sizes;
 use super::weights::Weights;
 use crate::error::Result;
 
-/// Self-attention with its projections from and to the residual stream.
+/// Self-attention, including the projections from the residual stream and back to it.
 #[derive(Debug)]
 pub struct SelfAttention {
     /// The projections to queries, keys and values.
@@ -49,9 +49,9 @@ pub enum QkNorm {
 }
 
 impl SelfAttention {
-    /// Takes Llama's attention from `weights`, with the modules `q_proj`, `k_proj`, `v_proj` and
-    /// `o_proj`. `bias[0]` is true if the first three have biases, and `bias[1]` if the last one
-    /// has.
+    /// Builds Llama's attention from the modules `q_proj`, `k_proj`, `v_proj` and `o_proj` in
+    /// `weights`. `bias[0]` is true if the first three modules have biases, and `bias[1]` is true
+    /// if `o_proj` has a bias.
     ///
     /// # Errors
     /// Fails if a tensor is missing or has the wrong shape.
@@ -68,7 +68,7 @@ impl SelfAttention {
     }
 
     /// Attention with these projections, without norms of queries and keys. Scores are multiplied
-    /// by 1/√d.
+    /// by 1/√d, where d is the width of a head.
     pub fn new(qkv: Projections, output: Linear, sizes: &Sizes) -> Self {
         Self {
             qkv,
@@ -144,8 +144,8 @@ impl Projections {
         ))
     }
 
-    /// Marks `module` as fused. Its rows are the query, key and value of the first head, then those
-    /// of the second head, and so on.
+    /// Marks `module` as fused. Its rows are the query, key and value of the first head, followed
+    /// by the query, key and value of the second head, and so on.
     pub fn fused_by_head(module: Linear, sizes: &Sizes) -> Self {
         let d = sizes.head_dim();
         Self::Fused(

@@ -1,8 +1,8 @@
 //! Reads a model's config.json.
 //!
-//! Each architecture reads the fields that transformers reads for it, under the same names. A value
-//! that would change the result and is not supported is an error. Dropout is ignored, because the
-//! frozen model always runs in evaluation mode.
+//! Each architecture reads the same fields as its implementation in transformers. A value that is
+//! not supported is an error if it would change the result. Dropout is ignored, because the frozen
+//! model always runs in evaluation mode.
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 
-/// Reads the fields that `T` declares from a configuration, and ignores the others.
+/// Reads the fields of `T` from a configuration, and ignores all other fields.
 ///
 /// # Errors
 /// Fails if a field is missing or has the wrong type.
@@ -18,7 +18,8 @@ pub fn read<T: DeserializeOwned>(config: &Value) -> Result<T> {
     read_at("", config)
 }
 
-/// Reads the fields that `T` declares from the object at the path `place` of the configuration.
+/// Reads the fields of `T` from `value`. `place` is the path of `value` in the configuration, which
+/// error messages show.
 ///
 /// # Errors
 /// Fails if a field is missing, unknown to `T` (if `T` denies unknown fields) or has the wrong
@@ -33,15 +34,15 @@ pub fn read_at<T: DeserializeOwned>(place: &str, value: &Value) -> Result<T> {
             .collect::<Vec<_>>()
             .join(".");
         match field.as_str() {
-            "" => Error::new("the model's config.json does not fit its architecture")
+            "" => Error::new("the model's config.json is invalid for its architecture")
                 .because(e.into_inner()),
-            field => Error::new(format!("the model's config.json has no valid `{field}`"))
+            field => Error::new(format!("invalid `{field}` in the model's config.json"))
                 .because(e.into_inner()),
         }
     })
 }
 
-/// Adds the fields of the object `defaults` that the configuration leaves out.
+/// Adds the fields of `defaults` that are missing from the configuration.
 pub fn with_defaults(config: &Value, defaults: &Value) -> Value {
     let mut config = config.clone();
     if let (Some(fields), Some(defaults)) = (config.as_object_mut(), defaults.as_object()) {
@@ -52,7 +53,7 @@ pub fn with_defaults(config: &Value, defaults: &Value) -> Value {
     config
 }
 
-/// Reads the number in `field`; `None` if the field is missing or null.
+/// Reads a numeric field. Returns `None` if the field is missing or null.
 ///
 /// # Errors
 /// Fails if the field is not a number.
@@ -63,7 +64,7 @@ pub fn number(config: &Value, field: &str) -> Result<Option<f64>> {
     }
 }
 
-/// The sizes in a configuration.
+/// The sizes of a model.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Sizes {
     /// Number of rows of the embedding.
@@ -99,7 +100,7 @@ impl Sizes {
             || sizes.head_dim() <= 0
             || sizes.num_hidden_layers == 0
         {
-            return Err(Error::new("the model's config.json contains a size that is not positive"));
+            return Err(Error::new("every size in the model's config.json must be greater than 0"));
         }
         if sizes.num_attention_heads % sizes.kv_heads() != 0 {
             return Err(Error::new(format!(
@@ -127,7 +128,7 @@ impl Sizes {
         self.num_attention_heads * self.head_dim()
     }
 
-    /// Total width of the keys of all heads, and also of the values.
+    /// Total width of the keys of all heads, which equals the total width of the values.
     pub fn kv_width(&self) -> i64 {
         self.kv_heads() * self.head_dim()
     }
@@ -138,7 +139,7 @@ impl Sizes {
     }
 }
 
-/// How far a layer looks back, with the names that `layer_types` uses.
+/// The type of attention in a layer: an entry of `layer_types` in config.json.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 pub enum LayerType {
     /// The layer attends to the whole sequence so far.
@@ -150,15 +151,15 @@ pub enum LayerType {
 }
 
 impl LayerType {
-    /// The index of this type in a list of two kinds of layers: full attention first, then sliding
-    /// windows.
+    /// 0 for full attention, and 1 for a sliding window. Architectures with both types list their
+    /// two layer kinds in this order.
     pub fn index(self) -> usize {
         usize::from(self == Self::Sliding)
     }
 }
 
-/// Returns `layer_types` from the configuration, or the `usual` type of each layer if they are not
-/// given.
+/// Returns the type of each layer. `given` is the value of `layer_types` in config.json. If it is
+/// `None`, `usual(i)` determines the type of layer i.
 ///
 /// # Errors
 /// Fails if the number of types is not the number of layers.
@@ -171,13 +172,14 @@ pub fn layer_types(
         None => Ok((0..layers).map(usual).collect()),
         Some(types) if types.len() == layers => Ok(types),
         Some(types) => Err(Error::new(format!(
-            "the model's config.json has {} `layer_types` for {layers} layers",
+            "`layer_types` in the model's config.json must have one entry for each of {layers} \
+                layers, got {}",
             types.len()
         ))),
     }
 }
 
-/// Refuses a model with bidirectional attention, in which tokens also attend to later ones.
+/// Checks that attention is causal, i.e. that tokens do not attend to later tokens.
 ///
 /// # Errors
 /// Fails if `use_bidirectional_attention` is true.
@@ -188,27 +190,31 @@ pub fn must_look_back(use_bidirectional_attention: Option<bool>) -> Result<()> {
             only causal attention is supported",
         )
         .hint(
-            "use a causal language model; bidirectional models only compute embeddings of texts",
+            "use a causal language model; models with bidirectional attention only compute text \
+                embeddings",
         ));
     }
     Ok(())
 }
 
-/// Returns the window for the layers whose type is `sliding_attention`; `None` if none is set.
+/// Returns the window size of the layers with the type `sliding_attention`. Returns `None` if
+/// `sliding_window` is not set.
 ///
 /// # Errors
-/// Fails if there are such layers, but `sliding_window` is missing, or if it is not positive.
+/// Fails if `sliding_window` is not positive, or if it is missing although a layer has the type
+/// `sliding_attention`.
 pub fn window_of(types: &[LayerType], sliding_window: Option<i64>) -> Result<Option<i64>> {
     let tokens = sliding_window.map(window).transpose()?;
     if tokens.is_none() && types.contains(&LayerType::Sliding) {
         return Err(Error::new(
-            "the model's config.json has layers of `sliding_attention`, but no `sliding_window`",
+            "the model's config.json must set `sliding_window`, because some layers have the type \
+                `sliding_attention`",
         ));
     }
     Ok(tokens)
 }
 
-/// Checks the size of a sliding window in tokens.
+/// Checks the size of a sliding window, which is given in tokens.
 ///
 /// # Errors
 /// Fails if it is not greater than 0.
@@ -217,13 +223,12 @@ pub fn window(tokens: i64) -> Result<i64> {
         Ok(tokens)
     } else {
         Err(Error::new(format!(
-            "the model's config.json sets `sliding_window` to {tokens}, which must be greater than \
-                0"
+            "`sliding_window` in the model's config.json must be greater than 0, got {tokens}"
         )))
     }
 }
 
-/// Checks a soft cap, which may be absent.
+/// Checks an optional soft cap.
 ///
 /// # Errors
 /// Fails if it is not greater than 0.
@@ -240,17 +245,17 @@ pub fn positive(field: &str, x: f64) -> Result<f64> {
         Ok(x)
     } else {
         Err(Error::new(format!(
-            "the model's config.json sets `{field}` to {x}, which must be greater than 0"
+            "`{field}` in the model's config.json must be greater than 0, got {x}"
         )))
     }
 }
 
-/// The default activation of most architectures.
+/// The name of the activation that most architectures use by default.
 pub fn silu() -> String {
     "silu".to_owned()
 }
 
-/// The default of boolean fields that are on unless a configuration turns them off.
+/// The serde default of boolean fields that default to true.
 pub fn yes() -> bool {
     true
 }
@@ -265,8 +270,8 @@ mod tests {
 
     use super::*;
 
-    /// Returns the error for a small model of this type with the fields of `more`. The error occurs
-    /// before any tensor is looked up.
+    /// Loads a small model with the additional configuration fields `more`, and returns the error.
+    /// The model has no tensors, because the error occurs before they are read.
     fn refused(model_type: &str, more: Value) -> String {
         let mut config = json!({ "model_type": model_type, "vocab_size": 16, "hidden_size": 16,
             "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2 });
@@ -299,17 +304,17 @@ mod tests {
         for (model_type, more, expected) in [
             ("llama", json!({ "hidden_act": "xielu" }), "unknown hidden_act `xielu`"),
             ("llama", json!({ "partial_rotary_factor": 0.5 }), "rotates whole heads"),
-            ("llama", json!({ "rms_norm_eps": "small" }), "no valid `rms_norm_eps`"),
+            ("llama", json!({ "rms_norm_eps": "small" }), "invalid `rms_norm_eps`"),
             (
                 "llama",
                 json!({ "num_key_value_heads": 3 }),
                 "multiple of `num_key_value_heads`, got 2 and 3",
             ),
-            ("llama", json!({ "num_hidden_layers": 0 }), "not positive"),
+            ("llama", json!({ "num_hidden_layers": 0 }), "must be greater than 0"),
             (
                 "mistral",
                 json!({ "sliding_window": 0 }),
-                "`sliding_window` to 0, which must be greater than 0",
+                "`sliding_window` in the model's config.json must be greater than 0, got 0",
             ),
             (
                 "mistral",
@@ -321,11 +326,15 @@ mod tests {
                 json!({ "layer_types": ["full_attention", "sliding_attention"] }),
                 "does not enable a window",
             ),
-            ("qwen2", json!({ "layer_types": ["full_attention"] }), "1 `layer_types` for 2 layers"),
+            (
+                "qwen2",
+                json!({ "layer_types": ["full_attention"] }),
+                "one entry for each of 2 layers, got 1",
+            ),
             (
                 "qwen3",
                 json!({ "layer_types": ["full_attention", "chunked_attention"] }),
-                "no valid `layer_types[1]`",
+                "invalid `layer_types[1]`",
             ),
             ("phi3", json!({ "rope_scaling": { "type": "su" } }), "`short_factor`"),
             (
@@ -336,43 +345,51 @@ mod tests {
             (
                 "gemma3_text",
                 json!({ "num_attention_heads": 4, "rope_parameters": { "rope_theta": 1e4 } }),
-                "no valid `rope_parameters.rope_theta`",
+                "invalid `rope_parameters.rope_theta`",
             ),
             (
                 "gemma3_text",
                 json!({ "num_attention_heads": 4, "final_logit_softcapping": -1.0 }),
-                "`final_logit_softcapping` to -1",
+                "`final_logit_softcapping` in the model's config.json must be greater than 0",
             ),
-            ("gemma3", json!({}), "no `text_config`"),
+            ("gemma3", json!({}), "must set `text_config`"),
             (
                 "gemma2",
                 json!({ "use_bidirectional_attention": true }),
                 "only causal attention is supported",
             ),
-            ("gemma2", json!({ "attn_logit_softcapping": 0.0 }), "`attn_logit_softcapping` to 0"),
-            ("gemma2", json!({ "sliding_window": null }), "no `sliding_window`"),
+            (
+                "gemma2",
+                json!({ "attn_logit_softcapping": 0.0 }),
+                "`attn_logit_softcapping` in the model's config.json must be greater than 0",
+            ),
+            ("gemma2", json!({ "sliding_window": null }), "must set `sliding_window`"),
             (
                 "olmo3",
                 json!({ "rope_parameters": { "rope_theta": 1e4 } }),
-                "no valid `rope_parameters.rope_theta`",
+                "invalid `rope_parameters.rope_theta`",
             ),
             (
                 "smollm3",
                 json!({ "num_key_value_heads": 2, "no_rope_layers": [1] }),
-                "1 `no_rope_layers` for 2 layers",
+                "one entry for each of 2 layers, got 1",
             ),
             (
                 "smollm3",
                 json!({ "num_key_value_heads": 2, "no_rope_layer_interval": 0 }),
-                "`no_rope_layer_interval` to 0",
+                "`no_rope_layer_interval` in the model's config.json must be greater than 0",
             ),
             (
                 "smollm3",
                 json!({ "num_key_value_heads": 2, "layer_types": ["full_attention",
                     "sliding_attention"] }),
-                "no `sliding_window`",
+                "must set `sliding_window`",
             ),
-            ("granite", json!({ "logits_scaling": 0 }), "`logits_scaling` to 0"),
+            (
+                "granite",
+                json!({ "logits_scaling": 0 }),
+                "`logits_scaling` in the model's config.json must be greater than 0, got 0",
+            ),
             (
                 "gpt2",
                 json!({ "num_attention_heads": 3 }),
@@ -388,7 +405,7 @@ mod tests {
                 json!({ "num_key_value_heads": 1 }),
                 "a GPT-NeoX model's config.json must",
             ),
-            ("gpt_neox", json!({}), "have no `gpt_neox.embed_in.weight`"),
+            ("gpt_neox", json!({}), "`gpt_neox.embed_in.weight` is missing"),
         ] {
             let e = refused(model_type, more.clone());
             assert!(e.contains(expected), "{model_type} with {more}: {e}");

@@ -47,8 +47,7 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let (count, interval) = (sizes.num_hidden_layers, config.no_rope_layer_interval);
     if interval == 0 {
         return Err(Error::new(
-            "the model's config.json sets `no_rope_layer_interval` to 0, which must be greater \
-                than 0",
+            "`no_rope_layer_interval` in the model's config.json must be greater than 0, got 0",
         ));
     }
     let rotates: Vec<bool> = match config.no_rope_layers {
@@ -56,7 +55,8 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
         Some(list) if list.len() == count => list.iter().map(|r| *r != 0).collect(),
         Some(list) => {
             return Err(Error::new(format!(
-                "the model's config.json has {} `no_rope_layers` for {count} layers",
+                "`no_rope_layers` in the model's config.json must have one entry for each of \
+                    {count} layers, got {}",
                 list.len()
             )));
         }

@@ -1,8 +1,9 @@
-//! A batch as a flat stream of tokens, and the layout that records which segments continue which.
+//! A batch as a flat stream of tokens, divided into segments. The layout records for each segment
+//! which other segment it continues, if any.
 //!
 //! Embedding, norms, projections and the MLP act on `[n hidden]`, with one row per token and no
-//! padding. A prompt that several completions share is in the stream once. Only attention and
-//! positions depend on the layout.
+//! padding. A prompt that several completions share appears only once in the stream. Only attention
+//! and positions depend on the layout.
 
 use tch::{Device, Kind, Tensor};
 
@@ -35,12 +36,12 @@ impl Segment {
     }
 }
 
-/// The lengths of the shortest and the longest sequence that contain a segment.
+/// The lengths of the shortest and of the longest sequence that contain a given segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SequenceLengths {
-    /// Length of the shortest one in tokens.
+    /// Length of the shortest sequence in tokens.
     pub shortest: usize,
-    /// Length of the longest one in tokens.
+    /// Length of the longest sequence in tokens.
     pub longest: usize,
 }
 
@@ -64,7 +65,7 @@ impl Layout {
         self.segments.last().map_or(0, |s| s.start + s.len)
     }
 
-    /// Number of cached tokens that come before the stream and are not in it.
+    /// Number of cached tokens before the stream.
     pub fn past(&self) -> usize {
         self.past
     }
@@ -92,13 +93,13 @@ impl Layout {
         chain
     }
 
-    /// Number of tokens before segment `i` in its sequence, cached tokens included.
+    /// Number of tokens before segment `i` in its sequence, including cached tokens.
     pub fn offset(&self, i: usize) -> usize {
         self.segments[i].continues.map_or(self.past, |p| self.offset(p) + self.segments[p].len)
     }
 
-    /// For each segment, the lengths of the shortest and the longest sequence that contain it. They
-    /// include the tokens before the segment.
+    /// For each segment, the total lengths of the shortest and the longest sequence that contain
+    /// it.
     pub fn sequence_lengths(&self) -> Vec<SequenceLengths> {
         let mut lengths: Vec<Option<SequenceLengths>> = vec![None; self.segments.len()];
         // In reverse order, because descendants come after their ancestors.
@@ -118,7 +119,7 @@ impl Layout {
         lengths.into_iter().flatten().collect()
     }
 
-    /// Number of tokens of the longest sequence, cached tokens included.
+    /// Number of tokens in the longest sequence, including cached tokens.
     pub fn longest(&self) -> usize {
         (0..self.segments.len()).map(|i| self.offset(i) + self.segments[i].len).max().unwrap_or(0)
     }
@@ -132,8 +133,7 @@ pub struct StreamBuilder {
 }
 
 impl StreamBuilder {
-    /// Starts a stream of a single segment that continues `past` tokens whose keys and values are
-    /// cached.
+    /// Starts a stream that consists of a single segment, which continues `past` cached tokens.
     pub fn continuing(past: usize) -> Self {
         Self { layout: Layout { past, ..Layout::default() }, ..Self::default() }
     }
@@ -154,7 +154,7 @@ impl StreamBuilder {
     /// Fails if the segment is empty, or if it continues a segment of an earlier tree.
     pub fn push(&mut self, ids: &[i64], continues: Option<usize>) -> Result<usize> {
         if ids.is_empty() {
-            return Err(Error::internal("a segment of a stream is empty"));
+            return Err(Error::internal("cannot add an empty segment to a stream"));
         }
         if self.layout.past > 0 && !self.layout.segments.is_empty() {
             return Err(Error::internal(
@@ -199,7 +199,7 @@ impl StreamBuilder {
     /// Fails if the stream is empty, or if memory runs out.
     pub fn finish(self, device: Device) -> Result<Stream> {
         if self.ids.is_empty() {
-            return Err(Error::internal("a stream is empty"));
+            return Err(Error::internal("cannot build a stream without tokens"));
         }
         let positions: Vec<i64> = (0..self.layout.segments.len())
             .flat_map(|i| {
@@ -224,17 +224,17 @@ impl StreamBuilder {
 pub struct Stream {
     /// Token ids `[n]`, int64.
     pub ids: Tensor,
-    /// Position of each token in its sequence `[n]`, int64.
+    /// Position of each token in its sequence, an int64 tensor `[n]`.
     pub positions: Tensor,
-    /// The segments, and how they continue each other.
+    /// The segments, and which segment each of them continues.
     pub layout: Layout,
     /// The smallest and the largest id, kept here because reading them from the device is slow.
     bounds: (i64, i64),
 }
 
 impl Stream {
-    /// Checks that every id has a row in an embedding of `rows` rows. On a GPU, the lookup of a
-    /// missing row would make every later CUDA call of the process fail.
+    /// Checks that every id is valid for an embedding with `rows` rows. On a GPU, looking up an
+    /// invalid id would make every later CUDA call in the process fail.
     ///
     /// # Errors
     /// Fails if an id is negative, or if it is `rows` or greater.
@@ -242,7 +242,8 @@ impl Stream {
         let (low, high) = self.bounds;
         match [low, high].into_iter().find(|id| !(0..rows).contains(id)) {
             Some(id) => Err(Error::new(format!(
-                "the token id {id} has no row in the model's embedding, which has {rows} rows"
+                "token ids must be from 0 to {} for this model, got {id}",
+                rows - 1
             ))),
             None => Ok(()),
         }
@@ -263,8 +264,8 @@ impl Stream {
             let Some(parent) = segment.continues else { continue };
             if *tokens_after[parent].get_or_insert(tokens) != tokens {
                 return Err(Error::internal(
-                    "prompts of different lengths share a segment, so its places from the end are \
-                        ambiguous",
+                    "prompts of different lengths share a segment, so its positions from the end \
+                        are ambiguous",
                 ));
             }
         }

@@ -1,5 +1,5 @@
-//! The embedding and the output head of a model, which convert token ids to the residual stream,
-//! and the residual stream to logits.
+//! The embedding of a model, which converts token ids to the residual stream, and the output head,
+//! which converts the residual stream to logits.
 
 use tch::Tensor;
 
@@ -25,12 +25,12 @@ pub struct Vocabulary {
 }
 
 impl Vocabulary {
-    /// Takes the matrices of the modules `embedding` and `head` from `weights`. Each must have the
+    /// Loads the matrices of the modules `embedding` and `head` from `weights`. Both must have the
     /// shape `shape`, which is `[vocab hidden]`.
     ///
-    /// If the configuration ties the two matrices but their values differ, the head keeps its own
-    /// values, as in `tie_weights` of transformers, and a warning is logged. If they are tied and
-    /// `weights` has only one of them, it is used for both.
+    /// If `tied` is true but the two matrices differ, the head keeps its own values, as in
+    /// `tie_weights` of transformers, and a warning is logged. If `tied` is true and `weights` only
+    /// has one of the matrices, it is used for both.
     ///
     /// # Errors
     /// Fails if a tensor is missing or has the wrong shape.
@@ -47,7 +47,8 @@ impl Vocabulary {
                     `tie_word_embeddings` to true in the model's config.json"
             )));
         }
-        // Either of the two may be missing, because transformers ties in both directions.
+        // Either matrix may be missing if they are tied: transformers then uses the other one for
+        // both.
         let first =
             if tied && !weights.has(&embedding) && weights.has(&head) { &head } else { &embedding };
         let matrix = weights.tensor(first, &shape)?;
@@ -88,7 +89,8 @@ impl Vocabulary {
         self
     }
 
-    /// Multiplies token embeddings by `scale`, rounded to the kind of the model first, as in Gemma.
+    /// Multiplies token embeddings by `scale`, which is first rounded to the dtype of the model, as
+    /// in Gemma.
     ///
     /// # Errors
     /// Fails if memory runs out.
@@ -136,7 +138,8 @@ impl Vocabulary {
         Ok(h.f_add(&look_up(positions, &stream.positions)?)?)
     }
 
-    /// The maximum length of a sequence in tokens; `None` if positions are not learned.
+    /// The maximum sequence length in tokens. `None` for models without learned positions, which do
+    /// not have a limit.
     pub fn max_tokens(&self) -> Option<usize> {
         self.positions.as_ref().map(|positions| positions.size()[0] as usize)
     }
@@ -181,7 +184,7 @@ impl Vocabulary {
         self.head.is_none()
     }
 
-    /// The matrices of the embedding and of the head; the same one if they are tied.
+    /// The matrices of the embedding and of the head, which are the same tensor if they are tied.
     pub fn matrices(&self) -> (&Tensor, &Tensor) {
         (&self.embedding, self.head.as_ref().unwrap_or(&self.embedding))
     }

@@ -1,5 +1,5 @@
-//! The tensors of a checkpoint while a model is built from them. Each tensor is taken once, by its
-//! name in PyTorch.
+//! Gives access to the tensors of a checkpoint while a model is built. Each tensor is removed when
+//! it is used, so that tensors that the model does not use can be detected.
 
 use std::cell::RefCell;
 use std::fmt::Display;
@@ -11,12 +11,12 @@ use super::linear::{Linear, Stored};
 use crate::api::Frozen;
 use crate::error::{Error, Result};
 
-/// The tensors of a checkpoint that have not been taken yet, by name.
+/// The tensors of a checkpoint that have not been used yet, by name.
 #[derive(Debug)]
 pub struct Checkpoint {
     tensors: RefCell<IndexMap<String, Tensor>>,
-    /// `base_model_prefix` of transformers. The names in a checkpoint may lack it, or have it
-    /// twice.
+    /// `base_model_prefix` of transformers. Tensor names in a checkpoint may lack this prefix, or
+    /// contain it twice.
     base: &'static str,
 }
 
@@ -28,9 +28,9 @@ pub struct Weights<'a> {
     path: String,
 }
 
-/// The name under which a checkpoint stores the tensor that the whole model calls `name`: `name`
-/// itself, or `name` with the prefix `base.` removed or added, as in `rename_source_key` of
-/// transformers. `None` if the checkpoint `has` none of these.
+/// The name under which a checkpoint stores the tensor `name` of the model: `name` itself, or
+/// `name` with the prefix `base.` removed or added, as in `rename_source_key` of transformers.
+/// `None` if `has` returns false for all of them.
 pub fn stored_name(name: &str, base: &str, has: impl Fn(&str) -> bool) -> Option<String> {
     let without =
         name.strip_prefix(base).and_then(|rest| rest.strip_prefix('.')).map(str::to_owned);
@@ -41,12 +41,12 @@ pub fn stored_name(name: &str, base: &str, has: impl Fn(&str) -> bool) -> Option
 }
 
 impl Checkpoint {
-    /// Wraps the tensors of a checkpoint, for an architecture with this `base_model_prefix`.
+    /// Wraps the tensors of a checkpoint. `base` is the `base_model_prefix` of the architecture.
     pub fn new(tensors: IndexMap<String, Tensor>, base: &'static str) -> Self {
         Self { tensors: RefCell::new(tensors), base }
     }
 
-    /// All tensors, from the empty path.
+    /// All tensors, under their full names.
     pub fn weights(&self) -> Weights<'_> {
         Weights { checkpoint: self, path: String::new() }
     }
@@ -69,17 +69,17 @@ impl Checkpoint {
         self.tensors.replace(tensors.into_iter().map(|(name, t)| (renamed(name), t)).collect());
     }
 
-    /// Drops all tensors whose names begin with `prefix`, for a part of the model that does not
-    /// run.
+    /// Drops all tensors whose names begin with `prefix`, because the model does not use this part
+    /// of the checkpoint.
     pub fn forget_all(&self, prefix: &str) {
         self.tensors.borrow_mut().retain(|name, _| !name.starts_with(prefix));
     }
 
-    /// Checks that all tensors were taken.
+    /// Checks that all tensors were used.
     ///
     /// # Errors
-    /// Fails if a tensor was not taken, because the architecture then differs from the model that
-    /// the checkpoint was trained for.
+    /// Fails if a tensor was not used, which indicates that the checkpoint belongs to a different
+    /// architecture.
     pub fn finish(self) -> Result<()> {
         // Old checkpoints contain `rotary_emb.inv_freq` buffers, which are computed instead of
         // loaded.
@@ -110,7 +110,7 @@ impl<'a> Weights<'a> {
         Self { checkpoint: self.checkpoint, path: format!("{}{name}.", self.path) }
     }
 
-    /// The whole checkpoint, for architectures whose tensors had other names in the past.
+    /// The whole checkpoint, which is needed to rename tensors.
     pub fn checkpoint(&self) -> &'a Checkpoint {
         self.checkpoint
     }
@@ -120,9 +120,12 @@ impl<'a> Weights<'a> {
         format!("{}{name}", self.path)
     }
 
-    /// The error for a tensor that the checkpoint does not have, with the likely cause as a hint.
+    /// The error for a missing tensor, with the likely cause as a hint.
     pub fn missing(&self, name: &str) -> Error {
-        let e = Error::new(format!("the model's weights have no `{}`", self.name(name)));
+        let e = Error::new(format!(
+            "the tensor `{}` is missing from the model's weights",
+            self.name(name)
+        ));
         let cause = renamed_by(self.checkpoint.tensors.borrow().keys(), self.checkpoint.base);
         e.hint(cause.unwrap_or(
             "check that config.json belongs to this checkpoint and that no \
@@ -130,7 +133,7 @@ impl<'a> Weights<'a> {
         ))
     }
 
-    /// Takes the tensor `name`, which must have the shape `shape`.
+    /// Removes and returns the tensor `name`, which must have the shape `shape`.
     ///
     /// # Errors
     /// Fails if it is missing or has the wrong shape.
@@ -140,7 +143,8 @@ impl<'a> Weights<'a> {
         };
         if tensor.size() != shape {
             return Err(Error::new(format!(
-                "`{}` in the model's weights is {:?}, but its config.json requires {shape:?}",
+                "`{}` in the model's weights must have the shape {shape:?} according to \
+                    config.json, got {:?}",
                 self.name(name),
                 tensor.size()
             )));
@@ -148,7 +152,7 @@ impl<'a> Weights<'a> {
         Ok(tensor)
     }
 
-    /// Takes a linear module with `name.weight` `[outputs inputs]`, and with `name.bias` if `bias`
+    /// Builds a linear module from `name.weight` `[outputs inputs]`, and from `name.bias` if `bias`
     /// is true.
     ///
     /// # Errors
@@ -160,8 +164,8 @@ impl<'a> Weights<'a> {
         Ok(Linear::new(self.name(name), Frozen::new(weight, bias), Stored::OutIn))
     }
 
-    /// Takes a module that is a `Conv1D` in transformers, with `name.weight` `[inputs outputs]` and
-    /// `name.bias`.
+    /// Builds a module that is a `Conv1D` in transformers, from `name.weight` `[inputs outputs]`
+    /// and `name.bias`.
     ///
     /// # Errors
     /// Fails if a tensor is missing or has the wrong shape.
@@ -175,7 +179,7 @@ impl<'a> Weights<'a> {
         ))
     }
 
-    /// True if the checkpoint has a tensor of that name that has not been taken.
+    /// True if the checkpoint has an unused tensor with this name.
     pub fn has(&self, name: &str) -> bool {
         self.checkpoint.stored_name(&self.name(name)).is_some()
     }
@@ -186,7 +190,8 @@ impl<'a> Weights<'a> {
     }
 }
 
-/// Parts of tensor names that show how a checkpoint was saved, with a hint for each.
+/// Groups of substrings of tensor names. Each group shows how a checkpoint was saved, and has a
+/// hint.
 const RENAMED: [(&[&str], &str); 9] = [
     (
         &["_orig_mod."],
@@ -229,7 +234,8 @@ const RENAMED: [(&[&str], &str); 9] = [
     ),
     (
         &[".experts.", ".block_sparse_moe."],
-        "these are weights of a mixture of experts, but config.json names a dense architecture",
+        "these are the weights of a mixture of experts, but the architecture in config.json is \
+            dense",
     ),
     (
         &["module."],
@@ -238,28 +244,28 @@ const RENAMED: [(&[&str], &str); 9] = [
     ),
     (
         &["transformer.h.", "blk."],
-        "the tensors have the names of another program or architecture: save the model with \
+        "the tensors are named as in a different program or architecture: save the model with \
             transformers (`save_pretrained`)",
     ),
 ];
 
-/// Returns the hint of the first entry of [`RENAMED`] that occurs in one of the names.
+/// Returns the hint of the first entry of [`RENAMED`] that matches one of the names.
 ///
-/// The prefix `base` of an architecture does not count as a sign of another architecture.
+/// Substrings that begin with `base`, the prefix of the expected architecture, are skipped.
 fn renamed_by<'a>(names: impl Iterator<Item = &'a String>, base: &str) -> Option<&'static str> {
     let names: Vec<&String> = names.collect();
-    // A mark that starts with a dot may occur anywhere in a name. Other marks must be at the start
-    // of the name or after a dot.
-    let marked = |name: &str, mark: &str| {
-        if mark.starts_with('.') {
-            name.contains(mark)
+    // A substring that starts with a dot may occur anywhere in a name. Other substrings must be at
+    // the start of the name or after a dot.
+    let contains = |name: &str, part: &str| {
+        if part.starts_with('.') {
+            name.contains(part)
         } else {
-            name.starts_with(mark) || name.contains(&format!(".{mark}"))
+            name.starts_with(part) || name.contains(&format!(".{part}"))
         }
     };
-    let foreign = |mark: &&&str| mark.strip_prefix(base).is_none_or(|rest| !rest.starts_with('.'));
-    let occurs = |marks: &[&str]| {
-        names.iter().any(|name| marks.iter().filter(foreign).any(|mark| marked(name, mark)))
+    let foreign = |part: &&&str| part.strip_prefix(base).is_none_or(|rest| !rest.starts_with('.'));
+    let occurs = |parts: &[&str]| {
+        names.iter().any(|name| parts.iter().filter(foreign).any(|part| contains(name, part)))
     };
-    RENAMED.iter().find(|(marks, _)| occurs(marks)).map(|(_, cause)| *cause)
+    RENAMED.iter().find(|(parts, _)| occurs(parts)).map(|(_, cause)| *cause)
 }

@@ -1,7 +1,8 @@
-//! The binary interface of a plugin library: one symbol with a C layout, and the fingerprint that
-//! the host compares.
+//! The binary interface of a plugin library. The library exports one symbol with a C layout, which
+//! contains the fingerprint of the library's build.
 //!
-//! The host only reads data with Rust's own layout after the fingerprints have matched.
+//! The host compares the fingerprint with its own before it reads any data with Rust's unspecified
+//! layout.
 
 use std::ffi::{CStr, c_char};
 use std::mem::{align_of, offset_of, size_of};
@@ -36,7 +37,7 @@ pub struct PluginDecl {
     pub(super) register: unsafe extern "C" fn(host: *const Host),
 }
 
-// SAFETY: the pointers are to constants.
+// SAFETY: the pointers point to constants, which are never written.
 unsafe impl Sync for PluginDecl {}
 
 impl std::fmt::Debug for PluginDecl {
@@ -70,7 +71,7 @@ impl PluginDecl {
     /// version of the interface. The other fields must not be read before this check.
     ///
     /// # Errors
-    /// Fails if the magic number, the version or the size of the struct differ.
+    /// Fails if the magic number, the version or the size of the struct is not the expected one.
     pub(super) fn recognise(&self) -> Result<(), Error> {
         if self.magic != MAGIC {
             return Err(Error::new("its `REPRPO_PLUGIN` was not exported by `export_plugin!`"));
@@ -104,11 +105,12 @@ impl PluginDecl {
 }
 
 unsafe fn text(pointer: *const c_char) -> String {
-    // SAFETY: a NUL-terminated constant of the library, which is never unloaded.
+    // SAFETY: `pointer` points to a NUL-terminated constant of the library, which is never
+    // unloaded.
     unsafe { CStr::from_ptr(pointer) }.to_string_lossy().into_owned()
 }
 
-/// Appends a NUL to a constant text. The result is a reference to bytes.
+/// Appends a NUL to a constant `&str`. The result has the type `&[u8; N]`.
 macro_rules! concat_nul {
     ($text:expr) => {{
         const WITHOUT: &str = $text;
@@ -140,8 +142,8 @@ impl Fingerprint {
         Self { text: FINGERPRINT.to_owned(), layout: LAYOUT }
     }
 
-    /// Names and values of the parts: compiler, target, panic strategy, version and sources of the
-    /// core, tch, libtorch, and memory layout.
+    /// Names and values of the parts of the fingerprint: compiler, target, panic strategy, version
+    /// and sources of the core, tch, libtorch, and memory layout.
     pub fn parts(&self) -> Vec<(String, String)> {
         let mut parts: Vec<_> = self
             .text
@@ -153,7 +155,8 @@ impl Fingerprint {
         parts
     }
 
-    /// The parts that differ: name, value in `self`, value in `other`.
+    /// The parts that differ. Each is a tuple of the name, the value in `self` and the value in
+    /// `other`.
     pub fn differences(&self, other: &Self) -> Vec<(String, String, String)> {
         let theirs = other.parts();
         let value = |key: &str| {
@@ -178,9 +181,9 @@ impl std::fmt::Display for Fingerprint {
     }
 }
 
-/// A hash of the sizes, alignments and field offsets of types that cross the boundary. It detects
-/// compiler flags that change the layout; other causes already change the compiler version or the
-/// digest of the sources.
+/// A hash of the sizes, alignments and field offsets of types that are passed between a plugin and
+/// its host. It detects compiler flags that change the layout. All other changes to the layout also
+/// change the compiler version or the digest of the sources.
 const LAYOUT: u64 = {
     macro_rules! sizes {
         ($($t:ty),* $(,)?) => { &[$(size_of::<$t>(), align_of::<$t>()),*] };

@@ -1,5 +1,5 @@
 //! The part of the interface that runs in a plugin's copy of this crate. It registers the plugin's
-//! entries with the host, and forwards its log records.
+//! entries with the host, and forwards the plugin's log records to the host.
 
 use std::ffi::c_void;
 use std::fmt::Write;
@@ -18,32 +18,34 @@ use crate::registry::{Entry, RecipeText};
 /// Registers the library's entries and recipes. The host calls it after the fingerprints have
 /// matched.
 pub(super) unsafe extern "C" fn register(host: *const Host) {
-    // A panic must not cross the boundary. None is expected, because no code of the plugin's author
-    // runs here.
+    // A panic must not cross the FFI boundary. No panic is expected, because the plugin author's
+    // code does not run here.
     let _ = catch_unwind(|| {
         // SAFETY: the host passes a valid pointer that lives during this call.
         let host = unsafe { &*host };
         connect(host);
         for entry in inventory::iter::<Entry> {
-            // SAFETY: the function expects this sink, and `entry` lives as long as this library.
+            // SAFETY: the host provides this sink for this function, and `entry` lives as long as
+            // this library.
             unsafe { (host.entry)(host.sink, entry) };
         }
         for recipe in inventory::iter::<RecipeText> {
-            // SAFETY: the function expects this sink, and `recipe` lives as long as this library.
+            // SAFETY: the host provides this sink for this function, and `recipe` lives as long as
+            // this library.
             unsafe { (host.recipe)(host.sink, recipe) };
         }
     });
 }
 
-/// Stores the connection to the host, and sets up panics, log, hub access and progress accordingly.
-/// Only the first call has an effect.
+/// Connects this library to the host: forwards errors from callbacks, log records and download
+/// progress to the host, and adopts the host's offline setting. Only the first call has an effect.
 fn connect(host: &Host) {
-    // SAFETY: the texts of `Host` live as long as the process.
+    // SAFETY: the strings in `Host` live as long as the process.
     let (label, name) =
         unsafe { (utf8(host.label, host.label_len), utf8(host.name, host.name_len)) };
     let first = host_link::keep(label, host.fault);
     if first {
-        panics::keep_quiet();
+        panics::install_hook();
         let level = match host.level {
             0 => LevelFilter::OFF,
             1 => LevelFilter::ERROR,
@@ -65,7 +67,7 @@ fn connect(host: &Host) {
     }
 }
 
-/// Reads a text of the host.
+/// Converts a string that the host passed as a pointer and a length.
 ///
 /// # Safety
 /// `text` must point to `len` bytes that live as long as the process.
@@ -110,7 +112,7 @@ impl Subscriber for Forward {
     fn exit(&self, _: &span::Id) {}
 }
 
-/// The message and the fields of a log record, as text.
+/// The formatted message and fields of a log record.
 #[derive(Default)]
 struct Line {
     message: String,
@@ -127,7 +129,7 @@ impl Visit for Line {
     }
 }
 
-/// The number of a log level in the interface.
+/// The number that the binary interface uses for a log level.
 pub(super) fn number(level: &Level) -> u32 {
     match *level {
         Level::ERROR => 1,
@@ -138,7 +140,8 @@ pub(super) fn number(level: &Level) -> u32 {
     }
 }
 
-/// The entries and recipes of a library: the sink of [`Host::entry`] and [`Host::recipe`].
+/// The entries and recipes that a library has registered. [`Host::sink`] points to this
+/// struct.
 #[derive(Default)]
 pub(super) struct Registrations {
     pub entries: Vec<Entry>,

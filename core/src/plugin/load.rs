@@ -17,15 +17,15 @@ use crate::guard::faults;
 use crate::hub;
 use crate::registry::PluginLibrary;
 
-/// The libraries that have been loaded, by canonical path. Loading one again returns the same
-/// entry.
+/// The libraries that have been loaded, by canonical path. Loading a library again returns the
+/// existing entry.
 static LOADED: Mutex<BTreeMap<PathBuf, PluginLibrary>> = Mutex::new(BTreeMap::new());
 
 /// Loads the plugin library at `path`. It is never unloaded.
 ///
 /// # Errors
-/// Fails if the file is missing, is not a library or not a plugin, or was built for another build
-/// of reprpo. In the last case, the error names the differences.
+/// Fails if the file is missing, is not a plugin library, or was built for a different build of
+/// reprpo. If the builds differ, the error lists the differences.
 pub fn load(path: &Path) -> Result<PluginLibrary> {
     let refused = || format!("`{}` cannot be used as a plugin", path.display());
     let file = path.canonicalize().map_err(|e| {
@@ -37,7 +37,7 @@ pub fn load(path: &Path) -> Result<PluginLibrary> {
         });
         if missing {
             error.hint(
-                "run `cargo build --release` in the plugin's folder, which makes \
+                "run `cargo build --release` in the plugin's folder, which creates \
                     `target/release/lib….so`",
             )
         } else {
@@ -62,7 +62,7 @@ fn open(file: &Path) -> Result<PluginLibrary> {
     decl.recognise().map_err(|e| {
         e.hint("rebuild the plugin with the sources that this reprpo was built from")
     })?;
-    // SAFETY: `recognise` succeeded.
+    // SAFETY: `recognise` succeeded, so the other fields can be read.
     let (theirs, (name, version)) = unsafe { (decl.fingerprint(), decl.crate_name()) };
     let ours = Fingerprint::ours();
     if theirs != ours {
@@ -86,11 +86,11 @@ fn open(file: &Path) -> Result<PluginLibrary> {
         entry: guest::take_entry,
         recipe: guest::take_recipe,
     };
-    // SAFETY: the fingerprints are equal, and `host` and its sink live during the call.
+    // SAFETY: the fingerprints are equal, and `host` and its sink outlive the call.
     unsafe { (decl.register)(&raw const host) };
     let guest::Registrations { entries, recipes } = registrations;
     if entries.is_empty() && recipes.is_empty() {
-        return Err(Error::new("it registers no plugin and no recipe").hint(
+        return Err(Error::new("it does not register any plugins or recipes").hint(
             "put `#[intervention(…)]`, or the attribute of its kind, on the struct of the method; \
                 if the method is in another crate, add `use that_crate as _;`",
         ));
@@ -98,13 +98,13 @@ fn open(file: &Path) -> Result<PluginLibrary> {
     Ok(PluginLibrary { path: file.to_owned(), name, version, sha256, entries, recipes })
 }
 
-/// Opens the library and returns the value of its symbol. The library stays loaded.
+/// Opens the library and returns the value of its symbol `REPRPO_PLUGIN`. The library stays loaded.
 fn declaration(file: &Path) -> Result<&'static PluginDecl> {
     // `RTLD_NOW` makes a library with undefined symbols fail here, and not in the middle of a run.
     // SAFETY: this runs the initialisers of the library. The user trusts the file, having named it
     // or put it into the plugin folder.
     let library = unsafe { Library::open(Some(file), RTLD_NOW | RTLD_LOCAL) }.map_err(|e| {
-        // The message of libloading does not include the message of the system's loader.
+        // Use the message of the system's loader, which libloading's own message does not include.
         let reason =
             std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string);
         let missing = reason.contains("undefined symbol");
@@ -136,7 +136,7 @@ fn declaration(file: &Path) -> Result<&'static PluginDecl> {
     if symbol.is_null() || !symbol.is_aligned() {
         return Err(Error::new("its `REPRPO_PLUGIN` was not exported by `export_plugin!`"));
     }
-    // SAFETY: the pointer is to a static of the library, which is never unloaded.
+    // SAFETY: the pointer refers to a static of the library, which is never unloaded.
     Ok(unsafe { &*symbol })
 }
 
@@ -154,7 +154,7 @@ fn another_build(name: &str, version: &str, ours: &Fingerprint, theirs: &Fingerp
         "run `cargo build --release` in the plugin's folder, with the sources that this reprpo was \
             built from"
     };
-    Error::new(format!("`{name}` {version} was built for another build of reprpo: {what}"))
+    Error::new(format!("`{name}` {version} was built for a different build of reprpo: {what}"))
         .because(
             Error::new(format!("the plugin was built with {theirs}"))
                 .because(Error::new(format!("this reprpo was built with {ours}"))),
@@ -164,7 +164,7 @@ fn another_build(name: &str, version: &str, ours: &Fingerprint, theirs: &Fingerp
 
 extern "C" fn take_log(level: u32, text: *const u8, len: usize) {
     let text = received(text, len);
-    // The macros need a level that is known at compile time.
+    // The logging macros need a level that is known at compile time.
     match level {
         1 => tracing::error!("{text}"),
         2 => tracing::warn!("{text}"),
@@ -182,11 +182,11 @@ extern "C" fn take_fault(message: *const u8, len: usize, cause: *const u8, cause
     faults::of_plugin(&received(message, len), &received(cause, cause_len));
 }
 
-/// Copies a text that a plugin passed.
+/// Copies a string that a plugin passed.
 fn received(text: *const u8, len: usize) -> String {
     if text.is_null() || len == 0 {
         return String::new();
     }
-    // SAFETY: the plugin, whose fingerprint matched, passes a string that lives during the call.
+    // SAFETY: the plugin, whose fingerprint matched, passes a string that is valid during the call.
     String::from_utf8_lossy(unsafe { std::slice::from_raw_parts(text, len) }).into_owned()
 }

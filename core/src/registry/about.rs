@@ -1,4 +1,4 @@
-//! The names, texts and origin of a plugin, and access to its configuration as JSON text.
+//! The description and origin of a plugin, and access to its configuration as JSON text.
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -7,7 +7,7 @@ use crate::api::Plugin;
 use crate::error::{Error, Result};
 use crate::guard::{MethodId, guard};
 
-/// The description of a plugin. See [`Plugin`] for its texts.
+/// The description of a plugin. Most fields are constants of [`Plugin`].
 #[derive(Debug)]
 pub struct About {
     /// Name on the command line.
@@ -20,22 +20,23 @@ pub struct About {
     pub explain: &'static str,
     /// Source of the method: paper and section, or project.
     pub reference: &'static str,
-    /// Fields and values of the example.
+    /// Fields and values of the example command that `reprpo explain` shows.
     pub example: &'static [(&'static str, &'static str)],
     /// Name of the crate that defines the plugin.
     pub origin: &'static str,
     /// Version of that crate.
     pub version: &'static str,
-    // These functions exchange JSON text, because the layout of JSON values may differ in a plugin.
+    // These functions exchange JSON text, because a plugin may use a different memory layout for
+    // JSON values.
     schema: fn() -> Result<String>,
     defaults: fn() -> Result<String>,
-    check: fn(&str) -> Result<(), Misfit>,
+    check: fn(&str) -> Result<(), FieldError>,
     rewrite: fn(&str) -> Result<String>,
 }
 
-/// An error in a configuration that does not match the types of a plugin.
+/// A field of a configuration that is unknown to the plugin or has the wrong type.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Misfit {
+pub struct FieldError {
     /// Path of the field, e.g. `weights[2]`; empty if the error concerns the whole configuration.
     pub path: String,
     /// Description of the error.
@@ -51,7 +52,7 @@ impl About {
         ) -> Result<String> {
             guard(MethodId { kind: "plugin", name: P::NAME }, doing, || {
                 serde_json::to_string(&value())
-                    .map_err(|e| Error::new("it cannot be written as JSON").because(e))
+                    .map_err(|e| Error::new("cannot serialise the value as JSON").because(e))
             })
         }
         About {
@@ -71,13 +72,13 @@ impl About {
                         Ok(typed::<P>(json).map(|_| ()))
                     });
                 checked.unwrap_or_else(|e| {
-                    Err(Misfit { path: String::new(), message: format!("{e:?}") })
+                    Err(FieldError { path: String::new(), message: format!("{e:?}") })
                 })
             },
             rewrite: |json| {
                 let text = || {
                     serde_json::to_string(&parse::<P>(json)?)
-                        .map_err(|e| Error::new("it cannot be written as JSON").because(e))
+                        .map_err(|e| Error::new("cannot serialise the value as JSON").because(e))
                 };
                 guard(MethodId { kind: "plugin", name: P::NAME }, "serialize", text)
             },
@@ -94,11 +95,8 @@ impl About {
 
     fn parsed(&self, json: &str) -> Result<Value> {
         serde_json::from_str(json).map_err(|e| {
-            Error::internal(format!(
-                "the description of the configuration of `{}` is not JSON",
-                self.name
-            ))
-            .because(e)
+            Error::internal(format!("`{}` returned invalid JSON for its configuration", self.name))
+                .because(e)
         })
     }
 
@@ -106,8 +104,8 @@ impl About {
     /// checked when the plugin is built.
     ///
     /// # Errors
-    /// Returns the first field that is unknown or has another type.
-    pub fn check(&self, json: &str) -> Result<(), Misfit> {
+    /// Returns the first field that is unknown or has the wrong type.
+    pub fn check(&self, json: &str) -> Result<(), FieldError> {
         (self.check)(json)
     }
 
@@ -115,7 +113,7 @@ impl About {
     /// again. The result has all fields, including those with default values.
     ///
     /// # Errors
-    /// Fails if a field is unknown or has another type.
+    /// Fails if a field is unknown or has the wrong type.
     pub fn rewrite(&self, json: &str) -> Result<String> {
         (self.rewrite)(json)
     }
@@ -128,7 +126,7 @@ impl About {
         match self.parsed(&(self.defaults)()?)? {
             Value::Object(map) => Ok(map),
             other => Err(Error::internal(format!(
-                "the configuration of `{}` is {other}, not an object",
+                "the default configuration of `{}` must be a JSON object, got {other}",
                 self.name
             ))),
         }
@@ -138,9 +136,9 @@ impl About {
 /// Parses a configuration from JSON text.
 ///
 /// # Errors
-/// Fails if a field is unknown or has another type. The error names the field.
+/// Fails if a field is unknown or has the wrong type. The error names the field.
 pub(super) fn parse<P: Plugin>(json: &str) -> Result<P> {
-    typed(json).map_err(|Misfit { path, message }| {
+    typed(json).map_err(|FieldError { path, message }| {
         let name = P::NAME;
         let place =
             if path.is_empty() { format!("`{name}`") } else { format!("`{path}` of `{name}`") };
@@ -150,19 +148,19 @@ pub(super) fn parse<P: Plugin>(json: &str) -> Result<P> {
     })
 }
 
-fn typed<T: DeserializeOwned>(json: &str) -> Result<T, Misfit> {
+fn typed<T: DeserializeOwned>(json: &str) -> Result<T, FieldError> {
     let mut de = serde_json::Deserializer::from_str(json);
     serde_path_to_error::deserialize(&mut de).map_err(|e| {
         let path = e.path().to_string();
-        Misfit {
+        FieldError {
             path: if path == "." { String::new() } else { path },
             message: strip_position(&e.inner().to_string()).to_owned(),
         }
     })
 }
 
-/// Removes the line and column from the end of a message of serde_json. They refer to generated
-/// text that the user does not see.
+/// Removes the line and column at the end of an error message of serde_json. They refer to
+/// generated JSON, which the user does not see.
 fn strip_position(message: &str) -> &str {
     message.rsplit_once(" at line ").map_or(message, |(head, _)| head)
 }

@@ -1,5 +1,6 @@
-//! Registry entries, one type per kind of plugin. An entry hides the plugin's own type: it has
-//! function pointers that build the plugin, and the properties that the engine needs before that.
+//! Registry entries, with one type per kind of plugin. An entry erases the plugin's type: it
+//! contains function pointers that build the plugin, and properties that the engine needs before
+//! the plugin is built.
 
 use super::about::{About, parse};
 use super::kind::Kind;
@@ -65,7 +66,8 @@ pub trait TypedEntry: 'static {
 pub struct InterventionEntry {
     /// Description of the plugin.
     pub about: About,
-    /// Default of `train.lr` with a low-rank update (LoRA); `None` for the engine's default.
+    /// Default of `train.lr`, before the adapter's `learning_rate_factor` is applied; `None` to use
+    /// the engine's default.
     pub learning_rate: Option<f64>,
     build: fn(&str, &ModelInfo) -> Result<Box<dyn Intervention>>,
 }
@@ -93,7 +95,7 @@ impl InterventionEntry {
     /// Builds the intervention from its configuration (JSON text) for a model.
     ///
     /// # Errors
-    /// Fails if a field is unknown or has another type, or if the intervention rejects a value.
+    /// Fails if a field is unknown or has the wrong type, or if the intervention rejects a value.
     pub fn build(&self, json: &str, model: &ModelInfo) -> Result<Box<dyn Intervention>> {
         (self.build)(json, model)
     }
@@ -110,7 +112,7 @@ pub struct AdapterEntry {
     pub adjustable: &'static [&'static str],
     /// True if PEFT's configuration class for this type has `layers_to_transform`.
     pub peft_has_layers: bool,
-    /// Factor on the default of `train.lr`.
+    /// Factor by which the default of `train.lr` is multiplied.
     pub learning_rate_factor: f64,
     build: fn(&str) -> Result<Box<dyn Adapter>>,
     from_peft: fn(PeftFile<'_>) -> Result<(String, Vec<String>)>,
@@ -161,7 +163,7 @@ impl AdapterEntry {
         Self { peft_has_layers: has, ..self }
     }
 
-    /// Sets the factor on the default of `train.lr`.
+    /// Sets the factor by which the default of `train.lr` is multiplied.
     #[must_use]
     pub const fn learning_rate_factor(self, factor: f64) -> Self {
         Self { learning_rate_factor: factor, ..self }
@@ -170,16 +172,17 @@ impl AdapterEntry {
     /// Builds the adapter from its configuration (JSON text).
     ///
     /// # Errors
-    /// Fails if a field is unknown or has another type, or if the adapter rejects a value.
+    /// Fails if a field is unknown or has the wrong type, or if the adapter rejects a value.
     pub fn build(&self, json: &str) -> Result<Box<dyn Adapter>> {
         (self.build)(json)
     }
 
-    /// Returns the configuration (JSON text) of a saved adapter, and warnings for the user.
+    /// Converts the PEFT configuration of a saved adapter to the plugin's configuration (JSON
+    /// text). Also returns warnings for the user.
     ///
     /// # Errors
-    /// Fails if the plugin does not support the value of a field, or cannot compute what PEFT
-    /// computes with the adapter.
+    /// Fails if the plugin does not support the value of a field, or if its outputs would differ
+    /// from PEFT's.
     pub fn from_peft(&self, file: PeftFile<'_>) -> Result<(String, Vec<String>)> {
         (self.from_peft)(file)
     }
@@ -209,7 +212,7 @@ impl TransformEntry {
     /// Builds the transform of one tap from its configuration (JSON text).
     ///
     /// # Errors
-    /// Fails if a field is unknown or has another type, or if the transform rejects a value.
+    /// Fails if a field is unknown or has the wrong type, or if the transform rejects a value.
     pub fn build(
         &self,
         json: &str,
@@ -242,7 +245,7 @@ impl TapEntry {
     /// Builds the tap from its configuration (JSON text).
     ///
     /// # Errors
-    /// Fails if a field is unknown or has another type, or if the tap rejects a value.
+    /// Fails if a field is unknown or has the wrong type, or if the tap rejects a value.
     pub fn build(&self, json: &str) -> Result<Box<dyn Tap>> {
         (self.build)(json)
     }
@@ -253,13 +256,13 @@ impl TapEntry {
 pub struct DatasetEntry {
     /// Description of the plugin.
     pub about: About,
-    /// The field that `--dataset NAME:TEXT` sets.
+    /// The field that `--dataset NAME:TEXT` sets to TEXT.
     pub argument: Option<&'static str>,
-    /// Extensions, without the dot, of the files that the data set reads.
+    /// File extensions that the plugin supports, without the dot.
     pub extensions: &'static [&'static str],
-    /// True if the data set reads repositories of the hub.
+    /// True if the plugin supports repositories on the hub.
     pub repositories: bool,
-    /// True if the data set reads pairs from standard input.
+    /// True if the plugin supports reading pairs from standard input.
     pub stdin: bool,
     build: fn(&str) -> Result<Box<dyn Dataset>>,
 }
@@ -281,27 +284,28 @@ impl DatasetEntry {
         }
     }
 
-    /// Sets the field that `--dataset NAME:TEXT` sets.
+    /// Sets the field that receives TEXT in `--dataset NAME:TEXT`.
     #[must_use]
     pub const fn argument(self, field: &'static str) -> Self {
         Self { argument: Some(field), ..self }
     }
 
-    /// Sets the extensions, without the dot, of the files that the data set reads. The path of such
-    /// a file becomes the argument.
+    /// Sets the file extensions that the plugin supports, without the dot. If the user chooses a
+    /// file with such an extension, its path is stored in the field that `argument` names.
     #[must_use]
     pub const fn extensions(self, endings: &'static [&'static str]) -> Self {
         Self { extensions: endings, ..self }
     }
 
-    /// Sets whether the data set reads repositories of the hub. The repository becomes the
-    /// argument.
+    /// Sets whether the plugin supports repositories on the hub. If the user chooses a repository,
+    /// its name is stored in the field that `argument` names.
     #[must_use]
     pub const fn repositories(self, reads: bool) -> Self {
         Self { repositories: reads, ..self }
     }
 
-    /// Sets whether the data set reads standard input. `-` becomes the argument.
+    /// Sets whether the plugin supports standard input. If the user chooses it, `-` is stored in
+    /// the field that `argument` names.
     #[must_use]
     pub const fn stdin(self, reads: bool) -> Self {
         Self { stdin: reads, ..self }
@@ -310,7 +314,7 @@ impl DatasetEntry {
     /// Opens the data set with its configuration (JSON text).
     ///
     /// # Errors
-    /// Fails if a field is unknown or has another type, or if the data set cannot be opened.
+    /// Fails if a field is unknown or has the wrong type, or if the data set cannot be opened.
     pub fn build(&self, json: &str) -> Result<Box<dyn Dataset>> {
         (self.build)(json)
     }

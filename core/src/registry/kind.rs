@@ -7,9 +7,9 @@ pub enum Kind {
     Intervention,
     /// A trainable change to linear modules or blocks.
     Adapter,
-    /// A map of states.
+    /// A map that is applied to states.
     Transform,
-    /// A choice of sites where states are read.
+    /// A selection of sites at which states are read.
     Tap,
     /// A source of preference pairs.
     Dataset,

@@ -1,8 +1,8 @@
 //! The registry: all plugins of this program, by kind and name.
 //!
-//! The attribute on a plugin's struct submits an [`Entry`] to `inventory`. The function pointers in
-//! the entry are compiled with the plugin's types. All other code refers to a plugin by its name,
-//! and passes its configuration as JSON text.
+//! The attribute on a plugin's struct submits an [`Entry`] to `inventory`. The plugin's type is
+//! only known to the functions that the entry points to. All other code refers to a plugin by its
+//! name, and passes its configuration as JSON text.
 
 mod about;
 mod entry;
@@ -13,7 +13,7 @@ mod recipe;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-pub use about::{About, Misfit};
+pub use about::{About, FieldError};
 pub use entry::{
     AdapterEntry, DatasetEntry, Entry, InterventionEntry, TapEntry, TransformEntry, TypedEntry,
 };
@@ -23,7 +23,7 @@ pub use recipe::{Recipe, RecipeText};
 
 use crate::error::{Error, Fault, Result};
 
-/// The plugins and recipes of this program, both linked in and loaded from libraries.
+/// The plugins and recipes of this program, whether linked in or loaded from libraries.
 #[derive(Debug)]
 pub struct Registry {
     entries: BTreeMap<(Kind, &'static str), Registration<Entry>>,
@@ -36,7 +36,7 @@ pub struct Registry {
 #[derive(Clone, Debug)]
 struct Registration<T> {
     value: T,
-    /// Index into [`Registry::loaded`] of the library that it came from; `None` if it is linked in.
+    /// Index into [`Registry::loaded`] of the library that contains it; `None` if it is linked in.
     file: Option<usize>,
 }
 
@@ -63,7 +63,7 @@ impl Registry {
         }
     }
 
-    /// Creates a registry of only these plugins, without recipes.
+    /// Creates a registry that only contains the given plugins, without recipes.
     ///
     /// # Errors
     /// Fails in the same cases as [`builtin`](Self::builtin).
@@ -73,12 +73,12 @@ impl Registry {
         Ok(registry)
     }
 
-    /// Adds the plugins and recipes of a library. If it fails, nothing is added. A library that was
-    /// added before is ignored.
+    /// Adds the plugins and recipes of a library. If this fails, none of them are added. Does
+    /// nothing if the library has already been added.
     ///
     /// # Errors
-    /// Fails if a name is invalid or already in use. In the second case, the error names both
-    /// origins.
+    /// Fails if a name is invalid or already in use. The error for a name in use gives the origins
+    /// of both plugins.
     pub fn add_plugin(&mut self, plugin: PluginLibrary) -> Result<()> {
         if self.loaded.iter().any(|known| known.path == plugin.path) {
             return Ok(());
@@ -96,8 +96,8 @@ impl Registry {
         })
     }
 
-    /// Records a file in the plugin folder that could not be loaded. The errors for unknown names
-    /// mention it.
+    /// Records a file in the plugin folder that could not be loaded. Errors about unknown names
+    /// mention the file.
     pub fn refuse(&mut self, path: PathBuf) {
         self.refused.push(path);
     }
@@ -140,7 +140,7 @@ impl Registry {
             {
                 let theirs = self.origin(old.value.origin, old.value.version, old.file);
                 return Err(Error::new(format!(
-                    "two recipes are called `{}`: one of {theirs}, one of {ours}",
+                    "two recipes are called `{}`: one from {theirs}, one from {ours}",
                     old.value.name
                 )));
             }
@@ -156,7 +156,7 @@ impl Registry {
                 || !name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
             {
                 return Err(Error::new(format!(
-                    "the name of {} `{name}` of {ours} must only contain a-z, 0-9 and -",
+                    "invalid {} name `{name}` in {ours}: names must only contain a-z, 0-9 and -",
                     entry.kind().name()
                 )));
             }
@@ -166,7 +166,7 @@ impl Registry {
                 let theirs =
                     self.origin(old.value.about().origin, old.value.about().version, old.file);
                 return Err(Error::new(format!(
-                    "two {} are called `{name}`: one of {theirs}, one of {ours}",
+                    "two {} are called `{name}`: one from {theirs}, one from {ours}",
                     entry.kind().plural()
                 )));
             }
@@ -190,7 +190,8 @@ impl Registry {
             .map(|(_, e)| e.value)
     }
 
-    /// All plugins of the kind of `E`, sorted by name. Aliases are not listed separately.
+    /// All plugins whose entries have the type `E`, sorted by name. Aliases are not listed
+    /// separately.
     pub fn all<E: TypedEntry>(&self) -> impl Iterator<Item = &'static E> {
         self.of(E::KIND).filter_map(E::of_entry)
     }
@@ -198,7 +199,7 @@ impl Registry {
     /// Looks up a plugin by kind and name or alias.
     ///
     /// # Errors
-    /// Fails if there is none. The error lists all valid names and suggests the nearest one.
+    /// Fails if the name is unknown. The error lists all valid names and suggests the nearest one.
     pub fn get(&self, kind: Kind, name: &str) -> Result<Entry> {
         let found = self.entries.iter().find(|((k, n), _)| *k == kind && *n == name);
         found.map(|(_, e)| e.value).ok_or_else(|| self.unknown(kind, name))
@@ -287,7 +288,7 @@ impl Registry {
     /// Looks up a recipe by name.
     ///
     /// # Errors
-    /// Fails if there is none. The error lists all valid names and suggests the nearest one.
+    /// Fails if the name is unknown. The error lists all valid names and suggests the nearest one.
     pub fn recipe(&self, name: &str) -> Result<&Recipe> {
         let found = self.recipes.get(name).map(|r| &r.value);
         found.ok_or_else(|| {
@@ -298,10 +299,11 @@ impl Registry {
         })
     }
 
-    /// Looks up the plugins of every kind, and the recipe, called `name`.
+    /// Looks up all plugins and the recipe with the given name. Plugins of different kinds may have
+    /// the same name.
     ///
     /// # Errors
-    /// Fails if there is neither.
+    /// Fails if no plugin and no recipe has this name.
     pub fn find(&self, name: &str) -> Result<(Vec<Entry>, Option<&Recipe>)> {
         let hits: Vec<_> =
             Kind::ALL.into_iter().filter_map(|kind| self.get(kind, name).ok()).collect();

@@ -5,8 +5,8 @@ use crate::error::{Error, Result};
 /// The text of a recipe and the crate that contains it, registered by [`recipe!`](crate::recipe).
 #[derive(Debug)]
 pub struct RecipeText {
-    /// TOML text: the table `recipe` (`name`, `summary`, `reference`, `published`), and the
-    /// contents of a configuration file.
+    /// TOML text. It has the same structure as a configuration file, plus a table `recipe` with
+    /// `name`, `summary`, `reference` and `published`.
     pub toml: &'static str,
     /// Name of the crate that contains the recipe.
     pub origin: &'static str,
@@ -67,7 +67,8 @@ impl Recipe {
     /// name has characters other than a-z, 0-9, `-` and `_`.
     pub(super) fn read(text: &RecipeText) -> Result<Self> {
         let broken = |e: toml::de::Error| {
-            Error::internal(format!("a recipe of {} cannot be read", text.origin)).because(e)
+            Error::internal(format!("cannot parse a recipe of the crate `{}`", text.origin))
+                .because(e)
         };
         let mut values: toml::Table = toml::from_str(text.toml).map_err(broken)?;
         let header =
@@ -79,7 +80,7 @@ impl Recipe {
                 .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_')
         {
             return Err(Error::internal(format!(
-                "the name of recipe `{name}` of {} must only contain a-z, 0-9, - and _",
+                "invalid recipe name `{name}` in {}: names must only contain a-z, 0-9, - and _",
                 text.origin
             )));
         }

@@ -61,7 +61,8 @@ impl Grid {
         text
     }
 
-    /// Renders the table as Markdown. Cells are padded so that the source is aligned too.
+    /// Renders the table as Markdown. Cells are padded so that the columns also align in the
+    /// Markdown source.
     pub fn markdown(&self) -> String {
         let escape = |cell: &str| cell.replace('|', "\\|").replace('\n', " ");
         let line = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
@@ -92,7 +93,7 @@ impl Grid {
                 .max()
                 .unwrap_or(0)
         };
-        // The delimiter row of a Markdown table needs three characters per column.
+        // The delimiter row of a Markdown table needs at least three characters per column.
         (0..self.columns.len()).map(|i| width(i).max(3)).collect()
     }
 

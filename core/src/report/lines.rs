@@ -14,9 +14,8 @@ pub fn visible(text: &str) -> String {
     shown.strip_suffix('\n').map(str::to_owned).unwrap_or(shown)
 }
 
-/// Wraps text like [`wrapped`]. If there are too many lines, only the `first` lines at the start
-/// and the `last` lines at the end are kept, and a line with the number of omitted lines replaces
-/// the middle.
+/// Wraps text like [`wrapped`]. If there are too many lines, only the first `first` and the last
+/// `last` lines are kept, and a line between them gives the number of omitted lines.
 pub fn shortened(text: &str, room: usize, (first, last): (usize, usize)) -> Vec<String> {
     let mut lines = wrapped(text, room);
     if lines.len() > first + last + 1 {
@@ -26,13 +25,13 @@ pub fn shortened(text: &str, room: usize, (first, last): (usize, usize)) -> Vec<
     lines
 }
 
-/// Wraps text to lines of at most `room` characters.
+/// Wraps text into lines of at most `room` characters.
 pub fn wrapped(text: &str, room: usize) -> Vec<String> {
     text.lines().flat_map(|line| pieces(line, room)).collect()
 }
 
-/// Wraps one line to pieces of at most `room` characters. A piece ends after its last space, unless
-/// that space is in the first half of the piece.
+/// Splits one line into pieces of at most `room` characters. A piece ends after its last space,
+/// unless that space is in the first half of the piece.
 fn pieces(line: &str, room: usize) -> Vec<String> {
     let mut left: Vec<char> = line.chars().collect();
     let mut all = Vec::new();

@@ -30,8 +30,8 @@ impl AdapterChoice {
     /// Builds the experiment's adapter, with the parameter values of `saved` if it is `Some`.
     ///
     /// # Errors
-    /// Fails if `saved` is a different adapter or has a different configuration, or if the adapter
-    /// rejects its configuration.
+    /// Fails if the name or the configuration of `saved` differs from the experiment's adapter, or
+    /// if the adapter rejects its configuration.
     pub fn new(experiment: &Experiment, saved: Option<Saved>, registry: &Registry) -> Result<Self> {
         let choice = &experiment.adapter;
         let entry = registry.adapter(&choice.name)?;
@@ -113,7 +113,8 @@ impl AdapterChoice {
 /// adapter's warnings.
 ///
 /// # Errors
-/// Fails as [`AdapterChoice::attach`] does, or if a pattern is not a regular expression.
+/// Fails in the same cases as [`AdapterChoice::attach`], or if a pattern is not a regular
+/// expression.
 pub fn attach_saved(saved: &AdapterChoice, model: &Model) -> Result<Adapted> {
     for warning in saved.warnings(model)? {
         tracing::warn!("{warning}");

@@ -9,7 +9,7 @@ use crate::fingerprint;
 /// Assembles the planned run. A resumed run is restored from its checkpoint.
 ///
 /// # Errors
-/// Fails if the checkpoint cannot be restored, or as [`Assembled::new`] does.
+/// Fails if the checkpoint cannot be restored, and in the same cases as [`Assembled::new`].
 pub fn assemble(plan: &mut Plan<'_>) -> Result<Assembled> {
     let (intervention, taps) = plan.take_method()?;
     let (train, model) = (&plan.experiment.train, &plan.session.model);

@@ -1,5 +1,5 @@
-//! Assembles the adapter, objective and optimiser that train a model. Both runs and the conformance
-//! kit use this.
+//! Assembles the adapter, objective and optimiser that train a model, both for runs and for
+//! conformance checks.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -22,10 +22,10 @@ pub struct Assembled {
     pub initial: Option<Rc<Adapted>>,
     /// The objective, with its taps, their transforms and the reference.
     pub objective: Objective,
-    /// The optimiser of all trained parameters.
+    /// The optimiser for all trained parameters.
     pub optimiser: AdamW,
-    /// Standard deviation of the noise that was added to the adapter because the loss was flat at
-    /// its initial value; `None` if no noise was added.
+    /// Standard deviation of the noise that was added to the adapter, because the loss had zero
+    /// gradient at the adapter's initial values; `None` if no noise was added.
     pub noise: Option<f64>,
 }
 
@@ -37,18 +37,19 @@ pub struct Parts<'a> {
     pub taps: Taps,
     /// The adapter.
     pub adapter: &'a AdapterChoice,
-    /// Maps the index of each pair to the name under which checkpoints store its reference values.
+    /// Names under which checkpoints store the reference values of the pairs, by pair index.
     pub names: BTreeMap<usize, String>,
-    /// True to add noise to the adapter if the loss is flat at its initial value.
+    /// True if noise is added to the adapter when the loss has zero gradient at the adapter's
+    /// initial values.
     pub leaves_flat_start: bool,
 }
 
 impl Assembled {
-    /// Assembles the parts on `model`.
+    /// Assembles the adapter, objective and optimiser for `model`.
     ///
     /// # Errors
-    /// Fails if the method's needs contradict each other, if the adapter does not fit the model, or
-    /// if a plugin returns an error.
+    /// Fails if the needs that the method declares contradict each other, if the adapter does not
+    /// fit the model, or if a plugin returns an error.
     pub fn new(model: &Model, parts: Parts<'_>, train: &TrainConfig) -> Result<Self> {
         let Parts { intervention, taps, adapter, names, leaves_flat_start } = parts;
         let needs = intervention.needs();
@@ -89,14 +90,16 @@ impl Assembled {
     }
 }
 
-/// Number of blocks that the forward pass of a training step must run to compute the states at
-/// `sites` and whatever else the method needs.
+/// Number of blocks that a training step must run. This depends on the sites whose states are read,
+/// and on the other values that the method needs.
 fn depth(needs: &Needs, sites: &[Site], model: &Model) -> Result<usize> {
-    // Evaluate-only methods read no states, but their adapter must be attached to all blocks.
+    // If the method is only evaluated, it reads no states, but the adapter must be attached to all
+    // blocks.
     model.depth(sites, needs.logprobs.any() || needs.sequence_nll || needs.evaluate_only)
 }
 
-/// The optimiser of the adapter and, unless `train.transform` is false, of the transforms.
+/// Creates the optimiser for the adapter. If `train.transform` is true, it also trains the
+/// transforms.
 fn optimiser(adapted: &Adapted, taps: &Taps, train: &TrainConfig) -> AdamW {
     let mut groups = vec![Group { parameters: adapted.parameters(), scale: 1.0 }];
     let transform = taps.parameters();

@@ -1,4 +1,4 @@
-//! The best validation so far, and the number of validations since then.
+//! Keeps track of the best validation result, and of the number of validations since then.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -57,8 +57,8 @@ impl Best {
     }
 }
 
-/// Serializes a number as a string so that it round-trips exactly. `serde_json` may change the last
-/// bit when it parses a number.
+/// Serializes a number as a string, because the last bit may change when `serde_json` writes a
+/// number and reads it again.
 fn exact<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&format_args!("{value:?}"))
 }

@@ -1,5 +1,5 @@
-//! Checkpoints, which a run can be resumed from: parameters, optimiser state, cached values of the
-//! reference, and the step.
+//! Checkpoints, from which a run can be resumed. A checkpoint contains the parameters, the
+//! optimiser state, cached values of the reference, and the step.
 //!
 //! Everything else that a step depends on, such as the order of the pairs and dropout, is derived
 //! from the seed and the step.
@@ -25,7 +25,7 @@ fn dir(run: &Path) -> PathBuf {
     run.join("checkpoints")
 }
 
-/// Folder with the parameters from the best validation, which took place after step `step`.
+/// Folder for the parameters of the best validation so far, which took place after step `step`.
 fn dir_of_best(run: &Path, step: usize) -> PathBuf {
     dir(run).join(format!("best-{step}"))
 }
@@ -39,7 +39,7 @@ fn host(tensors: &[(String, Tensor)]) -> Result<Vec<(String, Tensor)>> {
 }
 
 /// Writes a checkpoint into the run's folder after `step` finished steps, and removes the previous
-/// one. `best` is the best validation so far, if the run validates.
+/// one. `best` is the best validation so far, if the run has a validation.
 ///
 /// # Errors
 /// Fails if a file cannot be written.
@@ -77,8 +77,8 @@ pub fn save(
     Ok(())
 }
 
-/// Reads the best validation recorded in the checkpoint of `step`. Returns `None` if the run that
-/// wrote the checkpoint did not validate.
+/// Reads the best validation so far from the checkpoint of `step`. Returns `None` if the run that
+/// wrote the checkpoint had no validation.
 ///
 /// # Errors
 /// Fails if the file cannot be read, or if its content is not valid.
@@ -161,7 +161,8 @@ pub fn latest(run: &Path) -> Result<usize> {
 }
 
 /// Compares the fingerprints in the checkpoint of `step` with `now`, the fingerprints of the
-/// resumed run. If `inexact` is true, returns the names of the inputs that differ.
+/// resumed run. Returns the names of the inputs that differ. Differences are only allowed if
+/// `inexact` is true.
 ///
 /// # Errors
 /// Fails if a file cannot be read. Unless `inexact` is true, also fails if an input differs or if
@@ -184,7 +185,7 @@ pub fn check(run: &Path, step: usize, now: &Fingerprints, inexact: bool) -> Resu
                 checkpoint has no fingerprints",
                 run.display()
             ))
-            .because(Error::new("it was written by an earlier version of reprpo")),
+            .because(Error::new("the checkpoint was written by an earlier version of reprpo")),
         ));
     };
     let (names, details): (Vec<String>, Vec<String>) = then.differences(now).into_iter().unzip();
@@ -229,9 +230,9 @@ pub fn restore(
 fn copy_into_parameters(mut values: IndexMap<String, Tensor>, run: &Assembled) -> Result<()> {
     let _guard = tch::no_grad_guard();
     for (name, tensor) in &run.parameters() {
-        let value = values
-            .swap_remove(name)
-            .ok_or_else(|| Error::new(format!("the checkpoint has no `{name}`")))?;
+        let value = values.swap_remove(name).ok_or_else(|| {
+            Error::new(format!("the checkpoint does not contain the parameter `{name}`"))
+        })?;
         if tensor.size() != value.size() {
             return Err(Error::new(format!(
                 "`{name}` has shape {:?} in the checkpoint, but {:?} in this run",
@@ -243,7 +244,7 @@ fn copy_into_parameters(mut values: IndexMap<String, Tensor>, run: &Assembled) -
     }
     if let Some(name) = values.keys().next() {
         return Err(Error::new(format!(
-            "the checkpoint has `{name}`, which this run does not train"
+            "the checkpoint contains the parameter `{name}`, which this run does not train"
         )));
     }
     Ok(())

@@ -13,8 +13,8 @@ use crate::eval::Table;
 /// Minimum number of steps for which the loss and the margin are checked. In shorter runs, the
 /// first and the last steps contain too few pairs for a comparison.
 const FEWEST_STEPS: usize = 4;
-/// A smaller change of the mean margin triggers a warning. The unit is that of `rewards/margins`:
-/// nats times β.
+/// The run warns if the mean margin changes by less than this value. Its unit is the same as for
+/// `rewards/margins`: nats times β.
 const SMALLEST_MARGIN: f64 = 1e-3;
 
 /// The history of a training run: loss and margin at each step, and the number of pairs left out of
@@ -114,7 +114,7 @@ impl History {
 }
 
 /// Returns the means over the first and the last quarter of `values`, or `None` if there are too
-/// few.
+/// few values.
 fn ends(values: &[f64]) -> Option<(f64, f64)> {
     if values.len() < FEWEST_STEPS {
         return None;

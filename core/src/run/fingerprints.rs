@@ -29,7 +29,7 @@ const NOT_COMPARED: [&str; 9] = [
     "eval",
 ];
 const NOT_COMPARED_IN_TRAIN: [&str; 1] = ["checkpoint_every"];
-/// Fields that only matter if the run validates.
+/// Fields that only matter if the run has validation.
 const VALIDATION: [&str; 5] = [
     "train.validate_every",
     "train.validation_pairs",
@@ -65,7 +65,7 @@ fn trajectory(experiment: &Experiment, kind: Kind) -> BTreeMap<String, Value> {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Fingerprints {
     data: Fingerprint,
-    /// Held-out pairs; `None` if the run does not validate.
+    /// Held-out pairs; `None` if the run has no validation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     held_out: Option<Fingerprint>,
     model: Fingerprint,
@@ -85,8 +85,8 @@ pub struct StartFingerprints {
 }
 
 impl Fingerprints {
-    /// Computes the fingerprints of a run of `experiment` whose model computes in `kind`. `data`
-    /// contains the pairs to train on and the held-out pairs.
+    /// Computes the fingerprints of the inputs of `experiment`. `kind` is the dtype in which the
+    /// model computes. `data` contains the pairs to train on and the held-out pairs.
     pub fn new(
         experiment: &Experiment,
         kind: Kind,
@@ -128,7 +128,8 @@ impl Fingerprints {
         let parts = parts.into_iter().filter_map(|(name, then, now)| {
             Some((name.to_owned(), format!("{name}: {}", then.change(now)?)))
         });
-        // If only one of the two runs validates, `train.validate_every` is already reported below.
+        // If only one of the two runs has validation, the difference in `train.validate_every` is
+        // reported below.
         let held_out = self.held_out.as_ref().zip(now.held_out.as_ref());
         let held_out = held_out.and_then(|(then, now)| {
             Some((
@@ -143,7 +144,7 @@ impl Fingerprints {
         parts.chain(held_out).chain(fields).collect()
     }
 
-    /// Returns a digest of everything that the cached values of the reference depend on, except the
+    /// Returns a digest of all inputs that determine the cached values of the reference, except the
     /// tokens of the pairs. Fields that only affect the training of the policy are excluded.
     pub fn of_reference(&self) -> String {
         let mut parts = Parts::new("reference values");

@@ -22,7 +22,7 @@ use crate::train::{Accumulated, Steps, accumulate, learning_rate};
 ///
 /// # Errors
 /// Fails if a step or a validation fails, or if a file cannot be written. Returns
-/// `Error::interrupted`, after a checkpoint, if `stop` became true.
+/// `Error::interrupted`, after writing a checkpoint, if `stop` became true.
 pub fn fit(
     plan: &Plan<'_>,
     run: &mut Assembled,
@@ -159,8 +159,8 @@ fn take_step(
     Ok((sums, norm))
 }
 
-/// Writes a checkpoint after `step` finished steps. From now on, the run's folder is kept even if
-/// the run fails.
+/// Writes a checkpoint after `step` finished steps. From then on, the run's folder is not removed
+/// if the run fails.
 fn save(
     plan: &Plan<'_>,
     run: &mut Assembled,

@@ -27,9 +27,9 @@ pub struct Files {
 }
 
 impl Folder {
-    /// Creates the folder, which may exist if it is empty, and writes the run's configuration.
-    /// `config` receives the path of the folder, because the configuration can contain relative
-    /// paths.
+    /// Creates the folder and writes the run's configuration to it. The folder may already exist if
+    /// it is empty. `config` receives the path of the folder, because the configuration can contain
+    /// relative paths.
     ///
     /// # Errors
     /// Fails if the folder exists and is not empty, or if it cannot be created.
@@ -52,8 +52,9 @@ impl Folder {
         Self::open(path, locked(path, None)?, false)
     }
 
-    /// Opens the folder of an interrupted run. If the run's log is already locked, `lock` is its
-    /// file. Metrics after `step` are removed, because the resumed run writes them again.
+    /// Opens the folder of an interrupted run. If the caller has already locked the run's log,
+    /// `lock` is the log file. Metrics after `step` are removed, because the resumed run writes
+    /// them again.
     ///
     /// # Errors
     /// Fails if a file cannot be read or written.
@@ -75,7 +76,8 @@ impl Folder {
         Self::open(path, log, true)
     }
 
-    /// Overwrites the configuration in the folder. Used if a run is resumed with different inputs.
+    /// Overwrites the configuration in the folder. This is needed if the run is resumed with
+    /// different inputs.
     ///
     /// # Errors
     /// Fails if the file cannot be written.
@@ -115,8 +117,8 @@ impl Folder {
     }
 }
 
-/// True if `line` is a complete line of `metrics.jsonl` about one of the first `step` steps, or
-/// about a validation after one of the first `validated` steps.
+/// True if `line` is a complete line of `metrics.jsonl` and describes a training step up to `step`
+/// or a validation up to step `validated`.
 fn is_up_to(line: &str, step: usize, validated: usize) -> bool {
     let Ok(line) = serde_json::from_str::<Value>(line) else { return false };
     let last = if line.get("loss").is_some() { step } else { validated };
@@ -128,7 +130,7 @@ pub(super) fn is_empty(path: &Path) -> bool {
     path.read_dir().is_ok_and(|mut entries| entries.next().is_none())
 }
 
-/// Opens and locks the log of the folder. Returns `lock` if the log is already locked.
+/// Returns `lock` if it is given. Otherwise, opens and locks the log of the folder.
 fn locked(path: &Path, lock: Option<File>) -> Result<File> {
     if let Some(log) = lock {
         return Ok(log);

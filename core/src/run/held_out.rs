@@ -28,7 +28,8 @@ fn default_count(pairs: usize) -> usize {
 /// the split has enough pairs.
 ///
 /// # Errors
-/// Fails as [`Session::tokenise`] does, or if the requested number of pairs cannot be held out.
+/// Fails in the same cases as [`Session::tokenise`], or if the requested number of pairs cannot be
+/// held out.
 pub fn read(session: &Session, train: &TrainConfig) -> Result<(Tokenised, Vec<TokenPair>)> {
     let most = train.max_pairs.map(|most| {
         most.saturating_add(train.validation_pairs.unwrap_or_else(|| default_count(most)))
@@ -159,8 +160,8 @@ fn choose(sizes: &[usize], wanted: usize) -> Result<Vec<usize>, usize> {
     if left == 0 {
         return Ok(taken);
     }
-    // For each sum that can be reached, the last group that was added to reach it. Its other groups
-    // are found by subtracting the size of that group and looking up the remaining sum.
+    // For each reachable sum, the group that was added last to reach it. To find the other groups,
+    // subtract the size of this group and look up the remaining sum.
     let mut last: Vec<Option<usize>> = vec![None; wanted + 1];
     for (group, size) in sizes.iter().enumerate() {
         for sum in (*size..=wanted).rev() {
@@ -234,7 +235,8 @@ mod tests {
 
     #[test]
     fn prompts_that_only_differ_before_or_after_truncation_stay_together() {
-        // Pairs 0 and 1 have the same text, and pairs 1 and 2 have the same tokens.
+        // Pairs 0 and 1 have the same text, and pairs 1 and 2 have the same tokens, so all three
+        // pairs must be in one group.
         let mut all = pairs(&[10, 11, 11, 12]);
         all.prompts = vec![5, 5, 6, 7];
         assert_eq!(groups(&all), [vec![0, 1, 2], vec![3]]);
@@ -247,7 +249,7 @@ mod tests {
             |seed| indices(&divide(all(), &TrainConfig { seed, ..train(None, None) }).unwrap().1);
         assert_eq!((of(0), of(0).len()), (of(0), 10));
         assert_ne!(of(0), of(1));
-        assert!(of(0).is_sorted() && of(0)[9] > 20, "not from the whole split: {:?}", of(0));
+        assert!(of(0).is_sorted() && of(0)[9] > 20, "not spread over the whole split: {:?}", of(0));
     }
 
     #[test]
@@ -256,7 +258,7 @@ mod tests {
             divide(pairs(&(0..n).collect::<Vec<_>>()), config)
                 .map(|(training, held)| (training.pairs.len(), held.len()))
         };
-        // First with enough pairs for both training and validation, then with too few.
+        // 44 pairs are enough for both training and validation, but 40 pairs are too few.
         assert_eq!(sizes(44, &train(None, Some(40))).unwrap(), (40, 4));
         assert_eq!(sizes(40, &train(None, Some(40))).unwrap(), (36, 4));
         assert_eq!(sizes(30, &train(Some(5), Some(25))).unwrap(), (25, 5));
@@ -269,7 +271,8 @@ mod tests {
             "{e}"
         );
         assert!(sizes(1, &train(None, None)).is_err());
-        // Each prompt has two pairs, so one pair is neither trained on nor held out.
+        // Each prompt has two pairs, so the number of held-out pairs is even. Of the 32 pairs, 29
+        // are trained on, 2 are held out, and one is unused.
         let twins: Vec<i64> = (0..32).map(|i| i / 2).collect();
         let (training, held_out) = divide(pairs(&twins), &train(None, Some(29))).unwrap();
         assert_eq!((training.pairs.len(), held_out.len()), (29, 2));

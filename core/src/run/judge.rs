@@ -48,7 +48,7 @@ pub fn judge(
 }
 
 /// Evaluates the run in `folder`, which has been trained but not evaluated. The result is the same
-/// as if the run had evaluated itself.
+/// as if the run had included the evaluation.
 ///
 /// # Errors
 /// Fails if the model, the data or the run's adapter cannot be loaded, or if scoring fails. Returns

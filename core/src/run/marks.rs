@@ -40,8 +40,8 @@ pub fn trained(folder: &Path) -> bool {
     folder.join("adapter").join("adapter_config.json").is_file()
 }
 
-/// True if `name` is the name of a temporary file, which is left behind if the process is killed
-/// during a write.
+/// True if `name` is the name of a temporary file. Such files are left behind if the process is
+/// killed during a write.
 pub fn is_temporary(name: &str) -> bool {
     name.starts_with(".tmp")
 }

@@ -87,8 +87,9 @@ pub fn run(
     let mut history = None;
     if run.objective.needs().evaluate_only {
         let unvalidated = plan.experiment.train.validate_every.map_or("", |_| " or validated");
-        recorders
-            .message(&format!("nothing is trained{unvalidated}: the method takes no steps"))?;
+        recorders.message(&format!(
+            "nothing is trained{unvalidated}, because the method takes no steps"
+        ))?;
     } else {
         let trained = fit(&plan, &mut run, &mut folder, &mut recorders, stop);
         history = Some(trained.map_err(|e| {
@@ -202,8 +203,8 @@ fn opening(plan: &Plan<'_>, run: &Assembled, recorders: &mut Recorders<'_>) -> R
     recorders.detail(&format!("ready after {:.1} s", plan.begin.elapsed().as_secs_f64()))
 }
 
-/// Merges the findings about the training pairs and the evaluation pairs. The findings of a split
-/// that is used for both are only included once.
+/// Merges the findings about the training pairs and the evaluation pairs. If a split is used for
+/// both training and evaluation, its findings are only included once.
 fn findings(plan: &Plan<'_>) -> Result<Findings> {
     let (dataset, data) = (plan.session.dataset.as_ref(), &plan.pairs);
     let trained = data::named(dataset, &plan.experiment.train.split)?;
@@ -235,8 +236,8 @@ fn save(plan: &Plan<'_>, run: &Assembled, folder: &mut Folder) -> Result<()> {
     folder.keep();
     checkpoint::discard(folder.path());
     if session.model.device().is_cuda() {
-        // The evaluation uses different batch sizes, so it could not reuse the memory that the
-        // allocator has cached during training.
+        // Release the memory that the allocator cached during training. The evaluation cannot reuse
+        // it, because its batch sizes are different.
         ffi::cuda_empty_cache()?;
     }
     Ok(())

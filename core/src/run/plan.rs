@@ -60,9 +60,9 @@ pub struct Plan<'a> {
     pub adapter: AdapterChoice,
     /// The pairs to train on.
     pub pairs: Tokenised,
-    /// The held-out pairs to validate on; empty if the run does not validate.
+    /// The held-out pairs to validate on; empty if the run has no validation.
     pub held_out: Vec<TokenPair>,
-    /// The pairs to evaluate on; empty if the experiment does not evaluate.
+    /// The pairs to evaluate on; empty if the run has no evaluation.
     pub eval_splits: Vec<EvalSplit>,
     /// Fingerprints of everything that the training steps depend on.
     pub fingerprints: Fingerprints,
@@ -95,7 +95,8 @@ impl<'a> Plan<'a> {
         let (folder, resumed) = open(start)?;
         let mut experiment = experiment.clone();
         if resumed.is_some() {
-            // Compare the fingerprints in the checkpoint instead, because they cover more inputs.
+            // Do not compare the inputs with the run's record, because the fingerprints in the
+            // checkpoint cover more inputs.
             experiment.sources.forget_records();
         }
         let saved =
@@ -138,7 +139,7 @@ impl<'a> Plan<'a> {
         let mut warnings = adapter.warnings(&session.model)?;
 
         let train = &experiment.train;
-        // An evaluate-only method has nothing to validate.
+        // A method that is only evaluated is not trained, so it has no validation.
         let (pairs, held_out) =
             if train.validate_every.is_some() && !intervention.needs().evaluate_only {
                 held_out::read(&session, train)?
@@ -311,7 +312,7 @@ fn validate(
     })
 }
 
-/// Adds to the error `e` where the user set `field`, whose value is `path`.
+/// Adds context to the error `e`, so that it says where the user set `field` to `path`.
 fn explain(experiment: &Experiment, field: &str, path: Option<&Path>, e: Error) -> Error {
     experiment.sources.explain(field, &path.unwrap_or(Path::new("")).to_string_lossy(), e)
 }

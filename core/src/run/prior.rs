@@ -1,7 +1,7 @@
 //! The state of a run's folder: empty, interrupted or finished.
 //!
-//! It allows the same command line to start a run or to continue it, no matter when the previous
-//! process was killed.
+//! The state is derived from the files in the folder, so that the same command line can start a run
+//! or continue it, no matter when the previous process was killed.
 
 use std::path::Path;
 
@@ -59,7 +59,7 @@ impl Prior {
         let _lock = lock(folder)?;
         let mut recorded = Experiment::read(&config, registry)?;
         compare(folder, &recorded, asked, registry)?;
-        // The command line decides the device and how often a checkpoint is written.
+        // The command line determines the device and how often a checkpoint is written.
         recorded.device.clone_from(&asked.device);
         recorded.train.checkpoint_every = asked.train.checkpoint_every;
         let recorded = Box::new(recorded);
@@ -158,7 +158,7 @@ fn compare(
     let details: Vec<String> = changed
         .iter()
         .map(|(path, then, now)| {
-            format!("`{path}` is {} in the run and {} here", shown(then), shown(now))
+            format!("`{path}` is {} in the run and {} in this command", shown(then), shown(now))
         })
         .collect();
     Err(Error::new(format!(

@@ -1,5 +1,5 @@
-//! Saved transforms: `transform.safetensors` with their values, and `transform_config.json` with
-//! their configuration.
+//! Reads and writes saved transforms: their parameters in `transform.safetensors` and their
+//! configuration in `transform_config.json`.
 
 use std::path::{Path, PathBuf};
 
@@ -21,7 +21,7 @@ const TENSORS: &str = "transform.safetensors";
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Description {
-    /// The plugin and its configuration.
+    /// The transform plugin and its configuration.
     transform: Choice,
     /// Each tap, in the order of the forward pass, with the index of its transform.
     taps: IndexMap<String, usize>,

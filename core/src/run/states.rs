@@ -54,11 +54,11 @@ pub struct StatesIndex {
     pub files: Vec<String>,
     /// Number of pairs.
     pub pairs: usize,
-    /// Total size of the files in bytes.
+    /// Total size of the files, in bytes.
     pub bytes: usize,
 }
 
-/// The rows of one sequence, in a file with a state for every token.
+/// The location of one sequence in a file that stores the state of every token.
 #[derive(Clone, Copy, Debug, Serialize)]
 struct Span {
     /// Index of the first row.
@@ -84,8 +84,9 @@ struct Entry {
     rejected: Option<Span>,
 }
 
-/// Reads the states of all `splits` and writes them to the new folder `out`. The fields of
-/// `described`, which describe the model, the adapter and the data, are added to the index.
+/// Reads the states of the pairs in all `splits`, and writes them to the new folder `out`. The
+/// fields of `described`, which describe the model, the adapter and the data, are added to the
+/// index.
 ///
 /// # Errors
 /// Fails if the folder exists, if the model does not have one of the sites, or if a file cannot be
@@ -107,7 +108,7 @@ pub fn write_states(
     let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::create_dir_all(parent)
         .within(|| format!("cannot create the folder `{}`", parent.display()))?;
-    // A temporary folder, which is deleted if anything fails and renamed at the end.
+    // Write to a temporary folder, which is deleted if anything fails and renamed at the end.
     let folder = tempfile::Builder::new()
         .prefix(".states")
         .tempdir_in(parent)
@@ -172,10 +173,10 @@ pub fn write_states(
     })
 }
 
-/// States of some pairs: one tensor per site for each side.
+/// The states of the pairs in one forward pass: one tensor per site for each side.
 struct Read {
     states: Sides<Vec<Tensor>>,
-    /// Token ids of each side's sequences `[m]`; `None` if states are pooled.
+    /// Token ids `[m]` of each side's sequences; `None` if states are pooled.
     ids: Sides<Option<Tensor>>,
 }
 
@@ -223,9 +224,9 @@ struct Writer<'a> {
     /// Rows for the next file: for each side and site, one tensor per batch.
     rows: Sides<Vec<Vec<Tensor>>>,
     ids: Sides<Vec<Tensor>>,
-    /// Size of the rows for the next file in bytes.
+    /// Size, in bytes, of the rows for the next file.
     bytes: usize,
-    /// Total size of the files that have been written.
+    /// Total size, in bytes, of the files that have been written.
     total: usize,
 }
 
@@ -235,7 +236,7 @@ impl Writer<'_> {
         format!("states-{:05}.safetensors", self.files.len() + 1)
     }
 
-    /// Number of collected rows of `side`.
+    /// Returns the number of rows collected for `side`.
     fn collected(&self, side: Side) -> i64 {
         self.rows.get(side).first().map_or(0, |parts| parts.iter().map(|t| t.size()[0]).sum())
     }

@@ -26,7 +26,7 @@ use crate::report::Silent;
 use crate::text::TokenPair;
 use crate::train::{Steps, validate};
 
-/// Name of the file in a run's folder with the outcome of the validations.
+/// Name of the file in a run's folder that contains the results of the validations.
 pub(super) const FILE: &str = "validation.json";
 
 /// The validations of a run.
@@ -34,8 +34,8 @@ pub struct Validation<'a> {
     plan: &'a Plan<'a>,
     every: usize,
     best: Best,
-    /// The best step in the last checkpoint. Its values are kept until the next checkpoint, because
-    /// a resumed run needs them.
+    /// The best step at the time of the last checkpoint. The parameters of this step are kept until
+    /// the next checkpoint, because a resumed run needs them.
     in_checkpoint: Option<usize>,
     /// Scores of the held-out pairs at the start of training; `None` before the first validation.
     base: Option<Vec<PairScore>>,
@@ -45,7 +45,7 @@ pub struct Validation<'a> {
 }
 
 impl<'a> Validation<'a> {
-    /// Prepares the validations of the run. Returns `None` if it does not validate.
+    /// Prepares the validations of the run. Returns `None` if the run has no validations.
     ///
     /// # Errors
     /// Fails if the run is resumed and its checkpoint is damaged.
@@ -88,13 +88,14 @@ impl<'a> Validation<'a> {
         step > self.best.validated && (step.is_multiple_of(self.every) || step == steps.count)
     }
 
-    /// True if training must stop because the last `train.patience` validations did not improve.
+    /// True if training must stop because the last `train.patience` validations brought no new best
+    /// value.
     pub fn is_exhausted(&self) -> bool {
         self.best.exhausted(self.train().patience)
     }
 
     /// Validates after `step` steps. If the result is the best so far and `train.keep_best` is
-    /// true, saves all trained values in the run's folder.
+    /// true, saves all trained parameters in the run's folder.
     ///
     /// # Errors
     /// Fails if the method or libtorch returns an error, or if a file cannot be written. Returns
@@ -129,7 +130,8 @@ impl<'a> Validation<'a> {
             .change
             .ok_or_else(|| Error::internal("the comparison on the held-out pairs is missing"))?;
 
-        // Seeds the random numbers of the method, so that a resumed run draws the same ones.
+        // Set the seed for the method's random numbers, so that a resumed run draws the same
+        // numbers.
         tch::manual_seed(steps.seed(step - 1));
         let (adapted, objective) = (&run.adapted, &mut run.objective);
         let method = plan.intervention()?;
@@ -181,9 +183,9 @@ impl<'a> Validation<'a> {
         self.in_checkpoint = self.best.step();
     }
 
-    /// Ends the training after `step` steps. Restores the values of the best step if
-    /// `train.keep_best` is true, and writes the outcome to the run's folder. Returns the outcome
-    /// as lines for the user.
+    /// Called when training ends after `step` steps. Restores the parameters of the best step if
+    /// `train.keep_best` is true. Writes the results to the run's folder, and returns them as lines
+    /// for the user.
     ///
     /// # Errors
     /// Fails if a file cannot be read or written.

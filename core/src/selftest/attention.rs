@@ -1,8 +1,8 @@
 //! Compares every attention strategy and kernel, forward and backward, with plain matrix products
 //! in float64 on the CPU.
 //!
-//! The reference does not use the program's masks, but builds its own from the layout. This way, a
-//! wrong mask is found as well as a wrong kernel.
+//! The reference builds its own masks from the layout, so that the comparison also finds errors in
+//! the program's masks.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -18,7 +18,7 @@ use crate::ffi;
 use crate::model::attention::{Attention, AttentionOptions, Kernel, Scores, Strategy};
 use crate::model::stream::{Layout, StreamBuilder};
 
-/// The number of tokens of each segment, and the index of the segment that it continues.
+/// For each segment, its number of tokens and the index of the segment it continues, if any.
 type Segments = &'static [(usize, Option<usize>)];
 
 /// The layout of a batch, or one sequence with a cache.
@@ -28,8 +28,8 @@ enum Shape {
     Behind { past: usize, tokens: usize },
 }
 
-/// Pairs that share prompts and have very different lengths, so that the padded strategy adds much
-/// padding.
+/// Pairs that share prompts and have very different lengths, so that the padded strategy adds a lot
+/// of padding.
 const PAIRS: Shape = Shape::Segments(
     "pairs",
     &[
@@ -60,7 +60,7 @@ const CHAINS: Shape = Shape::Segments(
     ],
 );
 
-/// The numbers of attention heads and of key-value heads, and the width of a head.
+/// Number of attention heads, number of key-value heads, and width of a head.
 #[derive(Clone, Copy, Debug)]
 struct Heads(i64, i64, i64);
 
@@ -70,7 +70,7 @@ impl fmt::Display for Heads {
     }
 }
 
-/// An input to compute attention on.
+/// A test case: the layout of the tokens, the sliding window, the heads, and the cap of the scores.
 #[derive(Clone, Copy, Debug)]
 struct Problem {
     shape: Shape,
@@ -97,8 +97,8 @@ impl fmt::Display for Problem {
     }
 }
 
-/// The inputs without a cache. The head configurations are taken from SmolLM2, a model with one
-/// key-value head, and a model with wide heads like Gemma.
+/// The test cases without a cache. They cover four head configurations: one from SmolLM2, one with
+/// a single key-value head, one with wide heads as in Gemma, and one with capped scores.
 fn problems() -> Vec<Problem> {
     let mut problems = Vec::new();
     for shape in [PAIRS, CHAINS] {
@@ -116,7 +116,7 @@ fn problems() -> Vec<Problem> {
     problems
 }
 
-/// The inputs with a cache, as in decoding.
+/// The test cases with a cache, as in decoding.
 fn cached_problems() -> Vec<Problem> {
     let shapes = [(40, 1), (1, 1), (40, 7)].map(|(past, tokens)| Shape::Behind { past, tokens });
     let windows = [None, Some(6)];
@@ -139,7 +139,7 @@ pub fn check(test: &mut Selftest<'_>) -> Result<()> {
         ("padded", Strategy::Padded),
     ];
     let kernels = [("sdpa", Kernel::Sdpa), ("eager", Kernel::Eager)];
-    // On a GPU, this setting changes which kernels may be used.
+    // On a GPU, libtorch chooses among different kernels depending on this setting.
     let deterministic: &[bool] = if test.device.is_cuda() { &[true, false] } else { &[true] };
     test.begin(
         Section::Attention,
@@ -235,7 +235,7 @@ fn compared(
         }
     };
     let names = ["output", "gradient of q", "gradient of k", "gradient of v"];
-    // A token that only attends to itself has zero gradients in its scores, so all gradients are
+    // The scores of a token that only attends to itself have zero gradients, so all gradients are
     // compared relative to the largest one.
     let largest =
         |t: &[Tensor]| t.iter().map(|t| t.abs().max().double_value(&[])).fold(0.0, f64::max);
@@ -283,8 +283,8 @@ fn layout(shape: Shape, device: Device) -> Result<Layout> {
     Ok(builder.finish(device)?.layout)
 }
 
-/// Returns a mask `[tokens keys]` of the keys that each token attends to: the last `window` keys of
-/// its sequence, up to the token itself.
+/// Returns a mask of shape `[tokens keys]` that is true for the keys to which each token attends.
+/// These are the keys of its sequence up to the token itself, or only the last `window` of them.
 fn sees(layout: &Layout, window: Option<i64>) -> Tensor {
     let (tokens, keys) = (layout.tokens(), layout.past() + layout.tokens());
     let window = window.map_or(keys, |w| w as usize);

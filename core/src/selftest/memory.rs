@@ -31,7 +31,7 @@ impl Memory {
         Ok(Self { device, before: if reset { status("VmRSS:") } else { None } })
     }
 
-    /// Returns the peak since the start in bytes, and a description of what it includes.
+    /// Returns the peak memory use in bytes since the start, and a description of what is included.
     ///
     /// # Errors
     /// Fails if the system does not report the peak.
@@ -47,7 +47,7 @@ impl Memory {
     }
 }
 
-/// Reads a number of bytes from the status of this process.
+/// Returns a field of `/proc/self/status` in bytes.
 fn status(field: &str) -> Option<f64> {
     kilobytes("/proc/self/status", field)
 }
@@ -106,7 +106,7 @@ pub fn ran_out(e: &Error) -> bool {
         .any(|part| text.contains(part))
 }
 
-/// Reads the value after `field` from a file in kB, and returns it in bytes.
+/// Finds the line of `file` that starts with `field`, and converts its value from kB to bytes.
 fn kilobytes(file: &str, field: &str) -> Option<f64> {
     let text = read_to_string(file).ok()?;
     let kib: f64 = text
@@ -139,7 +139,7 @@ mod tests {
         write("job/step/memory.max", "max\n");
         write("job/step/memory.current", "300\n");
         assert_eq!(room(root.path(), "0::/job/step\n"), Some(750.0));
-        // A container cannot see the folder of its own group.
+        // The folder of the process's own group is not visible, so the limit of its parent applies.
         assert_eq!(room(root.path(), "0::/job/hidden\n"), Some(750.0));
         write("memory/job/memory.limit_in_bytes", "600\n");
         write("memory/job/memory.usage_in_bytes", "100\n");

@@ -62,8 +62,8 @@ pub fn subjects(test: &Selftest<'_>) -> Result<Vec<Subject>> {
     Ok(subjects)
 }
 
-/// Returns an intervention that reads states of policy and reference at the run's tap, or `None` if
-/// there is none.
+/// Returns an intervention that reads the states of the policy and the reference at the run's tap,
+/// or `None` if there is no such intervention.
 fn reader(test: &Selftest<'_>) -> Result<Option<&'static InterventionEntry>> {
     let info = test.workshop.info()?;
     let reads = |entry: &&'static InterventionEntry| {
@@ -74,8 +74,8 @@ fn reader(test: &Selftest<'_>) -> Result<Option<&'static InterventionEntry>> {
     Ok(test.workshop.registry().all::<InterventionEntry>().find(reads))
 }
 
-/// Returns a setting that makes a tap read the first blocks. The default layers of some taps do not
-/// exist in a small model.
+/// Returns a setting that makes a tap read the first two blocks. This is needed because the default
+/// layers of some taps do not exist in a small model.
 fn shallow(tap: &TapEntry) -> Result<Option<String>> {
     let has_layers = plugin_fields(&tap.about)?.iter().any(|field| field.name == "layers");
     Ok(has_layers.then(|| "tap.layers=0,1".to_owned()))

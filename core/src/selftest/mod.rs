@@ -1,9 +1,10 @@
 //! A test of the program on the machine that it runs on.
 //!
-//! The test creates its own models and data, so it only needs the program and libtorch. It runs
-//! computations on the tested device with the code of a normal run. Each result is compared with a
-//! simple reference implementation or with values computed by transformers, which gives a [`Row`]
-//! of the [`Report`]. The tested methods come from the registry; this module must not name any.
+//! The test creates its own models and data, so it only needs the program and libtorch. It runs the
+//! same code as a normal run on the tested device. Each result is compared with a simple reference
+//! implementation or with values computed by transformers. The outcome of each comparison is a
+//! [`Row`] of the [`Report`]. The tested methods come from the registry; this module must not name
+//! any.
 
 mod attention;
 mod determinism;
@@ -107,7 +108,7 @@ impl Section {
 pub struct Options {
     /// The device to test, in the same form as `--device` of a run.
     pub device: String,
-    /// True to run all checks, false to run those that take about a minute.
+    /// True to run all checks; false to run a selection, which takes about a minute.
     pub full: bool,
     /// True to also compare the speed with TRL and PEFT.
     pub peer: bool,
@@ -280,8 +281,9 @@ impl Selftest<'_> {
 
 /// Sets the number of libtorch's threads, and restores it when dropped.
 ///
-/// Tiny models are computed with one thread. More threads are not faster there. On a busy machine,
-/// each operation would wait for the slowest thread, which makes the self-test ten times slower.
+/// Tiny models are computed with one thread, because they do not get faster with more threads. With
+/// several threads on a busy machine, each operation would wait for the slowest thread, and the
+/// self-test would take ten times as long.
 struct Threads {
     before: i32,
 }
@@ -304,7 +306,8 @@ impl Drop for Threads {
 /// system is read-only. The self-test stops in this case, because the remaining checks would fail
 /// for the same reason.
 fn cannot_write(e: &Error) -> bool {
-    // ENOSPC, EDQUOT and EROFS. Some libraries only pass on the text of the system's error.
+    // ENOSPC, EDQUOT and EROFS. Search the message for them, because some libraries only keep the
+    // message of the system error.
     const CODES: [i32; 3] = [28, 122, 30];
     let text = e.in_a_line();
     CODES.iter().any(|code| text.contains(&format!("(os error {code})")))

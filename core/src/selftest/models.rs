@@ -26,7 +26,7 @@ const SCORES: f64 = 1e-4;
 /// Number of prompt tokens, and number of tokens that are decoded one by one after the prompt.
 const DECODED: (usize, usize) = (7, 25);
 
-/// Compares scores and decoding.
+/// Checks the scores and the decoding of every tiny model.
 ///
 /// # Errors
 /// Returns `Error::interrupted` if the user stopped the test.
@@ -99,8 +99,8 @@ fn scores(test: &Selftest<'_>, case: &Case) -> Result<Vec<Difference>> {
     Ok(all)
 }
 
-/// Compares the logits of a decoded sequence with the logits of a single pass in float32 on the
-/// CPU.
+/// Decodes tokens one by one after a prompt, with a cache. Compares the logits with a single pass
+/// in float32 on the CPU.
 fn decoding(test: &Selftest<'_>, case: &Case, kind: Kind, tolerance: f64) -> Result<Difference> {
     let _guard = tch::no_grad_guard();
     let fixture = test.workshop.fixture();
@@ -122,8 +122,9 @@ fn decoding(test: &Selftest<'_>, case: &Case, kind: Kind, tolerance: f64) -> Res
     let mut decoded = Vec::new();
     let mut start = 0;
     for len in std::iter::once(DECODED.0).chain(std::iter::repeat_n(1, DECODED.1)) {
-        // With some rotary embeddings, the positions of all tokens change with the length of the
-        // sequence, so that earlier logits cannot be compared.
+        // With some rotary embeddings, the rotation of every token depends on the length of the
+        // sequence. Logits of a shorter sequence then differ from those of the whole sequence, so
+        // test a single pass instead.
         if model.outgrows_cache(start, start + len)
             || model.rotation_of(start + len) != model.rotation_of(ids.len())
         {
@@ -145,15 +146,16 @@ fn decoding(test: &Selftest<'_>, case: &Case, kind: Kind, tolerance: f64) -> Res
     ))
 }
 
-/// The Euclidean norm of the difference of two tensors, relative to the norm of the second. In
-/// bf16, a maximum over all logits would be dominated by a few outliers.
+/// The Euclidean norm of the difference between two tensors, relative to the norm of the second.
+/// In bf16, a maximum over all logits would be dominated by a few outliers.
 fn distance(ours: &Tensor, exact: &Tensor) -> f64 {
     let wide = |t: &Tensor| t.to_device(Device::Cpu).to_kind(Kind::Double);
     let (ours, exact) = (wide(ours), wide(exact));
     (ours - &exact).norm().double_value(&[]) / exact.norm().double_value(&[])
 }
 
-/// Computes the logits `[n vocab]` of tokens that follow `past` earlier tokens.
+/// Computes the logits of `n` tokens that follow `past` earlier ones. Returns a tensor of shape
+/// `[n vocab]`.
 fn logits(
     model: &Model,
     ids: &[i64],

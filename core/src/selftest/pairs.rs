@@ -11,7 +11,8 @@ use crate::api::{Dataset, DatasetPlugin, PairIter, Plugin, PreferencePair, Split
 use crate::error::{Error, Result};
 use crate::registry::DatasetEntry;
 
-/// The letters in the vocabulary of a tiny model. There is one for each row of its embedding.
+/// The letters in the vocabulary of a tiny model. There is one letter for each row of the model's
+/// embedding matrix.
 const LETTERS: &str = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMN";
 /// Number of pairs in the data set.
 const PAIRS: usize = 20;

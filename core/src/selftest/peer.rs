@@ -1,8 +1,8 @@
-//! Compares the speed with TRL and PEFT on the same machine. Both sides use the same model shape,
-//! adapter, precision, batch size and number of tokens, and take turns.
+//! Compares this program's training speed with TRL and PEFT on the same machine. Both sides use the
+//! same model shape, adapter, precision, batch size and number of tokens, and take turns.
 //!
-//! The peer is a child process, which waits while this program computes. It reads this program's
-//! adapter in PEFT's format, so that both sides train the same parameters.
+//! TRL and PEFT run in a child process, the peer, which waits while this program computes. The peer
+//! reads this program's adapter in PEFT's format, so that both sides train the same parameters.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{BufRead, BufReader, Write};
@@ -35,7 +35,7 @@ const LONGEST: Duration = Duration::from_secs(15 * 60);
 enum Failure {
     /// This program failed.
     Ours(Error),
-    /// The peer failed, which does not mean that this program is faulty.
+    /// The peer failed. This is not a failure of this program.
     Peer(Error),
 }
 
@@ -45,7 +45,8 @@ impl From<Error> for Failure {
     }
 }
 
-/// Compares the speed on each model shape. If the peer cannot run, the comparison is skipped.
+/// Compares the training speed on each model shape. If the peer cannot run, the comparison is
+/// skipped.
 ///
 /// # Errors
 /// Returns `Error::interrupted` if the user stopped the test.
@@ -171,7 +172,7 @@ impl Peer {
             std::fs::File::create(&log).within(|| format!("cannot write `{}`", log.display()))?;
         let mut command = Command::new("python3");
         // reprpo's launcher may have added its libtorch to the search path. The peer's torch may be
-        // a different version and must not load it.
+        // a different version and must not load this libtorch.
         if let Some(path) = std::env::var_os("LD_LIBRARY_PATH") {
             command.env("LD_LIBRARY_PATH", without(&path, libtorch_folder())?);
         }

@@ -10,11 +10,12 @@ use super::{Section, Selftest, kind_name};
 use crate::api::Frozen;
 use crate::error::Result;
 
-/// Numbers of outputs and inputs of the weights. Some are multiples of the width of a vector
-/// register and some are not. The last product is large enough to be split across cores.
+/// Number of outputs and inputs of each weight matrix. Some sizes are multiples of the width of a
+/// vector register and some are not. The last matrix is so large that its product is split across
+/// cores.
 const SIZES: [(i64, i64); 6] = [(1, 1), (37, 50), (64, 63), (576, 1536), (1536, 576), (4099, 577)];
 
-/// Compares the products.
+/// Compares matrix products of all sizes with the reference.
 ///
 /// # Errors
 /// Returns `Error::interrupted` if the user stopped the test.
@@ -81,14 +82,14 @@ fn product(
         .collect())
 }
 
-/// Returns the largest difference of two tensors, relative to the largest absolute entry of the
-/// second. Returns NaN if there is a NaN.
+/// Returns the largest difference between two tensors, relative to the largest absolute entry of
+/// the second. Returns NaN if there is a NaN.
 pub fn relative(ours: &Tensor, exact: &Tensor) -> f64 {
     off(ours, exact) / exact.abs().max().double_value(&[]).max(f64::MIN_POSITIVE)
 }
 
-/// Returns the largest difference of two tensors. Returns infinity if the shapes differ, and NaN if
-/// there is a NaN.
+/// Returns the largest difference between two tensors. Returns infinity if the shapes differ, and
+/// NaN if there is a NaN.
 pub fn off(ours: &Tensor, exact: &Tensor) -> f64 {
     if ours.size() != exact.size() {
         return f64::INFINITY;

@@ -50,7 +50,7 @@ pub fn check(test: &mut Selftest<'_>, registry: &Registry) -> Result<()> {
                     Section::Promises,
                     &name,
                     Outcome::Ok,
-                    format!("{held} invariants hold, f64 on the CPU"),
+                    format!("{held} invariants hold (computed in f64 on the CPU)"),
                 ));
             }
             Ok(rows)

@@ -64,8 +64,8 @@ pub struct Row {
     pub name: String,
     /// The quantities that were compared, or the measurement.
     pub compared: String,
-    /// The largest difference, relative to the size of what was compared; `None` if nothing was
-    /// compared. In JSON, a difference that is not finite is null.
+    /// The largest difference, relative to the size of the compared quantity; `None` if nothing was
+    /// compared. In JSON, infinity and NaN become null.
     pub worst: Option<f64>,
     /// Maximum difference that passes.
     pub tolerance: Option<f64>,
@@ -98,7 +98,8 @@ impl Row {
         }
     }
 
-    /// Creates the row of a comparison. Its outcome follows from the difference.
+    /// Creates the row of a comparison. The outcome is `Ok` if the difference is within the
+    /// tolerance, and `Failed` otherwise.
     pub fn of(section: Section, name: impl Into<String>, difference: Difference) -> Self {
         let outcome = if difference.passes() { Outcome::Ok } else { Outcome::Failed };
         let row = Self::new(section, name, outcome, difference.of);

@@ -1,4 +1,4 @@
-//! Models with the shapes of real models and random weights, for speed measurements.
+//! Models for speed measurements. They have the shapes of real models, but random weights.
 
 use indexmap::IndexMap;
 use serde_json::{Value, json};

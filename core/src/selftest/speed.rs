@@ -1,5 +1,5 @@
-//! Measures the speed and memory of training with the program's default methods, on random weights
-//! in the shapes of real models.
+//! Measures the speed and the memory use of training with the program's default methods. The models
+//! have random weights and the shapes of real models.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -44,7 +44,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Plans more steps on a GPU, because they are shorter there.
+    /// Chooses the number and size of the steps. On a GPU, which is faster, the steps are larger
+    /// and there are more of them.
     pub fn of(device: Device, full: bool) -> Self {
         match (device.is_cuda(), full) {
             (true, false) => Self { batch: 8, steps: 10 },
@@ -101,7 +102,8 @@ fn too_much(shape: &Shape, device: Device, plan: &Plan, rate: Option<f64>) -> Op
     if device.is_cuda() {
         return None;
     }
-    // The size of float32 weights, plus half as much for the steps.
+    // Float32 weights take 4 bytes per parameter, and training takes about 2 more bytes per
+    // parameter.
     let needed = shape.parameters() as f64 * 6.0 / 1e9;
     if let Some(free) = memory::free().filter(|free| *free < needed) {
         return Some(format!(
@@ -115,7 +117,7 @@ fn too_much(shape: &Shape, device: Device, plan: &Plan, rate: Option<f64>) -> Op
     (seconds > PATIENCE).then(|| format!("would take about {seconds:.0} s on this CPU"))
 }
 
-/// Measures a model. Returns its row, and the number of pairs per second.
+/// Measures a model. Returns its row in the report, and the number of pairs per second.
 fn measured(test: &mut Selftest<'_>, shape: &Shape, plan: Plan) -> Result<(Row, f64)> {
     let memory = Memory::begin(test.device)?;
     let mut trainer = Trainer::new(&test.workshop, shape, test.device)?;

@@ -54,7 +54,7 @@ impl Intervention for Likelihood {
     }
 }
 
-/// y = x Wᵀ (s + c). A correct computation has c = 0.
+/// Computes y = x Wᵀ (s + c), which is only correct if c is 0.
 struct Scaled(Tensor, f64);
 
 impl AdaptedLinear for Scaled {

@@ -57,7 +57,7 @@ impl Way {
 pub struct Trial {
     /// Folder of the model.
     pub model: PathBuf,
-    /// The chosen plugins. Other kinds use the program's defaults.
+    /// The chosen plugins. The program's defaults are used for all other kinds of plugins.
     pub choices: Vec<(Kind, &'static str)>,
     /// Further settings, in the form that `--set` takes.
     pub set: Vec<String>,
@@ -112,7 +112,8 @@ impl Workshop {
         })
     }
 
-    /// Returns the error of a self-test that cannot write its temporary files because of `e`.
+    /// Returns an error that says that the self-test cannot write its temporary files because of
+    /// `e`.
     pub fn explain(&self, e: Error) -> Error {
         e.within(format!(
             "the self-test cannot write to its temporary folder `{}`",
@@ -171,7 +172,7 @@ impl Workshop {
         Trial { model: self.model.clone(), choices, set: Vec::new() }
     }
 
-    /// Returns the experiment of a run.
+    /// Returns the experiment that describes a run.
     ///
     /// # Errors
     /// Fails if a plugin or a field does not exist, or if a value is not valid.
@@ -205,7 +206,7 @@ impl Workshop {
     /// Trains the run, and reads the files that it writes.
     ///
     /// # Errors
-    /// Fails as [`run::run`] does.
+    /// Fails in the same cases as [`run::run`].
     pub fn train(&self, trial: &Trial, way: Way, stop: &AtomicBool) -> Result<Trained> {
         let experiment = self.experiment(trial, way)?;
         self.runs.set(self.runs.get() + 1);
@@ -297,7 +298,8 @@ impl Trained {
     }
 
     /// Compares this run with a reference run. Returns the largest difference of the losses and the
-    /// largest difference of the gradient norms. Their descriptions start with `of`.
+    /// largest difference of the gradient norms. The text `of` is the start of each difference's
+    /// description.
     pub fn differences(
         &self,
         reference: &Self,
@@ -350,9 +352,9 @@ impl Trained {
 pub struct Tolerances {
     /// Tolerance for a loss.
     pub loss: f64,
-    /// Tolerances for the gradient norm: of the first step, and of later steps.
+    /// Tolerances for the gradient norm in the first step, and in later steps.
     pub norm: [f64; 2],
-    /// Fraction of the run's largest value. The differences of values below this floor are taken
-    /// relative to the floor.
+    /// Each difference is divided by the reference value, or by this fraction of the reference
+    /// run's largest value, whichever is greater.
     pub floor: f64,
 }

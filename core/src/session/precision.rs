@@ -1,4 +1,4 @@
-//! The choice of the precision in which a model computes.
+//! Chooses the precision in which a model computes.
 
 use tch::{Device, Kind};
 

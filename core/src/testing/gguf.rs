@@ -4,7 +4,7 @@
 #[derive(Clone)]
 pub struct Writer {
     pub version: u32,
-    /// Prefix of the keys of the architecture's settings, e.g. `llama`.
+    /// Prefix of the architecture-specific keys, e.g. `llama`.
     pub architecture: &'static str,
     pub entries: Vec<Vec<u8>>,
     /// Name, shape, ggml type number and data of each tensor. As in GGUF, the innermost dimension
@@ -43,19 +43,19 @@ impl Writer {
         )
     }
 
-    /// Adds a setting: its key, the number of its type, and the bytes of its value.
+    /// Adds a setting. `kind` is the GGUF type number of the value, which must be encoded already.
     pub fn entry(mut self, key: &str, kind: u32, value: &[u8]) -> Self {
         self.entries.push([&text(key), &kind.to_le_bytes()[..], value].concat());
         self
     }
 
-    /// Adds an integer setting of the architecture.
+    /// Adds an architecture-specific integer setting.
     pub fn count(self, key: &str, value: u32) -> Self {
         let key = format!("{}.{key}", self.architecture);
         self.entry(&key, 4, &value.to_le_bytes())
     }
 
-    /// Adds a float setting of the architecture.
+    /// Adds an architecture-specific float setting.
     pub fn float(self, key: &str, value: f32) -> Self {
         let key = format!("{}.{key}", self.architecture);
         self.entry(&key, 6, &value.to_le_bytes())
@@ -110,7 +110,7 @@ pub fn texts<S: AsRef<str>>(all: &[S]) -> Vec<u8> {
     [&8u32.to_le_bytes()[..], &(all.len() as u64).to_le_bytes(), &items].concat()
 }
 
-/// Encodes an array of four-byte numbers. `kind` is the number of their type: 5 for i32, 6 for f32.
+/// Encodes an array of four-byte numbers. `kind` is the GGUF type number: 5 for i32, 6 for f32.
 pub fn numbers(kind: u32, all: impl ExactSizeIterator<Item = [u8; 4]>) -> Vec<u8> {
     let len = all.len() as u64;
     [&kind.to_le_bytes()[..], &len.to_le_bytes(), &all.flatten().collect::<Vec<u8>>()].concat()

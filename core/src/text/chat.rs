@@ -27,30 +27,29 @@ use crate::error::{Context, Error, Result};
 const FUEL: u64 = 500_000;
 /// Number of bytes of text that cost as much as one step, as in minijinja.
 const BYTES_PER_STEP: u64 = 64;
-/// Maximum nesting depth of lists and maps that are written as text.
+/// Maximum nesting depth of a list or map that a template writes as text.
 const MAX_DEPTH: usize = 128;
-/// Maximum size of a template in bytes. Templates with support for tools are about a thirtieth of
-/// this size.
+/// Maximum size of a template in bytes. Even templates with tool support are only about a thirtieth
+/// of this size.
 const MAX_TEMPLATE_BYTES: usize = 1 << 20;
 
 /// A special token: the name of its variable in templates, such as `bos_token`, and its text.
 pub type SpecialToken = (&'static str, String);
 
-/// A compiled chat template, with the special tokens that it can use and the model's other
-/// templates.
+/// A compiled chat template, together with its special tokens and the model's other templates.
 #[derive(Debug)]
 pub struct ChatTemplate {
     source: String,
     environment: Environment<'static>,
     tokens: Vec<SpecialToken>,
     others: Vec<(String, ChatTemplate)>,
-    /// Cache of compiled templates from rows of the data set, by source.
+    /// Cache of compiled templates from the data set's rows, keyed by template source.
     row_templates: Mutex<HashMap<String, Arc<ChatTemplate>>>,
-    /// Cache of the results of [`takes_parts`](Self::takes_parts), by role.
+    /// Cache of the results of [`takes_parts`](Self::takes_parts), keyed by role.
     takes_parts: Mutex<HashMap<String, bool>>,
 }
 
-/// Name of the template that is used if there are tools.
+/// Name of the template that is used if the row lists tools.
 const WITH_TOOLS: &str = "tool_use";
 /// Maximum number of cached templates from rows. A data set usually has one or two.
 const MAX_ROW_TEMPLATES: usize = 64;
@@ -245,9 +244,9 @@ impl ChatTemplate {
         Ok(Cow::Owned(fields))
     }
 
-    /// True if the template accepts a list of parts as the content of a role. This is tested with a
-    /// short conversation. A template that does not accept lists either fails, omits the text, or
-    /// writes the Python list itself into the text, as happens in TRL.
+    /// True if the template accepts a list of parts as the content of a message with this role.
+    /// This is tested with a short conversation. A template that does not accept lists either
+    /// fails, omits the text, or, as in TRL, writes the list into the output in Python's notation.
     fn takes_parts(&self, role: &str) -> bool {
         if let Some(known) =
             self.takes_parts.lock().unwrap_or_else(PoisonError::into_inner).get(role)
@@ -307,7 +306,7 @@ impl ChatTemplate {
     }
 }
 
-/// Creates a Jinja environment that contains the template and uses the settings of transformers.
+/// Creates a Jinja environment with the template and the same settings as in transformers.
 fn environment(source: &str) -> Result<Environment<'static>> {
     let mut environment = Environment::new();
     environment.set_auto_escape_callback(|_| AutoEscape::None);
@@ -329,7 +328,7 @@ fn environment(source: &str) -> Result<Environment<'static>> {
     filters::add(&mut environment);
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", |state: &State, format: &str| {
-        // A field of two characters, such as `%B`, produces up to nine characters.
+        // A two-character field such as `%B` can produce up to nine characters.
         use_fuel(state, 4 * format.len())?;
         strftime(format, now())
     });
@@ -349,7 +348,7 @@ fn environment(source: &str) -> Result<Environment<'static>> {
     let lines = source.replace("\r\n", "\n").replace('\r', "\n");
     let rewritten =
         rewrite::rewritten(&without_training_marks(&lines)?, syntax).map_err(invalid)?;
-    // Rewriting has already applied `trim_blocks` and `lstrip_blocks`, so they stay off here.
+    // The rewriting above already applied `trim_blocks` and `lstrip_blocks`, so they stay off here.
     environment.set_syntax(
         environment.syntax().to_builder().keep_trailing_newline(true).build().map_err(foreign)?,
     );
@@ -396,9 +395,10 @@ fn use_fuel(state: &State, bytes: usize) -> Result<(), minijinja::Error> {
     state.consume_fuel(bytes as u64 / BYTES_PER_STEP)
 }
 
-/// Subtracts the fuel for writing a value, before it is written. minijinja only does so afterwards,
-/// which is too late for values that grow exponentially: a list that contains the same list twice,
-/// which contains another list twice, and so on, takes only a few steps to create.
+/// Subtracts the fuel for writing a value before the value is written. minijinja only subtracts it
+/// afterwards, which is too late for values that grow exponentially. For example, creating a list
+/// that contains a second list twice, which contains a third list twice, and so on, takes only a
+/// few steps.
 ///
 /// # Errors
 /// Fails if the fuel is used up, if the nesting is too deep, if the value is a function or an
@@ -419,7 +419,8 @@ fn use_fuel_for_value(state: &State, x: &Jinja, depth: usize) -> Result<(), mini
         }
         _ => {
             state.consume_fuel(1)?;
-            // A character can take up to six bytes in JSON, and the text is copied.
+            // Charge for more than the length, because a character can take up to six bytes in
+            // JSON, and because the output is copied.
             return use_fuel(state, 4 * x.as_str().map_or(0, str::len));
         }
     }
@@ -437,7 +438,8 @@ fn use_fuel_for_value(state: &State, x: &Jinja, depth: usize) -> Result<(), mini
     Ok(())
 }
 
-/// Python's `json.dumps(x, ensure_ascii=False)`. transformers replaces Jinja's own filter with it.
+/// Python's `json.dumps(x, ensure_ascii=False)`. transformers replaces Jinja's own `tojson` filter
+/// with it.
 fn tojson(state: &State, x: &Jinja, args: &[Jinja]) -> Result<String, minijinja::Error> {
     if x.is_undefined() {
         return Err(methods::failed("an undefined value cannot be written as JSON"));

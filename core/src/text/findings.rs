@@ -1,5 +1,5 @@
-//! Counts tokenised pairs with unusual properties. These affect training or scores without causing
-//! an error, so the user is warned about them.
+//! Counts tokenised pairs with unusual properties. Such pairs affect training or scores without
+//! causing an error, so the user is warned about them.
 
 use std::collections::BTreeMap;
 
@@ -8,12 +8,13 @@ use serde::Serialize;
 use super::{Prompt, TokenPair, Tokenizer};
 use crate::api::{Message, PreferencePair, Text};
 
-/// Counts of kept pairs with unusual properties.
+/// Counts of pairs with unusual properties. Dropped pairs are not counted.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Findings {
     /// Pairs whose prompt tokenises differently when it is followed by a completion.
     pub prefix_mismatches: usize,
-    /// Text at the end of the prompt that tokenises differently, for the first of these pairs.
+    /// The part of the prompt that tokenises differently, from the first pair in
+    /// `prefix_mismatches`.
     pub left_out: Option<String>,
     /// Pairs whose completions have the same tokens after truncation, so neither is preferred.
     pub identical: usize,
@@ -33,9 +34,9 @@ pub struct Findings {
 }
 
 impl Findings {
-    /// Counts one pair. `kept` contains its tokens after truncation, and `prompt` its prompt
-    /// tokenised without a completion. `context` is the context length of the model in tokens, if
-    /// it is known.
+    /// Updates the counts for one pair. `kept` contains the pair's tokens after truncation.
+    /// `prompt` is the pair's prompt, tokenised without a completion. `context` is the context
+    /// length of the model in tokens, if it is known.
     pub fn add(
         &mut self,
         tokenizer: &Tokenizer,

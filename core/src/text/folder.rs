@@ -164,11 +164,8 @@ fn refuse(config: &Map<String, Value>, model: &Map<String, Value>, file: &Ids) -
         });
     }
     if config.get("init_inputs").is_some_and(is_truthy) {
-        return refused(
-            "init_inputs",
-            "its values are positional arguments, whose meaning is unknown",
-        )
-        .map_err(|e| e.hint("remove the field, or set its values as named fields"));
+        return refused("init_inputs", "the meaning of its positional arguments is unknown")
+            .map_err(|e| e.hint("remove the field, or set its values as named fields"));
     }
     for field in ["split_special_tokens", "add_prefix_space", "legacy"] {
         if let Some(value) =
@@ -179,8 +176,8 @@ fn refuse(config: &Map<String, Value>, model: &Map<String, Value>, file: &Ids) -
             )));
         }
     }
-    // transformers corrects an error in the pre-tokenizer of some Mistral models. These conditions
-    // match the ones in transformers.
+    // With `fix_mistral_regex`, transformers corrects the pre-tokenizer of some Mistral models. The
+    // conditions below are the same as in transformers.
     let mistral = model.get("model_type").is_none_or(|m| {
         m.as_str().is_some_and(|m| {
             ["mistral", "mistral3", "voxtral", "ministral", "pixtral"].contains(&m)
@@ -206,7 +203,7 @@ fn refuse(config: &Map<String, Value>, model: &Map<String, Value>, file: &Ids) -
     Ok(())
 }
 
-/// Warns if the rebuilt tokenizer gives different ids than the unmodified tokenizer.json.
+/// Warns if the rebuilt tokenizer produces different token ids from the unmodified tokenizer.json.
 fn warn_if_ids_change(class: &str, file: &Ids, built: &Ids) {
     const SAMPLE: &str = "Hello, world! 1234 it's\n\n\tsome  more é 漢字 naïve\u{301} text.  ";
     let ids =

@@ -1,8 +1,8 @@
 //! Converts between text and token ids: the tokenizer, the chat template, and tokenised preference
 //! pairs.
 //!
-//! All ids must equal those of Hugging Face's transformers, because the model was trained with
-//! them.
+//! Token ids must be the same as in Hugging Face's transformers, because models are trained with
+//! the ids that transformers produces.
 
 mod chat;
 mod findings;
@@ -49,15 +49,17 @@ pub struct Tokenizer {
     bos: Option<Special>,
     eos: Option<Special>,
     pad: Option<Special>,
-    /// Ids that [`encode_alone`](Self::encode_alone) adds at the start and the end of a text. Both
-    /// are `None` if the post-processor of `tokenizer.json` already adds them.
+    /// Ids of the BOS and EOS tokens that [`encode_alone`](Self::encode_alone) must add. `None` if
+    /// the token is not added, or if the post-processor of `tokenizer.json` already adds it.
     around: (Option<i64>, Option<i64>),
     chat: Option<ChatTemplate>,
-    /// Additional fields of tokenizer_config.json that change ids, for [`files`](Self::files).
+    /// Additional fields of tokenizer_config.json that affect token ids. [`files`](Self::files)
+    /// writes them back.
     extra_fields: Map<String, Value>,
 }
 
-/// Parts of a tokenizer other than its vocabulary.
+/// Parts of a tokenizer that the `tokenizers` crate does not store: special tokens, chat templates
+/// and options.
 #[derive(Debug, Default)]
 struct Extras {
     /// Text of the beginning-of-sequence token.
@@ -75,10 +77,10 @@ struct Extras {
     begin: bool,
     /// True if [`Tokenizer::encode_alone`] must add the EOS, because the post-processor does not.
     end: bool,
-    /// True if special tokens that occur in a text are tokenised like ordinary text.
+    /// True if special tokens in the input are tokenised like ordinary text.
     splits_special: bool,
-    /// Additional fields of tokenizer_config.json that change ids. They are written back when the
-    /// tokenizer is saved.
+    /// Additional fields of tokenizer_config.json that affect token ids. They are written back when
+    /// the tokenizer is saved.
     extra_fields: Map<String, Value>,
 }
 
@@ -101,7 +103,7 @@ impl Tokenizer {
     /// calls `gpt2`, and SentencePiece BPE, which it calls `llama`.
     ///
     /// # Errors
-    /// Fails if the tokenizer has another type, if its pre-tokenizer is unknown, or if the
+    /// Fails if the tokenizer has a different type, if its pre-tokenizer is unknown, or if the
     /// vocabulary is inconsistent.
     pub fn from_gguf(meta: &Metadata) -> Result<Self> {
         let (ids, extras) = gguf::read(meta)?;
@@ -109,7 +111,8 @@ impl Tokenizer {
     }
 
     fn new(mut ids: Ids, extras: Extras) -> Result<Self> {
-        // Truncation is left to training, which has its own maximum length. Padding is never used.
+        // Disable truncation, because training applies its own maximum length. Padding is never
+        // used.
         ids.with_truncation(None).map_err(tokenizer_error)?;
         ids.with_padding(None);
         ids.set_encode_special_tokens(extras.splits_special);
@@ -144,8 +147,8 @@ impl Tokenizer {
         Ok(Self { ids, rows: None, bos, eos, pad, around, chat, extra_fields: extras.extra_fields })
     }
 
-    /// Encodes a text as ids `[n]` without adding special tokens. Special tokens in the text are
-    /// recognised.
+    /// Encodes text as token ids `[n]` without adding special tokens. Special tokens that occur in
+    /// the text are recognised.
     ///
     /// # Errors
     /// Fails if the tokenizer fails.
@@ -154,8 +157,8 @@ impl Tokenizer {
         Ok(encoding.get_ids().iter().map(|&id| id.into()).collect())
     }
 
-    /// Encodes a text as ids `[n]` and adds special tokens like the tokenizer does, such as a BOS
-    /// for Llama and Gemma. The result equals `tokenizer(text)` in transformers.
+    /// Encodes text as token ids `[n]`, with the special tokens that the tokenizer adds by default,
+    /// such as a BOS for Llama and Gemma. The result equals `tokenizer(text)` in transformers.
     ///
     /// # Errors
     /// Fails if the tokenizer fails.
@@ -165,8 +168,8 @@ impl Tokenizer {
         Ok(self.around.0.into_iter().chain(ids).chain(self.around.1).collect())
     }
 
-    /// Decodes ids `[n]` into text, including special tokens. Ids that do not belong to a token are
-    /// skipped; they occur if the embedding is padded.
+    /// Decodes ids `[n]` into text, including special tokens. Ids without a token are skipped. A
+    /// model can generate such ids if its embedding is padded.
     ///
     /// # Errors
     /// Fails if an id is negative or does not fit into 32 bits.
@@ -248,8 +251,8 @@ impl Tokenizer {
         if special.is_empty() {
             return Ok(None);
         }
-        // If two texts are encoded together, the BOS comes before the first and the EOS after the
-        // second, without special tokens between them.
+        // If two strings are encoded together, the BOS comes before the first string and the EOS
+        // after the second. There are no special tokens between them.
         let piece = |text: &str| {
             begin
                 .map(|s| s.text.clone())
@@ -271,7 +274,7 @@ impl Tokenizer {
         template.map(Some).map_err(|e| Error::internal(e.to_string()))
     }
 
-    /// Returns the token with an id, spelled as in the vocabulary, such as `Ġthe`.
+    /// Returns the token with the given id, spelled as in the vocabulary, e.g. `Ġthe`.
     pub fn token(&self, id: i64) -> Option<String> {
         self.ids.id_to_token(u32::try_from(id).ok()?)
     }
@@ -302,7 +305,7 @@ impl Tokenizer {
         self.pad.as_ref()
     }
 
-    /// Sets the number of rows of the model's embedding matrix, for use by [`check`](Self::check).
+    /// Sets the number of rows of the model's embedding matrix, which [`check`](Self::check) needs.
     #[must_use]
     pub fn for_embedding(mut self, rows: i64) -> Self {
         self.rows = Some(rows);
@@ -312,7 +315,7 @@ impl Tokenizer {
     /// Checks that every id has a row in the model's embedding matrix.
     ///
     /// A tokenizer may contain tokens without a row, such as Gemma 3's `<image_soft_token>`. This
-    /// is only an error if a text uses them.
+    /// is only an error if the input contains such a token.
     ///
     /// # Errors
     /// Fails if an id does not have a row. The error names the token.
@@ -327,7 +330,7 @@ impl Tokenizer {
         ))
         .hint("remove the token from the text, or resize the model's embedding to include it")
         .hint(
-            "if this affects many texts, the tokenizer belongs to a different model; use the \
+            "if this affects many pairs, the tokenizer belongs to a different model; use the \
             tokenizer from the same folder as the weights",
         ))
     }
@@ -370,8 +373,8 @@ fn tokenizer_error(e: tokenizers::Error) -> Error {
 }
 
 /// Calls the `tokenizers` crate and converts panics into errors. The crate panics on some invalid
-/// files, for example if a merge is longer than every token, and if a regular expression exceeds
-/// its backtracking limit.
+/// files, for example if a merge is longer than every token. It also panics if a regular expression
+/// exceeds its backtracking limit.
 fn catch_panics<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(done) => done.map_err(tokenizer_error),

@@ -27,8 +27,8 @@ pub struct Limits {
     /// True if an EOS is appended to plain completions. For conversations, the chat template
     /// decides this.
     pub add_eos: bool,
-    /// True if the special tokens that the tokenizer adds, such as a BOS, are added to plain text.
-    /// They are never added to conversations, because the chat template contains them.
+    /// True if the tokenizer's special tokens, such as a BOS, are added to plain text. They are
+    /// never added to conversations, because the chat template already adds them.
     pub special_tokens: bool,
     /// Context length of the model in tokens, if it is known. Longer pairs are counted, not
     /// truncated.
@@ -36,8 +36,8 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// No length limits. As in transformers, plain text has the tokenizer's special tokens. Plain
-    /// completions end with an EOS.
+    /// No length limits. As in transformers, the tokenizer's special tokens are added to plain
+    /// text. An EOS is appended to plain completions.
     pub const NONE: Self = Self {
         max_length: usize::MAX,
         max_prompt_length: None,
@@ -98,10 +98,9 @@ impl fmt::Display for Cut {
             ("chosen completion", self.chosen),
             ("rejected completion", self.rejected),
         ];
-        let cut = parts
-            .into_iter()
-            .filter(|(_, n)| *n > 0)
-            .map(|(part, n)| format!("the {part} lost {n} token{}", if n == 1 { "" } else { "s" }));
+        let cut = parts.into_iter().filter(|(_, n)| *n > 0).map(|(part, n)| {
+            format!("{n} token{} removed from the {part}", if n == 1 { "" } else { "s" })
+        });
         f.write_str(&cut.collect::<Vec<_>>().join(", "))
     }
 }
@@ -138,10 +137,9 @@ pub struct DroppedPair {
 pub struct Tokenised {
     /// The kept pairs, in the order of the data set.
     pub pairs: Vec<TokenPair>,
-    /// Numbers of removed tokens, one entry for each element of `pairs`.
+    /// Number of tokens that were removed from each of the kept pairs.
     pub cuts: Vec<Cut>,
-    /// Hashes of the whole prompts, one for each element of `pairs`. Equal prompts have equal
-    /// hashes.
+    /// Hash of the whole prompt of each kept pair. Equal prompts have equal hashes.
     pub prompts: Vec<u64>,
     /// The dropped pairs.
     pub dropped: Vec<DroppedPair>,
@@ -168,7 +166,8 @@ impl Tokenised {
     }
 }
 
-/// Tokenises one pair and applies the limits. `index` and `row` are the fields of [`TokenPair`].
+/// Tokenises one pair and applies the limits. `index` and `row` have the same meaning as in
+/// [`TokenPair`].
 ///
 /// # Errors
 /// Fails in the same cases as [`whole_pair`], and if a token has no row in the model's embedding
@@ -200,9 +199,9 @@ pub fn tokenise_pair(
 
 /// Tokenises one pair without length limits. Completions may be empty.
 ///
-/// As in TRL, three texts are tokenised: the prompt, the prompt with the chosen completion, and the
-/// prompt with the rejected completion. The prompt of the pair is the longest common prefix of the
-/// three, and each completion is what follows it. A token that spans the end of the prompt
+/// As in TRL, three strings are tokenised: the prompt, the prompt with the chosen completion, and
+/// the prompt with the rejected completion. The prompt of the pair is the longest common prefix of
+/// the three, and each completion is what follows it. A token that spans the end of the prompt
 /// therefore belongs to the completion. The part of the generation prompt that does not occur in a
 /// finished turn, such as the start of a thinking block, is dropped.
 ///
@@ -287,11 +286,11 @@ pub fn fit(whole: TokenPair, whole_prompt: Prompt, limits: &Limits) -> Outcome {
     }
 }
 
-/// The three texts that are tokenised: the prompt, and the prompt with each completion.
+/// The three strings that are tokenised: the prompt, and the prompt with each completion.
 struct Texts {
     prompt: String,
     joint: [String; 2],
-    /// True if the tokenizer adds its special tokens to the texts.
+    /// True if the tokenizer adds its special tokens to these strings.
     special_tokens: bool,
 }
 
@@ -353,7 +352,7 @@ pub fn tokenise(
     Ok(all)
 }
 
-/// Hashes ids. The result is the same in every process.
+/// Hashes token ids. The result is the same in every process.
 fn hash(ids: &[i64]) -> u64 {
     let mut hasher = DefaultHasher::new();
     ids.hash(&mut hasher);

@@ -51,8 +51,8 @@ pub struct Prompt {
 }
 
 impl Prompt {
-    /// Ids at the end of the prompt that are not part of the pair's prompt, because a completion
-    /// changes how this end is tokenised.
+    /// Ids at the end of the prompt that change when a completion is appended. They are not part of
+    /// the pair's prompt.
     pub fn left_out(&self) -> &[i64] {
         &self.ids[self.shared..]
     }

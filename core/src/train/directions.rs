@@ -26,11 +26,11 @@ pub struct ModuleDirections {
 /// Sums over pairs at one site.
 #[derive(Debug)]
 struct Sum {
-    /// Σ d `[w]`, weighted by pair.
+    /// Σ weight·d `[w]`, with the weight of each pair in the step.
     directions: Tensor,
-    /// Σ ‖d‖ with the same weights, a scalar.
+    /// Σ weight·‖d‖, a scalar.
     lengths: Tensor,
-    /// Number of pairs with a direction, a scalar.
+    /// Number of pairs with a direction, as a scalar tensor.
     directed: Tensor,
 }
 
@@ -80,15 +80,15 @@ impl ModuleDirections {
         Self { whose: needs.directions, sites, ..Self::default() }
     }
 
-    /// Returns the sites to read in the forward pass of the policy or of the reference, as selected
-    /// by `whose`. Empty if the method takes its directions from the other model.
+    /// Returns the sites to read in the forward pass of the model `whose`. There are none unless
+    /// the method takes its directions from that model.
     pub fn sites(&self, whose: Directions) -> &[Site] {
         if whose == self.whose { &self.sites } else { &[] }
     }
 
     /// Computes the directions of a batch and adds them to the sums of the optimiser step. `states`
-    /// are the states at [`sites`](Self::sites), `[n w]` each, and `weight` is the weight of each
-    /// pair in the step.
+    /// contains one tensor `[n w]` for each of the [`sites`](Self::sites), and `weight` is the
+    /// weight of each pair in the step.
     ///
     /// # Errors
     /// Fails if memory runs out.
@@ -135,7 +135,7 @@ impl ModuleDirections {
         })
     }
 
-    /// Returns the direction d of each pair in the most recent batch at `site`, `[b w]`.
+    /// Returns the directions d of the most recent batch at `site`, `[b w]` with one row per pair.
     ///
     /// # Errors
     /// Fails if the site was not read.
@@ -143,9 +143,9 @@ impl ModuleDirections {
         Ok(self.at(site, &self.batch)?.shallow_clone())
     }
 
-    /// Calls the method to modify the gradient of each parameter that has an axis. The method also
-    /// receives the mean direction of the step at the module's input or output, depending on the
-    /// axis.
+    /// For each parameter with an [`Axis`], calls the method to modify the gradient. The method
+    /// also receives the mean direction of the step at the module's input or output, depending on
+    /// the axis.
     ///
     /// # Errors
     /// Fails if the method fails or returns a gradient of the wrong shape.

@@ -1,5 +1,4 @@
-//! Computes the training objective: first everything that the method's `Needs` request, then its
-//! loss.
+//! Computes the values that a method requests in its `Needs`, and then the method's loss.
 
 #[cfg(test)]
 mod tests;
@@ -117,7 +116,7 @@ impl Objective {
     }
 
     /// Calls `work` with `method` in place of the current method, so that the state of the current
-    /// method does not change. Both must have the same configuration.
+    /// method does not change. Both methods must have the same configuration.
     ///
     /// # Errors
     /// Fails if `work` does.
@@ -276,10 +275,10 @@ impl Objective {
         Ok(Evaluated { loss, metrics })
     }
 
-    /// Returns the first error that a gradient hook reported in the last backward pass.
+    /// Checks whether a gradient hook failed in the last backward pass.
     ///
     /// # Errors
-    /// Fails if a hook failed.
+    /// Fails with the first error that a hook reported.
     pub fn after_backward(&self) -> Result<()> {
         self.hook_errors.check()
     }
@@ -312,8 +311,8 @@ impl Objective {
         Ok(())
     }
 
-    /// Registers a hook on the output `y` of an adapted module that lets the method modify its
-    /// gradient.
+    /// Registers a hook on the output `y` of an adapted module. The hook lets the method modify the
+    /// gradient of `y`.
     fn hook(&self, site: &Site, y: &Tensor, batch: &PairBatch, weight: f64) -> Result<()> {
         let direction = self.directions.of_batch(site)?;
         let map = self.intervention.output_grad(OutputGrad {

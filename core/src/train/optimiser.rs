@@ -30,7 +30,7 @@ pub struct AdamW {
 }
 
 impl AdamW {
-    /// Creates an optimiser that has not taken a step.
+    /// Creates an optimiser at step 0, with zero moments.
     pub fn new(groups: Vec<Group>, config: &TrainConfig) -> Self {
         let moments = groups
             .iter()
@@ -51,8 +51,8 @@ impl AdamW {
         self.groups.iter().flat_map(|g| &g.parameters)
     }
 
-    /// Returns the global norm of all gradients. If it exceeds `clip`, the gradients are scaled
-    /// down to this norm. 0 disables clipping.
+    /// Scales the gradients down if their global norm exceeds `clip`, unless `clip` is 0. Returns
+    /// the norm before scaling.
     ///
     /// # Errors
     /// Fails if no parameter has a gradient, or if memory runs out.

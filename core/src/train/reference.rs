@@ -1,5 +1,5 @@
-//! The outputs of the reference model that methods compare the policy with. Small outputs are
-//! computed once per pair and cached.
+//! Outputs of the reference model, for methods that compare them with the policy's outputs. Small
+//! outputs are computed once per pair and cached.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -18,9 +18,9 @@ use crate::model::{Adapted, Detail, Model};
 /// are empty tensors.
 #[derive(Debug)]
 struct KeptPair {
-    /// Log-probabilities of the tokens of each completion, `[m]`.
+    /// Log-probabilities of the tokens of each completion. Each tensor is `[m]`.
     logprobs: Sides,
-    /// Pooled states at each tap before the transform, `[w]`.
+    /// Pooled states at each tap, before the transform. Each tensor is `[w]`.
     taps: Vec<Sides>,
 }
 
@@ -45,23 +45,22 @@ impl KeptPair {
     }
 }
 
-/// The reference model and its cached outputs, by the index of the pair.
+/// The reference model and its cached outputs. The keys of the maps are the indices of the pairs.
 #[derive(Debug, Default)]
 pub struct Reference {
     adapted: Option<Rc<Adapted>>,
     kept: BTreeMap<usize, KeptPair>,
-    /// The name that a checkpoint uses for each pair, by the index of the pair. It is a digest of
-    /// the pair's tokens.
+    /// The name of each pair in checkpoints, which is a digest of the pair's tokens.
     names: BTreeMap<usize, String>,
 }
 
-/// Outputs of the reference for one batch that are not cached. Outputs that the method does not
-/// need are empty.
+/// The reference's outputs for one batch, except for cached outputs. Outputs that the method does
+/// not need are empty.
 #[derive(Debug, Default)]
 pub struct ReferenceValues {
-    /// States of all tokens at the taps, `[n w]`, if the pooled states are not sufficient.
+    /// States of all tokens at each tap, each `[n w]`. Empty if the pooled states are sufficient.
     pub states: Vec<Tensor>,
-    /// States at the inputs and outputs of adapted modules, `[n w]`.
+    /// States of all tokens at each input and output of an adapted module, each `[n w]`.
     pub at_modules: Vec<Tensor>,
     /// log p of each token in the chosen sequences, `[m]`, including the tokens of the prompts.
     pub own_logprobs: Option<Tensor>,
@@ -70,8 +69,8 @@ pub struct ReferenceValues {
 }
 
 impl Reference {
-    /// Creates a reference: the base model with the adapter `adapted`, or without an adapter if it
-    /// is `None`. `names` are the names that a checkpoint uses for the pairs, by index.
+    /// Creates a reference: the base model with the adapter `adapted`, or without an adapter if
+    /// `adapted` is `None`. `names` maps the index of each pair to its name in checkpoints.
     pub fn new(adapted: Option<Rc<Adapted>>, names: BTreeMap<usize, String>) -> Self {
         Self { adapted, kept: BTreeMap::new(), names }
     }
@@ -192,25 +191,24 @@ impl Reference {
         })
     }
 
-    /// Returns the cached states of one side at a tap, `[b w]`, before the transform.
+    /// Returns the cached pooled states of one side at a tap, before the transform. The result has
+    /// shape `[b w]`.
     ///
     /// # Errors
     /// Fails if a pair in the batch is not cached.
     pub fn pooled(&self, tap: usize, batch: &PairBatch, side: Side) -> Result<Tensor> {
         let row = |index: &usize| {
-            let states = self
-                .of(*index)?
-                .taps
-                .get(tap)
-                .ok_or_else(|| Error::internal(format!("nothing is kept for tap {tap}")))?;
+            let states = self.of(*index)?.taps.get(tap).ok_or_else(|| {
+                Error::internal(format!("the reference's states at tap {tap} are not cached"))
+            })?;
             Ok(states.get(side))
         };
         let rows = batch.indices.iter().map(row).collect::<Result<Vec<_>>>()?;
         Ok(Tensor::f_stack(&rows, 0)?)
     }
 
-    /// Returns the cached log-probabilities of the scored tokens in the batch, `[m]`, in the same
-    /// order as the policy's.
+    /// Returns the cached log-probabilities of the scored tokens in the batch, in the same order as
+    /// the policy's log-probabilities. The result has shape `[m]`.
     ///
     /// # Errors
     /// Fails if a pair in the batch is not cached.
@@ -228,8 +226,8 @@ impl Reference {
     }
 
     /// Returns everything in the cache, for a checkpoint. The tensors are named `PAIR.NUMBER`,
-    /// where PAIR is the name of the pair. They are saved because recomputing them in a different
-    /// batch could change the last bits.
+    /// where PAIR is the name of the pair. Checkpoints include the cache because recomputing an
+    /// output in a different batch could change its last bits.
     pub fn state(&self) -> Vec<(String, Tensor)> {
         let of = |(name, kept): (&String, &KeptPair)| {
             kept.tensors()
@@ -259,7 +257,7 @@ impl Reference {
                 name.split_once('.').and_then(|(pair, k)| Some((pair, k.parse::<usize>().ok()?)));
             let (pair, k) = place.ok_or_else(|| {
                 Error::new(format!(
-                    "the checkpoint's reference contains `{name}`, which does not belong to a pair"
+                    "the reference outputs in the checkpoint include the unexpected name `{name}`"
                 ))
             })?;
             if let Some(index) = rows.get(pair) {
@@ -272,7 +270,7 @@ impl Reference {
                 index,
                 kept.ok_or_else(|| {
                     Error::new(format!(
-                        "the checkpoint's reference is missing values of pair {index}"
+                        "the checkpoint does not contain all reference outputs of pair {index}"
                     ))
                 })?,
             ))

@@ -10,13 +10,13 @@ use crate::model::Adapted;
 
 /// Standard deviation of the noise, in units of the learning rate. AdamW changes each parameter by
 /// about one learning rate per step, so the noise moves the adapter about as far as a few steps.
-/// Smaller noise would be rounded away in a bf16 model, where rounding is about 1 part in 250.
+/// Smaller noise would be rounded away in a bf16 model, whose precision is about 1 part in 250.
 const STEPS: f64 = 5.0;
 
 /// Adds normally distributed noise to all trainable parameters of `adapted`, if the method's loss
 /// has zero gradient at their initial values. The random seed is `train.seed`. The base model and
-/// the reference do not change. Returns the standard deviation of the noise, or `None` if there is
-/// none.
+/// the reference do not change. Returns the standard deviation of the noise, or `None` if no noise
+/// was added.
 ///
 /// # Errors
 /// Fails if memory runs out.

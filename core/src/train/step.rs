@@ -15,7 +15,7 @@ use crate::text::TokenPair;
 /// the trained tensors.
 #[derive(Debug)]
 pub struct Accumulated {
-    /// Mean loss over the pairs that count. 0 if no pair counts.
+    /// Mean loss over the pairs that were not left out; 0 if all pairs were left out.
     pub loss: f64,
     /// Means of the metrics, by name.
     pub metrics: Vec<(String, f64)>,
@@ -40,7 +40,7 @@ enum Mode<'a> {
     Validate(&'a AtomicBool),
 }
 
-/// Sums over micro-batches, by name in order of first use.
+/// Sums of metrics over micro-batches, with the names in order of first use.
 #[derive(Default)]
 struct Sums(Vec<(String, Tensor)>);
 
@@ -55,7 +55,7 @@ impl Sums {
 }
 
 /// Adds the gradient of the loss over `pairs` to the gradients of the trained tensors, in
-/// micro-batches of `batch` pairs, and then calls the method to modify them. Each micro-batch is
+/// micro-batches of `batch` pairs. Then lets the method modify the gradients. Each micro-batch is
 /// weighted by its fraction of the pairs that count, so the result does not depend on `batch`.
 ///
 /// # Errors
@@ -86,7 +86,7 @@ pub fn accumulate(
 /// The loss may be infinite or NaN.
 ///
 /// # Errors
-/// Fails if the method or libtorch returns an error, or with `Error::interrupted` if `stop` becomes
+/// Fails if the method or libtorch returns an error. Returns `Error::interrupted` if `stop` becomes
 /// true.
 pub fn validate(
     objective: &mut Objective,

@@ -54,9 +54,9 @@ impl<'a> Steps<'a> {
         (self.train.seed as i64).wrapping_mul(1_000_003).wrapping_add(step as i64)
     }
 
-    /// Number of completed epochs after step `step`, as a fraction. As in the Trainer of
-    /// transformers, it is based on the number of batches, although the last step of an epoch may
-    /// have fewer batches than the others.
+    /// Number of epochs completed after step `step`, including the fraction of the current epoch.
+    /// As in the Trainer of transformers, this fraction is based on the number of batches, although
+    /// the last step of an epoch may have fewer batches than the others.
     pub fn epoch(&self, step: usize) -> f64 {
         let batches = self.pairs.div_ceil(self.train.batch);
         let seen = ((step % self.per_epoch + 1) * self.train.accumulate).min(batches);

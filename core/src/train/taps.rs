@@ -90,8 +90,8 @@ impl Taps {
         self.transform(tap).forward(pooled, &Around::default())
     }
 
-    /// Returns the pooled and transformed states of one side at a tap. `states` are the states of
-    /// all tokens in the batch, `[n w]` for each tap.
+    /// Returns the pooled and transformed states of the chosen or rejected sequences at a tap.
+    /// `states` are the states of all tokens in the batch, with shape `[n w]` at each tap.
     pub fn pooled(
         &self,
         tap: usize,
@@ -109,7 +109,7 @@ impl Taps {
         rows.mean(&self.transformed(tap, states, batch, |t| rows.gather(t), &rows.last)?)
     }
 
-    /// Returns the transformed states of all tokens in the sequences of one side at a tap.
+    /// Returns the transformed states of all tokens in the chosen or rejected sequences at a tap.
     pub fn tokens(
         &self,
         tap: usize,

@@ -90,7 +90,7 @@ impl Checkpoint {
         }
     }
 
-    /// The number types of the tensors, comma-separated and without duplicates.
+    /// The dtypes of the tensors, comma-separated and without duplicates.
     pub fn types(&self) -> String {
         let mut kinds = Vec::new();
         for kind in self.files.iter().flat_map(SafetensorsFile::kinds) {
@@ -154,7 +154,7 @@ fn open_shards(folder: &Path) -> Result<(Vec<SafetensorsFile>, IndexMap<String, 
         let at = folder.join(shard);
         if !at.exists() {
             return Err(Error::new(format!(
-                "the shard `{}` is missing, which should contain {} tensors",
+                "the shard `{}`, which should contain {} tensors, is missing",
                 at.display(),
                 expected.len()
             ))
@@ -164,7 +164,8 @@ fn open_shards(folder: &Path) -> Result<(Vec<SafetensorsFile>, IndexMap<String, 
         let there: IndexMap<&str, ()> = file.names().map(|n| (n, ())).collect();
         if let Some(lost) = expected.iter().find(|n| !there.contains_key(*n)) {
             return Err(Error::new(format!(
-                "the shard `{}` has no tensor `{lost}`, which the index assigns to it",
+                "the shard `{}` does not contain tensor `{lost}`, although the index lists it for \
+                    this shard",
                 at.display()
             )));
         }
@@ -178,7 +179,7 @@ fn open_shards(folder: &Path) -> Result<(Vec<SafetensorsFile>, IndexMap<String, 
 }
 
 fn no_weights(folder: &Path) -> Error {
-    let e = Error::new(format!("`{}` has no {SINGLE} and no {INDEX}", folder.display()));
+    let e = Error::new(format!("`{}` contains neither {SINGLE} nor {INDEX}", folder.display()));
     if ["pytorch_model.bin", "pytorch_model.bin.index.json"].iter().any(|f| folder.join(f).exists())
     {
         e.hint(

@@ -18,7 +18,8 @@ use tch::Kind;
 use super::memory::Mapped;
 use crate::error::{Error, Result};
 
-/// The supported number types: the name in the header, and the types in `safetensors` and tch.
+/// The supported dtypes. Each has a name in the header, a `Dtype` in `safetensors` and a `Kind` in
+/// tch.
 pub(super) const KINDS: [(&str, Dtype, Kind); 8] = [
     ("F64", Dtype::F64, Kind::Double),
     ("F32", Dtype::F32, Kind::Float),
@@ -35,12 +36,12 @@ pub(super) const KINDS: [(&str, Dtype, Kind); 8] = [
 pub(super) struct TensorEntry {
     pub kind: Kind,
     pub shape: Vec<i64>,
-    /// Byte range in the file. Its length is consistent with the shape.
+    /// Byte range of the data in the file. Its length matches `shape` and `kind`.
     pub at: Range<usize>,
 }
 
-/// Maximum size of a header in bytes. The format allows 100 MB, but the headers of the largest
-/// known models are about a hundredth of this limit.
+/// Maximum size of a header in bytes: about a hundred times the size of the largest known headers,
+/// but less than the 100 MB that the format allows.
 const MAX_HEADER_BYTES: u64 = 1 << 25;
 /// Maximum number of tensors in a file.
 const MAX_TENSORS: usize = 1 << 17;
@@ -121,7 +122,8 @@ fn hint_for(bytes: &[u8]) -> &'static str {
     }
 }
 
-/// Checks that the tensors fill the data without gaps or overlaps. They must be sorted by position.
+/// Checks that the tensors fill `data` without gaps or overlaps. `tensors` must be sorted by
+/// position.
 fn check_coverage(
     map: &Mapped,
     tensors: &[(String, TensorEntry)],

@@ -1,5 +1,5 @@
-//! Finds models and adapters by the text that the user gives: a path, a known name, or a repository
-//! on the hub.
+//! Resolves model and adapter arguments, such as the value of `--model`: a local path, a built-in
+//! model name, or a hub repository.
 
 use std::path::{Path, PathBuf};
 
@@ -24,31 +24,31 @@ const BUILTIN: [BuiltinModel; 2] = [
         summary: "SmolLM2 135M Instruct: a small chat model of the Llama architecture",
         format: "GGUF, Q4_1",
         megabytes: 98,
-        fetch: "`reprpo model fetch smollm2-135m-instruct` fetches it",
+        fetch: "run `reprpo model fetch smollm2-135m-instruct`",
     },
     BuiltinModel {
         name: "gemma3-270m",
         summary: "Gemma 3 270M: a small base model of the Gemma 3 architecture",
         format: "GGUF, Q4_K_M",
         megabytes: 253,
-        fetch: "`reprpo model fetch gemma3-270m` fetches it",
+        fetch: "run `reprpo model fetch gemma3-270m`",
     },
 ];
 
 /// A model in the built-in list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct KnownModel {
-    /// Name of the model, as the value of `--model`.
+    /// Name of the model, which `--model` accepts.
     pub name: &'static str,
     /// Description for users.
     pub summary: &'static str,
-    /// File format and number type.
+    /// File format and quantisation, e.g. `GGUF, Q4_1`.
     pub format: &'static str,
     /// Size on disk in megabytes (10⁶ bytes).
     pub megabytes: u32,
     /// Path of the file; `None` if the model has not been fetched.
     pub path: Option<PathBuf>,
-    /// Hint that names the command to fetch the model.
+    /// Hint with the command that fetches the model.
     pub fetch: &'static str,
 }
 
@@ -71,16 +71,16 @@ pub fn known_models() -> Vec<KnownModel> {
 pub struct Located {
     /// Path of a folder or a `.gguf` file.
     pub path: PathBuf,
-    /// The repository on the hub that it comes from, with the commit as revision; `None` for a
-    /// local path or a built-in model.
+    /// Source repository on the hub, with the commit hash as its revision; `None` for a local path
+    /// or a built-in model.
     pub repository: Option<RepoId>,
-    /// Path of the file within that repository, if the user named one.
+    /// Path of the GGUF file within the repository, if the user named one.
     file: Option<String>,
 }
 
 impl Located {
-    /// A text that always refers to exactly this model: the repository with its commit, or `given`
-    /// if the model does not come from the hub.
+    /// Returns an identifier that pins the model to its commit on the hub. A model that does not
+    /// come from the hub has no commit, so the result is `given`.
     pub fn pinned(&self, given: &str) -> String {
         match (&self.repository, &self.file) {
             (Some(repo), Some(file)) => format!("{}/{file}@{}", repo.name, repo.revision),
@@ -101,16 +101,17 @@ impl From<PathBuf> for Located {
 /// `org/name/FILE.gguf`. A repository is downloaded unless it is in the cache.
 ///
 /// # Errors
-/// Fails if there is no such model, or if it cannot be downloaded. The error lists the valid names.
+/// Fails if the model does not exist or cannot be downloaded. The error for an unknown name lists
+/// the valid ones.
 pub fn locate(model: &str, extent: Extent) -> Result<Located> {
     Places::of_environment().locate(model, extent)
 }
 
-/// Finds an adapter in PEFT's format. `adapter` is a folder or a repository on the hub.
+/// Finds an adapter in PEFT's format. `adapter` is a folder or a repository on the hub. A path that
+/// is neither an existing folder nor a valid repository id is returned unchanged.
 ///
 /// # Errors
-/// Fails if the repository does not exist or does not contain an adapter. A path that is neither a
-/// folder nor the id of a repository is returned unchanged.
+/// Fails if the repository does not exist, cannot be downloaded, or does not contain an adapter.
 pub fn locate_adapter(adapter: &Path) -> Result<PathBuf> {
     let id = adapter
         .to_str()
@@ -124,7 +125,7 @@ pub fn locate_adapter(adapter: &Path) -> Result<PathBuf> {
 
 /// Fetches the files of a model on the hub that a run needs: configuration, tokenizer, chat
 /// template and weights. `model` is `org/name`, `org/name@revision` or `org/name/FILE.gguf`.
-/// Returns `None` if it has another form.
+/// Returns `None` if `model` does not have one of these forms.
 ///
 /// Unlike [`locate`], this function ignores local folders and files with the same name.
 ///
@@ -139,8 +140,8 @@ pub fn fetch_repository(model: &str) -> Result<Option<Located>> {
 /// `org/name@revision`.
 ///
 /// # Errors
-/// Fails if `adapter` has another form, if the hub cannot be reached, if the repository does not
-/// exist or this user cannot access it, or if it does not contain an adapter.
+/// Fails if `adapter` is not a valid repository id, if the hub cannot be reached, if the repository
+/// does not exist or this user cannot access it, or if it does not contain an adapter.
 pub fn fetch_adapter(adapter: &str) -> Result<Located> {
     let hub = Hub::of_environment()?;
     let snapshot = hub.open(&RepoId::read(RepoKind::Model, adapter)?)?;
@@ -189,7 +190,7 @@ impl Places {
             return of_hub(&id, file, extent);
         }
         if is_path(model) {
-            return Err(Error::new(format!("there is no model at `{model}`")).hint(format!(
+            return Err(Error::new(format!("no model found at `{model}`")).hint(format!(
                 "give a folder with config.json, a .gguf file, a repository on the \
                     hub as `org/name`, or one of: {}",
                 names.join(", ")
@@ -211,7 +212,7 @@ impl Places {
 }
 
 /// Parses `org/name`, `org/name@revision` or `org/name/FILE.gguf` into the repository's id and the
-/// path of the GGUF file, if there is one. Returns `None` for a text of any other form.
+/// path of the GGUF file, if there is one. Returns `None` if `model` has none of these forms.
 fn in_repository(model: &str) -> Option<(RepoId, Option<String>)> {
     if model.starts_with(['/', '.', '~']) {
         return None;
@@ -221,8 +222,8 @@ fn in_repository(model: &str) -> Option<(RepoId, Option<String>)> {
     let mut parts = path.splitn(3, '/');
     let name = format!("{}/{}", parts.next()?, parts.next()?);
     let file = parts.next().map(str::to_owned);
-    // A text such as `models/x.gguf` is the path of a missing local file, because ids of
-    // repositories do not have such an extension.
+    // Treat `models/x.gguf` as the path of a missing local file: repository ids do not end in
+    // `.gguf`.
     let fits = match &file {
         Some(file) => file.ends_with(".gguf"),
         None => !is_path(path),
@@ -234,7 +235,7 @@ fn in_repository(model: &str) -> Option<(RepoId, Option<String>)> {
     fits.then_some((id, file))
 }
 
-/// True if a text can only be a path, and not a name or the id of a repository.
+/// Returns true if `model` can only be a path, not a built-in name or a repository id.
 fn is_path(model: &str) -> bool {
     [".gguf", ".safetensors", ".bin", ".json", "/"].iter().any(|end| model.ends_with(end))
         || model.starts_with(['/', '.', '~'])
@@ -255,7 +256,7 @@ mod tests {
     fn a_built_in_model_is_found_in_the_cache_after_it_was_fetched() {
         let (_dir, places) = places();
         let e = places.locate("smollm2-135m-instruct", Extent::Whole).unwrap_err();
-        assert_eq!(e.hints(), ["`reprpo model fetch smollm2-135m-instruct` fetches it"]);
+        assert_eq!(e.hints(), ["run `reprpo model fetch smollm2-135m-instruct`"]);
         let file = places.cache.join("models/smollm2-135m-instruct/x.gguf");
         std::fs::create_dir_all(file.parent().unwrap()).unwrap();
         std::fs::write(&file, "").unwrap();

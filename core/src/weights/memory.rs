@@ -13,10 +13,10 @@ use tch::{Device, Kind, Tensor};
 use crate::error::{Context, Error, Result};
 use crate::files::{is_lfs_pointer, lfs_pointer};
 
-/// Number of bytes of a file that are read before its pages are released.
+/// Number of bytes to read from a mapped file before releasing the pages.
 pub const SLAB: usize = 8 << 20;
 
-/// A memory-mapped file. The system reads its bytes when they are accessed.
+/// A memory-mapped file, which the operating system reads page by page on access.
 #[derive(Debug)]
 pub struct Mapped {
     path: PathBuf,
@@ -62,8 +62,8 @@ impl Mapped {
     pub fn release(&self, at: Range<usize>) {
         #[cfg(unix)]
         {
-            // SAFETY: the map is read-only and backed by a file, so a released page is read again
-            // with the same bytes.
+            // SAFETY: the map is read-only and backed by a file, so the next access to a released
+            // page reads the same bytes again.
             let released = unsafe {
                 self.bytes.unchecked_advise_range(
                     memmap2::UncheckedAdvice::DontNeed,
@@ -89,9 +89,10 @@ impl Deref for Mapped {
     }
 }
 
-/// A number type of tensors that [`filled`] can create.
+/// An element type of the tensors that [`filled`] creates.
 pub trait Element: Copy + Send + Default {
-    /// The type in libtorch. `tch::kind::Element` is not used, because it maps `bf16` to `f16`.
+    /// The corresponding libtorch type. `tch::kind::Element` cannot provide it, because it maps
+    /// `bf16` to `f16`.
     const KIND: Kind;
     /// Converts a number to the nearest value of this type.
     fn of(x: f32) -> Self;
@@ -122,13 +123,13 @@ impl Element for half::f16 {
     }
 }
 
-/// Creates a tensor on the CPU. `fill` writes the numbers directly into its memory, in row-major
-/// order, without a copy.
+/// Creates a tensor on the CPU. `fill` writes the numbers directly into the tensor's memory, in
+/// row-major order, without a copy.
 ///
 /// # Errors
 /// Fails if memory runs out.
 pub fn filled<T: Element>(shape: &[i64], fill: impl FnOnce(&mut [T])) -> Result<Tensor> {
-    // `zeros` would start libtorch's threads, which then busy-wait and slow down ours.
+    // `zeros` would start libtorch's thread pool, which busy-waits and slows down rayon's threads.
     let tensor = Tensor::f_empty(shape, (T::KIND, Device::Cpu))?;
     // SAFETY: the tensor is new and contiguous, is on the CPU, has `numel` elements of T's size,
     // and is not shared.
@@ -143,8 +144,8 @@ pub fn filled<T: Element>(shape: &[i64], fill: impl FnOnce(&mut [T])) -> Result<
     Ok(tensor)
 }
 
-/// Copies the bytes at `at` into a new tensor on the CPU. The bytes are copied in slabs, and the
-/// pages of the file are released after each slab.
+/// Copies the byte range `at` of the file into a new tensor on the CPU. The bytes are copied in
+/// slabs, and the pages of the file are released after each slab.
 ///
 /// # Errors
 /// Fails if the number of bytes does not match the shape, or if memory runs out.

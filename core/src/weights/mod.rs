@@ -1,9 +1,9 @@
-//! Finds model files and reads their tensors, under PyTorch's names.
+//! Finds model files and reads their tensors by PyTorch parameter name.
 //!
 //! The supported formats are safetensors (one file or shards) and GGUF. Both are mapped into
 //! memory, and every length is checked. Pickles are never read, because they can run code. This
-//! module must not depend on model architectures; the modules of the models decide what a tensor is
-//! for.
+//! module must not depend on model architectures; assigning tensors to layers is up to the model
+//! code.
 
 pub(crate) mod checkpoint;
 mod gguf;
@@ -46,11 +46,11 @@ enum Source {
 
 impl ModelFiles {
     /// Opens a path that [`locate`] returned: a folder with `config.json` and safetensors, a
-    /// `.gguf` file, or a folder with only one GGUF model, which may be split into several files.
+    /// `.gguf` file, or a folder with a single GGUF model, which may be split into several files.
     ///
     /// # Errors
-    /// Fails if a file is missing, incomplete or of another format, if the checkpoint is a pickle,
-    /// or if it is quantised in a way that is not supported.
+    /// Fails if a file is missing, incomplete or malformed, if the checkpoint is a pickle, or if
+    /// its quantisation is not supported.
     pub fn open(path: &Path) -> Result<Self> {
         let source = if path.is_dir() && !path.join("config.json").exists() {
             match gguf_files(path).as_slice() {
@@ -71,8 +71,8 @@ impl ModelFiles {
             Source::Folder(Checkpoint::open(path)?)
         } else if path.extension().is_some_and(|e| e == "safetensors" || e == "bin" || e == "json")
         {
-            return Err(Error::new(format!("`{}` is only one file of a model", path.display()))
-                .hint("give the folder, which also contains config.json and the tokenizer"));
+            return Err(Error::new(format!("`{}` is only part of a model", path.display()))
+                .hint("pass the folder, which also contains config.json and the tokenizer"));
         } else {
             Source::Gguf(Gguf::open(path)?)
         };
@@ -92,7 +92,7 @@ impl ModelFiles {
         }
     }
 
-    /// The tensors' names in PyTorch, in the order of the files.
+    /// PyTorch names of the tensors, in file order.
     pub fn names(&self) -> Vec<String> {
         match &self.source {
             Source::Folder(c) => c.names().map(str::to_owned).collect(),
@@ -100,15 +100,15 @@ impl ModelFiles {
         }
     }
 
-    /// Reads all tensors, in the order of the files. Floating-point tensors are converted to
-    /// `kind`. Others, which some checkpoints contain as constants, keep their type. No tensor
-    /// requires gradients.
+    /// Reads all tensors, in file order. Floating-point tensors are converted to `kind`; integer
+    /// and boolean tensors, such as constants that some checkpoints contain, are not converted. No
+    /// tensor requires gradients.
     ///
     /// # Errors
     /// Fails if `kind` is not a floating-point type, or if memory runs out.
     pub fn load(&self, kind: Kind, device: Device) -> Result<IndexMap<String, Tensor>> {
         if !matches!(kind, Kind::Float | Kind::BFloat16 | Kind::Half | Kind::Double) {
-            return Err(Error::internal(format!("weights cannot be loaded as {kind:?}")));
+            return Err(Error::internal(format!("cannot load weights as {kind:?}")));
         }
         let read = |name: &str| match &self.source {
             Source::Gguf(g) => Ok(g.read(name, kind)?.f_to_device(device)?),
@@ -118,8 +118,8 @@ impl ModelFiles {
     }
 
     /// Ids of the tokens that end a completion. For a folder, these are the values of
-    /// `eos_token_id` in config.json and in generation_config.json. For a GGUF file, they are the
-    /// tokens that end a text, a turn or a message.
+    /// `eos_token_id` in config.json and in generation_config.json. For a GGUF file, they are its
+    /// end-of-text, end-of-turn and end-of-message tokens.
     ///
     /// # Errors
     /// Fails if generation_config.json cannot be read, or if a value is not an id or a list of ids.
@@ -155,7 +155,7 @@ impl ModelFiles {
         }
     }
 
-    /// The path, the bytes and the header's length in bytes of each weight file.
+    /// Returns the path, contents and header size in bytes of each weight file.
     pub(crate) fn parts(&self) -> Vec<(&Path, &[u8], usize)> {
         match &self.source {
             Source::Folder(c) => c
@@ -181,11 +181,11 @@ impl ModelFiles {
     }
 }
 
-/// The ids in the value of an `eos_token_id`, which may be one id, a list, null or missing.
+/// Parses an `eos_token_id`, which may be one id, a list of ids, null or missing.
 fn token_ids(value: Option<&Value>, file: &str) -> Result<Vec<i64>> {
     let wrong = |value: &Value| {
         Error::new(format!("`eos_token_id` in {file} is `{value}`, which is not a token id"))
-            .hint("write a whole number, or a list of whole numbers")
+            .hint("set it to an integer or a list of integers")
     };
     let id = |value: &Value| value.as_i64().ok_or_else(|| wrong(value));
     match value {
@@ -195,7 +195,7 @@ fn token_ids(value: Option<&Value>, file: &str) -> Result<Vec<i64>> {
     }
 }
 
-/// PyTorch's name of a number type, such as `float32`.
+/// PyTorch's name for a dtype, such as `float32`.
 pub fn type_name(kind: Kind) -> String {
     match kind {
         Kind::Double => "float64".to_owned(),
@@ -206,7 +206,8 @@ pub fn type_name(kind: Kind) -> String {
     }
 }
 
-/// The GGUF files in a folder, sorted. Of a split model, only the first part is included.
+/// Lists the GGUF files in a folder, sorted by path. A split model is listed once, by its first
+/// part.
 fn gguf_files(folder: &Path) -> Vec<PathBuf> {
     let entries =
         std::fs::read_dir(folder).into_iter().flatten().filter_map(|e| Some(e.ok()?.path()));

@@ -15,9 +15,9 @@ const CONFIG: &str = "config.json";
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 const TOKENIZER: &str = "tokenizer.json";
-/// Optional files of a tokenizer. `tokenizer.model` is never read; its presence only makes an error
+/// Optional tokenizer files. `tokenizer.model` is never read. Its presence only makes one error
 /// message more specific.
-const BESIDE: [&str; 5] = [
+const TOKENIZER_EXTRAS: [&str; 5] = [
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -28,7 +28,7 @@ const BESIDE: [&str; 5] = [
 const GENERATION: &str = "generation_config.json";
 const ADAPTER: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
 
-/// The parts of a model that are needed.
+/// Selects which files of a model to download.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Extent {
     /// All files.
@@ -40,7 +40,7 @@ pub enum Extent {
 }
 
 /// Downloads the files of a model, and returns the folder of the checkpoint or the path of the GGUF
-/// file. `file` is a path within the repository, if the user named one.
+/// file. `file` is the file that the user named within the repository, if any.
 ///
 /// # Errors
 /// Fails if the repository does not contain a supported model, if it contains several GGUF files
@@ -49,11 +49,11 @@ pub fn model(snapshot: &Snapshot<'_>, file: Option<&str>, extent: Extent) -> Res
     if let Some(file) = file {
         return parts(snapshot, file);
     }
-    let beside = || BESIDE.into_iter().filter(|f| snapshot.has(f));
+    let extras = || TOKENIZER_EXTRAS.into_iter().filter(|f| snapshot.has(f));
     if extent == Extent::Tokenizer && snapshot.has(TOKENIZER) {
-        // The class of the tokenizer can depend on the `model_type` in config.json.
+        // Include config.json, because the class of the tokenizer can depend on its `model_type`.
         return snapshot
-            .get_all(beside().chain([TOKENIZER]).chain(Some(CONFIG).filter(|f| snapshot.has(f))));
+            .get_all(extras().chain([TOKENIZER]).chain(Some(CONFIG).filter(|f| snapshot.has(f))));
     }
     let ggufs: Vec<&str> =
         snapshot.files().iter().map(String::as_str).filter(|f| is_model(f)).collect();
@@ -70,11 +70,11 @@ pub fn model(snapshot: &Snapshot<'_>, file: Option<&str>, extent: Extent) -> Res
         }
     }
     let folder = snapshot.get_all(
-        beside()
+        extras()
             .chain([CONFIG])
             .chain([TOKENIZER, GENERATION].into_iter().filter(|f| snapshot.has(f))),
     )?;
-    // Check the configuration before gigabytes of weights are downloaded.
+    // Fail on an unsupported configuration before downloading gigabytes of weights.
     configuration(&folder)?;
     if extent == Extent::Settings {
         return Ok(folder);
@@ -100,7 +100,7 @@ pub fn model(snapshot: &Snapshot<'_>, file: Option<&str>, extent: Extent) -> Res
 pub fn adapter(snapshot: &Snapshot<'_>) -> Result<PathBuf> {
     if let Some(missing) = ADAPTER.iter().find(|f| !snapshot.has(f)) {
         let e = Error::new(format!(
-            "`{}` is not an adapter in PEFT's format: it has no {missing}",
+            "`{}` is not an adapter in PEFT's format: {missing} is missing",
             snapshot.pinned().name
         ));
         return Err(if snapshot.has("adapter_model.bin") {
@@ -122,8 +122,9 @@ fn parts(snapshot: &Snapshot<'_>, file: &str) -> Result<PathBuf> {
     snapshot.get(file)
 }
 
-/// True if a file is the GGUF file of a model. Later parts of split models and the vision
-/// projectors of multimodal models (`mmproj`) do not count.
+/// Returns true for the name of a GGUF file that contains a whole model or the first part of a
+/// split model. Returns false for later parts and for the vision projectors of multimodal models
+/// (`mmproj`).
 fn is_model(file: &str) -> bool {
     let first = gguf::names(file.as_ref()).first().is_some_and(|first| first.as_os_str() == file);
     first && file.ends_with(".gguf") && !file.rsplit('/').next().unwrap_or(file).contains("mmproj")
@@ -161,8 +162,8 @@ mod tests {
     use super::*;
     use crate::hub::{Hub, RepoId, RepoKind, Settings};
 
-    /// Creates a repository with these files and calls `take`. Returns the path from `take`,
-    /// relative to the snapshot, and the files that were downloaded.
+    /// Creates a repository with the given files and calls `take` with its snapshot. Returns the
+    /// path that `take` returned, relative to the snapshot, and the names of the downloaded files.
     fn fetched(
         files: &[(&str, &str)],
         take: impl Fn(&Snapshot<'_>) -> Result<PathBuf>,
@@ -307,9 +308,7 @@ mod tests {
             error(fetched(&[("adapter_config.json", "{}"), ("adapter_model.bin", "")], adapter))
                 .contains("pickle")
         );
-        assert!(
-            error(fetched(&[("config.json", "{}")], adapter)).contains("no adapter_config.json")
-        );
+        assert!(error(fetched(&[("config.json", "{}")], adapter)).contains("adapter_config.json"));
         let (_, there) = fetched(
             &[
                 ("adapter_config.json", "{}"),

@@ -1,8 +1,9 @@
-//! Reads and writes safetensors files. This is the usual format of models, and the only format that
-//! this program writes.
+//! Reads and writes safetensors files. Safetensors is the most common format for model weights, and
+//! the only format that this program writes.
 //!
-//! The header is checked (lengths, overlaps, the end of the file) before any data is read. Values
-//! are copied as bytes and not through `tch::kind::Element`, because that maps `bf16` to `f16`.
+//! The header is checked before any data is read: lengths must be consistent, tensors must not
+//! overlap, and their data must fill the file. Values are copied as raw bytes, because
+//! `tch::kind::Element` maps `bf16` to `f16`.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -31,14 +32,14 @@ impl SafetensorsFile {
     ///
     /// # Errors
     /// Fails if the file cannot be read, is incomplete, is not a valid safetensors file, or
-    /// contains a number type that is not supported.
+    /// contains a tensor whose dtype is not supported.
     pub fn open(path: &Path) -> Result<Self> {
         let map = Mapped::open(path)?;
         let tensors = header::read(&map)?;
         Ok(Self { map, tensors })
     }
 
-    /// The tensors' names, in the order of their data.
+    /// Names of the tensors, sorted by data offset.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
     }
@@ -48,7 +49,7 @@ impl SafetensorsFile {
         self.map.path()
     }
 
-    /// The name and the shape of each tensor, in the order of the tensors' data.
+    /// Name and shape of each tensor, sorted by data offset.
     pub fn shapes(&self) -> impl Iterator<Item = (&str, &[i64])> {
         self.tensors.iter().map(|(name, stored)| (name.as_str(), stored.shape.as_slice()))
     }
@@ -59,7 +60,7 @@ impl SafetensorsFile {
         (&self.map, header)
     }
 
-    /// The number types in the file, without duplicates.
+    /// The distinct dtypes of the tensors.
     pub fn kinds(&self) -> Vec<Kind> {
         let mut kinds = Vec::new();
         for t in self.tensors.values() {
@@ -70,7 +71,7 @@ impl SafetensorsFile {
         kinds
     }
 
-    /// Reads one tensor to the CPU, in the type that it has in the file.
+    /// Reads one tensor to the CPU without converting its dtype.
     ///
     /// # Errors
     /// Fails if the tensor does not exist, or if memory runs out.
@@ -79,8 +80,9 @@ impl SafetensorsFile {
         copied(&self.map, stored.at.clone(), &stored.shape, stored.kind)
     }
 
-    /// Reads one tensor to the device. A floating-point tensor is converted to `kind`; others keep
-    /// their type. On the CPU, most of the file's pages are released while the tensor is read.
+    /// Reads one tensor to `device`. A floating-point tensor is converted to `kind`; an integer or
+    /// boolean tensor is not converted. If `device` is the CPU, most of the file's pages are
+    /// released while the tensor is read.
     ///
     /// # Errors
     /// Fails if the tensor does not exist, or if memory runs out.
@@ -103,8 +105,8 @@ impl SafetensorsFile {
         if let Some(converted) = converted {
             return converted;
         }
-        // Convert on the device, because the type in the file is rarely larger than `kind`, so
-        // fewer bytes are transferred.
+        // Transfer first, then convert on the device: the dtype in the file is rarely larger than
+        // `kind`, so this transfers fewer bytes.
         let tensor = self.read(name)?.f_to_device(device)?;
         Ok(if tensor.f_is_floating_point()? { tensor.f_to_kind(kind)? } else { tensor })
     }
@@ -116,8 +118,8 @@ impl SafetensorsFile {
     }
 }
 
-/// Reads all tensors of a safetensors file to the CPU, in the types that they have in the file,
-/// sorted by name.
+/// Reads all tensors of a safetensors file to the CPU, sorted by name, without converting their
+/// dtypes.
 ///
 /// # Errors
 /// Fails in the same cases as [`SafetensorsFile::open`], or if memory runs out.
@@ -128,15 +130,15 @@ pub fn read_safetensors(path: &Path) -> Result<IndexMap<String, Tensor>> {
     names.into_iter().map(|name| Ok((name.to_owned(), file.read(name)?))).collect()
 }
 
-/// Writes tensors to a safetensors file that PyTorch's libraries can read. The file is written
-/// under a temporary name in the same folder and then renamed.
+/// Writes tensors to a safetensors file, marked as `"format": "pt"` for PyTorch libraries. The file
+/// is written under a temporary name in the same folder and then renamed.
 ///
-/// The bytes only depend on the tensors, not on their order. Tensors may be on any device and have
-/// any strides. The supported types are f64, f32, f16, bf16, i64, i32, u8 and bool.
+/// The output does not depend on the order of `tensors`. Tensors may be on any device and have any
+/// strides. The supported dtypes are f64, f32, f16, bf16, i64, i32, u8 and bool.
 ///
 /// # Errors
-/// Fails if a tensor has another type, if two tensors have the same name, or if the file cannot be
-/// written.
+/// Fails if the dtype of a tensor is not supported, if two tensors have the same name, or if the
+/// file cannot be written.
 pub fn write_safetensors(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
     let mut parts: Vec<(&str, Part)> = Vec::with_capacity(tensors.len());
     for (name, tensor) in tensors {
@@ -166,7 +168,7 @@ impl Part {
         let dtype = KINDS.iter().find(|(_, _, k)| *k == kind).map(|(_, dtype, _)| *dtype);
         let dtype = dtype.ok_or_else(|| {
             Error::internal(format!(
-                "tensor `{name}` has the type {kind:?}, which cannot be written"
+                "cannot write tensor `{name}`: dtype {kind:?} is not supported"
             ))
         })?;
         let tensor = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?;

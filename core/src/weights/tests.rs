@@ -52,7 +52,7 @@ fn shards_are_read_as_one_model() {
     index(r#"{"c": "m-2.safetensors", "a": "m-1.safetensors", "b": "m-1.safetensors"}"#);
     let files = ModelFiles::open(&path).unwrap();
     let mut names = files.names();
-    assert_eq!(names.pop().as_deref(), Some("c"), "tensors are in the order of their shards");
+    assert_eq!(names.pop().as_deref(), Some("c"), "tensors are listed in shard order");
     assert_eq!(names.len(), 2);
     assert!(files.load(Kind::Float, Device::Cpu).unwrap()["b"].equal(&tensor(2.0)));
 
@@ -60,7 +60,7 @@ fn shards_are_read_as_one_model() {
     let e = ModelFiles::open(&path).unwrap_err();
     assert!(e.message().contains("m-3.safetensors") && e.message().contains("missing"), "{e:?}");
     index(r#"{"d": "m-2.safetensors"}"#);
-    assert!(ModelFiles::open(&path).unwrap_err().message().contains("no tensor `d`"));
+    assert!(ModelFiles::open(&path).unwrap_err().message().contains("does not contain tensor `d`"));
     index(r#"{"d": "../m-2.safetensors"}"#);
     assert!(
         ModelFiles::open(&path)
@@ -82,7 +82,7 @@ fn folders_without_a_supported_model_have_specific_errors() {
     small(dir.path(), "[]");
     assert!(open().contains("not a JSON object"));
     small(dir.path(), "{}");
-    assert!(open().contains("has no model.safetensors"));
+    assert!(open().contains("contains neither model.safetensors"));
     std::fs::write(dir.path().join("pytorch_model.bin"), "x").unwrap();
     assert!(open().contains("pickle") && open().contains("save_pretrained"));
     small(dir.path(), r#"{"quantization_config": {"quant_method": "gptq"}}"#);
@@ -91,7 +91,7 @@ fn folders_without_a_supported_model_have_specific_errors() {
         ModelFiles::open(&dir.path().join("pytorch_model.bin"))
             .unwrap_err()
             .message()
-            .contains("only one file of a model")
+            .contains("only part of a model")
     );
     assert!(ModelFiles::open(&dir.path().join("nothing")).is_err());
 }
@@ -139,8 +139,8 @@ fn smollm2_gguf_has_hugging_faces_names_and_settings() {
     }
 }
 
-/// Reads a value from `/proc/self/status`, in bytes. `line` is the name of its line, such as
-/// `VmRSS:`.
+/// Reads a memory statistic from `/proc/self/status`, in bytes. `line` is the prefix of its line,
+/// such as `VmRSS:`.
 #[cfg(target_os = "linux")]
 fn memory(line: &str) -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
@@ -149,8 +149,8 @@ fn memory(line: &str) -> f64 {
     kilobytes.parse::<f64>().unwrap() * 1024.0
 }
 
-/// Loads a model in this process, which must not have done anything else. Prints the time in
-/// seconds, and the peak memory as a multiple of the size of the weights.
+/// Loads a model, and prints the time in seconds and the peak memory as a multiple of the size of
+/// the weights. Must run in a fresh process, because the peak covers the whole process lifetime.
 #[cfg(target_os = "linux")]
 fn measure(path: &Path, kind: Kind) {
     drop(tensor(1.0));
@@ -161,7 +161,8 @@ fn measure(path: &Path, kind: Kind) {
     eprintln!("measured {seconds} {}", peak / weights as f64);
 }
 
-/// Run it with `cargo test --release -p reprpo-core --lib -- --ignored --nocapture loading`.
+/// To run this benchmark:
+/// `cargo test --release -p reprpo-core --lib -- --ignored --nocapture loading`.
 #[cfg(target_os = "linux")]
 #[ignore = "measures time, so it needs a release build and an idle machine"]
 #[test]
@@ -212,8 +213,8 @@ fn loading_takes_two_seconds_and_little_extra_memory() {
             let numbers: Vec<f64> = line.split(' ').map(|x| x.parse().unwrap()).collect();
             (numbers[0], numbers[1])
         };
-        // Use the shortest time of three runs, because the machine may be busy. The memory is the
-        // maximum.
+        // Take the shortest time of three runs, because the machine may be busy. For memory, take
+        // the largest value.
         let (seconds, times) =
             (0..3).map(|_| once()).reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))).unwrap();
         eprintln!("{what}: {seconds:.2} s, {times:.3} times the size of the weights");
@@ -224,7 +225,7 @@ fn loading_takes_two_seconds_and_little_extra_memory() {
     }
 }
 
-/// In a clone that was made without `git lfs`, each large file is replaced by a short text file.
+/// Cloning a repository without `git lfs` leaves a small pointer file in place of each large file.
 #[test]
 fn a_git_lfs_pointer_is_an_error_that_names_the_file_and_the_command() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,5 +1,5 @@
-//! The C++ compiler. Every build needs one for the C++ code of tch, and the set-up of a libtorch
-//! without CUDA needs one to link a small library.
+//! The C++ compiler. Every build uses it to compile tch's C++ code, and setting up a CPU-only
+//! libtorch uses it to link a small library.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -23,8 +23,8 @@ pub fn find() -> Result<OsString> {
     }
 }
 
-/// Creates the `libtorch.so` that torch-sys links. The published library depends on CUDA. This one
-/// is empty and only depends on `libtorch_cpu.so` and `libc10.so`.
+/// Creates a `libtorch.so` for torch-sys to link. The published library depends on CUDA, so this is
+/// an empty replacement that only depends on `libtorch_cpu.so` and `libc10.so`.
 pub fn link_libtorch(compiler: &OsString, lib: &Path) -> Result<()> {
     let output = Command::new(compiler)
         .current_dir(lib)

@@ -1,9 +1,10 @@
-//! The path of libtorch in `.cargo/libtorch.toml`, which the checkout's `.cargo/config.toml`
-//! includes.
+//! Reads and writes `.cargo/libtorch.toml`, which records the path of libtorch and is included by
+//! the checkout's `.cargo/config.toml`.
 //!
 //! The file sets the environment variable `LIBTORCH` for build scripts, so a plain `cargo build`
 //! works without an exported variable. Cargo reruns the build scripts when the path changes. Cargo
-//! also sets the variable for `cargo xtask`, so its value here may not come from the user.
+//! also sets the variable when it runs `cargo xtask`, so this program cannot assume that the user
+//! exported it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,7 +16,7 @@ use crate::failure::at;
 const BEFORE: &str = "LIBTORCH = { value = \"";
 const AFTER: &str = "\", relative = false }";
 
-/// The `LIBTORCH` of one checkout.
+/// The libtorch configuration of a checkout.
 pub struct Config {
     file: PathBuf,
     placeholder: PathBuf,
@@ -34,14 +35,14 @@ impl Config {
         Some(value.replace("\\\"", "\"").replace("\\\\", "\\").into())
     }
 
-    /// Records the path of the libtorch in `root`.
+    /// Records `root` as the path of libtorch.
     pub fn write(&self, root: &Path) -> Result<()> {
         // Do not touch the file if the path is unchanged: cargo would rebuild everything.
         if self.read().as_deref() == Some(root) {
             return Ok(());
         }
         let path = root.to_str().ok_or_else(|| {
-            anyhow!("cargo cannot use `{}`, because the path is not UTF-8", root.display())
+            anyhow!("cannot use libtorch in `{}`: the path is not UTF-8", root.display())
         })?;
         let value = path.replace('\\', "\\\\").replace('"', "\\\"");
         let text = format!("# Written by `cargo xtask setup`.\n[env]\n{BEFORE}{value}{AFTER}\n");

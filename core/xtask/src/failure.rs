@@ -11,14 +11,14 @@ pub fn failure(what: impl AsRef<str>, hint: impl AsRef<str>) -> Error {
     anyhow!("{}\n\nhint: {}", what.as_ref(), hint.as_ref())
 }
 
-/// Converts a file system error at `path`, outside the cache. `doing` is the verb of the message,
-/// such as `read`.
+/// Adds the path to an I/O error. For paths in the download cache, use [`at`] instead. `doing` is
+/// the failed operation as a verb, such as `read`.
 pub fn file_error(path: &Path, doing: &str, error: &io::Error) -> Error {
     anyhow!("cannot {doing} `{}`: {error}", path.display())
 }
 
-/// Converts a file system error at `path` in the cache. `doing` is the verb of the message, such as
-/// `read`.
+/// Adds the path to an I/O error in the download cache. `doing` is the failed operation as a verb,
+/// such as `read`.
 pub fn at(path: &Path, doing: &str, error: io::Error) -> Error {
     Failure::at(path, doing, &error).into()
 }

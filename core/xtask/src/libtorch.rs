@@ -1,5 +1,5 @@
-//! Chooses a libtorch: one that the user exported, the one that an earlier set-up chose, or a new
-//! one that is assembled from wheels.
+//! Sets up libtorch. If the user exported `LIBTORCH`, that copy is used. Otherwise, the copy from
+//! an earlier setup is reused, or a new one is assembled from wheels.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,11 +14,11 @@ use crate::platform::{Platform, Variant};
 use crate::version::{LIBTORCH_VERSION, libtorch_version};
 use crate::{Options, compiler, paths, pins, platform, progress};
 
-/// Name of a file that is written last into a folder of the cache. It marks the folder as complete.
+/// Name of the file that marks a cache folder as complete. It is written last.
 const STAMP: &str = ".complete";
 
-/// Sets up a libtorch of the right version for `cargo build`. Returns its folder, which every build
-/// gets as `LIBTORCH`.
+/// Sets up the required version of libtorch for `cargo build`. Returns its folder, which is
+/// recorded as the value of `LIBTORCH` for all builds.
 pub fn set_up(options: &Options) -> Result<PathBuf> {
     let compiler = compiler::find()?;
     let config = Config::of(&paths::checkout());
@@ -27,20 +27,20 @@ pub fn set_up(options: &Options) -> Result<PathBuf> {
         (Some(root), None) => {
             check_exported(&root)?;
             progress::line(&format!(
-                "libtorch {LIBTORCH_VERSION}: using the exported one in `{}`",
+                "libtorch {LIBTORCH_VERSION}: using `LIBTORCH`, which is exported as `{}`",
                 root.display()
             ));
             std::path::absolute(root)?
         }
         (Some(root), Some(_)) => {
             let what = format!(
-                "`LIBTORCH` is exported as `{}`, so no variant can be chosen",
+                "cannot choose a libtorch variant, because `LIBTORCH` is exported as `{}`",
                 root.display()
             );
             return Err(failure(what, "run `unset LIBTORCH`, or omit `--cpu` and `--cuda`"));
         }
-        // Keep the variant that an earlier set-up chose, even if another one would be chosen now,
-        // for example because a driver was installed since.
+        // Keep the variant from an earlier setup, even if this setup would choose a different one,
+        // for example because a driver has been installed since.
         (None, None) => match config.read().filter(|root| is_usable(root)) {
             Some(root) => {
                 progress::line(&format!(
@@ -57,7 +57,7 @@ pub fn set_up(options: &Options) -> Result<PathBuf> {
     Ok(root)
 }
 
-/// Returns true if a build can link the libtorch in `root`.
+/// Returns true if `root` contains the required libtorch version with its libraries.
 fn is_usable(root: &Path) -> bool {
     let has = |name: &str| {
         ["so", "dylib"].iter().any(|end| root.join(format!("lib/lib{name}.{end}")).exists())
@@ -74,19 +74,19 @@ fn check_exported(root: &Path) -> Result<()> {
     );
     match libtorch_version(root) {
         Some(version) if version != LIBTORCH_VERSION => Err(failure(
-            format!("{place}, which has libtorch {version}, but {LIBTORCH_VERSION} is needed"),
+            format!("{place}, which contains libtorch {version} instead of {LIBTORCH_VERSION}"),
             hint,
         )),
         Some(_) if is_usable(root) => Ok(()),
         Some(_) => Err(failure(
-            format!("{place}, but the libraries of libtorch are missing from its folder `lib`"),
+            format!("{place}, but its `lib` folder does not contain the libtorch libraries"),
             hint,
         )),
-        None => Err(failure(format!("{place}, but that folder has no libtorch"), hint)),
+        None => Err(failure(format!("{place}, but that folder does not contain libtorch"), hint)),
     }
 }
 
-/// The structure of the folder of a libtorch in the cache.
+/// The layout of a libtorch folder in the cache.
 struct Layout {
     platform: Platform,
     variant: Variant,
@@ -102,8 +102,8 @@ impl Layout {
         format!("libtorch-{LIBTORCH_VERSION}-{end}")
     }
 
-    /// The folder that contains `lib` and `include`. With CUDA, it is `site/torch`: the libraries
-    /// in `torch/lib` find those in `nvidia` by a relative path, so both need the same parent.
+    /// Returns the folder that contains `lib` and `include`. With CUDA, it is `site/torch`, because
+    /// the libraries in `torch/lib` load the NVIDIA libraries from `../../nvidia`.
     fn root(&self, folder: &Path) -> PathBuf {
         match self.variant {
             Variant::Cpu => folder.to_owned(),
@@ -111,7 +111,8 @@ impl Layout {
         }
     }
 
-    /// Returns the path in the folder for a file of a wheel, or `None` if it is not needed.
+    /// Maps the path of a file in a wheel to its path in the cache folder. Returns `None` if the
+    /// file is not needed.
     fn place(&self, name: &str) -> Option<PathBuf> {
         if self.variant == Variant::Cuda {
             let wanted = ["torch/lib/", "torch/include/", "nvidia/"]
@@ -121,7 +122,7 @@ impl Layout {
             return wanted.then(|| Path::new("site").join(name));
         }
         if let Some(library) = name.strip_prefix("torch/lib/") {
-            // Libraries for CUDA and Python, and the `libtorch.so` that depends on CUDA.
+            // Skip the CUDA and Python libraries, and `libtorch.so`, which depends on CUDA.
             const SKIPPED: [&str; 8] = [
                 "libtorch.so",
                 "libtorch_cuda",
@@ -147,7 +148,7 @@ impl Layout {
         (inner.starts_with("include/") || inner == "version.py").then(|| inner.into())
     }
 
-    /// The files that a complete folder must have.
+    /// The files that a complete folder must contain.
     fn needed(&self) -> Vec<PathBuf> {
         let root = self.root(Path::new(""));
         let mut files: Vec<PathBuf> = ["c10", "torch_cpu", "torch"]
@@ -183,8 +184,8 @@ impl Layout {
         format!("libtorch {LIBTORCH_VERSION} {}\n", self.variant)
     }
 
-    /// Returns true if `folder` contains this libtorch completely. The files are checked even if
-    /// there is a stamp, because they may have been deleted since it was written.
+    /// Returns true if `folder` contains a complete libtorch with this layout. Checks the files
+    /// even if the stamp exists, because they may have been deleted since it was written.
     fn is_whole(&self, folder: &Path) -> bool {
         let filled =
             |file: &PathBuf| fs::metadata(folder.join(file)).is_ok_and(|data| data.len() > 0);
@@ -196,7 +197,7 @@ impl Layout {
     }
 }
 
-/// Assembles a libtorch in the cache, unless it is there already. Returns its root.
+/// Assembles libtorch in the cache, unless it is there already. Returns its root.
 fn install(options: &Options, compiler: &std::ffi::OsString) -> Result<PathBuf> {
     let platform = Platform::here()?;
     let driver = platform::nvidia_driver();
@@ -236,7 +237,7 @@ fn install(options: &Options, compiler: &std::ffi::OsString) -> Result<PathBuf> 
     if !layout.is_whole(&partial) {
         let missing = layout.needed().into_iter().find(|file| !partial.join(file).exists());
         return Err(anyhow!(
-            "the libtorch from the wheels is incomplete: `{}` is missing",
+            "libtorch is incomplete after unpacking the wheels: `{}` is missing",
             missing.unwrap_or_else(|| "the version".into()).display()
         ));
     }
@@ -268,7 +269,7 @@ mod tests {
     const HEADER: &str = "#pragma once\n#define TORCH_VERSION_MAJOR 2\n#define \
         TORCH_VERSION_MINOR 11\n\n#define TORCH_VERSION_PATCH 0\n";
 
-    /// Creates a folder with the files that are checked for.
+    /// Creates a folder with placeholders for all files that a complete libtorch needs.
     fn libtorch_folder(layout: &Layout) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         let header = layout.root(Path::new("")).join("include/torch/headeronly/version.h");

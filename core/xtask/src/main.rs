@@ -1,7 +1,7 @@
-//! `cargo xtask`: sets up a machine, runs the demo or the tests, and builds packages.
+//! `cargo xtask`: sets up the build environment, runs the demo or the tests, and builds packages.
 //!
-//! It runs before libtorch is installed, so it must not depend on tch, or on another crate of this
-//! workspace that does.
+//! It runs before libtorch is installed, so it must not depend on tch, not even indirectly through
+//! another crate of this workspace.
 
 mod compiler;
 mod config;
@@ -32,7 +32,7 @@ use crate::platform::Variant;
 #[command(
     name = "cargo xtask",
     bin_name = "cargo xtask",
-    about = "Sets a machine up, runs the demo or the tests, and builds packages"
+    about = "Sets up the build environment, runs the demo or the tests, and builds packages"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -45,19 +45,19 @@ enum Command {
     Setup(Options),
     /// Download a model
     Model(ModelArgs),
-    /// Set up, then train and evaluate on the synthetic shift; arguments after `--` are passed to
-    /// `reprpo run`
+    /// Set up libtorch, then train and evaluate on the synthetic shift; arguments after `--` are
+    /// passed to `reprpo run`
     Demo(PassedArgs),
-    /// Set up, then run every test of the workspace; arguments after `--` are passed to `cargo
-    /// test`
+    /// Set up libtorch, then run all tests of the workspace; arguments after `--` are passed to
+    /// `cargo test`
     Test(PassedArgs),
     /// Search comments, strings and Markdown for violations of the style guide
     Prose,
-    /// Build the Python wheel, which uses the installed torch
+    /// Build the Python wheel, which depends on the torch package
     Wheel(PackageOptions),
-    /// Build the tarball, which uses the torch of a Python or the libtorch in `LIBTORCH`
+    /// Build the tarball; its binary uses libtorch from a torch package or from `LIBTORCH`
     Dist(PackageOptions),
-    /// Link the binary of a package; rustc calls this command as its linker
+    /// Link the packaged binary; rustc calls this command as its linker
     #[command(hide = true)]
     Link(Link),
 }
@@ -65,10 +65,10 @@ enum Command {
 /// Flags that choose the libtorch to set up.
 #[derive(Args, Clone, Copy)]
 pub struct Options {
-    /// Use the libtorch without CUDA, even if there is a GPU
+    /// Use the CPU-only build of libtorch, even if there is a GPU
     #[arg(long, conflicts_with = "cuda")]
     cpu: bool,
-    /// Use the libtorch with CUDA (2.5 GB), even if no driver is found
+    /// Use the CUDA build of libtorch (2.5 GB), even if no driver is found
     #[arg(long)]
     cuda: bool,
     /// Keep the downloaded wheels after unpacking them
@@ -77,7 +77,7 @@ pub struct Options {
 }
 
 impl Options {
-    /// The requested variant, if there is one.
+    /// The variant of libtorch that the flags request, if any.
     fn variant(&self) -> Option<Variant> {
         match (self.cpu, self.cuda) {
             (true, _) => Some(Variant::Cpu),
@@ -96,7 +96,7 @@ struct ModelArgs {
     options: Options,
 }
 
-/// Arguments for another command.
+/// Setup options, and arguments for `reprpo run` or `cargo test`.
 #[derive(Args)]
 struct PassedArgs {
     #[command(flatten)]

@@ -1,4 +1,4 @@
-//! Downloads models of the built-in list.
+//! Downloads the built-in models.
 
 use std::path::PathBuf;
 
@@ -22,7 +22,8 @@ pub fn named(name: &str) -> &'static Model {
     Model::named(name).expect("the command line only accepts these names")
 }
 
-/// Downloads a model into the cache, unless it is there already. Returns the path of its file.
+/// Downloads a model into the cache, unless it is already there. Returns the path of the `.gguf`
+/// file.
 pub fn set_up(model: &Model, options: &Options) -> Result<PathBuf> {
     Ok(model.fetch(&paths::cache()?, options.keep_downloads, &mut progress::Terminal::default())?)
 }

@@ -10,8 +10,8 @@ use crate::failure::{at, failure};
 
 /// The root of the checkout.
 pub fn checkout() -> PathBuf {
-    // Prefer the variable that cargo sets at run time: the path from compile time is wrong after
-    // the checkout was moved.
+    // Prefer the variable that cargo sets at run time: the compile-time path is outdated if the
+    // checkout has been moved.
     let package = std::env::var_os("CARGO_MANIFEST_DIR")
         .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
     package.ancestors().nth(2).expect("xtask is two folders deep").to_owned()
@@ -22,12 +22,12 @@ pub fn target() -> PathBuf {
     checkout().join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
 }
 
-/// Creates the cache folder, which has libtorch and the models for all checkouts of the user, and
-/// returns its path.
+/// Creates the cache folder and returns its path. The folder contains libtorch and the models, and
+/// is shared by all of the user's checkouts.
 pub fn cache() -> Result<PathBuf> {
     let folder = cache_from(|name| std::env::var_os(name)).ok_or_else(|| {
         failure(
-            "there is no folder for the cache, because `HOME` is not set",
+            "cannot determine the cache folder, because `HOME` is not set",
             "set the environment variable `REPRPO_CACHE` to a folder that you can write to",
         )
     })?;

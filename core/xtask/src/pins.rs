@@ -1,10 +1,11 @@
-//! The wheels from which libtorch is assembled, and the wheel of zig.
+//! Versions and hashes of the Python wheels that xtask downloads: zig, and the wheels that contain
+//! libtorch and its dependencies.
 
 use reprpo_downloads::Wheel;
 
 use crate::platform::{Platform, Variant};
 
-/// Returns the wheels from which a libtorch is assembled.
+/// Returns the wheels that libtorch is assembled from.
 pub fn libtorch(platform: Platform, variant: Variant) -> Vec<Wheel> {
     match (platform, variant) {
         (Platform::LinuxX86, Variant::Cpu) => LINUX_X86.to_vec(),
@@ -14,15 +15,15 @@ pub fn libtorch(platform: Platform, variant: Variant) -> Vec<Wheel> {
     }
 }
 
-/// The wheel of zig, which links the binary of a package against an older glibc.
+/// The zig wheel. zig links the packaged binary against an older glibc.
 pub const ZIG: Wheel = Wheel {
     file: "ziglang-0.17.1-py3-none-manylinux_2_12_x86_64.manylinux2010_x86_64.musllinux_1_1_x86_64.whl",
     size: 101_083_562,
     sha256: "ea6cc5d87b033cf0aedfbc8f9549a908cae6c50ac31f1698188fa48a74524b54",
 };
 
-/// torch, and the wheels with libcudart and libcupti. The `libtorch_cpu.so` of this torch needs
-/// them even without a GPU.
+/// The torch wheel and two CUDA wheels: even without a GPU, `libtorch_cpu.so` needs libcudart and
+/// libcupti.
 const LINUX_X86: [Wheel; 3] = [
     Wheel {
         file: "torch-2.11.0-cp311-cp311-manylinux_2_28_x86_64.whl",
@@ -41,7 +42,8 @@ const LINUX_X86: [Wheel; 3] = [
     },
 ];
 
-/// The other wheels that torch with CUDA depends on, except its Python packages.
+/// Additional wheels for CUDA support. They contain the other native libraries that torch depends
+/// on.
 const CUDA_X86: [Wheel; 13] = [
     Wheel {
         file: "nvidia_cublas-13.1.0.3-py3-none-manylinux_2_27_x86_64.whl",

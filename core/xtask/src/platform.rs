@@ -22,7 +22,7 @@ impl Platform {
         Self::named(std::env::consts::OS, std::env::consts::ARCH).ok_or_else(|| {
             failure(
                 format!(
-                    "there is no wheel of torch for `{} {}`",
+                    "PyTorch publishes no torch wheel for `{} {}`",
                     std::env::consts::OS,
                     std::env::consts::ARCH
                 ),
@@ -50,7 +50,7 @@ impl Platform {
     }
 }
 
-/// The devices that a libtorch supports.
+/// A build variant of libtorch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Variant {
     Cpu,
@@ -69,8 +69,8 @@ impl fmt::Display for Variant {
 /// Major version of the oldest NVIDIA driver that supports CUDA 13.0.
 const OLDEST_DRIVER: u32 = 580;
 
-/// Chooses the variant for a machine with the NVIDIA driver `driver`. Also returns a remark if the
-/// GPU is not used. `requested` is the variant from the command line.
+/// Chooses the libtorch variant. `requested` is the variant from the command line, and `driver` is
+/// the version of the installed NVIDIA driver. Also returns a note if the GPU will not be used.
 pub fn choose(
     platform: Platform,
     requested: Option<Variant>,
@@ -79,7 +79,7 @@ pub fn choose(
     let major = driver.and_then(|version| version.split('.').next()?.parse::<u32>().ok());
     match (requested, driver) {
         (Some(Variant::Cuda), _) if platform != Platform::LinuxX86 => Err(failure(
-            "the set-up of libtorch with CUDA is only supported on Linux on x86-64",
+            "cannot set up libtorch with CUDA: only Linux on x86-64 is supported",
             format!(
                 "run `python3 -m pip install torch=={LIBTORCH_VERSION}`, and set the environment \
                     variable `LIBTORCH` to the folder `torch` in its `site-packages`"
@@ -123,7 +123,8 @@ pub fn nvidia_driver() -> Option<String> {
     })
 }
 
-/// Finds the version in the text of the kernel module: the first word that looks like `580.82.07`.
+/// Parses the driver version from `/proc/driver/nvidia/version`: the first word of the first line
+/// that looks like `580.82.07`.
 fn driver_version(text: &str) -> Option<String> {
     let is_version =
         |word: &&str| word.contains('.') && word.chars().all(|c| c.is_ascii_digit() || c == '.');

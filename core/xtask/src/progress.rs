@@ -27,7 +27,7 @@ impl Report for Terminal {
             Step::Check => "checking",
             Step::Unpack => "unpacking",
         };
-        // A check takes a moment, so it only has a bar.
+        // Checking a file is fast, so this step only has a bar and not a line.
         if step != Step::Check {
             line(&format!("  {doing} {file}"));
         }

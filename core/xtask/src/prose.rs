@@ -1,8 +1,8 @@
 //! `cargo xtask prose`: searches comments, strings and Markdown for violations of the style guide,
 //! `docs/style.md`.
 //!
-//! A program can only find a small part of what makes a text hard to read, so this does not replace
-//! a review.
+//! A program only finds a small part of what makes prose hard to read, so this does not replace a
+//! review.
 
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -27,8 +27,8 @@ struct Finding {
     rule: String,
 }
 
-/// Searches every file that git tracks, and prints a line for each violation. The exit code is 1 if
-/// there are any.
+/// Searches all text files that git tracks, and prints one line per violation. The exit code is 1
+/// if violations were found.
 pub fn run() -> Result<ExitCode> {
     let checkout = paths::checkout();
     let output = Command::new("git")
@@ -41,7 +41,7 @@ pub fn run() -> Result<ExitCode> {
     let (mut files, mut violations) = (0, 0);
     for name in names.split('\0').filter(|name| is_searched(Path::new(name))) {
         let path = checkout.join(name);
-        // git also lists files that were deleted since the last commit.
+        // Skip files that were deleted but are still in the index.
         if !path.is_file() {
             continue;
         }
@@ -78,7 +78,8 @@ fn findings(path: &Path, text: &str) -> Vec<Finding> {
         if comment(line) == Some("# Errors") {
             let next = lines[i + 1..].iter().map_while(|l| comment(l)).find(|l| !l.is_empty());
             if next.is_some_and(|l| l.starts_with("What ") && l.contains(" says")) {
-                rules.push("an error section names the conditions: `Fails if …`".to_owned());
+                rules
+                    .push("`# Errors` must state when the function fails: `Fails if …`".to_owned());
             }
         }
         found.extend(rules.into_iter().map(|rule| Finding { line: i + 1, rule }));
@@ -93,11 +94,11 @@ fn comment(line: &str) -> Option<&str> {
     Some(text.trim())
 }
 
-/// Finds phrases in the line that the style guide replaces. Code in backticks is not searched.
+/// Finds phrases that the style guide forbids. Code in backticks is not searched.
 fn phrases(line: &str) -> Vec<String> {
     let text: String = line.split('`').step_by(2).collect::<Vec<_>>().join("`");
     let mut found = Vec::new();
-    // The phrases are built from parts, so that the search does not find this file.
+    // Build the phrases from parts, so that this file does not violate the rules itself.
     for verb in ["is", "are"] {
         let phrase = format!(" {verb} no ");
         let mut places = text.match_indices(&phrase).map(|(at, _)| (&text[..at], &text[at..]));
@@ -120,7 +121,7 @@ fn phrases(line: &str) -> Vec<String> {
     found
 }
 
-/// Returns true for lines that cannot be split: rows of tables, addresses and raw strings.
+/// Returns true for lines that cannot be split: table rows, URLs, raw strings and wheel names.
 fn may_be_long(line: &str) -> bool {
     let text = line.trim_start();
     let text = ["///", "//!"].iter().find_map(|mark| text.strip_prefix(mark)).unwrap_or(text);

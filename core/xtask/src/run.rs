@@ -7,10 +7,11 @@ use anyhow::{Context, Result};
 
 use crate::{Options, libtorch, model, paths, progress};
 
-/// Arguments of the demo. `--out` follows, then the user's own arguments, which override these.
+/// Default arguments of the demo. The command line continues with `--out` and then with the user's
+/// arguments, which override the defaults.
 ///
-/// The DPO term is on, because the terms on hidden states need more pairs to change the model's
-/// preference.
+/// The demo enables the DPO term, because the hidden-state terms need more than 300 pairs to change
+/// the model's preferences.
 const DEMO_ARGS: [&str; 15] = [
     "run",
     "--intervention",
@@ -29,7 +30,8 @@ const DEMO_ARGS: [&str; 15] = [
     "train.lr=2e-3",
 ];
 
-/// Sets up, builds the command and trains a small model on the synthetic shift.
+/// Sets up libtorch and a small model, builds `reprpo`, and trains the model on the data set
+/// `synthetic`.
 pub fn demo(options: &Options, args: &[String]) -> Result<ExitCode> {
     let libtorch = libtorch::set_up(options)?;
     model::set_up(model::default(), options)?;
@@ -47,12 +49,13 @@ pub fn demo(options: &Options, args: &[String]) -> Result<ExitCode> {
     Ok(finish(reprpo.args(args))?.unwrap_or(ExitCode::SUCCESS))
 }
 
-/// Sets up and runs every test of the workspace.
+/// Sets up libtorch and a small model, and runs all tests.
 pub fn test(options: &Options, args: &[String]) -> Result<ExitCode> {
     let libtorch = libtorch::set_up(options)?;
     model::set_up(model::default(), options)?;
-    // The examples are a separate workspace, like that of a plugin's author. `one-binary` links the
-    // plugins that are otherwise built as libraries, so it is built separately.
+    // The examples are a separate workspace, as they would be for a plugin author. `one-binary`
+    // links plugins that the other examples build as shared libraries, so it needs a separate
+    // build.
     let runs: [(&str, &[&str]); 3] = [
         (".", &["test", "--workspace"]),
         ("plugins/examples", &["test"]),
@@ -69,14 +72,14 @@ pub fn test(options: &Options, args: &[String]) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Returns a command that runs cargo in this checkout with this libtorch.
+/// Returns a command that runs cargo in the checkout, with `LIBTORCH` set to `libtorch`.
 pub fn cargo(libtorch: &Path) -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    // Cargo set LIBTORCH for this program from the configuration before the set-up. An environment
-    // variable takes precedence over the new configuration, so it must be set to the new value.
+    // cargo set `LIBTORCH` for this process before the setup changed the configuration. The
+    // inherited variable would take precedence over the new configuration, so override it.
     cargo.current_dir(paths::checkout()).env("LIBTORCH", libtorch);
-    // Some crates are rebuilt if these variables change, and a plain `cargo build` does not have
-    // them.
+    // Unset the variables that cargo has set for xtask. They are not set in a plain `cargo build`,
+    // and some crates are rebuilt when they change.
     for (name, _) in std::env::vars_os() {
         if name.to_str().is_some_and(describes_this_package) {
             cargo.env_remove(name);
@@ -85,12 +88,14 @@ pub fn cargo(libtorch: &Path) -> Command {
     cargo
 }
 
-/// Returns true for the variables that describe the package of the program that cargo runs.
+/// Returns true for variables with which cargo describes the current package, such as
+/// `CARGO_PKG_NAME`.
 fn describes_this_package(variable: &str) -> bool {
     ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|start| variable.starts_with(start))
 }
 
-/// Runs a command and waits until it ends. If it fails, returns the exit code for this program.
+/// Runs a command and waits for it to finish. Returns `None` on success, or else the exit code that
+/// xtask should return.
 pub fn finish(command: &mut Command) -> Result<Option<ExitCode>> {
     let words: Vec<_> = [command.get_program()]
         .into_iter()
@@ -118,14 +123,14 @@ fn names_out(args: &[String]) -> bool {
     args.iter().any(|arg| arg == "--out" || arg.starts_with("--out="))
 }
 
-/// Returns the first of the folders `demo`, `demo-2`, `demo-3` … in `runs` that does not exist, so
-/// that no run overwrites another.
+/// Returns the first unused path among `demo`, `demo-2`, `demo-3`, … in `runs`, so that a demo
+/// never overwrites an earlier one.
 fn free_folder(runs: &Path, taken: impl Fn(&Path) -> bool) -> PathBuf {
     let names = std::iter::once("demo".to_owned()).chain((2..).map(|n| format!("demo-{n}")));
     names
         .map(|name| runs.join(name))
         .find(|folder| !taken(folder))
-        .expect("there is always a next number")
+        .expect("the sequence of names is infinite")
 }
 
 #[cfg(test)]

@@ -165,7 +165,8 @@ impl BoftLinear {
     }
 }
 
-/// Returns x·P_i for rows x `[n in]` and block size `b`, or x·P_iᵀ if `back` is true.
+/// Returns x·P_i, or x·P_iᵀ if `back` is true. `x` has the shape `[n in]`, and `b` is the block
+/// size.
 fn interleaved(x: &Tensor, i: i64, b: i64, back: bool) -> Result<Tensor> {
     if i == 0 {
         return Ok(x.shallow_clone());
@@ -175,13 +176,13 @@ fn interleaved(x: &Tensor, i: i64, b: i64, back: bool) -> Result<Tensor> {
     Ok(x.f_unflatten(1, shape)?.f_transpose(2, 3)?.f_reshape(x.size())?)
 }
 
-/// Returns x·B_{m−1}⋯B₀ for rows x `[n in]` and R `[m k b b]`.
+/// Returns x·B_{m−1}⋯B₀. `x` has the shape `[n in]`, and `r` has the shape `[m k b b]`.
 fn butterfly(x: &Tensor, r: &Tensor) -> Result<Tensor> {
     let (m, b) = (r.size()[0], r.size()[3]);
     (0..m).rev().try_fold(x.shallow_clone(), |x, i| factor(&x, &r.select(0, i), i, b))
 }
 
-/// Returns x·B_i for rows x `[n in]` and R `[k b b]`.
+/// Returns x·B_i. `x` has the shape `[n in]`, and `r` has the shape `[k b b]`.
 fn factor(x: &Tensor, r: &Tensor, i: i64, b: i64) -> Result<Tensor> {
     interleaved(&rotate(&interleaved(x, i, b, false)?, r)?, i, b, true)
 }

@@ -93,18 +93,18 @@ impl Adapter for Ether {
     }
 }
 
-/// The block-diagonal matrix H, with one reflection (relaxed with `plus`) per block.
+/// The block-diagonal matrix H. Each block is a reflection, or a relaxed reflection with `plus`.
 struct Planes {
-    /// Concatenated vectors uᵢ of all blocks, `[h]`.
+    /// The vectors uᵢ of all blocks, concatenated to a vector of length h.
     u: Tensor,
-    /// Concatenated vectors wᵢ of all blocks, `[h]`; only with `plus`.
+    /// The vectors wᵢ of all blocks, concatenated like `u`; only with `plus`.
     w: Option<Tensor>,
     /// Number of blocks k.
     blocks: i64,
 }
 
 impl Planes {
-    /// Returns x·H for rows x `[n h]`. H is symmetric.
+    /// Returns x·H, where x has shape `[n h]`. H is symmetric, so this applies H to each row of x.
     fn reflect(&self, x: &Tensor) -> Result<Tensor> {
         let unit = |v: &Tensor| -> Result<Tensor> {
             let v = v.f_view([self.blocks, -1, 1])?;

@@ -5,7 +5,7 @@ fn config(plus: bool, two_sided: bool) -> Ether {
     Ether { blocks: 2, plus, two_sided, ..Ether::default() }
 }
 
-/// Returns H as a matrix, built from its definition.
+/// Builds the block-diagonal matrix H from its definition.
 fn matrix(u: &Tensor, w: Option<&Tensor>, k: i64) -> Tensor {
     let outer = |v: Tensor| {
         let v = &v / v.norm();

@@ -96,15 +96,17 @@ impl Adapter for Hra {
 
 /// The reflections of one module.
 struct HraLinear {
-    /// Directions of the reflections, as nonzero columns `[in r]` of any length.
+    /// Matrix `[in r]` with one direction per reflection as a column. Columns are nonzero and can
+    /// have any length.
     u: Tensor,
     apply_gs: bool,
 }
 
 impl HraLinear {
-    /// Returns x·(I − 2ÛÛᵀ) for rows x `[n in]`. The matrix is symmetric.
+    /// Returns x·(I − 2ÛÛᵀ) for each row of x, `[n in]`. The matrix I − 2ÛÛᵀ is symmetric.
     fn reflected(&self, x: &Tensor) -> Result<Tensor> {
-        // QR can flip the signs of Gram–Schmidt's columns, but ÛÛᵀ does not depend on the signs.
+        // The columns from QR can differ in sign from the columns from Gram–Schmidt, but ÛÛᵀ does
+        // not depend on the signs.
         let columns = Tensor::f_linalg_qr(&self.u, "reduced")?.0.f_to_kind(x.kind())?;
         Ok(x - (x.f_matmul(&columns)? * 2.0).f_matmul(&columns.tr())?)
     }

@@ -1,4 +1,4 @@
-//! Infused adapter by inhibiting and amplifying inner activations.
+//! IA³ (infused adapter by inhibiting and amplifying inner activations).
 
 use reprpo_plugin::prelude::*;
 use reprpo_plugin::serde_json::json;
@@ -11,10 +11,10 @@ mod tests;
 /// Name of the parameter in an adapter file.
 const KEY: &str = "ia3_l";
 
-/// Infused adapter by inhibiting and amplifying inner activations.
+/// IA³ (infused adapter by inhibiting and amplifying inner activations).
 #[adapter(
     name = "ia3",
-    summary = "IA³: a trainable scale of each output, or of each input, of a module",
+    summary = "IA³: a trainable scale for each output or each input of a module",
     reference = "Liu et al. 2022, Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper \
         than In-Context Learning, §3.3; same files as PEFT 0.21",
     explain = "\

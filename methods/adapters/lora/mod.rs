@@ -101,8 +101,9 @@ impl AdapterPlugin for Lora {
             "velora_config",
             "monteclora_config",
         ])?;
-        // Other initialisations (pissa, olora, corda, …) modify the frozen weights. The saved
-        // tensors only fit the modified weights, not the base model that is loaded here.
+        // All initialisations except those below (pissa, olora, corda, …) modify the frozen
+        // weights. The saved tensors only fit the modified weights, not the base model that is
+        // loaded here.
         let start: Option<Value> = peft.get("init_lora_weights")?;
         if let Some(start) = start.filter(|s| {
             !(s.is_boolean() || matches!(s.as_str(), Some("gaussian" | "eva" | "orthogonal")))
@@ -150,8 +151,9 @@ impl Adapter for Lora {
         }))
     }
 
-    // PEFT does the same when it converts an adapter for a model whose modules were fused later: it
-    // stacks A and arranges B in blocks.
+    // Some models have fused modules that were separate when the adapter was trained. PEFT converts
+    // adapters for such models in the same way: it stacks the A matrices, and arranges the B
+    // matrices in blocks.
     fn fuse(&self, modules: &[FusedSite<'_>]) -> Result<Option<Fused>> {
         let _guard = tch::no_grad_guard();
         let mut config = self.clone();
@@ -193,7 +195,7 @@ impl Lora {
         if self.use_rslora { (r as f64).sqrt() } else { r as f64 }
     }
 
-    /// Returns r and s of the module `name`.
+    /// Returns the rank r and the scale s of the module `name`.
     fn rank_and_scale(&self, name: &str) -> Result<(i64, f64)> {
         let r = rank(self.rank_pattern.get(name)?.copied().unwrap_or(self.r))?;
         let alpha = self.alpha_pattern.get(name)?.copied().unwrap_or(self.lora_alpha);
@@ -202,8 +204,9 @@ impl Lora {
 
     /// Combines the changes to the parts of a fused module into one change to the whole module.
     ///
-    /// A `[Σr in]` stacks the A matrices of the parts. In B `[out Σr]`, each part has its own
-    /// columns, which contain the part's B at the part's rows and 0 at all other rows.
+    /// The new A, `[Σr in]`, stacks the A matrices of the parts. In the new B, `[out Σr]`, each
+    /// part has its own columns, which contain the part's B at the part's rows and 0 at all other
+    /// rows.
     fn fused(&self, FusedSite { module, parts }: &FusedSite<'_>) -> Result<LoraLinear> {
         let scales = parts
             .iter()
@@ -247,7 +250,7 @@ struct LoraLinear {
     /// Scale s.
     scale: f64,
     dropout: f64,
-    /// Row norms of DoRA; `None` without `use_dora`.
+    /// The magnitude that DoRA trains; `None` without `use_dora`.
     magnitude: Option<Magnitude>,
 }
 
@@ -255,7 +258,7 @@ struct LoraLinear {
 struct Magnitude {
     /// Magnitude m `[out]`.
     m: Tensor,
-    /// Squared row norms of the frozen W `[out]`.
+    /// Squared norm of each row of the frozen W, `[out]`.
     squares: Tensor,
 }
 
@@ -270,14 +273,15 @@ impl Magnitude {
 }
 
 impl LoraLinear {
-    /// Returns the row norms ‖W + s·BA‖ `[out]`, detached from the graph and without building the
-    /// sum: ‖W‖² + 2s·Σ B ⊙ (WAᵀ) + s²·Σ B ⊙ (B(AAᵀ)).
+    /// Returns the norm of each row of W + s·BA, `[out]`, detached from the graph. To save memory,
+    /// W + s·BA is not computed. Instead, the squared norms are computed as ‖W‖² + 2s·Σ B ⊙ (WAᵀ) +
+    /// s²·Σ B ⊙ (B(AAᵀ)).
     fn lengths(&self, squares: &Tensor, base: &Frozen) -> Result<Tensor> {
         let _guard = tch::no_grad_guard();
         let (a, b, s, weight) = (&self.a, &self.b, self.scale, base.dense()?);
         let cross = weight.f_matmul(&a.tr().f_to_kind(weight.kind())?)?.f_to_kind(a.kind())?;
         let change = (cross * (2.0 * s) + b.f_matmul(&a.f_matmul(&a.tr())?)? * (s * s)) * b;
-        // The lower bound prevents 0/0 for a row of zeros, which then stays 0.
+        // The lower bound prevents 0/0 if all entries of a row are 0. The row then stays 0.
         Ok((squares + change.f_sum_dim_intlist([1].as_slice(), false, None::<Kind>)?)
             .f_clamp_min(1e-30)?
             .f_sqrt()?)

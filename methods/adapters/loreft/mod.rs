@@ -37,7 +37,7 @@ pub struct LoReft {
     /// r: dimension of the edited subspace, from 1 to the width of the residual stream.
     #[default(4)]
     pub r: u32,
-    /// Blocks whose output is edited: `10,20`, `-2,-1`, `0.33,0.66`, `range(.3,-2)` or
+    /// Blocks whose output is edited, e.g. `10,20`, `-2,-1`, `0.33,0.66`, `range(.3,-2)` or
     /// `range(.3,.9,2)`; 0 is the first block.
     #[default("0.33,0.66")]
     pub layers: Layers,
@@ -154,17 +154,19 @@ impl Positions {
     }
 }
 
-/// Orthonormalises the rows of `v` `[r h]` by Gram–Schmidt, which gives R `[r h]`.
+/// Computes R by orthonormalising the rows of `v` with the Gram–Schmidt process. Both matrices are
+/// `[r h]`.
 fn orthonormal(v: &Tensor) -> Result<Tensor> {
     let (q, t) = Tensor::f_linalg_qr(&v.tr(), "reduced")?;
-    // The signs of QR can jump as v changes. With the signs of Gram–Schmidt, R is smooth in v.
+    // A small change of v can flip the sign of a row from QR. Gram–Schmidt makes the diagonal of
+    // `t` positive, so that R is a smooth function of v.
     let signs = t.f_detach()?.f_diagonal(0, 0, 1)?.f_sign()?;
     Ok((q * signs).tr())
 }
 
-/// The edit of one block's output.
+/// Edits the output of one block.
 struct Edit {
-    /// Unconstrained matrix `[r h]` from which R is computed.
+    /// Unconstrained matrix from which R is computed, `[r h]`.
     r: Tensor,
     /// Matrix W `[r h]`.
     w: Tensor,
@@ -177,8 +179,8 @@ impl AdaptedResidual for Edit {
     fn forward(&self, h: &Tensor, places: &PromptPlaces) -> Result<Tensor> {
         let kind = h.kind();
         let r = orthonormal(&self.r)?;
-        // Wh + b − hRᵀ = h(W − R)ᵀ + b. W − R is computed before the cast, because rounding W and R
-        // to a lower precision first would lose their difference.
+        // hWᵀ + b − hRᵀ = h(W − R)ᵀ + b. W − R is computed before the cast, because rounding W and
+        // R to a lower precision first would lose their difference.
         let change = h.f_linear(&(&self.w - &r).f_to_kind(kind)?, Some(&self.b.to_kind(kind)))?;
         let change = match self.positions.of(places)? {
             Some(chosen) => change * chosen.f_unsqueeze(1)?.f_to_kind(kind)?,
@@ -189,7 +191,9 @@ impl AdaptedResidual for Edit {
 
     fn parameters(&self) -> Vec<Parameter> {
         vec![
-            // The edit reads the state through the rows of W and writes along the rows of R.
+            // Axis 1 of R is an output axis, because the edit adds a combination of the rows of R
+            // to the state. Axis 1 of W is an input axis, because the state is multiplied by the
+            // rows of W.
             Parameter::new("loreft_R", &self.r).along(Axis::Output(1)),
             Parameter::new("loreft_W", &self.w).along(Axis::Input(1)),
             Parameter::new("loreft_b", &self.b),

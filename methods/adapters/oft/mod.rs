@@ -182,12 +182,12 @@ impl Adapter for Oft {
 
 /// The rotations of one module.
 struct OftLinear {
-    /// Entries of Q above the diagonal, row by row `[k b(b−1)/2]`; k is 1 if all blocks share one
+    /// Entries of Q above the diagonal in row order, `[k b(b−1)/2]`. k is 1 if all blocks share one
     /// rotation.
     weight: Tensor,
     /// Block size b.
     block: i64,
-    /// Indices `[b(b−1)/2]` of the entries above the diagonal in a flattened Q, int64.
+    /// Indices of the entries above the diagonal in a flattened Q, `[b(b−1)/2]`, int64.
     above: Tensor,
     /// Number of terms of the power series; `None` for the exact Cayley map.
     terms: Option<u32>,

@@ -77,7 +77,7 @@ fn the_series_counts_its_terms_like_peft() {
         off(&series(q, 6).unwrap(), &(i + (q + power(2) + power(3) + power(4)) * 2.0 + power(5)))
             < 1e-15
     );
-    // With more terms, the series approaches (I + Q)(I − Q)⁻¹, the exact map of −Q.
+    // With more terms, the series approaches (I + Q)(I − Q)⁻¹, which is the exact Cayley map of −Q.
     assert!(off(&series(q, 20).unwrap(), &cayley(&-q).unwrap()) < 1e-12);
 }
 

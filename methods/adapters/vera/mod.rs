@@ -29,8 +29,8 @@ needs PyTorch's random numbers. Merged weight: W + (λ_b ⊙ B)(λ_d ⊙ A).",
     adjustable = &["vera_dropout"],
 )]
 pub struct Vera {
-    /// r: rank of the change to each module, at least 1. Each rank only adds one parameter per
-    /// module, so the default is larger than LoRA's.
+    /// r: rank of the change to each module, at least 1. Increasing r by 1 only adds one parameter
+    /// per module, so the default is larger than LoRA's.
     #[default(256)]
     pub r: u32,
     /// Initial value of λ_d, a finite number other than 0.
@@ -150,8 +150,8 @@ struct VeraLinear {
 }
 
 impl VeraLinear {
-    /// Returns λ_d ⊙ A `[r in]` and λ_b ⊙ B `[out r]`. Scaling the matrices instead of the
-    /// activations avoids storing more activations for the backward pass.
+    /// Returns λ_d ⊙ A, which is `[r in]`, and λ_b ⊙ B, which is `[out r]`. Scaling the matrices
+    /// instead of the activations avoids storing more activations for the backward pass.
     fn factors(&self) -> Result<(Tensor, Tensor)> {
         Ok((&self.a * self.d.f_unsqueeze(1)?, &self.b * self.scale.f_unsqueeze(1)?))
     }

@@ -29,7 +29,7 @@ fn vera_starts_as_the_identity_and_scales_both_sides_of_the_random_matrices() {
     assert!(off(&adapted.forward(&x, &frozen, true).unwrap(), &base) == 0.0);
     disturb(&adapted.parameters());
     let [b, d] = &adapted.parameters()[..] else { panic!("two tensors") };
-    // The adapter's shared matrices were generated with these widths and the same seed.
+    // The same widths and seed give the adapter's shared matrices.
     let (_, matrices) = shared(&[(8, 4)]);
     let expected = base
         + x.matmul(&matrices[0].tensor.tr()).multiply(&d.tensor).matmul(&matrices[1].tensor.tr())
@@ -52,7 +52,7 @@ fn modules_of_all_widths_share_two_frozen_matrices() {
         disturb(&adapted.parameters());
         let x = rows(2, info.inputs);
         let before = adapted.forward(&x, &frozen, false).unwrap();
-        // Values that are loaded into the shared matrices affect every module.
+        // Changing a shared matrix affects every module.
         let _ = matrices[0].tensor.shallow_clone().g_mul_scalar_(2.0);
         assert!(off(&adapted.forward(&x, &frozen, false).unwrap(), &(before * 2.0)) < 1e-12);
     }

@@ -1,7 +1,7 @@
 //! Losses as functions of log-probabilities: TRL's fifteen types and `unbounded`.
 //!
-//! Tensors are `[b]`. θ is the margin Δ⁺ − Δ⁻. With an f-divergence, it is the difference of the
-//! scores computed from Δ⁺ and Δ⁻.
+//! All tensors have shape `[b]`. θ is the margin Δ⁺ − Δ⁻. With an f-divergence, θ is the difference
+//! of the scores computed from Δ⁺ and Δ⁻.
 
 use std::f64::consts::LN_2;
 
@@ -22,7 +22,7 @@ pub fn hinge(theta: &Tensor, beta: f64) -> Tensor {
     (theta * -beta + 1.0).relu()
 }
 
-/// (Δ⁺/n⁺ − Δ⁻/n⁻ − 1/(2β))² of the margin per token.
+/// (x − 1/(2β))², where x = Δ⁺/n⁺ − Δ⁻/n⁻ is the margin per token.
 pub fn ipo(per_token: &Tensor, beta: f64) -> Tensor {
     (per_token - 0.5 / beta).square()
 }
@@ -79,7 +79,7 @@ pub fn discopop(theta: &Tensor, beta: f64, tau: f64) -> Tensor {
     (1.0 - &m) * -l.log_sigmoid() + m * (-l).exp()
 }
 
-/// log σ(−θ): without β and without a lower bound.
+/// log σ(−θ), which has no β and no lower bound.
 pub fn unbounded(theta: &Tensor) -> Tensor {
     ls(-theta)
 }

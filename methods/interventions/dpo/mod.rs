@@ -11,7 +11,7 @@ use super::rewards::log_rewards;
 #[cfg(test)]
 mod tests;
 
-/// Fields of `intervention` for `name = "dpo"`. Their names are TRL's.
+/// Fields of `intervention` for `name = "dpo"`, with the same names as in TRL.
 #[intervention(
     name = "dpo",
     summary = "direct preference optimisation: raise the chosen completion's log-probability over \
@@ -55,8 +55,8 @@ pub struct Dpo {
     /// α of `alpha_divergence`; 1 is `reverse_kl`.
     #[default(0.5)]
     pub f_alpha_divergence_coef: f64,
-    /// α: weight of the tokens by which the longer completion exceeds the shorter one, 0 to 1
-    /// (LD-DPO). By default, all tokens have the same weight.
+    /// α: weight of the tokens of the longer completion beyond the length of the shorter one, from
+    /// 0 to 1 (LD-DPO). By default, all tokens have the same weight.
     pub ld_alpha: Option<f64>,
     /// Weights each pair by how likely the policy is to generate its completions (WPO, eq. 2).
     pub use_weighting: bool,
@@ -123,7 +123,7 @@ impl LossType {
         matches!(self, LossType::Aot | LossType::AotUnpaired)
     }
 
-    /// Returns the name in the configuration.
+    /// Returns the name that selects this loss type in the configuration.
     fn name(self) -> String {
         reprpo_plugin::serde_json::to_value(self)
             .ok()
@@ -217,7 +217,7 @@ impl Intervention for Dpo {
     }
 }
 
-/// Inputs of the loss types. Tensors are `[b]` except `nll`.
+/// Inputs of the loss types. Every tensor is `[b]`, except the scalar `nll`.
 struct Terms {
     /// logp(y⁺) − logp(y⁻) of the policy and of the reference, in this order.
     log_ratios: [Tensor; 2],
@@ -227,7 +227,7 @@ struct Terms {
     scores: Sides,
     /// n⁺ and n⁻.
     tokens: Sides,
-    /// −log p, the mean over all chosen completion tokens: a scalar.
+    /// Mean of −log p over all tokens of chosen completions, a scalar.
     nll: Tensor,
 }
 
@@ -314,8 +314,8 @@ impl Dpo {
         }
     }
 
-    /// Returns the mean loss over the pairs, with TRL's `rewards/*` as metrics. With `ld_alpha`, it
-    /// also logs `logps/*`, which then differ from the engine's.
+    /// Returns the mean loss over the pairs, with TRL's `rewards/*` as metrics. With `ld_alpha`,
+    /// `logps/*` are also metrics, because they then differ from the engine's.
     ///
     /// # Errors
     /// Fails if `pairs` lacks an input that [`needs`](Self::needs) requests.
@@ -390,8 +390,8 @@ impl Dpo {
     }
 }
 
-/// Returns Σ log p over the first `shared` `[b]` tokens, plus α·Σ log p over the remaining ones:
-/// `[b]`.
+/// For each sequence, returns Σ log p over the first `shared` tokens plus α·Σ log p over the
+/// remaining tokens. `shared` and the result are `[b]`.
 fn shortened(of: &TokenLogprobs, shared: &Tensor, alpha: f64) -> Tensor {
     let m = of.per_token.size()[0];
     // Use integers, because a cumulative sum of floats can differ between runs on CUDA.
@@ -403,7 +403,7 @@ fn shortened(of: &TokenLogprobs, shared: &Tensor, alpha: f64) -> Tensor {
     of.sum_of(&(&of.per_token * (1.0 - past * (1.0 - alpha))))
 }
 
-/// Returns the weight of WPO, without a gradient: `[b]`.
+/// Returns the factor w(y) of each completion in the weights of WPO, `[b]`, without a gradient.
 ///
 /// w(y) = exp(mean over tokens of [log p(token) − log Σ_v p(v)²]).
 fn alignment(of: &TokenLogprobs) -> Result<Tensor> {

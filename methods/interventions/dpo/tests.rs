@@ -82,7 +82,7 @@ fn the_loss_equals_the_test_values_of_torchtune() {
 fn the_loss_starts_at_log_two() {
     let same: [&[f64]; 2] = [&[-3.0, -7.5], &[-2.0, -9.0]];
     near(value(&Dpo::default(), &pairs(same, same)), std::f64::consts::LN_2);
-    // `unbounded` starts at log σ(0) and has no lower bound.
+    // If the policy equals the reference, the loss `unbounded` is log σ(0). It has no lower bound.
     near(value(&of(LossType::Unbounded), &pairs(same, same)), -std::f64::consts::LN_2);
     near(value(&of(LossType::Unbounded), &pairs([&[500.0], &[-500.0]], [&[0.0], &[0.0]])), -1000.0);
 }
@@ -91,7 +91,7 @@ fn the_loss_starts_at_log_two() {
 fn sorted_losses_do_not_depend_on_the_order_of_the_pairs() {
     let (policy, reference): ([&[f64]; 2], [&[f64]; 2]) =
         ([&[-3.0, -7.5], &[-2.0, -9.0]], [&[-3.5, -7.0], &[-2.5, -8.0]]);
-    // The log-ratios are −1 and 1.5 for π, and −1 and 1 for r.
+    // The sorted log-ratios are −1 and 1.5 for the policy, and −1 and 1 for the reference.
     near(value(&of(LossType::Aot), &pairs(policy, reference)), {
         let each =
             |delta: f64| 0.9 * neg_log_sigmoid(0.1 * delta) + 0.1 * neg_log_sigmoid(-0.1 * delta);
@@ -190,8 +190,8 @@ fn invalid_settings_are_rejected() {
     assert!(TYPES.iter().all(|t| unknown.contains(&format!("`{}`", t.name()))), "{unknown}");
 }
 
-/// Compares every case of TRL's table with a training step: the loss, the gradient and all logged
-/// metrics.
+/// Compares a training step with every case in `losses.json`, which was computed with TRL: the
+/// loss, the gradient and all logged metrics.
 #[test]
 fn losses_gradients_and_metrics_equal_those_of_trl() {
     for root in golden::roots() {
@@ -203,8 +203,8 @@ fn assert_losses_gradients_and_metrics(golden: &Path) {
     let trl = golden.join("trl");
     let files = ModelFiles::open(&golden.join("models/llama")).unwrap();
     let mut model = Model::load(&files, Kind::Float, Device::Cpu).unwrap();
-    // The reference values were computed with eager attention. Other kernels round differently, and
-    // e^{−Δ} in `forward_kl` amplifies the rounding errors of sums of hundreds of nats.
+    // The reference values were computed with eager attention. Other kernels round differently. In
+    // `forward_kl`, Δ is a sum of hundreds of nats, and e^{−Δ} amplifies the rounding error of Δ.
     model.set_attention_kernel(AttentionKernel::Eager);
     let saved = Saved::read(&trl.join("adapter"), &Registry::builtin().unwrap()).unwrap();
     let adapter = saved.entry.build(&Value::Object(saved.config).to_string()).unwrap();

@@ -10,7 +10,7 @@ use super::vectors::{EPS, NO_DIRECTION, mean, norm, safe};
 #[cfg(test)]
 mod tests;
 
-/// Added to a distance before the logarithm, if `log` is set.
+/// Constant that is added to a distance before taking the logarithm, if `log` is set.
 const LOG_EPS: f64 = 1e-4;
 
 /// Squared distances between states.
@@ -147,7 +147,7 @@ fn original_terms(tap: &OriginalTap<'_>) -> Tensor {
     )
 }
 
-/// Returns the mean of (a − b)² over the h dimensions after T: `[b h]` → `[b]`.
+/// Returns the mean of (a − b)² over the last dimension: `[b h]` → `[b]`.
 fn mean_square(a: &Tensor, b: &Tensor) -> Tensor {
     mean(&(a - b).square())
 }

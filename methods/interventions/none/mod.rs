@@ -1,11 +1,11 @@
-//! No training, so that a table of methods can include the base model.
+//! An intervention that does not train, so that a table of methods can include the base model.
 
 use reprpo_plugin::prelude::*;
 
 #[cfg(test)]
 mod tests;
 
-/// No training.
+/// An intervention that does not train.
 #[intervention(
     name = "none",
     summary = "train nothing: evaluate the adapter as it is initialised, and save it",

@@ -45,8 +45,8 @@ effect, so it does not exist here.",
     learning_rate = 2e-3
 )]
 pub struct PrefVec {
-    /// Objective to use: this project's or the original one. `original` only reads the fields that
-    /// begin with `original_`, and `beta` for the logged rewards.
+    /// Objective to use: this project's or the original one. `original` only uses the fields with
+    /// the prefix `original_` and, for the logged rewards, `beta`.
     pub variant: Variant,
     /// τ: target distance along v̂, as a multiple of the preference vector's length; greater than
     /// 0.
@@ -58,8 +58,8 @@ pub struct PrefVec {
     pub beta_orth: f64,
     /// λ_angle: weight of 1 − cos between the policy's preference vector and the reference's.
     pub lambda_angle: f64,
-    /// λ_nll: weight of the penalty if the chosen completion becomes less likely than under the
-    /// reference, per nat per token.
+    /// λ_nll: weight of the penalty for making the chosen completion less likely than under the
+    /// reference. The penalty is in nats per token.
     #[default(1.0)]
     pub lambda_nll: f64,
     /// λ_dpo: weight of −log σ(βθ).
@@ -76,7 +76,8 @@ pub struct PrefVec {
     /// Adds the original's term −1e5·mean(proj).
     #[default(true)]
     pub original_proj: bool,
-    /// Takes the absolute value of that term, which turns it into a penalty.
+    /// Uses the absolute value of the term that `original_proj` adds, which turns it into a
+    /// penalty.
     #[default(true)]
     pub original_proj_abs: bool,
     /// Adds the original's term β·1e6·|mean(orth)|.
@@ -148,7 +149,8 @@ impl Intervention for PrefVec {
 
 impl PrefVec {
     fn trust_region(&self, pairs: &Pairs) -> Result<Loss> {
-        // Terms of each pair at a tap: [along, orth, angle, a⁺, a⁻], each [b].
+        // The terms at one tap: along, orth, angle, a⁺ and a⁻. Each has shape [b], with a value per
+        // pair.
         let directed = pairs.mean_over_counting_taps(|tap| {
             let (p, r) = (tap.policy()?, tap.reference()?);
             let d = &r.chosen - &r.rejected;
@@ -166,8 +168,8 @@ impl PrefVec {
             Ok((Tensor::stack(&[along, orth, angle, a_cho, a_rej], 0), counts))
         })?;
         let [along, orth, angle, a_cho, a_rej] = [0, 1, 2, 3, 4].map(|i| directed.values.get(i));
-        // A pair that has no direction at any tap is left out of all terms, including `nll` and
-        // `dpo`.
+        // A pair without a preference direction at any tap is left out of all terms, including
+        // `nll` and `dpo`.
         let mut value =
             directed.mean(&(&along + &orth * self.beta_orth + &angle * self.lambda_angle));
         let mut metrics = vec![
@@ -207,7 +209,8 @@ impl PrefVec {
     pub(super) fn original(&self, taps: &[OriginalTap<'_>], pairs: &Pairs) -> Result<Loss> {
         let mut loss = Loss::new(Tensor::from(0.0f32));
         if self.moves_states() {
-            // [mean(proj), |mean(orth)|, |cos|] of each pair, each [b].
+            // The terms mean(proj), |mean(orth)| and |cos|. Each has shape [b], with a value per
+            // pair.
             let terms = original::mean_over(taps, |tap| {
                 let [p, r] = tap.pooled(Tensor::shallow_clone);
                 let (a, d) = (&p.chosen - &p.rejected, &r.chosen - &r.rejected);

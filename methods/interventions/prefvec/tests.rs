@@ -34,13 +34,13 @@ fn the_loss_equals_a_case_worked_out_by_hand() {
         .double_value(&[])
     };
     near(at(&config, [2.0, 0.0], [0.0, 0.0]), 1.0);
-    // m⁺ = (½, 1) and m⁻ = (−1, 0), so the term along v̂ is ½(½ + 2) and the orthogonal one
+    // m⁺ = (½, 1) and m⁻ = (−1, 0), so the term along v̂ is ½(½ + 2), and the orthogonal term is
     // 0.1·½·1.
     near(at(&config, [3.0, 2.0], [-2.0, 0.0]), 1.25 + 0.05);
     // Beyond τ, the loss is 0.
     near(at(&config, [9.0, 0.0], [4.0, 0.0]), 0.0);
-    // With τ = 2, m⁺ = (−1, 1) and m⁻ = (0, 0), the term along v̂ is ½(3 + 2)/2. p⁺ − p⁻ = (0, 2)
-    // is orthogonal to d, so 1 − cos = 1.
+    // m⁺ = (−1, 1) and m⁻ = (0, 0), so with τ = 2, the term along v̂ is ½(3 + 2)/2. The difference
+    // p⁺ − p⁻ = (0, 2) is orthogonal to d, so 1 − cos = 1.
     near(
         at(&PrefVec { tau: 2.0, lambda_angle: 0.5, ..config.clone() }, [0.0, 2.0], [0.0, 0.0]),
         0.5 * (3.0 + 2.0) / 2.0 + 0.05 + 0.5,
@@ -83,7 +83,8 @@ fn gradients_equal_finite_differences_for_every_variant() {
         [random_sides(&[3, 5]), random_sides(&[3, 4])],
     );
     let (logp, logr) = (random_sides(&[6]), random_sides(&[6]));
-    // The reference's states are leaves too, because the transform is trained through them.
+    // Also check the gradients of the reference's states, because the transform is trained through
+    // them.
     let leaves: Vec<&Tensor> = policy
         .iter()
         .chain(&reference)

@@ -9,7 +9,7 @@ use super::projection::{Sign, check, excess, length, unit};
 #[cfg(test)]
 mod tests;
 
-/// DPO with a projected backward pass.
+/// DPO with gradients that are projected during the backward pass.
 #[intervention(
     name = "projbp",
     summary = "DPO that projects the gradient on the preference direction at the output of every \
@@ -34,19 +34,20 @@ not agree with it.",
     example(sign = "neg", dpo.beta = 0.3),
 )]
 pub struct ProjBp {
-    /// Which coefficients along the direction are kept: `default` follows `sign`, and `original`
-    /// only keeps positive ones.
+    /// Rule for keeping the gradient's coefficients along the preference direction: `default` uses
+    /// `sign`, and `original` only keeps positive coefficients.
     pub variant: Variant,
-    /// β: factor of the part of the gradient orthogonal to the direction, at least 0.
+    /// β: factor for the gradient's component orthogonal to the direction, at least 0.
     #[default(0.2)]
     pub beta: f64,
-    /// Sign of the coefficients along the direction that are kept. `original` ignores this.
+    /// Sign of the coefficients to keep. The variant `original` ignores this field.
     pub sign: Sign,
-    /// Factor for the coefficients that are not kept, 0 to 1.
+    /// Factor for coefficients whose sign does not match, 0 to 1.
     #[default(0.01)]
     pub neg_slope: f64,
-    /// κ: a pair's gradient is scaled down before the projection if its mean over tokens is longer
-    /// than κ times the preference vector. `none` means no limit.
+    /// κ: maximum length of a pair's gradient, averaged over tokens, as a multiple of the
+    /// preference direction's length. Longer gradients are scaled down before the projection.
+    /// `none` means no limit.
     #[default(Some(0.6))]
     pub mag_clip: Option<f64>,
     /// Restores the length that each token's gradient had before the projection.
@@ -95,7 +96,8 @@ impl Intervention for Projected {
         let (v, limit) =
             (unit(&at.direction), length(&at.direction) * config.mag_clip.unwrap_or(f64::INFINITY));
         Ok(Box::new(move |grad| {
-            // Gradient of the pair's unweighted loss in the dtype of `v`, [n out].
+            // The gradient of each pair's unweighted loss, `[n out]`, converted to the dtype of
+            // `v`.
             let mut g = grad.to_kind(v.kind()) / at.weight;
             let of_rows = |per_pair: &Tensor| per_pair.index_select(0, &at.owner);
             if config.mag_clip.is_some() {

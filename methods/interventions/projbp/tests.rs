@@ -1,5 +1,6 @@
-//! Compares the hooks with a segmented backward pass: the graph is cut at every adapted output, and
-//! the test propagates the gradient across each cut itself, from the last cut to the first.
+//! Compares the gradient hooks with a segmented backward pass. The segmented pass cuts the graph at
+//! the output of every adapted module, and propagates the gradient across the cuts explicitly, from
+//! the last cut to the first.
 
 use std::cell::RefCell;
 
@@ -21,8 +22,8 @@ fn adapter(targets: &str) -> Box<dyn Adapter> {
     lora.build(&format!(r#"{{"r": 4, "target_modules": {targets}}}"#)).unwrap()
 }
 
-/// Returns an adapter with noise added to its parameters, because in its initial state half of them
-/// have no gradient.
+/// Returns an adapter with noise added to its parameters. With the initial values, half of the
+/// parameters would have no gradient.
 fn attached(model: &Model, targets: &str) -> Adapted {
     let adapted =
         Adapted::attach(adapter(targets).as_ref(), model, model.info().layers, 0).unwrap();
@@ -54,7 +55,7 @@ fn hooked(config: &ProjBp, model: &Model, targets: &str) -> Vec<Tensor> {
     gradients(&adapted)
 }
 
-/// Computes the same gradients without hooks.
+/// Computes the same gradients as [`hooked`], but with a segmented backward pass instead of hooks.
 fn segmented(config: &ProjBp, model: &Model, targets: &str) -> Vec<Tensor> {
     let adapted = attached(model, targets);
     let pairs: Vec<TokenPair> = pairs();
@@ -116,8 +117,8 @@ fn segmented(config: &ProjBp, model: &Model, targets: &str) -> Vec<Tensor> {
         )
         .unwrap();
 
-    // The residual stream bypasses every cut, so the backward passes visit parts of the graph more
-    // than once. Their gradients are summed here.
+    // The residual stream bypasses the cuts, so several backward passes contribute to the same
+    // gradient. Sum their contributions.
     let cuts = cuts.into_inner();
     let leaves: Vec<Tensor> = cuts
         .iter()
@@ -168,7 +169,10 @@ fn assert_hooks_equal_segments(model: &Model, targets: &[&str]) {
             {
                 let scale = segmented.abs().max().double_value(&[]);
                 let off = (hooked - &segmented).abs().max().double_value(&[]);
-                assert!(scale > 0.0 && off <= 1e-9 * scale, "{targets}: off by {off} of {scale}");
+                assert!(
+                    scale > 0.0 && off <= 1e-9 * scale,
+                    "{targets}: largest error {off}, largest gradient {scale}"
+                );
             }
         }
     }
@@ -232,7 +236,7 @@ fn only_the_original_clips_by_default() {
     let c = Tensor::from_slice(&[-2.0f64, 3.0]);
     let passed = |config: ProjBp| Vec::<f64>::try_from(config.kept().clip(&c, 0.5)).unwrap();
     assert_eq!(passed(ProjBp::default()), [-2.0, 3.0]);
-    // The original ignores `sign`.
+    // The variant `Original` ignores `sign`.
     for sign in [Sign::Both, Sign::Pos, Sign::Neg] {
         assert_eq!(
             passed(ProjBp { variant: Variant::Original, sign, ..ProjBp::default() }),

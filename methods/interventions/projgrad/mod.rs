@@ -30,13 +30,13 @@ with sign = \"both\" changes nothing. β = 0 only keeps the part along u.",
     example(source = "policy", mag_clip = 0.5)
 )]
 pub struct ProjGrad {
-    /// β: factor of the part of the gradient orthogonal to the direction, at least 0. With 1 and
-    /// `sign = "both"`, the method equals DPO.
+    /// β: factor for the gradient's component orthogonal to the direction, at least 0. With β = 1
+    /// and `sign = "both"`, the method equals DPO.
     #[default(0.8)]
     pub beta: f64,
-    /// Sign of the coefficients along the direction that are kept.
+    /// Which coefficients along the direction to keep, by their sign.
     pub sign: Sign,
-    /// Factor for the coefficients that are not kept, 0 to 1.
+    /// Factor for coefficients whose sign does not match, 0 to 1.
     pub neg_slope: f64,
     /// κ: maximum length of a parameter's gradient before the projection, as a multiple of the
     /// preference direction's length. `none` means no limit.

@@ -84,7 +84,8 @@ fn an_error_names_the_field_that_is_out_of_range() {
     }
 }
 
-/// The gradients are accumulated over micro-batches, and the direction is computed independently.
+/// The gradients are accumulated over micro-batches. The expected direction is computed by the test
+/// from the states of all pairs.
 #[test]
 fn with_beta_zero_every_gradient_is_parallel_to_the_direction_of_the_step() {
     assert_eq!(
@@ -159,7 +160,7 @@ fn assert_gradients_are_parallel(
             .unwrap()
             .states;
         for parameter in &changed.parameters {
-            let axis = parameter.axis.expect("both parameters of lora have an axis");
+            let axis = parameter.axis.expect("both LoRA parameters should have an axis");
             let at = &states[usize::from(matches!(axis, Axis::Output(_)))];
             let pool = |side| batch.pool(at, Pooling::Completion, side).unwrap();
             let d = (pool(Side::Chosen) - pool(Side::Rejected)).mean_dim(0, false, None::<Kind>);

@@ -10,11 +10,12 @@ use super::vectors::{EPS, dot, mean, safe};
 #[cfg(test)]
 mod tests;
 
-/// A divergence is treated as a rounding error unless it exceeds this factor times the entropy
-/// times the precision of the float type.
+/// A divergence is treated as a rounding error if it is at most `ROUNDING` times the entropy of the
+/// reference distribution times the precision of the float type.
 const ROUNDING: f64 = 8.0;
 
-/// Why a pair is left out of the loss. The run's log shows it after "each has".
+/// The reason why a pair is left out of the loss. In the run's log, it follows the words "each
+/// has".
 const NO_DIVERGENCE: &str = "no preference direction: the softmaxes of the reference's states of \
     both completions are equal";
 
@@ -117,14 +118,15 @@ impl Intervention for Rank {
     }
 }
 
-/// Adds the reroute and retain terms `[b]` to the loss as metrics.
+/// Adds the reroute and retain terms of the pairs to the loss as metrics. Both tensors are `[b]`.
 fn logged(loss: Loss, reroute: &Tensor, retain: &Tensor) -> Loss {
     loss.metric("rank/reroute", reroute).metric("rank/retain", retain)
 }
 
 impl Rank {
-    /// Returns the reroute and retain terms `[2 b]`. The terms of a pair are averaged over the taps
-    /// at which its two reference states have different softmaxes.
+    /// Returns the reroute and retain terms of all pairs, stacked into a tensor of shape `[2 b]`.
+    /// The terms of a pair are averaged over the taps at which its two reference states have
+    /// different softmaxes.
     fn divergences(&self, pairs: &Pairs) -> Result<Counted> {
         pairs.mean_over_counting_taps(|tap| {
             let (p, r) = (tap.policy()?, tap.reference()?);
@@ -148,8 +150,8 @@ impl Rank {
         })
     }
 
-    /// Returns the loss of the original implementation. `attended` `[m]` is false for padding
-    /// tokens of the chosen sequences.
+    /// Returns the loss of the original implementation. `attended` has shape `[m]`, and is false
+    /// for padding tokens of the chosen sequences.
     pub(super) fn original(
         &self,
         taps: &[OriginalTap<'_>],
@@ -183,7 +185,8 @@ impl Rank {
     }
 }
 
-/// Returns mean_t(nll_π − nll_r) over all positions, with 0 at padding tokens: `[m]` → `[b]`.
+/// Returns mean_t(nll_π − nll_r) for each pair, as a tensor of shape `[b]`. The mean is over all
+/// positions of the chosen sequence, and padding tokens contribute 0.
 fn worse(nll: &SequenceNll, attended: Option<&Tensor>, pairs: usize) -> Tensor {
     let off = &nll.policy - &nll.reference;
     let off = attended

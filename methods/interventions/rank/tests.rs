@@ -14,14 +14,14 @@ fn pooled(policy: &Sides, reference: &Sides) -> Pairs {
 
 #[test]
 fn the_loss_equals_a_case_worked_out_by_hand() {
-    // The softmax of (ln 3, 0) is (¾, ¼) and that of (0, 0) is (½, ½). At temperature 2, the first
-    // has the ratio √3 : 1.
+    // The softmax of (ln 3, 0) is (¾, ¼), and the softmax of (0, 0) is (½, ½). At temperature 2,
+    // the two probabilities of (ln 3, 0) have the ratio √3 : 1.
     let (three, even) = (tensor(&[3f64.ln(), 0.0], &[1, 2]), tensor(&[0.0, 0.0], &[1, 2]));
     let kl = |p: f64, q: f64| p * (p / q).ln() + (1.0 - p) * ((1.0 - p) / (1.0 - q)).ln();
     let reference = sides(&three, &even);
     let one = Rank { temperature: 1.0, ..Rank::default() };
     near(value(&one, &pooled(&reference, &reference)).double_value(&[]), 1.0);
-    // The rejected states have moved to the chosen ones, and the chosen ones to (¼, ¾).
+    // The policy's softmax is (¼, ¾) for the chosen states and (¾, ¼) for the rejected states.
     let policy = sides(&-&three, &three);
     near(
         value(&one, &pooled(&policy, &reference)).double_value(&[]),
@@ -54,7 +54,8 @@ fn the_original_starts_at_log_two() {
 #[test]
 fn gradients_equal_finite_differences_for_every_variant() {
     let config = Rank { temperature: 1.5, alpha: 0.7, ..Rank::default() };
-    // The reference's states are leaves too, because the transform is trained through them.
+    // Check the gradients with respect to the reference states too, because the transform is
+    // trained through them.
     let (p, r) = (random_sides(&[3, 5]), random_sides(&[3, 5]));
     gradients_are_those_of_finite_differences(
         &[&p.chosen, &p.rejected, &r.chosen, &r.rejected],

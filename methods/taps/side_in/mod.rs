@@ -27,8 +27,8 @@ pub struct SideIn {
     pub layers: Layers,
     /// How the states of a completion's tokens are pooled into one vector.
     pub pooling: Pooling,
-    /// Modules whose inputs are read, given by the last component of their names. By default,
-    /// o_proj and down_proj.
+    /// Modules whose inputs are read. Each entry is the last component of a module name. By
+    /// default, o_proj and down_proj.
     pub modules: Option<Vec<String>>,
 }
 

@@ -29,8 +29,8 @@ pub struct SideOut {
     pub layers: Layers,
     /// How the states of a completion's tokens are pooled into one vector.
     pub pooling: Pooling,
-    /// Modules whose outputs are read, given by the last component of their names. By default,
-    /// q_proj, k_proj, v_proj, gate_proj and up_proj.
+    /// Modules whose outputs are read. Each entry is the last component of a module name. By
+    /// default, q_proj, k_proj, v_proj, gate_proj and up_proj.
     pub modules: Option<Vec<String>>,
 }
 

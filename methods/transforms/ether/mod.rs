@@ -31,8 +31,8 @@ pub struct Ether {
     /// it must also divide the reduced width.
     #[default(4)]
     pub blocks: u32,
-    /// k: the blocks are followed by a trained linear map that reduces the width by a factor of k,
-    /// which must divide the width. `none` means no linear map.
+    /// k: the blocks are followed by a trained linear map that reduces the width by a factor of k.
+    /// The width must be divisible by k. `none` means no linear map.
     pub reduce: Option<u32>,
 }
 
@@ -88,25 +88,25 @@ fn divisors(n: i64) -> String {
     (1..=n.min(512)).filter(|d| n % d == 0).map(|d| d.to_string()).collect::<Vec<_>>().join(", ")
 }
 
-/// A block-diagonal map with n blocks of width b. The first dimension of each tensor is n.
+/// A block-diagonal map with n blocks of width b. The first dimension of each parameter has size n.
 enum Blocks {
-    /// I − 2ûûᵀ, u `[n b]`.
+    /// I − 2ûûᵀ, where u has shape `[n b]`.
     Reflection { u: Tensor },
-    /// I − ûûᵀ + ŵŵᵀ, u and w `[n b]`.
+    /// I − ûûᵀ + ŵŵᵀ, where u and w have shape `[n b]`.
     Plus { u: Tensor, w: Tensor, keys: [&'static str; 2] },
-    /// The Cayley map of stril(V) − stril(V)ᵀ, V `[n b b]`.
+    /// The Cayley map of stril(V) − stril(V)ᵀ, where V has shape `[n b b]`.
     Rotation { v: Tensor },
 }
 
 impl Blocks {
-    /// Creates n blocks of the form `plus` for width h. They start as the identity, with u = w.
+    /// Creates n `plus` blocks for width h. Initially u = w, so the blocks are the identity.
     fn plus(init: &mut Init, keys: [&'static str; 2], n: i64, h: i64) -> Self {
         let u = init.normal(keys[0], &[n, h / n], 1.0);
         let w = u.detach().copy().set_requires_grad(true);
         Blocks::Plus { u, w, keys }
     }
 
-    /// Applies the blocks to rows x `[m h]`.
+    /// Applies the map to each row of x, which has shape `[m h]`.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let blocks = |n: i64| x.f_reshape([x.size()[0], n, -1]);
         let along = |x: &Tensor, u: &Tensor| {
@@ -126,7 +126,8 @@ impl Blocks {
                 let (n, b) = (v.size()[0], v.size()[1]);
                 let lower = v.tril(-1);
                 let skew = &lower - lower.transpose(-2, -1);
-                // [n m b]. The factors commute, so y solves y(I − A) = x(I + A) without an inverse.
+                // x has shape [n m b]. I + A and (I − A)⁻¹ commute, so y can be computed from
+                // y(I − A) = x(I + A) without an inverse.
                 let x = blocks(n)?.transpose(0, 1);
                 let system = Tensor::eye(b, (v.kind(), v.device())) - &skew;
                 Tensor::f_linalg_solve(&system, &(&x + x.f_matmul(&skew)?), false)?.transpose(0, 1)

@@ -40,7 +40,8 @@ impl TransformPlugin for Hra {
 
 /// The transform of one tap.
 struct HraTransform {
-    /// Directions of the reflections, as nonzero columns `[h r]` of any length.
+    /// Matrix `[h r]` with one direction per reflection as a column. Columns are nonzero and can
+    /// have any length.
     u: Tensor,
 }
 

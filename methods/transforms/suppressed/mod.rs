@@ -4,7 +4,7 @@ use reprpo_plugin::prelude::*;
 
 use super::row_space::{RowSpace, needs_hidden_width};
 
-/// Singular values of the head are treated as 0 below this fraction of the largest one.
+/// Singular values of the head below this fraction of the largest one are treated as 0.
 const RANK_TOLERANCE: f64 = 1e-6;
 
 /// Keeps the coordinates that change between taps, and sets the others to 0.
@@ -80,14 +80,14 @@ impl TransformPlugin for Suppressed {
 /// The transform of one tap.
 struct SuppressedTransform {
     config: Suppressed,
-    /// pinv(W)·W `[h h]`, the projection on the row space of the head; `None` if the head has full
-    /// rank.
+    /// pinv(W)·W, the projection `[h h]` onto the row space of the output head W; `None` if W has
+    /// full rank.
     row_space: Option<Tensor>,
 }
 
 impl SuppressedTransform {
-    /// Returns the mask m `[b h]` of b sequences: 1 for the coordinates that are kept. `last` `[b]`
-    /// contains the row of each sequence's last token.
+    /// Returns the mask m of b sequences, `[b h]`, which is 1 for coordinates that are kept and 0
+    /// for the others. `last` contains the row index of each sequence's last token.
     fn mask(&self, h: &Tensor, previous: &Tensor, last: &Tensor) -> Result<Tensor> {
         let _guard = reprpo_plugin::tch::no_grad_guard();
         let row = |t: &Tensor| t.f_index_select(0, last);
@@ -109,7 +109,8 @@ impl Transform for SuppressedTransform {
             Error::internal("`suppressed` needs the states of individual tokens, got pooled states")
         })?;
         let Some(previous) = &around.previous else { return Ok(h.shallow_clone()) };
-        // The tokens of a sequence are consecutive rows, so each sequence gets one mask.
+        // Compute one mask per sequence. The tokens of a sequence are consecutive rows, and `last`
+        // has the same value for all of them.
         let (rows, sequence, _) = last.f_unique_consecutive(true, false, 0)?;
         Ok(h.f_mul(&self.mask(h, previous, &rows)?.f_index_select(0, &sequence)?)?)
     }

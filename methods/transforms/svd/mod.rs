@@ -27,8 +27,8 @@ leaves little to train on.",
 pub struct Svd {
     /// Matrix whose directions are removed.
     pub matrix: Matrix,
-    /// Directions to remove, starting with the largest singular value: a fraction of all directions
-    /// if less than 1, otherwise their number.
+    /// Number of directions to remove, starting with the largest singular value. A value less than
+    /// 1 is a fraction of all directions.
     #[default(0.5)]
     pub top: f64,
     /// Removes each direction in proportion to its singular value. Directions whose singular values
@@ -37,7 +37,7 @@ pub struct Svd {
     pub soft: Option<f64>,
 }
 
-/// The matrices `[vocab hidden]` of a model.
+/// A model's matrices, each `[vocab hidden]`.
 #[choice]
 pub enum Matrix {
     /// The input embedding, which maps token ids to states.

@@ -27,7 +27,7 @@ Examples:
 pub struct ShowArgs {
     #[command(flatten)]
     pub experiment: ExperimentArgs,
-    /// Add a comment to each value that names where it came from.
+    /// For each value, add a comment that names its origin.
     #[arg(long, help_heading = "Output")]
     pub origin: bool,
     /// Print JSON instead of TOML.

@@ -20,9 +20,8 @@ pub struct DataFlagSpec {
     source: Source,
     /// `None` if the command has no `--split`.
     split: Option<Split>,
-    /// Text that is appended to the field's documentation in the help of `--max-length`;
-    /// `{default}` is replaced by the field's default. `None` if the command does not have the
-    /// flag.
+    /// Text that the help of `--max-length` shows after the documentation of the field; `{default}`
+    /// is replaced by the field's default. `None` if the command does not have the flag.
     max_length: Option<&'static str>,
     /// The example in the help of `--set`; `None` if another group of flags contains `--set`.
     set: Option<&'static str>,

@@ -8,8 +8,8 @@ use reprpo_core::config::{Flag, Group, Layering, flags};
 
 /// A set of flags that can be added to a command.
 pub trait FlagSet {
-    /// The flags, in the order in which `--help` lists them. They come from the field declarations,
-    /// but their names and help texts may be changed.
+    /// The flags, in the order in which `--help` lists them. They are generated from the field
+    /// declarations, but an implementation may change their names and help texts.
     fn flags() -> Vec<Flag>;
 }
 

@@ -33,7 +33,7 @@ pub struct GenerationArgs {
         help_heading = "Generation"
     )]
     pub temperature: f64,
-    /// Sample only from the most likely tokens whose probabilities add up to P.
+    /// Sample only from the smallest set of most likely tokens whose probabilities add up to P.
     #[arg(
         long,
         value_name = "P",

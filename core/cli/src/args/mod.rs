@@ -1,8 +1,8 @@
 //! The command line: one file for each command, and one for each group of flags that several
 //! commands share.
 //!
-//! A flag that sets a field of the experiment is declared by the field. A command chooses the
-//! groups of flags that it takes.
+//! Flags that set a field of the experiment are generated from the field's declaration. Each
+//! command lists the groups of flags that it accepts.
 
 mod config;
 mod data;
@@ -134,8 +134,8 @@ pub enum Command {
 }
 
 impl Cli {
-    /// The plugin files from the flags, the configuration files and the environment, and the plugin
-    /// files that the given runs used.
+    /// Returns all plugin files to load. They come from `--plugin`, the environment and the
+    /// configuration files, and from the runs that the command reads.
     ///
     /// # Errors
     /// Fails if a configuration file cannot be read.

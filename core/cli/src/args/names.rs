@@ -6,7 +6,7 @@ use std::ffi::OsStr;
 use clap::builder::{PossibleValue, StringValueParser, TypedValueParser};
 use reprpo_core::registry::{Kind, Registry};
 
-/// A parser that accepts any text. The help lists the names and summaries as possible values.
+/// A parser that accepts any string. The help lists the names and summaries as possible values.
 #[derive(Clone)]
 pub struct Names(Vec<(String, String)>);
 

@@ -63,8 +63,8 @@ pub fn check_resume(
     if run.get_one::<PathBuf>("resume").is_none_or(|folder| folder == Path::new(AUTO)) {
         return Ok(());
     }
-    // The group that clap derives for `ExperimentArgs` does not contain the flattened flags, so
-    // they are collected here.
+    // The group that clap derives for `ExperimentArgs` does not contain the flags of flattened
+    // structs, so collect all flags here.
     let experiment = ExperimentArgs::augment_args(Command::new("experiment"));
     let given = |arg: &&clap::Arg| {
         run.value_source(arg.get_id().as_str()) == Some(ValueSource::CommandLine)

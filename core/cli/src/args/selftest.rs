@@ -19,7 +19,7 @@ pub struct SelftestArgs {
     /// The device to test: `auto`, `cpu`, `cuda` or `cuda:N`.
     #[arg(long, value_name = "DEVICE", default_value = "auto", help_heading = "Checks")]
     pub device: String,
-    /// Run all checks. By default, only a selection is run, which takes about a minute.
+    /// Run all checks. By default, only a subset is run, which takes about a minute.
     #[arg(long, help_heading = "Checks")]
     pub full: bool,
     /// Also compare the speed with TRL and PEFT, if they are installed for `python3`.

@@ -15,7 +15,7 @@ pub fn run(args: &ChatArgs, app: &App<'_>) -> Result<()> {
         return Err(text_generator::no_chat());
     }
     let variants = text_generator::variants(&args.generation);
-    // Each model has its own conversation, which only contains its own answers.
+    // Keep a separate conversation for each model, so that no model sees another model's answers.
     let mut conversations = vec![generator.conversation(); variants.len()];
     let terminal = std::io::stdin().is_terminal();
     if terminal {

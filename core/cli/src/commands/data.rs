@@ -186,8 +186,8 @@ fn resolve<C: PairReader>(args: &PairsArgs<C>, app: &App<'_>) -> Result<Resolved
     layers.resolve()
 }
 
-/// The model's tokenizer and the path of its files; `None` if no model was given and the default
-/// model has not been fetched.
+/// Loads the model's tokenizer, and returns it with the path of the model's files. Returns `None`
+/// if no model was given and the default model has not been fetched.
 fn tokenizer(resolved: &Resolved, app: &App<'_>) -> Result<Option<(PathBuf, Tokenizer)>> {
     let model = &resolved.experiment.model;
     match locate(model, Extent::Tokenizer) {
@@ -266,8 +266,7 @@ fn split_text(split: &SplitReport, found: &Inspection, first: &str) -> String {
     text
 }
 
-/// Lines about what a run would do with the pairs: how many it uses, cuts and drops, and warnings
-/// about their tokens.
+/// Reports how many pairs a run would use, cut and drop, with warnings about their tokens.
 fn used_lines(used: &TokenReport, found: &Inspection) -> Vec<String> {
     let mut lines = vec![format!(
         "{} used, {} of them cut to {} tokens",
@@ -282,7 +281,8 @@ fn used_lines(used: &TokenReport, found: &Inspection) -> Vec<String> {
     lines
 }
 
-/// Warnings about the text of the pairs. `first` is the name of the first split.
+/// Returns warnings about the text of the pairs in a split, including prompts that also occur in
+/// the split named `first`.
 fn remarks(split: &SplitReport, first: &str) -> Vec<String> {
     let found = [
         ("repeated pairs", split.repeated),

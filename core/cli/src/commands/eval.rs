@@ -49,8 +49,8 @@ pub fn run(args: &EvalArgs, app: &App<'_>) -> Result<()> {
     if args.json { app.printer.json(&Value::Array(found)) } else { Ok(()) }
 }
 
-/// The experiment, the length limit and the adapter for a target, which is a run or an adapter in
-/// PEFT format.
+/// Finds the adapter of a target, which is a run or an adapter in PEFT format. Returns the
+/// experiment and the length limit to evaluate it with, and the path of the adapter.
 fn target(
     folder: &Path,
     args: &EvalArgs,

@@ -129,17 +129,18 @@ fn learning_rate(entry: Entry) -> Option<String> {
     match entry {
         Entry::Intervention(intervention) => {
             let rate = intervention.learning_rate.unwrap_or_else(|| TrainConfig::default().lr);
-            Some(format!("`train.lr` is {rate} by default, times the factor of the adapter"))
+            Some(format!("the default of `train.lr` is {rate}, multiplied by the adapter's factor"))
         }
         Entry::Adapter(adapter) => Some(format!(
-            "the intervention's default of `train.lr`, times {}",
+            "the intervention's default of `train.lr` is multiplied by {}",
             adapter.learning_rate_factor
         )),
         _ => None,
     }
 }
 
-/// The crate and version of a plugin or recipe, and the file that it was loaded from or "built in".
+/// The crate and version of a plugin or recipe, followed by the path of its library file, or by
+/// "built in".
 fn place(origin: &str, version: &str, file: Option<&PluginLibrary>) -> String {
     match file {
         Some(file) => format!("{origin} {version}, `{}`", file.path.display()),
@@ -148,8 +149,8 @@ fn place(origin: &str, version: &str, file: Option<&PluginLibrary>) -> String {
 }
 
 /// The type of a field. An enumeration with more than three documented values is shortened to "one
-/// of these": the rows below the field list the values, and the full type would make the column too
-/// wide.
+/// of these", because the rows below the field list the values and the full type would make the
+/// column too wide.
 fn kind_of(field: &Field) -> String {
     let all_below =
         field.choices.iter().all(|w| !w.describes.is_empty()) && field.choices.len() > 3;
@@ -172,7 +173,7 @@ pub fn needs(entry: Entry) -> Option<String> {
     let config = Value::Object(intervention.about.defaults().ok()?).to_string();
     let needs =
         intervention.build(&config, &small_model()).ok().map(|method| method.needs().describe());
-    // A method that fails here is still listed. A run reports the error.
+    // A method that fails here is still listed. The error is reported when a run uses the method.
     if faults::check().is_ok() { needs } else { None }
 }
 

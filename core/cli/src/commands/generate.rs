@@ -10,8 +10,8 @@ use crate::text_generator::{self, TextGenerator};
 
 pub fn run(args: &GenerateArgs, app: &App<'_>) -> Result<()> {
     let generator = TextGenerator::load(&args.generation, app)?;
-    // Without a chat template, the prompt is continued as plain text. A system message needs a chat
-    // template.
+    // With `--plain` or without a chat template, the model continues the prompt as plain text. A
+    // system message is then an error.
     let chats = !args.plain && generator.chats();
     if args.generation.system.is_some() && !chats {
         return Err(text_generator::no_chat());

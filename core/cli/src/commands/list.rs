@@ -90,7 +90,8 @@ struct ListLine {
 }
 
 impl ListLine {
-    /// The line, with the name padded to `width` and the summary shortened to fit into [`WIDTH`].
+    /// Formats the line, with the name padded to `width` and the summary shortened to fit into
+    /// [`WIDTH`].
     fn text(&self, width: usize) -> String {
         let Self { name, summary, remark } = self;
         let room = WIDTH.saturating_sub(width + 4 + remark.chars().count());
@@ -98,9 +99,9 @@ impl ListLine {
     }
 }
 
-/// Shortens a summary to at most `room` characters. It is cut at the end of a clause, unless less
-/// than a third of the room would be used. In that case it is cut after a word, followed by an
-/// ellipsis.
+/// Shortens a summary to at most `room` characters. A longer summary is cut at the end of a clause.
+/// If the result would use less than a third of the room, the summary is cut after a word instead,
+/// and an ellipsis is appended.
 fn shortened(summary: &str, room: usize) -> String {
     let length = |text: &str| text.chars().count();
     if length(summary) <= room {
@@ -127,7 +128,8 @@ fn shortened(summary: &str, room: usize) -> String {
     format!("{} …", short.trim_end_matches([' ', ',', ';', ':']))
 }
 
-/// The list with aliases, crates, references, needs and files.
+/// The detailed list. For each plugin, it also shows the aliases, the crate, the reference, what
+/// the plugin needs from the engine, and the file that contains it.
 fn long_text(
     kinds: &[Kind],
     recipes: &[&Recipe],
@@ -162,7 +164,7 @@ fn long_text(
     text.join("\n")
 }
 
-/// The loaded plugin files with their full paths. The tables only show the file names.
+/// The table of loaded plugin files with their full paths. The other tables only show file names.
 fn files_text(loaded: &[PluginLibrary]) -> String {
     let mut grid = Grid::new(["plugin files", "crate", "sha256"].map(|c| (c, Align::Left)));
     for file in loaded {
@@ -175,8 +177,7 @@ fn files_text(loaded: &[PluginLibrary]) -> String {
     grid.plain()
 }
 
-/// The crate and version of a plugin, and the name of the file that it was loaded from or "built
-/// in".
+/// The crate and version of a plugin, followed by the name of its library file, or by "built in".
 fn from(entry: Entry, registry: &Registry) -> String {
     place(entry.about().origin, entry.about().version, registry.file_of(entry))
 }

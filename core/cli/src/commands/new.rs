@@ -34,7 +34,7 @@ pub fn run(args: &NewArgs, app: &App<'_>) -> Result<()> {
     ))
 }
 
-/// Where the new crate finds the SDK, libtorch and the compiled dependencies.
+/// The locations of the SDK, libtorch and the compiled dependencies for the new crate.
 struct Locations {
     /// The right-hand side of `reprpo-plugin =` in `Cargo.toml`.
     sdk: String,
@@ -74,7 +74,7 @@ impl Locations {
         }
     }
 
-    /// The text of `.cargo/config.toml`, which only applies to this machine.
+    /// The contents of `.cargo/config.toml`, which only applies to this machine.
     fn cargo_config(&self) -> String {
         let mut text = format!(
             "# Settings for this machine. Do not add this file to git.\n\n# The libtorch folder:\n\

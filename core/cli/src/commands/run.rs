@@ -67,7 +67,7 @@ fn resume_auto(args: &RunArgs, app: &App<'_>) -> Result<Option<(Experiment, Star
     Ok(match Prior::find(&folder, &experiment, app.registry)? {
         Prior::None => Some((experiment, Start::New(folder))),
         Prior::Begun => {
-            note("starting again, because the run was stopped before its first checkpoint");
+            note("starting over, because the run was stopped before its first checkpoint");
             run::clear(&folder)?;
             Some((experiment, Start::New(folder)))
         }
@@ -101,7 +101,7 @@ fn resume_auto(args: &RunArgs, app: &App<'_>) -> Result<Option<(Experiment, Star
     })
 }
 
-/// The experiment of the run in `folder`.
+/// Reads the experiment from the `config.toml` of the run in `folder`.
 fn recorded(folder: &Path, app: &App<'_>) -> Result<Experiment> {
     let config = folder.join("config.toml");
     if !config.is_file() {
@@ -114,7 +114,7 @@ fn recorded(folder: &Path, app: &App<'_>) -> Result<Experiment> {
     Experiment::read(&config, app.registry)
 }
 
-/// The folder of a new run: `--out`, or the first unused name below `runs/`.
+/// Returns the folder for a new run, which is `--out` or else an unused folder in `runs/`.
 fn folder(experiment: &Experiment) -> Result<PathBuf> {
     match &experiment.out {
         Some(out) if out.exists() => Err(Error::new(format!("`{}` already exists", out.display()))

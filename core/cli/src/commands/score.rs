@@ -34,7 +34,7 @@ pub fn run(args: &ScoreArgs, app: &App<'_>) -> Result<()> {
     app.printer.data(&table(&scores))
 }
 
-/// The pairs of a split as JSON, one line per pair.
+/// Formats the scores of a split as JSON Lines, with one object per pair.
 fn json_lines(split: &SplitScores) -> String {
     let line = |row: ScoreRow<'_>| {
         let mut line = match row {
@@ -50,8 +50,8 @@ fn json_lines(split: &SplitScores) -> String {
     split.rows().into_iter().map(line).collect()
 }
 
-/// A table with one row per pair. Below it, one line per split counts the pairs that were dropped
-/// or cut.
+/// Formats the scores as a table with one row per pair. Below the table, there is a line for each
+/// split with the numbers of dropped and truncated pairs.
 fn table(scores: &[SplitScores]) -> String {
     let several = scores.len() > 1;
     let remarks = scores.iter().any(|split| split.truncated() + split.dropped.len() > 0);

@@ -30,7 +30,7 @@ impl Axis {
     /// Parses `FIELD=V1,V2`, or `KIND=all` for every plugin of a kind.
     fn parse(text: &str, app: &App<'_>) -> Result<Self> {
         let malformed = || {
-            Error::new(format!("`--over {text}` does not give a field and its values"))
+            Error::new(format!("`--over` must be `FIELD=V1,V2`, got `{text}`"))
                 .hint("write `--over adapter=lora,hra`, or `--over adapter=all`")
         };
         let (field, values) = text.split_once('=').ok_or_else(malformed)?;
@@ -61,7 +61,7 @@ impl Axis {
     fn expanded(mut self, app: &App<'_>) -> Result<Self> {
         if self.values == ["all"] {
             let Some(kind) = Kind::ALL.into_iter().find(|k| k.name() == self.field) else {
-                return Err(Error::new(format!("`all` is not a valid value of `{}`", self.field))
+                return Err(Error::new(format!("`all` is not a valid value for `{}`", self.field))
                     .hint(format!(
                         "use `all` only for: {}",
                         Kind::ALL.map(Kind::name).join(", ")
@@ -76,7 +76,7 @@ impl Axis {
     }
 }
 
-/// Reads the axes of a grid file, which has one field with its values per line.
+/// Reads the axes from a grid file. Each line of the file sets a field to a list of values.
 fn grid(file: &Path, app: &App<'_>) -> Result<Vec<Axis>> {
     let text = std::fs::read_to_string(file)
         .within(|| format!("cannot read the grid `{}`", file.display()))?;
@@ -89,7 +89,8 @@ fn grid(file: &Path, app: &App<'_>) -> Result<Vec<Axis>> {
         .within(|| format!("in `{}`", file.display()))
 }
 
-/// Every combination of values, each in the order of the axes. The last axis varies fastest.
+/// Returns every combination of values. Each combination lists its values in the order of the axes,
+/// and the last axis varies fastest.
 fn combinations(axes: &[Axis]) -> Vec<Vec<&str>> {
     axes.iter().fold(vec![Vec::new()], |all, axis| {
         all.into_iter()
@@ -129,7 +130,7 @@ impl Row {
             Ok(text) => serde_json::from_str::<Value>(&text)
                 .and_then(|v| serde_json::from_value(v["splits"].clone()))
                 .map_err(|e| {
-                    Error::new(format!("`{}` is not a summary of an evaluation", summary.display()))
+                    Error::new(format!("`{}` is not an evaluation summary", summary.display()))
                         .because(e)
                 })?,
             Err(_) => Vec::new(),
@@ -239,7 +240,8 @@ pub fn run(args: &SweepArgs, app: &App<'_>) -> Result<()> {
     }
 }
 
-/// Explains the columns of the table, and the mark for a low perplexity ratio if it is used.
+/// Explains the columns of the table. If a perplexity ratio is marked as low, also explains the
+/// mark.
 fn legend(rows: &[Row], line_end: &str) -> String {
     let mut lines = vec![
         "loss: mean over the first and over the last quarter of the steps; points: 100·(acc − \
@@ -279,7 +281,7 @@ fn dropped_and_cut(rows: &[Row]) -> String {
         .collect()
 }
 
-/// Completes a run. Depending on its state, this trains it from the start or from its last
+/// Completes a run. Depending on the state of the run, trains it from the start or from its last
 /// checkpoint, only evaluates it, or does nothing.
 fn advance(
     experiment: &Experiment,
@@ -309,8 +311,8 @@ fn advance(
     run::run(&experiment, &begin, app.registry, stop, progress.as_mut()).map(drop)
 }
 
-/// The folder of the sweep: `--out`, which may already contain some of its runs, or the first
-/// unused name below `runs/`.
+/// The folder of the sweep: `--out`, which may already contain some of the sweep's runs, or the
+/// first unused name below `runs/`.
 fn folder(args: &SweepArgs) -> Result<PathBuf> {
     match args.experiment.output.get("out") {
         Some(out) => Ok(PathBuf::from(out)),
@@ -353,8 +355,8 @@ fn grid_of(axes: &[Axis], rows: &[Row]) -> Grid {
                     format!("{:+.1} [{:+.1}, {:+.1}]", p.value, p.low, p.high)
                 }),
             );
-            // Show the perplexity ratio next to the change in accuracy, which means little if the
-            // model no longer writes coherent text.
+            // Show the perplexity ratio next to the change in accuracy, because a higher accuracy
+            // means little if the model no longer writes coherent text.
             cells.push(change.map_or_else(dash, |c| {
                 let ratio = c.perplexity_ratio;
                 ratio.map_or_else(dash, |r| format!("{:.2}", r.value)) + perplexity_mark(ratio)

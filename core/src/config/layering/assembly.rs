@@ -59,8 +59,8 @@ impl<'r> Assembly<'r> {
         Ok(this)
     }
 
-    /// Sets the default of `train.lr` from the chosen intervention and adapter, if one of them
-    /// declares a learning rate or a factor.
+    /// Sets the default of `train.lr`, if the chosen intervention declares a `learning_rate` or the
+    /// chosen adapter declares a `learning_rate_factor`.
     fn learning_rate(&mut self) {
         let chosen = |kind: Kind| self.sections.get(kind.name()).and_then(|section| section.plugin);
         let intervention = chosen(Kind::Intervention).and_then(InterventionEntry::of_entry);
@@ -107,7 +107,7 @@ impl<'r> Assembly<'r> {
     /// Applies one setting.
     ///
     /// # Errors
-    /// Fails if its field does not exist, or if it contradicts a saved adapter.
+    /// Fails if the field does not exist, or if the value contradicts a saved adapter.
     pub fn apply(&mut self, setting: &Setting) -> Result<()> {
         let path: Vec<&str> = setting.path.iter().map(String::as_str).collect();
         let (value, target) = match path[..] {
@@ -165,7 +165,8 @@ impl<'r> Assembly<'r> {
             Origin::Adapter(_) => *target = value,
             _ => put(target, value),
         }
-        // Origins are stored for whole fields, because a field is shown as one value.
+        // Store one origin per field, even if only a part of its value is set, because the origin
+        // is shown next to the whole value.
         let shown = &setting.path[..setting.path.len().min(2)];
         self.origins.insert(shown.join("."), setting.origin.clone());
         Ok(())
@@ -174,7 +175,8 @@ impl<'r> Assembly<'r> {
     /// Checks types and ranges.
     ///
     /// # Errors
-    /// Fails if a value has the wrong type or is out of range. The error names the origin.
+    /// Fails if a value has the wrong type or is out of range. The error names the origin of the
+    /// value.
     pub fn finish(self) -> Result<Resolved> {
         let Self { registry, mut values, mut origins, sections, .. } = self;
         let chosen = sections.values().filter_map(|section| registry.file_of(section.plugin?));
@@ -240,7 +242,8 @@ impl<'r> Assembly<'r> {
     }
 }
 
-/// The plugin of this kind that the settings choose. The last setting takes effect.
+/// The plugin of this kind that the settings choose. If there are several, the last one takes
+/// effect.
 fn chosen(kind: Kind, settings: &[Setting], registry: &Registry) -> Result<Entry> {
     let name =
         settings.iter().rev().find(|s| s.is_name_of(kind.name())).and_then(|s| s.given.text().ok());

@@ -1,5 +1,5 @@
-//! Expands the choices of plugins: `intervention = "x"` means `intervention.name = "x"`, and the
-//! value of `dataset` may also set a field of the data set.
+//! Rewrites the short form `intervention = "x"` as `intervention.name = "x"`, and likewise for the
+//! other kinds of plugins. The value of `dataset` may also set a field of the data set.
 
 use serde_json::Value;
 
@@ -8,7 +8,8 @@ use crate::config::{Origin, dataset};
 use crate::error::{Error, Result};
 use crate::registry::{Kind, Registry};
 
-/// Rewrites every choice of a plugin to a setting of `KIND.name`, with aliases replaced by names.
+/// Rewrites every setting that chooses a plugin as a setting of `KIND.name`, and replaces aliases
+/// by plugin names.
 ///
 /// # Errors
 /// Fails if a plugin does not exist, or if the value of `dataset` does not select a data set.

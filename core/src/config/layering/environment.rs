@@ -1,4 +1,4 @@
-//! The layer of environment variables.
+//! Reads settings of the experiment from environment variables.
 
 use super::setting::{RawValue, Setting};
 use crate::config::Origin;

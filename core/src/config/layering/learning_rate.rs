@@ -2,8 +2,9 @@
 
 use crate::registry::{AdapterEntry, InterventionEntry};
 
-/// The default of `train.lr` and the names of the plugins that determine it. It is the
-/// intervention's rate, or `engine` if the intervention has none, times the adapter's factor.
+/// Returns the default of `train.lr` and the names of the plugins that determine it. The default is
+/// the product of the intervention's learning rate and the adapter's factor. If the intervention
+/// does not declare a learning rate, `engine` is used instead.
 pub(crate) fn default_learning_rate(
     engine: f64,
     intervention: &InterventionEntry,

@@ -32,7 +32,7 @@ pub struct Layering<'r> {
     settings: Vec<Setting>,
     /// True if the configuration of the adapter that `init_adapter` names is added as a layer.
     starts_from_adapter: bool,
-    /// The record of each configuration file that was written by a run.
+    /// The records that runs wrote into their configuration files, by file path.
     records: BTreeMap<PathBuf, Record>,
 }
 
@@ -68,9 +68,9 @@ impl<'r> Layering<'r> {
         Ok(())
     }
 
-    /// Adds the configuration of the saved adapter in the folder `dir`. It replaces all settings of
-    /// the adapter in lower layers. It is an error if a higher layer contradicts it, except for
-    /// fields that the adapter declares as adjustable.
+    /// Adds the configuration of the saved adapter in the folder `dir`. This layer replaces all
+    /// adapter settings in lower layers. Higher layers must not contradict it, except in fields
+    /// that the adapter declares as adjustable.
     ///
     /// # Errors
     /// Fails if the adapter cannot be read.
@@ -121,7 +121,7 @@ impl<'r> Layering<'r> {
         self.settings.extend(environment::settings(variables));
     }
 
-    /// Adds the value `text` of a flag, which sets the field at `path` (e.g. `train.seed`).
+    /// Adds the value `text` of a flag. The flag sets the field at `path`, e.g. `train.seed`.
     pub fn flag(&mut self, flag: &str, path: &str, text: &str) {
         self.push(
             path.split('.').map(str::to_owned).collect(),
@@ -160,7 +160,7 @@ impl<'r> Layering<'r> {
     ///
     /// # Errors
     /// Fails if a name or a field does not exist, or if a value has the wrong type or is out of
-    /// range. The error names the origin.
+    /// range. The error names the origin of the setting.
     pub fn resolve(mut self) -> Result<Resolved> {
         self.check_plugins()?;
         recipe::expand(&mut self.settings, self.registry)?;
@@ -182,8 +182,8 @@ impl<'r> Layering<'r> {
         Ok(Resolved { experiment, origins })
     }
 
-    /// Removes all settings of `plugins`, and checks that the listed files are loaded. The resolved
-    /// experiment only lists the files that it uses.
+    /// Checks that the plugin files listed in the settings of `plugins` are loaded, and removes
+    /// these settings. The resolved experiment only lists the plugin files that it uses.
     fn check_plugins(&mut self) -> Result<()> {
         for Setting { given, origin, .. } in self.settings.extract_if(.., |s| s.path == ["plugins"])
         {

@@ -1,4 +1,4 @@
-//! The chosen recipe as a layer.
+//! Adds the values of the chosen recipe to the settings.
 
 use super::setting::Setting;
 use crate::config::Origin;
@@ -24,8 +24,8 @@ pub(super) fn expand(settings: &mut Vec<Setting>, registry: &Registry) -> Result
     })?;
     let mut layer = Setting::of_table(recipe.values.clone(), &Origin::Recipe(name));
     for setting in &mut layer {
-        // The fields of a plugin that the recipe chooses must not be applied if a higher layer
-        // chooses a different plugin.
+        // If a higher layer chooses a different plugin than the recipe, ignore the fields that the
+        // recipe sets for its own plugin.
         let chosen = setting
             .path
             .first()

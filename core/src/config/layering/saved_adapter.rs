@@ -1,4 +1,4 @@
-//! The configuration of a saved adapter as a layer, which higher layers must not contradict.
+//! Adds the configuration of a saved adapter to the settings. Higher layers must not contradict it.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::model::peft::SavedConfig;
 use crate::registry::{AdapterEntry, Entry, Registry, TypedEntry};
 
-/// The section that a saved adapter describes.
+/// Name of the configuration section that a saved adapter determines.
 const ADAPTER: &str = "adapter";
 
 /// Replaces all settings of the adapter with the configuration of the saved adapter in `dir`.
@@ -39,8 +39,8 @@ fn layer(dir: &Path, registry: &Registry) -> Result<Vec<Setting>> {
     Ok(std::iter::once(name).chain(config).map(setting).collect())
 }
 
-/// Inserts the configuration of the adapter that `init_adapter` names above the defaults and the
-/// recipe.
+/// Adds the configuration of the adapter in the folder `init_adapter`. It takes precedence over the
+/// defaults and the recipe.
 ///
 /// # Errors
 /// Fails if the adapter cannot be read.

@@ -53,14 +53,14 @@ impl Setting {
         settings
     }
 
-    /// True for `SECTION.name`, which chooses a plugin.
+    /// True if the path is `SECTION.name`, the field that chooses a plugin.
     pub fn is_name_of(&self, section: &str) -> bool {
         self.path.len() == 2 && self.path[0] == section && self.path[1] == "name"
     }
 }
 
 impl RawValue {
-    /// The text without surrounding quotation marks. Returns the value as an error if it is not
+    /// Returns the text without surrounding quotation marks, or the value as an error if it is not
     /// text.
     pub fn text(&self) -> Result<String, &Value> {
         match self {

@@ -21,10 +21,11 @@ pub(super) struct KnownFields<'a> {
 }
 
 impl KnownFields<'_> {
-    /// The error for a setting whose field does not exist.
+    /// Creates the error for a setting whose field does not exist.
     pub fn unknown(&self, setting: &Setting) -> Error {
         let (path, origin) = (setting.path.join("."), &setting.origin);
-        // Use the notation of the origin, so that the suggestion can be copied.
+        // For an environment variable, suggest variable names instead of paths, so that the user
+        // can copy the suggestion.
         let spelt = |path: &str| match origin {
             Origin::Environment(_) => format!("REPRPO_{}", path.replace('.', "__").to_uppercase()),
             _ => path.to_owned(),
@@ -92,8 +93,8 @@ impl KnownFields<'_> {
         }
     }
 
-    /// The field to suggest: the nearest name in the same section, or a field with the same name in
-    /// another section.
+    /// Returns the field to suggest: the nearest name in the same section, or a field with the same
+    /// name in another section.
     fn near(&self, setting: &Setting, valid: &[String]) -> Option<String> {
         let last = |path: &str| path.rsplit('.').next().unwrap_or(path).to_owned();
         let given = setting.path.get(1).or(setting.path.first())?;

@@ -28,8 +28,8 @@ const TWIN: &str = "a pair with identical completions does not dominate the grad
 const LEARNT: &str =
     "60 steps with the defaults lower the loss and raise the accuracy on the training pairs";
 const GRADIENTS: &str = "gradients agree with central finite differences";
-const REACH: &str = "all trained tensors receive a gradient, and no others";
-const ACCUMULATION: &str = "a batch of n equals n accumulated batches of one";
+const REACH: &str = "every trained tensor receives a gradient, and no frozen tensor does";
+const ACCUMULATION: &str = "a batch of n gives the same gradient as n accumulated batches of one";
 const SHARING: &str = "shared and separate sequences have the same gradient";
 const SEED: &str = "the same seed gives the same bytes";
 const LEARNING: &str = "training lowers the loss";
@@ -55,7 +55,7 @@ const COUNT: &str = "a split has as many pairs as it declares";
 const UNKNOWN_SPLIT: &str = "an unknown split is an error";
 const DOCUMENTED: &str = "the method and all its fields are documented";
 const ROUND_TRIP: &str =
-    "the defaults have the fields of the schema, and do not change when serialised";
+    "the defaults match the fields of the schema, and survive a round trip through JSON";
 const NAME: &str = "no field is called `name`, which is reserved";
 const UNKNOWN_FIELD: &str = "an unknown field is an error";
 const MISFIT: &str = "a configuration with values of the wrong type is an error";

@@ -18,10 +18,10 @@ pub(super) struct TargetFields {
 }
 
 impl TargetFields {
-    /// Returns the two fields that select what `adapted` changes in `model`. `targets` are the
-    /// targets of `adapter`, with the model's names. They are kept if they select exactly the
-    /// adapted modules both in PEFT and in this program; otherwise the full names of the modules
-    /// are written. `has_layers` is true if PEFT's configuration of this type has
+    /// Chooses values of the two fields with which both PEFT and reprpo select exactly the modules
+    /// in `adapted`. `targets` are the targets of `adapter`, converted to the model's module names.
+    /// They are used if they select these modules in both programs. Otherwise, the full names of
+    /// the modules are listed. `has_layers` is true if PEFT's configuration class has the field
     /// `layers_to_transform`.
     ///
     /// # Errors
@@ -59,7 +59,7 @@ impl TargetFields {
         Ok(Self { targets: Targets::Suffixes(names), layers: fewer_blocks.then_some(changed) })
     }
 
-    /// True if these fields select exactly the modules `names` in this program.
+    /// True if reprpo selects exactly the modules in `names` when it reads these fields.
     fn is_read_as(&self, names: &HashSet<&str>, model: &ModelInfo) -> Result<bool> {
         let found: HashSet<&str> = self
             .targets
@@ -70,7 +70,7 @@ impl TargetFields {
         Ok(found == *names)
     }
 
-    /// True if these fields select exactly the modules `names` in PEFT.
+    /// True if PEFT selects exactly the modules in `names` when it reads these fields.
     fn is_found_by_peft(&self, names: &HashSet<&str>, model: &ModelInfo) -> Result<bool> {
         if let Targets::Pattern(p) = &self.targets
             && (self.layers.is_some() || !self.targets.is_all() && !portable(p))
@@ -86,9 +86,9 @@ impl TargetFields {
         Ok(true)
     }
 
-    /// Returns the value of another field that selects modules, such as IA³'s
-    /// `feedforward_modules`, in a form that makes PEFT select the same modules of `adapted` as
-    /// `meant` does.
+    /// Returns a value for an additional field that selects modules, such as IA³'s
+    /// `feedforward_modules`. With this value, PEFT selects the modules in `adapted` that match
+    /// `meant`.
     ///
     /// # Errors
     /// Fails if a pattern is not a valid regular expression.
@@ -98,7 +98,8 @@ impl TargetFields {
         for name in adapted.names() {
             let fits = meant.fits(name)?;
             if let Targets::Suffixes(list) = &meant {
-                // PEFT accepts any end of a name here, even one that starts within a word.
+                // PEFT compares this field with `str.endswith`, so an entry such as `proj` also
+                // matches `q_proj`.
                 same &= fits == list.iter().any(|s| name.ends_with(s.as_str()));
             }
             if fits {
@@ -130,8 +131,7 @@ impl TargetFields {
 }
 
 /// Returns the entries of `patterns` that match a module of `adapted`. If Python might interpret
-/// one of the patterns differently, the entries are written with the full names of the modules
-/// instead.
+/// one of the patterns differently, the patterns are replaced with the full names of the modules.
 ///
 /// # Errors
 /// Fails if a pattern is not a valid regular expression.
@@ -171,20 +171,20 @@ fn peft_finds(targets: &Targets, layers: Option<&[usize]>, name: &str) -> Result
     Ok(ends && within)
 }
 
-/// The layer number that PEFT extracts from a module's name with `.*?\.[^.]*\.(\d+)\.`: the first
-/// number after the first two words.
+/// The layer number that PEFT extracts from a module's name with `.*?\.[^.]*\.(\d+)\.`, which is
+/// the first number after the first two path components.
 fn peft_layer(name: &str) -> Option<usize> {
     let words: Vec<&str> = name.split('.').collect();
     let inner = words.get(2..words.len().saturating_sub(1))?;
     inner.iter().find(|w| !w.is_empty() && w.bytes().all(|b| b.is_ascii_digit()))?.parse().ok()
 }
 
-/// True if Python is certain to interpret the regular expression as Rust does. Returns false for
-/// forms that differ between the two, and for rare forms.
+/// True if Python is known to interpret the regular expression as Rust does. Returns false for
+/// syntax that differs between the two languages, and for rarely used syntax.
 fn portable(pattern: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || "_.*+?|()[]^${},-\\:".contains(c);
     let escapes = Regex::new(r"\\[^.dwsDWSbB_\-]").is_ok_and(|r| r.is_match(pattern));
-    // Python treats `a++` as possessive and refuses `a**`. Groups other than `(?:` differ in
+    // Python treats `a++` as possessive and rejects `a**`. Groups other than `(?:` differ in
     // syntax.
     let stacked = Regex::new(r"[*+?}][*+{]").is_ok_and(|r| r.is_match(pattern));
     let groups = pattern.replace("(?:", "").contains("(?");

@@ -1,7 +1,7 @@
-//! Computes the frequencies of every type of rotary positions.
+//! Computes the frequencies of rotary embeddings, for every rope type.
 //!
-//! Reference: `modeling_rope_utils.py` of transformers 5.23. The operations are in float32, in
-//! transformers' order, because rounding differences would grow with the position.
+//! Reference: `modeling_rope_utils.py` of transformers 5.23. All operations are in float32 and in
+//! the same order as in transformers, because rounding differences would grow with the position.
 
 use std::borrow::Cow;
 use std::f32::consts::TAU;
@@ -11,20 +11,20 @@ use crate::error::{Error, Result};
 
 const TYPES: [&str; 6] = ["default", "linear", "dynamic", "yarn", "llama3", "longrope"];
 
-/// The frequencies: the angle in radians per position for each of the r/2 pairs of rotated
-/// dimensions.
+/// The rotation angles of the r/2 pairs of rotated dimensions, in radians per position.
 #[derive(Debug)]
 pub enum Frequencies {
     /// The same for all lengths.
     Fixed(Vec<f32>),
-    /// The base grows with the length of the sequence once it exceeds `context` tokens.
+    /// For sequences of more than `context` tokens, the base grows with the length.
     Dynamic { theta: f64, rotary_dims: i64, factor: f64, context: f64 },
     /// `short` for sequences of up to `limit` tokens, and `long` for longer ones.
     ByLength { limit: f64, short: Vec<f32>, long: Vec<f32> },
 }
 
 impl Frequencies {
-    /// The shortest length in tokens that has the same frequencies as the length `tokens`.
+    /// Returns the smallest sequence length with the same frequencies as a sequence of `tokens`
+    /// tokens.
     pub fn representative(&self, tokens: usize) -> usize {
         match self {
             Self::Fixed(_) => 0,
@@ -60,30 +60,36 @@ impl Frequencies {
 /// Fails if the rope type is unknown, or if one of its parameters is missing or out of range.
 pub fn of(head_dim: i64, p: &RopeParameters) -> Result<(Frequencies, f64)> {
     let (kind, theta) = (p.kind(), p.theta());
-    let wrong = |what: String| Error::new(format!("the model's config.json {what}"));
+    let invalid = |field: &str, what: String| {
+        Error::new(format!("`{field}` in the model's config.json {what}"))
+    };
+    let missing = |field: &str| {
+        Error::new(format!("the model's config.json must set `{field}` for the rope type `{kind}`"))
+    };
+    let rotates = |expected: String, actual: i64| {
+        Error::new(format!(
+            "the model's config.json must specify {expected} rotated dimensions per head, got \
+                {actual}"
+        ))
+    };
     if !(theta > 0.0 && theta.is_finite()) {
-        return Err(wrong(format!("sets `rope_theta` to {theta}, which must be greater than 0")));
+        return Err(invalid("rope_theta", format!("must be greater than 0, got {theta}")));
     }
     let rotary_dims = p.dimension_count.unwrap_or((head_dim as f64 * p.part()) as i64);
     if !(1..=head_dim).contains(&rotary_dims) {
-        return Err(wrong(format!(
-            "rotates {rotary_dims} dimensions of each head, which must be from 1 to {head_dim}"
-        )));
+        return Err(rotates(format!("1 to {head_dim}"), rotary_dims));
     }
     if rotary_dims == head_dim && rotary_dims % 2 != 0 {
-        return Err(wrong(format!(
-            "rotates all {rotary_dims} dimensions of each head, which must be an even number"
-        )));
+        return Err(rotates("an even number of".to_owned(), rotary_dims));
     }
     let need = |value: Option<f64>, field: &str| match value {
         Some(x) if x > 0.0 && x.is_finite() => Ok(x),
-        Some(x) => Err(wrong(format!("sets `{field}` to {x}, which must be greater than 0"))),
-        None => Err(wrong(format!("does not set `{field}`, which the rope type `{kind}` needs"))),
+        Some(x) => Err(invalid(field, format!("must be greater than 0, got {x}"))),
+        None => Err(missing(field)),
     };
     let factor = || need(p.factor, "factor");
     let original = || need(p.original_max_position_embeddings, "original_max_position_embeddings");
-    // If `factor` is not given, the ratio of the context length to the context length of
-    // pretraining.
+    // If `factor` is not set, use the ratio of the context length to the original context length.
     let stretch = || match p.factor {
         Some(_) => factor(),
         None => Ok(need(p.max_position_embeddings, "max_position_embeddings")? / original()?),
@@ -101,9 +107,9 @@ pub fn of(head_dim: i64, p: &RopeParameters) -> Result<(Frequencies, f64)> {
         }
         "dynamic" => {
             if rotary_dims < 4 {
-                return Err(wrong(format!(
-                    "rotates {rotary_dims} dimensions of each head, but the rope type `dynamic` \
-                        needs 4 or more"
+                return Err(Error::new(format!(
+                    "the model's config.json must specify at least 4 rotated dimensions per head \
+                        for the rope type `dynamic`, got {rotary_dims}"
                 )));
             }
             let context = need(p.max_position_embeddings, "max_position_embeddings")?;
@@ -126,20 +132,20 @@ pub fn of(head_dim: i64, p: &RopeParameters) -> Result<(Frequencies, f64)> {
             // Ding et al. 2024 (LongRoPE) §3: √(1 + ln s / ln L).
             let usual = if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / limit.ln()).sqrt() };
             let scaled = |factors: &Option<Vec<f64>>, field: &str| -> Result<Vec<f32>> {
-                let factors = factors.as_ref().ok_or_else(|| {
-                    wrong(format!("does not set `{field}`, which the rope type `{kind}` needs"))
-                })?;
+                let factors = factors.as_ref().ok_or_else(|| missing(field))?;
                 let pairs = plain(theta, rotary_dims).len();
                 if factors.len() != pairs {
-                    return Err(wrong(format!(
-                        "has {} numbers in `{field}`, but heads have {pairs} rotated pairs",
-                        factors.len()
-                    )));
+                    let n = factors.len();
+                    return Err(invalid(
+                        field,
+                        format!("must have one number for each of {pairs} rotated pairs, got {n}"),
+                    ));
                 }
                 if let Some(bad) = factors.iter().find(|f| !(**f > 0.0 && f.is_finite())) {
-                    return Err(wrong(format!(
-                        "has {bad} in `{field}`, where every number must be greater than 0"
-                    )));
+                    return Err(invalid(
+                        field,
+                        format!("must only contain numbers greater than 0, got {bad}"),
+                    ));
                 }
                 Ok(powers(theta, rotary_dims)
                     .zip(factors)
@@ -170,8 +176,8 @@ fn plain(theta: f64, rotary_dims: i64) -> Vec<f32> {
     powers(theta, rotary_dims).map(|power| 1.0 / power).collect()
 }
 
-/// The frequencies of Llama 3.1. Low frequencies are divided by the factor, high ones are kept, and
-/// those in between are blended.
+/// The frequencies of Llama 3.1. High frequencies are unchanged, low frequencies are divided by
+/// `factor`, and frequencies in between are interpolated.
 fn llama3(
     theta: f64,
     rotary_dims: i64,
@@ -198,13 +204,13 @@ fn llama3(
     Ok(plain(theta, rotary_dims).into_iter().map(scaled).collect())
 }
 
-/// The frequencies of YaRN (Peng et al. 2023 §3.2). Pairs that make many turns within the original
-/// context keep their frequency. The frequency of pairs that make less than one turn is divided by
-/// the factor. A linear ramp blends those in between.
+/// The frequencies of YaRN (Peng et al. 2023 §3.2). If a pair of dimensions makes many turns within
+/// the original context, its frequency is unchanged. If it makes less than one turn, its frequency
+/// is divided by `factor`. In between, the frequency is interpolated with a linear ramp.
 fn yarn(theta: f64, rotary_dims: i64, p: &RopeParameters, factor: f64, original: f64) -> Vec<f32> {
     let last = rotary_dims as f64 - 1.0;
-    // The index of the pair that makes this number of turns within the original context. As in
-    // transformers, 0 means that the field is not set.
+    // Returns the index of the pair that makes `turns` turns within the original context. If
+    // `turns` is not set or is 0, uses `usual`, as in transformers.
     let pair = |turns: Option<f64>, usual: f64| {
         let turns = turns.filter(|t| *t != 0.0).unwrap_or(usual);
         rotary_dims as f64 * (original / (turns * std::f64::consts::TAU)).ln() / (2.0 * theta.ln())
@@ -225,8 +231,9 @@ fn yarn(theta: f64, rotary_dims: i64, p: &RopeParameters, factor: f64, original:
     powers(theta, rotary_dims).enumerate().map(blend).collect()
 }
 
-/// The attention factor 0.1·m·ln(s) + 1 (YaRN, eq. 22). It is the ratio of two such factors if both
-/// `mscale` and `mscale_all_dim` are set, because the model then already scales its attention.
+/// The attention factor 0.1·m·ln(s) + 1 (YaRN, eq. 22). If both `mscale` and `mscale_all_dim` are
+/// set, the factor for `mscale` is divided by the factor for `mscale_all_dim`, because the model
+/// already scales its attention by the latter.
 fn yarn_attention(p: &RopeParameters, factor: f64) -> f64 {
     let of = |mscale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 };
     match (p.mscale.filter(|m| *m != 0.0), p.mscale_all_dim.filter(|m| *m != 0.0)) {
@@ -347,7 +354,7 @@ mod tests {
                 let ours = f64::from(frequencies[*i]);
                 assert!(
                     (ours - f).abs() < 1e-6 * f,
-                    "{scaling} at {tokens} tokens: {ours}, not {f}, at {i}"
+                    "{scaling} at {tokens} tokens: frequency {i} is {ours}, expected {f}"
                 );
             }
         }
@@ -374,8 +381,10 @@ mod tests {
             "unknown rope type `lama3`\n  hint: did you mean `llama3`?\n  hint: valid: default, \
                 dynamic, linear, llama3, longrope, yarn"
         );
-        assert!(refused(json!({ "type": "linear" })).contains("does not set `factor`"));
-        assert!(refused(json!({ "type": "linear", "factor": 0.0 })).contains("`factor` to 0"));
+        assert!(refused(json!({ "type": "linear" })).contains("must set `factor`"));
+        assert!(
+            refused(json!({ "type": "linear", "factor": 0.0 })).contains("greater than 0, got 0")
+        );
         assert!(
             refused(json!({ "type": "dynamic", "factor": 2.0 }))
                 .contains("`max_position_embeddings`")
@@ -391,14 +400,13 @@ mod tests {
             "original_max_position_embeddings": 64, "short_factor": short })
         };
         assert!(
-            refused(long(json!([1.0])))
-                .contains("1 numbers in `short_factor`, but heads have 4 rotated pairs")
+            refused(long(json!([1.0]))).contains("one number for each of 4 rotated pairs, got 1")
         );
-        assert!(refused(long(json!([1, 1, 1, 1]))).contains("does not set `long_factor`"));
-        assert!(refused(json!({ "rope_theta": -1.0 })).contains("`rope_theta` to -1"));
+        assert!(refused(long(json!([1, 1, 1, 1]))).contains("must set `long_factor`"));
+        assert!(refused(json!({ "rope_theta": -1.0 })).contains("greater than 0, got -1"));
         assert!(
             refused(json!({ "partial_rotary_factor": 1.5 }))
-                .contains("rotates 12 dimensions of each head, which must be from 1 to 8")
+                .contains("specify 1 to 8 rotated dimensions per head, got 12")
         );
     }
 }

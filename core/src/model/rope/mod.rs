@@ -22,12 +22,12 @@ pub struct Rope {
     attention_factor: f64,
     /// True if cached keys must be recomputed when the frequencies change.
     recomputes: bool,
-    /// True if heads are rotated in float32, regardless of the model's kind.
+    /// True if heads are rotated in float32 even if the model has a lower precision.
     unrounded: bool,
 }
 
 impl Rope {
-    /// The rotary positions for heads with `head_dim` dimensions.
+    /// Creates the rotary positions for heads with `head_dim` dimensions.
     ///
     /// # Errors
     /// Fails if the rope type is unknown, or if one of its parameters is missing or out of range.
@@ -36,35 +36,37 @@ impl Rope {
         Ok(Self { frequencies, attention_factor, recomputes: false, unrounded: false })
     }
 
-    /// Marks an architecture that recomputes its cached keys when the frequencies of a growing
-    /// sequence change. Most architectures do not: cached keys keep their first rotation.
+    /// Recomputes cached keys when the frequencies change because a sequence has grown. In most
+    /// architectures, cached keys keep their first rotation instead.
     #[must_use]
     pub fn recomputing(mut self) -> Self {
         self.recomputes = true;
         self
     }
 
-    /// Marks an architecture that keeps cos and sin in float32, and also rotates heads in float32.
+    /// Keeps cos and sin in float32, and also rotates heads in float32.
     #[must_use]
     pub fn unrounded(mut self) -> Self {
         self.unrounded = true;
         self
     }
 
-    /// True if cached keys must be recomputed when the frequencies of a growing sequence change.
+    /// True if cached keys must be recomputed when the frequencies change because a sequence has
+    /// grown.
     pub fn recomputes(&self) -> bool {
         self.recomputes
     }
 
-    /// The shortest length in tokens that has the same frequencies as the length `tokens`. Two
-    /// sequences can only share the states of a common prefix if this value is the same for both.
+    /// Returns the smallest sequence length that has the same frequencies as a sequence of `tokens`
+    /// tokens. Two sequences can only share the states of a common prefix if this length is the
+    /// same for both.
     pub fn representative_length(&self, tokens: usize) -> usize {
         self.frequencies.representative(tokens)
     }
 
-    /// Computes cos and sin for every position of the stream, in `kind`. The angles are float32, as
-    /// in transformers, or float64 in a float64 model. The frequencies of a row only depend on the
-    /// length of its own sequence.
+    /// Computes cos and sin for every position of the stream, with dtype `kind`. The angles are
+    /// float32, as in transformers, or float64 in a float64 model. The frequencies at a position
+    /// only depend on the length of the sequence.
     ///
     /// # Errors
     /// Fails if a segment belongs to sequences with different frequencies, or if memory runs out.
@@ -116,8 +118,8 @@ impl Rope {
     }
 }
 
-/// cos and sin for every position of a stream, each `[n 1 r]`. r is the number of dimensions of a
-/// head that are rotated, which may be fewer than all.
+/// cos and sin for every position of a stream, each `[n 1 r]`. r is the number of rotated
+/// dimensions per head; the remaining dimensions are not rotated.
 #[derive(Debug)]
 pub struct Tables {
     cos: Tensor,

@@ -14,7 +14,7 @@ use crate::model::settings;
 #[serde(deny_unknown_fields)]
 pub struct RopeParameters {
     pub(super) rope_type: Option<String>,
-    /// The oldest name of `rope_type`; some files have both.
+    /// `type`, the oldest name of `rope_type`. Some files have both fields.
     #[serde(rename = "type")]
     old_type: Option<String>,
     rope_theta: Option<f64>,
@@ -35,27 +35,27 @@ pub struct RopeParameters {
     pub(super) long_factor: Option<Vec<f64>>,
     pub(super) low_freq_factor: Option<f64>,
     pub(super) high_freq_factor: Option<f64>,
-    /// Context length of the model. Configurations have this field next to the rotary parameters.
+    /// Context length of the model. This is a top-level field of the configuration.
     #[serde(skip)]
     pub(super) max_position_embeddings: Option<f64>,
 }
 
-/// The names of fields in older configurations that newer ones keep in `rope_parameters`, and the
-/// defaults if neither has them.
+/// The names of rotary parameters that older configurations store as top-level fields, and the
+/// default values of these parameters.
 #[derive(Debug)]
 pub struct RopeFields {
-    /// Name of the field for the base of the frequencies.
+    /// Name of the top-level field that sets the base of the frequencies.
     pub theta: &'static str,
-    /// The base if the configuration has none.
+    /// The base if the configuration does not set it.
     pub default_theta: f64,
-    /// Name of the field for the fraction of each head that is rotated.
+    /// Name of the top-level field that sets the fraction of each head that is rotated.
     pub partial: &'static str,
-    /// The fraction if the configuration has none.
+    /// The fraction if the configuration does not set it.
     pub default_partial: f64,
 }
 
 impl RopeFields {
-    /// The names and defaults of most models.
+    /// The names and defaults that most models use.
     pub const COMMON: Self = Self {
         theta: "rope_theta",
         default_theta: 10_000.0,
@@ -86,8 +86,8 @@ impl RopeParameters {
         Self::at(config.get(field), field, config, fields)
     }
 
-    /// Reads the parameters from `written`, the object at the path `place` of the configuration,
-    /// and related fields from `config` itself.
+    /// Reads the parameters from the object `written`, and from top-level fields of `config`.
+    /// `place` is the path of `written` in the configuration, for error messages.
     ///
     /// # Errors
     /// Fails if a field is unknown or has the wrong type.
@@ -107,17 +107,16 @@ impl RopeParameters {
             p.partial_rotary_factor.or(beside(fields.partial)?).unwrap_or(fields.default_partial),
         );
         p.max_position_embeddings = beside("max_position_embeddings")?;
-        // Phi-3's configurations have this field outside of the object, and that value takes
-        // precedence.
+        // In Phi-3, this is a top-level field, which takes precedence over a value in the object.
         p.original_max_position_embeddings = beside("original_max_position_embeddings")?
             .or(p.original_max_position_embeddings)
             .or(p.max_position_embeddings);
         Ok(p)
     }
 
-    /// Reads the parameters for an architecture with two sets, one for layers with full attention
-    /// and one for layers with a sliding window. Older configurations have one `rope_scaling`,
-    /// which only applies to full attention.
+    /// Reads two sets of parameters, one for layers with full attention and one for layers with a
+    /// sliding window. Older configurations have a single `rope_scaling`, which only applies to
+    /// full attention.
     ///
     /// # Errors
     /// Fails if a field is unknown or has the wrong type, or if only a part of each head would be
@@ -134,8 +133,7 @@ impl RopeParameters {
             .and_then(|p| p.keys().find(|k| !TYPES.contains(&k.as_str())))
         {
             return Err(Error::new(format!(
-                "the model's config.json has no valid \
-                `rope_parameters.{stray}`"
+                "invalid `rope_parameters.{stray}` in the model's config.json"
             ))
             .hint(
                 "give one set of parameters for `full_attention` and one for \
@@ -161,8 +159,8 @@ impl RopeParameters {
     pub fn must_be_whole(self) -> Result<Self> {
         match self.partial_rotary_factor {
             Some(part) if part != 1.0 => Err(Error::new(format!(
-                "the model's config.json sets `partial_rotary_factor` to {part}, but its \
-                    architecture rotates whole heads"
+                "`partial_rotary_factor` in the model's config.json must be 1, got {part} (its \
+                    architecture rotates whole heads)"
             ))),
             _ => Ok(self),
         }

@@ -1,9 +1,9 @@
-//! Tiny models of every architecture and rope type, with the values that transformers computes for
+//! Tiny models of every architecture and rope type, with values that transformers computed for
 //! them.
 //!
 //! `model/fixtures/make.py` writes these values. The weights are not stored: the script and this
-//! module compute each number from its tensor's name and its position. The tests use these models.
-//! `reprpo selftest` uses them on machines that have no other model.
+//! module compute each number from the name of the tensor and the number's position in it. These
+//! models are used by tests, and by `reprpo selftest` if no other model is available.
 
 mod numbers;
 
@@ -44,11 +44,11 @@ pub struct Case {
     pub rope: String,
     /// The content of the model's `config.json`.
     pub config: Value,
-    /// Σ log p of the chosen and of the rejected completion of each pair. Each sequence was
-    /// computed separately.
+    /// Σ log p of the chosen and of the rejected completion of each pair, computed one sequence at
+    /// a time.
     pub scores: Vec<[f64; 2]>,
     /// Tokens that greedy decoding with a cache generates from the first pair's prompt; `None` if
-    /// the fixture does not have them.
+    /// they are not stored for this case.
     pub generated: Option<Vec<i64>>,
 }
 
@@ -59,11 +59,12 @@ impl Fixture {
     /// Fails if the file does not have the fields of this struct.
     pub fn read() -> Result<Self> {
         let text = include_str!("../fixtures/architectures.json");
-        serde_json::from_str(text)
-            .map_err(|e| Error::internal("`architectures.json` is not a fixture").because(e))
+        serde_json::from_str(text).map_err(|e| {
+            Error::internal("cannot parse the built-in `architectures.json`").because(e)
+        })
     }
 
-    /// The pairs that the scores of all cases belong to.
+    /// The pairs for which every case has scores.
     pub fn pairs(&self) -> Vec<TokenPair> {
         let pair = |(index, pair): (usize, &Pair)| {
             let Pair { prompt, chosen, rejected } = pair;
@@ -83,7 +84,7 @@ impl Fixture {
         &self.cases
     }
 
-    /// The case of an architecture and a rope type.
+    /// Returns the case for an architecture and a rope type.
     ///
     /// # Errors
     /// Fails if there is no such case.
@@ -96,8 +97,8 @@ impl Fixture {
         })
     }
 
-    /// The configuration and the float32 weights of a tiny model of each supported architecture, by
-    /// `model_type`. The value for an architecture without a tiny model is an error.
+    /// The `model_type` of each supported architecture, with the configuration and the float32
+    /// weights of its tiny model. An architecture without a tiny model has an error instead.
     pub fn architectures(&self) -> impl Iterator<Item = (&'static str, Result<ConfigAndWeights>)> {
         ARCHITECTURES.iter().map(|(name, ..)| (*name, self.architecture(name)))
     }
@@ -105,9 +106,10 @@ impl Fixture {
     /// The configuration and the float32 weights of a tiny model of the architecture `name`.
     ///
     /// # Errors
-    /// Fails if there is no tiny model of it.
+    /// Fails if the architecture does not have a tiny model.
     pub fn architecture(&self, name: &str) -> Result<ConfigAndWeights> {
-        // The multimodal model contains the text model, and its tensors have the same names.
+        // The multimodal model contains the text model, and the tensors have the same names in
+        // both.
         const MULTIMODAL: (&str, &str) = ("gemma3", "gemma3_text");
         if name == MULTIMODAL.0 {
             let (config, tensors) = self.architecture(MULTIMODAL.1)?;
@@ -119,7 +121,7 @@ impl Fixture {
     /// The weights of a tiny model of an architecture, by their names in transformers.
     ///
     /// # Errors
-    /// Fails if there is no tiny model of it.
+    /// Fails if the architecture does not have a tiny model.
     pub fn tensors(&self, architecture: &str, kind: Kind) -> Result<IndexMap<String, Tensor>> {
         let shapes = self.tensors.get(architecture).ok_or_else(|| {
             Error::internal(format!("there is no tiny model of `{architecture}`"))
@@ -130,10 +132,11 @@ impl Fixture {
             .collect())
     }
 
-    /// The model of a case on `device`.
+    /// Builds the model of `case` on `device`, in the precision `kind`.
     ///
     /// # Errors
-    /// Fails if the model refuses the configuration or the weights.
+    /// Fails if the configuration is not supported, or if a tensor is missing or has the wrong
+    /// shape.
     pub fn model(&self, case: &Case, kind: Kind, device: Device) -> Result<Model> {
         let tensors = self
             .tensors(&case.architecture, kind)?
@@ -143,8 +146,8 @@ impl Fixture {
     }
 }
 
-/// Computes the float32 weight called `name`. Each number depends on the name and on its position
-/// in the tensor.
+/// Computes the float32 weight `name`. Each number only depends on the tensor's name and on the
+/// number's position in the tensor.
 pub fn weight(name: &str, shape: &[i64]) -> Tensor {
     Tensor::from_slice(&numbers(name, shape)).reshape(shape)
 }

@@ -2,7 +2,7 @@
 //! be stored.
 
 /// The values of the tensor `name`: uniform numbers from splitmix64, seeded with the FNV-1a hash of
-/// the name. They are centred on 0, or on 1 for the weights of norms.
+/// the name. They are centred on 0, or on 1 for norm weights.
 pub fn numbers(name: &str, shape: &[i64]) -> Vec<f32> {
     let seed = name
         .bytes()

@@ -16,7 +16,8 @@ pub enum Note<'a> {
 
 /// Records a run. Each implementation is in its own file in this folder.
 pub trait Recorder {
-    /// Records the start of training. `first` of `steps` steps are already finished.
+    /// Records the start of training. The run has `steps` steps in total, and the first `first` of
+    /// them are already finished.
     ///
     /// # Errors
     /// Fails if the record cannot be written.

@@ -4,10 +4,10 @@ use serde_json::{Map, Value, json};
 
 use crate::train::LeftOut;
 
-/// Name of the metric with the number of pairs left out of a step's loss.
+/// Name of the metric that counts the pairs left out of a step's loss.
 pub const LEFT_OUT: &str = "pairs_left_out";
 
-/// The numbers of one optimiser step. They have the same names as in TRL.
+/// The metrics of one optimiser step, with the same names as in TRL.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepRecord {
     /// Number of the step, from 1.

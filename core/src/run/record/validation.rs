@@ -1,4 +1,4 @@
-//! The record of a validation.
+//! The results of a validation, as written to `metrics.jsonl` and to the log.
 
 use serde_json::{Map, Value, json};
 
@@ -13,8 +13,8 @@ pub struct ValidationRecord {
     pub step: usize,
     /// Number of epochs up to this validation, which may be fractional.
     pub epoch: f64,
-    /// The method's mean loss without dropout; `None` if all pairs were left out. If the loss
-    /// depends on the step, it is computed as in the last step of the run.
+    /// The method's mean loss without dropout; `None` if all pairs were left out. A loss that
+    /// changes during training is computed as in the last step of the run.
     pub loss: Option<f64>,
     /// Fraction of pairs whose chosen completion has the higher score. A tie counts one half.
     pub accuracy: f64,
@@ -58,7 +58,7 @@ impl ValidationRecord {
     pub fn to_text(&self) -> String {
         let loss = self.loss.map_or_else(|| "no loss".to_owned(), |loss| format!("loss {loss:.4}"));
         let margin = self.margin.map_or_else(
-            || "no margin gain".to_owned(),
+            || "margin gain undefined".to_owned(),
             |margin| format!("margin gain {margin:+.3} nats"),
         );
         let best = if self.best { ", the best so far" } else { "" };
@@ -100,7 +100,7 @@ mod tests {
         let without = ValidationRecord { loss: None, margin: None, best: false, ..record };
         assert_eq!(
             without.to_text(),
-            "validation after step 20: no loss, accuracy 0.750, no margin gain"
+            "validation after step 20: no loss, accuracy 0.750, margin gain undefined"
         );
     }
 }

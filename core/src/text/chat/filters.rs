@@ -14,16 +14,17 @@ use super::python::{
 use super::rewrite;
 
 /// Filters of minijinja that Jinja2 does not have or implements differently. They are removed, so
-/// that templates that use them fail.
+/// templates that use them fail.
 const FOREIGN_FILTERS: [&str; 7] = ["attr", "bool", "chain", "lines", "pprint", "split", "zip"];
-/// Tests of minijinja that Jinja2 does not have. They are removed for the same reason.
+/// Tests of minijinja that Jinja2 does not have. They are removed, so templates that use them fail.
 const FOREIGN_TESTS: [&str; 4] = ["endingwith", "int", "safe", "startingwith"];
 
 type ValueResult = Result<Value, Error>;
 type TestResult = Result<bool, Error>;
 type Arguments = Rest<ValueOrKwargs>;
 
-/// Removes the filters and tests that Jinja2 does not have, and adds this module's.
+/// Removes the filters and tests that Jinja2 does not have, and adds the filters and tests of this
+/// module.
 pub fn add(environment: &mut Environment) {
     FOREIGN_FILTERS.into_iter().for_each(|name| environment.remove_filter(name));
     FOREIGN_TESTS.into_iter().for_each(|name| environment.remove_test(name));
@@ -71,7 +72,8 @@ fn add_operators(environment: &mut Environment) {
             Ok(x)
         }
     });
-    // In minijinja, slices and sums of lists are lazy iterables rather than lists.
+    // In minijinja, slices and sums of lists are lazy iterables. Convert them to lists, as in
+    // Jinja2.
     environment.add_filter(rewrite::LIST, |state: &State, x: Value| -> ValueResult {
         let lazy =
             x.kind() == ValueKind::Iterable && x.downcast_object_ref::<Generator>().is_none();
@@ -85,8 +87,8 @@ fn add_operators(environment: &mut Environment) {
     });
 }
 
-/// Collects the items of a value. Fuel for their memory is subtracted before every few items, so
-/// that a template cannot create too many.
+/// Collects the items of a value. Before each group of a few items is added, consumes fuel for
+/// their memory, so that a template cannot create huge lists.
 fn list(state: &State, x: &Value) -> Result<Vec<Value>, Error> {
     const AT_A_TIME: usize = 8;
     let mut items = Vec::new();
@@ -150,7 +152,8 @@ fn float(x: &Value) -> Result<f64, Error> {
     }
 }
 
-/// Python's `text % values`. `whole` is the operand on the right before it was split into values.
+/// Implements Python's `text % values`. `whole` is the right operand, and `values` are its items if
+/// it is a tuple.
 fn formatted(state: &mut State, text: &str, values: &[Value], whole: &Value) -> ValueResult {
     let (mut rest, mut width) = (text, 0usize);
     // The conversion type of each positional value. Named values come from a dict instead.
@@ -182,7 +185,7 @@ fn formatted(state: &mut State, text: &str, values: &[Value], whole: &Value) -> 
         rest = &spec[kind.len_utf8()..];
     }
     super::use_fuel(state, width)?;
-    // Python does not complain about unused values in a dict or a list.
+    // As in Python, values in a dict or a list may be unused.
     if !named
         && kinds.len() < values.len()
         && (whole.is_tuple() || !matches!(whole.kind(), ValueKind::Map | ValueKind::Seq))
@@ -210,7 +213,7 @@ fn contained(item: &Value, container: &Value) -> TestResult {
             .is_some_and(|text| text.contains(item.as_str().unwrap_or_default()))),
         ValueKind::Map => {
             let found = container.get_item(item)?;
-            // The value of the key may be undefined, so also look for it among the keys.
+            // A key can have an undefined value, so also search the keys themselves.
             Ok(!found.is_undefined() || container.try_iter()?.any(|key| key == *item))
         }
         ValueKind::Seq | ValueKind::Iterable | ValueKind::Undefined => {
@@ -220,7 +223,8 @@ fn contained(item: &Value, container: &Value) -> TestResult {
     }
 }
 
-/// Adds the filters that return a generator in Python. Its items can only be read once.
+/// Adds the filters that return a generator in Python. The items of a generator can only be read
+/// once.
 fn add_generators(environment: &mut Environment) {
     type Name<'a> = Option<Cow<'a, str>>;
     environment.add_filter("map", |state: &mut State, x: Value, args: Arguments| -> ValueResult {
@@ -442,7 +446,7 @@ fn extreme(
     of(state, Value::from(items), kwargs)
 }
 
-/// Python's `float(x)`; `None` if Python would raise an exception for the type or text.
+/// Python's `float(x)`; `None` if Python would raise a `TypeError` or `ValueError`.
 fn to_float(x: &Value) -> Result<Option<f64>, Error> {
     if x.is_undefined() {
         return Err(failed("cannot convert an undefined value to a number"));
@@ -561,7 +565,7 @@ fn add_tests(environment: &mut Environment) {
     environment.add_test("iterable", |x: &Value| {
         !x.is_none() && (x.is_undefined() || (x.try_iter().is_ok() && !is_number(x)))
     });
-    // True for values that have a length and items by index or key, as in Jinja2.
+    // As in Jinja2, true for values that have a length and support indexing by position or key.
     environment.add_test("sequence", |x: &Value| {
         matches!(
             x.kind(),

@@ -36,7 +36,7 @@ fn render(source: &str, conversation: &str, add_generation_prompt: bool) -> Resu
     .render(&messages, &args, add_generation_prompt)
 }
 
-/// Checks that the text equals the text that Python rendered, or that both failed.
+/// Checks that both implementations rendered the same text, or that both failed.
 fn agrees(got: Result<String>, want: &Value, what: &str) {
     match (got, want["text"].as_str(), want["error"].as_str()) {
         (Ok(got), Some(want), _) => assert_eq!(got, want, "{what}"),

@@ -4,7 +4,8 @@ use minijinja::value::{Kwargs, Tuple, ValueKind};
 use minijinja::{Error, ErrorKind, State, Value};
 use minijinja_contrib::pycompat;
 
-/// Calls a method of a value with Python's behaviour. An unknown method is an error that names it.
+/// Calls a method of a value, with the same result as in Python. If the method is unknown, the
+/// error names it.
 pub fn of_python(
     state: &mut State,
     value: &Value,
@@ -120,8 +121,8 @@ pub fn lines(text: &str) -> Vec<(&str, &str)> {
     all
 }
 
-/// Returns `text[start:end]` and the index where it starts, both counted in characters. Returns
-/// `None` if the range is reversed or starts after the end of the text.
+/// Returns `text[start:end]` and the index of its first character. Indices count characters, as in
+/// Python. Returns `None` if the range is reversed or starts after the end of the text.
 fn part<'a>(
     text: &'a str,
     start: Option<&Value>,
@@ -149,7 +150,7 @@ fn part<'a>(
     Ok(Some((&text[byte(start)..byte(end)], usize::try_from(start).unwrap_or_default())))
 }
 
-/// The character index of the first match, or of the last one if `from_back` is true.
+/// Returns the character index of the first match, or of the last one if `from_back` is true.
 fn find(text: &str, args: &[Value], from_back: bool) -> Result<Option<usize>, Error> {
     let [wanted, start, end] = bind(args, [""; 3])?;
     let wanted = text_of(wanted, "sub")?;
@@ -158,8 +159,8 @@ fn find(text: &str, args: &[Value], from_back: bool) -> Result<Option<usize>, Er
     Ok(byte.map(|byte| before + within[..byte].chars().count()))
 }
 
-/// `startswith` and `endswith`. The argument is a string, or a tuple of strings of which any may
-/// match.
+/// Implements `startswith` and `endswith`. The argument is a string or a tuple of strings, any of
+/// which may match.
 fn edge(text: &str, args: &[Value], fits: fn(&str, &str) -> bool) -> Result<Value, Error> {
     let [wanted, start, end] = bind(args, [""; 3])?;
     let wanted = required(wanted, "prefix")?;
@@ -226,14 +227,14 @@ fn split(state: &State, text: &str, args: &[Value], from_back: bool) -> Result<V
         (None, false) => words(text, most),
         (None, true) => words_from_back(text, most),
     };
-    // minijinja only subtracts the fuel for the parts after creating them, and a text can have as
-    // many parts as characters.
+    // Charge fuel before the parts are converted to values. minijinja only does so afterwards, and
+    // a string can have as many parts as characters.
     state.consume_fuel(2 * pieces.len() as u64)?;
     Ok(pieces.into_iter().map(Value::from).collect())
 }
 
-/// `partition` and `rpartition`: the text before the separator, the separator, and the text after
-/// it.
+/// Implements `partition` and `rpartition`: returns the text before the separator, the separator,
+/// and the text after it.
 fn partition(text: &str, args: &[Value], from_back: bool) -> Result<Value, Error> {
     let [between] = bind(args, [""])?;
     let between = text_of(between, "sep")?;
@@ -285,7 +286,8 @@ fn strip(text: &str, args: &[Value], front: bool, back: bool) -> Result<Value, E
     Ok(Value::from(if back { text.trim_end_matches(drop) } else { text }))
 }
 
-/// Python's `title`: the first letter of each word in upper case and the others in lower case.
+/// Implements Python's `title`: converts the first letter of each word to upper case and the others
+/// to lower case.
 fn title(text: &str) -> String {
     let mut out = String::new();
     let mut within = false;

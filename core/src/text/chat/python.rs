@@ -1,4 +1,4 @@
-//! Python's semantics for comparing, iterating over and printing values, where minijinja's differ.
+//! Compares, iterates over and prints values like Python, in the cases in which minijinja differs.
 
 use std::sync::{Arc, Mutex};
 
@@ -124,8 +124,8 @@ impl Object for Generator {
     }
 }
 
-/// Formats a value like Python's `str(x)`. Python prints objects such as functions as their type
-/// and memory address. These are rejected, because no template prints them on purpose.
+/// Formats a value like Python's `str(x)`. Functions and similar objects, which Python prints with
+/// their memory address, are rejected because no template prints them on purpose.
 ///
 /// # Errors
 /// Fails for functions and iterators, and for lists and dicts that contain them or an undefined

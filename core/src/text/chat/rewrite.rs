@@ -7,7 +7,7 @@
 //! - `a < b`, which minijinja accepts for values of any types
 //! - `a in b`, which is an error in Python for some types, but false in minijinja
 //!
-//! It also adds filters that reject `none` in loops, which minijinja treats as an empty list.
+//! It also adds filters that reject loops over `none`. minijinja treats `none` as an empty list.
 //!
 //! Statements stay on their original lines, so that errors report the correct line.
 
@@ -47,8 +47,8 @@ const ITERATING: [&str; 12] = [
 /// Filters that convert their input to a string.
 const TEXTUAL: [&str; 7] = ["capitalize", "lower", "replace", "safe", "title", "trim", "upper"];
 
-/// Rewrites a template with filters in place of operators. Whitespace that is removed by whitespace
-/// control, such as `{%-`, is missing from the result.
+/// Rewrites a template with filters in place of operators. Whitespace control, such as `{%-`, has
+/// already been applied to the result.
 ///
 /// # Errors
 /// Fails if the template cannot be parsed, or if it imports, extends or includes another template.
@@ -243,8 +243,8 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Writes the parameters of a macro. If only some of the parameters have defaults, they are the
-    /// last ones.
+    /// Writes the parameters of a macro. If there are fewer default values than parameters, they
+    /// belong to the last parameters.
     fn parameters(&mut self, x: &Macro) -> WriteResult {
         self.out.push('(');
         let plain = x.args.len().saturating_sub(x.defaults.len());

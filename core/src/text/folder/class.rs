@@ -19,12 +19,12 @@ use crate::error::{Error, Result};
 pub struct Class {
     /// Name of the class in transformers, without `Fast`.
     pub name: &'static str,
-    /// Default special tokens, as pairs of a field in tokenizer_config.json and a token. They are
-    /// used if the field is missing.
+    /// Default special tokens. Each entry contains a field of tokenizer_config.json, and the token
+    /// that is used if this field is missing.
     pub defaults: &'static [(&'static str, Option<&'static str>)],
     /// Returns the normalizer, pre-tokenizer and decoder in the format of tokenizer.json.
     parts: fn(&Options) -> [Value; 3],
-    /// True if a run of unknown characters becomes one token.
+    /// True if consecutive unknown characters become a single token.
     fuse_unknown: bool,
     /// True if characters outside the vocabulary become byte tokens.
     bytes: bool,

@@ -112,8 +112,8 @@ impl Tokens {
     pub fn read(files: &Files) -> Result<Self> {
         let mut fields: IndexMap<&str, (&Value, &'static str)> =
             files.config.iter().map(|(key, value)| (key.as_str(), (value, CONFIG))).collect();
-        // `additional_special_tokens` is the older name. It is used if `extra_special_tokens` is
-        // missing or empty.
+        // `additional_special_tokens` is the older name of `extra_special_tokens`. It is used if
+        // the newer field is missing or empty.
         if !fields.get("extra_special_tokens").is_some_and(|(value, _)| is_truthy(value))
             && let Some(older) = fields.shift_remove("additional_special_tokens")
         {
@@ -125,7 +125,8 @@ impl Tokens {
                 own.insert(key.clone(), TokenEntry::Text(text.clone()));
             }
         }
-        // The older list is also used if `extra_special_tokens` is not a list.
+        // The list `additional_special_tokens` is also used if `extra_special_tokens` is not a
+        // list.
         let mut extra: Option<Vec<TokenEntry>> = None;
         let mut older = fields
             .get("additional_special_tokens")
@@ -198,8 +199,9 @@ impl Tokens {
                 },
             );
         }
-        // Tokens with flags and tokens of special_tokens_map.json come before the tokens that
-        // tokenizer_config.json defines as plain text.
+        // Tokens that are defined as objects with flags, and tokens from
+        // special_tokens_map.json, come before those that tokenizer_config.json defines as plain
+        // text.
         let mut first = 0;
         for (key, (value, file)) in fields.iter().filter(|(key, _)| has_own_name(key)) {
             if (value.is_object() || (value.is_string() && *file == MAP)) && !own.contains_key(*key)

@@ -1,4 +1,4 @@
-//! Compares tokenizers with transformers. `fixtures/make.py` computed the expected ids.
+//! Compares token ids with transformers. `fixtures/make.py` computes the expected ids.
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -41,7 +41,8 @@ fn with(config: Value) -> crate::error::Result<Tokenizer> {
     Tokenizer::from_folder(folder_with(&config.to_string(), json!({})).path())
 }
 
-/// Encodes each text, both without and with the special tokens that the tokenizer adds.
+/// Encodes each string in `texts` twice: with and without the special tokens that the tokenizer
+/// adds.
 fn ids(tokenizer: &Tokenizer, texts: &Value) -> Value {
     let both = |text: &Value| {
         json!([

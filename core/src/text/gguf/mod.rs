@@ -1,5 +1,5 @@
-//! Builds a tokenizer from the metadata of a GGUF file. Its type is stored under the key
-//! `tokenizer.ggml.model`.
+//! Builds a tokenizer from the metadata of a GGUF file. The key `tokenizer.ggml.model` contains the
+//! type of the tokenizer.
 //!
 //! The file is untrusted, so all counts and lengths are checked before anything is built from them.
 
@@ -39,10 +39,10 @@ struct Token<'a> {
     strips_right: bool,
 }
 
-/// A tokenizer of either type.
+/// The result of [`bpe::build`] or [`spm::build`].
 struct BuiltTokenizer {
     ids: Ids,
-    /// True if the BOS is added when the key `tokenizer.ggml.add_bos_token` is missing.
+    /// True if the BOS token is added when the key `tokenizer.ggml.add_bos_token` is missing.
     bos: bool,
 }
 
@@ -147,10 +147,10 @@ fn listed_merges(meta: &Metadata, vocab: &Vocab) -> Result<Option<Merges>> {
         let (a, b) = blank.map(|at| (&merge[..at], &merge[at + 1..])).ok_or_else(|| {
             Error::new(format!("the tokenizer's merge `{merge}` is not a pair of tokens"))
         })?;
-        // The crate panics if the result of a merge is longer than every token.
+        // The `tokenizers` crate panics if the result of a merge is longer than every token.
         if [a, b, &format!("{a}{b}")].iter().any(|t| !vocab.contains_key(*t)) {
             return Err(Error::new(format!(
-                "an input or the result of the tokenizer's merge `{merge}` is not in the vocabulary"
+                "the tokenizer's merge `{merge}` requires a token that is not in the vocabulary"
             )));
         }
         merges.push((a.to_owned(), b.to_owned()));
@@ -175,8 +175,8 @@ fn add(ids: &mut Ids, tokens: &[Token]) -> Result<()> {
     let as_added = |t: &Token| {
         AddedToken::from(t.text.as_ref(), special(t)).normalized(false).rstrip(t.strips_right)
     };
-    // If several tokens match, the crate prefers the one that was added first. Add special tokens
-    // first.
+    // If several added tokens match, the `tokenizers` crate prefers the one that was added first,
+    // so add special tokens first.
     let (first, then): (Vec<&Token>, Vec<&Token>) = added().partition(|t| special(t));
     ids.add_tokens(first.into_iter().chain(then).map(as_added)).map_err(tokenizer_error)?;
     Ok(())

@@ -1,5 +1,5 @@
-//! Pre-tokenizers of byte-level tokenizers, which split text into words. They are looked up by the
-//! name that llama.cpp stores under `tokenizer.ggml.pre`.
+//! Pre-tokenizers, which split text into words, for byte-level tokenizers. They are looked up by
+//! the name that llama.cpp stores under `tokenizer.ggml.pre`.
 //!
 //! The regular expressions were copied from the tokenizer.json of the models that the names refer
 //! to.
@@ -41,9 +41,9 @@ static PRE: [Pre; 10] = [
     Pre { names: &["gpt-2", "default", "phi-2", "granite-docling"], ..GPT_2 },
     // The tokenizer of StarCoder and, under the name `refact`, of Granite 3.
     Pre { names: &["starcoder", "refact"], digits: true, ..GPT_2 },
-    // SmolLM's tokenizer.json makes each digit a separate word. The vocabulary has no merges of
-    // digits, so this only affects spaces before digits. The ids must match transformers, which
-    // skips this step for GGUF files.
+    // SmolLM's tokenizer.json makes each digit a separate word, but transformers does not do so
+    // when it loads a GGUF file. `digits` is not set, so that the ids match transformers. The
+    // vocabulary has no merges of digits, so `digits` would only affect spaces before digits.
     Pre { names: &["smollm"], ..GPT_2 },
     // GPT-NeoX's tokenizer, which llama.cpp names after OLMo and MPT.
     Pre { names: &["olmo", "mpt"], compose: true, ..GPT_2 },

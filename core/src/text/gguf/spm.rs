@@ -2,9 +2,10 @@
 //! are merged if their concatenation is in the vocabulary, starting with the highest-scoring
 //! concatenation. Characters that are not in the vocabulary become byte tokens.
 //!
-//! The file usually stores these scores instead of merges. The merges are computed from them in the
-//! same way as in transformers, so that the ids match. The file does not describe the differences
-//! between architectures, so these follow transformers too.
+//! A GGUF file usually stores the scores of the tokens instead of the merges. The merges are then
+//! computed from the scores in the same way as in transformers, so that the token ids match. The
+//! architectures handle spaces differently, which the file does not describe. In this respect, too,
+//! the tokenizer behaves as in transformers.
 
 use std::cmp::Ordering;
 
@@ -26,8 +27,8 @@ use crate::weights::Metadata;
 
 /// The character that represents a space in tokens.
 const BLANK: &str = "▁";
-/// Maximum sum of the squared token lengths in bytes, which limits the time for computing the
-/// merges. It is about 30 times the sum for the largest known vocabularies.
+/// Maximum sum of the squared token lengths in bytes. It limits the time for computing the merges,
+/// and is about 30 times the sum for the largest known vocabularies.
 const MAX_WORK: usize = 1 << 30;
 
 /// How a tokenizer handles spaces before it applies the merges.
@@ -35,8 +36,8 @@ const MAX_WORK: usize = 1 << 30;
 enum Family {
     /// Adds a space before the text if it does not begin with one.
     Llama,
-    /// Does not add a space. Runs of spaces are tokens. The merges are ordered by the ids of the
-    /// resulting tokens, not by their scores.
+    /// Does not add a space. The vocabulary contains tokens for runs of spaces. The merges are
+    /// ordered by the ids of the resulting tokens, not by their scores.
     Gemma,
     /// Adds a space before every piece of text between special tokens, even if it begins with one.
     /// Spaces after special tokens are removed.
@@ -53,7 +54,7 @@ pub(super) fn build(meta: &Metadata, tokens: &mut [Token]) -> Result<BuiltTokeni
     match family {
         Family::Llama => {}
         Family::Gemma => respell_blanks(tokens),
-        // As in llama.cpp. In tokenizer.json, these tokens have the flag `rstrip`.
+        // llama.cpp does the same. In tokenizer.json, these tokens have the flag `rstrip`.
         Family::Phi => tokens.iter_mut().for_each(|t| {
             t.strips_right = t.text == "</s>"
                 || t.token_type == CONTROL && !["<s>", "<|endoftext|>"].contains(&t.text.as_ref());

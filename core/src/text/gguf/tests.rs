@@ -171,7 +171,7 @@ fn encode_alone_adds_the_special_tokens_that_the_file_sets() {
         alone("llama", [both(), vec![flag("bos", false), flag("eos", true)]].concat()),
         (vec![], vec![2])
     );
-    assert_eq!(alone("llama", vec![]), (vec![], vec![]), "a file without a BOS must not add one");
+    assert_eq!(alone("llama", vec![]), (vec![], vec![]), "no BOS token if the file sets none");
 }
 
 /// Like the tokenizer of a folder, a GGUF tokenizer adds the BOS to plain text if the file sets
@@ -270,7 +270,7 @@ fn an_inconsistent_vocabulary_is_refused() {
     );
     assert!(
         refused("gpt-2", &|v, _| v["merges"][0] = Value::from("a <|end|>"))
-            .contains("`a <|end|>` is not in the vocabulary")
+            .contains("`a <|end|>` requires a token that is not in the vocabulary")
     );
     assert!(
         refused("gpt-2", &|v, _| v["merges"] = Value::Null).contains("`tokenizer.ggml.merges`")

@@ -70,8 +70,8 @@ fn rows(
     pairs.into_iter().enumerate().map(Ok)
 }
 
-/// Creates a tokenizer with a small byte-level vocabulary. It adds a BOS before each text and an
-/// EOS after it, and has merges for the words "the" and "B" with a leading space.
+/// Creates a tokenizer with a small byte-level vocabulary. It adds a BOS at the start of its input
+/// and an EOS at the end, and has merges for the words "the" and "B" with a leading space.
 fn tokenizer_with_bos_and_eos() -> Tokenizer {
     let mut vocabulary: BTreeMap<String, usize> =
         [("<s>", 0), ("</s>", 1)].map(|(token, id)| (token.to_owned(), id)).into();
@@ -131,9 +131,10 @@ fn a_token_that_merges_across_the_boundary_belongs_to_the_completion() {
     let bare = Limits { special_tokens: false, ..LIMITS };
     assert_eq!(parts(&t, &pair("Answer: ", "B", "the"), &bare), ["Answer:", " B</s>", " the</s>"]);
     assert_eq!(parts(&t, &pair("Answer:", " B", " the"), &bare), ["Answer:", " B</s>", " the</s>"]);
-    // If a token of one completion spans the end of the prompt, the prompt is shorter for both.
+    // If a token crosses the end of the prompt in only one completion, the prompt is shortened for
+    // both.
     assert_eq!(parts(&t, &pair("Answer: ", "A", "B"), &bare), ["Answer:", " A</s>", " B</s>"]);
-    // If this leaves no tokens in the prompt, the prompt is the BOS.
+    // If no tokens remain in the prompt, the prompt is the BOS.
     assert_eq!(parts(&t, &pair(" ", "B", "the"), &bare), ["<s>", " B</s>", " the</s>"]);
     assert_eq!(parts(&t, &pair("", "B", "the"), &bare), ["<s>", "B</s>", "the</s>"]);
 }
@@ -158,9 +159,10 @@ fn only_plain_text_gets_the_special_tokens_of_the_tokenizer() {
         turns(&[("assistant", "a")]),
         turns(&[("assistant", "tea")]),
     );
-    // The generation prompt ends with `think:`, which finished turns do not contain. The pair's
-    // prompt is the common prefix of all three texts. It ends before the `t` that `tea` shares with
-    // `think`, because the other completion does not begin with `t`.
+    // The generation prompt ends with `think:`, which the two formatted conversations do not
+    // contain. The pair's prompt is the common prefix of the generation prompt and both
+    // conversations. It ends before the `t` that `tea` shares with `think`, because the other
+    // completion does not begin with `t`.
     assert_eq!(parts(&t, &chat, &LIMITS), [":user:hi</s>:assistant:", "a</s>", "tea</s>"]);
 }
 
@@ -256,7 +258,8 @@ fn a_completion_is_cut_at_its_end_and_a_prompt_at_its_beginning() {
     };
     assert_eq!(all.cuts, [cut, Cut::default()]);
     assert!(
-        cut.to_string().starts_with(&format!("the chosen completion lost {} tokens", cut.chosen)),
+        cut.to_string()
+            .starts_with(&format!("{} tokens removed from the chosen completion", cut.chosen)),
         "{cut}"
     );
     assert_eq!(dropped(&t, &p, &Limits { max_length: n, ..LIMITS }), SkipReason::PromptTooLong);

@@ -22,7 +22,7 @@ impl<F: FnMut(&Pairs) -> Result<Tensor> + Send> Intervention for Probe<F> {
     }
 }
 
-/// A model whose adapter no longer has its initial values, and pairs.
+/// Preference pairs, and a model with an adapter whose parameters differ from their initial values.
 struct Fixture {
     bench: Bench,
     pairs: Vec<TokenPair>,
@@ -40,7 +40,8 @@ impl Fixture {
             .expect("a batch")
     }
 
-    /// Returns the loss over all pairs, computed by `of`, and checks that it has a gradient.
+    /// Calls `of` to compute the loss over all pairs, and checks that a parameter of the adapter
+    /// receives a gradient.
     fn loss(
         &self,
         needs: Needs,

@@ -1,4 +1,5 @@
-//! Tests the context that a transform receives, and whether pooling or the transform comes first.
+//! Tests which context a transform receives, and whether states are pooled before or after the
+//! transform.
 
 use tch::{Device, Kind};
 
@@ -156,7 +157,7 @@ fn each_tap_uses_its_own_transform() {
     let h = states(&batch, &[4, 4]);
     let taps =
         taps(vec![Box::new(UsesContext), Box::new(Double)], &[1, 0], Some(Pooling::Completion));
-    // A single nonlinear transform makes all taps apply the transform before pooling.
+    // `UsesContext` is not linear, so all taps must apply their transforms before pooling.
     assert!(!taps.pool_first());
     let rows = batch.rows(Pooling::Completion, Side::Chosen).expect("rows");
     let plain = rows.mean(&rows.gather(&h[0]).expect("rows")).expect("a mean");

@@ -21,8 +21,8 @@ fn f16_at(b: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([b[at], b[at + 1]]).to_f32()
 }
 
-/// d, then 16 bytes. The low 4 bits of these bytes are the first 16 numbers, and the high 4 bits
-/// are the last 16 numbers.
+/// Layout: d, then 16 bytes. The low 4 bits of these bytes are the first 16 numbers, and the high 4
+/// bits are the last 16 numbers.
 ///
 /// y = (q − 8)·d
 pub(super) fn q4_0(b: &[u8; 18], y: &mut [f32; 32]) {
@@ -34,7 +34,7 @@ pub(super) fn q4_0(b: &[u8; 18], y: &mut [f32; 32]) {
     }
 }
 
-/// d, m, then 16 bytes as in Q4_0
+/// Layout: d, m, then 16 bytes as in Q4_0.
 ///
 /// y = q·d + m
 pub(super) fn q4_1(b: &[u8; 20], y: &mut [f32; 32]) {
@@ -54,7 +54,7 @@ fn five_bits(low: u8, high: u32, j: usize) -> (i32, i32) {
     (a as i32, b as i32)
 }
 
-/// d, then the fifth bits of the 32 numbers, then 16 bytes with the other bits, as in Q4_0
+/// Layout: d, then the fifth bits of the 32 numbers, then 16 bytes with the other bits, as in Q4_0.
 ///
 /// y = (q − 16)·d
 pub(super) fn q5_0(b: &[u8; 22], y: &mut [f32; 32]) {
@@ -67,7 +67,8 @@ pub(super) fn q5_0(b: &[u8; 22], y: &mut [f32; 32]) {
     }
 }
 
-/// d, m, then the fifth bits of the 32 numbers, then 16 bytes with the other bits, as in Q4_0
+/// Layout: d, m, then the fifth bits of the 32 numbers, then 16 bytes with the other bits, as in
+/// Q4_0.
 ///
 /// y = q·d + m
 pub(super) fn q5_1(b: &[u8; 24], y: &mut [f32; 32]) {
@@ -80,7 +81,7 @@ pub(super) fn q5_1(b: &[u8; 24], y: &mut [f32; 32]) {
     }
 }
 
-/// d, then 32 signed bytes
+/// Layout: d, then 32 signed bytes.
 ///
 /// y = q·d
 pub(super) fn q8_0(b: &[u8; 34], y: &mut [f32; 32]) {
@@ -90,8 +91,8 @@ pub(super) fn q8_0(b: &[u8; 34], y: &mut [f32; 32]) {
     }
 }
 
-/// 16 bytes, each with a 4-bit scale (low half) and a 4-bit minimum (high half), then 64 bytes,
-/// each with four 2-bit numbers, then d and dmin
+/// Layout: 16 bytes, each with a 4-bit scale (low half) and a 4-bit minimum (high half), then 64
+/// bytes, each with four 2-bit numbers, then d and dmin.
 ///
 /// y = (d·scale)·q − dmin·min
 pub(super) fn q2_k(b: &[u8; 84], y: &mut [f32; 256]) {
@@ -105,8 +106,9 @@ pub(super) fn q2_k(b: &[u8; 84], y: &mut [f32; 256]) {
     }
 }
 
-/// 32 bytes with the third bit of each number, then 64 bytes, each with the lower two bits of four
-/// numbers, then 12 bytes with sixteen 6-bit scales, then d. `unset` is 1 if the third bit is 0.
+/// Layout: 32 bytes with the third bit of each number, then 64 bytes, each with the lower two bits
+/// of four numbers, then 12 bytes with sixteen 6-bit scales, then d. In the formula, q is the lower
+/// two bits, and `unset` is 1 if the third bit is 0, else 0.
 ///
 /// y = (d·(scale − 32))·(q − 4·unset)
 pub(super) fn q3_k(b: &[u8; 110], y: &mut [f32; 256]) {
@@ -135,8 +137,8 @@ fn scale_and_min(s: &[u8], group: usize) -> (f32, f32) {
     (scale.into(), min.into())
 }
 
-/// d, dmin, then 12 bytes with eight 6-bit scales and minima, then 128 bytes, each with two 4-bit
-/// numbers
+/// Layout: d, dmin, then 12 bytes with eight 6-bit scales and eight 6-bit minima, then 128 bytes,
+/// each with two 4-bit numbers.
 ///
 /// y = (d·scale)·q − dmin·min
 pub(super) fn q4_k(b: &[u8; 144], y: &mut [f32; 256]) {
@@ -152,7 +154,7 @@ pub(super) fn q4_k(b: &[u8; 144], y: &mut [f32; 256]) {
     }
 }
 
-/// As in Q4_K, but with 32 bytes before the 4-bit numbers that contain the fifth bits
+/// Layout: as in Q4_K, but the 4-bit numbers are preceded by 32 bytes with the fifth bits.
 ///
 /// y = (d·scale)·q − dmin·min
 pub(super) fn q5_k(b: &[u8; 176], y: &mut [f32; 256]) {
@@ -168,8 +170,8 @@ pub(super) fn q5_k(b: &[u8; 176], y: &mut [f32; 256]) {
     }
 }
 
-/// 128 bytes, each with the lower four bits of two numbers, then 64 bytes, each with the upper two
-/// bits of four numbers, then 16 signed scales, then d
+/// Layout: 128 bytes, each with the lower four bits of two numbers, then 64 bytes, each with the
+/// upper two bits of four numbers, then 16 signed scales, then d.
 ///
 /// y = (d·scale)·(q − 32)
 pub(super) fn q6_k(b: &[u8; 210], y: &mut [f32; 256]) {

@@ -9,7 +9,7 @@ use super::order::Order;
 use super::types::Format;
 use crate::weights::memory::{Element, Mapped, SLAB};
 
-/// How many numbers a thread decodes at a time.
+/// Number of values that a thread decodes at a time.
 const RUN: usize = 1 << 15;
 
 /// Decodes the blocks in the byte range `at` without changing their order, and subtracts `offset`
@@ -29,7 +29,8 @@ pub fn in_order<T: Element>(
     });
 }
 
-/// Decodes like [`in_order`], but puts the rows into Hugging Face's order. `rows` is their number.
+/// Decodes like [`in_order`], but puts the rows into Hugging Face's order. `rows` is the number of
+/// rows.
 pub fn by_rows<T: Element>(
     format: &Format,
     file: &Mapped,
@@ -49,7 +50,7 @@ pub fn by_rows<T: Element>(
     });
 }
 
-/// Decodes like [`in_order`], but transposes the matrix. It has `rows` rows in the file.
+/// Decodes like [`in_order`], but transposes the matrix. `rows` is its number of rows in the file.
 pub fn transposed<T: Element>(
     format: &Format,
     file: &Mapped,
@@ -79,8 +80,8 @@ pub fn transposed<T: Element>(
     }
 }
 
-/// Calls `read` for each slab in turn and then releases the pages of the slab. The size of a slab
-/// is a multiple of `unit` numbers.
+/// Calls `read` for each slab in turn, and releases the slab's pages after each call. The size of a
+/// slab is a multiple of `unit` numbers.
 fn slabs<T: Element>(
     format: &Format,
     file: &Mapped,

@@ -51,17 +51,17 @@ struct StoredTensor {
     file: usize,
     placed: TensorInfo,
     order: Order,
-    /// Value to subtract from each number in the file to get Hugging Face's weights.
+    /// Hugging Face's weights are the numbers in the file minus this offset.
     offset: f32,
 }
 
 impl Gguf {
-    /// Maps a file into memory and validates its header. If `path` is any part of a split model,
-    /// all parts are opened.
+    /// Maps a file into memory and validates its header. If the model is split into several files,
+    /// all of them are opened; `path` may be any of them.
     ///
     /// # Errors
-    /// Fails if a file cannot be read, is incomplete or not a GGUF file, if a part is missing, or
-    /// if the architecture, a setting or a number type is not supported.
+    /// Fails if a file is missing, unreadable, incomplete or not a GGUF file, or if the
+    /// architecture, a setting or a number type is not supported.
     pub fn open(path: &Path) -> Result<Self> {
         let parts = split::open(path)?;
         let (mut files, mut metadata, mut placed) = (Vec::new(), None, Vec::new());
@@ -95,7 +95,7 @@ impl Gguf {
             }
             let name = architecture.rename(&gguf_name).ok_or_else(|| {
                 Error::new(format!(
-                    "`{at}` has a tensor `{gguf_name}`, which does not belong to its architecture"
+                    "tensor `{gguf_name}` in `{at}` does not belong to the model's architecture"
                 ))
             })?;
             (stored.order, stored.offset) =
@@ -132,7 +132,7 @@ impl Gguf {
                     "`{at}` is not a valid GGUF file: duplicate tensor `{gguf_name}`"
                 ))
                 .hint(format!(
-                    "download it again; the tensor is also in `{}`",
+                    "download the file again; `{}` also contains this tensor",
                     files[first.file].path().display()
                 )));
             }

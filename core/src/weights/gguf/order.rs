@@ -32,8 +32,8 @@ impl Order {
         }
     }
 
-    /// Returns `None` if `rows` is divisible into heads of equal parts, and the number of heads
-    /// otherwise.
+    /// Returns the number of heads if `rows` cannot be divided evenly into heads and their parts,
+    /// and `None` otherwise.
     pub fn misfit(self, rows: i64) -> Option<usize> {
         let (heads, parts) = self.groups()?;
         let groups = heads

@@ -22,7 +22,7 @@ const MAX_AXES: u32 = 4;
 pub struct Part {
     pub file: Arc<Mapped>,
     pub metadata: Metadata,
-    /// The tensors under llama.cpp's names, in the order in which the file stores them.
+    /// The tensors with llama.cpp's names, in the order in which the file stores them.
     pub tensors: Vec<(String, TensorInfo)>,
 }
 

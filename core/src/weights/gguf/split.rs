@@ -1,5 +1,5 @@
-//! Opens models that were split into several files, such as `NAME-00001-of-00003.gguf`, with
-//! llama.cpp's gguf-split.
+//! Opens models that llama.cpp's gguf-split has split into several files, such as
+//! `NAME-00001-of-00003.gguf`.
 //!
 //! Each part is a valid GGUF file with some of the tensors. The first part contains the metadata of
 //! the whole model.
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use super::part::Part;
 use crate::error::{Error, Result};
 
-/// Maximum number of parts. Their names contain it as five digits.
+/// Maximum number of parts. File names write the number with five digits.
 const MAX_PARTS: u64 = 99_999;
 
 /// Opens a file. If it is a part of a split model, opens all parts and returns them in order.
@@ -48,8 +48,8 @@ pub fn open(path: &Path) -> Result<Vec<Part>> {
             String::new()
         };
         return Err(wrong(format!(
-            "of which {} missing: {named}{more}",
-            if missing.len() == 1 { "one is" } else { "some are" }
+            "but {} missing: {named}{more}",
+            if missing.len() == 1 { "one part is" } else { "some parts are" }
         ))
         .hint("put all parts into one folder with their original names"));
     }
@@ -79,7 +79,7 @@ pub fn open(path: &Path) -> Result<Vec<Part>> {
         && total != there as u64
     {
         return Err(wrong(format!(
-            "whose parts contain {there} tensors in total instead of {total}"
+            "but the parts contain {there} tensors in total instead of {total}"
         ))
         .hint("download the parts again; they belong to different models"));
     }
@@ -100,7 +100,7 @@ pub fn names(path: &Path) -> Vec<PathBuf> {
     }
 }
 
-/// Returns the number of a part according to its metadata, but counted from 1 as in file names.
+/// Returns the number of a part, counted from 1 as in file names. The metadata counts from 0.
 fn number_of(part: &Part, path: &Path) -> Result<u64> {
     let number =
         part.metadata.unsigned("split.no")?.ok_or_else(|| part.metadata.missing("split.no"))?;

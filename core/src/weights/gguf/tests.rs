@@ -27,8 +27,8 @@ fn refused(bytes: &[u8]) -> String {
     format!("{:?}", opened.expect_err("an invalid file must be refused"))
 }
 
-/// Returns pseudorandom bytes for `count` blocks. `scales` are the offsets of the half-precision
-/// scales in a block. They are set to moderate values.
+/// Returns pseudorandom bytes for `count` blocks. The half-precision scales, which are at the
+/// offsets `scales` in each block, are set to moderate values instead.
 fn blocks(count: usize, size: usize, scales: &[usize]) -> Vec<u8> {
     let mut seed = 7u32;
     let mut bytes: Vec<u8> = (0..count * size)
@@ -80,7 +80,7 @@ fn long_tensors_are_decoded_correctly_from_every_type() {
         (13, &[0, 2]),
     ] {
         let format = types::format(id).unwrap();
-        // The tensor is decoded in several runs, and the last run is shorter.
+        // The tensor is large enough to be decoded in several chunks. The last chunk is shorter.
         let (rows, inner) = (37, 1024 + format.block);
         let data = blocks(rows * inner / format.block, format.bytes, scales);
         let gguf = Writer::llama()
@@ -102,7 +102,7 @@ fn long_tensors_are_decoded_correctly_from_every_type() {
 
 #[test]
 fn rows_of_queries_and_keys_are_returned_in_hugging_faces_order() {
-    // transformers converts them with reshape(heads, rows / 2, 2, inner).swapaxes(1, 2).
+    // transformers converts the rows with reshape(heads, rows / 2, 2, inner).swapaxes(1, 2).
     let values = Tensor::arange(16 * 32, (Kind::Float, tch::Device::Cpu)).reshape([16, 32]);
     let data: Vec<u8> = (0..16 * 32).flat_map(|i| (i as f32).to_le_bytes()).collect();
     let ones: Vec<u8> = (0..16).flat_map(|i| (i as f32).to_le_bytes()).collect();
@@ -168,7 +168,7 @@ proptest! {
         let list = [&8u32.to_le_bytes()[..], &1u64.to_le_bytes(), &text("a")].concat();
         let mut bytes = Writer::llama().entry("x.list", 9, &list).tensor("blk.0.attn_q.weight",
             &[32, 4], 3, &[1; 80]).bytes();
-        // Only change the header, because any data is valid.
+        // Only change the header, because all bytes are valid as tensor data.
         let header = bytes.len() - 256;
         for (at, value) in changes {
             bytes[at.index(header)] = value;
@@ -220,8 +220,8 @@ fn a_malicious_header_uses_little_time_and_memory() {
 
 #[test]
 fn an_endless_header_is_refused() {
-    // In a sparse file of zeros, the list of strings never ends: every zero length is an empty
-    // string.
+    // The header declares a list of 2^40 strings. The rest is a sparse file of zeros, each of which
+    // is read as the length of an empty string.
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.gguf");
     let head = [
@@ -304,7 +304,7 @@ fn errors_name_the_invalid_setting() {
     assert!(swap("general.architecture", 8, &text("lama")).contains("did you mean `llama`?"));
     assert!(
         swap("llama.attention.head_count", 4, &[0; 4])
-            .contains("`llama.attention.head_count` is 0")
+            .contains("`llama.attention.head_count` must be")
     );
     assert!(
         swap("llama.block_count", 8, &text("one")).contains("must be an integer, but is a string")
@@ -405,7 +405,7 @@ fn errors_name_missing_and_wrong_parts() {
     let missing = e(&parts[2]);
     assert!(
         missing.contains("part 3 of 3")
-            && missing.contains("one is missing")
+            && missing.contains("one part is missing")
             && missing.contains("m-00002-of-00003.gguf`"),
         "{missing}"
     );

@@ -1,11 +1,11 @@
-//! The number types of GGUF tensors: their names, block sizes and decoders.
+//! The data types of GGUF tensors: their names, block sizes and decoders.
 
 use half::{bf16, f16};
 use tch::Kind;
 
 use super::blocks::{each, q2_k, q3_k, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0};
 
-/// A number type. Numbers are stored in blocks of a fixed size.
+/// A data type. Numbers are stored in blocks of a fixed size.
 #[derive(Debug)]
 pub struct Format {
     /// Name in ggml, such as `Q4_1`.
@@ -64,7 +64,7 @@ pub fn format(id: u32) -> Option<&'static Format> {
     FORMATS.iter().find(|f| f.id == id)
 }
 
-/// Returns the type for unquantised numbers of `kind`, if GGUF has one.
+/// Returns the unquantised type for tensors of dtype `kind`, if GGUF has one.
 pub fn plain(kind: Kind) -> Option<&'static Format> {
     let name = match kind {
         Kind::Float => "F32",

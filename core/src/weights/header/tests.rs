@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::testing;
 use crate::weights::{ModelFiles, SafetensorsFile, read_safetensors, write_safetensors};
 
-/// Returns the bytes of a file with this header, followed by `data` zero bytes.
+/// Returns the bytes of a safetensors file with the given header and `data` zero bytes of data.
 fn file(header: &str, data: usize) -> Vec<u8> {
     [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &vec![0; data]].concat()
 }
@@ -46,7 +46,7 @@ fn unusual_but_valid_files_are_read() {
     assert_eq!(
         open(&file(&format!("{two}   "), 24)).unwrap().names().collect::<Vec<_>>(),
         ["a", "b"],
-        "tensors are in the order of their data"
+        "tensors are sorted by data offset"
     );
     assert_eq!(open(&file("{}", 0)).unwrap().names().count(), 0);
     let zero = header_of(&[entry("none", "F32", "[0,7]", 4, 4), entry("all", "U8", "[4]", 0, 4)]);
@@ -63,7 +63,7 @@ fn an_invalid_header_is_refused() {
         let text = refused(&[&len.to_le_bytes()[..], b"{}  "].concat());
         assert!(text.contains(expected), "{text}");
     }
-    assert!(refused(b"{}").contains("it has 2 bytes"));
+    assert!(refused(b"{}").contains("it must have at least 8 bytes, got 2"));
     for header in [
         "",
         "x",
@@ -182,7 +182,7 @@ fn an_invalid_index_or_configuration_is_refused() {
         (r#"{"weight_map": {"a": ""}}"#, "must refer to a file in the same folder"),
         (r#"{"weight_map": {"a": "config.json"}}"#, "not a valid safetensors file"),
         (r#"{"weight_map": {"a": "n.safetensors"}}"#, "is missing"),
-        (r#"{"weight_map": {"b": "m.safetensors"}}"#, "no tensor `b`"),
+        (r#"{"weight_map": {"b": "m.safetensors"}}"#, "does not contain tensor `b`"),
     ] {
         let text = with(index);
         assert!(text.contains(expected), "{index}: {text}");
@@ -194,7 +194,7 @@ fn an_invalid_index_or_configuration_is_refused() {
     assert!(with("{}").contains("is not a file"));
 }
 
-/// Reads all tensors of a file, if it can be opened.
+/// Reads every tensor of the file. A file that cannot be opened is ignored.
 fn use_all(path: &Path) {
     if let Ok(all) = read_safetensors(path) {
         assert!(all.values().all(Tensor::defined));

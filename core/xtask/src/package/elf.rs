@@ -1,5 +1,5 @@
-//! Reads the dynamic section of an ELF file: the libraries that it needs, the versions of their
-//! symbols, and the folders in which the loader looks for them.
+//! Reads the dynamic linking information of an ELF file: the shared libraries that it needs, the
+//! required symbol versions, and the library search path.
 
 use anyhow::{Context, Result, bail};
 use object::Endianness;
@@ -16,16 +16,16 @@ pub struct Dynamic {
     pub runpath: Option<String>,
     /// An older form of RUNPATH (`DT_RPATH`), which takes precedence over `LD_LIBRARY_PATH`.
     pub rpath: Option<String>,
-    /// The versions that the libraries must define, in the order of the file.
+    /// Required symbol versions, in file order.
     pub required: Vec<Required>,
 }
 
-/// A version that a library must define, such as `GLIBC_2.28` in `libc.so.6`.
+/// A symbol version that a library must define, such as `GLIBC_2.28` in `libc.so.6`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Required {
     pub library: String,
     pub version: String,
-    /// The symbols with this version that the file uses.
+    /// The symbols that require this version.
     pub symbols: Vec<String>,
 }
 
@@ -33,14 +33,13 @@ impl Dynamic {
     /// Reads the dynamic section of a 64-bit ELF file.
     ///
     /// # Errors
-    /// Fails if `data` is not such a file, or if it is linked statically.
+    /// Fails if `data` is not a 64-bit ELF file, or if it has no dynamic section.
     pub fn read(data: &[u8]) -> Result<Self> {
-        let header =
-            FileHeader64::<Endianness>::parse(data).context("it is not a 64-bit ELF file")?;
+        let header = FileHeader64::<Endianness>::parse(data).context("not a 64-bit ELF file")?;
         let endian = header.endian()?;
         let sections = header.sections(endian, data)?;
         let Some((entries, strings)) = sections.dynamic(endian, data)? else {
-            bail!("it has no dynamic section")
+            bail!("the ELF file has no dynamic section")
         };
         let strings = sections.strings(endian, data, strings)?;
 

@@ -15,12 +15,12 @@ use crate::{paths, pins};
 /// Files with this project's own licence.
 const OWN: [&str; 3] = ["LICENSE", "LICENSE-APACHE", "LICENSE-MIT"];
 
-/// Maximum depth of the subfolders of a crate in which licences are searched. Bundled C libraries
-/// have subfolders with their own licences.
+/// How many levels of subfolders to search for licence files in a crate. A crate can bundle C
+/// libraries, which have their own licence files in their subfolders.
 const DEPTH: usize = 3;
 
-/// Returns all licence files of a package, as names and contents. `zig` is the path of zig, if it
-/// linked the binary.
+/// Returns the names and contents of all licence files of a package. `zig` is the path of the zig
+/// program, or `None` if the binary was not linked with it.
 pub fn gather(metadata: &Metadata, zig: Option<&Path>) -> Result<Vec<(String, Vec<u8>)>> {
     let checkout = paths::checkout();
     let mut files = Vec::new();
@@ -48,11 +48,12 @@ pub fn gather(metadata: &Metadata, zig: Option<&Path>) -> Result<Vec<(String, Ve
 /// Software that is part of the binary, with its licences.
 struct Source {
     linked: Linked,
-    /// Names of the licence files and their texts.
+    /// Path and contents of each licence file.
     texts: Vec<(String, String)>,
 }
 
-/// Returns zig as a part of the binary, which contains some of zig's compiler runtime.
+/// Returns zig's name and licences. The package must include them, because the linked binary
+/// contains parts of zig's compiler runtime.
 fn of_zig(program: &Path) -> Result<Source> {
     let folder = program.parent().unwrap_or(Path::new(""));
     let requirement = pins::ZIG.requirement();
@@ -70,7 +71,7 @@ fn of_zig(program: &Path) -> Result<Source> {
 /// Returns the licence notices of Rust's standard library, or `None` if the toolchain does not
 /// include them.
 fn rust_library() -> Result<Option<Vec<u8>>> {
-    // Run `rustc` in the checkout, so that it is the toolchain of the build.
+    // Run `rustc` in the checkout, so that rustup selects the toolchain of the build.
     let output = Command::new("rustc")
         .current_dir(paths::checkout())
         .args(["--print", "sysroot"])
@@ -81,7 +82,7 @@ fn rust_library() -> Result<Option<Vec<u8>>> {
     Ok(fs::read(file).ok())
 }
 
-/// Returns the licence files in `folder` and its subfolders, as paths and texts.
+/// Returns the paths and contents of the licence files in `folder` and its subfolders.
 fn texts(folder: &Path, depth: usize) -> Result<Vec<(String, String)>> {
     let mut found = Vec::new();
     search(folder, "", depth, &mut found)?;
@@ -113,8 +114,8 @@ fn search(
     Ok(())
 }
 
-/// Returns true for names such as `LICENSE-MIT`, `COPYING` and `notice.md`, and for every text in a
-/// folder `LICENSES`. Returns false for source files such as `license.rs`.
+/// Returns true for names such as `LICENSE-MIT`, `COPYING` and `notice.md`, and for all files in a
+/// `LICENSES` folder. Source files such as `license.rs` are excluded.
 fn is_licence(below: &str, name: &str) -> bool {
     const NAMES: [&str; 6] = ["LICENSE", "LICENCE", "COPYING", "COPYRIGHT", "NOTICE", "UNLICENSE"];
     const SOURCES: [&str; 12] =
@@ -125,18 +126,17 @@ fn is_licence(below: &str, name: &str) -> bool {
     !is_source && (NAMES.iter().any(|start| upper.starts_with(start)) || folder == "LICENSES")
 }
 
-/// Returns the text of `THIRD-PARTY.txt`. Each licence text occurs once, below a list of the
-/// packages with this licence. `has_notices` is true if the package also has the notices of Rust's
-/// standard library.
+/// Returns the contents of `THIRD-PARTY.txt`. Each licence text occurs once, below the list of
+/// crates that it applies to. `has_notices` is true if the package also contains the notices of
+/// Rust's standard library.
 fn third_party(version: &str, sources: &[Source], has_notices: bool) -> String {
     let notices = if has_notices { "notices in RUST-LIBRARY.html" } else { "by the Rust project" };
     let mut out = format!(
         "Third-party software in reprpo {version}\n\n\
-        The binary contains code of the packages below. The texts of their licences follow the \
-        list.\n\n\
-        It also contains code of Rust's standard library (MIT OR Apache-2.0; {notices}), code\n\
+        The binary contains code from the packages below. Their licence texts follow the list.\n\n\
+        It also contains code from Rust's standard library (MIT OR Apache-2.0; {notices}), code\n\
         from the headers of PyTorch (BSD-3-Clause), start-up code of the GNU C library, and\n\
-        parts of GCC's libraries, which their exceptions for linked programs cover\n\
+        parts of GCC's libraries. Exceptions for linked programs apply to the last two\n\
         (LGPL-2.1-or-later with its linking exception; GPL-3.0-or-later WITH\n\
         GCC-exception-3.1).\n\n"
     );
@@ -152,9 +152,9 @@ fn third_party(version: &str, sources: &[Source], has_notices: bool) -> String {
             let authors = if authors.is_empty() {
                 String::new()
             } else {
-                format!(", by {}", authors.join(", "))
+                format!("; authors: {}", authors.join(", "))
             };
-            let _ = write!(out, " (its package has no licence file{authors})");
+            let _ = write!(out, " (the package does not include a licence file{authors})");
         }
         out.push('\n');
         for (file, text) in texts {
@@ -198,7 +198,12 @@ mod tests {
         );
         assert_eq!(text.matches("the text").count(), 1);
         assert!(text.contains("a 1.0.0 (LICENSE)\nb 1.0.0 (LICENSE-MIT)\n\nthe text"), "{text}");
-        assert!(text.contains("c 1.0.0: MIT (its package has no licence file, by Ada)"), "{text}");
+        assert!(
+            text.contains(
+                "c 1.0.0: MIT (the package does not include a licence file; authors: Ada)"
+            ),
+            "{text}"
+        );
     }
 
     #[test]

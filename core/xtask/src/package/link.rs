@@ -1,9 +1,9 @@
-//! The linker of a package's build: `cargo xtask link`, which rustc calls instead of `cc`.
+//! Implements `cargo xtask link`, which rustc calls instead of `cc` in a package build.
 //!
-//! It links two binaries. The first one is the ordinary binary at the path that cargo expects. It
-//! uses the libtorch of this machine, so `target/release/reprpo` stays usable. The second one is
-//! the binary for the package, with another RUNPATH. The RUNPATH is set by the linker, because
-//! tools that change it afterwards must also change the layout of the file.
+//! It links two binaries. The first is the ordinary binary at the path that cargo expects. It uses
+//! the libtorch of this machine, so `target/release/reprpo` stays usable. The second is the
+//! packaged binary, with a RUNPATH that finds libtorch on the user's machine. Setting the RUNPATH
+//! at link time is safer than changing it afterwards, which would rearrange the ELF file.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -17,23 +17,22 @@ use clap::Args;
 use super::zig;
 use crate::failure::file_error;
 
-/// The folder in which the binary of a package looks for libtorch: the path from `reprpo/bin` to
-/// `torch/lib` in `site-packages`.
+/// RUNPATH of the packaged binary: the path from `reprpo/bin` to `torch/lib` in `site-packages`.
 pub const RUNPATH: &str = "$ORIGIN/../../torch/lib";
 
 /// The arguments of the linker.
 #[derive(Args)]
 pub struct Link {
-    /// Path of the binary for the package
+    /// Path of the packaged binary
     #[arg(long)]
     packed: PathBuf,
-    /// Path of zig, if it should link the binary for the package against an older glibc
+    /// Path of zig, to link the packaged binary against an older glibc; by default, `cc` links it
     #[arg(long, requires = "portable_object")]
     zig: Option<PathBuf>,
     /// Path of the object file of portable.cc
     #[arg(long)]
     portable_object: Option<PathBuf>,
-    /// The C++ compiler whose libraries are linked
+    /// C++ compiler that provides libstdc++, libgcc and libgomp
     #[arg(long, default_value = "c++")]
     compiler: OsString,
     /// The arguments from rustc
@@ -41,16 +40,17 @@ pub struct Link {
     args: Vec<OsString>,
 }
 
-/// The settings for linking the binary of a package.
+/// Settings for linking the packaged binary.
 pub struct Plan<'a> {
     pub packed: &'a Path,
     pub compiler: &'a OsStr,
-    /// Paths of zig and of the object file of portable.cc, if zig should link the binary.
+    /// Path of zig, and path of the object file compiled from portable.cc; `None` to link with
+    /// `cc`.
     pub portable: Option<(&'a Path, &'a Path)>,
 }
 
 impl Plan<'_> {
-    /// Writes the script that rustc calls as its linker.
+    /// Writes a shell script that runs `cargo xtask link`. rustc calls it as its linker.
     pub fn write_script(&self, script: &Path) -> Result<()> {
         let this = std::env::current_exe().context("cannot find the path of this program")?;
         let mut words: Vec<OsString> = vec![
@@ -84,12 +84,10 @@ fn quote(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 
-/// Links the ordinary binary and the binary for the package.
+/// Links the ordinary binary and the packaged binary.
 pub fn run(link: &Link) -> Result<ExitCode> {
     if link.args.iter().any(|arg| arg.as_encoded_bytes().starts_with(b"@")) {
-        bail!(
-            "rustc passed the linker's arguments in a file, which `cargo xtask link` does not read"
-        );
+        bail!("`cargo xtask link` does not support response files, but rustc passed one (`@FILE`)");
     }
     if !Command::new("cc").args(&link.args).status().context("cannot run `cc`")?.success() {
         return Ok(ExitCode::FAILURE);
@@ -113,15 +111,17 @@ pub fn run(link: &Link) -> Result<ExitCode> {
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The flags of libraries that belong to the C++ compiler, and the paths of these libraries.
+/// Maps linker flags such as `-lstdc++` to the paths of the C++ compiler's libraries.
 ///
-/// zig would use its own libc++ for `-lstdc++` and its own unwinder for `-lgcc_s`. Exceptions could
-/// then not pass between libtorch and the binary. So zig gets the paths of the libraries instead of
-/// the flags. It also gets the path of libgomp, which it does not include.
+/// For `-lstdc++` and `-lgcc_s`, zig would use its own libc++ and its own unwinder. Exceptions
+/// could then not pass between libtorch and the binary. To prevent this, zig gets the paths of the
+/// compiler's libraries instead of the flags. The same applies to libgomp, which zig does not
+/// include.
 struct Libraries(Vec<(&'static str, Vec<PathBuf>)>);
 
 impl Libraries {
-    /// The flags and the names of the libraries. `__builtin_cpu_supports` needs the static libgcc.
+    /// Each flag with the library files that replace it. `libgcc.a` is needed for
+    /// `__builtin_cpu_supports`.
     const FILES: [(&'static str, &'static [&'static str]); 3] = [
         ("-lstdc++", &["libstdc++.so"]),
         ("-lgcc_s", &["libgcc_s.so.1", "libgcc.a"]),
@@ -132,10 +132,10 @@ impl Libraries {
         let find = |name: &&str| {
             let output = Command::new(compiler).arg(format!("-print-file-name={name}")).output()?;
             let path = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
-            // For an unknown library, the compiler prints the name itself.
+            // If the compiler does not find the library, it prints the name unchanged.
             if !path.is_absolute() {
                 bail!(
-                    "`{}` does not have `{name}`, which the portable link needs",
+                    "`{}` does not provide `{name}`, which the portable link needs",
                     compiler.display()
                 );
             }
@@ -152,8 +152,8 @@ impl Libraries {
     }
 }
 
-/// Converts rustc's arguments for the ordinary binary to those for the binary of the package. With
-/// `libraries`, the result is for zig, and otherwise for `cc`.
+/// Converts rustc's linker arguments to those for the packaged binary. If `libraries` is set, the
+/// result is for zig, and otherwise for `cc`.
 fn packed_arguments(
     args: &[OsString],
     packed: &Path,
@@ -167,9 +167,10 @@ fn packed_arguments(
             args.next();
             out.extend(["-o".into(), packed.into()]);
         } else if text.starts_with("-Wl,-rpath,") || text.starts_with("-Wl,-rpath=") {
-            // This is a folder of this machine. The new RUNPATH is added below.
+            // Drop this path, which only exists on the build machine. The new RUNPATH is added
+            // below.
         } else if let Some(libraries) = libraries {
-            // zig always uses its own linker.
+            // Drop flags that choose a linker: zig always uses its own.
             let chooses_linker =
                 text == "-m64" || text.starts_with("-fuse-ld=") || text.starts_with("-B/");
             match libraries.paths(text) {

@@ -1,16 +1,16 @@
-//! Determines the oldest manylinux platform on which a binary runs, from the libraries and versions
-//! that it requires.
+//! Determines the oldest manylinux platform on which a binary runs, from the libraries and symbol
+//! versions that it requires.
 //!
 //! The tag `manylinux_2_NN` (PEP 600) promises that a wheel runs on every system with glibc 2.NN or
-//! later. Such a system has a libstdc++ and a libgcc of about the same age, so their versions
-//! matter as well.
+//! later. The libstdc++ and libgcc of such a system can be as old as that glibc, so the binary must
+//! not require newer versions of them either.
 
 use anyhow::{Result, anyhow, bail};
 
 use super::elf::Dynamic;
 use crate::failure::failure;
 
-/// The libraries of every manylinux platform, except those for graphics.
+/// Libraries that every manylinux platform provides. Graphics libraries are left out.
 const SYSTEM: [&str; 10] = [
     "ld-linux-x86-64.so.2",
     "libc.so.6",
@@ -24,11 +24,11 @@ const SYSTEM: [&str; 10] = [
     "libutil.so.1",
 ];
 
-/// The libraries of torch that the binary of a package may need. All builds of torch have them,
-/// including the one for the CPU.
+/// torch libraries that the packaged binary may need. Every build of torch includes them, even the
+/// CPU-only build.
 const TORCH: [&str; 2] = ["libc10.so", "libtorch_cpu.so"];
 
-/// A platform with the versions of the libraries in the oldest distribution that has its glibc.
+/// A manylinux platform, and the library versions of the oldest distribution with its glibc.
 struct Platform {
     /// The N of glibc 2.N.
     minor: u32,
@@ -36,12 +36,12 @@ struct Platform {
     glibcxx: u32,
     /// The N of `CXXABI_1.3.N`.
     cxxabi: u32,
-    /// The major version of `GCC_N.0.0`.
+    /// The N of `GCC_N.0.0`.
     gcc: u32,
 }
 
-/// The platforms, with the versions in CentOS 7, Debian 9, RHEL 8, Debian 11, RHEL 9, Ubuntu 22.04
-/// and Ubuntu 24.04.
+/// The known platforms. The versions are from CentOS 7, Debian 9, RHEL 8, Debian 11, RHEL 9, Ubuntu
+/// 22.04 and Ubuntu 24.04, in this order.
 const PLATFORMS: [Platform; 7] = [
     Platform { minor: 17, glibcxx: 19, cxxabi: 7, gcc: 4 },
     Platform { minor: 24, glibcxx: 22, cxxabi: 10, gcc: 4 },
@@ -52,11 +52,11 @@ const PLATFORMS: [Platform; 7] = [
     Platform { minor: 39, glibcxx: 33, cxxabi: 15, gcc: 14 },
 ];
 
-/// Returns the NN of `manylinux_2_NN` for a binary.
+/// Returns the glibc minor version of a binary: the NN of its tag `manylinux_2_NN`.
 ///
 /// # Errors
-/// Fails if the binary needs a library that belongs neither to the platform nor to torch, or a
-/// version that no platform in the list has.
+/// Fails if the binary needs a library that is part of neither manylinux nor torch, or a symbol
+/// version that is newer than all known platforms.
 pub fn minor(dynamic: &Dynamic) -> Result<u32> {
     for library in &dynamic.needed {
         if !SYSTEM.contains(&library.as_str()) && !TORCH.contains(&library.as_str()) {
@@ -72,9 +72,10 @@ pub fn minor(dynamic: &Dynamic) -> Result<u32> {
     dynamic.required.iter().try_fold(PLATFORMS[0].minor, |oldest, required| {
         let minor = minor_of(&required.version).ok_or_else(|| {
             anyhow!(
-                "`{}` requires `{}`, which no manylinux platform has (used by `{}`)",
-                required.library,
+                "the binary requires `{}` of `{}`, which no known manylinux platform provides \
+                    (symbols: `{}`)",
                 required.version,
+                required.library,
                 required.symbols.join("`, `")
             )
         })?;
@@ -85,7 +86,7 @@ pub fn minor(dynamic: &Dynamic) -> Result<u32> {
 /// Checks that the binary runs on the platform `manylinux_2_<limit>`.
 ///
 /// # Errors
-/// Fails if the binary requires newer versions. The error lists the symbols that need them.
+/// Fails if the binary requires newer symbol versions. The error lists them with their symbols.
 pub fn check_at_most(dynamic: &Dynamic, limit: u32) -> Result<()> {
     let newer = dynamic
         .required
@@ -94,7 +95,7 @@ pub fn check_at_most(dynamic: &Dynamic, limit: u32) -> Result<()> {
     let newer: Vec<String> = newer
         .map(|required| {
             format!(
-                "  {} of {}: {}",
+                "  {} from {}, for the symbols {}",
                 required.version,
                 required.library,
                 required.symbols.join(", ")
@@ -105,12 +106,13 @@ pub fn check_at_most(dynamic: &Dynamic, limit: u32) -> Result<()> {
         return Ok(());
     }
     bail!(
-        "the binary requires versions that manylinux_2_{limit} does not have:\n{}",
+        "the binary requires symbol versions newer than manylinux_2_{limit}:\n{}",
         newer.join("\n")
     )
 }
 
-/// Returns the NN of the oldest platform with a version such as `GLIBC_2.28` or `GLIBCXX_3.4.25`.
+/// Returns the glibc minor version of the oldest platform that provides the symbol version
+/// `version`, such as `GLIBC_2.28` or `GLIBCXX_3.4.25`.
 fn minor_of(version: &str) -> Option<u32> {
     let (family, number) = version.rsplit_once('_')?;
     let mut parts = number.split('.').map(|part| part.parse::<u32>().ok());
@@ -202,9 +204,9 @@ mod tests {
         assert!(check_at_most(&binary, 34).is_ok());
         let error = check_at_most(&binary, 28).unwrap_err().to_string();
         assert!(
-            error.contains("GLIBC_2.34 of libx.so: f, g")
+            error.contains("GLIBC_2.34 from libx.so, for the symbols f, g")
                 && error.contains("GLIBCXX_3.4.26")
-                && !error.contains("GLIBC_2.28 of"),
+                && !error.contains("GLIBC_2.28 from"),
             "{error}"
         );
     }

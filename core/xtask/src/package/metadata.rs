@@ -9,10 +9,10 @@ use serde_json::Value;
 
 use crate::run;
 
-/// The crate whose binary is packaged.
+/// The crate that contains the packaged binary.
 const ROOT: &str = "reprpo";
 
-/// The crate `reprpo`, and the third-party crates in its binary.
+/// Metadata of the `reprpo` crate, and the third-party crates in its binary.
 pub struct Metadata {
     pub version: String,
     pub description: String,
@@ -29,7 +29,7 @@ pub struct Linked {
     /// The licence as an SPDX expression.
     pub licence: Option<String>,
     pub authors: Vec<String>,
-    /// Folder with the sources of the crate on this machine.
+    /// Source folder of the crate on this machine.
     pub folder: PathBuf,
 }
 
@@ -73,7 +73,8 @@ impl Metadata {
             let package = packages
                 .get(id)
                 .with_context(|| format!("`cargo metadata` does not describe `{id}`"))?;
-            // A procedural macro runs in the compiler, and so do its dependencies.
+            // Procedural macros and their dependencies run in the compiler, and are not in the
+            // binary.
             if list(&package["targets"])
                 .any(|target| list(&target["kind"]).any(|kind| kind == "proc-macro"))
             {
@@ -136,7 +137,7 @@ fn text(package: &Value, field: &str) -> Result<String> {
     package[field]
         .as_str()
         .map(str::to_owned)
-        .with_context(|| format!("`cargo metadata` gives no `{field}` for `{}`", package["name"]))
+        .with_context(|| format!("`cargo metadata` has no `{field}` for `{}`", package["name"]))
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
-//! `cargo xtask wheel` and `cargo xtask dist`: build the two packages for machines without Rust.
+//! Implements `cargo xtask wheel` and `cargo xtask dist`, which build the two binary packages.
 //!
-//! Both packages contain the same binary. The module `link` links it so that it runs on older
-//! systems. The modules `elf` and `manylinux` then check the requirements of the finished binary.
+//! Both packages contain the same binary. `link` links it so that it runs on older Linux systems.
+//! `elf` and `manylinux` then check which libraries the linked binary requires.
 
 mod elf;
 mod licences;
@@ -25,13 +25,14 @@ use crate::{Options, compiler, libtorch, paths, progress, run};
 use elf::Dynamic;
 use metadata::Metadata;
 
-/// Source file with the symbols that the portable link must not take from a library.
+/// C++ source with symbols that the portable binary must define itself, because older systems lack
+/// them.
 const PORTABLE_SOURCE: &str = "core/xtask/src/package/portable.cc";
 
 /// Options for building a package.
 #[derive(Args)]
 pub struct PackageOptions {
-    /// Folder for the package [default: `dist` in cargo's target folder]
+    /// Output folder of the package [default: `dist` in cargo's target folder]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Link against the glibc of this machine instead of glibc 2.28; the package then only runs on
@@ -60,16 +61,16 @@ impl Entry {
         Self { executable: true, ..Self::file(path, bytes) }
     }
 
-    /// Permissions of the file, as for `chmod`.
+    /// Unix permission bits of the file.
     fn mode(&self) -> u32 {
         if self.executable { 0o755 } else { 0o644 }
     }
 }
 
-/// A release build with everything that a package needs.
+/// A packaged binary with its metadata and licences.
 struct Release {
     binary: Vec<u8>,
-    /// The NN of the binary's `manylinux_2_NN`.
+    /// Oldest glibc minor version that the binary supports: the NN of `manylinux_2_NN`.
     minor: u32,
     metadata: Metadata,
     /// Names and contents of the licence files.
@@ -80,7 +81,7 @@ struct Release {
 pub fn wheel(options: &PackageOptions) -> Result<()> {
     let out = options.out()?;
     let release = Release::build(options)?;
-    let sources = folder_of(&paths::checkout().join("python/reprpo"), &["py"])?;
+    let sources = read_folder(&paths::checkout().join("python/reprpo"), &["py"])?;
     let readme = read(&paths::checkout().join("README.md"))?;
     let file = out.join(wheel::file_name(&release));
     wheel::write(&file, &wheel::entries(&release, sources, &readme)?)?;
@@ -107,8 +108,8 @@ fn announce(file: &Path, minor: u32) -> Result<()> {
 }
 
 impl PackageOptions {
-    /// Creates the folder for the package, and checks that it can be written to. This happens
-    /// before the build, which takes minutes.
+    /// Creates the output folder and checks that it is writable. Call this before the build, which
+    /// takes minutes.
     fn out(&self) -> Result<PathBuf> {
         let folder = self.out.clone().unwrap_or_else(|| paths::target().join("dist"));
         fs::create_dir_all(&folder).map_err(|e| file_error(&folder, "create", &e))?;
@@ -121,7 +122,7 @@ impl Release {
     fn build(options: &PackageOptions) -> Result<Self> {
         if Platform::here().ok() != Some(Platform::LinuxX86) {
             bail!(
-                "packages can only be built on Linux on x86-64, but this is `{} {}`",
+                "cannot build packages on `{} {}`: only Linux on x86-64 is supported",
                 std::env::consts::OS,
                 std::env::consts::ARCH
             );
@@ -133,8 +134,8 @@ impl Release {
         let compiler = compiler::find()?;
         let target = paths::target();
         fs::create_dir_all(&target).map_err(|e| file_error(&target, "create", &e))?;
-        // This folder has a new name each time, and so does the linker script in it. Cargo then
-        // always links again, but compiles nothing.
+        // Use a new folder name each time, so that the linker script in the folder has a new path.
+        // This forces cargo to relink without recompiling any crate.
         let work = tempfile::Builder::new()
             .prefix("package-")
             .tempdir_in(&target)
@@ -162,9 +163,9 @@ impl Release {
             let hint = "use `--plain-link` to link against the glibc of this machine; the package \
                 then needs this glibc or a later one";
             return Err(if options.plain_link {
-                anyhow!("the binary could not be built")
+                anyhow!("cannot build the binary")
             } else {
-                failure("the binary could not be built", hint)
+                failure("cannot build the binary", hint)
             });
         }
 
@@ -177,13 +178,14 @@ impl Release {
     }
 }
 
-/// Returns the NN of the binary's `manylinux_2_NN`.
+/// Checks the linked binary, and returns the oldest glibc minor version that it supports.
 ///
 /// # Errors
-/// Fails if the binary would not find libtorch after installation, or if it requires newer
-/// libraries than the package promises.
+/// Fails if the RUNPATH is wrong, because the installed binary would then not find libtorch. Also
+/// fails if the binary is meant to be portable, but needs newer libraries than its target platform
+/// provides.
 fn examine(binary: &[u8], portable: bool) -> Result<u32> {
-    let dynamic = Dynamic::read(binary).context("cannot read the binary that was linked")?;
+    let dynamic = Dynamic::read(binary).context("cannot read the linked binary")?;
     ensure!(
         dynamic.runpath.as_deref() == Some(link::RUNPATH) && dynamic.rpath.is_none(),
         "the binary must have the RUNPATH `{}` and no RPATH, but its RUNPATH is `{}` and its \
@@ -206,8 +208,8 @@ fn examine(binary: &[u8], portable: bool) -> Result<u32> {
     manylinux::minor(&dynamic)
 }
 
-/// Checks that no environment variable sets compiler flags for the CPU of this machine: a package
-/// must run on every x86-64 CPU.
+/// Checks that no environment variable sets compiler flags for a specific CPU, such as
+/// `-march=native`. A package must run on every x86-64 CPU.
 fn check_flags(variables: impl Iterator<Item = (String, String)>) -> Result<()> {
     let is_flags =
         |name: &str| ["RUSTFLAGS", "CFLAGS", "CXXFLAGS"].iter().any(|flags| name.contains(flags));
@@ -250,9 +252,9 @@ fn read(file: &Path) -> Result<String> {
     fs::read_to_string(file).map_err(|e| file_error(file, "read", &e))
 }
 
-/// Returns the files of `folder` with one of these extensions, as names and contents, sorted by
-/// name.
-fn folder_of(folder: &Path, extensions: &[&str]) -> Result<Vec<(String, Vec<u8>)>> {
+/// Reads the files in `folder` that have one of the extensions. Returns their names and contents,
+/// sorted by name.
+fn read_folder(folder: &Path, extensions: &[&str]) -> Result<Vec<(String, Vec<u8>)>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).map_err(|e| file_error(folder, "read", &e))? {
         let path = entry.map_err(|e| file_error(folder, "read", &e))?.path();
@@ -272,12 +274,12 @@ fn folder_of(folder: &Path, extensions: &[&str]) -> Result<Vec<(String, Vec<u8>)
     Ok(files)
 }
 
-/// Writes a file, so that it is either complete or does not exist.
+/// Writes a file atomically: a failed write leaves no incomplete file.
 fn write_whole(file: &Path, bytes: &[u8]) -> Result<()> {
     let partial =
         file.with_file_name(format!("{}.partial", file.file_name().unwrap_or_default().display()));
     fs::write(&partial, bytes).and_then(|()| fs::rename(&partial, file)).map_err(|e| {
-        // Remove an incomplete file, for example if the disk is full.
+        // A failed write can leave a partial file, for example if the disk is full. Remove it.
         let _ = fs::remove_file(&partial);
         file_error(file, "write", &e)
     })
@@ -332,7 +334,7 @@ pub(crate) mod tests {
         assert_eq!(
             fs::read_dir(folder.path()).unwrap().count(),
             1,
-            "only the folder `a.whl` should exist"
+            "the failed write left a partial file"
         );
         fs::remove_dir(&file).unwrap();
         write_whole(&file, b"bytes").unwrap();
@@ -345,8 +347,11 @@ pub(crate) mod tests {
         for name in ["b.py", "a.py", "c.pyc"] {
             fs::write(folder.path().join(name), name).unwrap();
         }
-        let names: Vec<String> =
-            folder_of(folder.path(), &["py"]).unwrap().into_iter().map(|(name, _)| name).collect();
+        let names: Vec<String> = read_folder(folder.path(), &["py"])
+            .unwrap()
+            .into_iter()
+            .map(|(name, _)| name)
+            .collect();
         assert_eq!(names, ["a.py", "b.py"]);
     }
 }

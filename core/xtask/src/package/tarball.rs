@@ -1,5 +1,6 @@
-//! Builds the tarball, which contains the binary and a launcher. The launcher finds the torch of a
-//! Python, or the libtorch in `LIBTORCH`.
+//! Builds the tarball, which contains the binary and a launcher. The launcher uses the libtorch in
+//! the folder that the environment variable `LIBTORCH` names, or the one in an installed Python
+//! package `torch`.
 
 use std::io::Write;
 use std::path::Path;
@@ -8,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use flate2::{Compression, GzBuilder};
 use tar::{Builder, EntryType, Header};
 
-use super::{Entry, Release, folder_of, write_whole};
+use super::{Entry, Release, read_folder, write_whole};
 use crate::paths;
 use crate::version::LIBTORCH_VERSION;
 
@@ -18,7 +19,7 @@ const LIMIT: usize = 40_000_000;
 /// Folder with the files that only the tarball contains.
 const SOURCES: &str = "core/xtask/tarball";
 
-/// The files of `docs` that a machine without the repository needs.
+/// The files in `docs` that are included in the tarball.
 const GUIDES: [&str; 3] = ["adapters-elsewhere.md", "clusters.md", "slurm.sh"];
 
 /// Returns the name of the tarball, such as `reprpo-0.1.0-x86_64-linux.tar.gz`.
@@ -26,7 +27,7 @@ pub fn file_name(release: &Release) -> String {
     format!("reprpo-{}-x86_64-linux.tar.gz", release.metadata.version)
 }
 
-/// Returns the files of the tarball, which are all in one folder.
+/// Returns the files of the tarball, all under one top-level folder.
 pub fn entries(release: &Release) -> Result<Vec<Entry>> {
     let sources = paths::checkout().join(SOURCES);
     let folder = format!("reprpo-{}", release.metadata.version);
@@ -44,11 +45,11 @@ pub fn entries(release: &Release) -> Result<Vec<Entry>> {
         Entry::program(format!("{folder}/lib/reprpo"), release.binary.clone()),
         Entry::file(format!("{folder}/README.md"), filled("README.md")?),
     ];
-    for (name, bytes) in folder_of(&sources.join("examples"), &["jsonl", "toml"])? {
+    for (name, bytes) in read_folder(&sources.join("examples"), &["jsonl", "toml"])? {
         entries.push(Entry::file(format!("{folder}/examples/{name}"), bytes));
     }
-    // The guide for clusters refers to `docs/slurm.sh`, so these files stay in a folder `docs`.
-    for (name, bytes) in folder_of(&paths::checkout().join("docs"), &["md", "sh"])? {
+    // Keep these files under `docs`, because clusters.md refers to `docs/slurm.sh`.
+    for (name, bytes) in read_folder(&paths::checkout().join("docs"), &["md", "sh"])? {
         if GUIDES.contains(&name.as_str()) {
             entries.push(Entry {
                 path: format!("{folder}/docs/{name}"),
@@ -66,10 +67,10 @@ pub fn entries(release: &Release) -> Result<Vec<Entry>> {
     Ok(entries)
 }
 
-/// Writes the tarball. The same files always give the same bytes.
+/// Writes the tarball. The output is reproducible: it depends only on `entries`.
 ///
 /// # Errors
-/// Fails if it is larger than 40 MB, or if it cannot be written.
+/// Fails if the tarball would be 40 MB or larger, or if it cannot be written.
 pub fn write(file: &Path, entries: &[Entry]) -> Result<()> {
     let bytes = pack(entries).with_context(|| format!("cannot pack `{}`", file.display()))?;
     check_size(file, bytes.len())?;
@@ -79,16 +80,16 @@ pub fn write(file: &Path, entries: &[Entry]) -> Result<()> {
 fn check_size(file: &Path, size: usize) -> Result<()> {
     ensure!(
         size < LIMIT,
-        "`{}` would have {:.1} MB, but it must be smaller than {} MB",
+        "`{}` must be smaller than {} MB, got {:.1} MB",
         file.display(),
-        size as f64 / 1e6,
-        LIMIT / 1_000_000
+        LIMIT / 1_000_000,
+        size as f64 / 1e6
     );
     Ok(())
 }
 
 fn pack(entries: &[Entry]) -> Result<Vec<u8>> {
-    // The header of the gzip file contains no name and no time.
+    // Leave the file name and the timestamp out of the gzip header.
     let gzip = GzBuilder::new().mtime(0).write(Vec::new(), Compression::best());
     let mut tar = Builder::new(gzip);
     for entry in entries {
@@ -98,7 +99,7 @@ fn pack(entries: &[Entry]) -> Result<Vec<u8>> {
         header.set_mode(entry.mode());
         header.set_uid(0);
         header.set_gid(0);
-        // The year 1980, as in the wheel. Some tools warn about files from 1970.
+        // Use the year 1980 as in the wheel, because some tools warn about files from 1970.
         header.set_mtime(315_532_800);
         tar.append_data(&mut header, &entry.path, entry.bytes.as_slice())?;
     }
@@ -171,6 +172,6 @@ mod tests {
     fn a_tarball_above_the_limit_is_an_error() {
         assert!(check_size(Path::new("a.tar.gz"), LIMIT - 1).is_ok());
         let error = check_size(Path::new("a.tar.gz"), LIMIT).unwrap_err().to_string();
-        assert!(error.contains("`a.tar.gz` would have 40.0 MB"), "{error}");
+        assert!(error.contains("`a.tar.gz` must be smaller than 40 MB, got 40.0 MB"), "{error}");
     }
 }

@@ -51,13 +51,14 @@ pub fn entries(
             .iter()
             .map(|(name, bytes)| Entry::file(format!("{info}/licenses/{name}"), bytes.clone())),
     );
-    // The record is the last file. It lists itself without a hash.
+    // RECORD comes last, because it contains the hashes of all other files. It lists itself without
+    // a hash.
     let file = format!("{info}/RECORD");
     entries.push(Entry::file(&file, record(&entries, &file)));
     Ok(entries)
 }
 
-/// Returns the core metadata (PEP 566, 639).
+/// Returns the contents of METADATA (PEP 566, PEP 639).
 fn description(release: &Release, readme: &str) -> String {
     let mut out = format!(
         "Metadata-Version: 2.4\nName: reprpo\nVersion: {}\nSummary: {}\nLicense-Expression: MIT \
@@ -77,7 +78,7 @@ fn description(release: &Release, readme: &str) -> String {
     out
 }
 
-/// Returns the record, which has a line with path, SHA-256 and size for each file.
+/// Returns the contents of RECORD: the path, SHA-256 and size of each file, one file per line.
 fn record(entries: &[Entry], record: &str) -> String {
     let line = |entry: &Entry| {
         format!(
@@ -90,7 +91,7 @@ fn record(entries: &[Entry], record: &str) -> String {
     entries.iter().map(line).chain([format!("{record},,\n")]).collect()
 }
 
-/// Writes the wheel. The same files always give the same bytes.
+/// Writes the wheel. The output is reproducible: it depends only on `entries`.
 pub fn write(file: &Path, entries: &[Entry]) -> Result<()> {
     write_whole(file, &pack(entries).with_context(|| format!("cannot pack `{}`", file.display()))?)
 }
@@ -98,7 +99,7 @@ pub fn write(file: &Path, entries: &[Entry]) -> Result<()> {
 fn pack(entries: &[Entry]) -> Result<Vec<u8>> {
     let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
     for entry in entries {
-        // The default time is 1980, the earliest time in a zip archive.
+        // Use a fixed timestamp. `DEFAULT` is 1980-01-01, the earliest date in the zip format.
         let options = SimpleFileOptions::default()
             .compression_method(CompressionMethod::Deflated)
             .compression_level(Some(9))
@@ -117,7 +118,7 @@ mod tests {
     use zip::ZipArchive;
 
     use super::super::tests::release;
-    use super::super::{folder_of, paths};
+    use super::super::{paths, read_folder};
     use super::*;
 
     fn small() -> Vec<Entry> {
@@ -181,7 +182,7 @@ mod tests {
 
     #[test]
     fn the_python_package_has_the_versions_of_this_workspace() {
-        let sources = folder_of(&paths::checkout().join("python/reprpo"), &["py"]).unwrap();
+        let sources = read_folder(&paths::checkout().join("python/reprpo"), &["py"]).unwrap();
         let names: Vec<&str> = sources.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["__init__.py", "__main__.py", "_launch.py", "_version.py"]);
         let version = String::from_utf8(sources[3].1.clone()).unwrap();

@@ -10,29 +10,30 @@ use reprpo_downloads::{clear, fetch, lock, unpack};
 use crate::failure::at;
 use crate::{Options, paths, pins, progress};
 
-/// The N of glibc 2.N, the oldest version on which the portable binary runs. torch's wheels need
-/// the same version.
+/// Minor version of the oldest glibc that the portable binary supports. It is glibc 2.28, which
+/// torch's wheels also require.
 pub const GLIBC: u32 = 28;
 
-/// zig's name for the platform with this glibc.
+/// zig target triple with the glibc version.
 pub const TARGET: &str = "x86_64-linux-gnu.2.28";
 
-/// Flags of every link.
+/// Flags for linking with zig.
 ///
-/// The libstdc++ of the build machine can need a newer glibc than the binary. The binary will run
-/// with another libstdc++, so the linker must not check the symbols that the first one needs.
+/// The libstdc++ of the build machine may need a newer glibc than the target platform provides. The
+/// binary runs with the libstdc++ of the user's machine, so `--allow-shlib-undefined` tells the
+/// linker to ignore undefined symbols in shared libraries.
 pub const FLAGS: [&str; 2] = ["-Wl,--allow-shlib-undefined", "-fno-sanitize=all"];
 
-/// Name of a file that is written last into zig's folder. It marks the folder as complete.
+/// Name of the file that marks the zig folder as complete. It is written last.
 const STAMP: &str = ".complete";
 
-/// The environment variables for zig, which set its own caches to a folder next to the program.
+/// Returns the environment variables that put zig's caches in a folder next to the zig executable.
 pub fn environment(zig: &Path) -> [(&'static str, PathBuf); 2] {
     let cache = zig.with_file_name("cache");
     [("ZIG_GLOBAL_CACHE_DIR", cache.clone()), ("ZIG_LOCAL_CACHE_DIR", cache)]
 }
 
-/// Installs zig in the cache, unless it is there already. Returns the path of the program.
+/// Installs zig in the cache, unless it is already there. Returns the path of the zig executable.
 pub fn set_up(options: &Options) -> Result<PathBuf> {
     let cache = paths::cache()?;
     let wheel = pins::ZIG;

@@ -41,8 +41,8 @@ pub fn map(of: &Sides, f: impl Fn(&Tensor) -> Tensor) -> Sides {
     Sides { chosen: f(&of.chosen), rejected: f(&of.rejected) }
 }
 
-/// Makes log-probabilities of completions with `lengths` tokens. `per_token` `[m]` contains the
-/// values of all tokens, one completion after the other.
+/// Creates the token log-probabilities of several completions. `lengths` contains the number of
+/// tokens of each completion. `per_token` contains the values of all completions, concatenated.
 pub fn tokens(per_token: &Tensor, lengths: &[i64]) -> TokenLogprobs {
     let counts = Tensor::from_slice(lengths);
     let owner = Tensor::arange(lengths.len() as i64, (Kind::Int64, Device::Cpu))
@@ -50,14 +50,14 @@ pub fn tokens(per_token: &Tensor, lengths: &[i64]) -> TokenLogprobs {
     TokenLogprobs::new(per_token.shallow_clone(), owner, counts.to_kind(per_token.kind()))
 }
 
-/// Makes log-probabilities of completions that all have `length` tokens. For each side, `per_token`
-/// `[m]` contains the values of all tokens, one completion after the other.
+/// Creates the log-probabilities of completions that all have `length` tokens. For each side,
+/// `per_token` contains the values of all completions, concatenated.
 pub fn logprobs(per_token: &Sides, length: i64) -> Logprobs {
     let of = |t: &Tensor| tokens(t, &vec![length; (t.size()[0] / length) as usize]);
     Logprobs::new(of(&per_token.chosen), Some(of(&per_token.rejected)))
 }
 
-/// Makes the pooled states of one tap.
+/// Creates the pooled states of one tap.
 pub fn tap(policy: &Sides, reference: &Sides) -> TapStates {
     TapStates::new(
         Site::Residual(1),
@@ -66,8 +66,9 @@ pub fn tap(policy: &Sides, reference: &Sides) -> TapStates {
     )
 }
 
-/// Makes the states of b sequences of t tokens from `states` `[b t h]`. `completion` `[b t]` is
-/// nonzero for the tokens of completions.
+/// Creates the token states of b sequences with t tokens each. `states` has the shape `[b t h]`.
+/// `completion` has the shape `[b t]`, and is nonzero for completion tokens and zero for prompt
+/// tokens.
 ///
 /// # Panics
 /// Panics if `states` does not have three dimensions.
@@ -81,8 +82,9 @@ pub fn token_states(states: &Tensor, completion: &Tensor) -> TokenStates {
     }
 }
 
-/// Makes the states of one tap, for every token, from tensors `[b t h]`. The first `prompt` tokens
-/// of each sequence are the prompt. The pooled states are means over all tokens.
+/// Creates the token states and the pooled states of one tap. The tensors of both arguments have
+/// the shape `[b t h]`. The first `prompt` tokens of each sequence are prompt tokens. The pooled
+/// states are means over all tokens.
 pub fn tap_of_tokens(policy: &Sides, reference: &Sides, prompt: i64) -> TapStates {
     let side = |x: &Tensor| {
         let all = x.ones_like().select(2, 0);

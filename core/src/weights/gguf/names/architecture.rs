@@ -1,4 +1,4 @@
-//! Defines what is specific to one llama.cpp architecture.
+//! The differences between llama.cpp and Hugging Face for one architecture.
 
 use serde_json::{Map, Value};
 
@@ -24,8 +24,8 @@ pub struct Architecture {
     pub(super) blocks: &'static str,
     /// Modules of a block.
     pub(super) block: &'static [Names],
-    /// Returns how the rows of a tensor are ordered in the file. The argument is Hugging Face's
-    /// name.
+    /// Returns the order in which the file stores the rows of a tensor. The first argument is
+    /// Hugging Face's name of the tensor.
     pub(super) order: fn(&str, &Shape) -> Order,
     /// True if the norm weights in llama.cpp's files are larger by 1 than Hugging Face's.
     pub(super) one_plus: bool,
@@ -34,7 +34,7 @@ pub struct Architecture {
     pub(super) partial: bool,
     /// Settings that are only read for this architecture.
     pub(super) reads: &'static [&'static str],
-    /// Settings that have no effect in this architecture, although they do in others.
+    /// Settings that can be ignored, because they only have an effect in other architectures.
     pub(super) harmless: &'static [&'static str],
     /// Creates the configuration in the format of Hugging Face's config.json.
     pub(super) config: fn(&Source<'_>) -> Result<Map<String, Value>>,

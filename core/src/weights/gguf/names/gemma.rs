@@ -58,8 +58,8 @@ pub const GEMMA3: Architecture = Architecture {
     ..GEMMA2
 };
 
-/// Creates the fields that both versions share. By default, every `period`-th layer has full
-/// attention, and the others have a sliding window.
+/// Creates the configuration fields that Gemma 2 and Gemma 3 share. By default, every `period`-th
+/// layer has full attention, and all other layers have a sliding window.
 fn gemma(file: &Source<'_>, period: u64, blocks_of_27b: usize) -> Result<Map<String, Value>> {
     let (settings, mut config) = (&file.settings, file.llama()?);
     let mut put = |key: &str, value: Value| config.insert(key.to_owned(), value);
@@ -70,8 +70,8 @@ fn gemma(file: &Source<'_>, period: u64, blocks_of_27b: usize) -> Result<Map<Str
             put(cap, json!(value));
         }
     }
-    // The file does not contain this value. llama.cpp uses the width of a head, except for the 27B
-    // model, which it recognises by its number of blocks.
+    // The file does not contain `query_pre_attn_scalar`. llama.cpp uses the width of a head, except
+    // for the 27B model, which it recognises by its number of blocks.
     let scalar = if settings.layers()? == blocks_of_27b {
         settings.count("embedding_length")? / settings.count("attention.head_count")?
     } else {

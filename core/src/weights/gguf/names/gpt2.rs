@@ -25,8 +25,8 @@ pub const GPT2: Architecture = Architecture {
         ("ffn_up", "mlp.c_fc"),
         ("ffn_down", "mlp.c_proj"),
     ]],
-    // transformers' Conv1D stores weights as `[in out]`, but the file stores them as `[out in]`, as
-    // in linear modules.
+    // transformers' Conv1D stores weights as `[in out]`. GGUF files store them as `[out in]`, like
+    // the weights of linear modules.
     order: |name, _| {
         if [".c_attn.weight", ".c_proj.weight", ".c_fc.weight"]
             .iter()
@@ -47,8 +47,8 @@ pub const GPT2: Architecture = Architecture {
                 heads of width {head}"
             )));
         }
-        // llama.cpp's converter always sets this to four times the width of the model, even if it
-        // is wrong. Use the shape of the tensor instead.
+        // llama.cpp's converter always sets `feed_forward_length` to four times the width of the
+        // model, even if the model's MLP has a different width. Use the tensor's shape instead.
         let inner = match (file.rows)("transformer.h.0.mlp.c_fc.weight") {
             Some(rows) => rows,
             None => settings.count("feed_forward_length")? as i64,

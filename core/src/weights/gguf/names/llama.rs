@@ -1,4 +1,4 @@
-//! Llama. Most other architectures are defined by how they differ from it.
+//! The Llama architecture. Most other architectures are defined by their differences from it.
 
 use super::{Architecture, GATED, OUTPUT, SEPARATE, TWO_NORMS};
 use crate::weights::gguf::order::Order;

@@ -144,8 +144,8 @@ impl Architecture {
     }
 
     /// Creates the configuration in the format of Hugging Face's config.json. `vocab` is the number
-    /// of rows in the embedding. `rows` returns the number of rows in the file for Hugging Face's
-    /// name of a tensor.
+    /// of rows in the embedding. `rows` takes Hugging Face's name of a tensor, and returns the
+    /// number of rows that the tensor has in the file.
     ///
     /// # Errors
     /// Fails if a setting is missing, or if the file has an unsupported setting that may change the
@@ -174,7 +174,7 @@ struct Source<'a> {
 }
 
 impl Source<'_> {
-    /// Creates the fields that all architectures share.
+    /// Creates the configuration fields that all architectures share.
     fn base(&self) -> Result<Map<String, Value>> {
         let architecture = self.settings.architecture;
         let mut config = Map::new();
@@ -195,7 +195,7 @@ impl Source<'_> {
         Ok(config)
     }
 
-    /// Creates the fields that all architectures with rotary positions share.
+    /// Creates the configuration fields that all architectures with rotary positions share.
     fn rotary(&self) -> Result<Map<String, Value>> {
         let (settings, architecture, shape) =
             (&self.settings, self.settings.architecture, &self.shape);
@@ -245,6 +245,6 @@ pub struct Shape {
     key_value_heads: usize,
     /// Width of one head.
     head: usize,
-    /// Number of dimensions per head that are rotated.
+    /// Number of rotated dimensions in each head.
     rotated: usize,
 }

@@ -20,8 +20,8 @@ pub struct RopeFactors {
 }
 
 impl RopeFactors {
-    /// Returns the field for the factors in `tensor`, or `None` if this tensor does not contain
-    /// factors.
+    /// Returns the field that stores the factors of the tensor named `tensor`, or `None` if this
+    /// tensor does not contain factors.
     pub fn of(&mut self, tensor: &str) -> Option<&mut Option<Vec<f64>>> {
         match tensor {
             "rope_freqs.weight" => Some(&mut self.all),
@@ -33,7 +33,7 @@ impl RopeFactors {
 }
 
 impl Settings<'_> {
-    /// Reads the base of the frequencies (theta).
+    /// Reads the base of the rotary frequencies (theta).
     ///
     /// # Errors
     /// Fails if the setting is not a finite number.
@@ -75,7 +75,8 @@ impl Settings<'_> {
             self.unsigned("rope.scaling.original_context_length")?.unwrap_or(context as u64);
         let plain = kind == "none" || (kind == "linear" && factor == 1.0);
         let mut rope = match factors {
-            // Llama 3.1's scaling. The converter precomputes a factor for each frequency.
+            // This is Llama 3.1's scaling. The converter has already computed a factor for each
+            // frequency.
             RopeFactors { all: Some(all), long: None, short: None } if plain => {
                 json!({ "rope_type": "longrope", "short_factor": all, "long_factor": all,
                     "attention_factor": 1.0, "original_max_position_embeddings": context })
@@ -115,8 +116,9 @@ impl Settings<'_> {
         if self.architecture.partial {
             rope["partial_rotary_factor"] = json!(part(shape.rotated, shape.head));
         } else if shape.rotated != shape.head {
-            // llama.cpp can rotate only the first dimensions of each head in every architecture,
-            // but for this one, transformers has no field for it.
+            // In llama.cpp, a model of any architecture may rotate only some dimensions of each
+            // head. For this architecture, transformers has no field for the number of rotated
+            // dimensions.
             rope["dimension_count"] = json!(shape.rotated);
         }
         Ok(rope)
@@ -130,9 +132,10 @@ impl Settings<'_> {
         // A negative factor means 1.
         self.must_be("rope.scaling.yarn_ext_factor", |factor| factor == 1.0 || factor < 0.0)?;
         self.must_be("rope.scaling.yarn_log_multiplier", |factor| factor == 0.0)?;
-        // llama.cpp multiplies the default attention factor by this setting, but its converter in
-        // 2025 stored Hugging Face's `attention_factor` here, which replaces the default. Both
-        // interpretations only agree on the value below, so other values are rejected.
+        // llama.cpp multiplies the default attention factor by `attn_factor`. However, in 2025 its
+        // converter wrote Hugging Face's `attention_factor` to this setting, and `attention_factor`
+        // replaces the default. Only accept the value for which both interpretations give the same
+        // result.
         let usual = if factor <= 1.0 { 1.0 } else { 0.1 * factor.ln() + 1.0 };
         self.must_be("rope.scaling.attn_factor", |factor| (factor - usual).abs() < 1e-5)?;
         let mut rope = json!({ "rope_type": "yarn", "factor": factor,
@@ -149,7 +152,8 @@ impl Settings<'_> {
         Ok(rope)
     }
 
-    /// Rejects a setting if its value is present and `is_valid` returns false.
+    /// Returns an error if the setting `name` is present and `is_valid` returns false for its
+    /// value.
     fn must_be(&self, name: &str, is_valid: impl Fn(f64) -> bool) -> Result<()> {
         match self.float(name)? {
             Some(value) if !is_valid(value) => Err(self.unsupported(name)),
@@ -178,11 +182,11 @@ fn unread(which: &str) -> Error {
         .hint("use the model's Hugging Face folder")
 }
 
-/// Returns the `partial_rotary_factor` for rotating `rotated` of the `head` dimensions in each
-/// head.
+/// Returns the `partial_rotary_factor` of a model that rotates `rotated` of the `head` dimensions
+/// of each head.
 ///
-/// transformers multiplies it by `head` and rounds down. If this would give a smaller number than
-/// `rotated` because of rounding errors, the next larger f64 is returned.
+/// transformers multiplies the factor by `head` and rounds down. If a rounding error would make the
+/// result less than `rotated`, the next larger f64 is returned.
 fn part(rotated: usize, head: usize) -> f64 {
     let part = rotated as f64 / head as f64;
     if ((head as f64 * part) as usize) < rotated { part.next_up() } else { part }

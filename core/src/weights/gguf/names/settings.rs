@@ -31,18 +31,18 @@ const READ: [&str; 22] = [
     "rope.scaling.yarn_log_multiplier",
 ];
 
-/// Settings that never affect the output of a language model.
+/// Settings that can be ignored, whatever their value.
 const HARMLESS: [&str; 6] = [
     "decoder_start_token_id",
     // Describes how the file was created.
     "tensor_data_layout",
     // Only applies to embedding models.
     "pooling_type",
-    // Only affects Granite models, for which it is read.
+    // Only affects Granite models, whose architecture reads it.
     "rope.scaling.finetuned",
     // The number of rows of the embedding is used instead.
     "vocab_size",
-    // Only applies to mixtures of experts, which are refused.
+    // Only applies to mixtures of experts, which are not supported.
     "expert_used_count",
 ];
 
@@ -74,11 +74,12 @@ const EQUAL: [(&str, &str); 4] = [
     ("rope.freq_base_swa", "rope.freq_base"),
 ];
 
-/// Maximum number of blocks. It limits the size of lists with an entry for each block. All known
+/// Maximum number of blocks. This limits the size of lists with an entry for each block. All known
 /// models have far fewer blocks.
 const MAX_LAYERS: usize = 1 << 14;
 
-/// Reads the settings of an architecture, whose keys begin with its name.
+/// Reads settings from the metadata of a GGUF file. Their keys begin with the name of the
+/// architecture.
 pub struct Settings<'a> {
     pub architecture: &'a Architecture,
     pub meta: &'a Metadata,
@@ -169,13 +170,16 @@ impl Settings<'_> {
         }
     }
 
-    /// Creates the `layer_types` of Hugging Face's configuration.
+    /// Creates the `layer_types` of Hugging Face's configuration from the setting
+    /// `attention.sliding_window_pattern`.
     ///
-    /// The file contains either a boolean for each layer, or a period n: every n-th layer has full
-    /// attention, and the others have a sliding window. `period` is the default.
+    /// The setting is either a list with a boolean for each layer, or a period n: every n-th layer
+    /// has full attention, and the others have a sliding window. If the setting is missing,
+    /// `period` is used.
     ///
     /// # Errors
-    /// Fails if the setting has another type, or if there is not exactly one boolean per layer.
+    /// Fails if the setting is neither a list nor a period, or if the list does not have exactly
+    /// one entry per layer.
     pub fn layer_types(&self, period: u64) -> Result<Vec<&'static str>> {
         let (layers, key) = (self.layers()?, self.key("attention.sliding_window_pattern"));
         let sliding: Vec<bool> = if self.meta.is_array(&key) {

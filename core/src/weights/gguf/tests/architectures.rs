@@ -251,7 +251,7 @@ fn sizes_of_gpt_2_have_the_names_of_its_configuration() {
     let shared = refused(&of("gpt2").count("attention.head_count_kv", 1).bytes());
     assert!(shared.contains("2 heads cannot have 1 key-value heads"), "{shared}");
     let wide = refused(&of("gpt2").count("attention.key_length", 32).bytes());
-    assert!(wide.contains("each 32 wide"), "{wide}");
+    assert!(wide.contains("key-value heads of width 32"), "{wide}");
     assert!(
         refused(&without(of("gpt2"), "attention.layer_norm_epsilon").bytes())
             .contains("`gpt2.attention.layer_norm_epsilon`")
