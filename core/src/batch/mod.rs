@@ -17,8 +17,8 @@ use crate::model::stream::{Stream, StreamBuilder};
 use crate::model::{Adapted, Model, PredictedTokens};
 use crate::text::TokenPair;
 
-/// The sequences of a batch that may share rows of the stream. Sequences that share rows have the
-/// same states there, and gradients of both flow into them.
+/// Selects the sequences of a batch that may share rows of the stream. Shared rows are computed
+/// once, and receive the gradients of all their sequences.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sharing {
     /// All sequences share their common beginnings, across pairs too.
@@ -418,8 +418,9 @@ impl PairBatch {
     }
 }
 
-/// Minimum number of tokens in a shared segment, except for a whole prompt. Every segment adds a call
-/// to attention in each block, which costs more than computing a few tokens twice.
+/// Minimum number of tokens in a shared segment, except at the end of a common prompt. Every
+/// segment adds a call to attention in each block, which costs more than computing a few tokens
+/// twice.
 const MIN_SHARED: usize = 8;
 
 /// Sequences with the same key may share rows. The key has the rotation of the sequence, and the
@@ -437,9 +438,9 @@ struct Planned {
     members: Vec<(usize, Side)>,
 }
 
-/// Appends the tokens from position `from` on of the sequences `which`, which are equal before that
-/// position, and appends the new segments to their chains. Sequences only share a segment if it has
-/// at least `least` tokens, if it ends their common prompt, or if they are equal.
+/// Appends the sequences `which` to the stream, starting at the position `from`, and adds the new
+/// segments to their chains. The sequences must be equal before that position. They only share a
+/// segment if it has at least `least` tokens, if it ends their common prompt, or if they are equal.
 fn lay_out(
     builder: &mut StreamBuilder,
     group: &[Planned],
@@ -464,8 +465,8 @@ fn lay_out(
         push_shared(builder, group, which, from..prompt, chains)?;
         return lay_out(builder, group, which, prompt, least, chains);
     }
-    // The sequences by their first token after the common beginning. `None` stands for the sequences
-    // that end there.
+    // The sequences by their first token after the common beginning. `None` stands for the
+    // sequences that end there.
     let mut branches: Vec<(Option<i64>, Vec<usize>)> = Vec::new();
     for i in which {
         let next = group[*i].tokens.get(common).copied();

@@ -320,7 +320,7 @@ mod tests {
                 ids: Tensor::randint(vocab, [m], (Kind::Int64, DEVICE)),
             };
             let (hidden, reference) = (random().set_requires_grad(true), random());
-            // One row for each block and 13 for each chunk, several for each block, and all at once.
+            // One row per block and 13 per chunk, several rows per block, and all rows at once.
             let row = vocab * kind.elt_size_in_bytes() as i64;
             for sizes in [
                 Sizes { chunk: 13 * row, block: 1 },
