@@ -264,7 +264,7 @@ impl Registry {
             paths.iter().map(|p| format!("`{}`", p.display())).collect::<Vec<_>>().join(", ")
         };
         let error = match &self.loaded[..] {
-            [] => error.hint("no plugin file was searched; load one with `--plugin FILE`"),
+            [] => error.hint("no plugin libraries are loaded; load one with `--plugin FILE`"),
             loaded => error.hint(format!(
                 "plugin files searched: {}",
                 listed(loaded.iter().map(|l| &l.path).collect())
