@@ -30,7 +30,7 @@ use crate::registry::Registry;
 pub struct Layering<'r> {
     registry: &'r Registry,
     settings: Vec<Setting>,
-    /// True if the configuration of the adapter that `init_adapter` names is added as a layer.
+    /// True if the configuration of the saved adapter in `init_adapter` is added as a layer.
     starts_from_adapter: bool,
     /// The records that runs wrote into their configuration files, by file path.
     records: BTreeMap<PathBuf, Record>,

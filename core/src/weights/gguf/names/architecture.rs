@@ -6,7 +6,7 @@ use super::{Shape, Source};
 use crate::error::Result;
 use crate::weights::gguf::order::Order;
 
-/// Module names, as pairs of llama.cpp's and Hugging Face's name.
+/// Module names as pairs: the name in llama.cpp and the name in Hugging Face's format.
 pub type Names = &'static [(&'static str, &'static str)];
 
 /// Rules that convert the names and settings of a llama.cpp architecture to Hugging Face's.
