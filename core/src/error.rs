@@ -155,8 +155,8 @@ impl Error {
         outer
     }
 
-    /// Adds a hint if `text`, a message of libtorch, says that an operation does not have a
-    /// deterministic kernel.
+    /// Adds a hint if the libtorch message `text` reports an operation without a deterministic
+    /// kernel.
     fn hint_of_determinism(self, text: &str) -> Self {
         const MARKS: [&str; 2] = [
             "does not have a deterministic implementation",

@@ -68,8 +68,8 @@ fn stdin(registry: &Registry) -> Result<DatasetChoice> {
     }
 }
 
-/// Selects the data set type for Hugging Face repositories. Returns `None` if `given` is not a
-/// repository id, or if it could also be a file.
+/// Returns the data set that reads the Hugging Face repository `given`. Returns `None` if `given`
+/// is not a repository id, or if it could also be a file.
 fn repository(given: &str, path: &Path, registry: &Registry) -> Result<Option<DatasetChoice>> {
     let is_file = registry
         .all::<DatasetEntry>()

@@ -143,7 +143,7 @@ fn a_missing_or_repeated_prefix_does_not_change_the_model() {
         );
         assert!(
             renamed(&|name| format!("{base}{name}")).equal(&expected),
-            "{architecture}, with the prefix twice"
+            "{architecture}, with a repeated prefix"
         );
     }
     // If the file stores a tensor both with and without the prefix, one copy is unused, which is an
