@@ -53,7 +53,7 @@ impl Order {
         }
     }
 
-    /// Returns the index in the file of row `r` in Hugging Face's order. `rows` is the total number
+    /// Converts the row index `r` in Hugging Face's order to the file's order. `rows` is the number
     /// of rows. Both indices may also be relative to the start of a group, see
     /// [`together`](Self::together).
     pub fn row_of(self, r: usize, rows: usize) -> usize {
