@@ -139,8 +139,8 @@ fn smollm2_gguf_has_hugging_faces_names_and_settings() {
     }
 }
 
-/// Reads a memory statistic from `/proc/self/status`, in bytes. `line` is the prefix of its line,
-/// such as `VmRSS:`.
+/// Reads a memory statistic from `/proc/self/status` and converts it to bytes. `line` is the start
+/// of the line to read, such as `VmRSS:`.
 #[cfg(target_os = "linux")]
 fn memory(line: &str) -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
