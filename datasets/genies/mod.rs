@@ -106,9 +106,7 @@ impl DatasetPlugin for Genies {
                 )
             }
             Some(name) if name == source || Some(&name) == oos.as_ref() => {
-                tracing::info!(
-                    "skipping the rnd split: `{name}` is already the train or oos distribution"
-                )
+                tracing::info!("skipping the rnd split: `{name}` is already used as train or oos")
             }
             Some(name) => {
                 folder.check(&name)?;

@@ -78,7 +78,7 @@ fn rows_are_the_tokens_that_a_pooling_averages_over() {
                 assert_eq!(
                     ids[at..end],
                     expected,
-                    "{pooling:?}, {side:?}, apart {apart}, pair {i}"
+                    "{pooling:?}, {side:?}, apart = {apart}, pair {i}"
                 );
                 assert!(owner[at..end].iter().all(|o| *o == i as i64));
                 assert!(

@@ -90,7 +90,7 @@ fn repository(given: &str, path: &Path, registry: &Registry) -> Result<Option<Da
     }
 }
 
-/// Creates the error for the case that several data set types can read `given`. There is no order
+/// Creates the error for a file that several data set types can read. There is no order
 /// of precedence, because installing a plugin must not change how existing data is read.
 fn several(takers: &[&DatasetEntry], given: &str) -> Error {
     let names: Vec<&str> = takers.iter().map(|entry| entry.about.name).collect();

@@ -38,8 +38,8 @@ pub struct Rr {
     /// Distance in the retain term: `default` divides it by the length of the reference's state,
     /// and `original` uses it as it is, as in the paper.
     pub variant: Variant,
-    /// α_max: factor of both terms, greater than 0; dimensionless. The paper uses 10 for Llama 3 8B
-    /// and 5 for Mistral 7B.
+    /// α_max: weight of both terms before the schedule, greater than 0. The paper uses 10 for
+    /// Llama 3 8B and 5 for Mistral 7B.
     #[default(10.0)]
     pub alpha_max: f64,
 }

@@ -400,7 +400,8 @@ mod tests {
             "original_max_position_embeddings": 64, "short_factor": short })
         };
         assert!(
-            refused(long(json!([1.0]))).contains("one number for each of 4 rotated pairs, got 1")
+            refused(long(json!([1.0])))
+                .contains("must have one number for each of 4 rotated pairs, got 1")
         );
         assert!(refused(long(json!([1, 1, 1, 1]))).contains("must set `long_factor`"));
         assert!(refused(json!({ "rope_theta": -1.0 })).contains("greater than 0, got -1"));

@@ -25,7 +25,7 @@ pub struct Architecture {
     /// Modules of a block.
     pub(super) block: &'static [Names],
     /// Returns the order in which the file stores the rows of a tensor. The first argument is
-    /// Hugging Face's name of the tensor.
+    /// the tensor's Hugging Face name.
     pub(super) order: fn(&str, &Shape) -> Order,
     /// True if the norm weights in llama.cpp's files are larger by 1 than Hugging Face's.
     pub(super) one_plus: bool,
