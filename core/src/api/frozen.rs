@@ -1,4 +1,4 @@
-//! The frozen weights of a linear module. This type hides how they are stored.
+//! The frozen weights of a linear module. [`Frozen`] hides how they are stored.
 
 use tch::{Device, Kind, Tensor};
 

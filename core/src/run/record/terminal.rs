@@ -16,7 +16,7 @@ pub struct Terminal<'a, 'p> {
 }
 
 impl<'a, 'p> Terminal<'a, 'p> {
-    /// Shows the run on `progress`, which is shared with other parts of the run.
+    /// Creates a recorder that writes to `progress`, which other parts of the run also use.
     pub fn new(progress: &'a RefCell<&'p mut dyn Progress>) -> Self {
         Self { progress, accuracy: None }
     }
