@@ -91,8 +91,8 @@ impl Frozen {
         )?)
     }
 
-    /// Returns the module with its weights replaced by `weight`, which must be `[out in]` and is
-    /// converted to the module's dtype.
+    /// Returns the module with its weights replaced by `weight`. The shape of `weight` must be
+    /// `[out in]`, and its dtype is converted to the module's.
     #[must_use]
     pub fn with_weight(&self, weight: Tensor) -> Self {
         Self {
@@ -101,8 +101,8 @@ impl Frozen {
         }
     }
 
-    /// Returns the module with its bias replaced by `bias`, which must be `[out]` and is converted
-    /// to the module's dtype.
+    /// Returns the module with its bias replaced by `bias`. The shape of `bias` must be `[out]`, and
+    /// its dtype is converted to the module's.
     #[must_use]
     pub fn with_bias(self, bias: &Tensor) -> Self {
         Self { bias: Some(bias.to_kind(self.kind())), ..self }

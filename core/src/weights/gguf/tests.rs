@@ -611,7 +611,7 @@ fn yarn_has_hugging_faces_factors_regardless_of_the_converter() {
         let e = refused(&w().float(&format!("rope.scaling.{name}"), value).bytes());
         assert!(e.contains(&format!("`qwen3.rope.scaling.{name}` ({value})")), "{e}");
     }
-    // Without YaRN, each of these settings either has no effect or is rejected.
+    // Without YaRN, the first two settings have no effect, and the third is rejected.
     assert!(
         Writer::of("qwen3")
             .float("rope.scaling.yarn_log_multiplier", 0.1)
