@@ -126,7 +126,7 @@ fn an_adapter_on_a_part_changes_only_the_rows_of_the_part() {
                         rows.len() as i64
                     );
                     let rows = Tensor::from_slice(rows);
-                    // A `Conv1D` stores its outputs in the columns of its weight.
+                    // Each column of a `Conv1D` weight belongs to one output.
                     let of_outputs = |t: &Tensor| {
                         if name == "gpt2" && t.dim() == 2 { t.tr() } else { t.shallow_clone() }
                     };
