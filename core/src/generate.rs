@@ -86,8 +86,8 @@ pub fn stops(tokenizer: &Tokenizer, configured: &[i64]) -> Vec<i64> {
     stops
 }
 
-/// Returns the warning for a model without stop tokens. All completions of such a model have `most`
-/// tokens, the maximum.
+/// Returns the warning for a model without stop tokens, whose completions always have the maximum
+/// number of tokens, `most`.
 pub fn endless(most: usize) -> String {
     format!(
         "warning: neither the model nor its tokenizer defines a stop token, so \

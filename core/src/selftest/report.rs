@@ -113,7 +113,7 @@ impl Row {
         Self::new(section, name, Outcome::Failed, format!("{}{hints}", e.in_a_line()))
     }
 
-    /// The section and the name, as shown in errors and progress.
+    /// The section and the name, as shown in error messages and in the progress display.
     pub fn full_name(&self) -> String {
         format!("{}: {}", self.section.name(), self.name)
     }
