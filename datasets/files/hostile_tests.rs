@@ -80,7 +80,8 @@ fn an_error_names_the_file_and_the_line_and_is_the_last_item() {
     assert!(
         good == 1
             && error.starts_with(
-                "cannot read line 4 of `FILE`\n  because it has 2 fields, but the header has 3\n"
+                "cannot read line 4 of `FILE`\n  because the row has 2 fields, but the \
+                    header has 3\n"
             ),
         "{error}"
     );

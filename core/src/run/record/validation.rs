@@ -22,8 +22,8 @@ pub struct ValidationRecord {
     /// Mean increase of log p(chosen) − log p(rejected) since the start of training, in nats;
     /// `None` if no pair has finite scores.
     pub margin: Option<f64>,
-    /// Means over the pairs, by name. The method's own metrics come first, followed by the metrics
-    /// common to all methods.
+    /// Name and value of each metric, averaged over the pairs. The method's own metrics come first,
+    /// followed by those that all methods have.
     pub metrics: Vec<(String, f64)>,
     /// The pairs left out of the loss; `None` if the method never leaves out pairs.
     pub left_out: Option<LeftOut>,
