@@ -247,7 +247,7 @@ pub struct Loss {
 /// micro-batches of a step. The run reports how many pairs did not count.
 #[derive(Debug)]
 pub struct Partial {
-    /// 1 for a pair that counts and 0 for one that does not, `[b]`.
+    /// One number per pair, `[b]`: 1 if the pair counts, 0 if it does not.
     pub counts: Tensor,
     /// The words that complete "each has …" in the warning about the pairs that do not count, e.g.
     /// `no preference direction`.
@@ -270,8 +270,8 @@ impl Loss {
     }
 
     /// Adds a metric called `name`: the mean of `value`, which may have any shape. If only some
-    /// pairs count and `value` has one number per pair `[b]`, the mean is over the pairs that
-    /// count.
+    /// pairs count and `value` has shape `[b]`, one number per pair, the mean is over the pairs
+    /// that count.
     #[must_use]
     pub fn metric(mut self, name: &str, value: &Tensor) -> Self {
         let value = value.detach();
@@ -326,7 +326,7 @@ pub trait Intervention: Send {
         Ok(Vec::new())
     }
 
-    /// Computes the loss of these pairs, as a mean over them.
+    /// Computes the mean loss of the given pairs.
     ///
     /// Validation during training calls this function on a separate instance of the method, without
     /// gradients, so that the state of the instance used for training does not change.
@@ -351,9 +351,9 @@ pub trait Intervention: Send {
     /// whole optimiser step. Only called if [`Needs::parameter_grads`] is set, and only for
     /// parameters that have an [`Axis`].
     ///
-    /// `direction` `[w]` is the mean of the preference directions d at the module's inputs or
-    /// outputs, depending on `axis`. It is computed over the pairs of the step whose two states
-    /// differ there. It is 0 if no pair's states differ, or if the directions cancel.
+    /// `direction` has shape `[w]`. It is the mean of the preference directions d at the module's
+    /// inputs or outputs, depending on `axis`, over the pairs of the step whose two states differ
+    /// there. It is 0 if no pair's states differ, or if the directions cancel.
     ///
     /// # Errors
     /// Fails if the shapes do not match, or if memory runs out.

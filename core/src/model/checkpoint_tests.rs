@@ -27,7 +27,7 @@ fn logits(model: &Model) -> Tensor {
 }
 
 /// Returns the configuration of an architecture, with `tie_word_embeddings` set to `tied`, and
-/// weights for it.
+/// weights of the same architecture.
 fn with(fixture: &Fixture, architecture: &str, tied: bool) -> (Value, IndexMap<String, Tensor>) {
     let mut config = fixture.case(architecture, "default").unwrap().config.clone();
     config["tie_word_embeddings"] = json!(tied);
