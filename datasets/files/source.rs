@@ -49,7 +49,8 @@ pub struct Reading {
     pub delimiter: Option<u8>,
     /// Maximum size of a row in bytes.
     pub longest: usize,
-    /// Skip rows that are not pairs and report their number, instead of failing.
+    /// True to skip rows that are not pairs, and to report how many were skipped. If false, such a
+    /// row is an error.
     pub skip: bool,
 }
 
