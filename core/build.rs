@@ -36,7 +36,7 @@ fn main() {
         .include(include)
         .file("csrc/shim.cc")
         .compile("reprpo_shim");
-    // This code replaces a libtorch function, so optimise it in debug builds too.
+    // Optimise this file in debug builds too, because it replaces an optimised libtorch function.
     // `-ffp-contract=fast` allows fused multiply-add instructions.
     cc::Build::new()
         .cpp(true)

@@ -212,7 +212,7 @@ fn a_run_trains_on_the_selected_part_and_counts_pairs_without_effect() {
     let output = reprpo(folder.path(), &[&common[..], &train[..]].concat());
     let log = stderr(&output);
     assert!(output.status.success(), "{log}");
-    assert!(log.contains("3 pairs to train on, 0 dropped, 0 cut\n"), "{log}");
+    assert!(log.contains("3 pairs to train on, 0 dropped, 0 truncated\n"), "{log}");
     assert!(
         log.contains(
             "warning: pairs with no effect because both completions have the same tokens: 1\n"

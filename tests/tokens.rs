@@ -392,7 +392,8 @@ fn dropped_and_truncated_pairs_are_listed_with_a_reason() {
     );
     assert!(
         log.contains(
-            "pairs to score in `train`: 1, 1 dropped, 1 cut; dropped 1: the prompt leaves no room"
+            "pairs to score in `train`: 1, 1 dropped, 1 truncated; \
+            dropped 1: the prompt leaves no room"
         ),
         "{log}"
     );
@@ -479,7 +480,7 @@ fn long_completions_are_scored_in_full_or_reported_as_truncated() {
     assert!(
         stderr(&output).contains(
             "pairs are limited to 2048 tokens (`train.max_length`, flag \
-            --max-length)\npairs to score in `train`: 1, 0 dropped, 1 cut\n"
+            --max-length)\npairs to score in `train`: 1, 0 dropped, 1 truncated\n"
         ),
         "{}",
         stderr(&output)
@@ -599,7 +600,8 @@ fn a_run_checks_every_pair_that_it_will_score_before_it_starts() {
     assert!(log.contains("repeat the prompt, so that the model reads it twice: 5\n"), "{log}");
     assert!(
         log.contains(
-            "pairs to score in `test`: 1, 1 dropped, 1 cut; dropped 1: the prompt leaves no room"
+            "pairs to score in `test`: 1, 1 dropped, 1 truncated; \
+            dropped 1: the prompt leaves no room"
         ),
         "{log}"
     );

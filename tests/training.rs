@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::{golden, json, metrics, reprpo, stderr};
 
-/// Executes `reprpo run` on the tiny Llama model and the golden pairs.
+/// Executes `reprpo run`, by default on the tiny Llama model and the golden pairs.
 fn run(golden: &Path, out: &Path, extra: &[&str]) -> Output {
     let mut command = Command::cargo_bin("reprpo").expect("the binary");
     // Tests run in parallel, and threads do not speed up a tiny model.
@@ -34,14 +34,10 @@ fn run(golden: &Path, out: &Path, extra: &[&str]) -> Output {
     if !extra.contains(&"--model") {
         command.arg("--model").arg(golden.join("models/llama"));
     }
-    command
-        .arg("--dataset")
-        .arg(golden.join("trl/pairs.jsonl"))
-        .arg("--out")
-        .arg(out)
-        .args(extra)
-        .output()
-        .expect("the command runs")
+    if !extra.contains(&"--dataset") {
+        command.arg("--dataset").arg(golden.join("trl/pairs.jsonl"));
+    }
+    command.arg("--out").arg(out).args(extra).output().expect("the command runs")
 }
 
 fn number(line: &Value, name: &str) -> f64 {

@@ -61,7 +61,7 @@ fn a_run_validates_at_every_interval_and_after_the_last_step() {
     let output = tree.run("run", &sets(&["train.validate_every=4"]));
     let text = transcript(&output);
     assert!(
-        text.contains("36 pairs to train on, 0 dropped, 0 cut")
+        text.contains("36 pairs to train on, 0 dropped, 0 truncated")
             && text.contains("4 more pairs of `train` are held out for validation"),
         "{text}"
     );

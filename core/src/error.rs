@@ -78,8 +78,8 @@ impl Error {
             .or_else(|| payload.downcast_ref::<String>().map(String::as_str));
         let first = message.and_then(|s| s.lines().next()).unwrap_or("no message");
         let at = panics::take_location();
-        // The message of a panic in tch includes libtorch's C++ stack trace, which is removed. The
-        // panic's location is omitted too, because it is in tch's own source.
+        // If tch panicked, remove libtorch's C++ stack trace from the panic message, and omit the
+        // panic's location, which is in tch's own source.
         let reason = match first.split_once("Torch(\"") {
             Some((_, text)) => format!("libtorch: {}", text.split("\\n").next().unwrap_or(text)),
             None => {
@@ -155,8 +155,8 @@ impl Error {
         outer
     }
 
-    /// Adds a hint if `text`, a message of libtorch, says that an operation does not have a
-    /// deterministic kernel.
+    /// Adds a hint if the libtorch message `text` reports an operation without a deterministic
+    /// kernel.
     fn hint_of_determinism(self, text: &str) -> Self {
         const MARKS: [&str; 2] = [
             "does not have a deterministic implementation",
@@ -271,7 +271,7 @@ impl From<tch::TchError> for Error {
 
 /// Adds context to errors of several types.
 pub trait Context<T> {
-    /// Wraps an error in one with the message `doing`.
+    /// Wraps the error in a new one with the message `doing`.
     fn within(self, doing: impl FnOnce() -> String) -> Result<T>;
 }
 

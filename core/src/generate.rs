@@ -86,8 +86,8 @@ pub fn stops(tokenizer: &Tokenizer, configured: &[i64]) -> Vec<i64> {
     stops
 }
 
-/// Returns the warning for a model without stop tokens, whose completions always reach `most`, the
-/// maximum number of tokens.
+/// Returns the warning for a model without stop tokens, whose completions always have the maximum
+/// number of tokens, `most`.
 pub fn endless(most: usize) -> String {
     format!(
         "warning: neither the model nor its tokenizer defines a stop token, so \
@@ -115,8 +115,8 @@ pub struct Answer {
     pub text: String,
     /// Number of generated tokens, including the stop token.
     pub tokens: usize,
-    /// True if generation ended with a stop token, false if it was stopped or reached the maximum
-    /// number of tokens.
+    /// True if generation ended with a stop token, false if the caller stopped it or if it reached
+    /// the maximum number of tokens.
     pub ended: bool,
     /// Number of tokens in the prompt.
     pub prompt: usize,
@@ -127,7 +127,7 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Speed of reading the prompt, in tokens per second.
+    /// Speed of the forward pass over the prompt, in tokens per second.
     pub fn read_per_second(&self) -> f64 {
         self.prompt as f64 / self.read.as_secs_f64()
     }

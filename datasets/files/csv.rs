@@ -86,7 +86,7 @@ impl Rows {
         let place = e.position().map_or(place, |at| Place::Line(at.line() as usize));
         let why = match e.kind() {
             ErrorKind::UnequalLengths { expected_len, len, .. } => {
-                Error::new(format!("it has {len} fields, but the header has {expected_len}"))
+                Error::new(format!("the row has {len} fields, but the header has {expected_len}"))
                     .hint("quote fields that contain commas, quotes or line breaks")
             }
             // `Metered` below returns this error if a row is too long.

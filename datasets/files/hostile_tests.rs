@@ -80,7 +80,8 @@ fn an_error_names_the_file_and_the_line_and_is_the_last_item() {
     assert!(
         good == 1
             && error.starts_with(
-                "cannot read line 4 of `FILE`\n  because it has 2 fields, but the header has 3\n"
+                "cannot read line 4 of `FILE`\n  because the row has 2 fields, but the \
+                    header has 3\n"
             ),
         "{error}"
     );
@@ -548,8 +549,8 @@ fn values_that_only_python_accepts_are_an_error_only_in_fields_that_are_used() {
     }
 }
 
-/// Changes or truncates a file at every byte. Reading it must return pairs or an error, and must
-/// never panic or loop.
+/// Replaces each byte of a file in turn, and truncates the file at each byte. Reading the result
+/// must return pairs or an error, and must never panic or loop.
 #[test]
 fn a_file_with_any_byte_changed_does_not_panic() {
     let rows: Vec<&str> = vec![GOOD; 3];

@@ -26,8 +26,8 @@ pub fn standard_json(text: &str) -> (String, Vec<(usize, LostValue)>) {
                 }
                 for offset in surrogates {
                     written.push_str(&text[copied..at + offset]);
-                    // This escape sequence of the replacement character has the same length as the
-                    // surrogate's.
+                    // U+FFFD is the replacement character. Its escape sequence has the same length
+                    // as that of a surrogate.
                     written.push_str(r"\ufffd");
                     copied = at + offset + ESCAPE;
                 }

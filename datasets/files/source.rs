@@ -49,7 +49,8 @@ pub struct Reading {
     pub delimiter: Option<u8>,
     /// Maximum size of a row in bytes.
     pub longest: usize,
-    /// Skip rows that are not pairs and report their number, instead of failing.
+    /// True to skip rows that are not pairs, and to report how many were skipped. If false, such a
+    /// row is an error.
     pub skip: bool,
 }
 
@@ -232,11 +233,11 @@ struct Shape {
 }
 
 impl Pairs {
-    /// Returns the pairs in a row.
+    /// Converts a row to one or more pairs.
     ///
     /// # Errors
-    /// Fails if the row is not a pair, or if its shape differs from earlier rows. Different shapes
-    /// usually mean that the file mixes unrelated data.
+    /// Fails if the row is not valid, or if its shape differs from the shape of earlier rows.
+    /// Different shapes usually mean that the file mixes unrelated data.
     fn of(&mut self, row: Row) -> Result<Vec<PreferencePair>> {
         let prompt = self.columns.prompt.as_ref().is_some_and(|p| row.contains_key(p));
         let pairs = row::pairs(row, &self.columns)?;
@@ -300,7 +301,8 @@ impl Pairs {
     /// Returns the first pair. Use this as a cheap check that the file is usable.
     ///
     /// # Errors
-    /// Fails if there is no pair, or if the first row is not a pair.
+    /// Fails if the file contains no pairs, or if a row before the first pair is not valid and
+    /// [`Reading::skip`] is false.
     pub fn first(mut self) -> Result<PreferencePair> {
         let first = self.next().transpose()?.map(|(_, pair)| pair);
         let skipped = self.skipped.take();

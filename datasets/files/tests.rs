@@ -344,7 +344,7 @@ fn a_pair_has_the_number_of_its_row() {
 
 /// A row of a GENIES JSON file can contain several pairs.
 #[test]
-fn pairs_of_the_same_row_have_its_number() {
+fn all_pairs_of_a_row_have_its_row_number() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("pairs.json");
     let rows = json!([

@@ -19,9 +19,9 @@ const MOST: usize = 500_000;
 /// absolute value may be such an integer.
 const ROUNDED: f64 = i64::MAX as f64;
 
-/// Parses JSON, including what Python's `json` module accepts beyond the standard: `NaN`,
-/// `Infinity`, lone surrogates and integers of any length. The parsed value contains replacements
-/// for these. Each original is returned as a [`Flaw`] with its path.
+/// Parses JSON, including the non-standard values that Python's `json` module accepts: `NaN`,
+/// `Infinity`, lone surrogates and integers of any length. These values are replaced in the result,
+/// and each original value is returned as a [`Flaw`] with its path.
 ///
 /// # Errors
 /// Fails if the text is not UTF-8 or not JSON, is nested too deeply, or has too many values.

@@ -53,7 +53,7 @@ pub struct Genies {
     #[default(Some(UNRELATED.to_owned()))]
     pub rnd: Option<String>,
     /// Use only the first pair of each instruction (one per `example_id`) in every split. By
-    /// default, an instruction with k worse responses has k pairs.
+    /// default, an instruction with k rejected responses has k pairs.
     pub one_per_instruction: bool,
 }
 
@@ -106,9 +106,7 @@ impl DatasetPlugin for Genies {
                 )
             }
             Some(name) if name == source || Some(&name) == oos.as_ref() => {
-                tracing::info!(
-                    "skipping the rnd split: `{name}` is already the train or oos distribution"
-                )
+                tracing::info!("skipping the rnd split: `{name}` is already used for train or oos")
             }
             Some(name) => {
                 folder.check(&name)?;

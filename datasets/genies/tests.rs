@@ -148,7 +148,8 @@ fn the_pairs_of_math_are_in_the_benchmarks_order() {
         chosen.contains("\\boxed{22}") && !rejected.contains("\\boxed{22}"),
         "{chosen}\n{rejected}"
     );
-    // The second pair has the same instruction as the first, but a different worse response.
+    // The second pair has the same prompt and chosen completion as the first, but a different
+    // rejected completion.
     assert_eq!((&pairs[1].prompt, &pairs[1].chosen), (&pairs[0].prompt, &pairs[0].chosen));
     assert_ne!(pairs[1].rejected, pairs[0].rejected);
 }

@@ -185,7 +185,7 @@ impl Layout {
             .or_else(|| by(&|_| Some("train".to_owned())))
     }
 
-    /// Reads the layout of the hub's parquet conversion, which contains files
+    /// Reads the layout of the hub's parquet conversion, in which the files have names such as
     /// `CONFIG/SPLIT/0000.parquet`.
     pub fn converted(snapshot: &Snapshot<'_>, config: Option<&str>) -> Result<Self> {
         Self::of_conversion(snapshot.files(), config)
@@ -416,7 +416,8 @@ mod tests {
             ),
             "{e}"
         );
-        // Nothing is missing: part 0 of 1 is complete, and the other names are not names of parts.
+        // The first file is the only part of its split, and the other names are not names of parts, so
+        // nothing is missing.
         assert_eq!(
             missing(&of(
                 &["train-00000-of-00001.parquet", "x-of-y.parquet", "-of-00001.csv"],

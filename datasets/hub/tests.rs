@@ -262,7 +262,7 @@ fn offline_the_pairs_are_read_from_the_cache() {
     assert_eq!(
         prompts(open(&config, &offline).unwrap().as_ref(), "train"),
         ["p0", "p1"],
-        "the card should be cached as well"
+        "the data set card should be cached as well"
     );
     let e = format!(
         "{:?}",
@@ -298,8 +298,8 @@ fn in_a_cache_that_another_tool_filled_the_readme_assigns_files_to_splits() {
     );
     let named = OfHub { repo: "acme/named".into(), ..OfHub::default() };
     assert_eq!(prompts(open(&named, &hub).unwrap().as_ref(), "train"), ["p0"]);
-    // The card lists a file for the test split. If the file is missing, opening the data set fails,
-    // even though the user did not set a test split.
+    // The data set card lists a file for the test split, and this file is missing. Opening the data
+    // set should fail, even though the user did not set a test split.
     let two =
         card.replace("---\n# Pairs", "  - split: test\n    path: held_out.jsonl\n---\n# Pairs");
     let hub =

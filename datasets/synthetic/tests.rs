@@ -122,8 +122,8 @@ fn no_claim_of_test_is_in_train() {
     assert!(claims("train").is_disjoint(&claims("test")));
 }
 
-/// If length, wording or position gave the answer away, a model could learn that instead of the
-/// preference.
+/// The length, the wording and the position of a completion must not reveal which one is chosen.
+/// Otherwise, a model could learn these properties instead of the preference.
 #[test]
 fn chosen_and_rejected_can_only_be_told_apart_by_the_prompt() {
     let config =
@@ -162,7 +162,7 @@ fn chosen_and_rejected_can_only_be_told_apart_by_the_prompt() {
         let most = uses.values().map(|n| n.unsigned_abs()).max().unwrap_or_default();
         assert!(
             most < pairs.len() as u64 / 20,
-            "{split}: a word is chosen and rejected unequally often: the counts differ by {most}"
+            "{split}: for some word, the counts in chosen and rejected differ by {most}"
         );
     }
 }

@@ -34,7 +34,7 @@ fn default_targets() -> Targets {
     ["q_proj", "v_proj"].into()
 }
 
-/// Converts r to a tensor size.
+/// Checks the rank `r` and converts it to the integer type of tensor sizes.
 ///
 /// # Errors
 /// Fails if r is 0.

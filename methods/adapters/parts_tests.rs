@@ -126,7 +126,7 @@ fn an_adapter_on_a_part_changes_only_the_rows_of_the_part() {
                         rows.len() as i64
                     );
                     let rows = Tensor::from_slice(rows);
-                    // A `Conv1D` stores its outputs in the columns of its weight.
+                    // Each column of a `Conv1D` weight belongs to one output.
                     let of_outputs = |t: &Tensor| {
                         if name == "gpt2" && t.dim() == 2 { t.tr() } else { t.shallow_clone() }
                     };
@@ -306,7 +306,7 @@ fn merged_parts_compute_the_same_and_do_not_change_other_rows() {
 }
 
 /// Saves an adapter and loads it again. Returns the saved configuration, the names of the saved
-/// tensors, and the error of the restored adapter's logits.
+/// tensors, and the difference between the logits before saving and after loading.
 fn save_and_load(
     entry: &AdapterEntry,
     adapter: &dyn Adapter,
@@ -325,7 +325,7 @@ fn save_and_load(
         let bytes = |dir: &tempfile::TempDir| std::fs::read(dir.path().join(file)).unwrap();
         assert!(
             bytes(&first) == bytes(&second),
-            "{}: `{file}` differs when it is written again",
+            "{}: `{file}` changes if the loaded adapter is saved again",
             entry.about.name
         );
     }
@@ -369,14 +369,14 @@ fn parts_are_saved_as_whole_modules_if_the_method_allows_it() {
                     fused.push(name);
                     assert!(
                         error < 1e-4 && !in_part,
-                        "{model_name}, {name}: off by {error:e}, {tensors:?}"
+                        "{model_name}, {name}: logits off by {error:e}, saved tensors {tensors:?}"
                     );
                     assert_eq!(config["target_modules"], json!([module, other]));
                 }
                 Some(why) => {
                     assert!(
                         error == 0.0 && in_part,
-                        "{model_name}, {name}: off by {error:e}, {tensors:?}"
+                        "{model_name}, {name}: logits off by {error:e}, saved tensors {tensors:?}"
                     );
                     assert_eq!(config["target_modules"], json!(targets));
                     assert!(why.contains(&format!("`{name}`")) && why.contains("--merge"), "{why}");
@@ -414,7 +414,7 @@ fn lora_of_parts_keeps_its_scale_in_a_file_of_whole_modules() {
                 &model,
                 &stream,
             );
-            assert!(error < 1e-4, "{model_name}, {fields}: off by {error:e}");
+            assert!(error < 1e-4, "{model_name}, fields {fields}: logits off by {error:e}");
             assert_eq!(
                 (&config["rank_pattern"][at], &config["alpha_pattern"][at]),
                 (&json!(rank), &json!(alpha)),

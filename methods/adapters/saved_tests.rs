@@ -1,5 +1,5 @@
-//! Checks saved adapters against PEFT's rules, which this file implements independently, and reads
-//! PEFT files whose configuration does not match their tensors.
+//! Tests that adapters are saved according to PEFT's rules, which this file implements
+//! independently. Also tests PEFT files whose configuration does not match their tensors.
 
 use std::collections::BTreeSet;
 use std::path::Path;

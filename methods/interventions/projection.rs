@@ -43,8 +43,8 @@ pub fn unit(direction: &Tensor) -> Tensor {
     direction / (length(direction) + EPS)
 }
 
-/// Returns the divisor that shortens a vector of length `x` to the length `limit`. Returns 1 if the
-/// vector is already short enough.
+/// Returns the number by which a vector of length `x` must be divided so that its length is at most
+/// `limit`. The result is 1 if the vector is already short enough.
 pub fn excess(x: &Tensor, limit: &Tensor) -> Tensor {
     (x / (limit + EPS)).clamp_min(1.0)
 }

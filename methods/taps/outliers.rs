@@ -3,8 +3,8 @@
 
 use reprpo_plugin::prelude::*;
 
-/// Averages over prompt and completion, leaving out tokens whose states have an unusually large
-/// norm.
+/// Averages the states of prompt and completion, without tokens whose states have an unusually
+/// large norm.
 pub struct WithoutOutliers;
 
 impl TokenPooling for WithoutOutliers {

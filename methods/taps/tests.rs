@@ -79,7 +79,10 @@ fn side_in_reads_both_modules_that_write_to_the_residual_stream() {
     );
     assert_eq!(tap.pooling(), Pooling::Last);
     assert!(
-        tap.sites(&model(false)).unwrap_err().to_string().contains("has none of o_proj, down_proj")
+        tap.sites(&model(false))
+            .unwrap_err()
+            .to_string()
+            .contains("has none of the modules o_proj, down_proj")
     );
 }
 
@@ -95,7 +98,12 @@ fn side_out_reads_all_five_modules_that_read_the_residual_stream() {
         "mlp.up_proj",
     ];
     assert_eq!(names, readers.map(|r| format!("out.model.layers.4.{r}")));
-    assert!(tap.sites(&model(false)).unwrap_err().to_string().contains("has none of q_proj"));
+    assert!(
+        tap.sites(&model(false))
+            .unwrap_err()
+            .to_string()
+            .contains("has none of the modules q_proj")
+    );
 }
 
 #[test]

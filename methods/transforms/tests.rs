@@ -74,8 +74,8 @@ const ALL: [Claim; 20] = [
     ),
 ];
 
-/// The matrices that a transform's `build` receives: the embedding and the output head of a model
-/// with a vocabulary of 31 tokens.
+/// Stands in for a model with a vocabulary of 31 tokens. It only has the two matrices that a
+/// transform's `build` receives: the embedding and the output head.
 struct Model {
     embedding: Tensor,
     unembedding: Tensor,
@@ -371,8 +371,8 @@ fn svd_removes_the_main_directions_of_the_matrix() {
 fn suppressed_keeps_the_coordinates_whose_contribution_to_the_head_changes() {
     let mut model = Model::new();
     for rank in [WIDTH, 5] {
-        // If the head does not have full rank, a change of the states only affects the logits if
-        // its projection onto the head's row space is not zero.
+        // With rank 5, the head has a null space, and a change of the states within it does not
+        // change the logits.
         model.unembedding = random(&[31, rank]).matmul(&random(&[rank, WIDTH]));
         let (x, before) = (random(&[5, WIDTH]), random(&[5, WIDTH]));
         let w = &model.unembedding;

@@ -49,7 +49,8 @@ impl Intervention for MyMethod {
     }
 
     fn loss(&mut self, pairs: &Pairs, _step: StepInfo) -> Result<Loss> {
-        // Your formula goes here. For b pairs, the log-probabilities are `[b]`, the states `[b h]`.
+        // Your formula goes here. For b pairs, the sums of the log-probabilities are `[b]`, and the
+        // states are `[b h]`.
         let logprobs = pairs.policy()?;
         let margin = logprobs.chosen()?.sum() - logprobs.rejected()?.sum();
         let moved = pairs.mean_over_taps(|tap| {
@@ -81,7 +82,7 @@ mod tests {
 
     #[test]
     fn the_loss_of_one_pair_matches_a_calculation_by_hand() {
-        // The margin is −3 − (−5) = 2, and the mean squared distance of the states (0 + 2²)/2 = 2.
+        // The margin is −3 − (−5) = 2. The mean squared distance of the states is (0 + 2²)/2 = 2.
         let states =
             |chosen: [f64; 2]| sides(&tensor(&chosen, &[1, 2]), &tensor(&[0.0, 0.0], &[1, 2]));
         let logprobs = Logprobs::new(

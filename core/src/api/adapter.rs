@@ -81,7 +81,7 @@ pub struct Fused {
     pub modules: Vec<Box<dyn AdaptedLinear>>,
 }
 
-/// The position of each of the n tokens of a stream within its prompt.
+/// The positions of the n tokens of a batch within their prompts.
 #[derive(Debug)]
 pub struct PromptPlaces {
     /// An int64 tensor `[n]` with the distance in tokens from the first token of the prompt, or −1

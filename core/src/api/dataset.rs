@@ -132,7 +132,7 @@ pub trait Dataset: Send {
     }
 }
 
-/// A configuration that opens a [`Dataset`].
+/// The configuration of a data set, from which the [`Dataset`] is opened.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` does not implement `DatasetPlugin`",
     label = "write `impl DatasetPlugin for {Self}`"

@@ -1,11 +1,11 @@
-//! The frozen weights of a linear module. This type hides how they are stored.
+//! The frozen weights of a linear module. [`Frozen`] hides how they are stored.
 
 use tch::{Device, Kind, Tensor};
 
 use super::{Rows, linear};
 use crate::error::Result;
 
-/// A frozen linear module, y = xWᵀ + b, as adapters use it.
+/// A frozen linear module, which computes y = xWᵀ + b.
 #[derive(Debug)]
 pub struct Frozen {
     /// The weights W `[out in]`.
@@ -91,8 +91,8 @@ impl Frozen {
         )?)
     }
 
-    /// Returns the module with its weights replaced by `weight` `[out in]`, converted to the
-    /// module's dtype.
+    /// Returns the module with its weights replaced by `weight`. The shape of `weight` must be
+    /// `[out in]`, and its dtype is converted to the module's.
     #[must_use]
     pub fn with_weight(&self, weight: Tensor) -> Self {
         Self {
@@ -101,8 +101,8 @@ impl Frozen {
         }
     }
 
-    /// Returns the module with its bias replaced by `bias` `[out]`, converted to the module's
-    /// dtype.
+    /// Returns the module with its bias replaced by `bias`. The shape of `bias` must be `[out]`, and
+    /// its dtype is converted to the module's.
     #[must_use]
     pub fn with_bias(self, bias: &Tensor) -> Self {
         Self { bias: Some(bias.to_kind(self.kind())), ..self }

@@ -40,13 +40,13 @@ pub struct Needs {
     /// Log-probabilities of the reference, for the same completions as
     /// [`logprobs`](Self::logprobs).
     pub reference_logprobs: bool,
-    /// log Σ_v p(v)² of the policy at every completion token, in
+    /// log Σ_v p(v)² of the policy at every completion token. The method reads it with
     /// [`TokenLogprobs::collision`](super::TokenLogprobs::collision).
     pub collision: bool,
     /// −log p of each token in the chosen sequence under the logits at the token's own position,
-    /// for policy and reference: [`Pairs::sequence_nll`].
+    /// for both the policy and the reference. The method reads it with [`Pairs::sequence_nll`].
     pub sequence_nll: bool,
-    /// KL(policy ‖ reference) at every completion token, in
+    /// KL(policy ‖ reference) at every completion token. The method reads it with
     /// [`TokenLogprobs::kl`](super::TokenLogprobs::kl). To compute it, the engine runs the
     /// reference at every step.
     pub reference_kl: bool,
@@ -74,7 +74,7 @@ pub struct Needs {
 }
 
 impl Needs {
-    /// No needs at all. Equal to the default, but usable in constants.
+    /// Requests no values. This is the same as `Needs::default()`, but can be used in constants.
     pub const NONE: Self = Self {
         logprobs: Completions::None,
         reference_logprobs: false,
@@ -214,8 +214,8 @@ pub struct OutputGrad {
     pub weight: f64,
 }
 
-/// A map of the gradient `[n out]` at the output of a module. It runs during the backward pass, on
-/// the autograd thread of libtorch.
+/// A function from the gradient at the output of a module to the gradient that replaces it, both
+/// `[n out]`. It runs during the backward pass, on libtorch's autograd thread.
 pub type GradMap = Box<dyn FnMut(&Tensor) -> Result<Tensor> + Send>;
 
 /// The position of an optimiser step in the run.
@@ -230,12 +230,12 @@ pub struct StepInfo {
 /// A loss and the metrics to log with it.
 #[derive(Debug)]
 pub struct Loss {
-    /// A scalar with a gradient: the mean over the pairs of the batch, or over the pairs that
-    /// count.
+    /// The loss, a differentiable scalar. It is the mean over all pairs of the batch or, if
+    /// `partial` is set, over the pairs that count.
     pub value: Tensor,
     /// Names and values of the metrics. The values are means over the pairs, and the names follow
-    /// TRL, e.g. `rewards/margins`. If the engine has a metric of the same name, such as
-    /// `logps/chosen`, it is replaced.
+    /// TRL, e.g. `rewards/margins`. A metric of the method replaces the engine's metric of the same
+    /// name, such as `logps/chosen`.
     pub metrics: Vec<(String, Tensor)>,
     /// The pairs that count in the mean; `None` if all of them count.
     pub partial: Option<Partial>,
@@ -247,7 +247,7 @@ pub struct Loss {
 /// micro-batches of a step. The run reports how many pairs did not count.
 #[derive(Debug)]
 pub struct Partial {
-    /// 1 for a pair that counts and 0 for one that does not, `[b]`.
+    /// One number per pair, `[b]`: 1 if the pair counts, 0 if it does not.
     pub counts: Tensor,
     /// The words that complete "each has …" in the warning about the pairs that do not count, e.g.
     /// `no preference direction`.
@@ -270,8 +270,8 @@ impl Loss {
     }
 
     /// Adds a metric called `name`: the mean of `value`, which may have any shape. If only some
-    /// pairs count and `value` has one number per pair `[b]`, the mean is over the pairs that
-    /// count.
+    /// pairs count and `value` has shape `[b]`, one number per pair, the mean is over the pairs
+    /// that count.
     #[must_use]
     pub fn metric(mut self, name: &str, value: &Tensor) -> Self {
         let value = value.detach();
@@ -326,7 +326,7 @@ pub trait Intervention: Send {
         Ok(Vec::new())
     }
 
-    /// Computes the loss of these pairs, as a mean over them.
+    /// Computes the mean loss of the given pairs.
     ///
     /// Validation during training calls this function on a separate instance of the method, without
     /// gradients, so that the state of the instance used for training does not change.
@@ -335,8 +335,8 @@ pub trait Intervention: Send {
     /// Fails if `pairs` lacks a value that the method reads.
     fn loss(&mut self, pairs: &Pairs, step: StepInfo) -> Result<Loss>;
 
-    /// Returns a function that maps the gradient at the output of one adapted module, for one
-    /// batch. Only called if [`Needs::output_grads`] is set.
+    /// Returns a function that changes the gradient at the output of one adapted module. Called for
+    /// each batch, but only if [`Needs::output_grads`] is set.
     ///
     /// # Errors
     /// Fails if the method does not support this module. The default implementation always fails.
@@ -351,9 +351,9 @@ pub trait Intervention: Send {
     /// whole optimiser step. Only called if [`Needs::parameter_grads`] is set, and only for
     /// parameters that have an [`Axis`].
     ///
-    /// `direction` `[w]` is the mean of the preference directions d at the module's inputs or
-    /// outputs, depending on `axis`. It is computed over the pairs of the step whose two states
-    /// differ there. It is 0 if no pair's states differ, or if the directions cancel.
+    /// `direction` has shape `[w]`. It is the mean of the preference directions d at the module's
+    /// inputs or outputs, depending on `axis`, over the pairs of the step whose two states differ
+    /// there. It is 0 if no pair's states differ, or if the directions cancel.
     ///
     /// # Errors
     /// Fails if the shapes do not match, or if memory runs out.

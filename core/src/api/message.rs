@@ -131,7 +131,7 @@ impl Message {
         }
     }
 
-    /// The content as a list of parts, if it is one.
+    /// The parts of the content, or `None` if the content is not a list of parts.
     pub fn parts(&self) -> Option<&[Value]> {
         self.0.get("content")?.as_array().map(Vec::as_slice)
     }

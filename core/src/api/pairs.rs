@@ -6,13 +6,14 @@ use tch::{Kind, Tensor};
 use super::{Side, Sides, Site};
 use crate::error::{Error, Result};
 
-/// Tolerance for treating two states as equal, in multiples of their machine epsilon. Averaging a
-/// few hundred equal states in a different order changes the mean by up to a few dozen epsilons.
+/// Tolerance for treating two states as equal, in multiples of the machine epsilon of their dtype.
+/// Averaging a few hundred equal states in a different order changes the mean by up to a few dozen
+/// epsilons.
 pub(crate) const ROUNDING: f64 = 64.0;
 
 impl Sides<Tensor> {
-    /// Returns a bool tensor `[b]` that is true for each pair whose two vectors `[b w]` differ by
-    /// more than rounding.
+    /// Returns true for each pair whose two vectors differ by more than rounding. The two sides are
+    /// `[b w]`, and the result is a bool tensor `[b]`.
     ///
     /// ‖chosen − rejected‖ is compared with 64 ε times the length of the longer vector, where ε is
     /// the machine epsilon of their dtype. Identical completions share their rows in a batch, so
@@ -47,15 +48,15 @@ pub struct Counted {
 }
 
 impl Counted {
-    /// Returns the mean of `per_pair` `[b]` over the included pairs, a scalar. If no pair is
-    /// included, the mean and its gradient are 0.
+    /// Averages `per_pair`, which is `[b]`, over the included pairs. If no pairs are included, the
+    /// mean and its gradient are 0.
     pub fn mean(&self, per_pair: &Tensor) -> Tensor {
         mean_of_counted(per_pair, &self.counts, per_pair.kind())
     }
 }
 
-/// The mean of `values` `[b]` over the included pairs, a scalar of dtype `kind`. It is 0 if no pair
-/// is included.
+/// Averages `values`, which is `[b]`, over the included pairs. The mean has the dtype `kind`, and
+/// is 0 if no pairs are included.
 pub(super) fn mean_of_counted(values: &Tensor, counts: &Tensor, kind: Kind) -> Tensor {
     (values * counts).sum(kind) / counts.sum(kind).clamp_min(1.0)
 }
@@ -63,7 +64,7 @@ pub(super) fn mean_of_counted(values: &Tensor, counts: &Tensor, kind: Kind) -> T
 /// The transformed states of every token in b concatenated sequences, including the prompts.
 #[derive(Debug)]
 pub struct TokenStates {
-    /// Transformed states T h, `[m h]`, where m is the total number of tokens.
+    /// The states after the transform, `[m h]`, where m is the total number of tokens.
     pub states: Tensor,
     /// Index of the sequence (0 to b − 1) that each token belongs to, `[m]`, int64, ascending.
     pub owner: Tensor,
@@ -74,7 +75,7 @@ pub struct TokenStates {
 }
 
 impl TokenStates {
-    /// Sums `values` `[m …]` over the tokens of each sequence. The result is `[b …]`.
+    /// Sums `values` over the tokens of each sequence, `[m …]` → `[b …]`.
     pub fn sum_by_sequence(&self, values: &Tensor) -> Tensor {
         let mut size = values.size();
         size[0] = self.sequences;
@@ -82,7 +83,7 @@ impl TokenStates {
     }
 }
 
-/// Values from one model, for both sides or only for the one that the method needs.
+/// Values from one model, for both sides or only for the side that the method needs.
 #[derive(Debug)]
 pub enum PerSide<T = Tensor> {
     /// Values for both sides.
@@ -189,7 +190,7 @@ impl TapStates {
     /// The reference's states of one side.
     ///
     /// # Errors
-    /// Fails if the method's `Needs` do not request it.
+    /// Fails if the method's `Needs` do not request them.
     pub fn reference_of(&self, side: Side) -> Result<&Tensor> {
         of_reference(&self.pooled.1)?.of(side, REFERENCE)
     }
@@ -279,7 +280,7 @@ impl TokenLogprobs {
         self.sum_of(&self.per_token)
     }
 
-    /// Sums `values` `[m]` over the tokens of each completion, `[b]`. The sums are accumulated in
+    /// Sums `values` over the tokens of each completion, `[m]` → `[b]`. The sums are accumulated in
     /// float64, because a sum of hundreds of nats loses digits in float32.
     pub fn sum_of(&self, values: &Tensor) -> Tensor {
         let kind = values.kind();
@@ -404,7 +405,7 @@ impl Pairs {
     /// Log-probabilities of the policy, with a gradient.
     ///
     /// # Errors
-    /// Fails if the method's `Needs` do not request it.
+    /// Fails if the method's `Needs` do not request them.
     pub fn policy(&self) -> Result<&Logprobs> {
         self.policy.as_ref().ok_or_else(|| missing("log-probabilities", "logprobs"))
     }
@@ -412,7 +413,7 @@ impl Pairs {
     /// Log-probabilities of the reference, without a gradient.
     ///
     /// # Errors
-    /// Fails if the method's `Needs` do not request it.
+    /// Fails if the method's `Needs` do not request them.
     pub fn reference(&self) -> Result<&Logprobs> {
         self.reference
             .as_ref()

@@ -33,7 +33,7 @@ pub struct Parameter {
 }
 
 impl Parameter {
-    /// Creates a parameter that shares the memory of `tensor`, without an axis.
+    /// Creates a parameter that has no axis and shares the memory of `tensor`.
     pub fn new(key: &str, tensor: &Tensor) -> Self {
         Self { key: key.to_owned(), tensor: tensor.shallow_clone(), axis: None }
     }

@@ -1,4 +1,4 @@
-//! Parts of fused modules. A part is a set of rows that Llama stores as a separate module.
+//! Parts of fused modules, such as the rows of `qkv_proj` that compute the queries.
 
 use tch::Tensor;
 
@@ -7,8 +7,8 @@ use crate::error::Result;
 /// A selection of rows of a fused module.
 ///
 /// The module's rows are divided into `groups` groups of `width` rows. The selection contains rows
-/// `start` to `start + len − 1` of every group. For example, Phi-3 has a single group that begins
-/// with the queries, and GPT-NeoX has one group per head.
+/// `start` to `start + len − 1` of every group. For example, Phi-3's `qkv_proj` is a single
+/// group that begins with the queries, and GPT-NeoX's `query_key_value` has one group per head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rows {
     /// Number of groups in the module.

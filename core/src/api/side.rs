@@ -99,7 +99,7 @@ impl<T> IntoIterator for Sides<T> {
     }
 }
 
-/// A set of completions of a pair, e.g. the completions whose log-probabilities a method needs.
+/// A subset of the two completions of a pair, e.g. those whose log-probabilities a method needs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Completions {
     /// Neither.

@@ -16,7 +16,7 @@ const ALL: &str = "all-linear";
 /// A predicate that is true for the names of targeted modules.
 type Matcher<'a> = Box<dyn Fn(&str) -> bool + 'a>;
 
-/// Maps each of Llama's projections to the names of the modules that contain it in architectures
+/// Maps Llama's name of each projection to the names of the corresponding modules in architectures
 /// that fuse or rename projections.
 ///
 /// A target such as `q_proj` selects the whole fused module, because PEFT cannot adapt a part of a
@@ -311,7 +311,7 @@ fn unknown_name(given: &str, model: &ModelInfo) -> Error {
     let unknown = Error::new(format!("unknown target module `{given}`"));
     if is_all(given) {
         return unknown.hint(format!(
-            "write `adapter.target_modules={ALL}`, not in a list, to target every linear module"
+            "to target every linear module, write `adapter.target_modules={ALL}` without a list"
         ));
     }
     if Regex::new(&format!("^(?:{given})$"))
@@ -378,7 +378,7 @@ fn last(name: &str) -> &str {
     name.rsplit('.').next().unwrap_or(name)
 }
 
-/// True if the last dotted components of `name` are `suffix`.
+/// True if `name` is `suffix` or ends in a dot followed by `suffix`.
 fn ends(name: &str, suffix: &str) -> bool {
     name == suffix || name.strip_suffix(suffix).is_some_and(|head| head.ends_with('.'))
 }

@@ -46,9 +46,10 @@ pub struct TransformCx<'a> {
     pub site: &'a Site,
     /// Width h of the states at the site.
     pub width: i64,
-    /// The model's embedding matrix `[vocab hidden]`.
+    /// The model's embedding matrix, `[vocab hidden]`.
     pub embedding: &'a Tensor,
-    /// The matrix of the model's output head `[vocab hidden]`. If tied, it is the embedding matrix.
+    /// The matrix of the model's output head, `[vocab hidden]`. In models with tied embeddings, it
+    /// is the embedding matrix.
     pub unembedding: &'a Tensor,
 }
 

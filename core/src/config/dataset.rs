@@ -68,8 +68,8 @@ fn stdin(registry: &Registry) -> Result<DatasetChoice> {
     }
 }
 
-/// Selects the data set type for Hugging Face repositories. Returns `None` if `given` is not a
-/// repository id, or if it could also be a file.
+/// Returns the data set that reads the Hugging Face repository `given`. Returns `None` if `given`
+/// is not a repository id, or if it could also be a file.
 fn repository(given: &str, path: &Path, registry: &Registry) -> Result<Option<DatasetChoice>> {
     let is_file = registry
         .all::<DatasetEntry>()
@@ -90,7 +90,7 @@ fn repository(given: &str, path: &Path, registry: &Registry) -> Result<Option<Da
     }
 }
 
-/// Creates the error for the case that several data set types can read `given`. There is no order
+/// Creates the error for a file that several data set types can read. There is no order
 /// of precedence, because installing a plugin must not change how existing data is read.
 fn several(takers: &[&DatasetEntry], given: &str) -> Error {
     let names: Vec<&str> = takers.iter().map(|entry| entry.about.name).collect();

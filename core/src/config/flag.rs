@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The key under which the schema of a field stores the flags of this field. The published
-/// [`schema`](super::schema) does not contain it.
+/// The key for a field's flags in the schema of the field. The published [`schema`](super::schema)
+/// does not contain this key.
 pub(super) const FLAGS: &str = "flags";
 
 /// A group of flags. A command accepts either all flags of a group or none of them.
@@ -38,8 +38,8 @@ pub struct Flag {
     pub heading: String,
     /// Placeholder for the value in the help, e.g. `DIR`.
     pub value: String,
-    /// The value to which a flag without an argument sets the field; `None` if the flag takes an
-    /// argument.
+    /// The value of the field if the flag is given, for flags that take no argument; `None` if the
+    /// flag takes an argument.
     pub switch: Option<String>,
     /// The help text. Defaults to the documentation of the field.
     pub help: String,
@@ -49,8 +49,8 @@ pub struct Flag {
     pub number: bool,
     /// True if the field takes a list. The value of the flag then becomes a list with one item.
     pub list: bool,
-    /// Name of the field of the chosen plugin that the flag sets, e.g. `data_dir` for `--data-dir`.
-    /// Empty if the flag does not set a field of a plugin.
+    /// If the flag sets a field of the chosen plugin, the name of this field, e.g. `data_dir` for
+    /// `--data-dir`. Empty for other flags.
     pub(super) field: String,
 }
 

@@ -21,7 +21,7 @@ pub enum Origin {
     Environment(String),
     /// The named flag, including its dashes.
     Flag(String),
-    /// The base model that a saved adapter names in this configuration file.
+    /// The field `base_model_name_or_path` in this configuration file of a saved adapter.
     Base(PathBuf),
     /// The flag `--set`.
     Set,

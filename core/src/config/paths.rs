@@ -1,8 +1,9 @@
 //! The paths in an experiment: how a run stores them, and how they are compared.
 //!
 //! Relative paths from the user are resolved against the current folder. A run stores a path
-//! relative to the run's folder if both are in the same tree, and otherwise as an absolute path.
-//! Stored paths therefore remain valid if the current folder changes or if the tree is moved.
+//! relative to the run's folder if both are in the same folder tree, and otherwise as an absolute
+//! path. Stored paths therefore remain valid if the current folder changes or if the whole tree is
+//! moved.
 
 use std::path::{Path, PathBuf};
 

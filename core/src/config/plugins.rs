@@ -24,18 +24,18 @@ pub struct PluginFile {
     /// Version of the plugin's crate, for information only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
-    /// Required SHA-256 digest of the file in hexadecimal; none = not checked.
+    /// Required SHA-256 digest of the file in hexadecimal. If it is not set, any file is loaded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
 }
 
 impl PluginFile {
-    /// The file at `path`, without a required digest.
+    /// Creates an entry for the file at `path` that accepts any digest.
     pub fn at(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into(), version: None, sha256: None }
     }
 
-    /// The file of a loaded plugin, with its version and digest.
+    /// Creates an entry with the path, version and digest of a loaded plugin.
     pub(super) fn of(loaded: &PluginLibrary) -> Self {
         Self {
             path: loaded.path.clone(),
@@ -65,7 +65,7 @@ impl PluginFile {
     /// Reads the field `plugins` of the configuration file at `path`.
     ///
     /// # Errors
-    /// Fails if the file cannot be read or is not TOML, or if its `plugins` is not a list of files.
+    /// Fails if the file cannot be read or is not TOML, or if `plugins` is not a list of files.
     pub fn in_file(path: &Path) -> Result<Vec<Self>> {
         let (mut table, record) = Record::split(path)?;
         if let Some(record) = record {
@@ -75,7 +75,7 @@ impl PluginFile {
         Self::from_value(&json(value), &Origin::File(path.to_owned()))
     }
 
-    /// Parses a comma-separated list of paths, as in an environment variable.
+    /// Parses a comma-separated list of paths, the format of `REPRPO_PLUGINS`.
     pub fn in_text(text: &str) -> Vec<Self> {
         text.trim_matches(['[', ']'])
             .split(',')

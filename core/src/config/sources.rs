@@ -86,8 +86,8 @@ impl Sources {
         .hint("restore the run's model, or choose a different model with `--model`"))
     }
 
-    /// Compares the loaded data with the record of the run that the data set came from. Returns a
-    /// description of each difference that is expected because the user chose different data.
+    /// Compares the loaded data with the data that the original run recorded. If the user chose
+    /// different data, returns a description of each difference.
     ///
     /// # Errors
     /// Fails if the data differs from the run's data although the user did not choose different

@@ -745,8 +745,8 @@ fn the_error_for_an_unknown_recipe_names_the_nearest_recipe() {
             Ok(())
         }),
         "unknown recipe `mild-mix`\n  hint: did you mean `mild_mix`?\n  hint: valid: mild_mix\n  \
-            hint: run `reprpo list recipes` for a description of each\n  hint: no plugin file was \
-            searched; load one with `--plugin FILE`"
+            hint: run `reprpo list recipes` for a description of each\n  hint: no plugin libraries \
+            are loaded; load one with `--plugin FILE`"
     );
     assert!(
         set("recipe=gone")

@@ -22,8 +22,8 @@ const FIRST: usize = 200;
 /// Maximum number of pairs to count when the declared size of a split is verified.
 const COUNTED: usize = 20_000;
 
-/// Runs `check` on the data set with the given configuration, or with its documented example if the
-/// data set cannot be opened.
+/// Opens the data set with the given configuration or, if that fails, with the configuration in its
+/// documented example. Then runs `check` on the data set.
 fn of_open(
     method: &Method<&'static DatasetEntry>,
     check: impl FnOnce(&dyn Dataset) -> Result<Verdict>,

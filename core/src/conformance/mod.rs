@@ -46,8 +46,8 @@ pub struct Method<E = Entry> {
 }
 
 impl<E> Method<E> {
-    /// Creates a method from its configuration as a JSON object. Missing fields take their default
-    /// values.
+    /// Creates a method with the given configuration, a JSON object. Missing fields take their
+    /// default values.
     pub fn new(entry: E, json: impl Into<Cow<'static, str>>) -> Self {
         Self { entry, json: json.into() }
     }
@@ -148,7 +148,7 @@ impl Verdict {
         }
     }
 
-    /// Returns `Violated` if `violation` describes one, and `Holds` if it is `None`.
+    /// Returns `Violated` with the description in `violation`, or `Holds` if there is none.
     fn unless(violation: Option<String>) -> Self {
         violation.map_or(Verdict::Holds, Verdict::Violated)
     }

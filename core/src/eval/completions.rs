@@ -117,8 +117,8 @@ fn prompt_split<'a>(
 }
 
 /// Collects the first distinct prompts of the evaluated pairs. They are tokenised without a
-/// completion and truncated as in training. The same prompt may have fewer tokens in a pair,
-/// because tokenising it together with a completion can change its last tokens.
+/// completion and truncated as in training. In training itself, a prompt may have fewer tokens,
+/// because it is tokenised together with a completion, which can change its last tokens.
 fn prompts(
     session: &Session,
     split: &SplitInfo,

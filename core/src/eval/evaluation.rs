@@ -37,7 +37,7 @@ impl EvalSplit {
         let reasons: Vec<String> =
             data.reasons().iter().map(|(why, n)| format!("; dropped {n}: {why}")).collect();
         format!(
-            "pairs to score in `{}`: {}, {} dropped, {} cut{}",
+            "pairs to score in `{}`: {}, {} dropped, {} truncated{}",
             self.info.name,
             data.pairs.len(),
             data.dropped(),
@@ -236,8 +236,8 @@ impl Evaluation {
     }
 }
 
-/// Returns the splits to evaluate. These are the splits listed in `eval.splits`, which may be parts
-/// such as `train[750:]`. By default, they are all splits of the data set.
+/// Returns the splits listed in `eval.splits`, which may be expressions such as `train[750:]`. If
+/// the setting is missing, returns all splits of the data set.
 ///
 /// # Errors
 /// Fails if a listed split does not exist, or if an expression is not valid or selects an empty
@@ -289,8 +289,8 @@ pub fn evaluate(
         let infos: Vec<SplitInfo> = splits.iter().map(|split| split.info.clone()).collect();
         match completions(session, &infos, [initial, adapted], experiment, stop, progress) {
             Err(e) if e.fault() != Fault::Interrupted => {
-                // The completions are only for people to read, so an error in them, for example
-                // with an unusual tokenizer, must not abort the evaluation.
+                // The completions are only for people to read. If they cannot be generated, for
+                // example because of an unusual tokenizer, the evaluation continues without them.
                 progress.finish();
                 progress.message(&format!(
                     "warning: cannot generate sample completions: {}",

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 /// Number of bootstrap resamples.
 pub const RESAMPLES: usize = 2000;
 
-/// The score of one completion by a model.
+/// A model's score of one completion.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CompletionScore {
     /// log p(y|x), in nats.
@@ -37,7 +37,7 @@ impl CompletionScore {
     }
 }
 
-/// The scores of one pair by a model.
+/// A model's scores of the two completions of a pair.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PairScore {
     /// Row number of the pair in its split, from 0.
@@ -310,8 +310,8 @@ mod tests {
         e.expect("a metric").value
     }
 
-    /// Mean log-probabilities per token of y⁺ and y⁻: −2 and −3 (correct), −4 and −2 (incorrect),
-    /// −1 and −1 (tie), −3 and −2 (incorrect).
+    /// Four pairs. Their mean log-probabilities per token of y⁺ and y⁻ are −2 and −3 (correct), −4
+    /// and −2 (incorrect), −1 and −1 (a tie), and −3 and −2 (incorrect).
     fn base() -> Vec<PairScore> {
         vec![
             pair(0, (-4.0, 2), (-9.0, 3)),
@@ -341,7 +341,8 @@ mod tests {
         assert_eq!(value(c.accuracy), 1.0);
         assert!((value(c.ratio) - 4.0 / 1.5).abs() < 1e-12);
         assert_eq!(value(c.points), 62.5);
-        // θ: (−3+9)−(−4+9)=1, (−2+5)−(−8+4)=7, (−1.5+4)−(−3+2)=3.5, (−2+4)−(−6+4)=4.
+        // θ of the four pairs: (−3+9)−(−4+9)=1, (−2+5)−(−8+4)=7, (−1.5+4)−(−3+2)=3.5 and
+        // (−2+4)−(−6+4)=4. Their sum is 15.5.
         assert_eq!(value(c.margin_gain), 15.5 / 4.0);
         assert!((value(c.perplexity_ratio) - (6.0_f64 / 4.0).exp()).abs() < 1e-12);
     }

@@ -36,8 +36,8 @@ fn query_driver(index: c_int) -> Option<(i32, i32)> {
     type Attribute =
         unsafe extern "C" fn(value: *mut c_int, attribute: c_int, device: c_int) -> c_int;
 
-    // SAFETY: the driver's library can safely be loaded at any time. If libtorch uses a GPU, it is
-    // already loaded.
+    // SAFETY: the driver's library can safely be loaded at any time, even if libtorch has already
+    // loaded it.
     let driver = unsafe { Library::new("libcuda.so.1") }.ok()?;
     // SAFETY: these types match the declarations in `cuda.h`.
     type Symbols<'a> = (Symbol<'a, Init>, Symbol<'a, Get>, Symbol<'a, Attribute>);

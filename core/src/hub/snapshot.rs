@@ -26,7 +26,7 @@ impl Listing {
     /// Parses the repository metadata that the hub returned as JSON, and saves the listing for
     /// later runs.
     pub fn read(hub: &Hub, repo: &RepoId, json: &str) -> Result<Self> {
-        let wrong = |what: &str| Error::new(format!("the metadata of `{repo}` on the hub {what}"));
+        let wrong = |what: &str| Error::new(format!("the hub's metadata of `{repo}` {what}"));
         let json: Value =
             serde_json::from_str(json).map_err(|e| wrong("is not valid JSON").because(e))?;
         let commit = text(&json, "sha").to_owned();

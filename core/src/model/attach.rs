@@ -160,9 +160,8 @@ impl Adapted {
         Ok(merged.into_iter().collect())
     }
 
-    /// Converts adapters on parts of fused modules to adapters on the whole modules. Returns the
-    /// adapter whose configuration describes the whole modules, and its attached form, or `None` if
-    /// no parts are adapted or the method does not support the conversion.
+    /// Converts adapters on parts of fused modules to adapters on the whole modules. Returns an
+    /// adapter whose configuration names the whole modules, and the attached adapters. Returns `None` if no parts are adapted, or if the method does not support the conversion.
     ///
     /// # Errors
     /// Fails if the adapter's `fuse` fails.

@@ -27,7 +27,7 @@ fn logits(model: &Model) -> Tensor {
 }
 
 /// Returns the configuration of an architecture, with `tie_word_embeddings` set to `tied`, and
-/// weights for it.
+/// weights of the same architecture.
 fn with(fixture: &Fixture, architecture: &str, tied: bool) -> (Value, IndexMap<String, Tensor>) {
     let mut config = fixture.case(architecture, "default").unwrap().config.clone();
     config["tie_word_embeddings"] = json!(tied);
@@ -143,7 +143,7 @@ fn a_missing_or_repeated_prefix_does_not_change_the_model() {
         );
         assert!(
             renamed(&|name| format!("{base}{name}")).equal(&expected),
-            "{architecture}, with the prefix twice"
+            "{architecture}, with a repeated prefix"
         );
     }
     // If the file stores a tensor both with and without the prefix, one copy is unused, which is an

@@ -12,8 +12,8 @@ use super::*;
 use crate::testing::{gemma3, golden, smollm2};
 use crate::weights::read_safetensors;
 
-/// The small models, and the number of sites inside each block for which reference values are
-/// stored. The outputs of modules are only stored for `llama`.
+/// The small models, each with the number of sites per block that have reference values. Only
+/// `llama` has reference values for the outputs of modules.
 const SMALL: [(&str, usize); 14] = [
     ("gemma2", 2),
     ("gemma3_text", 2),
@@ -54,8 +54,8 @@ fn difference(ours: &Tensor, reference: &Tensor) -> f64 {
     (ours - reference).abs().max().double_value(&[]) / largest
 }
 
-/// Selects the rows of a right-padded `[b t width]` tensor where the mask is 1. Returns `[n width]`
-/// in the order of the stream.
+/// Returns the rows of the right-padded tensor at which the mask is 1, in the order of the stream:
+/// `[b t width]` → `[n width]`.
 fn real_rows(padded: &Tensor, mask: &Tensor) -> Tensor {
     padded.flatten(0, 1).index_select(0, &mask.flatten(0, -1).nonzero().squeeze_dim(1))
 }
@@ -67,7 +67,8 @@ fn site(name: &str) -> Option<Site> {
         .or_else(|| name.strip_prefix("out.").map(|n| Site::Output(n.to_owned())))
 }
 
-/// The sites that have reference values, in the order of their names, and their values `[n width]`.
+/// Returns the sites that have reference values, and the reference values of each site, which are
+/// `[n width]`.
 fn references(io: &IndexMap<String, Tensor>) -> (Vec<Site>, Vec<Tensor>) {
     io.iter()
         .filter_map(|(name, t)| Some((site(name)?, real_rows(t, &io["attention_mask"]))))

@@ -38,7 +38,7 @@ pub struct SavedConfig {
     pub entry: &'static AdapterEntry,
     /// The configuration of the plugin.
     pub config: Map<String, Value>,
-    /// Warnings for the user about settings that versions of PEFT interpret differently.
+    /// Warnings for the user about settings whose meaning depends on the version of PEFT.
     pub warnings: Vec<String>,
     /// The adapter's tensor file, whose values have not been read yet.
     tensors: SafetensorsFile,

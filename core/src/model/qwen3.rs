@@ -1,5 +1,5 @@
-//! The Qwen3 architecture: Llama's block with a norm over each head of queries and keys. Later
-//! layers may have a sliding window.
+//! The Qwen3 architecture: Llama's block, but the queries and keys of each head are normalised.
+//! Later layers may have a sliding window.
 //!
 //! Reference: Yang et al. 2025 (Qwen3) §2, and `modeling_qwen3.py` of transformers.
 

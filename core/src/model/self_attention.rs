@@ -67,8 +67,8 @@ impl SelfAttention {
         Ok(Self::new(qkv, weights.linear("o_proj", sizes.q_width(), hidden, bias[1])?, sizes))
     }
 
-    /// Attention with these projections, without norms of queries and keys. Scores are multiplied
-    /// by 1/√d, where d is the width of a head.
+    /// Creates attention with the given projections and without norms of queries and keys. Scores
+    /// are multiplied by 1/√d, where d is the width of a head.
     pub fn new(qkv: Projections, output: Linear, sizes: &Sizes) -> Self {
         Self {
             qkv,
@@ -132,7 +132,8 @@ impl SelfAttention {
 }
 
 impl Projections {
-    /// Marks `module` as fused. Its rows are all queries, then all keys, then all values.
+    /// Marks `module` as fused. Its output contains the queries of all heads, then all keys, then
+    /// all values.
     pub fn fused_by_kind(module: Linear, sizes: &Sizes) -> Self {
         Self::Fused(module.fused(
             1,
@@ -144,8 +145,8 @@ impl Projections {
         ))
     }
 
-    /// Marks `module` as fused. Its rows are the query, key and value of the first head, followed
-    /// by the query, key and value of the second head, and so on.
+    /// Marks `module` as fused. Its output contains the query, key and value of the first head,
+    /// followed by the query, key and value of the second head, and so on.
     pub fn fused_by_head(module: Linear, sizes: &Sizes) -> Self {
         let d = sizes.head_dim();
         Self::Fused(

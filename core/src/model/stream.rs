@@ -1,9 +1,9 @@
 //! A batch as a flat stream of tokens, divided into segments. The layout records for each segment
 //! which other segment it continues, if any.
 //!
-//! Embedding, norms, projections and the MLP act on `[n hidden]`, with one row per token and no
-//! padding. A prompt that several completions share appears only once in the stream. Only attention
-//! and positions depend on the layout.
+//! Embedding, norms, projections and the MLP act on a tensor `[n hidden]`, with one row per token
+//! and no padding. A prompt that several completions share appears only once in the stream. Only
+//! attention and positions depend on the layout.
 
 use tch::{Device, Kind, Tensor};
 
@@ -20,7 +20,7 @@ pub struct Segment {
     /// Index of the segment that comes before this one in its sequence; `None` if the sequence
     /// starts here.
     pub continues: Option<usize>,
-    /// True if the tokens belong to the prompt in every sequence that contains them.
+    /// True if the tokens belong to the prompt of every sequence that contains them.
     pub prompt: bool,
 }
 

@@ -15,8 +15,8 @@ use crate::hub;
 use crate::panics;
 use crate::registry::{Entry, RecipeText};
 
-/// Registers the library's entries and recipes. The host calls it after the fingerprints have
-/// matched.
+/// Registers the library's entries and recipes with the host. The host only calls this function if
+/// the fingerprints match.
 pub(super) unsafe extern "C" fn register(host: *const Host) {
     // A panic must not cross the FFI boundary. No panic is expected, because the plugin author's
     // code does not run here.
@@ -25,13 +25,13 @@ pub(super) unsafe extern "C" fn register(host: *const Host) {
         let host = unsafe { &*host };
         connect(host);
         for entry in inventory::iter::<Entry> {
-            // SAFETY: the host provides this sink for this function, and `entry` lives as long as
-            // this library.
+            // SAFETY: `host.sink` is a valid argument for `host.entry`, and `entry` lives as long
+            // as this library.
             unsafe { (host.entry)(host.sink, entry) };
         }
         for recipe in inventory::iter::<RecipeText> {
-            // SAFETY: the host provides this sink for this function, and `recipe` lives as long as
-            // this library.
+            // SAFETY: `host.sink` is a valid argument for `host.recipe`, and `recipe` lives as
+            // long as this library.
             unsafe { (host.recipe)(host.sink, recipe) };
         }
     });

@@ -36,7 +36,8 @@ pub struct Registry {
 #[derive(Clone, Debug)]
 struct Registration<T> {
     value: T,
-    /// Index into [`Registry::loaded`] of the library that contains it; `None` if it is linked in.
+    /// Index into [`Registry::loaded`] of the library that `value` came from; `None` if `value` is
+    /// linked in.
     file: Option<usize>,
 }
 
@@ -96,7 +97,7 @@ impl Registry {
         })
     }
 
-    /// Records a file in the plugin folder that could not be loaded. Errors about unknown names
+    /// Records that a file in the plugin folder could not be loaded. Errors about unknown names
     /// mention the file.
     pub fn refuse(&mut self, path: PathBuf) {
         self.refused.push(path);
@@ -107,14 +108,14 @@ impl Registry {
         &self.loaded
     }
 
-    /// The library that a plugin came from; `None` if it is linked in.
+    /// The library that a plugin came from; `None` if the plugin is linked in.
     pub fn file_of(&self, entry: Entry) -> Option<&PluginLibrary> {
         self.entries
             .get(&(entry.kind(), entry.about().name))
             .and_then(|registration| self.file(registration))
     }
 
-    /// The library that a recipe came from; `None` if it is linked in.
+    /// The library that a recipe came from; `None` if the recipe is linked in.
     pub fn file_of_recipe(&self, name: &str) -> Option<&PluginLibrary> {
         self.recipes.get(name).and_then(|registration| self.file(registration))
     }
@@ -257,14 +258,14 @@ impl Registry {
         )
     }
 
-    /// Adds hints that list the plugin files that were searched, and those that could not be
-    /// loaded.
+    /// Adds a hint that lists the searched plugin files, and one that lists the files that could
+    /// not be loaded.
     fn with_searched(&self, error: Error) -> Error {
         let listed = |paths: Vec<&PathBuf>| {
             paths.iter().map(|p| format!("`{}`", p.display())).collect::<Vec<_>>().join(", ")
         };
         let error = match &self.loaded[..] {
-            [] => error.hint("no plugin file was searched; load one with `--plugin FILE`"),
+            [] => error.hint("no plugin libraries are loaded; load one with `--plugin FILE`"),
             loaded => error.hint(format!(
                 "plugin files searched: {}",
                 listed(loaded.iter().map(|l| &l.path).collect())

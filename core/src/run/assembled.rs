@@ -93,8 +93,8 @@ impl Assembled {
 /// Number of blocks that a training step must run. This depends on the sites whose states are read,
 /// and on the other values that the method needs.
 fn depth(needs: &Needs, sites: &[Site], model: &Model) -> Result<usize> {
-    // If the method is only evaluated, it reads no states, but the adapter must be attached to all
-    // blocks.
+    // A method that is only evaluated reads no states, but it still needs every block, because the
+    // adapter must be attached to all of them.
     model.depth(sites, needs.logprobs.any() || needs.sequence_nll || needs.evaluate_only)
 }
 

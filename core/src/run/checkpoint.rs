@@ -25,7 +25,7 @@ fn dir(run: &Path) -> PathBuf {
     run.join("checkpoints")
 }
 
-/// Folder for the parameters of the best validation so far, which took place after step `step`.
+/// Folder for the parameters after step `step`, whose validation is the best so far.
 fn dir_of_best(run: &Path, step: usize) -> PathBuf {
     dir(run).join(format!("best-{step}"))
 }

@@ -40,7 +40,7 @@ const VALIDATION: [&str; 5] = [
 /// Fields of the evaluation that also decide how held-out pairs are scored.
 const VALIDATION_IN_EVAL: [&str; 2] = ["eval.score", "eval.tokens"];
 
-/// The fields that change the training steps, as `section.field`.
+/// Returns the values of the fields that change the training steps, by name (`section.field`).
 fn trajectory(experiment: &Experiment, kind: Kind) -> BTreeMap<String, Value> {
     let validates = experiment.train.validate_every.is_some();
     let mut fields = flat(&experiment.to_json(), |path| {
@@ -115,7 +115,7 @@ impl Fingerprints {
         }
     }
 
-    /// Compares the fingerprints of a checkpoint with the fingerprints `now` of the resumed run.
+    /// Compares the fingerprints of a checkpoint (`self`) with those of the resumed run (`now`).
     /// Returns the name of each field or input that differs, with a description of the difference.
     pub fn differences(&self, now: &Self) -> Vec<(String, String)> {
         let parts = [

@@ -52,7 +52,7 @@ pub fn fit(
             match validation.validate(run, step, &steps, stop) {
                 Ok(record) => recorders.validation(&record)?,
                 Err(e) if e.fault() == Fault::Interrupted => {
-                    // The resumed run repeats this validation first.
+                    // When the run is resumed, it starts with this validation.
                     save(plan, run, folder, step, Some(validation))?;
                     return Err(interrupted(folder.path(), step, steps.count));
                 }

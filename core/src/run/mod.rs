@@ -150,7 +150,7 @@ fn opening(plan: &Plan<'_>, run: &Assembled, recorders: &mut Recorders<'_>) -> R
     lines.extend(plan.base_warning.iter().map(|why| format!("warning: {why}")));
     lines.push(session.describes.clone());
     lines.push(format!(
-        "{} pairs to train on, {} dropped, {} cut",
+        "{} pairs to train on, {} dropped, {} truncated",
         data.pairs.len(),
         data.dropped(),
         data.truncated()

@@ -176,7 +176,7 @@ pub fn write_states(
 /// The states of the pairs in one forward pass: one tensor per site for each side.
 struct Read {
     states: Sides<Vec<Tensor>>,
-    /// Token ids `[m]` of each side's sequences; `None` if states are pooled.
+    /// Token ids of each side's sequences, with shape `[m]`; `None` if states are pooled.
     ids: Sides<Option<Tensor>>,
 }
 

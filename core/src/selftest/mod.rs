@@ -106,7 +106,7 @@ impl Section {
 /// The scope of a self-test.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The device to test, in the same form as `--device` of a run.
+    /// The device to test, with the same syntax as the option `--device` of `reprpo run`.
     pub device: String,
     /// True to run all checks; false to run a selection, which takes about a minute.
     pub full: bool,
@@ -228,7 +228,8 @@ impl Selftest<'_> {
             Ok(rows) => rows,
             Err(e) if e.fault() == Fault::Interrupted => return Err(self.interrupted()),
             Err(e) if cannot_write(&e) => return Err(self.workshop.explain(e)),
-            // A check whose real-size model does not fit in memory is skipped rather than failed.
+            // These sections use models of realistic size. If a model does not fit in memory, skip
+            // the check instead of failing it.
             Err(e) if [Section::Speed, Section::Peer].contains(&section) && memory::ran_out(&e) => {
                 vec![Row::new(section, name, Outcome::Skipped, e.in_a_line())]
             }

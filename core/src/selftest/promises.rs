@@ -1,5 +1,5 @@
-//! Runs the conformance tests of every plugin in float64 on the CPU. Because they do not compare
-//! two runs, they also find computations that are wrong on every device.
+//! Runs the conformance tests of every plugin in float64 on the CPU. They also find errors that are
+//! the same on every device, which a comparison of two runs cannot find.
 
 use std::sync::atomic::Ordering;
 

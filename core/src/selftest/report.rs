@@ -1,4 +1,4 @@
-//! The report of a self-test, with a row for each comparison.
+//! The report of a self-test, with one row for each comparison or measurement.
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -28,7 +28,7 @@ pub struct Difference {
     pub of: String,
     /// The difference, relative to the size of the quantity.
     pub worst: f64,
-    /// Maximum difference that passes.
+    /// Maximum allowed difference.
     pub tolerance: f64,
 }
 
@@ -55,7 +55,7 @@ impl Difference {
     }
 }
 
-/// One row of the report, for a single check.
+/// One row of the report. A check can have several rows.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
     /// Section that the check belongs to.
@@ -67,7 +67,7 @@ pub struct Row {
     /// The largest difference, relative to the size of the compared quantity; `None` if nothing was
     /// compared. In JSON, infinity and NaN become null.
     pub worst: Option<f64>,
-    /// Maximum difference that passes.
+    /// Maximum allowed difference.
     pub tolerance: Option<f64>,
     /// The outcome.
     pub outcome: Outcome,
@@ -106,14 +106,14 @@ impl Row {
         Self { worst: Some(difference.worst), tolerance: Some(difference.tolerance), ..row }
     }
 
-    /// Creates the row of a check that ended with an error. It includes the causes and hints of the
-    /// error.
+    /// Creates the row of a check that ended with an error. The row includes the causes and hints
+    /// of the error.
     pub fn error(section: Section, name: impl Into<String>, e: &Error) -> Self {
         let hints: String = e.hints().iter().map(|hint| format!("; hint: {hint}")).collect();
         Self::new(section, name, Outcome::Failed, format!("{}{hints}", e.in_a_line()))
     }
 
-    /// The section and the name, as shown in errors and progress.
+    /// The section and the name, as shown in error messages and in the progress display.
     pub fn full_name(&self) -> String {
         format!("{}: {}", self.section.name(), self.name)
     }

@@ -70,12 +70,12 @@ pub struct Trained {
     pub losses: Vec<f64>,
     /// Gradient norm of each step.
     pub norms: Vec<f64>,
-    /// The run's files that only depend on its settings, by name.
+    /// Names and contents of the files that must be the same in a repeated run.
     pub files: BTreeMap<String, Vec<u8>>,
 }
 
-/// The temporary folder, the plugins and the tiny models for the runs. The folder is removed when
-/// this is dropped.
+/// The plugins and the tiny models for the runs, and a temporary folder, which is removed when the
+/// `Workshop` is dropped.
 pub struct Workshop {
     folder: tempfile::TempDir,
     defaults: String,
@@ -112,8 +112,7 @@ impl Workshop {
         })
     }
 
-    /// Returns an error that says that the self-test cannot write its temporary files because of
-    /// `e`.
+    /// Wraps `e`, a failure to write a temporary file, in an error with a hint.
     pub fn explain(&self, e: Error) -> Error {
         e.within(format!(
             "the self-test cannot write to its temporary folder `{}`",
@@ -167,7 +166,7 @@ impl Workshop {
         Ok(folder)
     }
 
-    /// Returns a run of the given plugins on the first model.
+    /// Returns the settings of a run with the given plugins on the first model.
     pub fn trial(&self, choices: Vec<(Kind, &'static str)>) -> Trial {
         Trial { model: self.model.clone(), choices, set: Vec::new() }
     }
@@ -222,7 +221,7 @@ impl Workshop {
     }
 }
 
-/// Multiplies matrices by 1/2, and the norms of queries and keys by 1/4. With the original weights,
+/// Multiplies weight matrices by 1/2, and the weights of query and key norms by 1/4. With the original weights,
 /// attention scores and logits are so large that bf16 has rounding errors of several percent. This
 /// does not happen in trained models.
 pub fn calm(tensors: IndexMap<String, Tensor>) -> IndexMap<String, Tensor> {
@@ -298,8 +297,7 @@ impl Trained {
     }
 
     /// Compares this run with a reference run. Returns the largest difference of the losses and the
-    /// largest difference of the gradient norms. The text `of` is the start of each difference's
-    /// description.
+    /// largest difference of the gradient norms. Their descriptions begin with `of`.
     pub fn differences(
         &self,
         reference: &Self,

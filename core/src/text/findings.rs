@@ -13,8 +13,7 @@ use crate::api::{Message, PreferencePair, Text};
 pub struct Findings {
     /// Pairs whose prompt tokenises differently when it is followed by a completion.
     pub prefix_mismatches: usize,
-    /// The part of the prompt that tokenises differently, from the first pair in
-    /// `prefix_mismatches`.
+    /// The part of the prompt that tokenises differently, for the first of these pairs.
     pub left_out: Option<String>,
     /// Pairs whose completions have the same tokens after truncation, so neither is preferred.
     pub identical: usize,

@@ -26,7 +26,7 @@ pub struct ModuleDirections {
 /// Sums over pairs at one site.
 #[derive(Debug)]
 struct Sum {
-    /// Σ weight·d `[w]`, with the weight of each pair in the step.
+    /// Σ weight·d over the pairs of the step, `[w]`.
     directions: Tensor,
     /// Σ weight·‖d‖, a scalar.
     lengths: Tensor,

@@ -298,8 +298,8 @@ impl Objective {
         Ok(())
     }
 
-    /// Calls the method to modify the gradients of the parameters. Call this once per optimiser
-    /// step, after the last backward pass.
+    /// Lets the method modify the gradients of the trained parameters. Must be called once per
+    /// optimiser step, after the last backward pass.
     ///
     /// # Errors
     /// Fails if the method returns an error.

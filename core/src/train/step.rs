@@ -17,7 +17,7 @@ use crate::text::TokenPair;
 pub struct Accumulated {
     /// Mean loss over the pairs that were not left out; 0 if all pairs were left out.
     pub loss: f64,
-    /// Means of the metrics, by name.
+    /// Name and mean of each metric.
     pub metrics: Vec<(String, f64)>,
     /// Pairs that do not count towards the loss; `None` if the method always counts all pairs.
     pub left_out: Option<LeftOut>,
@@ -40,7 +40,8 @@ enum Mode<'a> {
     Validate(&'a AtomicBool),
 }
 
-/// Sums of metrics over micro-batches, with the names in order of first use.
+/// The name of each metric and its sum over micro-batches, in the order in which the metrics were
+/// first added.
 #[derive(Default)]
 struct Sums(Vec<(String, Tensor)>);
 
@@ -171,7 +172,7 @@ fn sum(
         let counted = Tensor::f_cat(&counted, 0)?.f_sum(Kind::Double)?.f_double_value(&[])?;
         left_out = Some(LeftOut { pairs: pairs.len() - counted.round() as usize, lacking });
         if counted == 0.0 {
-            // If no pair counts, the metrics have no mean.
+            // The means of the metrics are not defined if no pair counts.
             of_method.0.clear();
         } else if counted < pairs.len() as f64 {
             // The weights above assume that all pairs count. Correct for those that do not.

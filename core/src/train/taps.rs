@@ -144,7 +144,8 @@ impl Taps {
         self.transform(tap).forward(&h, &around)
     }
 
-    /// The trainable tensors of the transforms, named `INDEX.KEY`.
+    /// The trainable tensors of the transforms. Each is named `INDEX.KEY`, where INDEX is the
+    /// position of its transform in [`transforms`](Self::transforms).
     pub fn parameters(&self) -> Vec<(String, Tensor)> {
         self.transforms
             .iter()

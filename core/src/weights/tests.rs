@@ -139,8 +139,8 @@ fn smollm2_gguf_has_hugging_faces_names_and_settings() {
     }
 }
 
-/// Reads a memory statistic from `/proc/self/status`, in bytes. `line` is the prefix of its line,
-/// such as `VmRSS:`.
+/// Reads a memory statistic from `/proc/self/status` and converts it to bytes. `line` is the start
+/// of the line to read, such as `VmRSS:`.
 #[cfg(target_os = "linux")]
 fn memory(line: &str) -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
@@ -217,10 +217,10 @@ fn loading_takes_two_seconds_and_little_extra_memory() {
         // the largest value.
         let (seconds, times) =
             (0..3).map(|_| once()).reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))).unwrap();
-        eprintln!("{what}: {seconds:.2} s, {times:.3} times the size of the weights");
+        eprintln!("{what} took {seconds:.2} s; peak memory was {times:.3} × the weights");
         assert!(
             times <= 1.3 && seconds < 2.0,
-            "{what}: {seconds} s, {times} times the size of the weights"
+            "{what} took {seconds} s; peak memory was {times} × the weights"
         );
     }
 }

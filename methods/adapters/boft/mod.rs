@@ -207,7 +207,7 @@ impl AdaptedLinear for BoftLinear {
     }
 
     fn merge(&self, base: &Frozen) -> Result<Frozen> {
-        // W·(B_{m−1}⋯B₀)ᵀ = W·B₀ᵀ⋯B_{m−1}ᵀ, and B_iᵀ is the factor with Rᵀ.
+        // W·(B_{m−1}⋯B₀)ᵀ = W·B₀ᵀ⋯B_{m−1}ᵀ, and B_iᵀ is B_i with Rᵀ in place of R.
         let (r, b) = (self.rotations()?.f_transpose(2, 3)?, self.r.size()[3]);
         let weight = (0..r.size()[0])
             .try_fold(base.dense()?.to_kind(r.kind()), |w, i| factor(&w, &r.select(0, i), i, b))?;

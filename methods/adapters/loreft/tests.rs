@@ -86,8 +86,8 @@ fn only_the_selected_tokens_change() {
 
 #[test]
 fn the_rows_of_r_change_continuously_where_lapack_would_flip_a_sign() {
-    // In LAPACK's QR decomposition, the signs of Q depend on the sign of the first entry of a
-    // column.
+    // The rows of R are computed by a QR decomposition. In LAPACK, the sign of a column of Q
+    // depends on the sign of the first entry of the input's column.
     let at = |first: f64| {
         orthonormal(&Tensor::from_slice(&[first, 1.0, 0.5, 0.3, -0.2, 1.0]).reshape([2, 3]))
             .unwrap()

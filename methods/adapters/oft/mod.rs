@@ -82,7 +82,8 @@ impl AdapterPlugin for Oft {
 
     fn from_peft(json: &str) -> Result<Self> {
         let peft = PeftConfig::parse(json)?;
-        // PEFT saves `module_dropout`, but its linear modules do not apply it.
+        // `module_dropout` may have any value: PEFT saves it, but does not apply it in linear
+        // modules.
         peft.must_be_off(&["coft", "fan_in_fan_out"])?;
         Ok(Self {
             r: peft.need("r")?,
@@ -97,8 +98,8 @@ impl AdapterPlugin for Oft {
 
     fn reconcile(&mut self, file: &PeftFile<'_>) -> Result<Vec<String>> {
         let version: Option<String> = PeftConfig::parse(file.json)?.get("peft_version")?;
-        // With 2 terms, the minimum that `build` accepts, the old and the new series are both I +
-        // 2Q.
+        // PEFT's old and new series only differ from three terms on. With two terms, the minimum
+        // that `build` accepts, both are I + 2Q.
         if !self.use_cayley_neumann
             || self.num_cayley_neumann_terms <= 2
             || version.as_deref().is_some_and(has_current_series)
@@ -182,8 +183,8 @@ impl Adapter for Oft {
 
 /// The rotations of one module.
 struct OftLinear {
-    /// Entries of Q above the diagonal in row order, `[k b(b−1)/2]`. k is 1 if all blocks share one
-    /// rotation.
+    /// Entries of Q above the diagonal in row order, `[k b(b−1)/2]`. k is the number of blocks, or 1
+    /// if all blocks share one rotation.
     weight: Tensor,
     /// Block size b.
     block: i64,

@@ -29,7 +29,7 @@ fn vera_starts_as_the_identity_and_scales_both_sides_of_the_random_matrices() {
     assert!(off(&adapted.forward(&x, &frozen, true).unwrap(), &base) == 0.0);
     disturb(&adapted.parameters());
     let [b, d] = &adapted.parameters()[..] else { panic!("two tensors") };
-    // The same widths and seed give the adapter's shared matrices.
+    // The shared matrices only depend on the widths and the seed, so these equal the adapter's.
     let (_, matrices) = shared(&[(8, 4)]);
     let expected = base
         + x.matmul(&matrices[0].tensor.tr()).multiply(&d.tensor).matmul(&matrices[1].tensor.tr())

@@ -41,7 +41,7 @@ fn of(loss_type: LossType) -> Dpo {
     Dpo { loss_type: LossTypes::One(loss_type), label_smoothing, ..Dpo::default() }
 }
 
-/// Returns pairs whose completions have one token each, with these log-probabilities.
+/// Returns pairs of one-token completions with the given log-probabilities `[chosen, rejected]`.
 fn pairs(policy: [&[f64]; 2], reference: [&[f64]; 2]) -> Pairs {
     let of = |[chosen, rejected]: [&[f64]; 2]| {
         logprobs(
@@ -190,8 +190,8 @@ fn invalid_settings_are_rejected() {
     assert!(TYPES.iter().all(|t| unknown.contains(&format!("`{}`", t.name()))), "{unknown}");
 }
 
-/// Compares a training step with every case in `losses.json`, which was computed with TRL: the
-/// loss, the gradient and all logged metrics.
+/// Compares the loss, the gradient and all logged metrics of a training step with TRL's values, for
+/// every case in `losses.json`.
 #[test]
 fn losses_gradients_and_metrics_equal_those_of_trl() {
     for root in golden::roots() {

@@ -57,7 +57,7 @@ pub struct Mse {
 /// The terms that compare transformed states.
 #[choice]
 pub enum TransformIn {
-    /// All distances, including the scale s.
+    /// All distances, including the distance s between the reference's two states.
     #[default]
     All,
     /// Only the distance of the rejected states; all other distances use untransformed states.
@@ -99,7 +99,7 @@ impl Intervention for Mse {
     }
 }
 
-/// Adds the reroute and retain terms `[2 b]` to the loss as metrics.
+/// Adds the reroute and retain terms, stacked to shape `[2 b]`, to the loss as metrics.
 fn logged(loss: Loss, terms: &Tensor) -> Loss {
     loss.metric("mse/reroute", &terms.get(0)).metric("mse/retain", &terms.get(1))
 }
@@ -116,8 +116,8 @@ impl Mse {
         Ok(logged(Loss::new(self.sum(&terms).mean(None::<Kind>) * 100.0), &terms))
     }
 
-    /// Returns the reroute and retain terms `[2 b]` at one tap, and a mask `[b]` of the pairs that
-    /// have a preference direction there.
+    /// Returns the reroute and retain terms at one tap, stacked to shape `[2 b]`, and a mask of
+    /// shape `[b]` of the pairs that have a preference direction there.
     fn terms(&self, tap: &TapStates) -> Result<(Tensor, Tensor)> {
         let (p, r) = (tap.policy()?, tap.reference()?);
         let (p_ret, r_ret) = match self.transform_in {
@@ -133,7 +133,7 @@ impl Mse {
     }
 }
 
-/// Returns D(r⁺, p⁻) and D(r⁺, p⁺): `[2 b]`.
+/// Returns D(r⁺, p⁻) and D(r⁺, p⁺), stacked to shape `[2 b]`.
 fn original_terms(tap: &OriginalTap<'_>) -> Tensor {
     let [p, r] = tap.pooled(Tensor::shallow_clone);
     let log_distance = |a: &Tensor, b: &Tensor| (norm(&(a - b)) + EPS).log();

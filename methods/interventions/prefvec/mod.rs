@@ -67,24 +67,24 @@ pub struct PrefVec {
     /// β of the DPO term and of the logged rewards, per nat; greater than 0.
     #[default(0.1)]
     pub beta: f64,
-    /// α of the original: weight of log σ(−θ), at least 0.
+    /// α in `original`: weight of log σ(−θ), at least 0.
     #[default(1.0)]
     pub original_alpha: f64,
-    /// β of the original: weight of its orth and angle terms, at least 0.
+    /// β in `original`: weight of the orth and angle terms, at least 0.
     #[default(1.0)]
     pub original_beta: f64,
-    /// Adds the original's term −1e5·mean(proj).
+    /// Adds the term −1e5·mean(proj) to `original`.
     #[default(true)]
     pub original_proj: bool,
     /// Uses the absolute value of the term that `original_proj` adds, which turns it into a
     /// penalty.
     #[default(true)]
     pub original_proj_abs: bool,
-    /// Adds the original's term β·1e6·|mean(orth)|.
+    /// Adds the term β·1e6·|mean(orth)| to `original`.
     pub original_orth: bool,
-    /// Adds the original's term −β·1e5·|cos(a, d)|.
+    /// Adds the term −β·1e5·|cos(a, d)| to `original`.
     pub original_angle: bool,
-    /// Adds the original's term α·log σ(−θ).
+    /// Adds the term α·log σ(−θ) to `original`.
     #[default(true)]
     pub original_dpo: bool,
 }

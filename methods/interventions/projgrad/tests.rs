@@ -84,8 +84,8 @@ fn an_error_names_the_field_that_is_out_of_range() {
     }
 }
 
-/// The gradients are accumulated over micro-batches. The expected direction is computed by the test
-/// from the states of all pairs.
+/// The gradients are accumulated over micro-batches. The test computes the expected direction from
+/// the states of all pairs.
 #[test]
 fn with_beta_zero_every_gradient_is_parallel_to_the_direction_of_the_step() {
     assert_eq!(

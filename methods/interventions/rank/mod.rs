@@ -1,4 +1,5 @@
-//! Compares states through their softmax over coordinates, which depends most on the largest ones.
+//! Compares the softmaxes of states over their coordinates. A softmax depends mainly on the largest
+//! coordinates.
 
 use reprpo_plugin::prelude::*;
 
@@ -55,21 +56,23 @@ pub struct Rank {
     /// α: weight of the retain term, at least 0; dimensionless.
     #[default(0.25)]
     pub alpha: f64,
-    /// Divisor of the states before the softmax, greater than 0. Coordinates of a residual stream
-    /// can be in the hundreds, so at temperature 1 the softmax would only depend on the largest
-    /// one. `original` ignores this.
+    /// States are divided by this value before the softmax; greater than 0. Coordinates of a
+    /// residual stream can be in the hundreds, so at temperature 1 the softmax would only depend on
+    /// the largest coordinate. `original` ignores this.
     #[default(100.0)]
     pub temperature: f64,
-    /// β of the original, per nat, greater than 0. Only `original` reads this and the fields below.
+    /// β in the formula of `original`, per nat, greater than 0. Only `original` reads this and the
+    /// fields below.
     #[default(1.0)]
     pub original_beta: f64,
-    /// Adds relu(−θ) to the original's retain term.
+    /// Adds relu(−θ) to the retain term of `original`.
     #[default(true)]
     pub original_dpo: bool,
-    /// Adds a penalty to the original's retain term if the chosen sequence becomes less likely, in
-    /// units of 0.01 nats per token.
+    /// Adds 100·relu(nll_π − nll_r), in nats per token, to the retain term of `original`. This is a
+    /// penalty if the chosen sequence becomes less likely.
     pub original_nll: bool,
-    /// Adds the squared change of the chosen states to the original's retain term.
+    /// Adds (β(q_π⁺ − q_r⁺))², the squared change of the chosen states, to the retain term of
+    /// `original`.
     pub original_retain: bool,
 }
 

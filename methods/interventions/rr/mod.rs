@@ -36,10 +36,10 @@ circuit-breaker set.",
 )]
 pub struct Rr {
     /// Distance in the retain term: `default` divides it by the length of the reference's state,
-    /// and `original` uses it as it is, as in the paper.
+    /// and `original` does not scale it, as in the paper.
     pub variant: Variant,
-    /// α_max: factor of both terms, greater than 0; dimensionless. The paper uses 10 for Llama 3 8B
-    /// and 5 for Mistral 7B.
+    /// α_max: weight of both terms before the schedule, greater than 0. The paper uses 10 for
+    /// Llama 3 8B and 5 for Mistral 7B.
     #[default(10.0)]
     pub alpha_max: f64,
 }
@@ -81,8 +81,8 @@ impl Intervention for Rr {
 
 impl Rr {
     /// Returns the distance of each token's state from the reference's state, `[m h]` → `[m]`.
-    /// Except in `original`, the distance is divided by the length of the reference's state, and is
-    /// 0 if that length is 0.
+    /// Unless the variant is `original`, the distance is divided by the norm of the reference's
+    /// state, or set to 0 if that norm is 0.
     fn moved(&self, state: &Tensor, reference: &Tensor) -> Tensor {
         let distance = norm(&(state - reference));
         if self.variant == Variant::Original {
@@ -94,7 +94,7 @@ impl Rr {
     }
 }
 
-/// Averages `values` `[m]` over each sequence's completion tokens: `[b]`.
+/// Averages `values` over the completion tokens of each sequence, `[m]` → `[b]`.
 fn mean_over_completion(tokens: &TokenStates, values: &Tensor) -> Tensor {
     let counted = tokens.completion.to_kind(values.kind());
     tokens.sum_by_sequence(&(values * &counted)) / tokens.sum_by_sequence(&counted)

@@ -19,8 +19,8 @@ fn the_retain_term_is_relative_to_the_reference_state_except_in_the_original() {
     let states = |chosen: [f64; 6]| {
         sides(&tensor(&chosen, &[1, 3, 2]), &tensor(&[9.0, 9.0, 1.0, 0.0, 0.0, 1.0], &[1, 3, 2]))
     };
-    // The distances are 5 and 2, and the reference states have lengths 2 and 0. The relative
-    // distance of the second token is set to 0, because it would be a division by 0.
+    // The distances are 5 and 2, and the norms of the reference states are 2 and 0. The relative
+    // distances are 5/2 and, because 2/0 is undefined, 0.
     let (reference, policy) =
         (states([9.0, 9.0, 2.0, 0.0, 0.0, 0.0]), states([9.0, 9.0, 5.0, 4.0, 2.0, 0.0]));
     let retain = |variant| {

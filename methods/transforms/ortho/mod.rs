@@ -29,7 +29,7 @@ pub struct Ortho {
 /// Maps from the trained square matrix V to the orthogonal matrix Q.
 #[choice]
 pub enum Map {
-    /// The product of h reflections along the columns of tril(V).
+    /// The product of Householder reflections, one along each column of tril(V).
     #[default]
     Householder,
     /// (I + A)(I − A)⁻¹ with the skew-symmetric A = stril(V) − stril(V)ᵀ.
@@ -69,7 +69,8 @@ impl Transform for OrthoTransform {
             Map::Cayley => {
                 let a = self.skew();
                 let rows = x.f_reshape([-1, a.size()[0]])?;
-                // The factors commute, so xQ solves y(I − A) = x(I + A) without an inverse.
+                // The factors of Q commute, so y = xQ is the solution of y(I − A) = x(I + A). Solving
+                // this equation avoids computing the inverse.
                 let system = Tensor::eye(a.size()[0], (a.kind(), a.device())) - &a;
                 Tensor::f_linalg_solve(&system, &(&rows + rows.f_matmul(&a)?), false)?
                     .f_reshape(x.size())?

@@ -30,7 +30,7 @@ pub struct Suppressed {
     /// ε: minimum change of a coordinate between taps, in the same units as the states; at least 0.
     #[default(0.1)]
     pub threshold: f64,
-    /// Keep the coordinates that change in this direction.
+    /// Which coordinates to keep, by the direction of their change between the taps.
     pub keep: Keep,
 }
 

@@ -43,7 +43,7 @@ pub struct InspectArgs {
     pub json: bool,
 }
 
-/// Print the token ids of every pair as a run trains on them.
+/// Print the token ids of every pair, as a run would train on them.
 ///
 /// These are the ids of the prompt and of both completions, or the reason why a run would drop the
 /// pair.

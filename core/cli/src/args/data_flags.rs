@@ -37,7 +37,7 @@ enum Source {
     First,
 }
 
-/// The purpose of the splits that `--split` selects.
+/// What the command does with the splits that `--split` selects.
 enum Split {
     /// The split to train on.
     Train,

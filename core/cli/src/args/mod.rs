@@ -98,11 +98,11 @@ const GENERAL: &str = "General";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Color {
-    /// Only on a terminal.
+    /// Use colour only on a terminal.
     Auto,
-    /// Even if the output goes to a file or a pipe.
+    /// Use colour even if the output goes to a file or a pipe.
     Always,
-    /// No colour.
+    /// Do not use colour.
     Never,
 }
 

@@ -77,7 +77,7 @@ pub fn check_resume(
             its own configuration; only '--resume auto' can be combined with such flags"
     );
     let mut command = command();
-    // The command must be built for the error to show the usage of `run`, as clap's own errors do.
+    // Build the command, so that the error shows the usage of `run`, as clap's own errors do.
     command.build();
     Err(command.find_subcommand_mut("run").map_or_else(
         || clap::Error::new(ErrorKind::ArgumentConflict),

@@ -50,7 +50,7 @@ pub fn run(args: &EvalArgs, app: &App<'_>) -> Result<()> {
 }
 
 /// Finds the adapter of a target, which is a run or an adapter in PEFT format. Returns the
-/// experiment and the length limit to evaluate it with, and the path of the adapter.
+/// experiment and the length limit for the evaluation, followed by the path of the adapter.
 fn target(
     folder: &Path,
     args: &EvalArgs,

@@ -8,8 +8,8 @@ use crate::config::{Origin, dataset};
 use crate::error::{Error, Result};
 use crate::registry::{Kind, Registry};
 
-/// Rewrites every setting that chooses a plugin as a setting of `KIND.name`, and replaces aliases
-/// by plugin names.
+/// Replaces each setting that chooses a plugin by a setting of the field `KIND.name`, and replaces
+/// aliases with plugin names.
 ///
 /// # Errors
 /// Fails if a plugin does not exist, or if the value of `dataset` does not select a data set.

@@ -30,7 +30,7 @@ use crate::registry::Registry;
 pub struct Layering<'r> {
     registry: &'r Registry,
     settings: Vec<Setting>,
-    /// True if the configuration of the adapter that `init_adapter` names is added as a layer.
+    /// True if the configuration of the saved adapter in `init_adapter` is added as a layer.
     starts_from_adapter: bool,
     /// The records that runs wrote into their configuration files, by file path.
     records: BTreeMap<PathBuf, Record>,
@@ -79,7 +79,7 @@ impl<'r> Layering<'r> {
     }
 
     /// Adds the configuration of the adapter that `init_adapter` names. This layer overrides the
-    /// defaults and the recipe. As with [`adapter`](Self::adapter), settings of the user must not
+    /// defaults and the recipe. As with [`adapter`](Self::adapter), the user's settings must not
     /// contradict it.
     pub fn start_from_adapter(&mut self) {
         self.starts_from_adapter = true;
@@ -182,8 +182,8 @@ impl<'r> Layering<'r> {
         Ok(Resolved { experiment, origins })
     }
 
-    /// Checks that the plugin files listed in the settings of `plugins` are loaded, and removes
-    /// these settings. The resolved experiment only lists the plugin files that it uses.
+    /// Checks that all plugin files listed under `plugins` are loaded, and removes the `plugins`
+    /// settings. The resolved experiment only lists the plugin files that it uses.
     fn check_plugins(&mut self) -> Result<()> {
         for Setting { given, origin, .. } in self.settings.extract_if(.., |s| s.path == ["plugins"])
         {

@@ -1,4 +1,5 @@
-//! Adds the configuration of a saved adapter to the settings. Higher layers must not contradict it.
+//! Adds the configuration of a saved adapter as a layer of settings. Later layers must not
+//! contradict it.
 
 use std::path::Path;
 
@@ -39,8 +40,8 @@ fn layer(dir: &Path, registry: &Registry) -> Result<Vec<Setting>> {
     Ok(std::iter::once(name).chain(config).map(setting).collect())
 }
 
-/// Adds the configuration of the adapter in the folder `init_adapter`. It takes precedence over the
-/// defaults and the recipe.
+/// Adds the configuration of the saved adapter if `init_adapter` is set to its folder. The
+/// configuration takes precedence over the defaults and the recipe.
 ///
 /// # Errors
 /// Fails if the adapter cannot be read.
@@ -64,10 +65,10 @@ pub(super) fn expand(settings: &mut Vec<Setting>, registry: &Registry) -> Result
     Ok(())
 }
 
-/// Checks that higher layers do not choose a different type of adapter.
+/// Checks that the layers after a saved adapter do not choose a different type of adapter.
 ///
 /// # Errors
-/// Fails if a layer above the saved adapter sets a different `adapter.name`.
+/// Fails if a later layer sets a different `adapter.name`.
 pub(super) fn check_name(settings: &[Setting]) -> Result<()> {
     let mut saved = None;
     for setting in settings.iter().filter(|s| s.is_name_of(ADAPTER)) {
@@ -119,9 +120,9 @@ pub(super) fn contradicts(
         .map(|f| format!("`adapter.{f}`"))
         .collect();
     let may_change = match adjustable.is_empty() {
-        true => format!("no setting of a saved `{name}` adapter can be changed"),
+        true => format!("the settings of a saved `{name}` adapter cannot be changed"),
         false => {
-            format!("of a saved `{name}` adapter, only {} can be changed", adjustable.join(", "))
+            format!("only {} can be changed in a saved `{name}` adapter", adjustable.join(", "))
         }
     };
     Error::new(format!(

@@ -18,11 +18,12 @@ pub(super) struct TargetFields {
 }
 
 impl TargetFields {
-    /// Chooses values of the two fields with which both PEFT and reprpo select exactly the modules
-    /// in `adapted`. `targets` are the targets of `adapter`, converted to the model's module names.
-    /// They are used if they select these modules in both programs. Otherwise, the full names of
-    /// the modules are listed. `has_layers` is true if PEFT's configuration class has the field
-    /// `layers_to_transform`.
+    /// Chooses the values of the two fields so that both PEFT and reprpo select exactly the modules
+    /// in `adapted`.
+    ///
+    /// `targets` are the targets of `adapter`, converted to the model's module names. If they do
+    /// not select these modules in both programs, the full names of the modules are used instead.
+    /// `has_layers` is true if PEFT's configuration class has the field `layers_to_transform`.
     ///
     /// # Errors
     /// Fails if a pattern is not a valid regular expression.
@@ -106,8 +107,8 @@ impl TargetFields {
                 names.push(name);
             }
         }
-        // If both fields are lists, PEFT requires every entry of this field to be in
-        // `target_modules`.
+        // If the additional field and `target_modules` are both lists, PEFT requires
+        // `target_modules` to contain every entry of the additional field.
         let among = |list: &[&str]| match &self.targets {
             Targets::Suffixes(all) => list.iter().all(|s| all.iter().any(|a| a == s)),
             Targets::Pattern(_) => true,

@@ -129,7 +129,7 @@ pub fn of(head_dim: i64, p: &RopeParameters) -> Result<(Frequencies, f64)> {
         "longrope" => {
             let limit = original()?;
             let factor = stretch()?;
-            // Ding et al. 2024 (LongRoPE) §3: √(1 + ln s / ln L).
+            // The attention factor √(1 + ln s / ln L) (Ding et al. 2024 (LongRoPE) §3).
             let usual = if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / limit.ln()).sqrt() };
             let scaled = |factors: &Option<Vec<f64>>, field: &str| -> Result<Vec<f32>> {
                 let factors = factors.as_ref().ok_or_else(|| missing(field))?;
@@ -138,7 +138,10 @@ pub fn of(head_dim: i64, p: &RopeParameters) -> Result<(Frequencies, f64)> {
                     let n = factors.len();
                     return Err(invalid(
                         field,
-                        format!("must have one number for each of {pairs} rotated pairs, got {n}"),
+                        format!(
+                            "must have {pairs} numbers, one for each pair of rotated dimensions, \
+                                got {n}"
+                        ),
                     ));
                 }
                 if let Some(bad) = factors.iter().find(|f| !(**f > 0.0 && f.is_finite())) {
@@ -165,13 +168,13 @@ pub fn of(head_dim: i64, p: &RopeParameters) -> Result<(Frequencies, f64)> {
     })
 }
 
-/// θ^(2i/r) for each pair i of r rotated dimensions.
+/// θ^(2i/r) for each pair i of rotated dimensions, where r is the number of rotated dimensions.
 fn powers(theta: f64, rotary_dims: i64) -> impl Iterator<Item = f32> {
     (0..(rotary_dims + 1) / 2)
         .map(move |i| (theta as f32).powf((2 * i) as f32 / rotary_dims as f32))
 }
 
-/// θ^(−2i/r), the frequencies without scaling.
+/// The frequencies without scaling, θ^(−2i/r).
 fn plain(theta: f64, rotary_dims: i64) -> Vec<f32> {
     powers(theta, rotary_dims).map(|power| 1.0 / power).collect()
 }
@@ -253,9 +256,10 @@ mod tests {
         of(head_dim, &RopeParameters::partial(&config, &RopeFields::COMMON)?)
     }
 
-    /// The expected values were computed with transformers 5.23's `_compute_*_parameters` on
-    /// numpy's float32. Each case consists of the configuration, the width of a head, a number of
-    /// tokens, the expected attention factor, and some of the expected frequencies by index.
+    /// The expected values were computed in numpy with float32, in the same way as by the functions
+    /// `_compute_*_parameters` of transformers 5.23. Each case consists of the configuration, the
+    /// width of a head, a number of tokens, the expected attention factor, and some of the expected
+    /// frequencies by index.
     #[test]
     fn every_rope_type_has_the_same_frequencies_as_in_transformers() {
         let yarn =
@@ -400,7 +404,8 @@ mod tests {
             "original_max_position_embeddings": 64, "short_factor": short })
         };
         assert!(
-            refused(long(json!([1.0]))).contains("one number for each of 4 rotated pairs, got 1")
+            refused(long(json!([1.0])))
+                .contains("must have 4 numbers, one for each pair of rotated dimensions, got 1")
         );
         assert!(refused(long(json!([1, 1, 1, 1]))).contains("must set `long_factor`"));
         assert!(refused(json!({ "rope_theta": -1.0 })).contains("greater than 0, got -1"));

@@ -1,4 +1,4 @@
-//! Rotary position embeddings, as transformers computes them.
+//! Rotary position embeddings, computed in the same way as in transformers.
 //!
 //! Reference: Su et al. 2021 (RoFormer) §3.4. [`parameters`] reads the rotary settings of a
 //! configuration, and [`frequencies`] computes the frequencies from them.
@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use frequencies::Frequencies;
 pub use parameters::{RopeFields, RopeParameters};
 
-/// The rotary positions of one kind of layer.
+/// The rotary position embedding of one type of layer.
 #[derive(Debug)]
 pub struct Rope {
     frequencies: Frequencies,
@@ -27,7 +27,7 @@ pub struct Rope {
 }
 
 impl Rope {
-    /// Creates the rotary positions for heads with `head_dim` dimensions.
+    /// Creates a rotary position embedding for heads with `head_dim` dimensions.
     ///
     /// # Errors
     /// Fails if the rope type is unknown, or if one of its parameters is missing or out of range.
@@ -36,8 +36,8 @@ impl Rope {
         Ok(Self { frequencies, attention_factor, recomputes: false, unrounded: false })
     }
 
-    /// Recomputes cached keys when the frequencies change because a sequence has grown. In most
-    /// architectures, cached keys keep their first rotation instead.
+    /// Requires that cached keys are recomputed when the frequencies change because a sequence has
+    /// grown. By default, cached keys keep their first rotation, as in most architectures.
     #[must_use]
     pub fn recomputing(mut self) -> Self {
         self.recomputes = true;

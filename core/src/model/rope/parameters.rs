@@ -19,9 +19,9 @@ pub struct RopeParameters {
     old_type: Option<String>,
     rope_theta: Option<f64>,
     partial_rotary_factor: Option<f64>,
-    /// Number of dimensions of each head that are rotated; overrides `partial_rotary_factor`. Only
-    /// configurations that were created from a GGUF file have this field; transformers does not
-    /// have it.
+    /// Number of dimensions of each head that are rotated; overrides `partial_rotary_factor`. This
+    /// field only exists in configurations that were created from a GGUF file, and is unknown to
+    /// transformers.
     pub(super) dimension_count: Option<i64>,
     pub(super) factor: Option<f64>,
     pub(super) original_max_position_embeddings: Option<f64>,
@@ -107,7 +107,7 @@ impl RopeParameters {
             p.partial_rotary_factor.or(beside(fields.partial)?).unwrap_or(fields.default_partial),
         );
         p.max_position_embeddings = beside("max_position_embeddings")?;
-        // In Phi-3, this is a top-level field, which takes precedence over a value in the object.
+        // Phi-3 stores this value in a top-level field, which takes precedence over the object.
         p.original_max_position_embeddings = beside("original_max_position_embeddings")?
             .or(p.original_max_position_embeddings)
             .or(p.max_position_embeddings);

@@ -1,9 +1,9 @@
 //! Tiny models of every architecture and rope type, with values that transformers computed for
 //! them.
 //!
-//! `model/fixtures/make.py` writes these values. The weights are not stored: the script and this
-//! module compute each number from the name of the tensor and the number's position in it. These
-//! models are used by tests, and by `reprpo selftest` if no other model is available.
+//! `model/fixtures/make.py` writes these values. The weights are not stored: both the script and
+//! this module compute each element of a tensor from the tensor's name and the element's position.
+//! The models are used by tests, and by `reprpo selftest` if no other model is available.
 
 mod numbers;
 
@@ -97,8 +97,8 @@ impl Fixture {
         })
     }
 
-    /// The `model_type` of each supported architecture, with the configuration and the float32
-    /// weights of its tiny model. An architecture without a tiny model has an error instead.
+    /// Returns the `model_type` of each supported architecture, with the configuration and the
+    /// float32 weights of its tiny model, or with an error if it has no tiny model.
     pub fn architectures(&self) -> impl Iterator<Item = (&'static str, Result<ConfigAndWeights>)> {
         ARCHITECTURES.iter().map(|(name, ..)| (*name, self.architecture(name)))
     }
@@ -146,8 +146,8 @@ impl Fixture {
     }
 }
 
-/// Computes the float32 weight `name`. Each number only depends on the tensor's name and on the
-/// number's position in the tensor.
+/// Computes the weight tensor `name` in float32. Each element only depends on the tensor's name and
+/// on the element's position.
 pub fn weight(name: &str, shape: &[i64]) -> Tensor {
     Tensor::from_slice(&numbers(name, shape)).reshape(shape)
 }

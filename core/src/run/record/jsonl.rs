@@ -19,7 +19,8 @@ pub struct JsonLines {
 }
 
 impl JsonLines {
-    /// Appends lines to the open file `metrics`, and writes the evaluation to the folder `eval`.
+    /// Creates a recorder that appends steps and validations to the open file `metrics`, and writes
+    /// the evaluation to the folder `eval`.
     pub fn new(metrics: File, eval: PathBuf) -> Self {
         Self { metrics, eval }
     }

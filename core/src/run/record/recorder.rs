@@ -49,7 +49,7 @@ pub trait Recorder {
         Ok(())
     }
 
-    /// Records the evaluation of the result.
+    /// Records the evaluation after training.
     ///
     /// # Errors
     /// Fails if the record cannot be written.

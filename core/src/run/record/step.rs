@@ -24,8 +24,8 @@ pub struct StepRecord {
     pub learning_rate: f64,
     /// Number of tokens trained on so far. The prompt of a pair counts twice, once per completion.
     pub num_tokens: usize,
-    /// Means over the pairs of the step, by name. The method's own metrics come first, followed by
-    /// the metrics common to all methods.
+    /// Name and value of each metric, averaged over the pairs of the step. The method's own metrics
+    /// come first, followed by those that all methods have.
     pub metrics: Vec<(String, f64)>,
     /// The pairs left out of the loss; `None` if the method never leaves out pairs.
     pub left_out: Option<LeftOut>,

@@ -11,18 +11,19 @@ use crate::train::LeftOut;
 pub struct ValidationRecord {
     /// Number of finished steps.
     pub step: usize,
-    /// Number of epochs up to this validation, which may be fractional.
+    /// Number of epochs completed before this validation, including the fraction of the current
+    /// epoch.
     pub epoch: f64,
-    /// The method's mean loss without dropout; `None` if all pairs were left out. A loss that
-    /// changes during training is computed as in the last step of the run.
+    /// The method's mean loss without dropout; `None` if all pairs were left out. If the formula of
+    /// the loss depends on the step, the formula of the run's last step is used.
     pub loss: Option<f64>,
     /// Fraction of pairs whose chosen completion has the higher score. A tie counts one half.
     pub accuracy: f64,
     /// Mean increase of log p(chosen) − log p(rejected) since the start of training, in nats;
     /// `None` if no pair has finite scores.
     pub margin: Option<f64>,
-    /// Means over the pairs, by name. The method's own metrics come first, followed by the metrics
-    /// common to all methods.
+    /// Name and value of each metric, averaged over the pairs. The method's own metrics come first,
+    /// followed by those that all methods have.
     pub metrics: Vec<(String, f64)>,
     /// The pairs left out of the loss; `None` if the method never leaves out pairs.
     pub left_out: Option<LeftOut>,

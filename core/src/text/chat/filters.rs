@@ -87,8 +87,8 @@ fn add_operators(environment: &mut Environment) {
     });
 }
 
-/// Collects the items of a value. Before each group of a few items is added, consumes fuel for
-/// their memory, so that a template cannot create huge lists.
+/// Collects the items of a value. The memory for the items consumes fuel, so that a template cannot
+/// create huge lists. The fuel is consumed in advance for a few items at a time.
 fn list(state: &State, x: &Value) -> Result<Vec<Value>, Error> {
     const AT_A_TIME: usize = 8;
     let mut items = Vec::new();
@@ -565,7 +565,7 @@ fn add_tests(environment: &mut Environment) {
     environment.add_test("iterable", |x: &Value| {
         !x.is_none() && (x.is_undefined() || (x.try_iter().is_ok() && !is_number(x)))
     });
-    // As in Jinja2, true for values that have a length and support indexing by position or key.
+    // As in Jinja2, every value that has a length and can be indexed is a sequence, even a dict.
     environment.add_test("sequence", |x: &Value| {
         matches!(
             x.kind(),

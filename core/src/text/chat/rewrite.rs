@@ -74,8 +74,8 @@ impl Writer<'_> {
         statements.iter().try_for_each(|statement| self.statement(statement))
     }
 
-    /// Writes the start of a tag, followed by enough line breaks to keep its content on its
-    /// original line.
+    /// Writes the start of a tag, followed by the line breaks that move the rest of the tag to its
+    /// line in the original template.
     fn open(&mut self, tag: &str, span: Span) {
         self.out.push_str(tag);
         while self.line < span.start_line {
@@ -243,8 +243,8 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Writes the parameters of a macro. If there are fewer default values than parameters, they
-    /// belong to the last parameters.
+    /// Writes the parameters of a macro. If there are fewer default values than parameters, the
+    /// last parameters have the defaults.
     fn parameters(&mut self, x: &Macro) -> WriteResult {
         self.out.push('(');
         let plain = x.args.len().saturating_sub(x.defaults.len());
@@ -473,8 +473,7 @@ impl Writer<'_> {
                 self.expr(&x.expr)?;
                 self.out.push('[');
                 match &x.subscript_expr {
-                    // An expression can evaluate to a float, which Python does not accept as an
-                    // index.
+                    // The result could be a float, which Python does not accept as an index.
                     place @ (Expr::BinOp(_) | Expr::Filter(_)) => self.filtered(place, INDEX)?,
                     Expr::Const(place) if place.value.is_number() && !place.value.is_integer() => {
                         self.filtered(&x.subscript_expr, INDEX)?

@@ -1,4 +1,4 @@
-//! Collects the special and added tokens of a folder from the four files that can define them.
+//! Collects a tokenizer's special and added tokens from the four files that can define them.
 //!
 //! This follows `_from_pretrained` and `TokenizersBackend.__init__` of transformers 5.23. The order
 //! of the steps matters, because tokens that are added later get larger ids.
@@ -79,17 +79,17 @@ pub struct Files {
     /// special_tokens_map.json. Only read if tokenizer_config.json does not have
     /// `added_tokens_decoder`.
     pub map: Map<String, Value>,
-    /// added_tokens.json: ids by text. Only read if tokenizer_config.json does not have
-    /// `added_tokens_decoder`.
+    /// added_tokens.json, which maps the text of each token to its id. Only read if
+    /// tokenizer_config.json does not have `added_tokens_decoder`.
     pub added: Map<String, Value>,
     /// `added_tokens` of tokenizer.json.
     pub vocabulary: Vec<(u32, AddedToken)>,
 }
 
-/// The special and added tokens of a folder.
+/// The special and added tokens of a tokenizer.
 #[derive(Debug)]
 pub struct Tokens {
-    /// Tokens of [`NAMED`] that are set in a file; `None` if the file sets the token to null.
+    /// The tokens in [`NAMED`] that a file sets; `None` if the file sets the token to null.
     pub named: IndexMap<String, Option<TokenEntry>>,
     /// Special tokens with a name that is not in [`NAMED`], such as `image_token`.
     pub own: IndexMap<String, TokenEntry>,
@@ -256,7 +256,7 @@ impl Tokens {
         }
     }
 
-    /// The text of a token of [`NAMED`]; `None` if it is missing or empty.
+    /// The text of the token `key`, which must be in [`NAMED`]; `None` if it is missing or empty.
     pub fn text(&self, key: &str) -> Option<&str> {
         self.named.get(key)?.as_ref().map(TokenEntry::text).filter(|text| !text.is_empty())
     }

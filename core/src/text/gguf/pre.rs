@@ -19,7 +19,7 @@ pub(super) struct Pre {
     pub ignore_merges: bool,
     /// True if the text is first normalised to NFC.
     pub compose: bool,
-    /// True if the BOS is added by default.
+    /// True if the BOS token is added by default.
     pub bos: bool,
 }
 
@@ -54,7 +54,7 @@ static PRE: [Pre; 10] = [
         bos: true,
         ..GPT_2
     },
-    // Llama 3's tokenizer without a BOS, as used by SmolLM3.
+    // Llama 3's tokenizer without a BOS token, as used by SmolLM3.
     Pre { names: &["smaug-bpe"], expression: Some(LLAMA_3), ignore_merges: true, ..GPT_2 },
     // GPT-4's tokenizer, as used by Phi-4, OLMo 2, OLMo 3 and Granite 4.
     Pre { names: &["dbrx"], expression: Some(LLAMA_3), ..GPT_2 },

@@ -27,8 +27,8 @@ use crate::weights::Metadata;
 
 /// The character that represents a space in tokens.
 const BLANK: &str = "▁";
-/// Maximum sum of the squared token lengths in bytes. It limits the time for computing the merges,
-/// and is about 30 times the sum for the largest known vocabularies.
+/// Maximum of Σ n² over all tokens, where n is the length of a token in bytes. This limits the time
+/// for computing the merges. It is about 30 times the sum for the largest known vocabularies.
 const MAX_WORK: usize = 1 << 30;
 
 /// How a tokenizer handles spaces before it applies the merges.
@@ -44,7 +44,8 @@ enum Family {
     Phi,
 }
 
-/// Builds the tokenizer from the file's scores, or from its merges if it lists them.
+/// Builds the tokenizer from the merges that the file lists or, if it does not list any, from the
+/// scores of the tokens.
 pub(super) fn build(meta: &Metadata, tokens: &mut [Token]) -> Result<BuiltTokenizer> {
     let family = match meta.text("general.architecture")?.unwrap_or_default() {
         "gemma" | "gemma2" | "gemma3" => Family::Gemma,
@@ -54,7 +55,8 @@ pub(super) fn build(meta: &Metadata, tokens: &mut [Token]) -> Result<BuiltTokeni
     match family {
         Family::Llama => {}
         Family::Gemma => respell_blanks(tokens),
-        // llama.cpp does the same. In tokenizer.json, these tokens have the flag `rstrip`.
+        // llama.cpp also strips the spaces after these tokens. In tokenizer.json, they have the
+        // flag `rstrip`.
         Family::Phi => tokens.iter_mut().for_each(|t| {
             t.strips_right = t.text == "</s>"
                 || t.token_type == CONTROL && !["<s>", "<|endoftext|>"].contains(&t.text.as_ref());

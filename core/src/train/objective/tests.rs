@@ -87,7 +87,7 @@ impl Fixture {
     }
 }
 
-/// Builds taps at `sites` that do not transform the states.
+/// Builds taps that read the states at `sites` without transforming them.
 fn untransformed(fixture: &Fixture, sites: &[Site]) -> Taps {
     let tap = Places(sites.to_vec());
     let needs = Needs { states: States::Pooled, ..Needs::NONE };

@@ -145,7 +145,10 @@ fn nonlinear_transforms_get_the_previous_tap_and_the_last_token_and_run_before_p
                     before.as_ref().map_or_else(|| x.zeros_like(), |b| b[i].shallow_clone());
                 let expected = pooled(&(x.square() + around * 3.0 + x.get(-1) * 5.0), pooling);
                 let off = (ours.get(i as i64) - expected).abs().max().double_value(&[]);
-                assert!(off < 1e-12, "{pooling:?}, {side:?}, tap {tap}, pair {i}: {off}");
+                assert!(
+                    off < 1e-12,
+                    "pooling {pooling:?}, side {side:?}, tap {tap}, pair {i}: error {off}"
+                );
             }
         }
     }

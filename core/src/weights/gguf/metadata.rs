@@ -71,7 +71,7 @@ impl Metadata {
         Ok(Self { file: Arc::clone(file), entries })
     }
 
-    /// Reads the metadata of a file of any architecture.
+    /// Reads the metadata of the file at `path`. The model can have any architecture.
     #[cfg(test)]
     pub(crate) fn open(path: &Path) -> Result<Self> {
         super::part::Part::open(path).map(|part| part.metadata)

@@ -5,9 +5,9 @@
 pub enum Order {
     /// The order is the same.
     Same,
-    /// The two rows of a head that are rotated together are adjacent: row i of the first half
-    /// becomes row 2·i, and row i of the second half becomes row 2·i + 1. This only applies to the
-    /// first `rotated` rows of each head. The remaining rows keep their positions.
+    /// In each head, rows that are rotated together are adjacent: of the first `rotated` rows, row
+    /// i of the first half becomes row 2·i, and row i of the second half becomes row 2·i + 1. The
+    /// remaining rows keep their positions.
     Pairs {
         /// Number of heads.
         heads: usize,
@@ -43,8 +43,8 @@ impl Order {
         if groups.is_some_and(|groups| rows % groups == 0) { None } else { Some(heads) }
     }
 
-    /// Size of the groups of adjacent rows that are permuted among themselves; `None` if rows are
-    /// not permuted.
+    /// Returns the size of a group of adjacent rows. Rows are only permuted within their group.
+    /// Returns `None` if rows are not permuted.
     pub fn together(self, rows: usize) -> Option<usize> {
         match self {
             Self::Same | Self::Transposed => None,
@@ -53,7 +53,7 @@ impl Order {
         }
     }
 
-    /// Returns the index in the file of row `r` in Hugging Face's order. `rows` is the total number
+    /// Converts the row index `r` in Hugging Face's order to the file's order. `rows` is the number
     /// of rows. Both indices may also be relative to the start of a group, see
     /// [`together`](Self::together).
     pub fn row_of(self, r: usize, rows: usize) -> usize {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use super::part::Part;
 use crate::error::{Error, Result};
 
-/// Maximum number of parts. File names write the number with five digits.
+/// Maximum number of parts, because part numbers in file names have five digits.
 const MAX_PARTS: u64 = 99_999;
 
 /// Opens a file. If it is a part of a split model, opens all parts and returns them in order.

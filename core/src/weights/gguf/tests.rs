@@ -168,7 +168,7 @@ proptest! {
         let list = [&8u32.to_le_bytes()[..], &1u64.to_le_bytes(), &text("a")].concat();
         let mut bytes = Writer::llama().entry("x.list", 9, &list).tensor("blk.0.attn_q.weight",
             &[32, 4], 3, &[1; 80]).bytes();
-        // Only change the header, because all bytes are valid as tensor data.
+        // Only change bytes of the header, because any change of the tensor data is valid.
         let header = bytes.len() - 256;
         for (at, value) in changes {
             bytes[at.index(header)] = value;
@@ -220,8 +220,8 @@ fn a_malicious_header_uses_little_time_and_memory() {
 
 #[test]
 fn an_endless_header_is_refused() {
-    // The header declares a list of 2^40 strings. The rest is a sparse file of zeros, each of which
-    // is read as the length of an empty string.
+    // The header declares a list of 2^40 strings. The rest of the file is sparse and reads as
+    // zeros, i.e. as the lengths of empty strings.
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.gguf");
     let head = [
@@ -551,7 +551,7 @@ fn tensors_of_rotary_factors_become_settings() {
     assert!(scaled.contains("`llama.attention.scale`"), "{scaled}");
 }
 
-/// Returns `rope_parameters` from the configuration of the file.
+/// Opens the file that `w` writes, and returns `rope_parameters` from its configuration.
 fn rope(w: Writer) -> Value {
     w.open().unwrap().config()["rope_parameters"].clone()
 }
@@ -566,7 +566,7 @@ fn a_scaling_factor_without_a_type_is_linear_under_the_new_and_the_old_key() {
     assert_eq!(rope(llama().float("rope.scale_linear", 4.0)), linear);
     assert_eq!(rope(of_type(llama().float("rope.scaling.factor", 4.0), "linear")), linear);
     assert_eq!(rope(of_type(llama().float("rope.scale_linear", 4.0), "linear")), linear);
-    // The new key takes precedence.
+    // If both keys exist, the new key `rope.scaling.factor` takes precedence.
     assert_eq!(
         rope(llama().float("rope.scale_linear", 2.0).float("rope.scaling.factor", 4.0)),
         linear
@@ -611,7 +611,7 @@ fn yarn_has_hugging_faces_factors_regardless_of_the_converter() {
         let e = refused(&w().float(&format!("rope.scaling.{name}"), value).bytes());
         assert!(e.contains(&format!("`qwen3.rope.scaling.{name}` ({value})")), "{e}");
     }
-    // Without YaRN, each of these settings either has no effect or is rejected.
+    // Without YaRN, the first two settings have no effect, and the third is rejected.
     assert!(
         Writer::of("qwen3")
             .float("rope.scaling.yarn_log_multiplier", 0.1)
@@ -663,12 +663,13 @@ fn every_architecture_can_rotate_only_a_part_of_each_head() {
         let whole = of(architecture).count("attention.head_count_kv2", 0);
         assert!(refused(&whole.bytes()).contains("attention.head_count_kv2"));
     }
-    // 30 / 88 * 88 is less than 30 in float64.
+    // In float64, 30 / 88 * 88 is less than 30, which would be truncated to 29. The stored fraction
+    // must give 30.
     let odd = rope(
         Writer::of("phi3").count("attention.key_length", 88).count("rope.dimension_count", 30),
     );
     assert_eq!((odd["partial_rotary_factor"].as_f64().unwrap() * 88.0) as i64, 30);
-    // The file may specify the width of a head.
+    // If the file specifies the width of a head (32), the fraction is 8 / 32.
     let wide =
         rope(Writer::of("phi3").count("attention.key_length", 32).count("rope.dimension_count", 8));
     assert_eq!(wide["partial_rotary_factor"], 0.25);

@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::testing;
 use crate::weights::{ModelFiles, SafetensorsFile, read_safetensors, write_safetensors};
 
-/// Returns the bytes of a safetensors file with the given header and `data` zero bytes of data.
+/// Returns the bytes of a safetensors file: the header, followed by `data` bytes that are all 0.
 fn file(header: &str, data: usize) -> Vec<u8> {
     [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &vec![0; data]].concat()
 }

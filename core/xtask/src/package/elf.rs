@@ -25,7 +25,7 @@ pub struct Dynamic {
 pub struct Required {
     pub library: String,
     pub version: String,
-    /// The symbols that require this version.
+    /// The symbols that the ELF file needs in this version.
     pub symbols: Vec<String>,
 }
 

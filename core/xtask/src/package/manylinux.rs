@@ -10,7 +10,7 @@ use anyhow::{Result, anyhow, bail};
 use super::elf::Dynamic;
 use crate::failure::failure;
 
-/// Libraries that every manylinux platform provides. Graphics libraries are left out.
+/// Libraries that every manylinux platform provides, except for graphics libraries.
 const SYSTEM: [&str; 10] = [
     "ld-linux-x86-64.so.2",
     "libc.so.6",
@@ -28,7 +28,8 @@ const SYSTEM: [&str; 10] = [
 /// CPU-only build.
 const TORCH: [&str; 2] = ["libc10.so", "libtorch_cpu.so"];
 
-/// A manylinux platform, and the library versions of the oldest distribution with its glibc.
+/// A manylinux platform: a glibc version, and the newest symbol versions that the oldest
+/// distribution with this glibc provides.
 struct Platform {
     /// The N of glibc 2.N.
     minor: u32,
@@ -56,7 +57,7 @@ const PLATFORMS: [Platform; 7] = [
 ///
 /// # Errors
 /// Fails if the binary needs a library that is part of neither manylinux nor torch, or a symbol
-/// version that is newer than all known platforms.
+/// version that no known platform provides.
 pub fn minor(dynamic: &Dynamic) -> Result<u32> {
     for library in &dynamic.needed {
         if !SYSTEM.contains(&library.as_str()) && !TORCH.contains(&library.as_str()) {

@@ -1,5 +1,5 @@
-//! Reads the version of this project, and the crates that are linked into its binary, from `cargo
-//! metadata`.
+//! Uses `cargo metadata` to find the version of this project and the crates that are linked into
+//! its binary.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};

@@ -99,7 +99,7 @@ fn pack(entries: &[Entry]) -> Result<Vec<u8>> {
         header.set_mode(entry.mode());
         header.set_uid(0);
         header.set_gid(0);
-        // Use the year 1980 as in the wheel, because some tools warn about files from 1970.
+        // Use the year 1980, like the Python wheel, because some tools warn about files from 1970.
         header.set_mtime(315_532_800);
         tar.append_data(&mut header, &entry.path, entry.bytes.as_slice())?;
     }

@@ -6,7 +6,7 @@ use super::{Shape, Source};
 use crate::error::Result;
 use crate::weights::gguf::order::Order;
 
-/// Module names, as pairs of llama.cpp's and Hugging Face's name.
+/// Module names as pairs: the name in llama.cpp and the name in Hugging Face's format.
 pub type Names = &'static [(&'static str, &'static str)];
 
 /// Rules that convert the names and settings of a llama.cpp architecture to Hugging Face's.
@@ -25,7 +25,7 @@ pub struct Architecture {
     /// Modules of a block.
     pub(super) block: &'static [Names],
     /// Returns the order in which the file stores the rows of a tensor. The first argument is
-    /// Hugging Face's name of the tensor.
+    /// the tensor's Hugging Face name.
     pub(super) order: fn(&str, &Shape) -> Order,
     /// True if the norm weights in llama.cpp's files are larger by 1 than Hugging Face's.
     pub(super) one_plus: bool,

@@ -21,7 +21,7 @@ pub const GRANITE: Architecture = Architecture {
     ],
     config: |file| {
         let (settings, mut config) = (&file.settings, file.llama()?);
-        // In Granite files, false disables rotary positions.
+        // In Granite files, this key is false if the model has no rotary positions.
         if settings.boolean("rope.scaling.finetuned")? == Some(false) {
             return Err(settings.unsupported("rope.scaling.finetuned"));
         }

@@ -107,7 +107,7 @@ impl Architecture {
     }
 
     /// Returns the value to subtract from each number in the file to get Hugging Face's weights.
-    /// `renamed` is Hugging Face's name of the tensor.
+    /// `renamed` is the tensor's Hugging Face name.
     pub fn offset(&self, renamed: &str) -> f32 {
         if self.one_plus && renamed.ends_with("norm.weight") { 1.0 } else { 0.0 }
     }

@@ -1,5 +1,5 @@
-//! Converts llama.cpp's settings and tensors for rotary positions to Hugging Face's
-//! `rope_parameters`.
+//! Converts llama.cpp's settings and tensors for rotary position embeddings to `rope_parameters` in
+//! a Hugging Face configuration.
 
 use serde_json::{Map, Value, json};
 
@@ -7,7 +7,7 @@ use super::Shape;
 use super::settings::Settings;
 use crate::error::{Error, Result};
 
-/// llama.cpp's default frequency base.
+/// Default base of the rotary frequencies in llama.cpp.
 pub const USUAL_BASE: f64 = 10_000.0;
 
 /// Factors by which the frequencies are divided, one for each pair of dimensions in a head.
@@ -20,8 +20,8 @@ pub struct RopeFactors {
 }
 
 impl RopeFactors {
-    /// Returns the field that stores the factors of the tensor named `tensor`, or `None` if this
-    /// tensor does not contain factors.
+    /// Returns the field for the factors in the tensor named `tensor`, or `None` if a tensor with
+    /// this name does not contain factors.
     pub fn of(&mut self, tensor: &str) -> Option<&mut Option<Vec<f64>>> {
         match tensor {
             "rope_freqs.weight" => Some(&mut self.all),
@@ -62,7 +62,7 @@ impl Settings<'_> {
         }
     }
 
-    /// Creates the `rope_parameters` of Hugging Face's configuration.
+    /// Creates the `rope_parameters` of the Hugging Face configuration.
     ///
     /// # Errors
     /// Fails if a setting is out of range, or if the type of rotary scaling is not supported.
@@ -116,9 +116,8 @@ impl Settings<'_> {
         if self.architecture.partial {
             rope["partial_rotary_factor"] = json!(part(shape.rotated, shape.head));
         } else if shape.rotated != shape.head {
-            // In llama.cpp, a model of any architecture may rotate only some dimensions of each
-            // head. For this architecture, transformers has no field for the number of rotated
-            // dimensions.
+            // In llama.cpp, any architecture may rotate only some of the dimensions of each head.
+            // transformers has no field for the number of rotated dimensions in this architecture.
             rope["dimension_count"] = json!(shape.rotated);
         }
         Ok(rope)
