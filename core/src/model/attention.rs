@@ -130,9 +130,9 @@ enum Call {
     /// of the stream attend to the cached keys and to the keys of the stream. `mask` is `None` if
     /// there is a single query that attends to all keys.
     Cached { mask: Option<Tensor> },
-    /// Queries and keys are adjacent rows of the stream. Each entry of `ancestors` is the start and
-    /// the length of a range of keys that come before these rows in the sequence.
-    Rows { start: i64, len: i64, ancestors: Vec<(i64, i64)>, mask: Option<Tensor> },
+    /// Attention for the `len` rows of the stream that follow the rows of the previous call. Their
+    /// keys come after the keys of the calls whose indices are in `ancestors`.
+    Rows { len: i64, ancestors: Vec<usize>, mask: Option<Tensor> },
     /// A padded rectangle of s segments. `queries` `[s lq]` and `keys` `[s lk]` contain row indices
     /// of the stream. `real` contains the indices of all entries of the flattened result that are
     /// not padding, and `rows` contains the corresponding rows of the stream. `shape` contains
@@ -188,12 +188,8 @@ impl Attention {
             .map(|i| {
                 let segment = layout.segments()[i];
                 let chain = layout.chain(i);
-                let ancestors: Vec<_> = chain[..chain.len() - 1]
-                    .iter()
-                    .map(|a| &layout.segments()[*a])
-                    .map(|s| (s.start as i64, s.len as i64))
-                    .collect();
-                let before: i64 = ancestors.iter().map(|(_, len)| len).sum();
+                let ancestors = chain[..chain.len() - 1].to_vec();
+                let before = layout.offset(i) as i64;
                 let len = segment.len as i64;
                 // The mask `[len, before + len]` is lower triangular, shifted right by the number
                 // of tokens before the segment. `f_triu` clears the diagonals outside the window. A
@@ -206,7 +202,7 @@ impl Attention {
                         .f_tril(before)?;
                     Some(sees.f_triu(before - window as i64 + 1)?)
                 };
-                Ok(Call::Rows { start: segment.start as i64, len, ancestors, mask })
+                Ok(Call::Rows { len, ancestors, mask })
             })
             .collect()
     }
@@ -243,7 +239,6 @@ impl Attention {
                 )
             };
             calls.push(Call::Rows {
-                start: start as i64,
                 len: len as i64,
                 ancestors: Vec::new(),
                 mask,
@@ -389,27 +384,30 @@ impl Attention {
         }
         match self.options.strategy {
             Strategy::Segments | Strategy::Trees => {
+                let lens: Vec<i64> = self
+                    .calls
+                    .iter()
+                    .map(|call| if let Call::Rows { len, .. } = call { *len } else { 0 })
+                    .collect();
+                // The gradient of a split is a single concatenation. The gradient of a slice is a
+                // tensor as large as the whole stream, for each of the slices.
+                let split = |t: &Tensor| t.f_split_with_sizes(&lens[..], 0);
+                let (q, k, v) = (split(q)?, split(&k)?, split(&v)?);
                 let mut parts = Vec::with_capacity(self.calls.len());
-                for call in &self.calls {
-                    let Call::Rows { start, len, ancestors, mask } = call else { continue };
-                    let (kk, vv) = if ancestors.is_empty() {
-                        (k.f_narrow(0, *start, *len)?, v.f_narrow(0, *start, *len)?)
-                    } else {
-                        let ranges = || ancestors.iter().copied().chain([(*start, *len)]);
-                        let of = |t: &Tensor| -> Result<Tensor> {
-                            Ok(Tensor::f_cat(
-                                &ranges()
-                                    .map(|(s, l)| t.f_narrow(0, s, l))
-                                    .collect::<std::result::Result<Vec<_>, _>>()?,
-                                0,
-                            )?)
-                        };
-                        (of(&k)?, of(&v)?)
+                for (i, call) in self.calls.iter().enumerate() {
+                    let Call::Rows { len, ancestors, mask } = call else { continue };
+                    let keys = |t: &[Tensor]| match &ancestors[..] {
+                        [] => Ok(t[i].shallow_clone()),
+                        _ => {
+                            let all: Vec<_> =
+                                ancestors.iter().chain([&i]).map(|part| &t[*part]).collect();
+                            Tensor::f_cat(&all, 0)
+                        }
                     };
                     let out = kernel(
-                        &lead(q.f_narrow(0, *start, *len)?)?,
-                        &lead(kk)?,
-                        &lead(vv)?,
+                        &lead(q[i].shallow_clone())?,
+                        &lead(keys(&k)?)?,
+                        &lead(keys(&v)?)?,
                         mask.as_ref(),
                         mask.is_none(),
                     )?;
