@@ -60,8 +60,8 @@ impl Dataset for MyMethod {
         let questions = (0..n * n).map(move |i| (1 + i % n, 1 + (i / n + 7 * i) % n));
         let wanted =
             questions.filter(move |(a, b)| test.is_none_or(|test| test == ((a + 2 * b) % 5 == 0)));
-        // Your pairs go here: a prompt and two completions that continue it. If you read a file,
-        // return an `Err` for each invalid line.
+        // Replace this example with your own pairs. Each pair has a prompt and two completions that
+        // continue it. If you read a file, return an `Err` for each invalid line.
         Ok(Box::new(wanted.map(move |(a, b)| {
             let right = value(a, b);
             Ok(PreferencePair::new(
