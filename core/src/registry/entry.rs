@@ -209,8 +209,7 @@ impl TransformEntry {
         }
     }
 
-    /// Builds the transform for the states at the site `cx.site` from the transform's configuration
-    /// (JSON text).
+    /// Builds the transform for the site `cx.site` from the given configuration (JSON text).
     ///
     /// # Errors
     /// Fails if a field is unknown or has the wrong type, or if the transform rejects a value.

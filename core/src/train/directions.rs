@@ -10,8 +10,8 @@ use crate::batch::PairBatch;
 use crate::error::{Error, Result};
 use crate::model::Adapted;
 
-/// Accumulates preference directions at each site. The direction of a pair is the difference between
-/// the pooled states of its completions: d = pool(y⁺) − pool(y⁻).
+/// Accumulates preference directions at each site. The direction of a pair is the difference
+/// between the pooled states of its completions: d = pool(y⁺) − pool(y⁻).
 #[derive(Debug, Default)]
 pub struct ModuleDirections {
     whose: Directions,
@@ -61,8 +61,8 @@ impl Sum {
 }
 
 impl ModuleDirections {
-    /// Selects the sites of `adapted` at which the method uses directions. `needs` are the needs of
-    /// the method.
+    /// Selects the sites of `adapted` at which the method uses directions, according to its
+    /// `needs`.
     pub fn new(needs: &Needs, adapted: &Adapted) -> Self {
         let mut sites: Vec<Site> = Vec::new();
         for changed in adapted.changed() {

@@ -1,8 +1,8 @@
 //! Reads GGUF files (versions 2 and 3), llama.cpp's model format.
 //!
 //! Tensor names, row order and settings are converted to Hugging Face's format, so that the model
-//! code does not depend on the file format. Quantised blocks are decoded directly into the memory of
-//! the tensor.
+//! code does not depend on the file format. Quantised blocks are decoded directly into the memory
+//! of the tensor.
 
 mod blocks;
 mod decode;
