@@ -178,8 +178,8 @@ impl Decoder {
         self.vocabulary.is_tied()
     }
 
-    /// The embedding matrix and the output head's matrix, each `[vocab hidden]`. If they are tied,
-    /// both are the same tensor.
+    /// The embedding matrix and the output head's matrix, each of shape `[vocab hidden]`. If the
+    /// embedding and the output head are tied, both are the same tensor.
     pub fn embeddings(&self) -> (&Tensor, &Tensor) {
         self.vocabulary.matrices()
     }

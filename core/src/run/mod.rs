@@ -243,7 +243,7 @@ fn save(plan: &Plan<'_>, run: &Assembled, folder: &mut Folder) -> Result<()> {
     Ok(())
 }
 
-/// The last line of a run, with its duration and peak memory.
+/// The last line of the run's output, which shows the run's duration and its peak memory.
 fn costs(plan: &Plan<'_>) -> Result<String> {
     let mut line = format!("{:.0} s in total", plan.begin.elapsed().as_secs_f64());
     if let Some(peak) = peak_memory() {
