@@ -27,9 +27,9 @@ pub fn rotate(x: &Tensor, r: &Tensor) -> Result<Tensor> {
     join(&split(x, r.size()[0])?.f_bmm(&r)?)
 }
 
-/// Combines each group of g adjacent blocks into one block-diagonal matrix. The shape of `r` is `[k
-/// b b]`, and the shape of the result is `[k/g g·b g·b]`. g is the largest divisor of k with g·b ≤
-/// [`SMALL`].
+/// Combines each group of g adjacent blocks into one block-diagonal matrix. `r` is a tensor of
+/// shape `[k b b]`, and the result has the shape `[k/g g·b g·b]`. g is the largest divisor of k
+/// with g·b ≤ [`SMALL`].
 fn combined(r: &Tensor) -> Result<Tensor> {
     let (k, b) = (r.size()[0], r.size()[1]);
     let Some(g) = (2..=SMALL / b).rev().find(|g| k % g == 0) else { return Ok(r.shallow_clone()) };

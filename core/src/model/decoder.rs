@@ -43,7 +43,7 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// Assembles a model from its components. Each layer refers to its kind by an index into
+    /// Assembles a decoder from its components. Each layer refers to its kind by an index into
     /// `kinds`.
     pub fn new(
         model_type: &str,

@@ -88,7 +88,7 @@ pub fn run(
     if run.objective.needs().evaluate_only {
         let unvalidated = plan.experiment.train.validate_every.map_or("", |_| " or validated");
         recorders.message(&format!(
-            "nothing is trained{unvalidated}, because the method takes no steps"
+            "nothing is trained{unvalidated}, because the method has no training steps"
         ))?;
     } else {
         let trained = fit(&plan, &mut run, &mut folder, &mut recorders, stop);
