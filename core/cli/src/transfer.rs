@@ -12,8 +12,8 @@ use crate::printer::Printer;
 
 const MEGABYTE: u64 = 1_000_000;
 
-/// Shows the progress of all hub downloads that start after this call. Downloads are stopped when a
-/// signal asks the process to end.
+/// Shows the progress of all hub downloads that start after this call, and stops them when a signal
+/// asks the process to end.
 pub fn show(printer: &Printer) {
     let shown = Mutex::new(HubDownloads { progress: printer.progress(), file: None });
     hub::watch(Box::new(move |file, done, size| {
@@ -108,7 +108,7 @@ impl Report for Download<'_> {
         if self.total == 0 {
             return;
         }
-        // Round up at the end, because the last megabyte is rarely full.
+        // Round up once the download is complete, because the last megabyte is rarely full.
         let whole = |bytes: u64| {
             if bytes == self.total { bytes.div_ceil(MEGABYTE) } else { bytes / MEGABYTE }
         };
