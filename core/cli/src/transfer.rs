@@ -94,7 +94,7 @@ impl Report for Download<'_> {
     }
 
     fn begin(&mut self, step: Step, file: &str, total: u64) {
-        // Checking and unpacking a model only take a second, so only downloads are shown.
+        // Checking and unpacking a model takes about a second, so only the download is shown.
         let shown = step == Step::Fetch && total >= MEGABYTE;
         (self.total, self.done, self.began) = (if shown { total } else { 0 }, 0, Instant::now());
         if shown {

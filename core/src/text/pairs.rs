@@ -326,7 +326,7 @@ fn messages(
 type Numbered = (usize, usize, PreferencePair);
 
 /// Tokenises pairs until `max_pairs` are kept, and collects the kept and the dropped pairs. `rows`
-/// yields each pair with the index of its row. It is not read further than necessary.
+/// yields each pair with the index of its row, and is not read further than necessary.
 ///
 /// # Errors
 /// Fails if `rows` yields an error, or in the same cases as [`tokenise_pair`].
@@ -360,7 +360,8 @@ fn hash(ids: &[i64]) -> u64 {
 }
 
 /// Tokenises pairs in parallel until `max_pairs` are kept, and passes each result to `take`, in
-/// order. `rows` yields each pair with the index of its row. It is not read further than necessary.
+/// order. `rows` yields each pair with the index of its row, and is not read further than
+/// necessary.
 ///
 /// # Errors
 /// Fails if `rows` yields an error, if `take` fails, or in the same cases as [`tokenise_pair`].

@@ -42,7 +42,7 @@ pub struct ProjBp {
     pub beta: f64,
     /// Sign of the coefficients to keep. The variant `original` ignores this field.
     pub sign: Sign,
-    /// Factor for coefficients that `sign` does not select, 0 to 1.
+    /// Factor for coefficients that are not kept, 0 to 1.
     #[default(0.01)]
     pub neg_slope: f64,
     /// κ: maximum length of a pair's gradient, averaged over tokens, as a multiple of the
