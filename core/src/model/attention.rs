@@ -27,8 +27,8 @@ pub enum Strategy {
 }
 
 impl Strategy {
-    /// The usual strategy for `device`. On a GPU, the main cost is kernel launches. On a CPU, it is
-    /// arithmetic.
+    /// The strategy that is usually fastest on `device`. Most of the time is spent on kernel
+    /// launches on a GPU, and on arithmetic on a CPU.
     pub fn for_device(device: Device) -> Self {
         if device.is_cuda() { Strategy::Padded } else { Strategy::Segments }
     }
@@ -126,9 +126,9 @@ pub struct Attention {
 /// One kernel call.
 #[derive(Debug)]
 enum Call {
-    /// Attention for a stream that continues a cache, which only needs this one call. All queries
-    /// of the stream attend to the cached keys and to the keys of the stream. `mask` is `None` if
-    /// there is a single query that attends to all keys.
+    /// The only call for a stream that continues a cache. All queries of the stream attend to the
+    /// cached keys and to the keys of the stream. `mask` is `None` if there is a single query that
+    /// attends to all keys.
     Cached { mask: Option<Tensor> },
     /// Queries and keys are adjacent rows of the stream. Each entry of `ancestors` is the start and
     /// the length of a range of keys that come before these rows in the sequence.
@@ -227,7 +227,7 @@ impl Attention {
                         let (other, offset) =
                             (layout.segments()[ancestor], layout.offset(ancestor));
                         for (q, row) in segment.rows().enumerate() {
-                            // The number of tokens of the ancestor that are outside this token's
+                            // The number of the ancestor's tokens that are before this token's
                             // window.
                             let passed = (before + q + 1).saturating_sub(window + offset);
                             for key in other.rows().skip(passed).take_while(|key| *key <= row) {
@@ -577,9 +577,9 @@ mod tests {
                 !(kernels.cudnn && deterministic),
                 "the backward pass of cuDNN is not deterministic"
             );
-            // The plain kernel must stay enabled, because only it supports every case.
+            // The math kernel must always be enabled, because no other kernel supports every case.
             assert!(kernels.math);
-            // The kernels must be enabled in all other cases.
+            // A kernel must only be disabled in the cases above.
             assert_eq!(kernels.memory_efficient, !(windowed && differentiated));
             assert!(kernels.flash && kernels.cudnn != deterministic);
         }

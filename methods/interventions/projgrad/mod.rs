@@ -36,7 +36,7 @@ pub struct ProjGrad {
     pub beta: f64,
     /// Which coefficients along the direction to keep: all of them, or only those with one sign.
     pub sign: Sign,
-    /// Factor for coefficients whose sign does not match, 0 to 1.
+    /// Factor for coefficients that are not kept, 0 to 1.
     pub neg_slope: f64,
     /// κ: maximum length of a parameter's gradient before the projection, as a multiple of the
     /// preference direction's length. `none` means no limit.
