@@ -13,8 +13,8 @@ use reprpo_plugin::prelude::*;
     reference = "source of the data: paper or project",
     explain = "train, test: What is 3 plus 4? 7, not 8\noos:         What is 3 times 4? 12, not 13"
 )]
-// Users set the fields with `--set dataset.FIELD=…`; the doc comments become the help. Without
-// `#[default(…)]`, a field defaults to the default value of its type.
+// Users set the fields with `--set dataset.FIELD=…`; their doc comments become the help texts.
+// Without `#[default(…)]`, a field defaults to the default value of its type.
 pub struct MyMethod {
     /// The largest number in a question, 2 to 1000.
     #[default(20)]

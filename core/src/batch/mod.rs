@@ -29,7 +29,7 @@ pub struct BatchSpec {
 }
 
 impl BatchSpec {
-    /// Contains and scores both completions of each pair.
+    /// A batch that contains both completions of each pair and scores all of them.
     pub const SCORED: Self =
         Self { logprobs: Completions::Both, states: Completions::Both, apart: false };
 
@@ -184,8 +184,8 @@ impl PairBatch {
             let mut laid_out: HashMap<(&[i64], bool), usize> = HashMap::new();
             for (i, side) in members {
                 let (tokens, scored) = (pairs[i].completion(side), spec.logprobs.has(side));
-                // An unscored completion can reuse the rows of an identical scored one. Their
-                // states are then bitwise equal.
+                // A completion that is not scored can reuse the rows of an identical completion
+                // that is scored. The states of the two are then bitwise equal.
                 let known = laid_out
                     .get(&(tokens, true))
                     .or_else(|| if scored { None } else { laid_out.get(&(tokens, false)) });
@@ -287,7 +287,8 @@ impl PairBatch {
         Ok(sequence.scored.clone())
     }
 
-    /// The dtype of pooled states and other results: float64 for a float64 model, else float32.
+    /// The dtype of pooled states and of the log-probabilities: float64 for a float64 model, else
+    /// float32.
     pub fn kind(&self) -> Kind {
         self.kind
     }
