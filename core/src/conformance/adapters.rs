@@ -178,7 +178,7 @@ fn saving(case: &Case) -> Result<Verdict> {
             saved.entry.about.name
         )));
     }
-    // Build a second adapter from the saved files alone.
+    // Build a second adapter that only depends on the saved files.
     let config = serde_json::Value::Object(saved.config).to_string();
     let fresh = Bench::new(&Case { adapter: Method::new(saved.entry, config), ..case.clone() }, 5)?;
     fresh.adapted.restore(&saved.values)?;

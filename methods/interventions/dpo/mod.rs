@@ -106,8 +106,7 @@ pub enum LossType {
 }
 
 impl LossType {
-    /// Returns true if the loss only depends on θ, the difference between the two scores. The
-    /// normalising term of an f-divergence only cancels in such a difference.
+    /// Returns true if the loss can be combined with an f-divergence, as in TRL.
     fn takes_divergence(self) -> bool {
         use LossType::{Discopop, ExoPair, Hinge, Ipo, Robust, Sft, Sigmoid, SigmoidNorm};
         matches!(self, Sigmoid | SigmoidNorm | Hinge | Ipo | ExoPair | Robust | Discopop | Sft)
