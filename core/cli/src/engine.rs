@@ -88,7 +88,7 @@ fn is_reduced(split: &EvalSplit) -> bool {
     split.data.dropped() + split.data.truncated() > 0
 }
 
-/// Prints how many pairs are dropped or truncated, and the warnings about the pairs that are scored.
+/// Prints how many pairs are dropped or truncated, and warnings about the pairs that are scored.
 pub fn describe(splits: &[EvalSplit], app: &App<'_>) {
     let mut findings = Findings::default();
     for split in splits {

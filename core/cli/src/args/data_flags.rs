@@ -87,7 +87,7 @@ impl PairReader for EvalData {
         split: Some(Split::Score),
         max_length: Some(
             ". Defaults to the run's `train.max_length`, or to no limit without a run. Longer \
-                completions are cut at the end and counted below the table.",
+                completions are truncated at the end and counted below the table.",
         ),
         set: Some("eval.max_pairs=none"),
     };
