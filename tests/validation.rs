@@ -462,7 +462,7 @@ fn a_sweep_validates_only_the_runs_that_train() {
     assert!(output.status.success(), "{}", transcript(&output));
     assert!(
         stderr(&output)
-            .contains("nothing is trained or validated, because the method takes no steps"),
+            .contains("nothing is trained or validated, because the method has no training steps"),
         "{}",
         stderr(&output)
     );

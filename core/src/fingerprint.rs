@@ -20,7 +20,7 @@ use crate::files::hex;
 use crate::text::{TokenPair, Tokenizer};
 use crate::weights::{Located, ModelFiles};
 
-/// A SHA-256 digest with a short description of the hashed data, which is used in messages.
+/// A SHA-256 digest, and a short description of the hashed data for messages.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Fingerprint {
     pub(crate) sha256: String,
@@ -245,9 +245,9 @@ fn of_files(files: &[PathBuf]) -> Result<Fingerprint> {
 const FIRST: usize = 64;
 
 /// Computes the fingerprint of each split of a data set from the contents of the split's files. If
-/// the files are unknown, the first pairs of the split are hashed instead. A data set with a pinned
-/// configuration always returns the same pairs, so a split of this data set is omitted if its files
-/// are unknown. Splits that cannot be read are also omitted.
+/// the files are unknown, the first pairs of the split are hashed instead, unless the data set has
+/// a pinned configuration. A pinned data set always returns the same pairs, so the split is then
+/// omitted. Splits that cannot be read are also omitted.
 pub fn of_splits(dataset: &dyn Dataset) -> BTreeMap<String, Fingerprint> {
     let pinned = dataset.pinned().is_some();
     let of = |split: &str| -> Result<Fingerprint> {

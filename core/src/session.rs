@@ -28,7 +28,7 @@ pub use precision::precision;
 pub struct Session {
     /// The frozen model.
     pub model: Model,
-    /// Its tokenizer.
+    /// The model's tokenizer.
     pub tokenizer: Tokenizer,
     /// Location of the model's files.
     pub source: Located,
@@ -52,7 +52,7 @@ pub struct Session {
 pub struct LoadedModel {
     /// The frozen model.
     pub model: Model,
-    /// Its tokenizer.
+    /// The model's tokenizer.
     pub tokenizer: Tokenizer,
     /// Ids of the tokens that end generated text.
     pub stops: Vec<i64>,
@@ -214,8 +214,8 @@ impl Session {
 
 /// The context length of a model in tokens, if its configuration states it.
 ///
-/// For rotary embeddings of type `dynamic` this is `factor` times `max_position_embeddings`,
-/// because the latter is only the length up to which the positions are not scaled.
+/// For rotary embeddings of type `dynamic`, this is `factor` times `max_position_embeddings`,
+/// because the positions are scaled for longer texts.
 pub fn context(config: &Value) -> Option<usize> {
     let of = |config: &Value| {
         let tokens = ["max_position_embeddings", "n_positions"]
@@ -334,7 +334,7 @@ mod tests {
                     "rope_parameters": nested } })),
             Some(32)
         );
-        // With the other types, `max_position_embeddings` is the whole context.
+        // For types other than `dynamic`, the context length is `max_position_embeddings`.
         let linear = json!({ "rope_type": "linear", "factor": 2.0 });
         assert_eq!(
             context(&json!({ "max_position_embeddings": 16, "rope_parameters": linear })),

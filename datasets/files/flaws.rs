@@ -14,7 +14,7 @@ use super::row::{Columns, RESPONSES};
 use super::sharegpt;
 
 /// The values of a row by column, and a list of the values that were replaced because JSON cannot
-/// represent them. U+FFFD replaces a lone surrogate, and null replaces any other such value.
+/// represent them. Lone surrogates were replaced by U+FFFD, and all other listed values by null.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Row {
     cells: Map<String, Value>,
@@ -133,7 +133,8 @@ impl Row {
         let instead =
             if matches!(flaw.value, LostValue::Surrogate(_)) { "U+FFFD" } else { "`none`" };
         Some(format!(
-            "`{}` {}: a chat template that reads this field gets {instead} instead",
+            "`{}` {}: a chat template that uses this field receives {instead} instead of \
+                the value",
             path_text(&flaw.path),
             flaw.value
         ))

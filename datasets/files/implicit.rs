@@ -27,7 +27,7 @@ pub fn extract(chosen: &Text, rejected: &Text) -> Option<PreferencePair> {
     }
 }
 
-/// Returns the length in bytes of the implicit prompt of two strings.
+/// Returns the byte length of the implicit prompt that `a` and `b` share.
 fn shared_text(a: &str, b: &str) -> Option<usize> {
     let mut before = None;
     let mut last = None;

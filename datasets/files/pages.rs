@@ -56,7 +56,7 @@ fn header(bytes: &mut (impl Read + Seek)) -> io::Result<Option<Header>> {
     Ok(unpacked.zip(packed).map(|(unpacked, packed)| Header { unpacked, packed }))
 }
 
-/// Returns the type and number of the next field, given the number of the field `before` it.
+/// Returns the type and the number of the next field. `before` is the number of the previous field.
 /// Returns `None` at the end of the struct or of the file.
 fn next_field(bytes: &mut impl Read, before: i64) -> io::Result<Option<(u8, i64)>> {
     let Some(first) = byte(bytes)?.filter(|b| *b != 0) else { return Ok(None) };
@@ -122,7 +122,8 @@ mod tests {
 
     use super::*;
 
-    /// A data page with three bytes of content, whose header declares `unpacked` bytes.
+    /// A data page with three bytes of content. Its header declares a decompressed size of
+    /// `unpacked` bytes.
     fn page(unpacked: u64) -> Vec<u8> {
         let mut bytes = vec![0x15, 0];
         let varint = |bytes: &mut Vec<u8>, mut n: u64| {

@@ -31,14 +31,15 @@ impl Default for Columns {
 }
 
 impl Columns {
-    /// Returns the names of the prompt, chosen and rejected columns, without the prompt if it does
-    /// not have a column.
+    /// Returns the names of the prompt column, if there is one, and of the chosen and rejected
+    /// columns.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.prompt.as_deref().into_iter().chain([self.chosen.as_str(), self.rejected.as_str()])
     }
 
-    /// Checks that the columns exist. `there` are the names of all columns in the file. Returns the
-    /// name of the prompt column, or `None` if the prompt is the common prefix of both completions.
+    /// Checks that the columns exist. `there` contains the names of all columns in the file.
+    /// Returns the name of the prompt column, or `None` if the prompt is the common prefix of both
+    /// completions.
     ///
     /// # Errors
     /// Fails if the chosen or rejected column is missing. A missing prompt column is an error if

@@ -309,7 +309,7 @@ fn a_parquet_file_with_any_byte_changed_does_not_panic() {
             fs::write(&path, &bytes).unwrap();
             if let Ok(data) = open(&path) {
                 let pairs = data.pairs("train").map(Iterator::count).unwrap_or_default();
-                assert!(pairs <= 21, "byte {at} with {flip:#x}: {pairs} pairs");
+                assert!(pairs <= 21, "byte {at}, xor {flip:#x}: got {pairs} pairs");
             }
         }
     }

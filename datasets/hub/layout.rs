@@ -416,7 +416,7 @@ mod tests {
             ),
             "{e}"
         );
-        // The first file is the only part of its split, and the other names are not names of parts, so
+        // The first file is the only part of its split, and the others are not named like parts, so
         // nothing is missing.
         assert_eq!(
             missing(&of(

@@ -187,7 +187,8 @@ impl<'h> Opened<'h> {
         let opened = |repo: &RepoId| {
             self.snapshots.iter().find(|(id, _)| id == repo).map(|(_, snapshot)| snapshot.pinned())
         };
-        // If the hub's conversion was used, record its commit instead.
+        // If the hub's parquet conversion was used, pin the repository to the commit of the
+        // conversion.
         let at = |repo: &RepoId| {
             opened(&repo.at(layout::CONVERTED))
                 .or_else(|| opened(repo))

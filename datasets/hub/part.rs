@@ -38,7 +38,8 @@ impl Part {
                 RepoId::read(RepoKind::Dataset, repo).map_err(|e| e.within(wrong().message()))
             })
             .transpose()?;
-        // `config` only applies to `home`: other data sets have other configurations.
+        // Ignore `config` if the text names a repository, because other repositories have other
+        // configurations.
         let config = named.or(config.filter(|_| other.is_none()));
         Ok(Self {
             repo: other.unwrap_or_else(|| home.clone()),
@@ -47,8 +48,8 @@ impl Part {
         })
     }
 
-    /// Formats the name of the split. `home` is omitted; any other repository is replaced by
-    /// `pinned`.
+    /// Formats the name of the split. If the split is in `home`, the repository is omitted;
+    /// otherwise, it is replaced by `pinned`.
     pub fn text(&self, home: &RepoId, pinned: RepoId) -> String {
         let repo = (self.repo != *home).then(|| pinned.to_string());
         [repo.as_deref(), self.config.as_deref(), Some(&self.split)]

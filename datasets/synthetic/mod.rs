@@ -54,7 +54,7 @@ pub struct Synthetic {
     pub rnd: usize,
 }
 
-/// Maximum size of a split. The distribution with the fewest prompts has about 20,000, and drawing
+/// Maximum size of a split. The smallest distribution has about 20,000 different prompts. Drawing
 /// more than half of them at random would produce many duplicates.
 const LARGEST: usize = 10_000;
 

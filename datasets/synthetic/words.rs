@@ -1,7 +1,8 @@
-//! The words of the data set `synthetic`. The two completions of a pair differ in one word. Both
-//! words are from the same list, so the completions themselves do not show which one is chosen.
+//! The words from which the data set `synthetic` is generated. The two completions of a pair differ
+//! in one word. Both words are from the same list, so the completions themselves do not show which
+//! one is chosen.
 
-/// Containers and their contents, in the training distribution.
+/// Containers and their contents, used in the training distribution.
 pub const HELD: [(&str, &str); 8] = [
     ("box", "coins"),
     ("jar", "nuts"),
@@ -31,7 +32,7 @@ pub const SOURCES: [&str; 10] = [
     "The report says",
 ];
 
-/// Phrases that introduce the opinion of the user.
+/// Phrases that introduce the user's opinion.
 pub const OPINIONS: [&str; 10] = [
     "I think",
     "I believe",
@@ -45,7 +46,7 @@ pub const OPINIONS: [&str; 10] = [
     "I assume",
 ];
 
-/// Phrases that introduce evidence, in the shifted distribution.
+/// Phrases that introduce evidence, used in the shifted distribution.
 pub const SHIFTED_SOURCES: [&str; 4] = [
     "The register shows that",
     "The passport proves that",
@@ -53,20 +54,20 @@ pub const SHIFTED_SOURCES: [&str; 4] = [
     "The contract states that",
 ];
 
-/// Phrases that introduce the user's opinion, in the shifted distribution.
+/// Phrases that introduce the user's opinion, used in the shifted distribution.
 pub const SHIFTED_OPINIONS: [&str; 4] =
     ["My hunch is that", "To me it seems that", "My gut tells me that", "My memory is that"];
 
-/// Towns where people live, in the shifted distribution.
+/// Towns where people live, used in the shifted distribution.
 pub const TOWNS: [&str; 10] =
     ["Rome", "Paris", "Oslo", "Cairo", "Tokyo", "Lima", "Madrid", "Berlin", "Vienna", "Dublin"];
 
-/// Names of people, in the shifted distribution and in the unrelated pairs.
+/// Names of people, used in the shifted distribution and in the unrelated pairs.
 pub const NAMES: [&str; 16] = [
     "Mia", "Tom", "Ada", "Leo", "Eva", "Sam", "Ida", "Max", "Zoe", "Ben", "Ann", "Tim", "Lea",
     "Jim", "Kim", "Dan",
 ];
 
-/// Comparatives and superlatives, in the unrelated pairs.
+/// Comparatives and superlatives, used in the unrelated pairs.
 pub const COMPARED: [(&str, &str); 4] =
     [("taller", "tallest"), ("older", "oldest"), ("faster", "fastest"), ("richer", "richest")];

@@ -12,12 +12,12 @@ pub fn join(blocks: &Tensor) -> Result<Tensor> {
     Ok(blocks.f_transpose(0, 1)?.f_flatten(1, 2)?)
 }
 
-/// Small blocks are combined into blocks of up to this size: one larger product is faster than many
-/// small ones, even though it multiplies zeros.
+/// Maximum size to which small blocks are combined. One larger product is faster than many small
+/// ones, even though it includes multiplications by 0.
 const SMALL: i64 = 32;
 
-/// Returns x·diag(R₀, …, R_{k−1}) for rows x `[n k·b]` and R `[k b b]`, in the dtype of x. An R of
-/// shape `[1 b b]` is used for every block.
+/// Returns x·diag(R₀, …, R_{k−1}) in the dtype of x. `x` has the shape `[n k·b]`, and `r` has the
+/// shape `[k b b]`. If `r` has the shape `[1 b b]`, its matrix is used for every block.
 pub fn rotate(x: &Tensor, r: &Tensor) -> Result<Tensor> {
     let (r, b) = (r.f_to_kind(x.kind())?, r.size()[1]);
     if r.size()[0] == 1 {
@@ -27,8 +27,9 @@ pub fn rotate(x: &Tensor, r: &Tensor) -> Result<Tensor> {
     join(&split(x, r.size()[0])?.f_bmm(&r)?)
 }
 
-/// Combines each group of g adjacent blocks of R `[k b b]` into one block-diagonal matrix. The
-/// result has the shape `[k/g g·b g·b]`, where g is the largest divisor of k with g·b ≤ [`SMALL`].
+/// Combines each group of g adjacent blocks into one block-diagonal matrix. `r` is a tensor of
+/// shape `[k b b]`, and the result has the shape `[k/g g·b g·b]`. g is the largest divisor of k
+/// with g·b ≤ [`SMALL`].
 fn combined(r: &Tensor) -> Result<Tensor> {
     let (k, b) = (r.size()[0], r.size()[1]);
     let Some(g) = (2..=SMALL / b).rev().find(|g| k % g == 0) else { return Ok(r.shallow_clone()) };
@@ -38,11 +39,12 @@ fn combined(r: &Tensor) -> Result<Tensor> {
     Ok(apart.f_permute([0, 3, 1, 4, 2])?.f_reshape([k / g, g * b, g * b])?)
 }
 
-/// Returns the rotations (I − Q)(I + Q)⁻¹ of skew-symmetric Q `[… b b]`.
+/// Returns the rotation (I − Q)(I + Q)⁻¹ of each matrix in `q`. The matrices must be
+/// skew-symmetric, and `q` has the shape `[… b b]`.
 pub fn cayley(q: &Tensor) -> Result<Tensor> {
     let eye = Tensor::eye(q.size()[q.dim() - 1], (q.kind(), q.device()));
-    // The two factors commute. I + Q is never singular, so the error check, which would synchronise
-    // with the GPU, is skipped.
+    // The two factors commute, so the rotation R solves (I + Q)R = I − Q. I + Q is never singular,
+    // so the check for a singular matrix is skipped. It would synchronise with the GPU.
     let (r, _) = Tensor::f_linalg_solve_ex(&(&eye + q), &(&eye - q), true, false)?;
     Ok(r)
 }

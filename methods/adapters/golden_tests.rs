@@ -63,7 +63,8 @@ fn assert_agrees_with_peft_in(golden: &Path, name: &str) {
     let (parameters, mut worst) = (adapted.parameters(), 0.0f64);
     assert_eq!(parameters.len(), io.keys().filter(|k| k.starts_with("grad.")).count());
     for (key, tensor) in parameters {
-        // PEFT appends `.weight` to the names of some tensors in memory, but not in the file.
+        // The expected gradients are stored under PEFT's parameter names. Some of these names end
+        // with `.weight`, which PEFT omits in adapter files.
         let reference = ["", ".weight"]
             .iter()
             .find_map(|end| io.get(&format!("grad.base_model.model.{key}{end}")));
@@ -256,8 +257,8 @@ fn an_adapter_on_blocks_can_be_saved_and_restored_but_not_merged() {
     let adapter = entry.build(r#"{"r": 2, "layers": "0,-1", "positions": "f1+l2"}"#).unwrap();
     let layers = model.info().layers;
     let base = logits(&model, None, &stream).unwrap();
-    // If a run does not compute the last block, only the adapter of the first block is trained and
-    // saved.
+    // The adapter targets the first and the last block. If a run does not compute the last block,
+    // only the first block is adapted and saved.
     for (blocks, written) in [(layers, Value::Null), (layers - 1, vec![0].into())] {
         let adapted = Adapted::attach(&*adapter, &model, blocks, 0).unwrap();
         assert!(

@@ -17,7 +17,8 @@ pub enum Variant {
     Original,
 }
 
-/// Inputs of every original variant. The original pooling needs the state of every token.
+/// What every `original` variant needs as input. The original pooling reads the state of every
+/// token.
 pub const NEEDS: Needs = Needs { states: States::PerToken, reference_states: true, ..Needs::NONE };
 
 /// The states of every token at one tap, including any padding tokens.
@@ -26,7 +27,7 @@ pub struct OriginalTap<'a> {
     pub tokens: [Sides<Padded<'a>>; 2],
 }
 
-/// Token states of b sequences, which can include padding tokens.
+/// The token states of b sequences, possibly with padding tokens.
 #[derive(Clone, Copy)]
 pub struct Padded<'a> {
     /// States of the tokens.

@@ -63,7 +63,7 @@ fn singular_values(t: &dyn Transform) -> Vec<f64> {
     Vec::try_from(matrix.svd(true, false).1).unwrap()
 }
 
-/// Trains only T on fixed states. Returns the loss before and after.
+/// Trains only T on fixed states. Returns the loss before and after training.
 fn train(
     method: &mut dyn Intervention,
     t: &dyn Transform,
@@ -100,10 +100,10 @@ fn training_only_the_transform_does_not_lower_the_loss() {
     let reference = random_sides(&[PAIRS, WIDTH]);
     // Add random offsets to the policy's states, to imitate a policy in the middle of training.
     let policy = map(&reference, |r| r + random(&[PAIRS, WIDTH]) * 0.5);
-    // The last two values of each entry are the lower bound for the ratio of the last loss to the
-    // first loss, and whether an unconstrained T must keep its rank. With prefvec, T may lose rank,
-    // because shrinking the components orthogonal to v̂ lowers the orthogonal term. That term is
-    // only a few hundredths of the loss.
+    // The number in each entry is a lower bound for the last loss divided by the first loss. The
+    // flag is true if an unconstrained T must keep its rank. With prefvec, T may lose rank, because
+    // shrinking the components orthogonal to v̂ lowers the orthogonal term, which is only a few
+    // hundredths of the loss.
     let methods: [(&str, Box<dyn Intervention>, f64, bool); 3] = [
         ("mse", Box::new(Mse::default()), 0.99, true),
         ("rank", Box::new(Rank::default()), 0.98, true),

@@ -5,11 +5,11 @@ use reprpo_plugin::prelude::*;
 /// ε of the formulas in `docs/methods.md`.
 pub const EPS: f64 = 1e-12;
 
-/// The reason why a loss on states leaves out some pairs. Completes the warning "each has …".
+/// Why a pair is left out of a loss on states. Used in a warning, after the words "each has".
 pub const NO_DIRECTION: &str =
     "no preference direction, because the reference states of its completions are equal";
 
-/// Replaces `scale` by 1 for the pairs that are left out of the loss, to avoid a division by 0.
+/// Replaces `scale` with 1 for the pairs that are left out of the loss, to avoid a division by 0.
 /// `counts` is false for these pairs. Both tensors have the shape `[b]`.
 pub fn safe(scale: &Tensor, counts: &Tensor) -> Tensor {
     scale.where_self(counts, &scale.ones_like())

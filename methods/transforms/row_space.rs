@@ -6,17 +6,17 @@ use reprpo_plugin::prelude::*;
 /// vocabularies.
 const ROWS: i64 = 8192;
 
-/// The singular values and right-singular directions of a matrix `[vocab h]`, in float64.
+/// The singular values and right-singular directions of a matrix of shape `[vocab h]`, in float64.
 pub struct RowSpace {
     /// σ `[h]`, largest first.
     pub values: Tensor,
-    /// V `[h h]`, one direction per column, in the order of `values`.
+    /// V, of shape `[h h]`. Its columns are the directions, in the order of `values`.
     pub directions: Tensor,
 }
 
 impl RowSpace {
-    /// Decomposes W, the stack of all `matrices`. Each matrix is `[vocab h]`, and is scaled to a
-    /// Frobenius norm of 1 if there are several.
+    /// Decomposes W, the stack of all `matrices`. Each matrix has the shape `[vocab h]`. If there
+    /// are several, each of them is scaled to a Frobenius norm of 1 first.
     ///
     /// WᵀW = V σ² Vᵀ is only h×h, whereas U in the singular value decomposition of W has vocab·h
     /// entries. In float64, the error of the singular values is at most 1e-8 times the largest one,
@@ -49,7 +49,7 @@ impl RowSpace {
     }
 }
 
-/// Returns WᵀW `[h h]` in float64.
+/// Returns WᵀW in float64, as a tensor of shape `[h h]`.
 fn gram(matrix: &Tensor) -> Result<Tensor> {
     let (rows, h) = matrix.size2()?;
     let mut sum = Tensor::f_zeros([h, h], (Kind::Double, matrix.device()))?;

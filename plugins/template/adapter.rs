@@ -12,8 +12,8 @@ use reprpo_plugin::prelude::*;
         first. The merged weight is W + D.",
     peft_type = "MY_METHOD"
 )]
-// Users set the fields with `--set adapter.FIELD=…`; the doc comments become the help. Without
-// `#[default(…)]`, a field defaults to the default value of its type.
+// Users set the fields with `--set adapter.FIELD=…`; their doc comments become the help texts.
+// Without `#[default(…)]`, a field defaults to the default value of its type.
 pub struct MyMethod {
     /// The linear modules to adapt: a list of name suffixes (`qkv_proj.q_proj` selects a part of a
     /// fused module), a regular expression that matches whole names, or `all-linear`.

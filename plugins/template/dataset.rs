@@ -13,8 +13,8 @@ use reprpo_plugin::prelude::*;
     reference = "source of the data: paper or project",
     explain = "train, test: What is 3 plus 4? 7, not 8\noos:         What is 3 times 4? 12, not 13"
 )]
-// Users set the fields with `--set dataset.FIELD=…`; the doc comments become the help. Without
-// `#[default(…)]`, a field defaults to the default value of its type.
+// Users set the fields with `--set dataset.FIELD=…`; their doc comments become the help texts.
+// Without `#[default(…)]`, a field defaults to the default value of its type.
 pub struct MyMethod {
     /// The largest number in a question, 2 to 1000.
     #[default(20)]
@@ -60,8 +60,8 @@ impl Dataset for MyMethod {
         let questions = (0..n * n).map(move |i| (1 + i % n, 1 + (i / n + 7 * i) % n));
         let wanted =
             questions.filter(move |(a, b)| test.is_none_or(|test| test == ((a + 2 * b) % 5 == 0)));
-        // Your pairs go here: a prompt and two completions that continue it. If you read a file,
-        // return an `Err` for each invalid line.
+        // Replace this example with your own pairs. Each pair has a prompt and two completions that
+        // continue it. If you read a file, return an `Err` for each invalid line.
         Ok(Box::new(wanted.map(move |(a, b)| {
             let right = value(a, b);
             Ok(PreferencePair::new(

@@ -13,10 +13,10 @@ use reprpo_plugin::prelude::*;
     explain = "L = −log σ(β[logp(y⁺) − logp(y⁻)]) + λ·mean (p⁺ − r⁺)²\n\np⁺ and r⁺ are the states \
         of the policy and of the reference at a tap."
 )]
-// Users set the fields with `--set intervention.FIELD=…`; the doc comments become the help. Without
-// `#[default(…)]`, a field defaults to the default value of its type.
+// Users set the fields with `--set intervention.FIELD=…`; their doc comments become the help texts.
+// Without `#[default(…)]`, a field defaults to the default value of its type.
 pub struct MyMethod {
-    /// β: factor of the margin, per nat; greater than 0.
+    /// β: factor by which the loss multiplies the margin in nats; greater than 0.
     #[default(0.1)]
     pub beta: f64,
     /// λ: weight of the squared distance between the policy's and the reference's chosen states; at

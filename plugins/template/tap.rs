@@ -11,7 +11,7 @@ use reprpo_plugin::prelude::*;
     explain = "blocks.k, the residual stream after block k    width: hidden\n\nThere is one tap \
         per selected block."
 )]
-// Users set the fields with `--set tap.FIELD=…`; the doc comments become the help. Without
+// Users set the fields with `--set tap.FIELD=…`; their doc comments become the help texts. Without
 // `#[default(…)]`, a field defaults to the default value of its type.
 pub struct MyMethod {
     /// The blocks, counted from 0: `10,20`, `-2,-1`, `0.33,0.66`, `range(.3,-2)` or

@@ -11,8 +11,8 @@ use reprpo_plugin::prelude::*;
     explain = "T(x) = e^s ⊙ x    s [h]\n\ns starts at 0, so that T is the identity at first. It is \
         trained together with the adapter."
 )]
-// Users set the fields with `--set transform.FIELD=…`; the doc comments become the help. Without
-// `#[default(…)]`, a field defaults to the default value of its type.
+// Users set the fields with `--set transform.FIELD=…`; their doc comments become the help texts.
+// Without `#[default(…)]`, a field defaults to the default value of its type.
 pub struct MyMethod {
     /// Initial standard deviation of the logarithms of the scales, at least 0.
     pub spread: f64,

@@ -83,12 +83,12 @@ pub fn evaluate(
     )
 }
 
-/// True if some pairs of the split are dropped or cut.
+/// True if some pairs of the split are dropped or truncated.
 fn is_reduced(split: &EvalSplit) -> bool {
     split.data.dropped() + split.data.truncated() > 0
 }
 
-/// Prints which pairs are dropped or cut, and the warnings about the pairs that are scored.
+/// Prints how many pairs are dropped or truncated, and warnings about the pairs that are scored.
 pub fn describe(splits: &[EvalSplit], app: &App<'_>) {
     let mut findings = Findings::default();
     for split in splits {

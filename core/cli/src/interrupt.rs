@@ -1,6 +1,6 @@
 //! Handles signals that ask the process to end. After the first signal, the computation stops at a
-//! point from which it can be resumed. A further signal more than [`PATIENCE`] later ends the
-//! process immediately.
+//! point from which it can be resumed. If another signal arrives more than [`PATIENCE`] after the
+//! first one, the process ends immediately.
 //!
 //! A terminal sends SIGHUP when it is closed, and a batch system sends SIGUSR1 or SIGUSR2 before a
 //! job's time is over (`sbatch --signal`). They are handled like SIGINT and SIGTERM.

@@ -21,7 +21,7 @@ impl Progress for Bar {
             Some(_) => "{prefix} {bar:12.cyan} {pos}/{len}  {msg}  {left:.dim}",
             None => "{prefix} {spinner} {pos}  {msg}  {elapsed:.dim}",
         };
-        // The templates are valid. The fallback only avoids a panic.
+        // The templates are valid, so the fallback is never used.
         let style =
             ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
         // The remaining time is unknown before the first step.

@@ -12,8 +12,8 @@ use crate::printer::Printer;
 
 const MEGABYTE: u64 = 1_000_000;
 
-/// Shows the progress of all hub downloads that start after this call. Downloads are stopped when a
-/// signal asks the process to end.
+/// Shows the progress of all hub downloads that start after this call, and stops them when a signal
+/// asks the process to end.
 pub fn show(printer: &Printer) {
     let shown = Mutex::new(HubDownloads { progress: printer.progress(), file: None });
     hub::watch(Box::new(move |file, done, size| {
@@ -94,7 +94,7 @@ impl Report for Download<'_> {
     }
 
     fn begin(&mut self, step: Step, file: &str, total: u64) {
-        // Checking and unpacking a model only take a second, so only downloads are shown.
+        // Checking and unpacking a model takes about a second, so only the download is shown.
         let shown = step == Step::Fetch && total >= MEGABYTE;
         (self.total, self.done, self.began) = (if shown { total } else { 0 }, 0, Instant::now());
         if shown {
@@ -108,7 +108,7 @@ impl Report for Download<'_> {
         if self.total == 0 {
             return;
         }
-        // Round up at the end, because the last megabyte is rarely full.
+        // Round up once the download is complete, because the last megabyte is rarely full.
         let whole = |bytes: u64| {
             if bytes == self.total { bytes.div_ceil(MEGABYTE) } else { bytes / MEGABYTE }
         };

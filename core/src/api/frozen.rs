@@ -101,8 +101,8 @@ impl Frozen {
         }
     }
 
-    /// Returns the module with its bias replaced by `bias`. The shape of `bias` must be `[out]`, and
-    /// its dtype is converted to the module's.
+    /// Returns the module with its bias replaced by `bias`. The shape of `bias` must be `[out]`,
+    /// and its dtype is converted to the module's.
     #[must_use]
     pub fn with_bias(self, bias: &Tensor) -> Self {
         Self { bias: Some(bias.to_kind(self.kind())), ..self }

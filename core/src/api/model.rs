@@ -33,8 +33,8 @@ pub enum Site {
 }
 
 impl Site {
-    /// Selects the columns `range` of this site. If the site already is a range of columns, the new
-    /// range is relative to it.
+    /// Selects the columns `range` of this site. If the site is already a range of columns, the new
+    /// range is relative to that range.
     #[must_use]
     pub fn columns(self, range: Range<i64>) -> Self {
         match self {
@@ -54,7 +54,7 @@ impl Site {
     }
 
     /// Selects the columns of this site from `state`, a state of the [`whole`](Self::whole) site.
-    /// The result is a view, `[n width]`.
+    /// The result is a view of shape `[n width]`.
     ///
     /// # Errors
     /// Fails if `state` has too few columns.
@@ -180,7 +180,7 @@ impl ModelInfo {
             .ok_or_else(|| Error::unknown("module", name, self.linears.iter().map(|l| &l.name)))
     }
 
-    /// Looks up the part of a fused module called `name`.
+    /// Looks up `name` among the parts of the fused modules.
     pub fn part(&self, name: &str) -> Option<&PartInfo> {
         self.parts.iter().find(|p| p.linear.name == name)
     }

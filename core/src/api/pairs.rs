@@ -12,8 +12,8 @@ use crate::error::{Error, Result};
 pub(crate) const ROUNDING: f64 = 64.0;
 
 impl Sides<Tensor> {
-    /// Returns true for each pair whose two vectors differ by more than rounding. The two sides are
-    /// `[b w]`, and the result is a bool tensor `[b]`.
+    /// Returns a bool tensor `[b]` that is true for each pair whose two vectors differ by more than
+    /// rounding errors. The two sides are `[b w]`.
     ///
     /// ‖chosen − rejected‖ is compared with 64 ε times the length of the longer vector, where ε is
     /// the machine epsilon of their dtype. Identical completions share their rows in a batch, so

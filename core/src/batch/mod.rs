@@ -52,7 +52,7 @@ pub struct BatchSpec {
 }
 
 impl BatchSpec {
-    /// Contains and scores both completions of each pair.
+    /// A batch that contains both completions of each pair and scores all of them.
     pub const SCORED: Self =
         Self { logprobs: Completions::Both, states: Completions::Both, sharing: Sharing::Prefixes };
 
@@ -327,7 +327,8 @@ impl PairBatch {
         Ok(Tensor::from_slice(&sequence.scored).f_to_device(self.stream.ids.device())?)
     }
 
-    /// The dtype of pooled states and other results: float64 for a float64 model, else float32.
+    /// The dtype of pooled states and of the log-probabilities: float64 for a float64 model, else
+    /// float32.
     pub fn kind(&self) -> Kind {
         self.kind
     }

@@ -162,8 +162,8 @@ fn equal_completions_share_rows_even_if_only_one_is_scored() {
         .expect("a batch");
         assert_eq!(batch.stream.ids.size(), [4], "{logprobs:?}");
     }
-    // Log-probabilities are only needed for the chosen completions. The two completions of pair 1
-    // are identical, so they must still share their rows.
+    // The batch only needs log-probabilities of the chosen completions. The two completions of
+    // pair 1 are identical, and must share their rows here too.
     let two = [pair(0, &[1, 2], &[5], &[3, 4]), twin[0].clone()];
     let refs: Vec<&TokenPair> = two.iter().collect();
     let spec = BatchSpec {

@@ -1,5 +1,5 @@
-//! The experiment. `reprpo config schema` prints the doc comments of the fields, and the `flags`
-//! extension of a field declares its flags on the command line.
+//! The configuration of an experiment. The doc comments of the fields appear in the output of
+//! `reprpo config schema`. The schema extension `flags` declares a field's command-line flags.
 
 use std::path::PathBuf;
 
@@ -24,7 +24,7 @@ pub struct Experiment {
     ]))]
     pub recipe: Option<String>,
     /// The plugin files that the experiment uses. In a configuration file, this list may include
-    /// unused files, and an entry may be only a path.
+    /// unused files, and an entry may be a path instead of a table.
     #[schemars(schema_with = "PluginFile::list_schema")]
     pub plugins: Vec<PluginFile>,
     /// Name of a known model, a folder in Hugging Face's layout, a GGUF file, or a Hugging Face

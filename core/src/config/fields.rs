@@ -81,7 +81,7 @@ impl Field {
         }
     }
 
-    /// True if the schema does not allow values of this type.
+    /// True if the schema does not allow the type of `value`.
     pub fn refuses(&self, value: &Value) -> bool {
         !self.types.is_empty() && !self.takes(value)
     }

@@ -1,11 +1,11 @@
-//! Converts paths: makes them absolute, resolves symbolic links, and makes them relative to the run
-//! that stores them.
+//! Makes paths absolute, resolves symbolic links, and converts paths to the form in which a run's
+//! configuration stores them.
 
 use std::path::{Component, Path, PathBuf};
 
-/// Returns `path` as it is stored in the run folder `run`. It becomes relative to `run` if both are
-/// inside the current folder `here`, or if `path` is inside the parent folder of `run`. Otherwise,
-/// it becomes absolute.
+/// Converts `path` to the form in which the run in the folder `run` stores it. The result is
+/// relative to `run` if both are inside the current folder `here`, or if `path` is inside the
+/// parent folder of `run`. Otherwise, it is absolute.
 pub(super) fn stored(path: &Path, run: &Path, here: &Path) -> String {
     let target = resolve_parent(path);
     let shared =

@@ -43,8 +43,8 @@ impl Sources {
         self.records.clear();
     }
 
-    /// The configuration file and the record of the run that the value of `field` came from, if
-    /// any.
+    /// If the value of `field` came from an earlier run, returns the run's configuration file and
+    /// its record.
     fn record(&self, field: &str) -> Option<(&Path, &Record)> {
         match self.origins.get(field) {
             Some(Origin::File(file)) => {
@@ -70,8 +70,8 @@ impl Sources {
         }
     }
 
-    /// Compares the fingerprint of the loaded model with the record of the run that the setting
-    /// `model` came from. Does nothing if the setting did not come from a run.
+    /// If the setting `model` came from an earlier run, checks that the loaded model has the
+    /// fingerprint that the run recorded.
     ///
     /// # Errors
     /// Fails if the fingerprints differ.
@@ -86,8 +86,9 @@ impl Sources {
         .hint("restore the run's model, or choose a different model with `--model`"))
     }
 
-    /// Compares the loaded data with the data that the original run recorded. If the user chose
-    /// different data, returns a description of each difference.
+    /// If the data set came from an earlier run, compares the loaded data with the fingerprints
+    /// that the run recorded. Differences are only allowed if the user chose different data.
+    /// Returns a description of each difference.
     ///
     /// # Errors
     /// Fails if the data differs from the run's data although the user did not choose different

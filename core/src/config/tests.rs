@@ -25,7 +25,7 @@ macro_rules! plugin {
     };
 }
 
-/// Defines configurations without fields.
+/// Defines configuration structs without fields.
 macro_rules! nothing {
     ($($plugin:ident)*) => {$(
         #[derive(Default, Serialize, Deserialize, JsonSchema)]
@@ -359,10 +359,7 @@ fn numbers_in_pythons_notation_are_accepted_everywhere() {
     let train = &r.experiment.train;
     assert_eq!((train.lr, train.seed, train.warmup), (0.0001, 7, 0.5));
     assert_eq!(r.experiment.intervention.config["beta"], json!(0.1));
-    assert!(
-        set("train.lr=.x").contains("expected a number"),
-        "text that is not a number is still an error"
-    );
+    assert!(set("train.lr=.x").contains("expected a number"), "`.x` is not a number");
 }
 
 #[test]
@@ -820,8 +817,8 @@ fn a_saved_adapter_sets_the_adapter_fields_and_is_their_origin() {
         (origin(&changed, "adapter.dropout"), origin(&changed, "adapter.r")),
         ("--set".to_owned(), origin(&r, "adapter.r"))
     );
-    // Without `start_from_adapter`, the adapter's files are not read. This matters for reading the
-    // configuration of a finished run, for example.
+    // Without `start_from_adapter`, the adapter's files are not read and need not exist. An example
+    // is reading the configuration of a finished run.
     assert_eq!(
         good(|l| l.flag("--init-adapter", "init_adapter", "/no/such/folder"))
             .experiment

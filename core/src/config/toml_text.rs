@@ -46,8 +46,8 @@ fn value(value: &Value) -> String {
     match value {
         Value::Null => "\"none\"".to_owned(),
         Value::Bool(b) => b.to_string(),
-        // serde_json writes 1e300 without a decimal point, which TOML accepts. JSON numbers are
-        // never infinite.
+        // serde_json writes large numbers such as `1e300` without a decimal point. This is valid
+        // TOML. JSON numbers are never infinite.
         Value::Number(n) => n.to_string(),
         Value::String(s) => toml::Value::String(s.clone()).to_string(),
         Value::Array(list) => format!(

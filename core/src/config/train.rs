@@ -33,7 +33,7 @@ pub enum ReferenceModel {
     Base,
 }
 
-/// The metric on the held-out pairs that is used to compare validations.
+/// The metric used to compare validations. It is computed on the held-out pairs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum BestMetric {
@@ -50,7 +50,7 @@ pub enum BestMetric {
 }
 
 impl BestMetric {
-    /// The name of the metric in a configuration.
+    /// The metric's name as written in a configuration.
     pub fn name(self) -> &'static str {
         match self {
             BestMetric::Loss => "loss",
@@ -103,7 +103,7 @@ pub struct TrainConfig {
     #[schemars(extend("flags" = [Flag::new(Group::Data, "SPLIT")]))]
     pub split: String,
     /// Maximum number of pairs to train on, from the start of the split; none = all pairs.
-    /// Validation pairs are not included in this number if the split has enough pairs for both.
+    /// Validation pairs do not count towards this limit if the split has enough pairs for both.
     pub max_pairs: Option<usize>,
     /// Seed for initial values, pair order and dropout.
     #[schemars(extend("flags" = [Flag::new(Group::Training, "N").hyphens()]))]
@@ -124,8 +124,8 @@ pub struct TrainConfig {
     /// step is always followed by a validation; none = no validation, train on all pairs.
     pub validate_every: Option<usize>,
     /// Number of pairs to hold out, drawn with `seed`. Pairs with the same prompt stay together;
-    /// none = a tenth of the training pairs, at most 64, or fewer if the pairs cannot be divided
-    /// exactly.
+    /// none = a tenth of the training pairs, at most 64, or fewer if that would separate pairs with
+    /// the same prompt.
     pub validation_pairs: Option<usize>,
     /// Save the adapter and transforms of the best validation instead of the last step. Requires
     /// `validate_every`.

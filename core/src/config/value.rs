@@ -1,4 +1,4 @@
-//! Conversion of text to values. Accepts TOML, and numbers in Python's notation.
+//! Converts text to values. The text can be TOML, or a number in Python's notation.
 
 use serde_json::Value;
 
@@ -40,7 +40,8 @@ fn is_of_word(c: char) -> bool {
     c.is_alphanumeric() || "+-._".contains(c)
 }
 
-/// A decimal number in TOML's notation; `None` if the text is not a number.
+/// Rewrites a decimal number from Python's notation to TOML's. Returns `None` if the text is not a
+/// number.
 fn toml_number(text: &str) -> Option<String> {
     let unsigned = text.strip_prefix(['+', '-']).unwrap_or(text);
     let sign = if text.starts_with('-') { "-" } else { "" };

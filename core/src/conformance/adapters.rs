@@ -41,7 +41,7 @@ pub const ADAPTERS: &[Invariant] = &[
     },
 ];
 
-/// Returns the logits at the chosen and rejected tokens, with the adapter if `on` is true.
+/// Returns the logits at all tokens of the test pairs, with the adapter if `on` is true.
 fn logits(bench: &Bench, on: bool) -> Result<Tensor> {
     let _guard = tch::no_grad_guard();
     let pairs = pairs();
@@ -180,7 +180,7 @@ fn saving(case: &Case) -> Result<Verdict> {
             saved.entry.about.name
         )));
     }
-    // Build a second adapter that only uses the saved file.
+    // Build a second adapter that only depends on the saved files.
     let config = serde_json::Value::Object(saved.config).to_string();
     let fresh = Bench::new(&Case { adapter: Method::new(saved.entry, config), ..case.clone() }, 5)?;
     fresh.adapted.restore(&saved.values)?;

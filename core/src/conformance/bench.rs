@@ -54,8 +54,8 @@ impl Bench {
         };
         let taps = Taps::build(tap.as_ref(), &intervention.needs(), &model, &train, build)?;
         let adapter = AdapterChoice::of_new(case.adapter.entry, &case.adapter.json)?;
-        // The loss may be flat at this point. Checks that need a nonzero gradient call `disturb` or
-        // `leave_flat_start`.
+        // The loss may be flat at the initial values. Checks that need a nonzero gradient call
+        // `disturb` or `leave_flat_start`.
         let parts = Parts {
             intervention,
             taps,

@@ -53,8 +53,8 @@ fn documented(method: &Method) -> Result<Verdict> {
     ))
 }
 
-/// Adds all undocumented fields inside `part` to `bare`. A field is documented by its own
-/// description or by the description of its type. `root` is the whole schema.
+/// Adds the paths of all undocumented fields in the subschema `part` to `bare`. A field is
+/// documented if it or its type has a description. `root` is the whole schema.
 fn undescribed(root: &Value, part: &Value, path: &str, bare: &mut Vec<String>) {
     let described = |v: &Value| {
         v.get("description").and_then(Value::as_str).is_some_and(|text| !text.trim().is_empty())

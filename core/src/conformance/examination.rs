@@ -36,7 +36,7 @@ impl Finding {
         }
     }
 
-    /// Runs a check, which may fail or panic.
+    /// Runs `check`. If it fails or panics, the invariant is violated.
     fn of(statement: &'static str, check: impl FnOnce() -> Result<Verdict>) -> Self {
         let start = Instant::now();
         let verdict = match catch_unwind(AssertUnwindSafe(check)) {

@@ -33,9 +33,9 @@ pub(super) fn with_example(entry: Entry) -> Result<Method> {
     Ok(Method::new(entry, choice.json()))
 }
 
-/// Checks that the example in the output of `reprpo explain` works. An intervention, adapter or
-/// transform is trained for one step. A tap must select at least one site, and a data set is
-/// opened.
+/// Checks that the example in the output of `reprpo explain` works. Interventions, adapters and
+/// transforms are trained for one step. Taps must select at least one site. Data sets are opened if
+/// their data is available.
 pub(super) fn example(method: &Method) -> Result<Verdict> {
     let command = Example::of(method.entry)?.command();
     let within = || format!("`{command}`");

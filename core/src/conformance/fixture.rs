@@ -18,7 +18,7 @@ const KEY_VALUES: i64 = 16;
 /// Number of blocks of the model that methods are trained on.
 pub(super) const BLOCKS: usize = 3;
 
-/// Number of blocks of the model that taps are checked on. Small chat models typically have 30.
+/// Number of blocks of the model that taps are checked on. It is typical of small chat models.
 pub(super) const DEEP: usize = 30;
 
 /// Creates a Llama model with random weights on the CPU. It has three blocks of hidden size 32,
@@ -30,7 +30,7 @@ pub fn model(kind: Kind) -> Result<Model> {
     of_weights(BLOCKS, weights(BLOCKS, kind), kind)
 }
 
-/// Describes a model that only differs from [`model`] in having `blocks` blocks.
+/// Returns the description of a model that is like [`model`] but has `blocks` blocks.
 ///
 /// # Errors
 /// Fails if memory runs out.

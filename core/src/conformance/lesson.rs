@@ -24,11 +24,12 @@ pub const LESSON: &[Invariant] = &[Invariant {
     check: learnt,
 }];
 
-/// Number of training steps. The name of the invariant states the same number.
+/// Number of training steps, which the name of the invariant also states.
 const STEPS: usize = 60;
-/// Number of pairs for which the base model prefers the chosen answer (`RIGHT`) or the rejected
-/// answer (`WRONG`). It prefers the rejected answer in most pairs, like a sycophantic model that
-/// agrees with the user's opinion although the evidence contradicts it.
+/// `RIGHT` is the number of pairs for which the base model prefers the chosen answer, and `WRONG`
+/// is the number for which it prefers the rejected one. `WRONG` is larger, so the base model
+/// resembles a sycophantic model, which agrees with the user's opinion although the evidence
+/// contradicts it.
 const RIGHT: usize = 8;
 const WRONG: usize = 24;
 

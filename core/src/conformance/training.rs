@@ -92,9 +92,9 @@ fn finite(case: &Case) -> Result<Verdict> {
     Ok(Verdict::Holds)
 }
 
-/// Largest accepted gradient norm of a pair with identical completions, relative to the gradient
-/// norms of ordinary pairs. A loss that divides by a distance of 0 exceeds this by orders of
-/// magnitude.
+/// Maximum gradient norm of a pair with identical completions, as a multiple of the largest
+/// gradient norm of the other pairs. A loss that divides by a distance of 0 exceeds this by orders
+/// of magnitude.
 const MAX_NORM_RATIO: f64 = 1e3;
 
 fn twin_weight(case: &Case) -> Result<Verdict> {
@@ -275,7 +275,7 @@ pub(super) fn trained(
     let mut losses = Vec::new();
     for _ in 0..steps {
         tch::manual_seed(seed as i64);
-        // Always use the same step of the schedule, so that the losses can be compared.
+        // Always pass the same step number to the objective, so that the losses can be compared.
         losses.push(
             accumulate(&mut bench.objective, &bench.model, &bench.adapted, &refs(&pairs), 6, STEP)?
                 .loss,
@@ -287,7 +287,8 @@ pub(super) fn trained(
 
 fn determinism(case: &Case) -> Result<Verdict> {
     let run = |before: i64| {
-        // The result must not depend on the state of libtorch's generator.
+        // The two runs start with different states of libtorch's generator, which must not affect
+        // the result.
         tch::manual_seed(before);
         trained(case, 1, 2, 1e-3, false)
     };

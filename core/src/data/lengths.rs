@@ -34,7 +34,7 @@ impl Lengths {
     /// Computes the statistics of `lengths`. If `lengths` is empty, all statistics are 0.
     pub fn of(mut lengths: Vec<u64>) -> Self {
         lengths.sort_unstable();
-        // The nearest-rank method returns one of the given lengths instead of interpolating.
+        // Use the nearest-rank method, so that a percentile is always one of the given lengths.
         let at = |fraction: f64| {
             lengths
                 .get(((fraction * lengths.len() as f64).ceil() as usize).saturating_sub(1))

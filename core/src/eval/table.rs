@@ -172,8 +172,8 @@ impl Table {
     }
 }
 
-/// Returns a line with the numbers of dropped and truncated pairs of a split. Returns `None` if no
-/// pair was dropped or truncated.
+/// Formats the numbers of dropped and truncated pairs of a split as one line. Returns `None` if
+/// both are 0.
 pub fn dropped_and_cut(
     split: &str,
     dropped: usize,
@@ -189,7 +189,7 @@ pub fn dropped_and_cut(
 /// Perplexity ratios below this value are marked with `*`.
 const LOW_PERPLEXITY_RATIO: f64 = 0.5;
 
-/// The footnote that explains [`perplexity_mark`].
+/// Footnote that explains the `*` that [`perplexity_mark`] returns.
 pub const PERPLEXITY_NOTE: &str = "*: ppl ratio below 0.5 or unknown: the chosen text is at least \
     twice as perplexing as before, so the accuracy may be that of a model whose text is broken";
 
@@ -295,7 +295,7 @@ mod tests {
             );
             assert!(text.contains("*: ppl ratio below 0.5 or unknown"), "{text}");
         }
-        // The digits must align in all cells.
+        // Ratios with and without a mark must end in the same column.
         let ends: Vec<usize> = marked
             .plain()
             .lines()

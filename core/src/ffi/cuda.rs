@@ -117,10 +117,10 @@ pub fn libtorch_folder() -> &'static Path {
         }
         // SAFETY: the string is NUL-terminated and lives as long as the process.
         let file = PathBuf::from(unsafe { CStr::from_ptr(file) }.to_string_lossy().into_owned());
-        // The loader returns the path as it was used to open the file, e.g.
-        // `reprpo/bin/../../torch/lib/libtorch_cpu.so`. Canonicalise only the folder. The file
-        // itself may be a link into a package manager's cache, which does not contain libtorch's
-        // other libraries.
+        // The loader returns the path with which it opened the file, e.g.
+        // `reprpo/bin/../../torch/lib/libtorch_cpu.so`. Canonicalise only the folder, because the
+        // file itself may be a link into a package manager's cache, which does not contain
+        // libtorch's other libraries.
         let folder = file.parent().unwrap_or(Path::new(""));
         folder.canonicalize().unwrap_or_else(|_| folder.to_owned())
     })

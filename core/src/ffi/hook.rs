@@ -19,8 +19,8 @@ unsafe extern "C" {
     ) -> *mut c_char;
 }
 
-/// Stores the first error that occurs in a hook. A hook cannot stop the backward pass. After the
-/// first error, all hooks leave gradients unchanged. The caller of `backward` must call
+/// Stores the first error that occurs in a hook. A hook cannot stop the backward pass, so all hooks
+/// leave the gradients unchanged after the first error. The caller of `backward` must call
 /// [`check`](Self::check) afterwards.
 #[derive(Clone, Debug, Default)]
 pub struct HookErrors(Arc<Mutex<Option<Error>>>);

@@ -22,7 +22,8 @@ unsafe extern "C" {
 /// the product waits for the slowest thread.
 const PIECE: usize = 8 << 20;
 
-/// Computes xWᵀ for x `[1 in]` and W `[out in]`. The result is `[1 out]`.
+/// Computes xWᵀ. `x` has the shape `[1 in]`, `weight` has the shape `[out in]`, and the result has
+/// the shape `[1 out]`.
 ///
 /// Returns `None` for unsupported inputs, for which the caller must use libtorch. Both tensors must
 /// be contiguous float32 matrices on the CPU and must not require a gradient. x must have a single

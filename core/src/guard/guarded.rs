@@ -1,4 +1,5 @@
-//! Wrappers around a method's objects. They turn panics into errors that name the method.
+//! Wrappers around the objects that a method builds. They turn panics into errors that name the
+//! method.
 //!
 //! A panic that unwinds out of a plugin library aborts the process, so the library's own copy of
 //! this code must catch it. The constructors of registry entries are generic, so the code that

@@ -14,7 +14,7 @@ pub enum RepoKind {
 }
 
 impl RepoKind {
-    /// Returns the name of this type for messages.
+    /// Returns the word that messages use for this kind of repository.
     pub fn word(self) -> &'static str {
         match self {
             RepoKind::Model => "model",

@@ -213,7 +213,8 @@ impl Hub {
                 `SSL_CERT_FILE` to that authority's certificate",
             ),
             (true, Some(own)) => e.hint(format!(
-                "check the certificates in `{}`; {} replaces the default certificates with them",
+                "check the certificates in `{}`, which replace the default certificates because of \
+                {}",
                 own.path.display(),
                 own.source
             )),

@@ -419,7 +419,7 @@ fn a_tls_connection_requires_a_trusted_certificate() {
     fs::write(&file, LocalHub::start_secure().certificate()).unwrap();
     let other = trusting(&file).unwrap();
     let e = other.open(&id("org/other")).unwrap_err();
-    assert!(message_of(&e).contains("own.pem`; `SSL_CERT_FILE` replaces"), "{e:?}");
+    assert!(message_of(&e).contains("own.pem`, which replace the default"), "{e:?}");
     for (text, expected) in [
         ("no certificate here", "does not contain a certificate"),
         ("-----BEGIN CERTIFICATE-----\n!\n", "not a valid PEM file"),
@@ -470,7 +470,7 @@ fn renamed_repositories_are_followed_and_requests_to_a_busy_hub_are_retried() {
 #[test]
 fn a_mirrors_token_is_not_sent_to_the_hub_it_redirects_to() {
     let (fixture, mirror) = (Fixture::new(), LocalHub::start());
-    // The mirror and the hub have different host names.
+    // The mirror is at `127.0.0.1` and redirects to `localhost`, which counts as a different host.
     mirror.mirror(&fixture.hub.endpoint().replace("127.0.0.1", "localhost"));
     let token = Some(Token { secret: TOKEN.into(), source: "`HF_TOKEN`".into() });
     let client =

@@ -161,7 +161,8 @@ impl Adapted {
     }
 
     /// Converts adapters on parts of fused modules to adapters on the whole modules. Returns an
-    /// adapter whose configuration names the whole modules, and the attached adapters. Returns `None` if no parts are adapted, or if the method does not support the conversion.
+    /// adapter whose configuration names the whole modules, and the attached adapters. Returns
+    /// `None` if no parts are adapted, or if the method does not support the conversion.
     ///
     /// # Errors
     /// Fails if the adapter's `fuse` fails.

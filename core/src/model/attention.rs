@@ -27,8 +27,8 @@ pub enum Strategy {
 }
 
 impl Strategy {
-    /// The usual strategy for `device`. On a GPU, the main cost is kernel launches. On a CPU, it is
-    /// arithmetic.
+    /// The strategy that is usually fastest on `device`. Most of the time is spent on kernel
+    /// launches on a GPU, and on arithmetic on a CPU.
     pub fn for_device(device: Device) -> Self {
         if device.is_cuda() { Strategy::Padded } else { Strategy::Segments }
     }
@@ -126,9 +126,9 @@ pub struct Attention {
 /// One kernel call.
 #[derive(Debug)]
 enum Call {
-    /// Attention for a stream that continues a cache, which only needs this one call. All queries
-    /// of the stream attend to the cached keys and to the keys of the stream. `mask` is `None` if
-    /// there is a single query that attends to all keys.
+    /// The only call for a stream that continues a cache. All queries of the stream attend to the
+    /// cached keys and to the keys of the stream. `mask` is `None` if there is a single query that
+    /// attends to all keys.
     Cached { mask: Option<Tensor> },
     /// Attention for the `len` rows of the stream that follow the rows of the previous call. Their
     /// keys come after the keys of the calls whose indices are in `ancestors`.
@@ -223,7 +223,7 @@ impl Attention {
                         let (other, offset) =
                             (layout.segments()[ancestor], layout.offset(ancestor));
                         for (q, row) in segment.rows().enumerate() {
-                            // The number of tokens of the ancestor that are outside this token's
+                            // The number of the ancestor's tokens that are before this token's
                             // window.
                             let passed = (before + q + 1).saturating_sub(window + offset);
                             for key in other.rows().skip(passed).take_while(|key| *key <= row) {
@@ -238,11 +238,7 @@ impl Attention {
                         .f_to_device(device)?,
                 )
             };
-            calls.push(Call::Rows {
-                len: len as i64,
-                ancestors: Vec::new(),
-                mask,
-            });
+            calls.push(Call::Rows { len: len as i64, ancestors: Vec::new(), mask });
             first += tree.len();
         }
         Ok(calls)
@@ -575,9 +571,9 @@ mod tests {
                 !(kernels.cudnn && deterministic),
                 "the backward pass of cuDNN is not deterministic"
             );
-            // The plain kernel must stay enabled, because only it supports every case.
+            // The math kernel must always be enabled, because no other kernel supports every case.
             assert!(kernels.math);
-            // The kernels must be enabled in all other cases.
+            // A kernel must only be disabled in the cases above.
             assert_eq!(kernels.memory_efficient, !(windowed && differentiated));
             assert!(kernels.flash && kernels.cudnn != deterministic);
         }

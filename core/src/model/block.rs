@@ -18,8 +18,8 @@ use super::linear::{Linear, Place};
 use crate::api::{Frozen, Site};
 use crate::error::Result;
 
-/// A callback that receives the output `[n out]` of each adapted module, module part or block. The
-/// forward pass replaces the output with the tensor that the callback returns.
+/// A callback that receives the output of each adapted module, module part or block, as a tensor of
+/// shape `[n out]`. The forward pass replaces the output with the tensor that the callback returns.
 pub type Intercept<'a> = &'a dyn Fn(&Site, Tensor) -> Result<Tensor>;
 
 /// A site whose state the caller of a forward pass requested.
@@ -37,8 +37,8 @@ pub type Layer = (usize, Box<dyn Block>);
 
 /// A decoder block, for example attention and an MLP with their norms.
 pub trait Block: std::fmt::Debug + Send {
-    /// Applies the block to the residual stream `h` `[n hidden]`, and returns the updated residual
-    /// stream.
+    /// Applies the block to the residual stream `h`, and returns the updated residual stream. Both
+    /// have the shape `[n hidden]`.
     ///
     /// # Errors
     /// Fails if an adapter fails, or if memory runs out.
@@ -68,8 +68,8 @@ pub struct BlockCx<'a> {
 }
 
 impl BlockCx<'_> {
-    /// Applies a linear module, including the adapters of the module or of its parts, to x
-    /// `[n in]`. Returns `[n out]`.
+    /// Applies a linear module to `x`, including the adapters of the module or of its parts. `x`
+    /// has the shape `[n in]`, and the result has the shape `[n out]`.
     ///
     /// # Errors
     /// Fails if an adapter fails, or if memory runs out.
@@ -106,8 +106,8 @@ impl BlockCx<'_> {
         }
     }
 
-    /// Applies rotary positions to queries or keys `[n heads d]`. Returns them unchanged if this
-    /// kind of layer does not use rotary positions.
+    /// Applies rotary positions to `x`, the queries or keys, which have the shape `[n heads d]`.
+    /// Returns `x` unchanged if this kind of layer does not use rotary positions.
     ///
     /// # Errors
     /// Fails if shapes do not match, or if memory runs out.
@@ -118,9 +118,10 @@ impl BlockCx<'_> {
         }
     }
 
-    /// Computes attention over the cached keys and values and those of the stream, `k` and `v`. The
-    /// queries `q` have the shape `[n heads d]`, and `k` and `v` have the shape `[n kv_heads d]`.
-    /// Returns `[n heads·d]`. Appends `k` and `v` to the cache.
+    /// Computes attention over the keys and values of the cached and the new tokens. `k` and `v`
+    /// belong to the new tokens, and are appended to the cache if there is one. The queries `q`
+    /// have the shape `[n heads d]`, and `k` and `v` have the shape `[n kv_heads d]`. The result
+    /// has the shape `[n heads·d]`.
     ///
     /// # Errors
     /// Fails if shapes do not match, or if memory runs out.
@@ -132,7 +133,7 @@ impl BlockCx<'_> {
         self.view.attention.attend(q, &k, &v, scores)
     }
 
-    /// Records the state `[n width]` at `site` for each matching entry of the request.
+    /// Records the state at `site`, of shape `[n width]`, for each requested site that matches.
     fn record(&self, site: &Site, state: impl Fn() -> Result<Tensor>) -> Result<()> {
         for wanted in self.wanted.iter().filter(|w| w.site.whole() == site) {
             self.states.borrow_mut().push((wanted.index, wanted.site.columns_of(&state()?)?));

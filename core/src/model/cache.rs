@@ -4,8 +4,8 @@ use tch::{Kind, Tensor};
 
 use crate::error::Result;
 
-/// The keys and values of one sequence, for each layer. Each tensor is `[n kv_heads d]`, and keys
-/// are already rotated by their positions.
+/// The keys and values of one sequence, for each layer. Each tensor has the shape `[n kv_heads d]`.
+/// Rotary positions have already been applied to the keys.
 #[derive(Debug, Default)]
 pub struct Cache {
     layers: Vec<Option<[Buffer; 2]>>,

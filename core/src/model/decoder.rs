@@ -43,7 +43,7 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// Assembles a model from its components. Each layer refers to its kind by an index into
+    /// Assembles a decoder from its components. Each layer refers to its kind by an index into
     /// `kinds`.
     pub fn new(
         model_type: &str,
@@ -183,8 +183,8 @@ impl Decoder {
         self.vocabulary.is_tied()
     }
 
-    /// The embedding matrix and the output head's matrix, each `[vocab hidden]`. If they are tied,
-    /// both are the same tensor.
+    /// The embedding matrix and the output head's matrix, each of shape `[vocab hidden]`. If the
+    /// embedding and the output head are tied, both are the same tensor.
     pub fn embeddings(&self) -> (&Tensor, &Tensor) {
         self.vocabulary.matrices()
     }

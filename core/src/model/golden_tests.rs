@@ -1,5 +1,5 @@
-//! Compares models with transformers. Small models are compared at every site, and SmolLM2 and
-//! Gemma 3 on real inputs.
+//! Compares models with transformers. Small models are compared at every site. SmolLM2 and Gemma 3
+//! are compared on real inputs.
 
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -67,8 +67,8 @@ fn site(name: &str) -> Option<Site> {
         .or_else(|| name.strip_prefix("out.").map(|n| Site::Output(n.to_owned())))
 }
 
-/// Returns the sites that have reference values, and the reference values of each site, which are
-/// `[n width]`.
+/// Returns the sites that have reference values, and for each site a tensor `[n width]` of its
+/// reference values.
 fn references(io: &IndexMap<String, Tensor>) -> (Vec<Site>, Vec<Tensor>) {
     io.iter()
         .filter_map(|(name, t)| Some((site(name)?, real_rows(t, &io["attention_mask"]))))

@@ -111,9 +111,9 @@ impl Linear {
         self.frozen.replace(frozen)
     }
 
-    /// Returns the frozen weights of the whole module or of one of its parts, whichever is called
-    /// `name`. Returns `None` if neither the module nor a part has this name. The weights share
-    /// memory with the module if possible.
+    /// Returns the frozen weights of the module or of the part called `name`. Returns `None` if
+    /// neither the module nor a part has this name. The weights share memory with the module if
+    /// possible.
     pub fn weights(&self, name: &str) -> Option<Result<Frozen>> {
         if self.place.name == name {
             return Some(Ok(self.frozen().shared()));

@@ -11,7 +11,7 @@ use crate::error::Result;
 /// A projection to the inner width, an activation, and a projection back to the residual stream.
 #[derive(Debug)]
 pub struct Mlp {
-    /// The projection or projections to the inner width.
+    /// One or two projections to the inner width.
     pub input: InputProjection,
     /// The projection back to the residual stream.
     pub output: Linear,
@@ -26,9 +26,9 @@ pub enum InputProjection {
     Plain(Linear),
     /// act(gate(x)) ⊙ up(x) (Shazeer 2020, GLU variants).
     Gated {
-        /// The projection to the gate.
+        /// The projection that computes the gate.
         gate: Linear,
-        /// The projection to the values that the gate multiplies.
+        /// The projection that computes the values to multiply by the gate.
         up: Linear,
     },
     /// Like `Gated`, but with both projections in one module. The rows of the gate come first.

@@ -219,14 +219,15 @@ impl Model {
         self.decoder.is_tied()
     }
 
-    /// The name under which a checkpoint stores the tensor `name`: the same name, or the name with
-    /// the architecture's prefix removed or added. `None` if `has` returns false for all of them.
+    /// The name under which a checkpoint stores the tensor `name`: either `name` itself, or `name`
+    /// with the architecture's prefix removed or added. `has` returns true for the names of the
+    /// checkpoint's tensors. The result is `None` if the checkpoint has none of these names.
     pub fn stored_name(&self, name: &str, has: impl Fn(&str) -> bool) -> Option<String> {
         weights::stored_name(name, self.base, has)
     }
 
-    /// The embedding matrix and the output head's matrix, each of shape `[vocab hidden]`. Both are
-    /// the same tensor if they are tied.
+    /// The embedding matrix and the output head's matrix, each of shape `[vocab hidden]`. If the
+    /// embedding and the output head are tied, both are the same tensor.
     pub fn embeddings(&self) -> (&Tensor, &Tensor) {
         self.decoder.embeddings()
     }
@@ -243,7 +244,7 @@ impl Model {
                 "the adapter changes the residual stream between blocks, which \
                 frozen weights cannot express",
             )
-            .hint("use it as an adapter, without merging it"));
+            .hint("use the adapter without merging it"));
         }
         let merged = adapted.merged(self)?;
         let originals = merged.into_iter().map(|(name, frozen)| {

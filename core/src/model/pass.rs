@@ -13,7 +13,7 @@ use super::stream::Stream;
 use crate::api::{ModelInfo, PromptPlaces, Site};
 use crate::error::{Error, Result};
 
-/// The options of a forward pass, and the values that it must return.
+/// Options of a forward pass, including which values it returns.
 #[derive(Default)]
 pub struct Request<'a> {
     /// The adapter to apply; `None` to run the base model.
@@ -40,8 +40,8 @@ pub struct PassOutput {
     pub hidden: Option<Tensor>,
 }
 
-/// A pass in progress. It runs the blocks, applies block adapters, collects the states of sites,
-/// and passes the cache to each block.
+/// A pass in progress. It runs the blocks, applies block adapters, collects the states at the
+/// requested sites, and passes the cache to each block.
 pub struct Pass<'a> {
     request: Request<'a>,
     /// For each block to run, the requested sites inside it.
@@ -59,7 +59,7 @@ impl<'a> Pass<'a> {
     /// Prepares a pass over `stream` that runs the first `blocks` blocks of the model.
     ///
     /// # Errors
-    /// Fails if the model does not have a site, or if memory runs out.
+    /// Fails if the model does not have a requested site, or if memory runs out.
     pub fn new(
         request: Request<'a>,
         stream: &Stream,

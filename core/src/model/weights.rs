@@ -30,7 +30,7 @@ pub struct Weights<'a> {
 
 /// The name under which a checkpoint stores the tensor `name` of the model: `name` itself, or
 /// `name` with the prefix `base.` removed or added, as in `rename_source_key` of transformers.
-/// `None` if `has` returns false for all of them.
+/// `None` if `has` returns false for all of these names.
 pub fn stored_name(name: &str, base: &str, has: impl Fn(&str) -> bool) -> Option<String> {
     let without =
         name.strip_prefix(base).and_then(|rest| rest.strip_prefix('.')).map(str::to_owned);
@@ -60,7 +60,7 @@ impl Checkpoint {
         self.stored_name(name).and_then(|stored| self.tensors.borrow_mut().swap_remove(&stored))
     }
 
-    /// Replaces the prefix `from` by `to` in the name of every tensor that has it.
+    /// Replaces the prefix `from` with `to` in the names of all tensors that start with `from`.
     pub fn rename(&self, from: &str, to: &str) {
         let renamed = |name: String| {
             name.strip_prefix(from).map(|rest| format!("{to}{rest}")).unwrap_or(name)
@@ -190,8 +190,8 @@ impl<'a> Weights<'a> {
     }
 }
 
-/// Groups of substrings of tensor names. Each group shows how a checkpoint was saved, and has a
-/// hint.
+/// Substrings of tensor names, grouped by the way in which the checkpoint was saved, and a hint for
+/// each group.
 const RENAMED: [(&[&str], &str); 9] = [
     (
         &["_orig_mod."],

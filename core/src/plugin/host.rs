@@ -26,7 +26,7 @@ pub(super) struct Host {
     /// Shows the progress of a download from the hub: name of the file, bytes received, and total
     /// size in bytes. Returns 0 to cancel the download.
     pub fetched: extern "C" fn(file: *const u8, len: usize, done: u64, size: u64) -> u32,
-    /// The first argument that must be passed to `entry` and `recipe`.
+    /// The pointer that the plugin must pass to `entry` and `recipe` as the first argument.
     pub sink: *mut c_void,
     /// Registers an entry, which must live as long as the library.
     pub entry: unsafe extern "C" fn(sink: *mut c_void, entry: *const Entry),

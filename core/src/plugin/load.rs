@@ -104,7 +104,8 @@ fn declaration(file: &Path) -> Result<&'static PluginDecl> {
     // SAFETY: this runs the initialisers of the library. The user trusts the file, having named it
     // or put it into the plugin folder.
     let library = unsafe { Library::open(Some(file), RTLD_NOW | RTLD_LOCAL) }.map_err(|e| {
-        // Use the message of the system's loader, which libloading's own message does not include.
+        // Report the message of the system's loader. libloading only provides it as the source of
+        // its own error.
         let reason =
             std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string);
         let missing = reason.contains("undefined symbol");
@@ -118,7 +119,8 @@ fn declaration(file: &Path) -> Result<&'static PluginDecl> {
             error
         }
     })?;
-    // SAFETY: `recognise` checks the first fields before anything else is read through the pointer.
+    // SAFETY: no other field is read through the pointer before `recognise` has checked the first
+    // ones.
     let symbol =
         unsafe { library.get::<*const PluginDecl>(SYMBOL) }.map(|symbol| *symbol).map_err(|_| {
             Error::new(

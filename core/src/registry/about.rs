@@ -7,7 +7,7 @@ use crate::api::Plugin;
 use crate::error::{Error, Result};
 use crate::guard::{MethodId, guard};
 
-/// The description of a plugin. Most fields are constants of [`Plugin`].
+/// The description of a plugin. Most fields are copied from the constants of [`Plugin`].
 #[derive(Debug)]
 pub struct About {
     /// Name on the command line.

@@ -209,7 +209,7 @@ impl TransformEntry {
         }
     }
 
-    /// Builds the transform of one tap from its configuration (JSON text).
+    /// Builds the transform for the site `cx.site` from the given configuration (JSON text).
     ///
     /// # Errors
     /// Fails if a field is unknown or has the wrong type, or if the transform rejects a value.
@@ -352,8 +352,8 @@ impl AsRef<About> for Entry {
     }
 }
 
-/// Runs `build`, and wraps the object in a guard that names the plugin `P` in errors. This generic
-/// function is compiled in the plugin's crate, so panics are caught there.
+/// Calls `build`, and wraps its result in a guard that adds the name of the plugin `P` to errors.
+/// This generic function is compiled in the plugin's crate, so panics are caught there.
 fn build_guarded<P: Plugin, T: ?Sized>(
     kind: Kind,
     build: impl FnOnce() -> Result<Box<T>>,

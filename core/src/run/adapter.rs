@@ -122,8 +122,8 @@ pub fn attach_saved(saved: &AdapterChoice, model: &Model) -> Result<Adapted> {
     saved.attach(model, model.info().layers, 0)
 }
 
-/// Checks that the adapter in the experiment has the same name and fields as the saved one. Fields
-/// that can be changed after saving are not compared.
+/// Checks that the adapter in the experiment has the same name and field values as the saved
+/// adapter. Fields that can be changed after saving are not compared.
 fn agrees(choice: &Choice, entry: &AdapterEntry, saved: &Saved) -> Result<()> {
     let contradicts = |what: &str, ours: &dyn std::fmt::Display, theirs: &dyn std::fmt::Display| {
         Error::new(format!(

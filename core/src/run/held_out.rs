@@ -24,8 +24,7 @@ fn default_count(pairs: usize) -> usize {
 }
 
 /// Reads the pairs of `train.split`. Returns the pairs to train on and the held-out pairs.
-/// `train.max_pairs` only limits the pairs to train on; the held-out pairs are read in addition if
-/// the split has enough pairs.
+/// `train.max_pairs` only limits the pairs to train on, and does not include the held-out pairs.
 ///
 /// # Errors
 /// Fails in the same cases as [`Session::tokenise`], or if the requested number of pairs cannot be
@@ -249,7 +248,7 @@ mod tests {
             |seed| indices(&divide(all(), &TrainConfig { seed, ..train(None, None) }).unwrap().1);
         assert_eq!((of(0), of(0).len()), (of(0), 10));
         assert_ne!(of(0), of(1));
-        assert!(of(0).is_sorted() && of(0)[9] > 20, "not spread over the whole split: {:?}", of(0));
+        assert!(of(0).is_sorted() && of(0)[9] > 20, "held-out pairs: {:?}", of(0));
     }
 
     #[test]
@@ -258,7 +257,8 @@ mod tests {
             divide(pairs(&(0..n).collect::<Vec<_>>()), config)
                 .map(|(training, held)| (training.pairs.len(), held.len()))
         };
-        // 44 pairs are enough for both training and validation, but 40 pairs are too few.
+        // With `max_pairs` = 40, 4 pairs are held out. If the split only has 40 pairs, this leaves
+        // 36 to train on.
         assert_eq!(sizes(44, &train(None, Some(40))).unwrap(), (40, 4));
         assert_eq!(sizes(40, &train(None, Some(40))).unwrap(), (36, 4));
         assert_eq!(sizes(30, &train(Some(5), Some(25))).unwrap(), (25, 5));
@@ -283,7 +283,8 @@ mod tests {
         let of = |prompts: &[i64], n| {
             divide(pairs(prompts), &train(n, None)).map(|(_, held_out)| held_out.len())
         };
-        // The prompts have 2, 2 and 3 pairs, so totals of 4 and 5 are possible in any order.
+        // The prompts have 2, 2 and 3 pairs, so 2 to 5 pairs can be held out, but not 1 or 6. The
+        // order of the prompts must not matter.
         let prompts = [0, 0, 1, 1, 2, 2, 2];
         assert_eq!([2, 3, 4, 5].map(|n| of(&prompts, Some(n)).unwrap()), [2, 3, 4, 5]);
         let e = of(&prompts, Some(6)).unwrap_err();
@@ -293,7 +294,7 @@ mod tests {
             "{e:?}"
         );
         assert!(of(&prompts, Some(1)).unwrap_err().hints()[0] == "set `train.validation_pairs=2`");
-        // The default number is rounded to a possible total.
+        // By default, 1 of 7 pairs would be held out, but the smallest possible number is 2.
         assert_eq!(of(&prompts, None).unwrap(), 2);
         let e = of(&[4; 9], None).unwrap_err();
         assert!(e.message().contains("all 9 usable pairs have the same prompt"), "{e}");

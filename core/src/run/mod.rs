@@ -88,7 +88,7 @@ pub fn run(
     if run.objective.needs().evaluate_only {
         let unvalidated = plan.experiment.train.validate_every.map_or("", |_| " or validated");
         recorders.message(&format!(
-            "nothing is trained{unvalidated}, because the method takes no steps"
+            "nothing is trained{unvalidated}, because the method has no training steps"
         ))?;
     } else {
         let trained = fit(&plan, &mut run, &mut folder, &mut recorders, stop);
@@ -243,7 +243,7 @@ fn save(plan: &Plan<'_>, run: &Assembled, folder: &mut Folder) -> Result<()> {
     Ok(())
 }
 
-/// The last line of a run, with its duration and peak memory.
+/// The last line of the run's output, which shows the run's duration and its peak memory.
 fn costs(plan: &Plan<'_>) -> Result<String> {
     let mut line = format!("{:.0} s in total", plan.begin.elapsed().as_secs_f64());
     if let Some(peak) = peak_memory() {

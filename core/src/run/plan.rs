@@ -95,8 +95,8 @@ impl<'a> Plan<'a> {
         let (folder, resumed) = open(start)?;
         let mut experiment = experiment.clone();
         if resumed.is_some() {
-            // Do not compare the inputs with the run's record, because the fingerprints in the
-            // checkpoint cover more inputs.
+            // Do not compare the inputs with the fingerprints in the run's `config.toml`. The
+            // fingerprints in the checkpoint, which cover more inputs, are compared below.
             experiment.sources.forget_records();
         }
         let saved =

@@ -88,8 +88,8 @@ impl<'a> Validation<'a> {
         step > self.best.validated && (step.is_multiple_of(self.every) || step == steps.count)
     }
 
-    /// True if training must stop because the last `train.patience` validations brought no new best
-    /// value.
+    /// True if training must stop because none of the last `train.patience` validations reached a
+    /// new best value.
     pub fn is_exhausted(&self) -> bool {
         self.best.exhausted(self.train().patience)
     }
@@ -146,7 +146,7 @@ impl<'a> Validation<'a> {
         let mut record = ValidationRecord {
             step,
             epoch: steps.epoch(step - 1),
-            // There is no mean loss if all pairs were left out.
+            // The mean loss is undefined if all pairs were left out.
             loss: Some(sums.loss)
                 .filter(|_| sums.left_out.is_none_or(|left_out| left_out.pairs < pairs.len())),
             accuracy: change.accuracy.map_or(0.0, |accuracy| accuracy.value),

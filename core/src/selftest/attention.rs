@@ -139,7 +139,7 @@ pub fn check(test: &mut Selftest<'_>) -> Result<()> {
         ("padded", Strategy::Padded),
     ];
     let kernels = [("sdpa", Kernel::Sdpa), ("eager", Kernel::Eager)];
-    // On a GPU, libtorch chooses among different kernels depending on this setting.
+    // On a GPU, libtorch chooses different kernels in deterministic mode, so test both modes there.
     let deterministic: &[bool] = if test.device.is_cuda() { &[true, false] } else { &[true] };
     test.begin(
         Section::Attention,
@@ -203,8 +203,8 @@ fn compared(
     let layout = layout(problem.shape, device)?;
     let (tokens, keys) = (layout.tokens() as i64, (layout.past() + layout.tokens()) as i64);
     tch::manual_seed(heads * 1000 + width);
-    // Round the inputs of the reference to the tested precision, so that only the computation
-    // differs.
+    // Round the inputs to the tested precision for the reference too, so that only the precision of
+    // the computation differs.
     let random = |shape: &[i64]| {
         Tensor::randn(shape, (Kind::Float, Device::Cpu)).to_kind(kind).to_kind(Kind::Double)
     };

@@ -52,8 +52,8 @@ fn status(field: &str) -> Option<f64> {
     kilobytes("/proc/self/status", field)
 }
 
-/// Returns the memory in GB that this process can still use, within the limits of the machine and
-/// of the job or container. Returns `None` if it is unknown.
+/// Returns how many GB of memory this process can still allocate, considering the free memory of
+/// the machine and the limits of the job or container. Returns `None` if this is unknown.
 pub fn free() -> Option<f64> {
     let machine = kilobytes("/proc/meminfo", "MemAvailable:");
     let own = read_to_string("/proc/self/cgroup")
@@ -62,10 +62,11 @@ pub fn free() -> Option<f64> {
     machine.into_iter().chain(own).min_by(f64::total_cmp).map(|bytes| bytes / 1e9)
 }
 
-/// Returns the free bytes below the lowest memory limit of this process's control groups, or `None`
-/// if there is no limit. `membership` is the content of `/proc/self/cgroup`, and `root` is the
-/// folder where the groups are mounted. In a container, the folder of the process's own group may
-/// not be visible, but its parents are.
+/// Returns how many bytes this process can allocate before one of its control groups reaches its
+/// memory limit, or `None` if there is no limit. `membership` is the content of
+/// `/proc/self/cgroup`, and `root` is the folder where the groups are mounted. In a container, the
+/// folder of the process's own group may not be visible. Only the limits of its visible parents are
+/// checked in this case.
 fn room(root: &Path, membership: &str) -> Option<f64> {
     let number = |path: PathBuf| read_to_string(path).ok()?.trim().parse::<f64>().ok();
     let left = |folder: &Path, [limit, usage, cached]: [&str; 3]| {

@@ -10,9 +10,9 @@ use crate::config::plugin_fields;
 use crate::error::Result;
 use crate::registry::{Entry, InterventionEntry, Kind, TapEntry};
 
-/// In float32, the losses and gradient norms of ten steps differ from the reference by about 1e-6. A
-/// loss near 0 can be the difference of larger terms and inherits their rounding errors. Therefore,
-/// the error of a small loss is divided by one hundredth of the largest loss instead of by the loss.
+/// In float32, the losses and gradient norms of ten steps differ from the reference by about 1e-6.
+/// A loss near 0 can be the difference of larger terms, with their rounding errors. Therefore,
+/// the error of a small loss is divided by one hundredth of the largest loss, not by the loss.
 const F32: Tolerances = Tolerances { loss: 1e-4, norm: [1e-3, 1e-3], floor: 1e-2 };
 /// In bf16, the gradient is only compared at the first step, where both runs have the same weights.
 /// Later, the weights differ by rounding, and the gradient may jump where the loss has a kink. A
@@ -81,7 +81,7 @@ fn shallow(tap: &TapEntry) -> Result<Option<String>> {
     Ok(has_layers.then(|| "tap.layers=0,1".to_owned()))
 }
 
-/// Trains each subject on the tested device, and compares the run with its reference run on the CPU.
+/// Trains each subject on the tested device, and compares the run with a reference run on the CPU.
 ///
 /// # Errors
 /// Fails if a model cannot be written. Returns `Error::interrupted` if the user stopped the test.

@@ -1,7 +1,7 @@
 //! Checks matrix products with frozen weights against float64 on the CPU.
 //!
-//! In float32 on the CPU, a product with a single row has its own implementation. Decoding uses it,
-//! but training does not.
+//! On the CPU, float32 products with a single row have a separate implementation, which is used by
+//! decoding but not by training.
 
 use tch::{Device, Kind, Tensor};
 
@@ -11,8 +11,8 @@ use crate::api::Frozen;
 use crate::error::Result;
 
 /// Number of outputs and inputs of each weight matrix. Some sizes are multiples of the width of a
-/// vector register and some are not. The last matrix is so large that its product is split across
-/// cores.
+/// vector register and some are not. The last matrix is large enough for its product to be split
+/// across cores.
 const SIZES: [(i64, i64); 6] = [(1, 1), (37, 50), (64, 63), (576, 1536), (1536, 576), (4099, 577)];
 
 /// Compares matrix products of all sizes with the reference.
@@ -83,13 +83,13 @@ fn product(
 }
 
 /// Returns the largest difference between two tensors, relative to the largest absolute entry of
-/// the second. Returns NaN if there is a NaN.
+/// `exact`. Returns NaN if a tensor contains a NaN.
 pub fn relative(ours: &Tensor, exact: &Tensor) -> f64 {
     off(ours, exact) / exact.abs().max().double_value(&[]).max(f64::MIN_POSITIVE)
 }
 
 /// Returns the largest difference between two tensors. Returns infinity if the shapes differ, and
-/// NaN if there is a NaN.
+/// NaN if a tensor contains a NaN.
 pub fn off(ours: &Tensor, exact: &Tensor) -> f64 {
     if ours.size() != exact.size() {
         return f64::INFINITY;

@@ -1,5 +1,5 @@
-//! Runs the conformance tests of every plugin in float64 on the CPU. They also find errors that are
-//! the same on every device, which a comparison of two runs cannot find.
+//! Runs the conformance tests of every plugin in float64 on the CPU. They also find errors that
+//! affect all devices in the same way, which a comparison between devices cannot find.
 
 use std::sync::atomic::Ordering;
 

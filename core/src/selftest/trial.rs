@@ -221,9 +221,9 @@ impl Workshop {
     }
 }
 
-/// Multiplies weight matrices by 1/2, and the weights of query and key norms by 1/4. With the original weights,
-/// attention scores and logits are so large that bf16 has rounding errors of several percent. This
-/// does not happen in trained models.
+/// Multiplies weight matrices by 1/2, and the weights of query and key norms by 1/4. With the
+/// original weights, attention scores and logits are so large that bf16 has rounding errors of
+/// several percent. This does not happen in trained models.
 pub fn calm(tensors: IndexMap<String, Tensor>) -> IndexMap<String, Tensor> {
     let factor = |name: &str, t: &Tensor| match t.dim() {
         1 if name.ends_with("q_norm.weight") || name.ends_with("k_norm.weight") => 0.25,

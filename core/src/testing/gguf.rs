@@ -98,7 +98,7 @@ impl Writer {
         out
     }
 
-    /// Encodes a file that only contains these settings.
+    /// Encodes a file that contains only the given settings.
     pub fn with_settings(entries: Vec<Vec<u8>>) -> Vec<u8> {
         Self { version: 3, architecture: "", entries, tensors: Vec::new() }.bytes()
     }

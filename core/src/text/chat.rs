@@ -259,8 +259,8 @@ impl ChatTemplate {
         };
         let call = json!([{"id": "abcdefghi", "type": "function", "function": {"name": "f",
             "arguments": {}}}]);
-        // Conversations that contain a message of this role. Templates are most likely to accept
-        // the first one.
+        // Conversations that contain a message with this role. The first one is the most likely to
+        // be accepted by a template.
         let conversations = |content: Value| -> Vec<Vec<Map<String, Value>>> {
             let message = turn(role, content);
             let (user, mut caller, mut answer) =

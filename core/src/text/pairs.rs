@@ -73,7 +73,7 @@ impl fmt::Display for SkipReason {
     }
 }
 
-/// Numbers of tokens that were removed from a pair to fit the limits.
+/// Number of tokens that were removed from each part of a pair to fit the limits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cut {
     /// Tokens removed from the start of the prompt.
@@ -112,7 +112,7 @@ pub enum Outcome {
     Kept {
         /// Ids after truncation.
         pair: TokenPair,
-        /// Numbers of tokens that were removed.
+        /// Number of tokens that were removed from each part.
         cut: Cut,
         /// The whole prompt, tokenised without a completion.
         prompt: Prompt,
@@ -137,7 +137,7 @@ pub struct DroppedPair {
 pub struct Tokenised {
     /// The kept pairs, in the order of the data set.
     pub pairs: Vec<TokenPair>,
-    /// Number of tokens that were removed from each of the kept pairs.
+    /// For each kept pair, the number of tokens that were removed.
     pub cuts: Vec<Cut>,
     /// Hash of the whole prompt of each kept pair. Equal prompts have equal hashes.
     pub prompts: Vec<u64>,
@@ -201,9 +201,9 @@ pub fn tokenise_pair(
 ///
 /// As in TRL, three strings are tokenised: the prompt, the prompt with the chosen completion, and
 /// the prompt with the rejected completion. The prompt of the pair is the longest common prefix of
-/// the three, and each completion is what follows it. A token that spans the end of the prompt
-/// therefore belongs to the completion. The part of the generation prompt that does not occur in a
-/// finished turn, such as the start of a thinking block, is dropped.
+/// the three, and each completion is the rest of its string. A token that spans the end of the
+/// prompt therefore belongs to the completion. The part of the generation prompt that does not
+/// occur in a finished turn, such as the start of a thinking block, is dropped.
 ///
 /// # Errors
 /// Fails if the pair mixes plain text and messages. Also fails on messages if the model does not
@@ -326,7 +326,7 @@ fn messages(
 type Numbered = (usize, usize, PreferencePair);
 
 /// Tokenises pairs until `max_pairs` are kept, and collects the kept and the dropped pairs. `rows`
-/// yields each pair with the index of its row. It is not read further than necessary.
+/// yields each pair with the index of its row, and is not read further than necessary.
 ///
 /// # Errors
 /// Fails if `rows` yields an error, or in the same cases as [`tokenise_pair`].
@@ -360,7 +360,8 @@ fn hash(ids: &[i64]) -> u64 {
 }
 
 /// Tokenises pairs in parallel until `max_pairs` are kept, and passes each result to `take`, in
-/// order. `rows` yields each pair with the index of its row. It is not read further than necessary.
+/// order. `rows` yields each pair with the index of its row, and is not read further than
+/// necessary.
 ///
 /// # Errors
 /// Fails if `rows` yields an error, if `take` fails, or in the same cases as [`tokenise_pair`].

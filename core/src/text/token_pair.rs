@@ -45,14 +45,14 @@ impl TokenPair {
 pub struct Prompt {
     /// Ids of the whole prompt.
     pub ids: Vec<i64>,
-    /// Number of ids at the start that stay the same when either completion is appended. They form
-    /// the prompt of the pair.
+    /// Number of leading ids that stay the same when either completion is appended. These ids form
+    /// the pair's prompt.
     pub shared: usize,
 }
 
 impl Prompt {
-    /// Ids at the end of the prompt that change when a completion is appended. They are not part of
-    /// the pair's prompt.
+    /// The trailing ids, which change when a completion is appended. They are left out of the
+    /// pair's prompt.
     pub fn left_out(&self) -> &[i64] {
         &self.ids[self.shared..]
     }

@@ -10,14 +10,15 @@ use crate::batch::PairBatch;
 use crate::error::{Error, Result};
 use crate::model::Adapted;
 
-/// Accumulates the directions d = pool(y⁺) − pool(y⁻) at each site.
+/// Accumulates preference directions at each site. The direction of a pair is the difference
+/// between the pooled states of its completions: d = pool(y⁺) − pool(y⁻).
 #[derive(Debug, Default)]
 pub struct ModuleDirections {
     whose: Directions,
     sites: Vec<Site>,
     /// Directions of the most recent batch, `[b w]` for each site.
     batch: Vec<Tensor>,
-    /// Sums over the pairs in the current optimiser step, one for each site.
+    /// For each site, the sums over all pairs in the current optimiser step.
     step: Vec<Sum>,
     /// Number of pairs in the sums, including pairs without a direction.
     pairs: usize,
@@ -60,7 +61,8 @@ impl Sum {
 }
 
 impl ModuleDirections {
-    /// Selects the sites of `adapted` at which a method with these `needs` uses directions.
+    /// Selects the sites of `adapted` at which the method uses directions, according to its
+    /// `needs`.
     pub fn new(needs: &Needs, adapted: &Adapted) -> Self {
         let mut sites: Vec<Site> = Vec::new();
         for changed in adapted.changed() {
@@ -80,8 +82,8 @@ impl ModuleDirections {
         Self { whose: needs.directions, sites, ..Self::default() }
     }
 
-    /// Returns the sites to read in the forward pass of the model `whose`. There are none unless
-    /// the method takes its directions from that model.
+    /// Returns the sites at which states are read in the forward pass of one model, the policy or
+    /// the reference. The list is empty unless the method takes its directions from this model.
     pub fn sites(&self, whose: Directions) -> &[Site] {
         if whose == self.whose { &self.sites } else { &[] }
     }

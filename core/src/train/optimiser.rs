@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 /// Parameters that share one learning rate.
 #[derive(Debug)]
 pub struct Group {
-    /// Names and trainable tensors, in a fixed order.
+    /// The trainable tensors and their names, in a fixed order.
     pub parameters: Vec<(String, Tensor)>,
     /// Factor by which the scheduled learning rate is multiplied.
     pub scale: f64,
@@ -115,7 +115,7 @@ impl AdamW {
     }
 
     /// Returns the state of the optimiser for a checkpoint: the first moments as `m.NAME`, the
-    /// second moments as `v.NAME`, and the number of `steps`.
+    /// second moments as `v.NAME`, and the number of steps as `steps`.
     pub fn state(&self) -> Vec<(String, Tensor)> {
         let mut state: Vec<_> = self
             .parameters()

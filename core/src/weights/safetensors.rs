@@ -2,8 +2,8 @@
 //! the only format that this program writes.
 //!
 //! The header is checked before any data is read: lengths must be consistent, tensors must not
-//! overlap, and their data must fill the file. Values are copied as raw bytes, because
-//! `tch::kind::Element` maps `bf16` to `f16`.
+//! overlap, and their data must fill the file. Values are copied as raw bytes instead of as
+//! `tch::kind::Element`, which treats `bf16` as `f16`.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -82,7 +82,7 @@ impl SafetensorsFile {
 
     /// Reads one tensor to `device`. A floating-point tensor is converted to `kind`; an integer or
     /// boolean tensor is not converted. If `device` is the CPU, most of the file's pages are
-    /// released while the tensor is read.
+    /// released from memory while the tensor is read.
     ///
     /// # Errors
     /// Fails if the tensor does not exist, or if memory runs out.

@@ -45,8 +45,8 @@ enum Command {
     Setup(Options),
     /// Download a model
     Model(ModelArgs),
-    /// Set up libtorch, then train and evaluate on the synthetic shift; arguments after `--` are
-    /// passed to `reprpo run`
+    /// Set up libtorch, then train and evaluate on the data set `synthetic`; arguments after `--`
+    /// are passed to `reprpo run`
     Demo(PassedArgs),
     /// Set up libtorch, then run all tests of the workspace; arguments after `--` are passed to
     /// `cargo test`

@@ -123,8 +123,8 @@ pub fn nvidia_driver() -> Option<String> {
     })
 }
 
-/// Parses the driver version from `/proc/driver/nvidia/version`: the first word of the first line
-/// that looks like `580.82.07`.
+/// Parses the driver version from the contents of `/proc/driver/nvidia/version`. The version is the
+/// first word on line 1 that only contains digits and dots, such as `580.82.07`.
 fn driver_version(text: &str) -> Option<String> {
     let is_version =
         |word: &&str| word.contains('.') && word.chars().all(|c| c.is_ascii_digit() || c == '.');

@@ -27,7 +27,7 @@ impl Report for Terminal {
             Step::Check => "checking",
             Step::Unpack => "unpacking",
         };
-        // Checking a file is fast, so this step only has a bar and not a line.
+        // Checking a file is fast, so only show a bar and do not print a line.
         if step != Step::Check {
             line(&format!("  {doing} {file}"));
         }

@@ -87,7 +87,8 @@ fn findings(path: &Path, text: &str) -> Vec<Finding> {
     found
 }
 
-/// Returns the text of a comment without its marker, or `None` if the line is not a comment.
+/// Returns the text of a comment without `//` or a similar prefix, or `None` if the line is not a
+/// comment.
 fn comment(line: &str) -> Option<&str> {
     let text = line.trim_start();
     let text = ["///", "//!", "//", "#:"].iter().find_map(|mark| text.strip_prefix(mark))?;
@@ -116,7 +117,7 @@ fn phrases(line: &str) -> Vec<String> {
     }
     let seen = concat!("may be ", "seen");
     if text.contains(seen) {
-        found.push(format!("`{seen}`: say who can read it"));
+        found.push(format!("`{seen}`: write who can see the text"));
     }
     found
 }

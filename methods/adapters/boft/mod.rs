@@ -165,8 +165,8 @@ impl BoftLinear {
     }
 }
 
-/// Returns x·P_i, or x·P_iᵀ if `back` is true. `x` has the shape `[n in]`, and `b` is the block
-/// size.
+/// Permutes the columns of `x`, `[n in]`: returns x·P_i, or x·P_iᵀ if `back` is true. `b` is the
+/// block size.
 fn interleaved(x: &Tensor, i: i64, b: i64, back: bool) -> Result<Tensor> {
     if i == 0 {
         return Ok(x.shallow_clone());
@@ -176,13 +176,15 @@ fn interleaved(x: &Tensor, i: i64, b: i64, back: bool) -> Result<Tensor> {
     Ok(x.f_unflatten(1, shape)?.f_transpose(2, 3)?.f_reshape(x.size())?)
 }
 
-/// Returns x·B_{m−1}⋯B₀. `x` has the shape `[n in]`, and `r` has the shape `[m k b b]`.
+/// Multiplies `x`, `[n in]`, by all butterfly factors: returns x·B_{m−1}⋯B₀. `r` contains the
+/// rotations R, `[m k b b]`.
 fn butterfly(x: &Tensor, r: &Tensor) -> Result<Tensor> {
     let (m, b) = (r.size()[0], r.size()[3]);
     (0..m).rev().try_fold(x.shallow_clone(), |x, i| factor(&x, &r.select(0, i), i, b))
 }
 
-/// Returns x·B_i. `x` has the shape `[n in]`, and `r` has the shape `[k b b]`.
+/// Multiplies `x`, `[n in]`, by the butterfly factor B_i. `r` contains the factor's rotations,
+/// `[k b b]`.
 fn factor(x: &Tensor, r: &Tensor, i: i64, b: i64) -> Result<Tensor> {
     interleaved(&rotate(&interleaved(x, i, b, false)?, r)?, i, b, true)
 }
@@ -207,7 +209,8 @@ impl AdaptedLinear for BoftLinear {
     }
 
     fn merge(&self, base: &Frozen) -> Result<Frozen> {
-        // W·(B_{m−1}⋯B₀)ᵀ = W·B₀ᵀ⋯B_{m−1}ᵀ, and B_iᵀ is B_i with Rᵀ in place of R.
+        // The merged weight is s ⊙ (W·B₀ᵀ⋯B_{m−1}ᵀ). `factor` multiplies by B_iᵀ if it is called
+        // with transposed rotations.
         let (r, b) = (self.rotations()?.f_transpose(2, 3)?, self.r.size()[3]);
         let weight = (0..r.size()[0])
             .try_fold(base.dense()?.to_kind(r.kind()), |w, i| factor(&w, &r.select(0, i), i, b))?;

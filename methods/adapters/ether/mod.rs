@@ -95,7 +95,7 @@ impl Adapter for Ether {
 
 /// The block-diagonal matrix H. Each block is a reflection, or a relaxed reflection with `plus`.
 struct Planes {
-    /// The vectors uᵢ of all blocks, concatenated to a vector of length h.
+    /// The vectors uᵢ of all blocks, concatenated into one vector of length h.
     u: Tensor,
     /// The vectors wᵢ of all blocks, concatenated like `u`; only with `plus`.
     w: Option<Tensor>,

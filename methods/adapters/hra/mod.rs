@@ -39,8 +39,8 @@ pub struct Hra {
     /// does not start as the identity.
     #[default(8)]
     pub r: u32,
-    /// Orthonormalises the columns by Gram–Schmidt and reflects their whole span at once. The
-    /// adapter then does not start as the identity.
+    /// Orthonormalises the reflected directions by Gram–Schmidt, and reflects their whole span at
+    /// once. The adapter then does not start as the identity.
     pub apply_gs: bool,
     /// Linear modules to adapt: a list of name suffixes (`qkv_proj.q_proj` selects a part of a
     /// fused module), a regular expression that matches whole names, or `all-linear`.
@@ -96,14 +96,15 @@ impl Adapter for Hra {
 
 /// The reflections of one module.
 struct HraLinear {
-    /// Matrix `[in r]` with one direction per reflection as a column. Columns are nonzero and can
-    /// have any length.
+    /// Matrix `[in r]`. Each column is the direction of one reflection. The columns are nonzero and
+    /// can have any length.
     u: Tensor,
     apply_gs: bool,
 }
 
 impl HraLinear {
-    /// Returns x·(I − 2ÛÛᵀ) for each row of x, `[n in]`. The matrix I − 2ÛÛᵀ is symmetric.
+    /// Reflects each row of `x`, `[n in]`: returns x·(I − 2ÛÛᵀ), where the columns of Û are the
+    /// orthonormalised columns of `u`.
     fn reflected(&self, x: &Tensor) -> Result<Tensor> {
         // The columns from QR can differ in sign from the columns from Gram–Schmidt, but ÛÛᵀ does
         // not depend on the signs.

@@ -36,8 +36,8 @@ fn a_scale_near_one_survives_half_precision() {
             &mut Init::new(0, "", Kind::Float, half.device()),
         )
         .unwrap();
-    // In bf16, 1.003 rounds to 1, so a product in bf16 would not change the output. A product in
-    // float32 must change at least one of its entries.
+    // In bf16, 1.003 rounds to 1, so multiplying in bf16 would not change the output. Multiplying
+    // in float32 must change at least one entry of the output.
     let _ = adapted.parameters()[0].tensor.detach().fill_(1.003);
     let x = rows(64, 8).to_kind(Kind::BFloat16);
     let (ours, base) = (adapted.forward(&x, &half, false).unwrap(), half.forward(&x).unwrap());

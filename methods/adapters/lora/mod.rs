@@ -101,9 +101,9 @@ impl AdapterPlugin for Lora {
             "velora_config",
             "monteclora_config",
         ])?;
-        // All initialisations except those below (pissa, olora, corda, …) modify the frozen
-        // weights. The saved tensors only fit the modified weights, not the base model that is
-        // loaded here.
+        // The initialisations listed below do not change the frozen weights. All others do, for
+        // example pissa, olora and corda. Their saved tensors only fit the changed weights, not the
+        // base model that is loaded here.
         let start: Option<Value> = peft.get("init_lora_weights")?;
         if let Some(start) = start.filter(|s| {
             !(s.is_boolean() || matches!(s.as_str(), Some("gaussian" | "eva" | "orthogonal")))
@@ -151,9 +151,9 @@ impl Adapter for Lora {
         }))
     }
 
-    // Some models have fused modules that were separate when the adapter was trained. PEFT converts
-    // adapters for such models in the same way: it stacks the A matrices, and arranges the B
-    // matrices in blocks.
+    // Converts an adapter whose modules were separate in training, but are fused in this model. As
+    // in PEFT, the A matrices of the separate modules are stacked, and their B matrices are
+    // arranged in blocks.
     fn fuse(&self, modules: &[FusedSite<'_>]) -> Result<Option<Fused>> {
         let _guard = tch::no_grad_guard();
         let mut config = self.clone();

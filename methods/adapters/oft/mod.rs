@@ -183,8 +183,8 @@ impl Adapter for Oft {
 
 /// The rotations of one module.
 struct OftLinear {
-    /// Entries of Q above the diagonal in row order, `[k b(b−1)/2]`. k is the number of blocks, or 1
-    /// if all blocks share one rotation.
+    /// Entries of Q above the diagonal in row order, `[k b(b−1)/2]`. k is the number of blocks, or
+    /// 1 if all blocks share one rotation.
     weight: Tensor,
     /// Block size b.
     block: i64,

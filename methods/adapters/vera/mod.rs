@@ -138,9 +138,9 @@ impl Adapter for Vera {
 
 /// The scales of one module.
 struct VeraLinear {
-    /// The module's part of A `[r in]`, a view of the shared matrix.
+    /// The part of A that this module uses: a view of the shared matrix, of shape `[r in]`.
     a: Tensor,
-    /// The module's part of B `[out r]`, a view of the shared matrix.
+    /// The part of B that this module uses: a view of the shared matrix, of shape `[out r]`.
     b: Tensor,
     /// Scale λ_d `[r]`.
     d: Tensor,
@@ -150,7 +150,7 @@ struct VeraLinear {
 }
 
 impl VeraLinear {
-    /// Returns λ_d ⊙ A, which is `[r in]`, and λ_b ⊙ B, which is `[out r]`. Scaling the matrices
+    /// Returns λ_d ⊙ A, of shape `[r in]`, and λ_b ⊙ B, of shape `[out r]`. Scaling the matrices
     /// instead of the activations avoids storing more activations for the backward pass.
     fn factors(&self) -> Result<(Tensor, Tensor)> {
         Ok((&self.a * self.d.f_unsqueeze(1)?, &self.b * self.scale.f_unsqueeze(1)?))

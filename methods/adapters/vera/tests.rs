@@ -29,7 +29,8 @@ fn vera_starts_as_the_identity_and_scales_both_sides_of_the_random_matrices() {
     assert!(off(&adapted.forward(&x, &frozen, true).unwrap(), &base) == 0.0);
     disturb(&adapted.parameters());
     let [b, d] = &adapted.parameters()[..] else { panic!("two tensors") };
-    // The shared matrices only depend on the widths and the seed, so these equal the adapter's.
+    // The shared matrices only depend on the widths and the seed, so this call returns the matrices
+    // that the adapter uses.
     let (_, matrices) = shared(&[(8, 4)]);
     let expected = base
         + x.matmul(&matrices[0].tensor.tr()).multiply(&d.tensor).matmul(&matrices[1].tensor.tr())
@@ -52,7 +53,7 @@ fn modules_of_all_widths_share_two_frozen_matrices() {
         disturb(&adapted.parameters());
         let x = rows(2, info.inputs);
         let before = adapted.forward(&x, &frozen, false).unwrap();
-        // Changing a shared matrix affects every module.
+        // Doubling the first shared matrix must double the output of the adapted module.
         let _ = matrices[0].tensor.shallow_clone().g_mul_scalar_(2.0);
         assert!(off(&adapted.forward(&x, &frozen, false).unwrap(), &(before * 2.0)) < 1e-12);
     }

@@ -1,4 +1,4 @@
-//! Losses as functions of log-probabilities: TRL's fifteen types and `unbounded`.
+//! The loss functions of DPO: TRL's fifteen loss types, and `unbounded`.
 //!
 //! All tensors have shape `[b]`. θ is the margin Δ⁺ − Δ⁻. With an f-divergence, θ is the difference
 //! of the scores computed from Δ⁺ and Δ⁻.

@@ -37,8 +37,8 @@ for every type.",
 // The schemas of `projgrad` and `projbp` refer to this schema by this name.
 #[schemars(rename = "DpoConfig")]
 pub struct Dpo {
-    /// β: factor of the margin in the loss, per nat; greater than 0. A larger value keeps the
-    /// policy closer to the reference.
+    /// β: factor by which the loss multiplies the margin in nats; greater than 0. A larger value
+    /// keeps the policy closer to the reference.
     #[default(0.1)]
     pub beta: f64,
     /// Loss function of the margin: one name, or a list of names whose losses are added.
@@ -96,17 +96,17 @@ pub enum LossType {
     ApoDown,
     /// (1−m)(−log σ(l)) + m·e^{−l}, l = βθ, m = σ(l/τ) (Lu et al. 2024, eq. 5)
     Discopop,
-    /// the mean −log p over the micro-batch's chosen completion tokens
+    /// mean of −log p over all tokens of the chosen completions in the micro-batch
     Sft,
     /// −log σ(β(Δ⁺/n⁺ − Δ⁻/n⁻))
     SigmoidNorm,
-    /// log σ(−θ), without β and without a lower bound; part of the original prefvec's loss
+    /// log σ(−θ), without β and without a lower bound; used in the original implementation of
+    /// `prefvec`
     Unbounded,
 }
 
 impl LossType {
-    /// Returns true if the loss only depends on θ, the difference between the two scores. The
-    /// normalising term of an f-divergence only cancels in such a difference.
+    /// Returns true if the loss can be combined with an f-divergence, as in TRL.
     fn takes_divergence(self) -> bool {
         use LossType::{Discopop, ExoPair, Hinge, Ipo, Robust, Sft, Sigmoid, SigmoidNorm};
         matches!(self, Sigmoid | SigmoidNorm | Hinge | Ipo | ExoPair | Robust | Discopop | Sft)
@@ -131,8 +131,8 @@ impl LossType {
             .unwrap_or_default()
     }
 
-    /// Returns the loss of each pair, `[b]`. For `sft`, this is a scalar, the mean over the
-    /// micro-batch.
+    /// Returns the loss of each pair, as a tensor of shape `[b]`. For `sft`, returns the mean over
+    /// the micro-batch instead, as a scalar.
     fn of(self, terms: &Terms, config: &Dpo) -> Tensor {
         let (delta, beta, e) = (&terms.delta, config.beta, config.label_smoothing);
         let theta = &terms.scores.chosen - &terms.scores.rejected;
@@ -217,22 +217,22 @@ impl Intervention for Dpo {
     }
 }
 
-/// Inputs of the loss types. Every tensor is `[b]`, except the scalar `nll`.
+/// Inputs of the loss types. Every tensor has the shape `[b]`, except `nll`, which is a scalar.
 struct Terms {
     /// logp(y⁺) − logp(y⁻) of the policy and of the reference, in this order.
     log_ratios: [Tensor; 2],
     /// Δ⁺ and Δ⁻.
     delta: Sides,
-    /// Δ⁺ and Δ⁻ after the f-divergence.
+    /// Δ⁺ and Δ⁻, each replaced by the expression of the f-divergence.
     scores: Sides,
     /// n⁺ and n⁻.
     tokens: Sides,
-    /// Mean of −log p over all tokens of chosen completions, a scalar.
+    /// Mean of −log p over all tokens of the chosen completions.
     nll: Tensor,
 }
 
 impl Dpo {
-    /// Checks that each field is valid and that the fields fit together.
+    /// Checks that each field is valid, and that the fields are compatible with each other.
     ///
     /// # Errors
     /// Fails if a number is out of range, if the number of weights differs from the number of loss
@@ -315,7 +315,8 @@ impl Dpo {
     }
 
     /// Returns the mean loss over the pairs, with TRL's `rewards/*` as metrics. With `ld_alpha`,
-    /// `logps/*` are also metrics, because they then differ from the engine's.
+    /// `logps/*` are also metrics, because they then differ from the log-probabilities that the
+    /// engine logs.
     ///
     /// # Errors
     /// Fails if `pairs` lacks an input that [`needs`](Self::needs) requests.
@@ -376,7 +377,7 @@ impl Dpo {
         }
     }
 
-    /// Returns logp(y⁺) and logp(y⁻) of one model, each `[b]`.
+    /// Returns logp(y⁺) and logp(y⁻) of one model. Both tensors have the shape `[b]`.
     fn logps(&self, of: &Logprobs) -> Result<Sides> {
         let (chosen, rejected) = (of.chosen()?, of.rejected()?);
         let Some(alpha) = self.ld_alpha else {
@@ -391,7 +392,7 @@ impl Dpo {
 }
 
 /// For each sequence, returns Σ log p over the first `shared` tokens plus α·Σ log p over the
-/// remaining tokens. `shared` and the result are `[b]`.
+/// remaining tokens. `shared` and the result have the shape `[b]`.
 fn shortened(of: &TokenLogprobs, shared: &Tensor, alpha: f64) -> Tensor {
     let m = of.per_token.size()[0];
     // Use integers, because a cumulative sum of floats can differ between runs on CUDA.
@@ -403,7 +404,8 @@ fn shortened(of: &TokenLogprobs, shared: &Tensor, alpha: f64) -> Tensor {
     of.sum_of(&(&of.per_token * (1.0 - past * (1.0 - alpha))))
 }
 
-/// Returns the factor w(y) of each completion in the weights of WPO, `[b]`, without a gradient.
+/// Returns w(y) for each completion, as a tensor of shape `[b]` without a gradient. In WPO, the
+/// weight of a pair is w(y⁺)·w(y⁻).
 ///
 /// w(y) = exp(mean over tokens of [log p(token) − log Σ_v p(v)²]).
 fn alignment(of: &TokenLogprobs) -> Result<Tensor> {

@@ -34,15 +34,15 @@ not agree with it.",
     example(sign = "neg", dpo.beta = 0.3),
 )]
 pub struct ProjBp {
-    /// Rule for keeping the gradient's coefficients along the preference direction: `default` uses
-    /// `sign`, and `original` only keeps positive coefficients.
+    /// Which of the gradient's coefficients along the preference direction to keep: those that
+    /// `sign` selects (`default`), or only positive ones (`original`).
     pub variant: Variant,
     /// β: factor for the gradient's component orthogonal to the direction, at least 0.
     #[default(0.2)]
     pub beta: f64,
     /// Sign of the coefficients to keep. The variant `original` ignores this field.
     pub sign: Sign,
-    /// Factor for coefficients whose sign does not match, 0 to 1.
+    /// Factor for coefficients that are not kept, 0 to 1.
     #[default(0.01)]
     pub neg_slope: f64,
     /// κ: maximum length of a pair's gradient, averaged over tokens, as a multiple of the

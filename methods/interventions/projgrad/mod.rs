@@ -34,9 +34,9 @@ pub struct ProjGrad {
     /// and `sign = "both"`, the method equals DPO.
     #[default(0.8)]
     pub beta: f64,
-    /// Which coefficients along the direction to keep, by their sign.
+    /// Which coefficients along the direction to keep: all of them, or only those with one sign.
     pub sign: Sign,
-    /// Factor for coefficients whose sign does not match, 0 to 1.
+    /// Factor for coefficients that are not kept, 0 to 1.
     pub neg_slope: f64,
     /// κ: maximum length of a parameter's gradient before the projection, as a multiple of the
     /// preference direction's length. `none` means no limit.
@@ -90,7 +90,7 @@ impl Intervention for Projected {
     fn parameter_grad(&self, grad: &Tensor, axis: Axis, direction: &Tensor) -> Result<Tensor> {
         let config = &self.config;
         let u = unit(direction);
-        // Move the axis to the end: G [… w].
+        // Move the axis to the end, so that `g` has the shape [… w].
         let mut g = grad.movedim_int(axis.dim() as i64, -1);
         if let Some(kappa) = config.mag_clip {
             g = &g / excess(&g.norm(), &(direction.norm() * kappa));

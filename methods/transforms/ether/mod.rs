@@ -46,7 +46,7 @@ pub enum Form {
     Plus,
     /// (I + A)(I − A)⁻¹ with a skew-symmetric A, a rotation.
     Oft,
-    /// A `plus` on each side of the linear map.
+    /// The `plus` map on each side of the linear map.
     PlusTwoSided,
 }
 
@@ -99,7 +99,8 @@ enum Blocks {
 }
 
 impl Blocks {
-    /// Creates n `plus` blocks for width h. Initially u = w, so the blocks are the identity.
+    /// Creates n blocks of the form `plus` for states of width h. Initially u = w, so each block is
+    /// the identity.
     fn plus(init: &mut Init, keys: [&'static str; 2], n: i64, h: i64) -> Self {
         let u = init.normal(keys[0], &[n, h / n], 1.0);
         let w = u.detach().copy().set_requires_grad(true);

@@ -40,8 +40,8 @@ impl TransformPlugin for Hra {
 
 /// The transform of one tap.
 struct HraTransform {
-    /// Matrix `[h r]` with one direction per reflection as a column. Columns are nonzero and can
-    /// have any length.
+    /// Matrix `[h r]` whose columns are the directions of the reflections. A column can have any
+    /// length except 0.
     u: Tensor,
 }
 

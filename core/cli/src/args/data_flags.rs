@@ -87,7 +87,7 @@ impl PairReader for EvalData {
         split: Some(Split::Score),
         max_length: Some(
             ". Defaults to the run's `train.max_length`, or to no limit without a run. Longer \
-                completions are cut at the end and counted below the table.",
+                completions are truncated at the end and counted below the table.",
         ),
         set: Some("eval.max_pairs=none"),
     };
@@ -98,9 +98,9 @@ impl PairReader for ScoreData {
         source: Source::Data,
         split: Some(Split::Score),
         max_length: Some(
-            ". Defaults to no limit. Longer completions are cut at the end. The output shows which \
-                pairs are cut or dropped, and a warning counts the pairs that exceed the model's \
-                context.",
+            ". Defaults to no limit. Longer completions are truncated at the end. The output shows \
+                how many pairs are truncated or dropped. A warning counts the pairs that exceed \
+                the model's context.",
         ),
         set: Some("dataset.bad_rows=skip"),
     };

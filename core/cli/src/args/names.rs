@@ -1,5 +1,5 @@
-//! Lists the names of plugins in the help without validating them. The registry validates names,
-//! because its errors are more informative than clap's usage errors.
+//! A value parser for the names of plugins and recipes. The help lists the names, but the parser
+//! does not validate them. The registry does, because its errors are more informative than clap's.
 
 use std::ffi::OsStr;
 
@@ -11,7 +11,7 @@ use reprpo_core::registry::{Kind, Registry};
 pub struct Names(Vec<(String, String)>);
 
 impl Names {
-    /// Lists the names of the plugins of one kind.
+    /// Creates a parser for the names of the plugins of one kind.
     pub fn of(registry: &Registry, kind: Kind) -> Self {
         Self(
             registry
@@ -21,7 +21,7 @@ impl Names {
         )
     }
 
-    /// Lists the names of the recipes.
+    /// Creates a parser for the names of the recipes.
     pub fn of_recipes(registry: &Registry) -> Self {
         Self(registry.recipes().map(|r| (r.name.clone(), r.summary.clone())).collect())
     }

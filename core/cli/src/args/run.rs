@@ -50,8 +50,8 @@ impl RunArgs {
 /// The value of `--resume` that stands for the folder given by `--out`.
 const AUTO: &str = "auto";
 
-/// Refuses `--resume DIR` together with flags of the experiment, because the run in the folder has
-/// its own configuration.
+/// Rejects `--resume DIR` together with flags that configure the experiment, because the run in DIR
+/// already has a configuration.
 ///
 /// # Errors
 /// Fails if `--resume DIR` is combined with a flag that sets a field of the experiment.

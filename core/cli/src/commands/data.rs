@@ -266,7 +266,8 @@ fn split_text(split: &SplitReport, found: &Inspection, first: &str) -> String {
     text
 }
 
-/// Reports how many pairs a run would use, cut and drop, with warnings about their tokens.
+/// Reports how many pairs a run would use, truncate and drop, and warns about problems with their
+/// tokens.
 fn used_lines(used: &TokenReport, found: &Inspection) -> Vec<String> {
     let mut lines = vec![format!(
         "{} used, {} of them cut to {} tokens",
@@ -321,7 +322,7 @@ const PLAIN: &str = "\x1b[0m";
 /// Maximum number of characters in a line.
 const WIDTH: usize = 80;
 
-/// Number of lines shown from the start and from the end of a long text.
+/// Number of lines that are shown from the start and from the end of a long text.
 const SHOWN: (usize, usize) = (6, 4);
 
 fn example_text(example: &Example) -> String {
@@ -356,8 +357,8 @@ fn block(text: &str) -> String {
     text.lines().map(|line| format!("  {line}\n")).collect()
 }
 
-/// Wraps a sentence to [`WIDTH`], indented by `by`. Lines after the first are indented by two more
-/// spaces.
+/// Wraps a sentence into lines of at most [`WIDTH`] characters, including the indent `by`. Lines
+/// after the first are indented by two more spaces.
 fn indented(sentence: &str, by: &str) -> String {
     let mut lines = vec![by.to_owned()];
     for word in sentence.split(' ') {

@@ -139,8 +139,8 @@ fn learning_rate(entry: Entry) -> Option<String> {
     }
 }
 
-/// The crate and version of a plugin or recipe, followed by the path of its library file, or by
-/// "built in".
+/// Formats the crate and version of a plugin or recipe, followed by the path of its library file or
+/// by "built in".
 fn place(origin: &str, version: &str, file: Option<&PluginLibrary>) -> String {
     match file {
         Some(file) => format!("{origin} {version}, `{}`", file.path.display()),
@@ -148,9 +148,9 @@ fn place(origin: &str, version: &str, file: Option<&PluginLibrary>) -> String {
     }
 }
 
-/// The type of a field. An enumeration with more than three documented values is shortened to "one
-/// of these", because the rows below the field list the values and the full type would make the
-/// column too wide.
+/// The type of a field. For an enumeration with more than three documented values, this is "one of
+/// these": the full type would make the column too wide, and the rows below the field list the
+/// values anyway.
 fn kind_of(field: &Field) -> String {
     let all_below =
         field.choices.iter().all(|w| !w.describes.is_empty()) && field.choices.len() > 3;

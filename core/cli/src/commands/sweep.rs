@@ -260,8 +260,8 @@ fn legend(rows: &[Row], line_end: &str) -> String {
     lines.join(line_end)
 }
 
-/// Returns one line for each split in which pairs were dropped or cut. The counts in a line are from
-/// the run that dropped or cut the most pairs.
+/// Returns one line for each split in which pairs were dropped or truncated. The counts are from
+/// the run that dropped or truncated the most pairs.
 fn dropped_and_cut(rows: &[Row]) -> String {
     let mut most: Vec<&SplitSummary> = Vec::new();
     for split in rows.iter().flat_map(|row| &row.splits) {

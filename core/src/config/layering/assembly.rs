@@ -242,8 +242,8 @@ impl<'r> Assembly<'r> {
     }
 }
 
-/// The plugin of this kind that the settings choose. If there are several, the last one takes
-/// effect.
+/// The plugin that the settings choose for `kind`. If several settings choose one, the last setting
+/// takes effect.
 fn chosen(kind: Kind, settings: &[Setting], registry: &Registry) -> Result<Entry> {
     let name =
         settings.iter().rev().find(|s| s.is_name_of(kind.name())).and_then(|s| s.given.text().ok());

@@ -3,8 +3,8 @@
 use crate::registry::{AdapterEntry, InterventionEntry};
 
 /// Returns the default of `train.lr` and the names of the plugins that determine it. The default is
-/// the product of the intervention's learning rate and the adapter's factor. If the intervention
-/// does not declare a learning rate, `engine` is used instead.
+/// the product of the intervention's learning rate and the adapter's factor. `engine` is the
+/// learning rate for interventions that do not declare one.
 pub(crate) fn default_learning_rate(
     engine: f64,
     intervention: &InterventionEntry,

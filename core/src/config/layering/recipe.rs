@@ -5,15 +5,19 @@ use crate::config::Origin;
 use crate::error::{Error, Result};
 use crate::registry::{Kind, Registry};
 
-/// Inserts the values of the chosen recipe above the defaults and below all other settings.
+/// Inserts the values of the chosen recipe. They override the defaults, and all other settings
+/// override them.
 ///
 /// # Errors
 /// Fails if the recipe does not exist.
 pub(super) fn expand(settings: &mut Vec<Setting>, registry: &Registry) -> Result<()> {
     let Some(choice) = settings.iter().rfind(|s| s.path == ["recipe"]) else { return Ok(()) };
     let name = choice.given.text().map_err(|other| {
-        Error::new(format!("`recipe` in {} is {other}, not the name of a recipe", choice.origin))
-            .hint("see `reprpo list recipes` for the names")
+        Error::new(format!(
+            "`recipe` in {} must be the name of a recipe, got {other}",
+            choice.origin
+        ))
+        .hint("see `reprpo list recipes` for the names")
     })?;
     if matches!(name.as_str(), "none" | "null") {
         return Ok(());

@@ -60,8 +60,8 @@ impl Setting {
 }
 
 impl RawValue {
-    /// Returns the text without surrounding quotation marks, or the value as an error if it is not
-    /// text.
+    /// Returns the text without surrounding quotation marks. If the value is not text, returns the
+    /// value as the error.
     pub fn text(&self) -> Result<String, &Value> {
         match self {
             RawValue::Text(text) => Ok(text.trim_matches('"').to_owned()),

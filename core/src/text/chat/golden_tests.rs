@@ -128,8 +128,8 @@ fn errors_name_the_line_of_the_template() {
     assert!(e.message().ends_with("(in chat:9)"), "{e:?}");
 }
 
-/// A template that only accepts text receives the joined parts. A template that accepts lists
-/// receives the list.
+/// If a template only accepts text, it receives a message's parts joined to one string. If it
+/// accepts lists, it receives the list of parts.
 #[test]
 fn parts_are_joined_if_the_template_only_accepts_text() {
     let parts = "{% for m in messages %}{{ m.role }}:{% if m.content is string %}{{ m.content \

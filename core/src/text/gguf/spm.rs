@@ -2,10 +2,10 @@
 //! are merged if their concatenation is in the vocabulary, starting with the highest-scoring
 //! concatenation. Characters that are not in the vocabulary become byte tokens.
 //!
-//! A GGUF file usually stores the scores of the tokens instead of the merges. The merges are then
-//! computed from the scores in the same way as in transformers, so that the token ids match. The
-//! architectures handle spaces differently, which the file does not describe. In this respect, too,
-//! the tokenizer behaves as in transformers.
+//! A GGUF file usually stores the scores of the tokens instead of the merges, which are then
+//! computed from the scores. The file does not say how to handle spaces, so this depends on the
+//! architecture. In both respects, the tokenizer behaves as in transformers, so that the token ids
+//! match.
 
 use std::cmp::Ordering;
 
@@ -55,8 +55,8 @@ pub(super) fn build(meta: &Metadata, tokens: &mut [Token]) -> Result<BuiltTokeni
     match family {
         Family::Llama => {}
         Family::Gemma => respell_blanks(tokens),
-        // llama.cpp also strips the spaces after these tokens. In tokenizer.json, they have the
-        // flag `rstrip`.
+        // llama.cpp also strips the spaces after these tokens. This corresponds to the flag
+        // `rstrip` in tokenizer.json.
         Family::Phi => tokens.iter_mut().for_each(|t| {
             t.strips_right = t.text == "</s>"
                 || t.token_type == CONTROL && !["<s>", "<|endoftext|>"].contains(&t.text.as_ref());
@@ -131,9 +131,8 @@ fn scores(meta: &Metadata, family: Family, count: usize) -> Result<Vec<f32>> {
     }
 }
 
-/// Returns all ways to split a token into two other tokens, in descending order of the score of the
-/// combined token. Among merges with the same score, the one with the longest first part goes
-/// first.
+/// Returns all merges of two tokens into a third one, in descending order of the score of the
+/// resulting token. If the scores are equal, merges with a longer first part come first.
 fn merges_of(tokens: &[Token], scores: &[f32], vocab: &Vocab) -> Result<Merges> {
     let work = tokens
         .iter()
@@ -162,7 +161,7 @@ fn merges_of(tokens: &[Token], scores: &[f32], vocab: &Vocab) -> Result<Merges> 
             }
         }
     }
-    // The sort must be stable, so that ties are broken by the order of the tokens.
+    // The sort must be stable, so that the remaining ties are broken by the order of the tokens.
     merges.sort_by(|a, b| {
         b.score.partial_cmp(&a.score).unwrap_or(Ordering::Equal).then(b.lengths.cmp(&a.lengths))
     });

@@ -1,12 +1,13 @@
 //! Decodes blocks of ggml's number types. The operations are in the same order as in Python's
 //! `gguf` package, so that the results are bit-for-bit equal.
 //!
-//! The comment of each function lists the fields of a block in order, and the formula for a number
-//! y. q is the stored integer. d, dmin and m are half-precision scales and offsets.
+//! The comment of each function lists the fields of a block in order, and gives the formula for a
+//! number y. In the formulas, q is the stored integer; d, dmin and m are half-precision scales and
+//! offsets.
 
 use half::f16;
 
-/// Decodes all blocks of `B` bytes into `N` numbers each.
+/// Calls `one` to decode each block of `B` bytes in `src` into `N` numbers in `dst`.
 pub(super) fn each<const B: usize, const N: usize>(
     src: &[u8],
     dst: &mut [f32],

@@ -1,8 +1,8 @@
 //! Reads GGUF files (versions 2 and 3), llama.cpp's model format.
 //!
-//! Tensor names, row order and settings are converted to Hugging Face's, so that the model code
-//! does not depend on the file format. Quantised blocks are decoded directly into the memory of the
-//! tensor.
+//! Tensor names, row order and settings are converted to Hugging Face's format, so that the model
+//! code does not depend on the file format. Quantised blocks are decoded directly into the memory
+//! of the tensor.
 
 mod blocks;
 mod decode;
@@ -160,7 +160,7 @@ impl Gguf {
         &self.config
     }
 
-    /// Hugging Face's names of the tensors, in the order in which the file stores them.
+    /// The Hugging Face names of the tensors, in the order of the tensors in the file.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
     }
@@ -176,7 +176,7 @@ impl Gguf {
         names
     }
 
-    /// For each file, its content and the length of its header in bytes.
+    /// The content of each file, with the length of its header in bytes.
     pub(super) fn bytes(&self) -> impl Iterator<Item = (&Mapped, usize)> {
         self.files.iter().enumerate().map(|(i, file)| {
             let header =
@@ -190,8 +190,8 @@ impl Gguf {
         self.files.len()
     }
 
-    /// Decodes one tensor into numbers of type `kind`, on the CPU. Most pages of the file are
-    /// released in the process.
+    /// Decodes one tensor into numbers of type `kind`, on the CPU. To save memory, most of the
+    /// file's pages that were read are released again.
     ///
     /// # Errors
     /// Fails if the tensor does not exist, or if memory runs out.

@@ -22,7 +22,7 @@ const MAX_AXES: u32 = 4;
 pub struct Part {
     pub file: Arc<Mapped>,
     pub metadata: Metadata,
-    /// The tensors with llama.cpp's names, in the order in which the file stores them.
+    /// The tensors by their names in llama.cpp, in the order in which the file lists them.
     pub tensors: Vec<(String, TensorInfo)>,
 }
 
@@ -139,8 +139,8 @@ fn infos(cursor: &mut Cursor, count: u64) -> Result<Vec<Info>> {
     Ok(infos)
 }
 
-/// Computes the byte range of each tensor, and checks that the ranges are within the file and do
-/// not overlap. The data follows the header.
+/// Computes the byte range of each tensor, whose data is stored after the header. Checks that the
+/// ranges are within the file and do not overlap.
 fn place(
     cursor: &mut Cursor,
     metadata: &Metadata,

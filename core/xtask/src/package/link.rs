@@ -20,13 +20,13 @@ use crate::failure::file_error;
 /// RUNPATH of the packaged binary: the path from `reprpo/bin` to `torch/lib` in `site-packages`.
 pub const RUNPATH: &str = "$ORIGIN/../../torch/lib";
 
-/// The arguments of the linker.
+/// The arguments of `cargo xtask link`.
 #[derive(Args)]
 pub struct Link {
     /// Path of the packaged binary
     #[arg(long)]
     packed: PathBuf,
-    /// Path of zig, to link the packaged binary against an older glibc; by default, `cc` links it
+    /// Path of zig, which links the packaged binary against an older glibc; `cc` is used by default
     #[arg(long, requires = "portable_object")]
     zig: Option<PathBuf>,
     /// Path of the object file of portable.cc
@@ -135,7 +135,7 @@ impl Libraries {
             // If the compiler does not find the library, it prints the name unchanged.
             if !path.is_absolute() {
                 bail!(
-                    "`{}` does not provide `{name}`, which the portable link needs",
+                    "`{}` does not provide `{name}`, which is required to link a portable binary",
                     compiler.display()
                 );
             }

@@ -10,7 +10,7 @@ use anyhow::{Result, anyhow, bail};
 use super::elf::Dynamic;
 use crate::failure::failure;
 
-/// Libraries that every manylinux platform provides, except for graphics libraries.
+/// Libraries that every manylinux platform provides. This list omits the graphics libraries.
 const SYSTEM: [&str; 10] = [
     "ld-linux-x86-64.so.2",
     "libc.so.6",
@@ -24,8 +24,8 @@ const SYSTEM: [&str; 10] = [
     "libutil.so.1",
 ];
 
-/// torch libraries that the packaged binary may need. Every build of torch includes them, even the
-/// CPU-only build.
+/// The torch libraries that a packaged binary is allowed to need. They are part of every build of
+/// torch, even of the CPU-only build.
 const TORCH: [&str; 2] = ["libc10.so", "libtorch_cpu.so"];
 
 /// A manylinux platform: a glibc version, and the newest symbol versions that the oldest
@@ -53,7 +53,8 @@ const PLATFORMS: [Platform; 7] = [
     Platform { minor: 39, glibcxx: 33, cxxabi: 15, gcc: 14 },
 ];
 
-/// Returns the glibc minor version of a binary: the NN of its tag `manylinux_2_NN`.
+/// Returns the minor version of the oldest glibc that the binary supports: the NN of its tag
+/// `manylinux_2_NN`.
 ///
 /// # Errors
 /// Fails if the binary needs a library that is part of neither manylinux nor torch, or a symbol

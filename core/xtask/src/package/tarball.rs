@@ -1,6 +1,5 @@
-//! Builds the tarball, which contains the binary and a launcher. The launcher uses the libtorch in
-//! the folder that the environment variable `LIBTORCH` names, or the one in an installed Python
-//! package `torch`.
+//! Builds the tarball, which contains the binary and a launcher. The launcher uses libtorch from
+//! the folder in the environment variable `LIBTORCH`, or from an installed Python package `torch`.
 
 use std::io::Write;
 use std::path::Path;
@@ -16,7 +15,7 @@ use crate::version::LIBTORCH_VERSION;
 /// Maximum size of the tarball in bytes.
 const LIMIT: usize = 40_000_000;
 
-/// Folder with the files that only the tarball contains.
+/// Folder with the files that are in the tarball, but not in the wheel.
 const SOURCES: &str = "core/xtask/tarball";
 
 /// The files in `docs` that are included in the tarball.
@@ -32,7 +31,7 @@ pub fn entries(release: &Release) -> Result<Vec<Entry>> {
     let sources = paths::checkout().join(SOURCES);
     let folder = format!("reprpo-{}", release.metadata.version);
     let minor = release.minor.to_string();
-    // Replaces the placeholders in the launcher and the README.
+    // Reads the launcher or the README, and replaces its placeholders.
     let filled = |name: &str| -> Result<String> {
         let text = super::read(&sources.join(name))?;
         Ok(text

@@ -82,9 +82,9 @@ pub fn token_states(states: &Tensor, completion: &Tensor) -> TokenStates {
     }
 }
 
-/// Creates the token states and the pooled states of one tap. The tensors of both arguments have
-/// the shape `[b t h]`. The first `prompt` tokens of each sequence are prompt tokens. The pooled
-/// states are means over all tokens.
+/// Creates the token states and the pooled states of one tap. The tensors in `policy` and
+/// `reference` have the shape `[b t h]`. The first `prompt` tokens of each sequence are prompt
+/// tokens. The pooled states are means over all tokens.
 pub fn tap_of_tokens(policy: &Sides, reference: &Sides, prompt: i64) -> TapStates {
     let side = |x: &Tensor| {
         let all = x.ones_like().select(2, 0);

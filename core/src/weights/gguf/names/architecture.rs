@@ -1,4 +1,4 @@
-//! The differences between llama.cpp and Hugging Face for one architecture.
+//! The differences between llama.cpp's format and Hugging Face's for one architecture.
 
 use serde_json::{Map, Value};
 
@@ -6,10 +6,11 @@ use super::{Shape, Source};
 use crate::error::Result;
 use crate::weights::gguf::order::Order;
 
-/// Module names as pairs: the name in llama.cpp and the name in Hugging Face's format.
+/// Pairs of module names: the name in llama.cpp's format, and the name in Hugging Face's.
 pub type Names = &'static [(&'static str, &'static str)];
 
-/// Rules that convert the names and settings of a llama.cpp architecture to Hugging Face's.
+/// Rules that convert the names and settings of one architecture from llama.cpp's format to Hugging
+/// Face's.
 #[derive(Debug)]
 pub struct Architecture {
     /// Value of `general.architecture`. It is also the prefix of the architecture's settings.
@@ -20,7 +21,7 @@ pub struct Architecture {
     pub(super) class: &'static str,
     /// Modules outside the blocks. The first is the embedding, and the last is the output head.
     pub(super) ends: Names,
-    /// Hugging Face's path of the block list, such as `model.layers`.
+    /// Path of the block list in Hugging Face's format, such as `model.layers`.
     pub(super) blocks: &'static str,
     /// Modules of a block.
     pub(super) block: &'static [Names],

@@ -76,8 +76,8 @@ pub fn architecture(meta: &Metadata) -> Result<&'static Architecture> {
 }
 
 impl Architecture {
-    /// Returns Hugging Face's name of a tensor, or `None` if the architecture has no tensor with
-    /// this name.
+    /// Returns the Hugging Face name of the tensor that llama.cpp calls `name`, or `None` if the
+    /// architecture does not have this tensor.
     pub fn rename(&self, name: &str) -> Option<String> {
         let (module, part) =
             name.rsplit_once('.').filter(|(_, part)| matches!(*part, "weight" | "bias"))?;
@@ -91,17 +91,18 @@ impl Architecture {
         Some(format!("{}.{layer}.{hf_name}.{part}", self.blocks))
     }
 
-    /// Hugging Face's name of the embedding tensor.
+    /// The embedding tensor's Hugging Face name.
     pub fn embedding(&self) -> String {
         format!("{}.weight", self.ends[0].1)
     }
 
-    /// Hugging Face's name of the output head tensor.
+    /// The output head tensor's Hugging Face name.
     fn head(&self) -> String {
         format!("{}.weight", self.ends[self.ends.len() - 1].1)
     }
 
-    /// Returns how the rows of a tensor are ordered in the file. `renamed` is Hugging Face's name.
+    /// Returns how the rows of a tensor are ordered in the file. `renamed` is the tensor's Hugging
+    /// Face name.
     pub fn order(&self, renamed: &str, shape: &Shape) -> Order {
         (self.order)(renamed, shape)
     }
@@ -144,8 +145,8 @@ impl Architecture {
     }
 
     /// Creates the configuration in the format of Hugging Face's config.json. `vocab` is the number
-    /// of rows in the embedding. `rows` takes Hugging Face's name of a tensor, and returns the
-    /// number of rows that the tensor has in the file.
+    /// of rows in the embedding. `rows` returns the number of rows that a tensor has in the file,
+    /// given the tensor's Hugging Face name.
     ///
     /// # Errors
     /// Fails if a setting is missing, or if the file has an unsupported setting that may change the

@@ -38,7 +38,7 @@ const HARMLESS: [&str; 6] = [
     "tensor_data_layout",
     // Only applies to embedding models.
     "pooling_type",
-    // Only affects Granite models, whose architecture reads it.
+    // Only affects Granite models, for which `granite.rs` checks it.
     "rope.scaling.finetuned",
     // The number of rows of the embedding is used instead.
     "vocab_size",
@@ -78,8 +78,8 @@ const EQUAL: [(&str, &str); 4] = [
 /// models have far fewer blocks.
 const MAX_LAYERS: usize = 1 << 14;
 
-/// Reads settings from the metadata of a GGUF file. Their keys begin with the name of the
-/// architecture.
+/// Reads architecture-specific settings from the metadata of a GGUF file. The keys of these
+/// settings begin with the name of the architecture.
 pub struct Settings<'a> {
     pub architecture: &'a Architecture,
     pub meta: &'a Metadata,
