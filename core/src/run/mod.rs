@@ -11,6 +11,7 @@
 mod adapter;
 mod assemble;
 pub mod assembled;
+pub mod bench;
 mod best;
 mod checkpoint;
 mod closing;
