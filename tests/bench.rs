@@ -10,7 +10,10 @@ use crate::{golden, json, jsonl, reprpo_in, stderr, stdout};
 
 /// Six pairs with four prompts.
 fn pairs(folder: &Path) -> String {
-    let row = |(i, prompt): (usize, &str)| json!({ "prompt": format!("{prompt}?"), "chosen": format!(" yes {i}"), "rejected": " no." });
+    let row = |(i, prompt): (usize, &str)| {
+        let (prompt, chosen) = (format!("{prompt}?"), format!(" yes {i}"));
+        json!({ "prompt": prompt, "chosen": chosen, "rejected": " no." })
+    };
     let rows: Vec<Value> =
         ["one", "one", "two", "three", "three", "four"].into_iter().enumerate().map(row).collect();
     jsonl(folder, "pairs.jsonl", &rows).display().to_string()

@@ -144,8 +144,8 @@ impl Reference {
         })
     }
 
-    /// Returns the pass that [`observe`](Self::observe) would run on the batch; `None` if everything
-    /// that the method needs is cached.
+    /// Returns the pass that [`observe`](Self::observe) would run on the batch. Returns `None` if
+    /// everything that the method needs is cached.
     pub(super) fn due(
         &self,
         batch: &PairBatch,

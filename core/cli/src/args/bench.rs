@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, value_parser};
+use clap::Args;
+use clap::builder::RangedU64ValueParser;
 use reprpo_core::Result;
 use reprpo_core::config::Resolved;
 use reprpo_core::run::bench::Options;
@@ -11,6 +12,14 @@ use super::data_flags::{DataFlags, RunData};
 use super::fields::{FieldFlags, MethodFlags, ModelFlags, StartFlags, TrainingFlags};
 use super::{CONFIGURATION, experiment};
 use crate::App;
+
+/// Help heading of the flags that only this command has.
+const MEASUREMENT: &str = "Measurement";
+
+/// Parses a number greater than 0.
+fn positive() -> RangedU64ValueParser {
+    RangedU64ValueParser::new().range(1..)
+}
 
 /// Measure the speed of training on your own model, method and pairs.
 ///
@@ -42,18 +51,18 @@ pub struct BenchArgs {
     #[command(flatten)]
     training: FieldFlags<TrainingFlags>,
     /// Number of pairs, from the start of the split.
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = value_parser!(u64).range(1..),
-        help_heading = "Measurement")]
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = positive(),
+        help_heading = MEASUREMENT)]
     pub pairs: u64,
     /// Skip pairs whose prompt an earlier pair has, so that pairs share no prompts.
-    #[arg(long, help_heading = "Measurement")]
+    #[arg(long, help_heading = MEASUREMENT)]
     distinct_prompts: bool,
     /// Number of repetitions. The table shows the repetition with the median duration.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u64).range(1..),
-        help_heading = "Measurement")]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = positive(),
+        help_heading = MEASUREMENT)]
     repeat: u64,
     /// Number of optimiser steps before the measurement, which are not counted.
-    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Measurement")]
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = MEASUREMENT)]
     warmup: u64,
     /// Print the result as a JSON object.
     #[arg(long, help_heading = "Output")]

@@ -60,8 +60,8 @@ impl ExperimentArgs {
     }
 }
 
-/// Resolves an experiment from the binary's defaults, the files `config`, the environment, the flags
-/// that `flags` adds, and the assignments `set`.
+/// Resolves an experiment from the binary's defaults, the files `config`, the environment, the
+/// flags that `flags` adds, and the assignments `set`.
 ///
 /// # Errors
 /// Fails if a configuration file cannot be read, or if a name, field or value is not valid.
