@@ -9,7 +9,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
@@ -217,7 +217,7 @@ pub fn run(args: &BenchPeer) -> Result<ExitCode> {
     let process = |program: &Path, arguments: &[String]| {
         let mut command = Command::new(program);
         command.args(arguments).env("OMP_NUM_THREADS", args.threads().to_string());
-        output(&mut command, &log)
+        output(&mut command, &log, program == args.python)
     };
     let peer = |arguments: Vec<String>| {
         let script = script.to_string_lossy().into_owned();
@@ -276,7 +276,7 @@ fn prepare(args: &BenchPeer, folder: &Path) -> Vec<String> {
 
 /// Runs a command to its end and returns its standard output. Its other output goes to the file
 /// `log`, whose last lines are part of the error if the command fails.
-fn output(command: &mut Command, log: &Path) -> Result<String> {
+fn output(command: &mut Command, log: &Path, is_python: bool) -> Result<String> {
     let program = command.get_program().to_string_lossy().into_owned();
     let stderr = File::create(log).with_context(|| format!("cannot write `{}`", log.display()))?;
     let output = command
@@ -290,10 +290,10 @@ fn output(command: &mut Command, log: &Path) -> Result<String> {
     let text = String::from_utf8_lossy(&std::fs::read(log).unwrap_or_default()).into_owned();
     let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
     let last = lines[lines.len().saturating_sub(6)..].join("\n  ");
-    Err(failure(
-        format!("`{program}` failed: {}\n  {last}", output.status),
-        "give a Python with the packages that `tests/python/bench_trl.py` lists as `--python`",
-    ))
+    let what = format!("`{program}` failed: {}\n  {last}", output.status);
+    let hint =
+        "give a Python with the packages that `tests/python/bench_trl.py` lists as `--python`";
+    Err(if is_python { failure(what, hint) } else { anyhow!(what) })
 }
 
 fn last_line(text: &str) -> &str {
