@@ -55,7 +55,7 @@ fn the_help_lists_the_commands_by_topic() {
         .collect();
     assert_eq!(
         names.join(" "),
-        "doctor selftest list explain model run sweep config eval score generate chat states \
+        "doctor selftest bench list explain model run sweep config eval score generate chat states \
             export data new plugin help"
     );
 }

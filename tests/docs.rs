@@ -12,9 +12,10 @@ use std::process::{Command, Stdio};
 use crate::{reprpo, reprpo_command, reprpo_in, stdout};
 
 /// Pages that contain commands.
-const PAGES: [&str; 9] = [
+const PAGES: [&str; 10] = [
     "README.md",
     "docs/adapters-elsewhere.md",
+    "docs/benchmarks.md",
     "docs/clusters.md",
     "docs/guide.md",
     "docs/install.md",
@@ -144,10 +145,17 @@ fn reduced(words: &[String], folder: &Path) -> Option<Vec<String>> {
         word => word.to_owned(),
     };
     let mut args: Vec<String> = words.iter().map(replaced).collect();
-    if args[0] == "run" {
-        if !args.contains(&"--model".to_owned()) {
-            args.extend(["--model".into(), model]);
+    if ["run", "bench"].contains(&args[0].as_str()) && !args.contains(&"--model".to_owned()) {
+        args.extend(["--model".into(), model]);
+    }
+    if args[0] == "bench" {
+        let small = ["--device", "cpu", "--set", "train.batch=2"];
+        args.extend(small.map(String::from));
+        if !args.contains(&"--pairs".to_owned()) {
+            args.extend(["--pairs", "8"].map(String::from));
         }
+    }
+    if args[0] == "run" {
         let small = ["--device", "cpu", "--set", "train.max_pairs=8", "--set", "eval.max_pairs=4"];
         args.extend(small.map(String::from));
     }

@@ -1,5 +1,6 @@
 //! Tests of the complete program, run in the way that users run it.
 
+mod bench;
 mod command;
 #[cfg(target_os = "linux")]
 mod cuda;

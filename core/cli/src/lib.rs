@@ -137,6 +137,7 @@ fn dispatch(command: Command, app: &App<'_>) -> Result<()> {
         Command::Plugin(args) => commands::plugin::run(&args, app),
         Command::Doctor(args) => commands::doctor::run(&args, app),
         Command::Selftest(args) => commands::selftest::run(&args, app),
+        Command::Bench(args) => commands::bench::run(&args, app),
     }
 }
 

@@ -14,7 +14,7 @@ use super::validation::Validation;
 use crate::api::StepInfo;
 use crate::error::{Context, Error, Fault, Result, quoted};
 use crate::text::TokenPair;
-use crate::train::{Accumulated, Steps, accumulate, learning_rate};
+use crate::train::{Accumulated, Phase, Steps, accumulate, learning_rate};
 
 /// Trains `run` from the first step, or from the step of its checkpoint. Validates and writes
 /// checkpoints into `folder` at the configured intervals. If `stop` becomes true, writes a
@@ -122,7 +122,10 @@ pub fn fit(
 }
 
 /// Takes one optimiser step on `pairs`. Returns the loss, the metrics and the gradient norm.
-fn take_step(
+///
+/// # Errors
+/// Fails if the method or libtorch returns an error, or if the loss or the gradient is not finite.
+pub(super) fn take_step(
     plan: &Plan<'_>,
     run: &mut Assembled,
     pairs: &[&TokenPair],
@@ -138,7 +141,8 @@ fn take_step(
         train.batch,
         info,
     )?;
-    let norm = run.optimiser.clip(train.clip)?;
+    let clock = run.objective.clock().clone();
+    let norm = clock.measure(Phase::Optimiser, || run.optimiser.clip(train.clip))?;
     if !norm.is_finite() {
         return Err(Error::new(format!(
             "the gradient norm is {norm} at a loss of {:.4}",
@@ -155,7 +159,7 @@ fn take_step(
             );
         }
     }
-    run.optimiser.step(lr)?;
+    clock.measure(Phase::Optimiser, || run.optimiser.step(lr))?;
     Ok((sums, norm))
 }
 

@@ -11,6 +11,7 @@
 mod adapter;
 mod assemble;
 pub mod assembled;
+pub mod bench;
 mod best;
 mod checkpoint;
 mod closing;
@@ -264,7 +265,7 @@ fn costs(plan: &Plan<'_>) -> Result<String> {
 /// Peak resident memory of this process in GB; `None` if the system does not report it.
 fn peak_memory() -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let kb: f64 = status
+    let kib: f64 = status
         .lines()
         .find_map(|l| l.strip_prefix("VmHWM:"))?
         .trim()
@@ -272,7 +273,8 @@ fn peak_memory() -> Option<f64> {
         .trim()
         .parse()
         .ok()?;
-    Some(kb / 1e6)
+    // The system writes `kB`, but counts units of 1024 bytes.
+    Some(kib * 1024.0 / 1e9)
 }
 
 /// The state of libtorch's random number generator on the CPU before the run. The run seeds the

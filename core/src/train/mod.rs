@@ -3,7 +3,9 @@
 
 mod directions;
 mod objective;
+mod operations;
 mod optimiser;
+mod phases;
 mod reference;
 mod schedule;
 mod start;
@@ -12,7 +14,9 @@ mod steps;
 mod taps;
 
 pub use objective::{Evaluated, Objective};
+pub use operations::{GradientPlan, Operations, Shape, Work};
 pub use optimiser::{AdamW, Group};
+pub use phases::{Phase, PhaseClock, PhaseTimes};
 pub use reference::Reference;
 pub use schedule::learning_rate;
 pub use start::leave_flat_start;

@@ -6,6 +6,8 @@ mod tests;
 use tch::{Kind, Tensor};
 
 use super::directions::ModuleDirections;
+use super::operations::{Count, GradientPlan, Work};
+use super::phases::{Phase, PhaseClock};
 use super::reference::{Reference, ReferenceValues};
 use super::taps::Taps;
 use crate::api::{
@@ -29,6 +31,7 @@ pub struct Objective {
     sharing: Sharing,
     directions: ModuleDirections,
     hook_errors: HookErrors,
+    clock: PhaseClock,
 }
 
 /// The loss of a batch and its metrics.
@@ -68,6 +71,7 @@ impl Objective {
             sharing,
             directions,
             hook_errors: HookErrors::default(),
+            clock: PhaseClock::default(),
         })
     }
 
@@ -94,6 +98,16 @@ impl Objective {
     /// Replaces the choice of sequences that share rows of a batch.
     pub(crate) fn set_sharing(&mut self, sharing: Sharing) {
         self.sharing = sharing;
+    }
+
+    /// The clock that measures the phases of each step. It is off by default.
+    pub fn clock(&self) -> &PhaseClock {
+        &self.clock
+    }
+
+    /// Replaces the clock.
+    pub fn set_clock(&mut self, clock: PhaseClock) {
+        self.clock = clock;
     }
 
     /// Builds a batch of `pairs` that contains the sequences that the method needs.
@@ -145,7 +159,9 @@ impl Objective {
         step: StepInfo,
         weight: f64,
     ) -> Result<Evaluated> {
-        let evaluated = self.evaluate(model, adapted, batch, step, Some(weight))?;
+        let clock = self.clock.clone();
+        let evaluated = clock
+            .measure(Phase::Forward, || self.evaluate(model, adapted, batch, step, Some(weight)))?;
         if !evaluated.loss.value.requires_grad() {
             return Err(Error::new("the method's loss has no gradient")
                 .hint("compute the loss from the policy's log-probabilities or states"));
@@ -180,13 +196,11 @@ impl Objective {
     ) -> Result<Evaluated> {
         let directions_of =
             |whose| if weight.is_some() { self.directions.sites(whose) } else { &[] };
-        let observed = self.reference.observe(
-            model,
-            batch,
-            &self.needs,
-            &self.taps,
-            directions_of(Directions::Reference),
-        )?;
+        let clock = self.clock.clone();
+        let observed = clock.measure(Phase::Reference, || {
+            let modules = directions_of(Directions::Reference);
+            self.reference.observe(model, batch, &self.needs, &self.taps, modules)
+        })?;
         let hidden = self.needs.logprobs.any() || self.needs.sequence_nll;
         let sites: Vec<Site> =
             self.taps.sites.iter().chain(directions_of(Directions::Policy)).cloned().collect();
@@ -224,14 +238,12 @@ impl Objective {
                 } else {
                     Detail::Metrics
                 };
-                let scores = model.score_tokens(
-                    hidden,
-                    &batch.predicted,
-                    detail,
-                    observed.hidden.as_ref(),
-                )?;
+                let scores = clock.measure(Phase::Head, || {
+                    model.score_tokens(hidden, &batch.predicted, detail, observed.hidden.as_ref())
+                })?;
                 if let Some(stats) = &scores.stats {
-                    metrics = self.metrics(batch, &scores.logprobs, stats)?;
+                    metrics = clock
+                        .measure(Phase::Logging, || self.metrics(batch, &scores.logprobs, stats))?;
                 }
                 Some(self.logprobs(
                     batch,
@@ -243,7 +255,8 @@ impl Objective {
             _ => None,
         };
         let reference = if self.needs.reference_logprobs {
-            Some(self.logprobs(batch, &self.reference.logprobs(batch, model)?, None, None)?)
+            let kept = clock.measure(Phase::Reference, || self.reference.logprobs(batch, model))?;
+            Some(self.logprobs(batch, &kept, None, None)?)
         } else {
             None
         };
@@ -256,7 +269,9 @@ impl Objective {
         {
             let rows = batch.rows(Pooling::All, Side::Chosen)?;
             let own = batch.own_tokens(&rows)?;
-            let own = model.score_tokens(hidden, &own, Detail::None, None)?.logprobs;
+            let own = clock
+                .measure(Phase::Head, || model.score_tokens(hidden, &own, Detail::None, None))?
+                .logprobs;
             pairs = pairs.with_sequence_nll(SequenceNll {
                 policy: -own,
                 reference: -reference,
@@ -273,6 +288,53 @@ impl Objective {
         // The method's metrics replace built-in metrics with the same name.
         metrics.retain(|(name, _)| loss.metrics.iter().all(|(own, _)| own != name));
         Ok(Evaluated { loss, metrics })
+    }
+
+    /// Counts the products that [`loss`](Self::loss) and the backward pass compute on `batch`, with
+    /// the reference values that are cached now. `plan` must belong to the same adapter.
+    ///
+    /// # Errors
+    /// Fails if the model does not have a site, or if memory runs out.
+    pub fn work(
+        &self,
+        model: &Model,
+        adapted: &Adapted,
+        batch: &PairBatch,
+        plan: &GradientPlan,
+    ) -> Result<Work> {
+        let needs = &self.needs;
+        let hidden = needs.logprobs.any() || needs.sequence_nll;
+        let mut count = Count::new(model, batch);
+        let modules = self.directions.sites(Directions::Reference);
+        let due = self.reference.due(batch, needs, &self.taps, modules);
+        if let Some(due) = &due {
+            count.forward(model.depth(&due.sites, due.hidden)?);
+            if due.new && needs.reference_logprobs {
+                count.head(batch.predicted.ids.size()[0], 1);
+            }
+        }
+        let sites: Vec<Site> = self.policy_sites().cloned().collect();
+        let blocks = model.depth(&sites, hidden)?;
+        count.forward(blocks);
+        count.adapter(adapted);
+        count.backward(plan, blocks, if hidden { None } else { Some(&sites) });
+        // The head computes the gradient of its input together with the logits. The divergence
+        // from the reference needs the logits of both models, and two gradients.
+        let scored = batch.predicted.ids.size()[0];
+        if needs.logprobs.any() {
+            count.head(scored, if needs.reference_kl { 4 } else { 2 });
+        }
+        if needs.sequence_nll {
+            let own = batch.own_tokens(&*batch.rows(Pooling::All, Side::Chosen)?)?.ids.size()[0];
+            count.head(own, 2 + i64::from(due.is_some()));
+        }
+        Ok(count.finish(scored))
+    }
+
+    /// The sites that are read in the pass of the policy: the taps, and then the sites of the
+    /// method's directions.
+    fn policy_sites(&self) -> impl Iterator<Item = &Site> {
+        self.taps.sites.iter().chain(self.directions.sites(Directions::Policy))
     }
 
     /// Checks whether a gradient hook failed in the last backward pass.
@@ -315,13 +377,15 @@ impl Objective {
     /// gradient of `y`.
     fn hook(&self, site: &Site, y: &Tensor, batch: &PairBatch, weight: f64) -> Result<()> {
         let direction = self.directions.of_batch(site)?;
-        let map = self.intervention.output_grad(OutputGrad {
+        let mut map = self.intervention.output_grad(OutputGrad {
             site: site.clone(),
             direction,
             owner: batch.row_owner()?,
             weight,
         })?;
-        register_hook(y, map, &self.hook_errors)
+        let clock = self.clock.clone();
+        let timed = move |grad: &Tensor| clock.measure(Phase::Hooks, || map(grad));
+        register_hook(y, Box::new(timed), &self.hook_errors)
     }
 
     /// Returns the states of the policy and the reference at a tap, for the sides that the method

@@ -68,6 +68,20 @@ pub struct ReferenceValues {
     pub hidden: Option<Tensor>,
 }
 
+/// A pass of the reference over a batch that cannot be replaced by cached outputs.
+pub(super) struct Due {
+    /// True if the outputs of some pairs must be added to the cache.
+    pub new: bool,
+    /// True if the method reads states that are too large for the cache.
+    pub live: bool,
+    /// True if the pass must reach the final hidden state.
+    pub hidden: bool,
+    /// Number of sites that belong to taps; they come first.
+    pub taps: usize,
+    /// The sites to read.
+    pub sites: Vec<Site>,
+}
+
 impl Reference {
     /// Creates a reference: the base model with the adapter `adapted`, or without an adapter if
     /// `adapted` is `None`. `names` maps the index of each pair to its name in checkpoints.
@@ -87,17 +101,12 @@ impl Reference {
         taps: &Taps,
         modules: &[Site],
     ) -> Result<ReferenceValues> {
-        let live =
-            needs.reference_states && (needs.states == States::PerToken || !taps.pool_first());
-        let keeps = needs.reference_logprobs || (needs.reference_states && !live);
-        let new = keeps && !batch.indices.iter().all(|i| self.kept.contains_key(i));
-        if !(new || live || !modules.is_empty() || needs.sequence_nll || needs.reference_kl) {
+        let Some(Due { new, live, hidden, taps: tapped, sites }) =
+            self.due(batch, needs, taps, modules)
+        else {
             return Ok(ReferenceValues::default());
-        }
+        };
         let _guard = tch::no_grad_guard();
-        let tap_sites: &[Site] = if needs.reference_states { &taps.sites } else { &[] };
-        let sites: Vec<Site> = tap_sites.iter().chain(modules).cloned().collect();
-        let hidden = (new && needs.reference_logprobs) || needs.sequence_nll || needs.reference_kl;
         let mut reached = model.forward(
             &batch.stream,
             Request {
@@ -107,7 +116,7 @@ impl Reference {
                 ..Request::default()
             },
         )?;
-        let at_modules = reached.states.split_off(tap_sites.len());
+        let at_modules = reached.states.split_off(tapped);
         if new {
             self.keep(
                 model,
@@ -133,6 +142,37 @@ impl Reference {
             own_logprobs,
             hidden: reached.hidden.filter(|_| needs.reference_kl),
         })
+    }
+
+    /// Returns the pass that [`observe`](Self::observe) would run on the batch. Returns `None` if
+    /// everything that the method needs is cached.
+    pub(super) fn due(
+        &self,
+        batch: &PairBatch,
+        needs: &Needs,
+        taps: &Taps,
+        modules: &[Site],
+    ) -> Option<Due> {
+        let live =
+            needs.reference_states && (needs.states == States::PerToken || !taps.pool_first());
+        let keeps = needs.reference_logprobs || (needs.reference_states && !live);
+        let new = keeps && !batch.indices.iter().all(|i| self.kept.contains_key(i));
+        if !(new || live || !modules.is_empty() || needs.sequence_nll || needs.reference_kl) {
+            return None;
+        }
+        let tap_sites: &[Site] = if needs.reference_states { &taps.sites } else { &[] };
+        Some(Due {
+            new,
+            live,
+            hidden: (new && needs.reference_logprobs) || needs.sequence_nll || needs.reference_kl,
+            taps: tap_sites.len(),
+            sites: tap_sites.iter().chain(modules).cloned().collect(),
+        })
+    }
+
+    /// Removes all cached outputs, so that they are computed again.
+    pub fn clear(&mut self) {
+        self.kept.clear();
     }
 
     fn keep(

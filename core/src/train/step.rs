@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tch::{Device, Kind, Tensor};
 
-use super::{Evaluated, Objective};
+use super::{Evaluated, Objective, Phase};
 use crate::api::{Partial, StepInfo};
 use crate::error::{Error, Result};
 use crate::guard::faults;
@@ -79,7 +79,8 @@ pub fn accumulate(
     if let Some(factor) = factor {
         objective.scale_gradients(adapted, factor)?;
     }
-    objective.map_gradients(adapted)?;
+    let clock = objective.clock().clone();
+    clock.measure(Phase::Hooks, || objective.map_gradients(adapted))?;
     Ok(sums)
 }
 
@@ -117,12 +118,13 @@ fn sum(
     info: StepInfo,
     mode: Mode<'_>,
 ) -> Result<(Accumulated, Option<f64>)> {
+    let clock = objective.clock().clone();
     let weight = 1.0 / pairs.len() as f64;
     let (mut losses, mut of_method, mut of_engine) = (Vec::new(), Sums::default(), Sums::default());
     let (mut counted, mut lacking) = (Vec::new(), None);
     for micro in pairs.chunks(size) {
         let fraction = micro.len() as f64 * weight;
-        let batch = objective.batch(micro, model)?;
+        let batch = clock.measure(Phase::Data, || objective.batch(micro, model))?;
         let Evaluated { loss, metrics } = match mode {
             Mode::Train => objective.loss(model, adapted, &batch, info, weight)?,
             Mode::Validate(stop) if stop.load(Ordering::Relaxed) => {
@@ -154,42 +156,74 @@ fn sum(
             Ok(t.f_detach()?.f_to_kind(Kind::Double)?.f_reshape([1])?)
         };
         if matches!(mode, Mode::Train) {
-            weighed(&loss.value)?.f_backward()?;
+            clock.measure(Phase::Backward, || -> Result<()> {
+                Ok(weighed(&loss.value)?.f_backward()?)
+            })?;
             objective.after_backward()?;
         }
         faults::check()?;
-        losses.push(weighed(&logged(&loss.value)?)?);
-        for (name, value) in loss.metrics {
-            of_method.add(name, weighed(&logged(&value)?)?)?;
-        }
-        for (name, value) in metrics {
-            of_engine.add(name, logged(&value)? * fraction)?;
-        }
-    }
-    let mut loss = Tensor::f_cat(&losses, 0)?.f_sum(Kind::Double)?.f_double_value(&[])?;
-    let (mut left_out, mut factor) = (None, None);
-    if let Some(lacking) = lacking {
-        let counted = Tensor::f_cat(&counted, 0)?.f_sum(Kind::Double)?.f_double_value(&[])?;
-        left_out = Some(LeftOut { pairs: pairs.len() - counted.round() as usize, lacking });
-        if counted == 0.0 {
-            // The means of the metrics are not defined if no pair counts.
-            of_method.0.clear();
-        } else if counted < pairs.len() as f64 {
-            // The weights above assume that all pairs count. Correct for those that do not.
-            let rest = pairs.len() as f64 / counted;
-            loss *= rest;
-            for (_, value) in &mut of_method.0 {
-                *value = &*value * rest;
+        clock.measure(Phase::Logging, || -> Result<()> {
+            losses.push(weighed(&logged(&loss.value)?)?);
+            for (name, value) in loss.metrics {
+                of_method.add(name, weighed(&logged(&value)?)?)?;
             }
-            factor = Some(rest);
-        }
+            for (name, value) in metrics {
+                of_engine.add(name, logged(&value)? * fraction)?;
+            }
+            Ok(())
+        })?;
     }
-    // Copy all metrics from the device at once.
-    let (names, values): (Vec<_>, Vec<_>) = of_method.0.into_iter().chain(of_engine.0).unzip();
-    let values = if values.is_empty() {
-        Vec::new()
-    } else {
-        Vec::<f64>::try_from(Tensor::f_cat(&values, 0)?.f_to_device(Device::Cpu)?)?
-    };
-    Ok((Accumulated { loss, metrics: names.into_iter().zip(values).collect(), left_out }, factor))
+    let sums = MicroBatches { losses, of_method, of_engine, counted, lacking };
+    clock.measure(Phase::Logging, || sums.collect(pairs.len()))
+}
+
+/// The values of all micro-batches of a step, which are still on the device.
+struct MicroBatches {
+    /// The weighted loss of each micro-batch.
+    losses: Vec<Tensor>,
+    /// The metrics of the method.
+    of_method: Sums,
+    /// The metrics of the engine.
+    of_engine: Sums,
+    /// The number of pairs that count in each micro-batch; empty if the method counts all pairs.
+    counted: Vec<Tensor>,
+    /// Description of what the other pairs lack.
+    lacking: Option<&'static str>,
+}
+
+impl MicroBatches {
+    /// Copies the values of a step of `pairs` pairs from the device. Also returns the factor that
+    /// [`sum`] returns.
+    fn collect(self, pairs: usize) -> Result<(Accumulated, Option<f64>)> {
+        let Self { losses, mut of_method, of_engine, counted, lacking } = self;
+        let mut loss = Tensor::f_cat(&losses, 0)?.f_sum(Kind::Double)?.f_double_value(&[])?;
+        let (mut left_out, mut factor) = (None, None);
+        if let Some(lacking) = lacking {
+            let counted = Tensor::f_cat(&counted, 0)?.f_sum(Kind::Double)?.f_double_value(&[])?;
+            left_out = Some(LeftOut { pairs: pairs - counted.round() as usize, lacking });
+            if counted == 0.0 {
+                // The means of the metrics are not defined if no pair counts.
+                of_method.0.clear();
+            } else if counted < pairs as f64 {
+                // The weights above assume that all pairs count. Correct for those that do not.
+                let rest = pairs as f64 / counted;
+                loss *= rest;
+                for (_, value) in &mut of_method.0 {
+                    *value = &*value * rest;
+                }
+                factor = Some(rest);
+            }
+        }
+        // Copy all metrics from the device at once.
+        let (names, values): (Vec<_>, Vec<_>) = of_method.0.into_iter().chain(of_engine.0).unzip();
+        let values = if values.is_empty() {
+            Vec::new()
+        } else {
+            Vec::<f64>::try_from(Tensor::f_cat(&values, 0)?.f_to_device(Device::Cpu)?)?
+        };
+        Ok((
+            Accumulated { loss, metrics: names.into_iter().zip(values).collect(), left_out },
+            factor,
+        ))
+    }
 }

@@ -3,6 +3,7 @@
 //! It runs before libtorch is installed, so it must not depend on tch, not even indirectly through
 //! another crate of this workspace.
 
+mod bench_peer;
 mod compiler;
 mod config;
 mod failure;
@@ -24,6 +25,7 @@ use std::time::Instant;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
+use crate::bench_peer::BenchPeer;
 use crate::package::PackageOptions;
 use crate::package::link::{self, Link};
 use crate::platform::Variant;
@@ -51,6 +53,8 @@ enum Command {
     /// Set up libtorch, then run all tests of the workspace; arguments after `--` are passed to
     /// `cargo test`
     Test(PassedArgs),
+    /// Compare the speed of training with TRL and PEFT
+    BenchPeer(Box<BenchPeer>),
     /// Search comments, strings and Markdown for violations of the style guide
     Prose,
     /// Build the Python wheel, which depends on the torch package
@@ -135,6 +139,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         }
         Command::Demo(passed) => run::demo(&passed.options, &passed.args),
         Command::Test(passed) => run::test(&passed.options, &passed.args),
+        Command::BenchPeer(args) => bench_peer::run(&args),
         Command::Prose => prose::run(),
         Command::Wheel(options) => package::wheel(&options).map(|()| ExitCode::SUCCESS),
         Command::Dist(options) => package::dist(&options).map(|()| ExitCode::SUCCESS),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use reprpo_core::Result;
-use reprpo_core::config::Resolved;
+use reprpo_core::config::{Layering, Resolved};
 
 use super::data_flags::{DataFlags, RunData};
 use super::fields::{
@@ -47,22 +47,39 @@ impl ExperimentArgs {
     /// # Errors
     /// Fails if a configuration file cannot be read, or if a name, field or value is not valid.
     pub fn resolve(&self, app: &App<'_>) -> Result<Resolved> {
-        let mut layers = layers::defaults(app)?;
-        for file in &self.config {
-            layers.file(file)?;
-        }
-        layers::environment(&mut layers);
-        self.model.apply(&mut layers);
-        self.start.apply(&mut layers);
-        self.data.apply(&mut layers)?;
-        self.method.apply(&mut layers);
-        self.training.apply(&mut layers);
-        self.evaluation.apply(&mut layers);
-        self.output.apply(&mut layers);
-        for assignment in &self.set {
-            layers.set(assignment)?;
-        }
-        layers.start_from_adapter();
-        layers.resolve()
+        resolve(app, &self.config, &self.set, |layers| {
+            self.model.apply(layers);
+            self.start.apply(layers);
+            self.data.apply(layers)?;
+            self.method.apply(layers);
+            self.training.apply(layers);
+            self.evaluation.apply(layers);
+            self.output.apply(layers);
+            Ok(())
+        })
     }
+}
+
+/// Resolves an experiment from the binary's defaults, the files `config`, the environment, the
+/// flags that `flags` adds, and the assignments `set`.
+///
+/// # Errors
+/// Fails if a configuration file cannot be read, or if a name, field or value is not valid.
+pub fn resolve(
+    app: &App<'_>,
+    config: &[PathBuf],
+    set: &[String],
+    flags: impl FnOnce(&mut Layering<'_>) -> Result<()>,
+) -> Result<Resolved> {
+    let mut layers = layers::defaults(app)?;
+    for file in config {
+        layers.file(file)?;
+    }
+    layers::environment(&mut layers);
+    flags(&mut layers)?;
+    for assignment in set {
+        layers.set(assignment)?;
+    }
+    layers.start_from_adapter();
+    layers.resolve()
 }

@@ -4,6 +4,7 @@
 //! Flags that set a field of the experiment are generated from the field's declaration. Each
 //! command lists the groups of flags that it accepts.
 
+mod bench;
 mod config;
 mod data;
 mod data_flags;
@@ -32,6 +33,7 @@ use reprpo_core::Result;
 use reprpo_core::config::PluginFile;
 use reprpo_core::registry::{Kind, Registry};
 
+pub use bench::BenchArgs;
 pub use config::{ConfigArgs, ConfigCommand, ShowArgs};
 pub use data::{DataArgs, DataCommand, FetchDataArgs, InspectArgs, PairsArgs, TokensArgs};
 pub use data_flags::PairReader;
@@ -112,6 +114,7 @@ pub enum Command {
     // Getting started.
     Doctor(DoctorArgs),
     Selftest(SelftestArgs),
+    Bench(Box<BenchArgs>),
     List(ListArgs),
     Explain(ExplainArgs),
     Model(ModelArgs),
@@ -157,6 +160,7 @@ impl Cli {
                     .collect(),
                 &args.experiment.set,
             ),
+            Command::Bench(args) => (args.config.clone(), &args.set),
             Command::Sweep(args) => (args.experiment.config.clone(), &args.experiment.set),
             Command::Config(ConfigArgs { command: ConfigCommand::Show(args) }) => {
                 (args.experiment.config.clone(), &args.experiment.set)
@@ -227,6 +231,7 @@ pub fn command(registry: &Registry) -> clap::Command {
     Cli::command()
         .args([help, version])
         .mut_subcommand("run", |c| recipes(describe(c, &Kind::ALL)))
+        .mut_subcommand("bench", |c| recipes(describe(c, &Kind::ALL)))
         .mut_subcommand("sweep", |c| recipes(describe(c, &Kind::ALL)))
         .mut_subcommand("config", |c| {
             c.mut_subcommand("show", |c| recipes(describe(c, &Kind::ALL)))

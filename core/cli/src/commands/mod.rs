@@ -1,6 +1,7 @@
 //! The subcommands, one file each. Each file calls the engine with the given arguments, and prints
 //! the results.
 
+pub mod bench;
 pub mod chat;
 pub mod config;
 pub mod data;

@@ -1,0 +1,102 @@
+//! Arguments of `reprpo bench`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use clap::builder::RangedU64ValueParser;
+use reprpo_core::Result;
+use reprpo_core::config::Resolved;
+use reprpo_core::run::bench::Options;
+
+use super::data_flags::{DataFlags, RunData};
+use super::fields::{FieldFlags, MethodFlags, ModelFlags, StartFlags, TrainingFlags};
+use super::{CONFIGURATION, experiment};
+use crate::App;
+
+/// Help heading of the flags that only this command has.
+const MEASUREMENT: &str = "Measurement";
+
+/// Parses a number greater than 0.
+fn positive() -> RangedU64ValueParser {
+    RangedU64ValueParser::new().range(1..)
+}
+
+/// Measure the speed of training on your own model, method and pairs.
+///
+/// Takes the steps of `reprpo run` without writing a run. Each repetition has two passes over the
+/// same pairs: the first computes the outputs of the reference, and the second reads them from the
+/// cache, as in all epochs after the first. For both passes, the table shows pairs and tokens per
+/// second, the time of each phase, the number of operations, and their rate as a share of the rate
+/// of the machine, which is measured with products of the same shapes. docs/benchmarks.md explains
+/// every number.
+#[derive(Args)]
+#[command(after_long_help = "\
+Examples:
+  reprpo bench
+  reprpo bench --pairs 16 --repeat 3 --set train.batch=2
+  reprpo bench --intervention prefvec --adapter hra --dataset pairs.jsonl --distinct-prompts
+  reprpo bench --model ./my-model --dtype bf16 --device cuda --json
+
+Close other programs first, and set `OMP_NUM_THREADS` to the number of free cores. The fields
+`train.max_pairs`, `train.epochs` and `eval.*` have no effect.")]
+pub struct BenchArgs {
+    #[command(flatten)]
+    model: FieldFlags<ModelFlags>,
+    #[command(flatten)]
+    method: FieldFlags<MethodFlags>,
+    #[command(flatten)]
+    start: FieldFlags<StartFlags>,
+    #[command(flatten)]
+    data: DataFlags<RunData>,
+    #[command(flatten)]
+    training: FieldFlags<TrainingFlags>,
+    /// Number of pairs, from the start of the split.
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = positive(),
+        help_heading = MEASUREMENT)]
+    pub pairs: u64,
+    /// Skip pairs whose prompt an earlier pair has, so that pairs share no prompts.
+    #[arg(long, help_heading = MEASUREMENT)]
+    distinct_prompts: bool,
+    /// Number of repetitions. The table shows the repetition with the median duration.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = positive(),
+        help_heading = MEASUREMENT)]
+    repeat: u64,
+    /// Number of optimiser steps before the measurement, which are not counted.
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = MEASUREMENT)]
+    warmup: u64,
+    /// Print the result as a JSON object.
+    #[arg(long, help_heading = "Output")]
+    pub json: bool,
+    /// TOML file with fields of the experiment; may be repeated, and later files override earlier
+    /// ones.
+    #[arg(long, value_name = "FILE", help_heading = CONFIGURATION)]
+    pub config: Vec<PathBuf>,
+    /// Set any field of the experiment, e.g. `train.batch=8`; may be repeated. `none` clears an
+    /// optional field.
+    #[arg(long, value_name = "FIELD=VALUE", help_heading = CONFIGURATION)]
+    pub set: Vec<String>,
+}
+
+impl BenchArgs {
+    /// Resolves the experiment like `reprpo run`.
+    ///
+    /// # Errors
+    /// Fails if a configuration file cannot be read, or if a name, field or value is not valid.
+    pub fn resolve(&self, app: &App<'_>) -> Result<Resolved> {
+        experiment::resolve(app, &self.config, &self.set, |layers| {
+            self.model.apply(layers);
+            self.start.apply(layers);
+            self.data.apply(layers)?;
+            self.method.apply(layers);
+            self.training.apply(layers);
+            Ok(())
+        })
+    }
+
+    /// Converts the flags to the options of the measurement.
+    pub fn options(&self) -> Options {
+        let [pairs, repeat, warmup] = [self.pairs, self.repeat, self.warmup]
+            .map(|number| usize::try_from(number).unwrap_or(usize::MAX));
+        Options { pairs, repeat, warmup, distinct_prompts: self.distinct_prompts }
+    }
+}

@@ -1,0 +1,324 @@
+//! The result of a measurement, as a table and as JSON.
+
+use std::collections::BTreeMap;
+
+use indexmap::IndexMap;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::rate::Rates;
+use super::{Pass, Trial};
+use crate::error::{Error, Result};
+use crate::report::{Align, Grid};
+use crate::session::device_name;
+use crate::train::{Operations, Phase, Shape};
+use crate::weights::type_name;
+
+/// The measured speed of training.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// The model, as given by the user.
+    pub model: String,
+    /// Name of the intervention.
+    pub intervention: String,
+    /// Name of the adapter.
+    pub adapter: String,
+    /// Number of trained parameters of the adapter.
+    pub trained: i64,
+    /// Data type of the frozen weights.
+    pub dtype: String,
+    /// The device, such as `cpu` or `cuda:0`.
+    pub device: String,
+    /// Number of threads of libtorch.
+    pub threads: i32,
+    /// Number of pairs of a pass.
+    pub pairs: usize,
+    /// Number of tokens of both sequences of all pairs. As in TRL, prompts count twice.
+    pub tokens: usize,
+    /// Number of optimiser steps of a pass.
+    pub steps: usize,
+    /// Number of pairs in a micro-batch.
+    pub batch: usize,
+    /// Maximum number of tokens in prompt and completion together.
+    pub max_length: usize,
+    /// Number of steps before the measurement.
+    pub warmup: usize,
+    /// Number of repetitions.
+    pub repeat: usize,
+    /// Median number of rows of a micro-batch. Shared tokens are one row.
+    pub rows: i64,
+    /// Median number of scored tokens of a micro-batch.
+    pub scored: i64,
+    /// Seconds from the start of the process to the first step.
+    pub start_seconds: f64,
+    /// Peak memory in bytes: of the process on the CPU, or in the allocator of the GPU. `None` if
+    /// the system does not report it.
+    pub peak_bytes: Option<f64>,
+    /// The pass that computes the outputs of the reference.
+    pub first: Measured,
+    /// The pass that reads the outputs of the reference from the cache.
+    pub cached: Measured,
+    /// The rate of the machine at each shape.
+    pub shapes: Vec<ShapeRate>,
+}
+
+/// The measurement of a pass. All values belong to the repetition with the median duration.
+#[derive(Clone, Debug, Serialize)]
+pub struct Measured {
+    /// Pairs per second.
+    pub pairs_per_second: f64,
+    /// Tokens per second. As in TRL, the tokens of a prompt count twice.
+    pub tokens_per_second: f64,
+    /// Duration of the pass in seconds.
+    pub seconds: f64,
+    /// Duration of the pass in seconds in each repetition.
+    pub all_seconds: Vec<f64>,
+    /// Seconds of each phase, and of `other` work between them.
+    pub phases: IndexMap<&'static str, f64>,
+    /// Number of floating-point operations: of products with frozen weights, of attention, of the
+    /// adapter, and in total.
+    pub operations: IndexMap<&'static str, f64>,
+    /// The machine's rate of products in operations per second, weighted by the operations of each
+    /// shape.
+    pub matrix_rate: f64,
+    /// All operations per second, divided by `matrix_rate`.
+    pub share_of_matrix_rate: f64,
+}
+
+/// The rate of `at::linear` at one shape.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct ShapeRate {
+    /// The shape of the matrix.
+    #[serde(flatten)]
+    pub shape: Shape,
+    /// Number of rows of the measured product.
+    pub rows: i64,
+    /// Share of the products with frozen weights in the first pass that have this shape.
+    pub share: f64,
+    /// Operations per second. This is the median over the repetitions.
+    pub rate: f64,
+}
+
+/// The rate of each shape, as the median over the repetitions.
+#[derive(Clone, Debug)]
+pub struct Rate(BTreeMap<Shape, (i64, f64)>);
+
+impl Rate {
+    fn new(all: &[Rates]) -> Self {
+        let of = |shape: &Shape| {
+            let found: Vec<_> = all.iter().filter_map(|rates| rates.get(shape)).collect();
+            let rows = found.first()?.rows;
+            Some((*shape, (rows, median(found.iter().map(|one| one.rate)))))
+        };
+        Self(all.first().map_or_else(BTreeMap::new, |rates| rates.keys().filter_map(of).collect()))
+    }
+
+    /// The rate of products that are distributed over the shapes like `operations`. The time of
+    /// each shape adds up, so this is a harmonic mean.
+    fn weighted(&self, operations: &Operations) -> f64 {
+        let (mut all, mut seconds) = (0.0, 0.0);
+        for (shape, operations) in &operations.products {
+            if let Some((_, rate)) = self.0.get(shape) {
+                (all, seconds) = (all + operations, seconds + operations / rate);
+            }
+        }
+        all / seconds
+    }
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+impl Measured {
+    fn new(passes: &[&Pass], rate: &Rate, pairs: usize, tokens: usize) -> Result<Self> {
+        let mut sorted = passes.to_vec();
+        sorted.sort_by_key(|pass| pass.time);
+        let pass = sorted
+            .get(sorted.len() / 2)
+            .ok_or_else(|| Error::internal("no repetition was measured"))?;
+        let seconds = pass.time.as_secs_f64();
+        let mut phases: IndexMap<_, _> = Phase::ALL
+            .into_iter()
+            .map(|phase| (phase.name(), pass.phases[phase as usize].as_secs_f64()))
+            .collect();
+        phases.insert(OTHER, (seconds - phases.values().sum::<f64>()).max(0.0));
+        let counted = &pass.operations;
+        let operations = IndexMap::from([
+            ("products", counted.products.values().sum()),
+            ("attention", counted.attention),
+            ("adapter", counted.adapter),
+            ("total", counted.total()),
+        ]);
+        let matrix_rate = rate.weighted(counted);
+        Ok(Self {
+            pairs_per_second: pairs as f64 / seconds,
+            tokens_per_second: tokens as f64 / seconds,
+            seconds,
+            all_seconds: passes.iter().map(|pass| pass.time.as_secs_f64()).collect(),
+            phases,
+            operations,
+            matrix_rate,
+            share_of_matrix_rate: counted.total() / seconds / matrix_rate,
+        })
+    }
+}
+
+/// Name of the time between the phases.
+const OTHER: &str = "other";
+
+impl Trial<'_> {
+    /// Summarises the measurement.
+    ///
+    /// # Errors
+    /// Fails if nothing was measured.
+    pub(super) fn report(&self) -> Result<Report> {
+        let (plan, model) = (self.plan, &self.plan.session.model);
+        let pairs = &plan.pairs.pairs;
+        let tokens = pairs.iter().map(crate::text::TokenPair::tokens).sum();
+        let rate = Rate::new(&self.rates);
+        let measured = |which: usize| {
+            let passes: Vec<&Pass> = self.passes.iter().map(|passes| &passes[which]).collect();
+            Measured::new(&passes, &rate, pairs.len(), tokens)
+        };
+        let (first, cached) = (measured(0)?, measured(1)?);
+        let products = &self.passes[0][0].operations.products;
+        let all: f64 = products.values().sum();
+        let shapes = rate.0.iter().map(|(shape, (rows, rate))| ShapeRate {
+            shape: *shape,
+            rows: *rows,
+            share: products.get(shape).copied().unwrap_or_default() / all,
+            rate: *rate,
+        });
+        let [rows, scored] = self.median_sizes();
+        let (experiment, train) = (&plan.experiment, &plan.experiment.train);
+        Ok(Report {
+            model: experiment.model.clone(),
+            intervention: experiment.intervention.name.clone(),
+            adapter: experiment.adapter.name.clone(),
+            trained: self.run.adapted.elements(),
+            dtype: type_name(model.kind()).to_owned(),
+            device: device_name(model.device()),
+            threads: tch::get_num_threads(),
+            pairs: pairs.len(),
+            tokens,
+            steps: self.per_pass,
+            batch: train.batch,
+            max_length: train.max_length,
+            warmup: self.options.warmup,
+            repeat: self.options.repeat,
+            rows,
+            scored,
+            start_seconds: self.start.as_secs_f64(),
+            peak_bytes: self.peak.map(|gb| gb * 1e9),
+            first,
+            cached,
+            shapes: shapes.collect(),
+        })
+    }
+}
+
+impl Report {
+    /// The report as a JSON object.
+    pub fn json(&self) -> Value {
+        json!(self)
+    }
+
+    /// The report as text for a terminal.
+    pub fn plain(&self) -> String {
+        let passes = [&self.first, &self.cached];
+        let mut grid = Grid::new([
+            ("", Align::Left),
+            ("reference computed", Align::Right),
+            ("reference cached", Align::Right),
+        ]);
+        let mut row = |name: &str, value: &dyn Fn(&Measured) -> String| {
+            grid.row([name.to_owned(), value(passes[0]), value(passes[1])]);
+        };
+        row("pairs/s", &|pass| format!("{:.2}", pass.pairs_per_second));
+        row("tokens/s", &|pass| format!("{:.0}", pass.tokens_per_second));
+        row("seconds", &|pass| format!("{:.2}", pass.seconds));
+        row("10⁹ operations", &|pass| format!("{:.1}", pass.operations["total"] / 1e9));
+        row("10⁹ operations/s", &|pass| {
+            format!("{:.1}", pass.operations["total"] / pass.seconds / 1e9)
+        });
+        row("matrix rate, 10⁹/s", &|pass| format!("{:.1}", pass.matrix_rate / 1e9));
+        row("share of it", &|pass| percent(pass.share_of_matrix_rate));
+        for name in Phase::ALL.into_iter().map(Phase::name).chain([OTHER]) {
+            row(name, &|pass| {
+                let seconds = pass.phases[name];
+                format!("{seconds:.2} s {:>4}", percent(seconds / pass.seconds))
+            });
+        }
+        format!("{}\n{}\n{}\n{}", self.header(), grid.plain(), self.shapes(), self.costs())
+    }
+
+    fn header(&self) -> String {
+        let s = if self.threads == 1 { "" } else { "s" };
+        format!(
+            "{} × {} on {}, {} on {}, {} thread{s}\n{} pairs with {} tokens, {} steps, batches of \
+                {} pairs with {} rows and {} scored tokens (medians)\n",
+            self.intervention,
+            self.adapter,
+            self.model,
+            self.dtype,
+            self.device,
+            self.threads,
+            self.pairs,
+            self.tokens,
+            self.steps,
+            self.batch,
+            self.rows,
+            self.scored,
+        )
+    }
+
+    /// The rate of the machine at each shape.
+    fn shapes(&self) -> String {
+        let columns = ["at::linear", "rows", "share", "10⁹/s"].map(|name| (name, Align::Right));
+        let mut grid = Grid::new(columns);
+        for one in &self.shapes {
+            grid.row([
+                format!("{} × {}", one.shape.outputs, one.shape.inputs),
+                one.rows.to_string(),
+                percent(one.share),
+                format!("{:.1}", one.rate / 1e9),
+            ]);
+        }
+        grid.plain()
+    }
+
+    fn costs(&self) -> String {
+        let memory = self
+            .peak_bytes
+            .map_or_else(String::new, |bytes| format!(", peak memory {:.2} GB", bytes / 1e9));
+        format!("{:.1} s until the first step{memory}\n", self.start_seconds)
+    }
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.0} %", 100.0 * share)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::run::bench::rate::Measurement;
+
+    #[test]
+    fn rates_are_weighted_by_the_time_of_each_shape() {
+        let shape = |outputs| Shape { inputs: 2, outputs, head: false };
+        let one = |rate| Measurement { rows: 3, rate };
+        let rates = |a, b| Rates::from([(shape(1), one(a)), (shape(2), one(b))]);
+        let rate = Rate::new(&[rates(1.0, 9.0), rates(2.0, 10.0), rates(30.0, 11.0)]);
+        let operations = Operations {
+            products: BTreeMap::from([(shape(1), 20.0), (shape(2), 100.0)]),
+            ..Operations::default()
+        };
+        // 20 operations take 10 s, and 100 operations take 10 s.
+        assert_eq!(rate.weighted(&operations), 6.0);
+        assert_eq!(rate.0[&shape(1)].0, 3);
+    }
+}
