@@ -8,6 +8,7 @@
 //! }
 //! ```
 
+mod allocator;
 mod args;
 mod commands;
 mod engine;
@@ -49,6 +50,7 @@ struct App<'a> {
 /// The exit code is 0 on success, 1 if the input is not valid, 2 for usage errors and internal
 /// errors, and 130 if the process was interrupted.
 pub fn main(defaults: &str) -> ExitCode {
+    allocator::keep_freed_memory();
     let mut registry = match Registry::builtin() {
         Ok(registry) => registry,
         Err(e) => return fail(&Printer::default(), &e),

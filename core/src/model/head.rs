@@ -53,17 +53,29 @@ pub struct TokenScores {
     pub kl: Option<Tensor>,
 }
 
-/// The amounts of logits that are processed at once, in bytes.
+/// Maximum sizes of intermediate results, in bytes.
 #[derive(Clone, Copy)]
 struct Sizes {
-    /// Logits that are computed at once, in the kind of the model.
+    /// Size of the logits that one product computes, in the dtype of the model.
     chunk: i64,
-    /// Logits that are converted to float32 at once on the CPU. They should fit into the cache of
-    /// one core.
+    /// Size of the logits that are converted to float32 at once on the CPU. They should fit into
+    /// the cache of one core.
     block: i64,
 }
 
-const SIZES: Sizes = Sizes { chunk: 64 << 20, block: 1 << 20 };
+impl Sizes {
+    fn of(device: Device) -> Self {
+        Self { chunk: logits_at_once(device), block: 1 << 20 }
+    }
+}
+
+/// Returns the maximum size of the logits that are computed at once on `device`, in bytes.
+///
+/// On the CPU, it is slightly less than glibc's limit for blocks that stay in the process when they
+/// are freed. A GPU needs larger products.
+pub fn logits_at_once(device: Device) -> i64 {
+    if device.is_cuda() { 256 << 20 } else { 30 << 20 }
+}
 
 /// One value per token, in parts that belong to successive tokens.
 #[derive(Default)]
@@ -97,7 +109,8 @@ impl Model {
         detail: Detail,
         reference: Option<&Tensor>,
     ) -> Result<TokenScores> {
-        self.score_in_chunks(hidden, predicted, detail, reference, SIZES)
+        let sizes = Sizes::of(self.device());
+        self.score_in_chunks(hidden, predicted, detail, reference, sizes)
     }
 
     fn score_in_chunks(
@@ -325,7 +338,7 @@ mod tests {
             for sizes in [
                 Sizes { chunk: 13 * row, block: 1 },
                 Sizes { chunk: 50 * row, block: 28 * vocab },
-                SIZES,
+                Sizes::of(DEVICE),
             ] {
                 let ours = model
                     .score_in_chunks(

@@ -52,7 +52,7 @@ use tch::{Device, Kind, Tensor};
 pub use adapted::Adapted;
 use attention::{AttentionOptions, Kernel, Strategy};
 use decoder::Decoder;
-pub use head::{Detail, PredictedTokens, TokenScores, TokenStats};
+pub use head::{Detail, PredictedTokens, TokenScores, TokenStats, logits_at_once};
 use linear::{Linear, Stored};
 use pass::{Pass, PassOutput, Request};
 use stream::Stream;

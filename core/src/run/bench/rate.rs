@@ -6,14 +6,11 @@ use std::time::{Duration, Instant};
 use tch::{Cuda, Device, Tensor};
 
 use crate::error::{Error, Result};
-use crate::model::Model;
+use crate::model::{Model, logits_at_once};
 use crate::train::Shape;
 
 /// Minimum duration of the measurement of a shape.
 const LEAST: Duration = Duration::from_millis(200);
-/// Maximum size of the output of a product in bytes. The engine computes logits in chunks of this
-/// size.
-const OUTPUT: i64 = 64 << 20;
 
 /// The rate of one shape.
 #[derive(Clone, Copy, Debug)]
@@ -39,10 +36,12 @@ pub fn measure<'s>(
     scored: i64,
 ) -> Result<Rates> {
     let _guard = tch::no_grad_guard();
+    let logits = logits_at_once(model.device());
     shapes
         .map(|shape| {
             let row = shape.outputs * model.kind().elt_size_in_bytes() as i64;
-            let rows = if shape.head { scored } else { rows }.min((OUTPUT / row).max(1));
+            // The engine computes logits in chunks.
+            let rows = if shape.head { scored.min((logits / row).max(1)) } else { rows };
             let rate = rate(&weight(model, shape)?, rows)?;
             Ok((*shape, Measurement { rows, rate }))
         })
