@@ -283,8 +283,10 @@ fn assert_losses_gradients_and_metrics(golden: &Path) {
         eprintln!(
             "{name}: loss off by {off:.1e}, gradient norm by {off_grad:.1e}, metrics by {worst:.1e}"
         );
+        // A sum of 500 nats in float32 is only exact to 3e-5.
+        let limit = if name.ends_with("+forward_kl") { 5e-5 } else { 1e-5 };
         assert!(
-            off < 1e-5 && off_grad < 1e-3 && worst < 1e-4,
+            off < limit && off_grad < 1e-3 && worst < 1e-4,
             "{name}: loss off by {off}, gradient norm by {off_grad}, metrics by {worst}"
         );
     }
