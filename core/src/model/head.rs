@@ -77,7 +77,17 @@ pub fn logits_at_once(device: Device) -> i64 {
     if device.is_cuda() { 256 << 20 } else { 30 << 20 }
 }
 
-/// One value per token, in parts that belong to successive tokens.
+/// Tokens that are scored at once.
+struct Chunk {
+    /// Final hidden states of the policy, `[c hidden]`.
+    hidden: Tensor,
+    /// Token ids, `[c]`.
+    ids: Tensor,
+    /// Final hidden states of the reference, `[c hidden]`.
+    reference: Option<Tensor>,
+}
+
+/// The results of the chunks, in the order of the tokens. Each tensor has one value per token.
 #[derive(Default)]
 struct Parts {
     logprobs: Vec<Tensor>,
@@ -133,15 +143,12 @@ impl Model {
             while start < m {
                 let len = rows.min(m - start);
                 let part = |t: &Tensor| t.f_narrow(0, start, len);
-                self.score_chunk(
-                    &part(&hidden)?,
-                    &part(&predicted.ids)?,
-                    detail,
-                    reference.as_ref().map(part).transpose()?.as_ref(),
-                    hidden.requires_grad(),
-                    sizes,
-                    &mut parts,
-                )?;
+                let chunk = Chunk {
+                    hidden: part(&hidden)?,
+                    ids: part(&predicted.ids)?,
+                    reference: reference.as_ref().map(part).transpose()?,
+                };
+                self.score_chunk(&chunk, detail, hidden.requires_grad(), sizes, &mut parts)?;
                 start += len;
             }
         }
@@ -172,25 +179,23 @@ impl Model {
         Ok(TokenScores { logprobs, stats, kl })
     }
 
-    /// The kind of scores: float64 in a float64 model, otherwise float32.
+    /// The dtype of scores: float64 in a float64 model, otherwise float32.
     fn score_kind(&self) -> Kind {
         if self.kind() == Kind::Double { Kind::Double } else { Kind::Float }
     }
 
-    /// Scores tokens with the ids `ids` `[c]`, and computes gradients if `with_gradients` is true.
+    /// Appends the scores of a chunk to `parts`, and their gradients if `with_gradients` is true.
     fn score_chunk(
         &self,
-        hidden: &Tensor,
-        ids: &Tensor,
+        Chunk { hidden, ids, reference }: &Chunk,
         detail: Detail,
-        reference: Option<&Tensor>,
         with_gradients: bool,
         sizes: Sizes,
         parts: &mut Parts,
     ) -> Result<()> {
         let kind = self.score_kind();
         let logits = self.logits(hidden)?;
-        let others = reference.map(|r| self.logits(r)).transpose()?;
+        let others = reference.as_ref().map(|r| self.logits(r)).transpose()?;
         let c = ids.size()[0];
         let rows = match logits.device() {
             Device::Cpu => {
