@@ -9,10 +9,9 @@ use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::train::Shape;
 
-/// Minimum duration of the measurement of a shape.
+/// Each shape is measured for at least this long.
 const LEAST: Duration = Duration::from_millis(200);
-/// Maximum size of the output of a product in bytes. The engine computes logits in chunks of this
-/// size.
+/// Maximum size of a product's output, in bytes. The engine computes logits in chunks of this size.
 const OUTPUT: i64 = 64 << 20;
 
 /// The rate of one shape.
