@@ -1,4 +1,4 @@
-//! Warns if an adapter is used on a different base model than the one it was trained on.
+//! Warns if an adapter is used with a base model that it was not trained on.
 
 use std::path::{Path, PathBuf};
 
@@ -9,8 +9,8 @@ use crate::hub::{RepoId, RepoKind};
 use crate::model::peft::Base;
 use crate::weights::{Located, ModelFiles, locate_adapter};
 
-/// Finds the run that wrote the adapter in a folder. Returns the path of its `config.toml` and its
-/// record, or `None` if the adapter was not written by a run.
+/// Finds the run that wrote the adapter in a folder. Returns the path of the run's `config.toml`
+/// and the run's record, or `None` if no run wrote the adapter.
 ///
 /// # Errors
 /// Fails if the `config.toml` next to the adapter's folder cannot be read.
@@ -24,17 +24,17 @@ pub fn run_of(adapter: &Path) -> Result<Option<(PathBuf, Record)>> {
     Ok(Record::read(&config)?.map(|record| (config, record)))
 }
 
-/// Resolves `name`, the path of an adapter's base model, relative to the adapter's folder. Returns
-/// `None` if the path is absolute or does not exist.
+/// Resolves `name` relative to the adapter's folder. `name` is the path of the adapter's base
+/// model. Returns `None` if the path is absolute or does not exist.
 pub fn beside(adapter: &Path, name: &str) -> Option<PathBuf> {
     let path = Path::new(name);
     let found = adapter.join(path);
     (path.is_relative() && found.exists()).then_some(found)
 }
 
-/// Returns a warning if the adapter was trained on a different base model than `given`, and `None`
-/// if the models are the same or the adapter does not name its base model. `given` was found at
-/// `source` and has the fingerprint `found`.
+/// Returns a warning if the adapter was trained on a different base model than `given`. Returns
+/// `None` if the models are the same, or if the adapter does not name its base model. `source` is
+/// the location of `given`, and `found` is its fingerprint.
 ///
 /// # Errors
 /// Fails if the configuration of the adapter, or of the run that wrote it, cannot be read.
@@ -48,8 +48,8 @@ pub fn warning(
     let Some(base) = Base::of_adapter(&dir)? else { return Ok(None) };
     let differ = match run_of(&dir)? {
         Some((_, record)) if record.model() == found => Difference::None,
-        // The fingerprint of a model from the hub is computed from its commit, and the fingerprint
-        // of a local model from its files. Only fingerprints of the same kind can be compared.
+        // The fingerprint of a hub model is computed from the commit. The fingerprint of a local
+        // model is computed from the files. Only fingerprints of the same kind can be compared.
         Some(_) if base.revision.is_some() == source.repository.is_some() => Difference::Certain,
         _ => differ(&dir, &base, given, source, found),
     };

@@ -152,7 +152,7 @@ impl Session {
     }
 
     /// Tokenises the first `max_pairs` usable pairs of a split or of a slice such as `train[:750]`.
-    /// The result also lists the pairs that were dropped. It is not an error if all are dropped.
+    /// The result also lists the dropped pairs. Dropping all pairs is not an error.
     ///
     /// # Errors
     /// Fails if the split does not exist or cannot be read, if the tokenizer or its chat template

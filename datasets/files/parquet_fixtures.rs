@@ -21,7 +21,6 @@ pub enum Column<'a> {
 }
 
 impl Column<'_> {
-    /// Returns the declaration of the column in the parquet schema.
     fn declaration(&self) -> String {
         match self {
             Column::Text(name, _) => format!("optional binary {name} (STRING);"),
@@ -71,8 +70,8 @@ pub fn write(path: &Path, columns: &[Column<'_>], compression: Compression) {
     writer.close().unwrap();
 }
 
-/// Writes a file with one conversational pair, whose columns are lists of `{role, content}`.
-/// `extra` contains the names and values of additional string columns.
+/// Writes a file with one conversational pair. Prompt and completions are lists of
+/// `{role, content}`. `extra` contains the names and values of additional string columns.
 pub fn write_conversation(path: &Path, extra: &[(&str, &str)]) {
     let list = |name: &str| {
         format!(
@@ -138,7 +137,7 @@ pub fn write_sharegpt(path: &Path, [prompt, chosen, rejected, system]: [&str; 4]
     });
 }
 
-/// Writes a file with one conversational pair. It contains additional columns and message fields of
+/// Writes a file with one conversational pair. The file also has columns and message fields of
 /// every parquet type.
 pub fn write_all_types(path: &Path) {
     let types = "optional double score; optional float half; optional int64 at (TIMESTAMP(MICROS, \
@@ -183,8 +182,8 @@ pub fn write_all_types(path: &Path) {
     });
 }
 
-/// Writes a file with one row and one value in every column. For each string column, `text` is
-/// called with the path of the column, for example `chosen.content`, and returns the value.
+/// Writes a file with one row and one value in every column. `text` returns the value of a string
+/// column. The argument of `text` is the path of the column, for example `chosen.content`.
 fn write_row(path: &Path, columns: &str, text: &dyn Fn(&str) -> String) {
     let schema = Arc::new(parse_message_type(&format!("message schema {{ {columns} }}")).unwrap());
     let leaves = SchemaDescriptor::new(schema.clone());

@@ -80,9 +80,8 @@ enum Format {
 pub type Rows = Box<dyn Iterator<Item = Result<(Place, Row)>>>;
 
 impl Source {
-    /// Detects the format of a file. For parquet files, it also checks that the columns of a pair
-    /// and the `extra` columns exist. In other formats, missing columns are only detected when the
-    /// rows are read.
+    /// Detects the format of a file. A parquet file must have the columns of a pair and the `extra`
+    /// columns. In other formats, missing columns are only detected when the rows are read.
     ///
     /// # Errors
     /// Fails if the file is missing, if its extension is unknown, or if it is a parquet file that
@@ -154,8 +153,8 @@ impl Source {
     }
 
     /// Returns the pairs in order, each with the number of its row, counted from 0. A row that is
-    /// not a pair is skipped if [`Reading::skip`] is true. If it is false, the iterator yields an
-    /// error and ends.
+    /// not a pair is skipped if [`Reading::skip`] is true. Otherwise, the iterator yields an error
+    /// and ends.
     ///
     /// # Errors
     /// Fails for the same reasons as [`rows`](Self::rows).
@@ -208,8 +207,8 @@ pub struct Pairs {
     path: PathBuf,
     columns: Columns,
     skip: bool,
-    /// True for CSV and TSV files, in which an empty completion is an error, because it may be a
-    /// missing value.
+    /// True for CSV and TSV files. Their empty completions are errors, because an empty cell may be
+    /// a missing value.
     cells: bool,
     rows: Rows,
     /// Number of rows read so far, including skipped rows and rows of previous files.

@@ -14,8 +14,8 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// Lists the distributions in `data_dir`, or in its subfolder `genies` or `distributions` if
-    /// it has one.
+    /// Lists the distributions in `data_dir`. If `data_dir` has a subfolder `genies` or
+    /// `distributions`, lists the distributions in this subfolder.
     ///
     /// # Errors
     /// Fails if the folder cannot be read, or if it has no distributions.
@@ -109,7 +109,7 @@ impl Folder {
     }
 }
 
-/// Lists the files of a split in the folder of a distribution, sorted by name.
+/// Lists the files of a split, sorted by name. `folder` is the folder of the distribution.
 fn shards(folder: &Path, split: &str) -> Result<Vec<PathBuf>> {
     let doing = || format!("cannot read the folder `{}`", folder.display());
     let mut found = Vec::new();

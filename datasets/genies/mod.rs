@@ -98,7 +98,7 @@ impl DatasetPlugin for Genies {
         };
         wanted.extend(oos.clone().map(|name| ("oos", name, "test")));
         match self.rnd {
-            // A folder with custom distributions might lack the default one.
+            // A folder of custom distributions may lack the default distribution.
             Some(name) if name == UNRELATED && !folder.has(&name) => {
                 tracing::info!(
                     "skipping the rnd split: `{name}` is not in `{}`",

@@ -39,8 +39,8 @@ fn read(data: &dyn Dataset, split: &str) -> Vec<PreferencePair> {
 }
 
 /// Writes a data folder with the distributions `cats`, `dogs` and `ranking_logic`, and with shift
-/// lists. `GENIES.json` lists the shift from cats to dogs. `all.json` also lists the one from dogs
-/// to cats.
+/// lists. `GENIES.json` lists the shift from cats to dogs. `all.json` also lists the shift from
+/// dogs to cats.
 fn data_folder() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     for name in ["cats", "dogs", "ranking_logic"] {

@@ -130,8 +130,8 @@ fn around(previous: Option<Tensor>) -> Around {
     Around { previous, last: Some(Tensor::from_slice(&[1i64, 1, 4, 4, 4])) }
 }
 
-/// Applies `t` to `x`, the states of 5 tokens. The states of these tokens at the previous tap are
-/// random and do not depend on `x`.
+/// Applies `t` to the states `x` of 5 tokens. The states at the previous tap are random and do not
+/// depend on `x`.
 fn apply(t: &dyn Transform, x: &Tensor) -> Tensor {
     t.forward(x, &around(Some(seeded(3, &[5, WIDTH])))).unwrap()
 }

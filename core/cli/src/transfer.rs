@@ -28,14 +28,12 @@ struct HubDownloads {
     file: Option<CurrentFile>,
 }
 
-/// The file that is being downloaded.
 struct CurrentFile {
     name: String,
-    /// Number of downloaded megabytes that the display currently shows.
+    /// Number of megabytes that the display shows.
     megabytes: u64,
     /// Number of bytes that an earlier, interrupted download left on disk.
     before: u64,
-    /// Time at which this download started.
     began: Instant,
 }
 

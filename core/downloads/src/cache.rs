@@ -6,9 +6,9 @@ use std::path::Path;
 
 use crate::{Failure, Report, Result};
 
-/// A lock that keeps other processes from changing the cache. It is released when this value is
-/// dropped or when the process ends. On a file system that does not support locks, as on some
-/// clusters, it does nothing.
+/// A lock that keeps other processes from changing the cache. Dropping it releases the lock, and so
+/// does the end of the process. The lock has no effect on file systems that do not support locks,
+/// as on some clusters.
 pub struct Lock {
     _file: File,
 }

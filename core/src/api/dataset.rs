@@ -117,15 +117,15 @@ pub trait Dataset: Send {
         Ok(Box::new(self.pairs(split)?.enumerate().map(|(row, pair)| Ok((row, pair?)))))
     }
 
-    /// The files that a split is read from, in order. A run stores a digest of them, so that a
-    /// later command can detect changes. If the list is empty, the run stores a digest of the first
-    /// pairs of the split instead.
+    /// The files that a split is read from, in order. A run stores a digest of these files, so that
+    /// a later command can detect changes. If the list is empty, the run stores a digest of the
+    /// first pairs of the split instead.
     fn files(&self, _split: &str) -> Vec<PathBuf> {
         Vec::new()
     }
 
     /// The configuration as JSON, with fixed values for everything that may change over time, such
-    /// as the revision of a download. A run stores it so that the same pairs can be read again.
+    /// as the revision of a download. A run stores this JSON to read the same pairs again later.
     /// `None` if the original configuration always gives the same pairs.
     fn pinned(&self) -> Option<String> {
         None
@@ -138,8 +138,8 @@ pub trait Dataset: Send {
     label = "write `impl DatasetPlugin for {Self}`"
 )]
 pub trait DatasetPlugin: Plugin {
-    /// Checks the configuration and opens the data set. Errors in the configuration must be found
-    /// here, and not only when the pairs are read.
+    /// Checks the configuration and opens the data set. All errors in the configuration must be
+    /// found here, before any pairs are read.
     ///
     /// # Errors
     /// Fails if a field is invalid, or if a file is missing.

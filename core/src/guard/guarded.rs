@@ -1,10 +1,10 @@
 //! Wrappers around the objects that a method builds. They turn panics into errors that name the
 //! method.
 //!
-//! A panic that unwinds out of a plugin library aborts the process, so the library's own copy of
-//! this code must catch it. The constructors of registry entries are generic, so the code that
-//! wraps the objects is compiled into the crate that defines the method. Built-in methods get the
-//! same wrappers.
+//! A panic that unwinds out of a plugin library aborts the process. The library's own copy of this
+//! code must therefore catch the panic. The constructors of registry entries are generic, so the
+//! compiler puts the wrappers into the crate that defines the method. Built-in methods get the same
+//! wrappers.
 
 use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -38,8 +38,8 @@ impl MethodId {
     }
 }
 
-/// Runs `work`, which calls the method's function named `doing`. Panics are turned into errors. In
-/// a plugin library, an error that `work` returns is wrapped in an error that names the method.
+/// Runs `work`, which calls the method's function `doing`, and turns panics into errors. In a
+/// plugin library, errors of `work` also get the name of the method.
 ///
 /// # Errors
 /// Fails if `work` fails or panics.
@@ -64,8 +64,8 @@ pub(crate) fn guard<T>(
     Err(if host_link::host().is_some() { error.blamed_on(Fault::Input) } else { error })
 }
 
-/// Runs a method function that cannot return an error. If the function panics, returns the value of
-/// `otherwise()`, and the next [`faults::check`] returns the error.
+/// Runs a method function that cannot return an error. If the function panics, returns
+/// `otherwise()` instead. The next [`faults::check`] then returns the panic as an error.
 fn guard_or<T>(
     method: MethodId,
     doing: &str,
@@ -367,8 +367,8 @@ mod tests {
         let e = map(&Tensor::new()).unwrap_err();
         assert!(format!("{e:?}").contains("no map"), "{e:?}");
 
-        // If a function that cannot return an error panics, the next `check` reports the panic, and
-        // later checks do not.
+        // `needs` cannot return an error. The next `check` reports its panic, and later checks do
+        // not.
         assert_eq!(method.needs(), Needs::default());
         assert!(format!("{:?}", faults::check().unwrap_err()).contains("no needs"));
         drop(method);

@@ -54,8 +54,8 @@ fn difference(ours: &Tensor, reference: &Tensor) -> f64 {
     (ours - reference).abs().max().double_value(&[]) / largest
 }
 
-/// Returns the rows of the right-padded tensor at which the mask is 1, in the order of the stream:
-/// `[b t width]` → `[n width]`.
+/// Returns the rows at which the mask is 1, in the order of the stream: `[b t width]` → `[n
+/// width]`. `padded` is padded on the right.
 fn real_rows(padded: &Tensor, mask: &Tensor) -> Tensor {
     padded.flatten(0, 1).index_select(0, &mask.flatten(0, -1).nonzero().squeeze_dim(1))
 }
@@ -67,8 +67,7 @@ fn site(name: &str) -> Option<Site> {
         .or_else(|| name.strip_prefix("out.").map(|n| Site::Output(n.to_owned())))
 }
 
-/// Returns the sites that have reference values, and for each site a tensor `[n width]` of its
-/// reference values.
+/// Returns the sites that have reference values, and the reference values `[n width]` of each site.
 fn references(io: &IndexMap<String, Tensor>) -> (Vec<Site>, Vec<Tensor>) {
     io.iter()
         .filter_map(|(name, t)| Some((site(name)?, real_rows(t, &io["attention_mask"]))))
@@ -98,7 +97,7 @@ fn every_site_has_the_same_state_as_in_transformers_with_every_strategy() {
             let mut worst = 0f64;
             for ((site, ours), reference) in sites.iter().zip(&output.states).zip(&expected) {
                 let error = difference(ours, reference);
-                assert!(error < 1e-4, "{name}, {strategy:?}, {site}: {error:e}");
+                assert!(error < 1e-4, "{name}, {strategy:?}, {site}: error {error:e}");
                 worst = worst.max(error);
             }
             let logits = difference(
@@ -285,8 +284,8 @@ fn blocks_after_the_last_requested_site_do_not_run() {
     assert_eq!(model.depth(&[Site::Residual(layers)], false).unwrap(), layers);
     assert!(model.depth(&[Site::Residual(layers + 1)], false).is_err());
     for blocks in 0..layers {
-        // A matrix product of int64 and float tensors fails, so a block that runs by mistake is
-        // detected.
+        // The weights of deeper blocks are int64. A product of int64 and float tensors fails, so
+        // the test detects a block that runs by mistake.
         let poisoned =
             files.load(Kind::Float, Device::Cpu).unwrap().into_iter().map(|(name, t)| {
                 let deeper =
@@ -332,7 +331,7 @@ fn smollm2_has_the_same_states_and_logits_as_in_transformers() {
         assert_eq!(expected.size()[0], sites.len() as i64);
         for (k, state) in output.states.iter().enumerate() {
             let error = difference(&last(state), &expected.get(k as i64));
-            assert!(error < 2e-3, "input {i}, hidden state {k}: {error:e}");
+            assert!(error < 2e-3, "input {i}, hidden state {k}: error {error:e}");
             worst = worst.max(error);
         }
         let logits = difference(
@@ -370,14 +369,14 @@ fn gemma3_has_the_same_states_and_logits_as_in_transformers() {
                 .abs()
                 .max()
                 .double_value(&[]);
-            assert!(worst < 5e-3, "input {i}, {strategy:?}, logits: {worst:e}");
+            assert!(worst < 5e-3, "input {i}, {strategy:?}, logits: error {worst:e}");
             let states = output
                 .states
                 .iter()
                 .enumerate()
                 .map(|(k, state)| difference(&state.get(-1), &of("last_hidden").get(k as i64)));
             let states = states.fold(0f64, f64::max);
-            assert!(states < 2e-3, "input {i}, {strategy:?}, hidden states: {states:e}");
+            assert!(states < 2e-3, "input {i}, {strategy:?}, hidden states: error {states:e}");
             eprintln!(
                 "input {i}, {strategy:?}: top logits within {worst:.1e}, {} hidden states within \
                     {states:.1e}",
@@ -438,7 +437,7 @@ fn smollm2_gives_completions_the_same_probability_as_in_transformers() {
             );
             assert!(
                 (ours - reference).abs() < 1e-2,
-                "pair {i}, {field}: {ours}, expected {reference}"
+                "pair {i}, {field}: got {ours}, expected {reference}"
             );
             worst = worst.max((ours - reference).abs());
         }

@@ -1,5 +1,5 @@
-//! The Granite architecture: Llama's block with multipliers for the embeddings, for the attention
-//! scores and for the outputs of the attention and the MLP, and with a divisor for the logits.
+//! The Granite architecture. It is Llama's block with multipliers for the embeddings, the attention
+//! scores, and the outputs of the attention and the MLP. The logits are divided by a constant.
 //!
 //! Reference: Granite Team 2024 (Granite 3.0) §2.1, and `modeling_granite.py` of transformers.
 

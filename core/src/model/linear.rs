@@ -10,8 +10,8 @@ use crate::error::{Error, Result};
 /// The name and the sites of a linear module, or of one part of a fused module.
 #[derive(Debug)]
 pub struct Place {
-    /// The name in PyTorch's state dict, without `.weight`. The name of a part consists of the name
-    /// of its module, a dot, and the name of the corresponding module in Llama.
+    /// The name in PyTorch's state dict, without `.weight`. The name of a part ends with the name
+    /// of the separate module in Llama, e.g. `qkv_proj.q_proj`.
     pub name: String,
     /// The site of the input.
     pub input: Site,

@@ -1,9 +1,9 @@
 //! The Llama architecture: pre-norm blocks, each with a gated MLP and grouped-query attention with
 //! rotary positions.
 //!
-//! Reference: Touvron et al. 2023 (LLaMA, Llama 2), and `modeling_llama.py` of transformers, whose
-//! names and order of operations this file follows. SmolLM2 and TinyLlama have this architecture.
-//! Several later architectures use its [`Frame`] with a different attention or MLP.
+//! Reference: Touvron et al. 2023 (LLaMA, Llama 2). The names and the order of operations follow
+//! `modeling_llama.py` of transformers. SmolLM2 and TinyLlama have this architecture. Several later
+//! architectures use its [`Frame`] with a different attention or MLP.
 
 use super::prelude::*;
 use super::settings;
@@ -92,7 +92,7 @@ impl Frame {
     }
 
     /// Builds a model. Calls `halves` with the weights and the index of each layer. The closure
-    /// returns the layer's attention and MLP, preceded by the index of the layer's kind in `kinds`.
+    /// returns the index of the layer's kind in `kinds`, the layer's attention and the layer's MLP.
     ///
     /// # Errors
     /// Fails if `halves` fails, or if a tensor is missing or has the wrong shape.

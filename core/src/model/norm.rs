@@ -77,7 +77,7 @@ impl Weights<'_> {
     }
 
     /// Builds OLMo's RMS norm from the tensor `name.weight` of shape `[width]`. Unlike Llama's
-    /// norm, it does not round before multiplying by the weight.
+    /// norm, this norm only rounds the final result.
     ///
     /// # Errors
     /// Fails if the tensor is missing or has the wrong shape.
@@ -87,7 +87,7 @@ impl Weights<'_> {
     }
 
     /// Builds Gemma's RMS norm from the tensor `name.weight` of shape `[width]`. Unlike Llama's
-    /// norm, it multiplies by 1 + w instead of w, and does not round before this multiplication.
+    /// norm, this norm multiplies by 1 + w instead of w, and only rounds the final result.
     ///
     /// # Errors
     /// Fails if the tensor is missing or has the wrong shape.

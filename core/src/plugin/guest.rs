@@ -37,8 +37,9 @@ pub(super) unsafe extern "C" fn register(host: *const Host) {
     });
 }
 
-/// Connects this library to the host: forwards errors from callbacks, log records and download
-/// progress to the host, and adopts the host's offline setting. Only the first call has an effect.
+/// Connects this library to the host. Errors from callbacks, log records and download progress are
+/// forwarded to the host. The offline setting is copied from the host. Only the first call has an
+/// effect.
 fn connect(host: &Host) {
     // SAFETY: the strings in `Host` live as long as the process.
     let (label, name) =
@@ -61,7 +62,7 @@ fn connect(host: &Host) {
         hub::watch(Box::new(move |file, done, size| {
             fetched(file.as_ptr(), file.len(), done, size) != 0
         }));
-        // If the plugin's author has already set a subscriber, this call fails, and that subscriber
+        // If the plugin has already set a subscriber, this call fails, and the plugin's subscriber
         // stays in place.
         let _ = tracing::subscriber::set_global_default(Forward { level, name, log: host.log });
     }

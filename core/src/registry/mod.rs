@@ -1,8 +1,8 @@
 //! The registry: all plugins of this program, by kind and name.
 //!
-//! The attribute on a plugin's struct submits an [`Entry`] to `inventory`. The plugin's type is
-//! only known to the functions that the entry points to. All other code refers to a plugin by its
-//! name, and passes its configuration as JSON text.
+//! The attribute on a plugin's struct submits an [`Entry`] to `inventory`. Only the functions of
+//! the entry know the plugin's type. All other code uses the plugin's name, and passes the
+//! configuration as JSON text.
 
 mod about;
 mod entry;
@@ -32,12 +32,10 @@ pub struct Registry {
     refused: Vec<PathBuf>,
 }
 
-/// A registered plugin or recipe.
 #[derive(Clone, Debug)]
 struct Registration<T> {
     value: T,
-    /// Index into [`Registry::loaded`] of the library that `value` came from; `None` if `value` is
-    /// linked in.
+    /// Index of the library in [`Registry::loaded`]; `None` if `value` is linked in.
     file: Option<usize>,
 }
 
@@ -74,8 +72,8 @@ impl Registry {
         Ok(registry)
     }
 
-    /// Adds the plugins and recipes of a library. If this fails, none of them are added. Does
-    /// nothing if the library has already been added.
+    /// Adds the plugins and recipes of a library. If this fails, nothing is added. Does nothing if
+    /// the library has already been added.
     ///
     /// # Errors
     /// Fails if a name is invalid or already in use. The error for a name in use gives the origins
@@ -258,8 +256,8 @@ impl Registry {
         )
     }
 
-    /// Adds a hint that lists the searched plugin files, and one that lists the files that could
-    /// not be loaded.
+    /// Adds two hints: one lists the searched plugin files, and one lists the files that could not
+    /// be loaded.
     fn with_searched(&self, error: Error) -> Error {
         let listed = |paths: Vec<&PathBuf>| {
             paths.iter().map(|p| format!("`{}`", p.display())).collect::<Vec<_>>().join(", ")

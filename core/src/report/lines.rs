@@ -14,8 +14,8 @@ pub fn visible(text: &str) -> String {
     shown.strip_suffix('\n').map(str::to_owned).unwrap_or(shown)
 }
 
-/// Wraps text like [`wrapped`]. If there are too many lines, only the first `first` and the last
-/// `last` lines are kept, and a line between them gives the number of omitted lines.
+/// Wraps text like [`wrapped`]. If there are too many lines, keeps the first `first` and the last
+/// `last` lines. A line between them gives the number of omitted lines.
 pub fn shortened(text: &str, room: usize, (first, last): (usize, usize)) -> Vec<String> {
     let mut lines = wrapped(text, room);
     if lines.len() > first + last + 1 {

@@ -24,8 +24,8 @@ pub struct Assembled {
     pub objective: Objective,
     /// The optimiser for all trained parameters.
     pub optimiser: AdamW,
-    /// Standard deviation of the noise that was added to the adapter, because the loss had zero
-    /// gradient at the adapter's initial values; `None` if no noise was added.
+    /// Standard deviation of the noise that was added to the adapter; `None` if no noise was added.
+    /// Noise is added if the loss has zero gradient at the adapter's initial values.
     pub noise: Option<f64>,
 }
 
@@ -90,11 +90,11 @@ impl Assembled {
     }
 }
 
-/// Number of blocks that a training step must run. This depends on the sites whose states are read,
-/// and on the other values that the method needs.
+/// Number of blocks that a training step must run. This depends on the sites that are read, and on
+/// the other values that the method needs.
 fn depth(needs: &Needs, sites: &[Site], model: &Model) -> Result<usize> {
-    // A method that is only evaluated reads no states, but it still needs every block, because the
-    // adapter must be attached to all of them.
+    // A method that is only evaluated reads no states. It still needs every block, because the
+    // adapter must be attached to all blocks.
     model.depth(sites, needs.logprobs.any() || needs.sequence_nll || needs.evaluate_only)
 }
 

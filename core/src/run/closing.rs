@@ -10,8 +10,8 @@ use crate::config::TrainConfig;
 use crate::error::{Context, Result};
 use crate::eval::Table;
 
-/// Minimum number of steps for which the loss and the margin are checked. In shorter runs, the
-/// first and the last steps contain too few pairs for a comparison.
+/// The loss and the margin are only checked in runs with at least this many steps. In shorter runs,
+/// there are too few pairs for a comparison.
 const FEWEST_STEPS: usize = 4;
 /// The run warns if the mean margin changes by less than this value. Its unit is the same as for
 /// `rewards/margins`: nats times β.
@@ -63,7 +63,7 @@ impl History {
 
     /// Returns the run's closing lines: the outcome of the validations, the number of pairs left
     /// out of the loss, and warnings if the model does not seem to have learned anything. `table`
-    /// contains the results of the evaluation, whose margin is more precise than the margins of the
+    /// contains the results of the evaluation. Its margin is more precise than the margins of the
     /// last steps.
     pub fn verdict(&self, train: &TrainConfig, table: Option<&Table>) -> Vec<String> {
         let mut lines = self.validation.clone();

@@ -15,8 +15,8 @@ use crate::fingerprint::{Fingerprint, Parts, of_pairs, together};
 use crate::text::TokenPair;
 use crate::weights::type_name;
 
-/// Fields of the experiment that do not change the training steps, or whose content has a separate
-/// fingerprint. All other fields are compared, including any that are added later.
+/// Fields of the experiment that are not compared. They do not change the training steps, or their
+/// content has a separate fingerprint. New fields are compared by default.
 const NOT_COMPARED: [&str; 9] = [
     "recipe",
     "plugins",
@@ -161,8 +161,8 @@ impl Fingerprints {
         parts.hex()
     }
 
-    /// Reads the fingerprints of a checkpoint. Returns `None` if the checkpoint was written by a
-    /// version of reprpo that did not store fingerprints.
+    /// Reads the fingerprints of a checkpoint. Returns `None` for a checkpoint from an old version
+    /// of reprpo that stored no fingerprints.
     ///
     /// # Errors
     /// Fails if the file cannot be read, or if its content is not valid.

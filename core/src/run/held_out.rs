@@ -18,13 +18,12 @@ const ONE_IN: usize = 10;
 /// Maximum number of pairs that are held out by default.
 const MAX_DEFAULT: usize = 64;
 
-/// Default number of held-out pairs for a split of `pairs` pairs.
 fn default_count(pairs: usize) -> usize {
     (pairs / ONE_IN).clamp(1, MAX_DEFAULT)
 }
 
 /// Reads the pairs of `train.split`. Returns the pairs to train on and the held-out pairs.
-/// `train.max_pairs` only limits the pairs to train on, and does not include the held-out pairs.
+/// `train.max_pairs` only limits the pairs to train on.
 ///
 /// # Errors
 /// Fails in the same cases as [`Session::tokenise`], or if the requested number of pairs cannot be
@@ -147,7 +146,7 @@ fn root(parent: &mut [usize], mut pair: usize) -> usize {
 }
 
 /// Chooses groups that have exactly `wanted` pairs in total, preferring the first groups. If this
-/// is impossible, returns the largest possible total below `wanted` as the error.
+/// is impossible, the error is the largest possible total below `wanted`.
 fn choose(sizes: &[usize], wanted: usize) -> Result<Vec<usize>, usize> {
     let (mut left, mut taken) = (wanted, Vec::new());
     for (group, size) in sizes.iter().enumerate() {
@@ -159,7 +158,7 @@ fn choose(sizes: &[usize], wanted: usize) -> Result<Vec<usize>, usize> {
     if left == 0 {
         return Ok(taken);
     }
-    // For each reachable sum, the group that was added last to reach it. To find the other groups,
+    // `last[sum]` is the last group of a choice with `sum` pairs. To find the other groups,
     // subtract the size of this group and look up the remaining sum.
     let mut last: Vec<Option<usize>> = vec![None; wanted + 1];
     for (group, size) in sizes.iter().enumerate() {

@@ -74,8 +74,8 @@ pub struct Trained {
     pub files: BTreeMap<String, Vec<u8>>,
 }
 
-/// The plugins and the tiny models for the runs, and a temporary folder, which is removed when the
-/// `Workshop` is dropped.
+/// The plugins, the tiny models and a temporary folder for the runs. Dropping the `Workshop`
+/// removes the folder.
 pub struct Workshop {
     folder: tempfile::TempDir,
     defaults: String,
@@ -235,7 +235,7 @@ pub fn calm(tensors: IndexMap<String, Tensor>) -> IndexMap<String, Tensor> {
 
 /// Scales the weights of a Llama model so that its residual stream is 64 times as large. The
 /// outputs are the same, because every block normalises the stream first. Some methods need a
-/// stream with coordinates far above 1, as in trained models: a softmax over small coordinates is
+/// stream with coordinates far above 1, as in trained models. A softmax over small coordinates is
 /// almost uniform, and a divergence between two such distributions is only a rounding error.
 fn amplified(tensors: IndexMap<String, Tensor>) -> IndexMap<String, Tensor> {
     let writes = |name: &str| {
@@ -267,7 +267,6 @@ fn write_model(
 }
 
 impl Trained {
-    /// Reads the results from the folder of a run.
     fn read(run: &Path) -> Result<Self> {
         let mut files = BTreeMap::new();
         for part in ["adapter", "transform"] {
@@ -297,7 +296,8 @@ impl Trained {
     }
 
     /// Compares this run with a reference run. Returns the largest difference of the losses and the
-    /// largest difference of the gradient norms. Their descriptions begin with `of`.
+    /// largest difference of the gradient norms. The description of each difference begins with
+    /// `of`.
     pub fn differences(
         &self,
         reference: &Self,
@@ -313,7 +313,7 @@ impl Trained {
         }
         let compare =
             |what: &str, ours: &[f64], theirs: &[f64], tolerance: [f64; 2], floor: f64| {
-                // `f64::max` ignores NaN, but `off` below is NaN if the value of either run is NaN.
+                // `f64::max` ignores NaN. `off` below is NaN if one of its two values is NaN.
                 let largest = theirs.iter().fold(0.0, |a: f64, b| a.max(b.abs()));
                 let off = |(a, b): (&f64, &f64)| {
                     (a - b).abs() / b.abs().max(floor * largest).max(f64::MIN_POSITIVE)
@@ -352,7 +352,7 @@ pub struct Tolerances {
     pub loss: f64,
     /// Tolerances for the gradient norm in the first step, and in later steps.
     pub norm: [f64; 2],
-    /// Each difference is divided by the reference value, or by this fraction of the reference
-    /// run's largest value, whichever is greater.
+    /// Each difference is divided by the reference value. The divisor is at least this fraction of
+    /// the reference run's largest value.
     pub floor: f64,
 }

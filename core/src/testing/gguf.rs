@@ -43,7 +43,7 @@ impl Writer {
         )
     }
 
-    /// Adds a setting. `kind` is the GGUF type number of the value, which must be encoded already.
+    /// Adds a setting. `kind` is the GGUF type number of the value. `value` is already encoded.
     pub fn entry(mut self, key: &str, kind: u32, value: &[u8]) -> Self {
         self.entries.push([&text(key), &kind.to_le_bytes()[..], value].concat());
         self

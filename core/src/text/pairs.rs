@@ -1,8 +1,8 @@
 //! Tokenises preference pairs in the same way as TRL.
 //!
 //! This happens once, before training. A pair is dropped if its prompt leaves no room for a
-//! completion, or if a completion is empty, because a completion without tokens makes the loss NaN.
-//! Dropped pairs are counted by reason.
+//! completion. A pair with an empty completion is also dropped, because a completion without tokens
+//! makes the loss NaN. Dropped pairs are counted by reason.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -53,8 +53,8 @@ impl Limits {
 pub enum SkipReason {
     /// The prompt leaves no room for a completion within `max_length`.
     PromptTooLong,
-    /// The prompt has no messages, or it has no tokens and the tokenizer has neither a BOS nor an
-    /// EOS to use instead.
+    /// The prompt has no messages. Or the prompt has no tokens, and the tokenizer has no BOS or EOS
+    /// to use instead.
     EmptyPrompt,
     /// The chosen completion has no tokens.
     EmptyChosen,
@@ -200,10 +200,10 @@ pub fn tokenise_pair(
 /// Tokenises one pair without length limits. Completions may be empty.
 ///
 /// As in TRL, three strings are tokenised: the prompt, the prompt with the chosen completion, and
-/// the prompt with the rejected completion. The prompt of the pair is the longest common prefix of
-/// the three, and each completion is the rest of its string. A token that spans the end of the
-/// prompt therefore belongs to the completion. The part of the generation prompt that does not
-/// occur in a finished turn, such as the start of a thinking block, is dropped.
+/// the prompt with the rejected completion. The longest common prefix of the three is the prompt of
+/// the pair. The rest of each string is a completion. A token that spans the end of the prompt
+/// therefore belongs to the completion. The generation prompt can contain text that a finished turn
+/// lacks, such as the start of a thinking block. This text is dropped.
 ///
 /// # Errors
 /// Fails if the pair mixes plain text and messages. Also fails on messages if the model does not
@@ -243,7 +243,7 @@ pub fn whole_pair(
     rejected.drain(..shared);
     let mut prompt = ids[..shared].to_vec();
     if prompt.is_empty() {
-        // The model needs at least one token before a completion to predict its first token.
+        // To predict the first token of a completion, the model needs at least one token before it.
         let Some(first) = tokenizer.bos().or(tokenizer.eos()) else {
             return Ok(Err(SkipReason::EmptyPrompt));
         };
@@ -252,7 +252,6 @@ pub fn whole_pair(
     Ok(Ok((TokenPair { index, row, prompt, chosen, rejected }, Prompt { ids, shared })))
 }
 
-/// Length of the longest common prefix of two sequences.
 fn common_prefix(a: &[i64], b: &[i64]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
@@ -326,7 +325,7 @@ fn messages(
 type Numbered = (usize, usize, PreferencePair);
 
 /// Tokenises pairs until `max_pairs` are kept, and collects the kept and the dropped pairs. `rows`
-/// yields each pair with the index of its row, and is not read further than necessary.
+/// yields each pair with the index of its row. No more rows are read than necessary.
 ///
 /// # Errors
 /// Fails if `rows` yields an error, or in the same cases as [`tokenise_pair`].
@@ -360,8 +359,7 @@ fn hash(ids: &[i64]) -> u64 {
 }
 
 /// Tokenises pairs in parallel until `max_pairs` are kept, and passes each result to `take`, in
-/// order. `rows` yields each pair with the index of its row, and is not read further than
-/// necessary.
+/// order. `rows` yields each pair with the index of its row. No more rows are read than necessary.
 ///
 /// # Errors
 /// Fails if `rows` yields an error, if `take` fails, or in the same cases as [`tokenise_pair`].
@@ -388,7 +386,7 @@ pub fn each(
             .par_iter()
             .map(|(index, row, pair)| tokenise_pair(tokenizer, *index, *row, pair, limits))
             .collect::<Vec<_>>();
-        // Errors are also handled in order, so the first one is returned.
+        // Errors are handled in the same order, so that the first error is returned.
         for (numbered, outcome) in chunk.into_iter().zip(outcomes) {
             let outcome = outcome?;
             kept += usize::from(matches!(outcome, Outcome::Kept { .. }));
@@ -397,8 +395,7 @@ pub fn each(
     }
 }
 
-/// Formats one pair as text for the log. The completions, which are trained on, are marked with ⟨
-/// and ⟩.
+/// Formats one pair as text for the log. ⟨ and ⟩ enclose the completions, which are trained on.
 pub fn show_example(tokenizer: &Tokenizer, pair: &TokenPair) -> String {
     let text = |ids: &[i64]| tokenizer.decode(ids).unwrap_or_else(|e| format!("({e})"));
     let indented = |text: String| text.replace('\n', "\n  ");

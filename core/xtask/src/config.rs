@@ -1,5 +1,5 @@
-//! Reads and writes `.cargo/libtorch.toml`, which records the path of libtorch and is included by
-//! the checkout's `.cargo/config.toml`.
+//! Reads and writes `.cargo/libtorch.toml`, which contains the path of libtorch. The checkout's
+//! `.cargo/config.toml` includes this file.
 //!
 //! The file sets the environment variable `LIBTORCH` for build scripts, so a plain `cargo build`
 //! works without an exported variable. Cargo reruns the build scripts when the path changes. Cargo

@@ -106,8 +106,8 @@ impl HraLinear {
     /// Reflects each row of `x`, `[n in]`: returns x·(I − 2ÛÛᵀ), where the columns of Û are the
     /// orthonormalised columns of `u`.
     fn reflected(&self, x: &Tensor) -> Result<Tensor> {
-        // The columns from QR can differ in sign from the columns from Gram–Schmidt, but ÛÛᵀ does
-        // not depend on the signs.
+        // QR and Gram–Schmidt can give columns with different signs. ÛÛᵀ does not depend on the
+        // signs.
         let columns = Tensor::f_linalg_qr(&self.u, "reduced")?.0.f_to_kind(x.kind())?;
         Ok(x - (x.f_matmul(&columns)? * 2.0).f_matmul(&columns.tr())?)
     }

@@ -101,9 +101,8 @@ impl AdapterPlugin for Lora {
             "velora_config",
             "monteclora_config",
         ])?;
-        // The initialisations listed below do not change the frozen weights. All others do, for
-        // example pissa, olora and corda. Their saved tensors only fit the changed weights, not the
-        // base model that is loaded here.
+        // The initialisations below do not change the frozen weights. Others do, such as pissa,
+        // olora and corda. Their saved tensors do not fit the base model that is loaded here.
         let start: Option<Value> = peft.get("init_lora_weights")?;
         if let Some(start) = start.filter(|s| {
             !(s.is_boolean() || matches!(s.as_str(), Some("gaussian" | "eva" | "orthogonal")))
@@ -151,9 +150,8 @@ impl Adapter for Lora {
         }))
     }
 
-    // Converts an adapter whose modules were separate in training, but are fused in this model. As
-    // in PEFT, the A matrices of the separate modules are stacked, and their B matrices are
-    // arranged in blocks.
+    // The adapter was trained on separate modules, but this model fuses them. As in PEFT, the A
+    // matrices of the separate modules are stacked, and their B matrices are arranged in blocks.
     fn fuse(&self, modules: &[FusedSite<'_>]) -> Result<Option<Fused>> {
         let _guard = tch::no_grad_guard();
         let mut config = self.clone();
@@ -190,12 +188,11 @@ impl Adapter for Lora {
 }
 
 impl Lora {
-    /// Returns the number by which α is divided: r, or √r with `use_rslora`.
+    /// Returns the divisor of α: r, or √r with `use_rslora`.
     fn divisor(&self, r: i64) -> f64 {
         if self.use_rslora { (r as f64).sqrt() } else { r as f64 }
     }
 
-    /// Returns the rank r and the scale s of the module `name`.
     fn rank_and_scale(&self, name: &str) -> Result<(i64, f64)> {
         let r = rank(self.rank_pattern.get(name)?.copied().unwrap_or(self.r))?;
         let alpha = self.alpha_pattern.get(name)?.copied().unwrap_or(self.lora_alpha);
@@ -204,9 +201,8 @@ impl Lora {
 
     /// Combines the changes to the parts of a fused module into one change to the whole module.
     ///
-    /// The new A, `[Σr in]`, stacks the A matrices of the parts. In the new B, `[out Σr]`, each
-    /// part has its own columns, which contain the part's B at the part's rows and 0 at all other
-    /// rows.
+    /// The new A, `[Σr in]`, stacks the A matrices of the parts. The new B, `[out Σr]`, contains
+    /// the B of each part as a block, at the rows and columns of the part. All other entries are 0.
     fn fused(&self, FusedSite { module, parts }: &FusedSite<'_>) -> Result<LoraLinear> {
         let scales = parts
             .iter()
@@ -223,8 +219,8 @@ impl Lora {
         let mut at = 0;
         for (part, own) in parts.iter().zip(scales) {
             let block = part.tensor(B)?;
-            // The fused module has a single s, taken from the first part, so each B is multiplied
-            // by the ratio of the scales.
+            // The fused module uses the s of the first part. Each B is therefore multiplied by the
+            // ratio of the scales.
             part.info.rows.put(&b.f_narrow(1, at, block.size()[1])?, &(&block * (own / scale)))?;
             at += block.size()[1];
             if let Some(Magnitude { m, .. }) = &mut magnitude {

@@ -98,8 +98,8 @@ impl AdapterPlugin for Oft {
 
     fn reconcile(&mut self, file: &PeftFile<'_>) -> Result<Vec<String>> {
         let version: Option<String> = PeftConfig::parse(file.json)?.get("peft_version")?;
-        // PEFT's old and new series only differ from three terms on. With two terms, the minimum
-        // that `build` accepts, both are I + 2Q.
+        // With two terms, the minimum that `build` accepts, PEFT's old and new series are both I +
+        // 2Q. With more terms, the series differ.
         if !self.use_cayley_neumann
             || self.num_cayley_neumann_terms <= 2
             || version.as_deref().is_some_and(has_current_series)
@@ -125,7 +125,7 @@ impl AdapterPlugin for Oft {
     }
 }
 
-/// Returns true for PEFT 0.18, which changed the series, and for later releases. Returns false if
+/// Returns true for PEFT 0.18 and later releases. PEFT 0.18 changed the series. Returns false if
 /// the version cannot be parsed.
 fn has_current_series(version: &str) -> bool {
     let release = version.split(['@', '+']).next().unwrap_or(version);

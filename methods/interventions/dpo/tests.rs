@@ -82,7 +82,8 @@ fn the_loss_equals_the_test_values_of_torchtune() {
 fn the_loss_starts_at_log_two() {
     let same: [&[f64]; 2] = [&[-3.0, -7.5], &[-2.0, -9.0]];
     near(value(&Dpo::default(), &pairs(same, same)), std::f64::consts::LN_2);
-    // If the policy equals the reference, the loss `unbounded` is log σ(0). It has no lower bound.
+    // The loss `unbounded` has no lower bound. If the policy equals the reference, the loss is log
+    // σ(0).
     near(value(&of(LossType::Unbounded), &pairs(same, same)), -std::f64::consts::LN_2);
     near(value(&of(LossType::Unbounded), &pairs([&[500.0], &[-500.0]], [&[0.0], &[0.0]])), -1000.0);
 }

@@ -91,7 +91,7 @@ fn as_text(entry: Entry, registry: &Registry) -> Result<String> {
 }
 
 /// Adds a row for each field, followed by the rows of its nested fields. `before` is the path of
-/// the enclosing field with a trailing dot, or empty.
+/// the enclosing field, e.g. `train.`. At the top level, `before` is empty.
 fn rows(grid: &mut Grid, before: &str, fields: &[Field]) {
     for field in fields {
         let name = format!("{before}{}", field.name);
@@ -124,7 +124,7 @@ fn as_json(entry: Entry, registry: &Registry) -> Result<Value> {
     Ok(described)
 }
 
-/// Describes what the intervention or adapter contributes to the default of `train.lr`.
+/// Describes how an intervention or adapter affects the default of `train.lr`.
 fn learning_rate(entry: Entry) -> Option<String> {
     match entry {
         Entry::Intervention(intervention) => {
@@ -139,8 +139,8 @@ fn learning_rate(entry: Entry) -> Option<String> {
     }
 }
 
-/// Formats the crate and version of a plugin or recipe, followed by the path of its library file or
-/// by "built in".
+/// Formats the origin of a plugin or recipe: the crate, the version, and the library file or "built
+/// in".
 fn place(origin: &str, version: &str, file: Option<&PluginLibrary>) -> String {
     match file {
         Some(file) => format!("{origin} {version}, `{}`", file.path.display()),
@@ -148,9 +148,9 @@ fn place(origin: &str, version: &str, file: Option<&PluginLibrary>) -> String {
     }
 }
 
-/// The type of a field. For an enumeration with more than three documented values, this is "one of
-/// these": the full type would make the column too wide, and the rows below the field list the
-/// values anyway.
+/// The type of a field. For an enumeration with more than three documented values, returns "one of
+/// these", because the full type would make the column too wide. The rows below the field list the
+/// values.
 fn kind_of(field: &Field) -> String {
     let all_below =
         field.choices.iter().all(|w| !w.describes.is_empty()) && field.choices.len() > 3;
@@ -166,8 +166,9 @@ fn shown(default: &Value) -> String {
     }
 }
 
-/// Describes what an intervention with its default configuration needs from the engine. `None` for
-/// other plugins, and for interventions whose defaults do not fit the small example model.
+/// Describes what an intervention with its default configuration needs from the engine. Returns
+/// `None` for other plugins. Also returns `None` if the defaults do not fit the small example
+/// model.
 pub fn needs(entry: Entry) -> Option<String> {
     let intervention = InterventionEntry::of_entry(entry)?;
     let config = Value::Object(intervention.about.defaults().ok()?).to_string();

@@ -68,7 +68,7 @@ fn of_index(model: &Model, app: &App<'_>) -> Result<Value> {
 }
 
 /// Creates the error for a failed download from the package index. If the index caused the failure,
-/// a hint suggests the Hugging Face repository of the same model.
+/// a hint names the Hugging Face repository of the same model.
 fn failed(model: &Model, failure: &Failure) -> Error {
     let mut message = failure.message().splitn(2, '\n');
     let mut error = Error::new(message.next().unwrap_or_default());

@@ -40,7 +40,7 @@ pub struct Options {
     pub repeat: usize,
     /// Number of optimiser steps before the measurement.
     pub warmup: usize,
-    /// True to skip pairs whose prompt an earlier pair has.
+    /// True to skip a pair if an earlier pair has the same prompt.
     pub distinct_prompts: bool,
 }
 
@@ -52,9 +52,9 @@ struct Pass {
     operations: Operations,
 }
 
-/// Measures the training of `experiment`. Each repetition has two passes over the same batches: the
-/// first computes the outputs of the reference, and the second reads them from the cache. The rate
-/// of the machine is measured after each repetition.
+/// Measures the training of `experiment`. Each repetition has two passes over the same batches. The
+/// first pass computes the outputs of the reference. The second pass reads these outputs from the
+/// cache. After each repetition, the rate of the machine is measured.
 ///
 /// # Errors
 /// Fails if an input is invalid, if the method takes no steps, or if a step fails. Returns
@@ -86,14 +86,15 @@ pub fn bench(
     trial.report()
 }
 
-/// The experiment without evaluation and validation, on as many pairs as are measured.
+/// Removes evaluation and validation from the experiment, and sets the number of epochs and pairs.
 fn measured(experiment: &Experiment, options: Options) -> Experiment {
     let mut experiment = experiment.clone();
     experiment.eval.enabled = false;
     let train = &mut experiment.train;
     (train.validate_every, train.keep_best, train.patience) = (None, false, None);
     train.epochs = (2 * options.repeat) as f64;
-    // Pairs with a known prompt are skipped after reading, so there may be any number of them.
+    // Pairs with a repeated prompt are skipped after reading, so the number of pairs to read is not
+    // limited.
     train.max_pairs = (!options.distinct_prompts).then_some(options.pairs);
     experiment
 }
@@ -128,13 +129,13 @@ struct Trial<'a> {
     gradients: GradientPlan,
     /// Number of steps so far, without the warm-up.
     step: usize,
-    /// The size of each micro-batch of a pass.
+    /// Rows and scored tokens of each micro-batch of a pass.
     sizes: Vec<[i64; 2]>,
     /// Time from the start of the process to the first step.
     start: Duration,
     /// Peak memory after the first repetition, in GB.
     peak: Option<f64>,
-    /// The passes of each repetition: first the one that computes the reference.
+    /// The two passes of each repetition. The first pass computes the outputs of the reference.
     passes: Vec<[Pass; 2]>,
     rates: Vec<rate::Rates>,
 }
@@ -225,7 +226,7 @@ impl<'a> Trial<'a> {
             .collect()
     }
 
-    /// Takes a step on the batch `step` of a pass. Returns its duration and its number of pairs.
+    /// Takes the step on the batch `step` of a pass. Returns the duration and the number of pairs.
     fn step(&mut self, step: usize, stop: &AtomicBool) -> Result<(Duration, usize)> {
         if stop.load(Ordering::Relaxed) {
             return Err(Error::interrupted(format!(
@@ -253,8 +254,8 @@ impl<'a> Trial<'a> {
         })
     }
 
-    /// Peak memory in GB: of the GPU's allocator, or else of the process. `None` if the system does
-    /// not report it.
+    /// Peak memory of the GPU's allocator in GB. On the CPU, this is the peak memory of the
+    /// process, or `None` if the system does not report it.
     fn peak_memory(&self) -> Result<Option<f64>> {
         match self.plan.session.model.device() {
             Device::Cpu => Ok(peak_memory()),

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::model::{Model, logits_at_once};
 use crate::train::Shape;
 
-/// Minimum duration of the measurement of a shape.
+/// Each shape is measured for at least this long.
 const LEAST: Duration = Duration::from_millis(200);
 
 /// The rate of one shape.

@@ -1,10 +1,10 @@
-//! Chooses the tokenizer class that transformers 5 uses for a folder, and rebuilds the tokenizer in
-//! the same way as that class.
+//! Finds the tokenizer class that transformers 5 uses for a folder, and rebuilds the tokenizer like
+//! this class.
 //!
 //! Most classes use tokenizer.json unchanged. The classes in [`REBUILT`] only take the vocabulary,
-//! the merges and the post-processor from it, and define their own normalizer, pre-tokenizer and
-//! decoder. The source is transformers 5.23: `models/auto/tokenization_auto.py` and
-//! `models/*/tokenization_*.py`.
+//! the merges and the post-processor from tokenizer.json. They define their own normalizer,
+//! pre-tokenizer and decoder. The source is transformers 5.23: `models/auto/tokenization_auto.py`
+//! and `models/*/tokenization_*.py`.
 
 use serde_json::{Value, json};
 use tokenizers::Tokenizer as Ids;
@@ -19,8 +19,8 @@ use crate::error::{Error, Result};
 pub struct Class {
     /// Name of the class in transformers, without `Fast`.
     pub name: &'static str,
-    /// Default special tokens. Each entry contains a field of tokenizer_config.json, and the token
-    /// that is used if this field is missing.
+    /// Default special tokens. Each entry is a field of tokenizer_config.json and the token to use
+    /// if the field is missing.
     pub defaults: &'static [(&'static str, Option<&'static str>)],
     /// Returns the normalizer, pre-tokenizer and decoder in the format of tokenizer.json.
     parts: fn(&Options) -> [Value; 3],
@@ -185,7 +185,7 @@ const REGISTERED: [(&str, &str); 12] = [
     ("qwen3", "Qwen2Tokenizer"),
 ];
 
-/// Model types whose registered class takes precedence over the class specified in the folder.
+/// For these model types, the registered class overrides the class that the folder specifies.
 const REGISTERED_FIRST: [&str; 2] = ["phi3", "qwen2"];
 
 /// The class that uses tokenizer.json unchanged.

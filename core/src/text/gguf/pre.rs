@@ -1,8 +1,7 @@
-//! Pre-tokenizers, which split text into words, for byte-level tokenizers. They are looked up by
-//! the name that llama.cpp stores under `tokenizer.ggml.pre`.
+//! Pre-tokenizers for byte-level tokenizers. A pre-tokenizer splits text into words. llama.cpp
+//! stores the name of the pre-tokenizer under `tokenizer.ggml.pre`.
 //!
-//! The regular expressions were copied from the tokenizer.json of the models that the names refer
-//! to.
+//! The regular expressions were copied from the tokenizer.json of the named models.
 
 use crate::error::{Error, Result};
 
@@ -41,9 +40,9 @@ static PRE: [Pre; 10] = [
     Pre { names: &["gpt-2", "default", "phi-2", "granite-docling"], ..GPT_2 },
     // The tokenizer of StarCoder and, under the name `refact`, of Granite 3.
     Pre { names: &["starcoder", "refact"], digits: true, ..GPT_2 },
-    // SmolLM's tokenizer.json makes each digit a separate word, but transformers does not do so
-    // when it loads a GGUF file. `digits` is not set, so that the ids match transformers. The
-    // vocabulary has no merges of digits, so `digits` would only affect spaces before digits.
+    // SmolLM's tokenizer.json makes each digit a separate word. transformers does not do this when
+    // it loads a GGUF file. `digits` is not set, so that the ids match transformers. The vocabulary
+    // has no merges of digits, so `digits` would only affect spaces before digits.
     Pre { names: &["smollm"], ..GPT_2 },
     // GPT-NeoX's tokenizer, which llama.cpp names after OLMo and MPT.
     Pre { names: &["olmo", "mpt"], compose: true, ..GPT_2 },

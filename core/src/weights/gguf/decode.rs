@@ -41,7 +41,7 @@ pub fn by_rows<T: Element>(
 ) {
     // A bias is treated as a matrix with one column.
     let (row, row_bytes) = (out.len() / rows, at.len() / rows);
-    // A group of rows that are permuted among themselves must not be split between slabs.
+    // Rows that are permuted among themselves must be in the same slab.
     slabs(format, file, at, out, order.together(rows).unwrap_or(1) * row, |bytes, out| {
         out.par_chunks_mut(row).enumerate().for_each(|(r, out)| {
             let from = order.row_of(r, rows) * row_bytes;

@@ -70,8 +70,9 @@ fn gemma(file: &Source<'_>, period: u64, blocks_of_27b: usize) -> Result<Map<Str
             put(cap, json!(value));
         }
     }
-    // The file does not contain `query_pre_attn_scalar`. llama.cpp uses the width of a head, except
-    // for the 27B model, which it recognises by its number of blocks.
+    // The file does not contain `query_pre_attn_scalar`. llama.cpp uses the width of a head
+    // instead. The 27B model is an exception. llama.cpp recognises this model by the number of
+    // blocks.
     let scalar = if settings.layers()? == blocks_of_27b {
         settings.count("embedding_length")? / settings.count("attention.head_count")?
     } else {
