@@ -4,8 +4,8 @@
 ///
 /// A training step allocates and frees the same large tensors again and again. By default, glibc
 /// returns them to the kernel each time, and the kernel clears every page when it is used again.
-/// The peak memory of the process does not change. Variables such as `MALLOC_TRIM_THRESHOLD_` and
-/// `GLIBC_TUNABLES` take precedence. Does nothing with other C libraries.
+/// Variables such as `MALLOC_TRIM_THRESHOLD_` and `GLIBC_TUNABLES` take precedence. Has no effect
+/// with other C libraries.
 pub fn keep_freed_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {

@@ -86,9 +86,9 @@ impl Sources {
         .hint("restore the run's model, or choose a different model with `--model`"))
     }
 
-    /// If the data set came from an earlier run, compares the loaded data with the fingerprints
-    /// that the run recorded. Differences are only allowed if the user chose different data.
-    /// Returns a description of each difference.
+    /// Compares the loaded data with the fingerprints of an earlier run, if the data set was taken
+    /// from one. Differences are only allowed if the user chose different data. Returns a
+    /// description of each difference.
     ///
     /// # Errors
     /// Fails if the data differs from the run's data although the user did not choose different

@@ -130,8 +130,8 @@ enum Call {
     /// cached keys and to the keys of the stream. `mask` is `None` if there is a single query that
     /// attends to all keys.
     Cached { mask: Option<Tensor> },
-    /// Attention for the `len` rows of the stream that follow the rows of the previous call. Their
-    /// keys come after the keys of the calls whose indices are in `ancestors`.
+    /// Attention for `len` adjacent rows of the stream, which start where the previous call ends.
+    /// The keys are the rows of the calls `ancestors`, followed by these rows.
     Rows { len: i64, ancestors: Vec<usize>, mask: Option<Tensor> },
     /// A padded rectangle of s segments. `queries` `[s lq]` and `keys` `[s lk]` contain row indices
     /// of the stream. `real` contains the indices of all entries of the flattened result that are

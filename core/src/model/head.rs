@@ -87,7 +87,7 @@ struct Chunk {
     reference: Option<Tensor>,
 }
 
-/// The results of the chunks, in the order of the tokens. Each tensor has one value per token.
+/// The results so far. Each list has one tensor per chunk or block, in the order of the tokens.
 #[derive(Default)]
 struct Parts {
     logprobs: Vec<Tensor>,

@@ -187,11 +187,8 @@ mod tests {
     /// Creates one pair for each prompt.
     fn pairs(prompts: &[i64]) -> Tokenised {
         let pair = |(index, prompt): (usize, &i64)| TokenPair {
-            index,
-            row: index,
             prompt: vec![1, *prompt],
-            chosen: vec![2],
-            rejected: vec![3],
+            ..TokenPair::short(index)
         };
         Tokenised {
             pairs: prompts.iter().enumerate().map(pair).collect(),

@@ -20,6 +20,12 @@ pub struct TokenPair {
 }
 
 impl TokenPair {
+    /// A pair whose prompt and completions have one token each.
+    #[cfg(test)]
+    pub(crate) fn short(index: usize) -> Self {
+        Self { index, row: index, prompt: vec![1], chosen: vec![2], rejected: vec![3] }
+    }
+
     /// Ids of the chosen or the rejected completion.
     pub fn completion(&self, side: Side) -> &[i64] {
         match side {

@@ -114,14 +114,7 @@ mod tests {
     #[test]
     fn every_epoch_has_every_pair_once() {
         let train = TrainConfig { batch: 2, accumulate: 2, epochs: 2.5, ..TrainConfig::default() };
-        let pair = |index| TokenPair {
-            index,
-            row: index,
-            prompt: vec![1],
-            chosen: vec![2],
-            rejected: vec![3],
-        };
-        let pairs: Vec<TokenPair> = (0..10).map(pair).collect();
+        let pairs: Vec<TokenPair> = (0..10).map(TokenPair::short).collect();
         let steps = Steps::new(pairs.len(), &train);
         assert_eq!((steps.count, steps.pairs_in(steps.count), steps.pairs_in(2)), (8, 28, 8));
         for epoch in 0..2 {

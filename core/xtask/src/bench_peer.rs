@@ -274,8 +274,8 @@ fn prepare(args: &BenchPeer, folder: &Path) -> Vec<String> {
     .collect()
 }
 
-/// Runs a command to its end and returns its standard output. Its other output goes to the file
-/// `log`, whose last lines are part of the error if the command fails.
+/// Runs a command and returns its standard output. Standard error goes to the file `log`. If the
+/// command fails, the error contains the last lines of this file.
 fn output(command: &mut Command, log: &Path, is_python: bool) -> Result<String> {
     let program = command.get_program().to_string_lossy().into_owned();
     let stderr = File::create(log).with_context(|| format!("cannot write `{}`", log.display()))?;

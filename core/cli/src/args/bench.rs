@@ -1,7 +1,5 @@
 //! Arguments of `reprpo bench`.
 
-use std::path::PathBuf;
-
 use clap::Args;
 use clap::builder::RangedU64ValueParser;
 use reprpo_core::Result;
@@ -9,8 +7,8 @@ use reprpo_core::config::Resolved;
 use reprpo_core::run::bench::Options;
 
 use super::data_flags::{DataFlags, RunData};
+use super::experiment::ConfigurationFlags;
 use super::fields::{FieldFlags, MethodFlags, ModelFlags, StartFlags, TrainingFlags};
-use super::{CONFIGURATION, experiment};
 use crate::App;
 
 /// Help heading of the flags that only this command has.
@@ -50,7 +48,7 @@ pub struct BenchArgs {
     data: DataFlags<RunData>,
     #[command(flatten)]
     training: FieldFlags<TrainingFlags>,
-    /// Number of pairs, from the start of the split.
+    /// Number of pairs to measure, from the start of the split.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = positive(),
         help_heading = MEASUREMENT)]
     pub pairs: u64,
@@ -67,14 +65,8 @@ pub struct BenchArgs {
     /// Print the result as a JSON object.
     #[arg(long, help_heading = "Output")]
     pub json: bool,
-    /// TOML file with fields of the experiment; may be repeated, and later files override earlier
-    /// ones.
-    #[arg(long, value_name = "FILE", help_heading = CONFIGURATION)]
-    pub config: Vec<PathBuf>,
-    /// Set any field of the experiment, e.g. `train.batch=8`; may be repeated. `none` clears an
-    /// optional field.
-    #[arg(long, value_name = "FIELD=VALUE", help_heading = CONFIGURATION)]
-    pub set: Vec<String>,
+    #[command(flatten)]
+    pub fields: ConfigurationFlags,
 }
 
 impl BenchArgs {
@@ -83,7 +75,7 @@ impl BenchArgs {
     /// # Errors
     /// Fails if a configuration file cannot be read, or if a name, field or value is not valid.
     pub fn resolve(&self, app: &App<'_>) -> Result<Resolved> {
-        experiment::resolve(app, &self.config, &self.set, |layers| {
+        self.fields.resolve(app, |layers| {
             self.model.apply(layers);
             self.start.apply(layers);
             self.data.apply(layers)?;

@@ -30,6 +30,13 @@ pub struct ExperimentArgs {
     evaluation: FieldFlags<EvaluationFlags>,
     #[command(flatten)]
     pub output: FieldFlags<OutputFlags>,
+    #[command(flatten)]
+    pub fields: ConfigurationFlags,
+}
+
+/// Flags that set any field of the experiment.
+#[derive(Args, Clone)]
+pub struct ConfigurationFlags {
     /// TOML file with fields of the experiment; may be repeated, and later files override earlier
     /// ones.
     #[arg(long, value_name = "FILE", help_heading = CONFIGURATION)]
@@ -47,7 +54,7 @@ impl ExperimentArgs {
     /// # Errors
     /// Fails if a configuration file cannot be read, or if a name, field or value is not valid.
     pub fn resolve(&self, app: &App<'_>) -> Result<Resolved> {
-        resolve(app, &self.config, &self.set, |layers| {
+        self.fields.resolve(app, |layers| {
             self.model.apply(layers);
             self.start.apply(layers);
             self.data.apply(layers)?;
@@ -60,26 +67,27 @@ impl ExperimentArgs {
     }
 }
 
-/// Resolves an experiment from the binary's defaults, the files `config`, the environment, the
-/// flags that `flags` adds, and the assignments `set`.
-///
-/// # Errors
-/// Fails if a configuration file cannot be read, or if a name, field or value is not valid.
-pub fn resolve(
-    app: &App<'_>,
-    config: &[PathBuf],
-    set: &[String],
-    flags: impl FnOnce(&mut Layering<'_>) -> Result<()>,
-) -> Result<Resolved> {
-    let mut layers = layers::defaults(app)?;
-    for file in config {
-        layers.file(file)?;
+impl ConfigurationFlags {
+    /// Resolves an experiment. Later sources override earlier ones: the binary's defaults, the
+    /// configuration files, the environment, the fields that `flags` sets, and `--set`.
+    ///
+    /// # Errors
+    /// Fails if a configuration file cannot be read, or if a name, field or value is not valid.
+    pub fn resolve(
+        &self,
+        app: &App<'_>,
+        flags: impl FnOnce(&mut Layering<'_>) -> Result<()>,
+    ) -> Result<Resolved> {
+        let mut layers = layers::defaults(app)?;
+        for file in &self.config {
+            layers.file(file)?;
+        }
+        layers::environment(&mut layers);
+        flags(&mut layers)?;
+        for assignment in &self.set {
+            layers.set(assignment)?;
+        }
+        layers.start_from_adapter();
+        layers.resolve()
     }
-    layers::environment(&mut layers);
-    flags(&mut layers)?;
-    for assignment in set {
-        layers.set(assignment)?;
-    }
-    layers.start_from_adapter();
-    layers.resolve()
 }

@@ -156,14 +156,16 @@ impl Cli {
                     .filter(|_| !args.resumes_automatically())
                     .and_then(of_run)
                     .into_iter()
-                    .chain(args.experiment.config.clone())
+                    .chain(args.experiment.fields.config.clone())
                     .collect(),
-                &args.experiment.set,
+                &args.experiment.fields.set,
             ),
-            Command::Bench(args) => (args.config.clone(), &args.set),
-            Command::Sweep(args) => (args.experiment.config.clone(), &args.experiment.set),
+            Command::Bench(args) => (args.fields.config.clone(), &args.fields.set),
+            Command::Sweep(args) => {
+                (args.experiment.fields.config.clone(), &args.experiment.fields.set)
+            }
             Command::Config(ConfigArgs { command: ConfigCommand::Show(args) }) => {
-                (args.experiment.config.clone(), &args.experiment.set)
+                (args.experiment.fields.config.clone(), &args.experiment.fields.set)
             }
             Command::Data(DataArgs { command: DataCommand::Inspect(args) }) => {
                 (Vec::new(), &args.pairs.data.set)

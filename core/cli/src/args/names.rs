@@ -11,7 +11,7 @@ use reprpo_core::registry::{Kind, Registry};
 pub struct Names(Vec<(String, String)>);
 
 impl Names {
-    /// Creates a parser for the names of the plugins of one kind.
+    /// Creates a parser for the names of all plugins of a kind.
     pub fn of(registry: &Registry, kind: Kind) -> Self {
         Self(
             registry

@@ -159,7 +159,10 @@ pub fn run(args: &SweepArgs, app: &App<'_>) -> Result<()> {
                 axes.iter().zip(values).map(|(a, v)| (a.field.clone(), (*v).to_owned())).collect();
             let mut experiment = args.experiment.clone();
             experiment.output.remove("out");
-            experiment.set.extend(named.iter().map(|(field, value)| format!("{field}={value}")));
+            experiment
+                .fields
+                .set
+                .extend(named.iter().map(|(field, value)| format!("{field}={value}")));
             let resolved = experiment
                 .resolve(app)
                 .within(|| format!("the run `{}` is not valid", values.join(" × ")))?;

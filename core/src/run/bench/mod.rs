@@ -271,15 +271,8 @@ mod tests {
 
     #[test]
     fn only_the_first_pair_of_a_prompt_is_kept() {
-        let pair = |index| TokenPair {
-            index,
-            row: index,
-            prompt: vec![1],
-            chosen: vec![2],
-            rejected: vec![3],
-        };
         let all = Tokenised {
-            pairs: (0..6).map(pair).collect(),
+            pairs: (0..6).map(TokenPair::short).collect(),
             cuts: vec![Cut::default(); 6],
             prompts: vec![7, 7, 8, 7, 9, 10],
             ..Tokenised::default()

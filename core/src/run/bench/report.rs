@@ -31,11 +31,11 @@ pub struct Report {
     pub device: String,
     /// Number of threads of libtorch.
     pub threads: i32,
-    /// Number of pairs of a pass.
+    /// Number of pairs in a pass.
     pub pairs: usize,
-    /// Number of tokens of both sequences of all pairs. As in TRL, prompts count twice.
+    /// Number of tokens in a pass. As in TRL, the prompt of a pair counts for both completions.
     pub tokens: usize,
-    /// Number of optimiser steps of a pass.
+    /// Number of optimiser steps in a pass.
     pub steps: usize,
     /// Number of pairs in a micro-batch.
     pub batch: usize,
