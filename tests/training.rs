@@ -288,3 +288,31 @@ fn a_method_without_a_loss_saves_the_initial_adapter_unchanged() {
         |dir: PathBuf| std::fs::read(dir.join("adapter_model.safetensors")).expect("an adapter");
     assert!(bytes(out.join("adapter")) == bytes(init));
 }
+
+#[test]
+fn metrics_that_are_only_logged_can_be_computed_less_often() {
+    let golden = golden::own();
+    let dir = tempfile::tempdir().expect("a folder");
+    let of = |every: usize| {
+        let out = dir.path().join(format!("every-{every}"));
+        let set = format!("train.metrics_every={every}");
+        let args = ["--intervention", "dpo", "--adapter", "lora", "--set", "train.accumulate=1"];
+        let output =
+            run(&golden, &out, &[&args[..], &["--set", "train.batch=1", "--set", &set]].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        (metrics(&out), std::fs::read(out.join("adapter/adapter_model.safetensors")).unwrap())
+    };
+    let ((all, adapter), (some, same)) = (of(1), of(3));
+    assert!(adapter == same, "the adapters differ");
+    assert!(all.len() > 4, "{} steps", all.len());
+    for (i, (line, other)) in all.iter().zip(&some).enumerate() {
+        let logged = i == 0 || i + 1 == all.len() || (i + 1) % 3 == 0;
+        for (name, value) in line.as_object().expect("an object") {
+            let only_logged = ["logps/", "logits/", "entropy", "mean_token_accuracy"]
+                .iter()
+                .any(|beginning| name.starts_with(beginning));
+            let expected = (logged || !only_logged).then_some(value);
+            assert_eq!(other.get(name), expected, "step {}: {name}", i + 1);
+        }
+    }
+}

@@ -79,6 +79,7 @@ pub(super) fn check(e: &Experiment, origins: &Origins) -> Result<()> {
             t.transform_lr.is_none_or(positive),
             "be greater than 0, or `none`",
         ),
+        rule("train.metrics_every", t.metrics_every, t.metrics_every >= 1, "be 1 or more"),
         rule(
             "train.checkpoint_every",
             optional(t.checkpoint_every),

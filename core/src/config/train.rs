@@ -92,6 +92,9 @@ pub struct TrainConfig {
     pub eps: f64,
     /// Shuffle the pairs again in every epoch.
     pub shuffle: bool,
+    /// Put pairs with the same prompt into the same micro-batch, as far as possible. The prompt is
+    /// then only computed once, but the gradients of the step are more correlated.
+    pub group_by_prompt: bool,
     /// Maximum number of tokens in prompt and completion together.
     #[schemars(extend("flags" = [Flag::new(Group::Data, "N")]))]
     pub max_length: usize,
@@ -117,6 +120,9 @@ pub struct TrainConfig {
     pub share_transform: bool,
     /// The model that the policy is compared with.
     pub reference: ReferenceModel,
+    /// Compute the metrics that are only logged (`logps/*`, `logits/*`, `entropy`,
+    /// `mean_token_accuracy`) at every n-th step, and at the first and last step.
+    pub metrics_every: usize,
     /// Number of optimiser steps between checkpoints; none = only save a checkpoint when
     /// interrupted.
     pub checkpoint_every: Option<usize>,
@@ -155,6 +161,7 @@ impl Default for TrainConfig {
             beta2: 0.999,
             eps: 1e-8,
             shuffle: true,
+            group_by_prompt: false,
             max_length: 512,
             max_prompt_length: None,
             split: "train".to_owned(),
@@ -164,6 +171,7 @@ impl Default for TrainConfig {
             transform_lr: None,
             share_transform: false,
             reference: ReferenceModel::default(),
+            metrics_every: 1,
             checkpoint_every: None,
             validate_every: None,
             validation_pairs: None,
@@ -171,5 +179,13 @@ impl Default for TrainConfig {
             best_metric: BestMetric::default(),
             patience: None,
         }
+    }
+}
+
+impl TrainConfig {
+    /// True if the metrics that are only logged are computed at step `step`, counted from 0, of
+    /// `steps`.
+    pub fn logs_metrics(&self, step: usize, steps: usize) -> bool {
+        step == 0 || step + 1 == steps || (step + 1).is_multiple_of(self.metrics_every)
     }
 }

@@ -42,7 +42,7 @@ pub fn score_pairs(
         let reached = model
             .forward(&batch.stream, Request { adapted, hidden: true, ..Request::default() })?;
         if let Some(hidden) = &reached.hidden {
-            let logps = model.score_tokens(hidden, &batch.predicted, Detail::None, None)?.logprobs;
+            let logps = model.score_tokens(hidden, &batch.predicted, Detail::NONE, None)?.logprobs;
             let sums = |side: Side| -> Result<Vec<f64>> {
                 Ok(Vec::<f64>::try_from(
                     batch.tokens_of(&logps, side)?.sum().to_kind(Kind::Double),

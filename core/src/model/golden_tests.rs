@@ -427,7 +427,7 @@ fn smollm2_gives_completions_the_same_probability_as_in_transformers() {
             .unwrap();
         let predicted =
             PredictedTokens { rows: Tensor::from_slice(&rows), ids: Tensor::from_slice(&ids) };
-        let logps = model.score_tokens(&hidden, &predicted, Detail::None, None).unwrap().logprobs;
+        let logps = model.score_tokens(&hidden, &predicted, Detail::NONE, None).unwrap().logprobs;
         for (field, logps) in
             ["chosen", "rejected"].into_iter().zip(logps.split_with_sizes(&lens[..], 0))
         {

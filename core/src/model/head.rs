@@ -25,19 +25,20 @@ pub struct TokenStats {
     pub mean_logit: Tensor,
     /// 1 if the most probable token is the actual one, else 0; float32.
     pub correct: Tensor,
-    /// log Σ p² over the vocabulary; `None` unless [`Detail::MetricsAndCollision`] is requested.
-    pub log_collision: Option<Tensor>,
 }
 
-/// Selects the statistics to compute for each scored token, in addition to its log-probability.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Detail {
-    /// No statistics.
-    None,
-    /// The statistics that are logged in training.
-    Metrics,
-    /// The logged statistics and the collision probability Σ p².
-    MetricsAndCollision,
+/// Selects the values to compute for each scored token, in addition to its log-probability.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Detail {
+    /// Compute [`TokenStats`], which are logged in training.
+    pub stats: bool,
+    /// Compute the collision probability Σ p².
+    pub collision: bool,
+}
+
+impl Detail {
+    /// Only the log-probability.
+    pub const NONE: Self = Self { stats: false, collision: false };
 }
 
 /// The values of each scored token.
@@ -46,8 +47,11 @@ pub struct TokenScores {
     /// log p of the token `[m]`, in float32, or in float64 in a float64 model. The gradient flows
     /// into the hidden states.
     pub logprobs: Tensor,
-    /// The statistics that [`Detail`] selects; `None` for [`Detail::None`].
+    /// Statistics; `None` unless [`Detail::stats`] is set.
     pub stats: Option<TokenStats>,
+    /// log Σ p² over the vocabulary `[m]`, without gradient; `None` unless [`Detail::collision`] is
+    /// set.
+    pub log_collision: Option<Tensor>,
     /// KL(policy ‖ reference) over the vocabulary in nats `[m]`, with a gradient like
     /// `logprobs`. `None` without the hidden states of a reference.
     pub kl: Option<Tensor>,
@@ -167,16 +171,14 @@ impl Model {
         };
         let stats =
             match (joined(&parts.entropy)?, joined(&parts.mean_logit)?, joined(&parts.correct)?) {
-                (Some(entropy), Some(mean_logit), Some(correct)) => Some(TokenStats {
-                    entropy,
-                    mean_logit,
-                    correct,
-                    log_collision: joined(&parts.log_collision)?,
-                }),
+                (Some(entropy), Some(mean_logit), Some(correct)) => {
+                    Some(TokenStats { entropy, mean_logit, correct })
+                }
                 _ => None,
             };
         let kl = joined(&parts.kl)?.map(|kl| linear(kl, &parts.kl_gradients)).transpose()?;
-        Ok(TokenScores { logprobs, stats, kl })
+        let log_collision = joined(&parts.log_collision)?;
+        Ok(TokenScores { logprobs, stats, log_collision, kl })
     }
 
     /// The dtype of scores: float64 in a float64 model, otherwise float32.
@@ -213,7 +215,7 @@ impl Model {
             let mean = |t: &Tensor| t.f_sum_dim_intlist(-1, false, None::<Kind>);
             parts.logprobs.push(log_p.f_gather(1, &ids, false)?.f_squeeze_dim(1)?);
             let p = log_p.f_exp()?;
-            if detail > Detail::None {
+            if detail.stats {
                 parts.entropy.push(mean(&p.f_mul(&log_p)?)?.f_neg()?);
                 parts.mean_logit.push(of_block.f_mean_dim(-1, false, None::<Kind>)?);
                 parts.correct.push(
@@ -223,7 +225,7 @@ impl Model {
                         .f_to_kind(Kind::Float)?,
                 );
             }
-            if detail == Detail::MetricsAndCollision {
+            if detail.collision {
                 parts.log_collision.push((&log_p * 2.0).f_logsumexp(-1, false)?);
             }
             // The derivative of the soft cap, from the capped logits.
@@ -306,8 +308,8 @@ mod tests {
                 entropy: -sum(&p * &log_p),
                 mean_logit: logits.mean_dim(-1, false, None::<Kind>),
                 correct: logits.argmax(-1, false).eq_tensor(&tokens.ids).to_kind(Kind::Float),
-                log_collision: Some(sum(p.square()).log()),
             }),
+            log_collision: Some(sum(p.square()).log()),
             kl: Some(sum(&p * (&log_p - log_r))),
         }
     }
@@ -349,7 +351,7 @@ mod tests {
                     .score_in_chunks(
                         &hidden,
                         &tokens,
-                        Detail::MetricsAndCollision,
+                        Detail { stats: true, collision: true },
                         Some(&reference),
                         sizes,
                     )
@@ -363,7 +365,7 @@ mod tests {
                     (&kl, &expected_kl),
                     (&stats.entropy, &expected.entropy),
                     (&stats.mean_logit, &expected.mean_logit),
-                    (&stats.log_collision.unwrap(), &expected.log_collision.unwrap()),
+                    (&ours.log_collision.unwrap(), &theirs.log_collision.unwrap()),
                 ] {
                     // The values come from the same logits, so only their order of summation
                     // differs.
@@ -392,12 +394,19 @@ mod tests {
             rows: Tensor::zeros([ids.len() as i64], (Kind::Int64, DEVICE)),
             ids: Tensor::from_slice(ids),
         };
-        let scores = model.score_tokens(&hidden, &of(&[1, 2]), Detail::None, None).unwrap();
+        let scores = model.score_tokens(&hidden, &of(&[1, 2]), Detail::NONE, None).unwrap();
         assert!(!scores.logprobs.requires_grad() && scores.stats.is_none() && scores.kl.is_none());
-        let none = model.score_tokens(&hidden, &of(&[]), Detail::Metrics, None).unwrap();
+        let detail = Detail { stats: false, collision: true };
+        let scores = model.score_tokens(&hidden, &of(&[1, 2]), detail, None).unwrap();
+        assert!(scores.stats.is_none() && scores.log_collision.is_some());
+        let none = model
+            .score_tokens(&hidden, &of(&[]), Detail { stats: true, collision: false }, None)
+            .unwrap();
         assert_eq!(none.logprobs.size(), [0]);
         let hidden = hidden.set_requires_grad(true);
-        let none = model.score_tokens(&hidden, &of(&[]), Detail::Metrics, None).unwrap();
+        let none = model
+            .score_tokens(&hidden, &of(&[]), Detail { stats: true, collision: false }, None)
+            .unwrap();
         none.logprobs.sum(Kind::Float).backward();
         assert_eq!(hidden.grad().abs().sum(Kind::Float).double_value(&[]), 0.0);
     }

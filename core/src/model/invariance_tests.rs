@@ -28,7 +28,7 @@ fn scores(model: &Model, pairs: &[TokenPair], together: usize) -> Vec<[f64; 2]> 
             .hidden
             .unwrap();
         let logps =
-            model.score_tokens(&hidden, &batch.predicted, Detail::None, None).unwrap().logprobs;
+            model.score_tokens(&hidden, &batch.predicted, Detail::NONE, None).unwrap().logprobs;
         let side = |rejected| {
             Vec::<f64>::try_from(
                 batch.tokens_of(&logps, rejected).unwrap().sum().to_kind(Kind::Double),

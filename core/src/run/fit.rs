@@ -31,7 +31,7 @@ pub fn fit(
     stop: &AtomicBool,
 ) -> Result<History> {
     let (train, pairs) = (&plan.experiment.train, &plan.pairs.pairs);
-    let steps = Steps::new(pairs.len(), train);
+    let steps = Steps::new(pairs, train);
     let first = plan.first_step();
     if let Some(warning) = steps.warning() {
         recorders.message(&warning)?;
@@ -133,6 +133,7 @@ pub(super) fn take_step(
     lr: f64,
 ) -> Result<(Accumulated, f64)> {
     let train = &plan.experiment.train;
+    run.objective.set_metrics(train.logs_metrics(info.step, info.steps));
     let sums = accumulate(
         &mut run.objective,
         &plan.session.model,

@@ -154,7 +154,7 @@ impl<'a> Plan<'a> {
             intervention.as_ref(),
             &taps,
             session.model.info(),
-            &Steps::new(pairs.pairs.len(), train),
+            &Steps::new(&pairs.pairs, train),
         )?);
         let tokenizer = fingerprint::of_tokenizer(&session.tokenizer)?;
         let data = [&pairs.pairs[..], &held_out];

@@ -139,6 +139,7 @@ impl<'a> Validation<'a> {
         // Some losses depend on the step. Always validate with the loss of the last step, so that
         // validations at different steps are comparable.
         let info = StepInfo { step: steps.count - 1, steps: steps.count };
+        objective.set_metrics(true);
         let sums = objective.with_method(method, |objective| {
             validate(objective, &session.model, adapted, &all, train.batch, info, stop)
         })?;

@@ -5,6 +5,7 @@ mod directions;
 mod objective;
 mod operations;
 mod optimiser;
+mod order;
 mod phases;
 mod reference;
 mod schedule;

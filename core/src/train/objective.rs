@@ -31,6 +31,7 @@ pub struct Objective {
     sharing: Sharing,
     directions: ModuleDirections,
     hook_errors: HookErrors,
+    with_metrics: bool,
     clock: PhaseClock,
 }
 
@@ -40,7 +41,7 @@ pub struct Evaluated {
     /// The loss and the metrics that the method returned.
     pub loss: Loss,
     /// Metrics that are logged for every method that uses log-probabilities, under the same names
-    /// as in TRL.
+    /// as in TRL. Empty after [`Objective::set_metrics`] with `false`.
     pub metrics: Vec<(String, Tensor)>,
 }
 
@@ -71,6 +72,7 @@ impl Objective {
             sharing,
             directions,
             hook_errors: HookErrors::default(),
+            with_metrics: true,
             clock: PhaseClock::default(),
         })
     }
@@ -98,6 +100,11 @@ impl Objective {
     /// Replaces the choice of sequences that share rows of a batch.
     pub(crate) fn set_sharing(&mut self, sharing: Sharing) {
         self.sharing = sharing;
+    }
+
+    /// Selects whether the next losses include [`Evaluated::metrics`]. By default, they do.
+    pub fn set_metrics(&mut self, with_metrics: bool) {
+        self.with_metrics = with_metrics;
     }
 
     /// The clock that measures the phases of each step. It is off by default.
@@ -233,11 +240,7 @@ impl Objective {
         let mut metrics = Vec::new();
         let policy = match &reached.hidden {
             Some(hidden) if self.needs.logprobs.any() => {
-                let detail = if self.needs.collision {
-                    Detail::MetricsAndCollision
-                } else {
-                    Detail::Metrics
-                };
+                let detail = Detail { stats: self.with_metrics, collision: self.needs.collision };
                 let scores = clock.measure(Phase::Head, || {
                     model.score_tokens(hidden, &batch.predicted, detail, observed.hidden.as_ref())
                 })?;
@@ -248,7 +251,7 @@ impl Objective {
                 Some(self.logprobs(
                     batch,
                     &scores.logprobs,
-                    scores.stats.and_then(|s| s.log_collision).as_ref(),
+                    scores.log_collision.as_ref(),
                     scores.kl.as_ref(),
                 )?)
             }
@@ -270,7 +273,7 @@ impl Objective {
             let rows = batch.rows(Pooling::All, Side::Chosen)?;
             let own = batch.own_tokens(&rows)?;
             let own = clock
-                .measure(Phase::Head, || model.score_tokens(hidden, &own, Detail::None, None))?
+                .measure(Phase::Head, || model.score_tokens(hidden, &own, Detail::NONE, None))?
                 .logprobs;
             pairs = pairs.with_sequence_nll(SequenceNll {
                 policy: -own,

@@ -131,7 +131,7 @@ impl Reference {
             (Some(hidden), true) => {
                 let rows = batch.rows(Pooling::All, Side::Chosen)?;
                 let own = batch.own_tokens(&rows)?;
-                Some(model.score_tokens(hidden, &own, Detail::None, None)?.logprobs)
+                Some(model.score_tokens(hidden, &own, Detail::NONE, None)?.logprobs)
             }
             _ => None,
         };
@@ -186,7 +186,7 @@ impl Reference {
     ) -> Result<()> {
         let logps = match hidden {
             Some(hidden) if needs.reference_logprobs => {
-                Some(model.score_tokens(hidden, &batch.predicted, Detail::None, None)?.logprobs)
+                Some(model.score_tokens(hidden, &batch.predicted, Detail::NONE, None)?.logprobs)
             }
             _ => None,
         };

@@ -1,10 +1,9 @@
 //! Divides a run into steps and selects the pairs for each step.
 
-use rand::SeedableRng;
-use rand::seq::SliceRandom;
-use rand_chacha::ChaCha8Rng;
+use std::cell::RefCell;
 
 use super::learning_rate;
+use super::order::Order;
 use crate::config::TrainConfig;
 use crate::text::TokenPair;
 
@@ -19,20 +18,31 @@ pub struct Steps<'a> {
     per_epoch: usize,
     /// Number of steps in the run.
     pub count: usize,
+    order: Order,
+    /// The epoch of the last call to [`pairs_of`](Self::pairs_of), and its order.
+    current: RefCell<Option<(usize, Vec<usize>)>>,
 }
 
 impl<'a> Steps<'a> {
-    /// Plans a run on a training set of `pairs` pairs.
-    pub fn new(pairs: usize, train: &'a TrainConfig) -> Self {
+    /// Plans a run on the training set `pairs`.
+    pub fn new(pairs: &[TokenPair], train: &'a TrainConfig) -> Self {
+        let order = Order::new(pairs, train);
+        let pairs = pairs.len();
         let step_pairs = train.batch * train.accumulate;
         let per_epoch = pairs.div_ceil(step_pairs);
         let steps = ((per_epoch as f64 * train.epochs).ceil() as usize).max(1);
-        Self { train, pairs, step_pairs, per_epoch, count: steps }
+        let current = RefCell::default();
+        Self { train, pairs, step_pairs, per_epoch, count: steps, order, current }
     }
 
     /// Returns the pairs of step `step`, counted from 0.
     pub fn pairs_of<'p>(&self, step: usize, pairs: &'p [TokenPair]) -> Vec<&'p TokenPair> {
-        let order = order(self.pairs, self.train, step / self.per_epoch);
+        let epoch = step / self.per_epoch;
+        let mut current = self.current.borrow_mut();
+        let (_, order) = match current.take() {
+            Some((known, order)) if known == epoch => current.insert((epoch, order)),
+            _ => current.insert((epoch, self.order.of_epoch(epoch))),
+        };
         let within = (step % self.per_epoch) * self.step_pairs;
         order[within..(within + self.step_pairs).min(self.pairs)]
             .iter()
@@ -77,19 +87,6 @@ impl<'a> Steps<'a> {
     }
 }
 
-/// Returns the order of the pairs in an epoch. If `train.shuffle` is true, they are shuffled with a
-/// seed that depends on the run's seed and the epoch. Otherwise, they stay in the order of the data
-/// set.
-fn order(pairs: usize, train: &TrainConfig, epoch: usize) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..pairs).collect();
-    if train.shuffle {
-        order.shuffle(&mut ChaCha8Rng::seed_from_u64(
-            train.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(epoch as u64),
-        ));
-    }
-    order
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,7 +97,8 @@ mod tests {
     fn the_epoch_is_the_fraction_of_batches_processed() {
         let logged = |pairs: usize, batch: usize, accumulate: usize, steps: usize| -> Vec<f64> {
             let train = TrainConfig { batch, accumulate, ..TrainConfig::default() };
-            (0..steps).map(|step| Steps::new(pairs, &train).epoch(step)).collect()
+            let pairs: Vec<TokenPair> = (0..pairs).map(TokenPair::short).collect();
+            (0..steps).map(|step| Steps::new(&pairs, &train).epoch(step)).collect()
         };
         assert_eq!(logged(10, 2, 2, 5), [0.4, 0.8, 1.0, 1.4, 1.8]);
         // The last batch of an epoch may be smaller, but it counts as a whole batch.
@@ -115,7 +113,7 @@ mod tests {
     fn every_epoch_has_every_pair_once() {
         let train = TrainConfig { batch: 2, accumulate: 2, epochs: 2.5, ..TrainConfig::default() };
         let pairs: Vec<TokenPair> = (0..10).map(TokenPair::short).collect();
-        let steps = Steps::new(pairs.len(), &train);
+        let steps = Steps::new(&pairs, &train);
         assert_eq!((steps.count, steps.pairs_in(steps.count), steps.pairs_in(2)), (8, 28, 8));
         for epoch in 0..2 {
             let steps = (0..3).flat_map(|step| steps.pairs_of(epoch * 3 + step, &pairs));

@@ -68,7 +68,7 @@ fn segmented(config: &ProjBp, model: &Model, targets: &str) -> Vec<Tensor> {
     let mut method = Projected { config: config.clone(), loss: Box::new(config.dpo.clone()) };
     let logprobs = |hidden: &Tensor| {
         let logps =
-            model.score_tokens(hidden, &batch.predicted, Detail::None, None).unwrap().logprobs;
+            model.score_tokens(hidden, &batch.predicted, Detail::NONE, None).unwrap().logprobs;
         Logprobs::new(
             batch.tokens_of(&logps, Side::Chosen).unwrap(),
             Some(batch.tokens_of(&logps, Side::Rejected).unwrap()),

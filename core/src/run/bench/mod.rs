@@ -145,7 +145,7 @@ impl<'a> Trial<'a> {
         let model = &plan.session.model;
         let train = &plan.experiment.train;
         run.objective.set_clock(PhaseClock::running(model.device()));
-        let steps = Steps::new(plan.pairs.pairs.len(), train);
+        let steps = Steps::new(&plan.pairs.pairs, train);
         Ok(Self {
             gradients: GradientPlan::new(model, &run.adapted)?,
             per_pass: steps.pairs.div_ceil(train.batch * train.accumulate),
