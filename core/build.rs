@@ -33,7 +33,7 @@ fn main() {
         .std("c++17")
         .pic(true)
         .warnings(false)
-        .include(include)
+        .include(&include)
         .file("csrc/shim.cc")
         .compile("reprpo_shim");
     // Optimise this file in debug builds too, because it replaces an optimised libtorch function.
@@ -46,6 +46,18 @@ fn main() {
         .flag_if_supported("-ffp-contract=fast")
         .file("csrc/row_product.cc")
         .compile("reprpo_row_product");
+    // Slow without optimisation. Here, fused multiply-add instructions would round differently from
+    // libtorch's operations, which the kernels replace.
+    cc::Build::new()
+        .cpp(true)
+        .std("c++17")
+        .pic(true)
+        .warnings(false)
+        .opt_level(3)
+        .flag_if_supported("-ffp-contract=off")
+        .include(&include)
+        .file("csrc/fused.cc")
+        .compile("reprpo_fused");
     println!("cargo:rustc-env=REPRPO_LIBTORCH_VERSION={LIBTORCH_VERSION}");
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.canonicalize().unwrap_or(lib).display());
 }

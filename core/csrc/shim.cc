@@ -17,19 +17,9 @@
 #include <mutex>
 #include <stdexcept>
 
-namespace {
-template <typename F>
-char* guarded(F f) {
-  try {
-    f();
-    return nullptr;
-  } catch (const std::exception& e) {
-    return strdup(e.what());
-  } catch (...) {
-    return strdup("libtorch threw something that is not a std::exception");
-  }
-}
+#include "guarded.h"
 
+namespace {
 const at::Generator& generator(int device) {
   return at::globalContext().defaultGenerator(
       device < 0 ? c10::Device(c10::kCPU) : c10::Device(c10::kCUDA, device));

@@ -3,6 +3,7 @@
 
 mod compute_capability;
 mod cuda;
+mod fused;
 mod hook;
 mod row_product;
 mod switches;
@@ -11,6 +12,7 @@ use std::ffi::{CStr, c_char};
 
 pub use compute_capability::{bf16_supported, compute_capability};
 pub use cuda::{CudaLibrary, libtorch_folder, libtorch_hint, load_cuda};
+pub use fused::{fused_gate, fused_norm, fused_rotation};
 pub use hook::{HookErrors, register_hook};
 pub use row_product::row_product;
 pub use switches::{

@@ -7,6 +7,7 @@ use super::block::BlockCx;
 use super::linear::Linear;
 use super::weights::Weights;
 use crate::error::Result;
+use crate::ffi::fused_gate;
 
 /// A projection to the inner width, an activation, and a projection back to the residual stream.
 #[derive(Debug)]
@@ -62,15 +63,26 @@ impl Mlp {
         let inner = match &self.input {
             InputProjection::Plain(up) => self.activation.forward(&cx.linear(up, x)?)?,
             InputProjection::Gated { gate, up } => {
-                let gate = self.activation.forward(&cx.linear(gate, x)?)?;
-                gate.f_mul(&cx.linear(up, x)?)?
+                self.gated_values(&cx.linear(gate, x)?, &cx.linear(up, x)?)?
             }
             InputProjection::FusedGated(gate_up) => {
                 let [gate, up] = gate_up.split(&cx.linear(gate_up, x)?)?;
-                self.activation.forward(&gate)?.f_mul(&up)?.f_flatten(1, 2)?
+                self.gated_values(&gate, &up)?.f_flatten(1, 2)?
             }
         };
         cx.linear(&self.output, &inner)
+    }
+
+    /// Computes act(gate) ⊙ up.
+    fn gated_values(&self, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+        let fused = match self.activation {
+            Activation::Silu => fused_gate(gate, up)?,
+            Activation::Gelu | Activation::GeluTanh | Activation::Relu => None,
+        };
+        match fused {
+            Some(values) => Ok(values),
+            None => Ok(self.activation.forward(gate)?.f_mul(up)?),
+        }
     }
 
     /// Calls `visit` with each linear module, in the order in which they run.

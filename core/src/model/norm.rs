@@ -5,6 +5,7 @@ use tch::{Kind, Tensor};
 
 use super::weights::Weights;
 use crate::error::Result;
+use crate::ffi::fused_norm;
 
 /// A normalisation layer over the last axis. Its output has the same shape and dtype as its input.
 #[derive(Debug)]
@@ -41,6 +42,16 @@ impl Norm {
     /// # Errors
     /// Fails if shapes do not match, or if memory runs out.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let fused = match self {
+            Self::Rms { weight, eps } => fused_norm(x, weight, *eps, true)?,
+            Self::RmsRoundedOnce { gain, eps } => fused_norm(x, gain, *eps, false)?,
+            Self::Layer { .. } => None,
+        };
+        fused.map_or_else(|| self.plain(x), Ok)
+    }
+
+    /// Computes the norm with libtorch's operations.
+    fn plain(&self, x: &Tensor) -> Result<Tensor> {
         Ok(match self {
             Self::Rms { weight, eps } => {
                 scaled_to_one(x, *eps)?.f_to_kind(x.kind())?.f_mul(weight)?

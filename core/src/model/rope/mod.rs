@@ -10,6 +10,7 @@ use tch::{Kind, Tensor};
 
 use super::stream::Stream;
 use crate::error::{Error, Result};
+use crate::ffi::fused_rotation;
 use frequencies::Frequencies;
 pub use parameters::{RopeFields, RopeParameters};
 
@@ -143,6 +144,12 @@ impl Tables {
     }
 
     fn rotate_all(&self, x: &Tensor) -> Result<Tensor> {
+        let fused = fused_rotation(x, &self.cos, &self.sin)?;
+        fused.map_or_else(|| self.plain(x), Ok)
+    }
+
+    /// Rotates all dimensions of x with libtorch's operations.
+    fn plain(&self, x: &Tensor) -> Result<Tensor> {
         let half = x.size()[2] / 2;
         let swapped =
             Tensor::f_cat(&[x.f_narrow(2, half, half)?.f_neg()?, x.f_narrow(2, 0, half)?], -1)?;
