@@ -1,7 +1,7 @@
 //! The state of a run's folder: empty, interrupted or finished.
 //!
-//! The state is derived from the files in the folder, so that the same command line can start a run
-//! or continue it, no matter when the previous process was killed.
+//! The state is derived from the files in the folder. The same command line can therefore start or
+//! continue a run, no matter when the previous process was killed.
 
 use std::path::Path;
 
@@ -168,7 +168,7 @@ fn compare(
     ))
     .because(Error::new(details.join("; ")))
     .hint(format!(
-        "to continue it with its original configuration, use `reprpo run --resume {}`",
+        "to continue the run with its original configuration, use `reprpo run --resume {}`",
         quoted(folder)
     ))
     .hint("to start a new run with this configuration, choose a different `--out`"))

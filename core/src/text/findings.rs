@@ -21,8 +21,7 @@ pub struct Findings {
     pub prompt_repeated: usize,
     /// Pairs with an empty completion.
     pub empty_completions: usize,
-    /// Pairs with a completion whose first message has a role other than `assistant`, counted by
-    /// role.
+    /// Pairs with a completion that starts with a role other than `assistant`, counted by role.
     pub roles: BTreeMap<String, usize>,
     /// Context length of the model in tokens, if it is known.
     pub context: Option<usize>,
