@@ -73,7 +73,7 @@ pub struct FusedSite<'a> {
 
 /// The result of [`Adapter::fuse`]: adapters on whole modules instead of on their parts.
 pub struct Fused {
-    /// The method of the converted adapters, with its configuration. The engine saves the
+    /// The configured method of `modules`. The engine saves the
     /// [`peft_config`](Adapter::peft_config) of this method and adds the names of the modules.
     pub adapter: Box<dyn Adapter>,
     /// The adapter of each whole module, in the order of the modules passed to [`Adapter::fuse`].
@@ -83,11 +83,11 @@ pub struct Fused {
 /// The positions of the n tokens of a batch within their prompts.
 #[derive(Debug)]
 pub struct PromptPlaces {
-    /// An int64 tensor `[n]` with the distance in tokens from the first token of the prompt, or −1
-    /// for tokens of completions.
+    /// An int64 tensor `[n]`: the distance in tokens from the first token of the prompt. Tokens of
+    /// completions have the value −1.
     pub from_start: Tensor,
-    /// An int64 tensor `[n]` with the distance in tokens to the last token of the prompt, or −1
-    /// for tokens of completions.
+    /// An int64 tensor `[n]`: the distance in tokens to the last token of the prompt. Tokens of
+    /// completions have the value −1.
     pub from_end: Tensor,
 }
 

@@ -69,8 +69,8 @@ fn accuracy(bench: &Bench, on: bool, pairs: &[TokenPair]) -> Result<f64> {
     Ok(summary.base_accuracy.ok_or_else(|| Error::internal("no pair has a score"))?.value)
 }
 
-/// Draws pairs until there are [`RIGHT`] pairs for which the base model prefers the chosen answer,
-/// and [`WRONG`] for which it prefers the rejected one.
+/// Draws pairs until there are [`RIGHT`] pairs in which the base model prefers the chosen answer,
+/// and [`WRONG`] pairs in which it prefers the rejected answer.
 fn pairs(bench: &Bench) -> Result<Vec<TokenPair>> {
     let mut rng = ChaCha8Rng::seed_from_u64(2);
     let (mut right, mut wrong) = (Vec::new(), Vec::new());

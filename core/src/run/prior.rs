@@ -84,7 +84,7 @@ impl Prior {
 /// folder contains files that a run does not create.
 pub fn clear(folder: &Path) -> Result<()> {
     let _lock = lock(folder)?;
-    // The configuration is deleted last, so that the folder can be recognised as a run until then.
+    // Delete the configuration last. Until then, this file marks the folder as a run.
     let mut names = names(folder)?;
     names.sort_by_key(|name| name == "config.toml");
     let ours = |name: &str| {

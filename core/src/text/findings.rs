@@ -17,7 +17,7 @@ pub struct Findings {
     pub left_out: Option<String>,
     /// Pairs whose completions have the same tokens after truncation, so neither is preferred.
     pub identical: usize,
-    /// Pairs whose completions both repeat the prompt, so that the model reads it twice.
+    /// Pairs in which both completions repeat the prompt. The model then reads the prompt twice.
     pub prompt_repeated: usize,
     /// Pairs with an empty completion.
     pub empty_completions: usize,
