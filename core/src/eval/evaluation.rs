@@ -288,8 +288,8 @@ pub fn evaluate(
         let infos: Vec<SplitInfo> = splits.iter().map(|split| split.info.clone()).collect();
         match completions(session, &infos, [initial, adapted], experiment, stop, progress) {
             Err(e) if e.fault() != Fault::Interrupted => {
-                // The completions are only for people to read. If they cannot be generated, for
-                // example because of an unusual tokenizer, the evaluation continues without them.
+                // Only people read the completions. If generating them fails, for example because
+                // of an unusual tokenizer, the evaluation continues without them.
                 progress.finish();
                 progress.message(&format!(
                     "warning: cannot generate sample completions: {}",
