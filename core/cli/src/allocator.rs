@@ -3,7 +3,7 @@
 /// Keeps freed memory in the process instead of returning it to the kernel.
 ///
 /// A training step allocates and frees the same large tensors again and again. By default, glibc
-/// returns them to the kernel each time, and the kernel clears every page when it is used again.
+/// returns them to the kernel each time. The kernel then clears every page before its next use.
 /// Variables such as `MALLOC_TRIM_THRESHOLD_` and `GLIBC_TUNABLES` take precedence. Has no effect
 /// with other C libraries.
 pub fn keep_freed_memory() {

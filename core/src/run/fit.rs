@@ -163,8 +163,7 @@ pub(super) fn take_step(
     Ok((sums, norm))
 }
 
-/// Writes a checkpoint after `step` finished steps. From then on, the run's folder is not removed
-/// if the run fails.
+/// Writes a checkpoint after `step` finished steps. From then on, a failed run keeps its folder.
 fn save(
     plan: &Plan<'_>,
     run: &mut Assembled,
