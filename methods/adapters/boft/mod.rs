@@ -192,7 +192,7 @@ fn factor(x: &Tensor, r: &Tensor, i: i64, b: i64) -> Result<Tensor> {
 impl AdaptedLinear for BoftLinear {
     fn forward(&self, x: &Tensor, base: &Frozen, _: bool) -> Result<Tensor> {
         let y = base.product(&butterfly(x, &self.rotations()?)?)?;
-        // Multiply in the dtype of the scale. Half precision would round a scale near 1 to 1.
+        // Multiply in the scale's dtype. Half precision would round scales near 1 to exactly 1.
         let y = (y * self.scale.f_squeeze_dim(1)?).f_to_kind(x.kind())?;
         Ok(match base.bias() {
             Some(bias) => y.f_add(bias)?,
