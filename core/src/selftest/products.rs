@@ -1,7 +1,7 @@
 //! Checks matrix products with frozen weights against float64 on the CPU.
 //!
-//! On the CPU, float32 products with a single row have a separate implementation, which is used by
-//! decoding but not by training.
+//! On the CPU, float32 products with a single row have a separate implementation. Only decoding
+//! uses it.
 
 use tch::{Device, Kind, Tensor};
 
