@@ -146,8 +146,8 @@ fn decoding(test: &Selftest<'_>, case: &Case, kind: Kind, tolerance: f64) -> Res
     ))
 }
 
-/// The Euclidean norm of the difference between two tensors, relative to the norm of the second.
-/// In bf16, a maximum over all logits would be dominated by a few outliers.
+/// The Euclidean norm of the difference between two tensors, relative to the norm of the second. A
+/// maximum over all logits would depend on a few outliers in bf16.
 fn distance(ours: &Tensor, exact: &Tensor) -> f64 {
     let wide = |t: &Tensor| t.to_device(Device::Cpu).to_kind(Kind::Double);
     let (ours, exact) = (wide(ours), wide(exact));
