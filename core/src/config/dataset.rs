@@ -18,8 +18,8 @@ pub(super) struct DatasetChoice {
 /// Finds the data set that `given` selects.
 ///
 /// # Errors
-/// Fails if the data set does not exist, if `given` has a colon but the data set does not take a
-/// value after it, or if a file is missing or has an unsupported extension.
+/// Fails if the data set does not exist, if `given` is `NAME:TEXT` but the data set does not take a
+/// text, or if a file is missing or has an unsupported extension.
 pub(super) fn parse(given: &str, registry: &Registry) -> Result<DatasetChoice> {
     if let Ok(entry) = registry.dataset(given) {
         return Ok(DatasetChoice { name: entry.about.name, argument: None });
