@@ -43,14 +43,13 @@ fn combined(r: &Tensor) -> Result<Tensor> {
 /// skew-symmetric, and `q` has the shape `[… b b]`.
 pub fn cayley(q: &Tensor) -> Result<Tensor> {
     let eye = Tensor::eye(q.size()[q.dim() - 1], (q.kind(), q.device()));
-    // The two factors commute, so the rotation R solves (I + Q)R = I − Q. I + Q is never singular,
-    // so the check for a singular matrix is skipped. It would synchronise with the GPU.
+    // The two factors commute, so the rotation R solves (I + Q)R = I − Q. I + Q is never singular.
+    // Skip the check for a singular matrix, because the check would synchronise with the GPU.
     let (r, _) = Tensor::f_linalg_solve_ex(&(&eye + q), &(&eye - q), true, false)?;
     Ok(r)
 }
 
-/// Returns `width` divided by `value`, which is the number of blocks or the block size set in
-/// `adapter.<field>`.
+/// Returns `width / value`. `value` is the number of blocks or the block size in `adapter.<field>`.
 ///
 /// # Errors
 /// Fails if `value` does not divide `width`.

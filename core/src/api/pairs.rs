@@ -6,7 +6,7 @@ use tch::{Kind, Tensor};
 use super::{Side, Sides, Site};
 use crate::error::{Error, Result};
 
-/// Tolerance for treating two states as equal, in multiples of the machine epsilon of their dtype.
+/// Tolerance for treating two states as equal, in multiples of the dtype's machine epsilon.
 /// Averaging a few hundred equal states in a different order changes the mean by up to a few dozen
 /// epsilons.
 pub(crate) const ROUNDING: f64 = 64.0;
@@ -16,7 +16,7 @@ impl Sides<Tensor> {
     /// rounding errors. The two sides are `[b w]`.
     ///
     /// ‖chosen − rejected‖ is compared with 64 ε times the length of the longer vector, where ε is
-    /// the machine epsilon of their dtype. Identical completions share their rows in a batch, so
+    /// the machine epsilon of the dtype. Identical completions share their rows in a batch, so
     /// their states are bitwise equal, even if the model computes in bf16.
     pub fn differ(&self) -> Tensor {
         let _guard = tch::no_grad_guard();

@@ -1,4 +1,4 @@
-//! The MLP, which is the second half of a block and processes each token separately.
+//! The MLP: the second half of a block. It processes each token separately.
 
 use tch::Tensor;
 

@@ -1,5 +1,5 @@
-//! Checks on the files in a run's folder: whether another process has locked it, whether training
-//! is complete, and which files are temporary.
+//! Checks on the files in a run's folder: whether another process has locked the run, whether
+//! training is complete, and which files are temporary.
 
 use std::fs::File;
 use std::path::Path;
