@@ -149,8 +149,7 @@ impl<'h> Opened<'h> {
             .map(|(_, files)| (files, &self.snapshots[i].1)))
     }
 
-    /// Returns the splits of a configuration. Also returns the index of their repository in
-    /// `snapshots`.
+    /// Returns the splits of a configuration, and the index of their repository in `snapshots`.
     fn layout(&mut self, part: &Part) -> Result<(usize, Layout)> {
         let own = self.at(&part.repo)?;
         // A run that uses the hub's parquet conversion records the commit of the conversion. When

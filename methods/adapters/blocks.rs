@@ -2,12 +2,12 @@
 
 use reprpo_plugin::prelude::*;
 
-/// Splits the columns of `x`, which has the shape `[n k·b]`, into k blocks. Returns `[k n b]`.
+/// Splits the columns of `x` into k blocks: `[n k·b]` → `[k n b]`.
 pub fn split(x: &Tensor, k: i64) -> Result<Tensor> {
     Ok(x.f_unflatten(1, [k, -1])?.f_transpose(0, 1)?)
 }
 
-/// Joins the k blocks of a tensor of shape `[k n b]`. Returns `[n k·b]`.
+/// Joins k blocks: `[k n b]` → `[n k·b]`.
 pub fn join(blocks: &Tensor) -> Result<Tensor> {
     Ok(blocks.f_transpose(0, 1)?.f_flatten(1, 2)?)
 }
@@ -27,9 +27,8 @@ pub fn rotate(x: &Tensor, r: &Tensor) -> Result<Tensor> {
     join(&split(x, r.size()[0])?.f_bmm(&r)?)
 }
 
-/// Combines each group of g adjacent blocks into one block-diagonal matrix. `r` is a tensor of
-/// shape `[k b b]`, and the result has the shape `[k/g g·b g·b]`. g is the largest divisor of k
-/// with g·b ≤ [`SMALL`].
+/// Combines each group of g adjacent blocks into one block-diagonal matrix. g is the largest
+/// divisor of k with g·b ≤ [`SMALL`]. `[k b b]` → `[k/g g·b g·b]`.
 fn combined(r: &Tensor) -> Result<Tensor> {
     let (k, b) = (r.size()[0], r.size()[1]);
     let Some(g) = (2..=SMALL / b).rev().find(|g| k % g == 0) else { return Ok(r.shallow_clone()) };

@@ -142,7 +142,7 @@ fn peft_finds_the_adapted_modules_of_every_saved_adapter() {
         for (form, targets) in forms() {
             for (layers, blocks) in RESTRICTIONS {
                 let what = format!(
-                    "{}: targets {form}, layers {layers:?}, {blocks} blocks",
+                    "adapter {}: targets {form}, layers {layers:?}, {blocks} blocks",
                     entry.about.name
                 );
                 let mut fields =

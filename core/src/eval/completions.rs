@@ -23,9 +23,9 @@ struct PromptTokens {
     ids: Vec<i64>,
 }
 
-/// Continues the first few distinct prompts of one of `splits` with greedy decoding. `initial` is
-/// the adapter that training started from, or `None` for the base model. If `adapted` is given, it
-/// continues the same prompts. Returns `None` if there are no splits.
+/// Continues the first few distinct prompts of one of `splits` with greedy decoding. Each prompt is
+/// continued with `initial` and, if given, with `adapted`. `initial` is the adapter that training
+/// started from, or `None` for the base model. Returns `None` if there are no splits.
 ///
 /// # Errors
 /// Fails if the split cannot be read, or if libtorch fails. Returns `Error::interrupted` when
@@ -118,7 +118,7 @@ fn prompt_split<'a>(
 
 /// Collects the first distinct prompts of the evaluated pairs. The prompts are truncated as in
 /// training, but tokenised without a completion. Training tokenises a prompt and its completion
-/// together. This can merge the last tokens of the prompt, so that there are fewer.
+/// together. The last tokens of the prompt can then differ, so the prompt may have fewer tokens.
 fn prompts(
     session: &Session,
     split: &SplitInfo,

@@ -7,7 +7,7 @@ use crate::error::Error;
 /// The host of this plugin. Only set in a plugin's copy of this crate, not in the host program.
 static HOST: OnceLock<HostSide> = OnceLock::new();
 
-/// The values that a plugin receives from the host when it is loaded.
+/// The values that the host passes to a loaded plugin.
 pub(crate) struct HostSide {
     label: &'static str,
     fault: extern "C" fn(*const u8, usize, *const u8, usize),

@@ -58,8 +58,8 @@ fn field(lines: &[&str]) -> Option<String> {
     Some(std::iter::once(&lines[start]).chain(rest).map(|line| format!("{line}\n")).collect())
 }
 
-/// A list or mapping that is not yet complete. The second field of `Table` is a key that has been
-/// read, but whose value has not.
+/// A list or mapping that is not yet complete. The second field of `Table` is the key of the next
+/// value. It is `None` if a key comes next.
 enum Open {
     List(Vec<Value>),
     Table(Map<String, Value>, Option<String>),
@@ -122,7 +122,7 @@ fn parse(text: &str) -> Result<Value> {
     Ok(whole)
 }
 
-/// Converts a scalar. Numbers stay strings, because in this field they are names of configurations
+/// Converts a scalar. Numbers in `configs` stay strings, because they are names of configurations
 /// or files.
 fn scalar(text: Cow<'_, str>, style: ScalarStyle) -> Value {
     match (style, &*text) {

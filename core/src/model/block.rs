@@ -44,7 +44,7 @@ pub trait Block: std::fmt::Debug + Send {
     /// Fails if an adapter fails, or if memory runs out.
     fn forward(&self, h: &Tensor, cx: &BlockCx<'_>) -> Result<Tensor>;
 
-    /// Calls `visit` with each linear module, in the order in which they run.
+    /// Calls `visit` with each linear module, in execution order.
     fn visit<'a>(&'a self, visit: &mut dyn FnMut(&'a Linear));
 }
 
@@ -107,8 +107,8 @@ impl BlockCx<'_> {
         }
     }
 
-    /// Applies rotary positions to `x`. `x` contains queries or keys, and has the shape `[n heads
-    /// d]`. Returns `x` unchanged if this kind of layer does not use rotary positions.
+    /// Applies rotary positions to the queries or keys `x`, of shape `[n heads d]`. Returns `x`
+    /// unchanged if this kind of layer does not use rotary positions.
     ///
     /// # Errors
     /// Fails if shapes do not match, or if memory runs out.
@@ -120,9 +120,9 @@ impl BlockCx<'_> {
     }
 
     /// Computes attention over the keys and values of the cached and the new tokens. `k` and `v`
-    /// belong to the new tokens. They are appended to the cache, if there is one. The queries `q`
-    /// have the shape `[n heads d]`, and `k` and `v` have the shape `[n kv_heads d]`. The result
-    /// has the shape `[n heads·d]`.
+    /// belong to the new tokens. If there is a cache, it is extended with `k` and `v`. The queries
+    /// `q` have the shape `[n heads d]`, and `k` and `v` have the shape `[n kv_heads d]`. The
+    /// result has the shape `[n heads·d]`.
     ///
     /// # Errors
     /// Fails if shapes do not match, or if memory runs out.

@@ -73,7 +73,7 @@ impl Mlp {
         cx.linear(&self.output, &inner)
     }
 
-    /// Calls `visit` with each linear module, in the order in which they run.
+    /// Calls `visit` with each linear module, in execution order.
     pub fn visit<'a>(&'a self, visit: &mut dyn FnMut(&'a Linear)) {
         match &self.input {
             InputProjection::Plain(one) | InputProjection::FusedGated(one) => visit(one),

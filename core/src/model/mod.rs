@@ -207,8 +207,8 @@ impl Model {
         })
     }
 
-    /// The maximum number of tokens in a sequence, i.e. in a prompt and its completion together.
-    /// Models without learned positions have no limit; `None` for these.
+    /// The maximum length of a prompt and its completion together, in tokens. `None` for models
+    /// without learned positions, because they have no limit.
     pub fn max_tokens(&self) -> Option<usize> {
         self.decoder.max_tokens()
     }

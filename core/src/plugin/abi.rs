@@ -276,8 +276,8 @@ const LAYOUT: u64 = {
 /// load the library.
 ///
 /// Invoke the macro once, in the crate of type `cdylib`, and put the invocation behind a feature. A
-/// program that links several plugin crates must disable the feature, because the symbol may only
-/// be exported once.
+/// program that links several plugin crates must not export the symbol more than once, and can then
+/// disable the feature.
 #[macro_export]
 macro_rules! export_plugin {
     () => {

@@ -39,7 +39,7 @@ fn host(tensors: &[(String, Tensor)]) -> Result<Vec<(String, Tensor)>> {
 }
 
 /// Writes a checkpoint into the run's folder after `step` finished steps, and removes the previous
-/// one. `best` is the best validation so far, if the run has a validation.
+/// checkpoint. `best` is the best validation so far, if the run has a validation.
 ///
 /// # Errors
 /// Fails if a file cannot be written.

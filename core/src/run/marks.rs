@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::error::{Error, Result};
 
-/// Locks the log of the run in `folder` for this process until the returned file is closed. Returns
+/// Locks the log of the run in `folder`. Closing the returned file releases the lock. Returns
 /// `None` if the log cannot be opened.
 ///
 /// # Errors

@@ -86,7 +86,7 @@ struct SuppressedTransform {
 }
 
 impl SuppressedTransform {
-    /// Returns the mask m of b sequences, `[b h]`. It is 1 for kept coordinates and 0 for the
+    /// Returns the mask m of b sequences, `[b h]`. The mask is 1 for kept coordinates and 0 for the
     /// others. `last` contains the row index of each sequence's last token.
     fn mask(&self, h: &Tensor, previous: &Tensor, last: &Tensor) -> Result<Tensor> {
         let _guard = reprpo_plugin::tch::no_grad_guard();

@@ -43,8 +43,8 @@ enum Family {
     Phi,
 }
 
-/// Builds the tokenizer. If the file lists no merges, they are computed from the scores of the
-/// tokens.
+/// Builds the tokenizer. If the file lists no merges, the merges are computed from the scores of
+/// the tokens.
 pub(super) fn build(meta: &Metadata, tokens: &mut [Token]) -> Result<BuiltTokenizer> {
     let family = match meta.text("general.architecture")?.unwrap_or_default() {
         "gemma" | "gemma2" | "gemma3" => Family::Gemma,
@@ -130,8 +130,8 @@ fn scores(meta: &Metadata, family: Family, count: usize) -> Result<Vec<f32>> {
     }
 }
 
-/// Returns all merges of two tokens into a third one, in descending order of the score of the
-/// resulting token. If the scores are equal, merges with a longer first part come first.
+/// Returns all merges of two tokens into a third token. The merges are sorted by the score of the
+/// third token, highest first. If scores are equal, merges with a longer first part come first.
 fn merges_of(tokens: &[Token], scores: &[f32], vocab: &Vocab) -> Result<Merges> {
     let work = tokens
         .iter()

@@ -132,8 +132,8 @@ impl Settings<'_> {
         self.must_be("rope.scaling.yarn_ext_factor", |factor| factor == 1.0 || factor < 0.0)?;
         self.must_be("rope.scaling.yarn_log_multiplier", |factor| factor == 0.0)?;
         // llama.cpp multiplies the default attention factor by `attn_factor`. In 2025, however,
-        // llama.cpp's converter stored Hugging Face's `attention_factor` here, which replaces the
-        // default. Only accept the value for which the result is the same.
+        // llama.cpp's converter stored Hugging Face's `attention_factor` here. That factor replaces
+        // the default. Only accept the value for which both give the same result.
         let usual = if factor <= 1.0 { 1.0 } else { 0.1 * factor.ln() + 1.0 };
         self.must_be("rope.scaling.attn_factor", |factor| (factor - usual).abs() < 1e-5)?;
         let mut rope = json!({ "rope_type": "yarn", "factor": factor,
