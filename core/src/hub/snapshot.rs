@@ -190,14 +190,13 @@ impl<'h> Snapshot<'h> {
         self.listing.files.binary_search_by(|f| f.as_str().cmp(file)).is_ok()
     }
 
-    /// Returns the metadata from the front matter of the README, as JSON. It is null if there is no
-    /// front matter, or if the client is offline and the README is not in the cache.
+    /// Returns the metadata from the front matter of the README, as JSON. The metadata is null if
+    /// there is no front matter, or if the client is offline and the README is not in the cache.
     pub fn card(&self) -> &Value {
         &self.listing.card
     }
 
-    /// Returns the snapshot's folder in the cache. It only contains the files that have been
-    /// downloaded.
+    /// Returns the snapshot's folder in the cache. The folder only contains downloaded files.
     pub fn folder(&self) -> PathBuf {
         self.hub.cached(self.repo.for_hub()).pointer_path(&self.listing.commit)
     }
