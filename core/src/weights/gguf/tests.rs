@@ -27,8 +27,8 @@ fn refused(bytes: &[u8]) -> String {
     format!("{:?}", opened.expect_err("an invalid file must be refused"))
 }
 
-/// Returns pseudorandom bytes for `count` blocks. The half-precision scales, which are at the
-/// offsets `scales` in each block, are set to moderate values instead.
+/// Returns pseudorandom bytes for `count` blocks. `scales` contains the offsets of the
+/// half-precision scales in a block. These scales have moderate values.
 fn blocks(count: usize, size: usize, scales: &[usize]) -> Vec<u8> {
     let mut seed = 7u32;
     let mut bytes: Vec<u8> = (0..count * size)
@@ -341,8 +341,7 @@ fn overlapping_tensors_are_refused() {
     assert!(refused(&bytes).contains("has overlapping tensors"));
 }
 
-/// Writes a Llama model that is split into three files. The last file contains two of the four
-/// tensors.
+/// Writes a Llama model, split into three files. The last file contains two of the four tensors.
 fn parts(dir: &Path) -> Vec<PathBuf> {
     let values: Vec<u8> = (0..64).flat_map(|i| (i as f32).to_le_bytes()).collect();
     let empty =
@@ -611,7 +610,8 @@ fn yarn_has_hugging_faces_factors_regardless_of_the_converter() {
         let e = refused(&w().float(&format!("rope.scaling.{name}"), value).bytes());
         assert!(e.contains(&format!("`qwen3.rope.scaling.{name}` ({value})")), "{e}");
     }
-    // Without YaRN, the first two settings have no effect, and the third is rejected.
+    // Without YaRN, `yarn_log_multiplier` and `yarn_beta_fast` have no effect. `yarn_attn_factor`
+    // is rejected.
     assert!(
         Writer::of("qwen3")
             .float("rope.scaling.yarn_log_multiplier", 0.1)
@@ -663,8 +663,8 @@ fn every_architecture_can_rotate_only_a_part_of_each_head() {
         let whole = of(architecture).count("attention.head_count_kv2", 0);
         assert!(refused(&whole.bytes()).contains("attention.head_count_kv2"));
     }
-    // In float64, 30 / 88 * 88 is less than 30, which would be truncated to 29. The stored fraction
-    // must give 30.
+    // In float64, 30 / 88 * 88 is slightly less than 30 and would be truncated to 29. The stored
+    // fraction must give 30.
     let odd = rope(
         Writer::of("phi3").count("attention.key_length", 88).count("rope.dimension_count", 30),
     );
