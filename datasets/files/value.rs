@@ -342,7 +342,7 @@ mod tests {
             r#"{"n": [18446744073709551615, -9223372036854775808, 1e300, -1E30, 1e-400]}"#,
             r#"{"a": NaN, "a": 1}"#,
         ] {
-            assert!(flaws(fine).is_empty(), "{fine}: {:?}", flaws(fine));
+            assert!(flaws(fine).is_empty(), "text {fine}: flaws {:?}", flaws(fine));
         }
         let (value, _) = parse(br#"{"a": NaN, "t": "x\ud83dy", "n": -Infinity}"#).unwrap();
         assert_eq!(value, serde_json::json!({"a": null, "t": "x\u{fffd}y", "n": null}));

@@ -102,7 +102,7 @@ fn every_type_of_tokenizer_gives_the_same_ids_as_in_transformers() {
             assert_eq!(
                 tokenizer.encode(text).unwrap(),
                 ids(expected),
-                "{}: {text:?}",
+                "tokenizer {}, text {text:?}",
                 case["name"]
             );
         }

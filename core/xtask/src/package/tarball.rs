@@ -146,7 +146,7 @@ mod tests {
         {
             let text = String::from_utf8_lossy(&entry.bytes).into_owned();
             for mark in ["@VERSION@", "@TORCH@", "@GLIBC@"] {
-                assert!(!text.contains(mark), "{}: {mark}", entry.path);
+                assert!(!text.contains(mark), "{} contains {mark}", entry.path);
             }
         }
     }
