@@ -83,7 +83,7 @@ fn constructs_behave_as_in_python() {
     }
 }
 
-/// The error names the unknown filter, method, test, tag or function.
+/// An error names the unknown filter, method, test, tag or function.
 #[test]
 fn unknown_names_are_errors() {
     for (template, name) in [
@@ -118,7 +118,7 @@ fn unknown_names_are_errors() {
     }
 }
 
-/// The line refers to the original template, not to the rewritten one.
+/// An error names the line of the original template, not of the rewritten template.
 #[test]
 fn errors_name_the_line_of_the_template() {
     let template = "a\n{% for m in messages %}\n  \
