@@ -173,9 +173,7 @@ fn assert_losses_and_gradients(folder: &Path) {
                 let _ = grad.zero_();
             }
         }
-        eprintln!(
-            "{name}: loss {ours}, error of the loss {off:.1e}, error of the gradients {worst:.1e}"
-        );
+        eprintln!("{name}: loss {ours}, loss error {off:.1e}, largest gradient error {worst:.1e}");
         assert!(
             off < 1e-5 && worst < 1e-4,
             "{name}: loss is {ours} instead of {reference}; error of the gradients {worst}"

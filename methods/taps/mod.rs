@@ -52,7 +52,7 @@ fn modules<'m>(
                 "`tap.modules` is empty".to_owned()
             } else {
                 format!(
-                    "block {k} of this {} model has none of the modules {}",
+                    "block {k} of this {} model has none of the modules that the tap reads ({})",
                     model.architecture,
                     usual.join(", ")
                 )

@@ -1,5 +1,5 @@
-//! The Qwen2 architecture, which Qwen2.5 also has: Llama's block with biases on queries, keys and
-//! values. Later layers may have a sliding window.
+//! The architecture of Qwen2 and Qwen2.5: Llama's block with biases on queries, keys and values.
+//! Later layers may have a sliding window.
 //!
 //! Reference: Yang et al. 2024 (Qwen2) §2.2, and `modeling_qwen2.py` of transformers.
 

@@ -387,8 +387,8 @@ impl Objective {
         register_hook(y, Box::new(timed), &self.hook_errors)
     }
 
-    /// Returns the states of the policy and the reference at a tap. Only includes the sides that
-    /// the method uses.
+    /// Returns the states of the policy and the reference at a tap. If the method only uses chosen
+    /// or only rejected completions, the states of the others are missing.
     fn tap_states(
         &self,
         tap: usize,

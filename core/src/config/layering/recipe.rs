@@ -5,8 +5,8 @@ use crate::config::Origin;
 use crate::error::{Error, Result};
 use crate::registry::{Kind, Registry};
 
-/// Inserts the values of the chosen recipe. Their precedence is above the defaults and below all
-/// other settings.
+/// Inserts the values of the chosen recipe. They override the defaults, and all other settings
+/// override them.
 ///
 /// # Errors
 /// Fails if the recipe does not exist.
