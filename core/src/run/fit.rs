@@ -52,7 +52,7 @@ pub fn fit(
             match validation.validate(run, step, &steps, stop) {
                 Ok(record) => recorders.validation(&record)?,
                 Err(e) if e.fault() == Fault::Interrupted => {
-                    // When the run is resumed, it starts with this validation.
+                    // A resumed run repeats this validation first.
                     save(plan, run, folder, step, Some(validation))?;
                     return Err(interrupted(folder.path(), step, steps.count));
                 }

@@ -74,7 +74,8 @@ fn product(
         Ok(all)
     };
     let size = format!("{outputs} × {inputs}");
-    let names = [format!("product with {size}"), format!("gradient of a product with {size}")];
+    let names =
+        [format!("product of size {size}"), format!("gradient of a product of size {size}")];
     let pairs = computed(kind, device)?.into_iter().zip(computed(Kind::Double, Device::Cpu)?);
     Ok(pairs
         .zip(names)

@@ -33,9 +33,9 @@ pub struct Taps {
 }
 
 impl Taps {
-    /// Builds the taps at the sites that `tap` selects. Calls `build` once for each site. If
-    /// `train.share_transform` is true, calls `build` once for each width. If the method does not
-    /// need states, the result has no sites.
+    /// Builds the taps at the sites that `tap` selects. Calls `build` once for each site, or only
+    /// once for each width if `train.share_transform` is true. If the method does not need states,
+    /// the result has no sites.
     ///
     /// # Errors
     /// Fails if a site does not exist in the model, or if `build` fails.
