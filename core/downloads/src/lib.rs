@@ -2,8 +2,8 @@
 //! them.
 //!
 //! `cargo xtask` uses this crate to fetch libtorch, and `reprpo model fetch` uses it to fetch the
-//! models in the built-in list. `cargo xtask` runs before libtorch is installed. Therefore, this crate must not
-//! depend on tch, not even through another crate of this workspace.
+//! models in the built-in list. `cargo xtask` runs before libtorch is installed. Therefore, this
+//! crate must not depend on tch, not even through another crate of this workspace.
 
 mod cache;
 mod failure;

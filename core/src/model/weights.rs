@@ -250,8 +250,7 @@ const RENAMED: [(&[&str], &str); 9] = [
 
 /// Returns the hint of the first entry of [`RENAMED`] that matches one of the names.
 ///
-/// Ignores the entries of `RENAMED` that begin with `base`, the prefix of the expected
-/// architecture.
+/// Ignores texts in [`RENAMED`] that begin with `base`, the prefix of the expected architecture.
 fn renamed_by<'a>(names: impl Iterator<Item = &'a String>, base: &str) -> Option<&'static str> {
     let names: Vec<&String> = names.collect();
     // A substring that starts with a dot may occur anywhere in a name. Other substrings must be at
