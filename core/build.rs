@@ -55,6 +55,7 @@ fn main() {
         .warnings(false)
         .opt_level(3)
         .flag_if_supported("-ffp-contract=off")
+        .flag_if_supported("-Wno-psabi")
         .include(&include)
         .file("csrc/fused.cc")
         .compile("reprpo_fused");

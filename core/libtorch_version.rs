@@ -1,7 +1,7 @@
 //! The required version of libtorch, and the version of an installed libtorch.
 //!
-//! The build scripts of `core` and `core/fingerprint` and the crate `xtask` all include this file
-//! as a module, because they cannot depend on each other.
+//! The crate `xtask` and the build scripts of `core` and `core/fingerprint` include this file as a
+//! module, because they cannot depend on each other.
 
 use std::path::{Path, PathBuf};
 

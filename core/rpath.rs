@@ -1,8 +1,8 @@
 //! The build script of every package in this workspace whose binaries or tests link libtorch.
 //!
-//! Cargo only applies a `rustc-link-arg` to the package whose build script prints it, so all of
-//! these packages must use this script. It reads `LIBTORCH`, which `cargo xtask setup` sets in
-//! Cargo's configuration; an exported variable takes precedence.
+//! Every package needs this script, because Cargo applies a `rustc-link-arg` only to the package
+//! whose build script prints it. The script reads `LIBTORCH`. `cargo xtask setup` sets this
+//! variable in Cargo's configuration, but an exported `LIBTORCH` takes precedence.
 
 use std::path::PathBuf;
 

@@ -1,7 +1,7 @@
 //! The built-in methods. Each has one folder with its configuration, maths, registration and tests.
 //!
-//! They only use the plugin API, like external plugins. The linker only includes them if the
-//! program refers to this crate, e.g. with `use reprpo_methods as _;` or [`DEFAULTS`].
+//! Like external plugins, the methods only use the plugin API. The linker includes the methods only
+//! if the program refers to this crate, e.g. with `use reprpo_methods as _;` or [`DEFAULTS`].
 
 mod adapters;
 #[cfg(test)]

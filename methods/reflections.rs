@@ -1,8 +1,8 @@
 //! Products of Householder reflections in compact form, without building the full matrix.
 //!
-//! H₀H₁⋯H_{r−1} with H_i = I − 2ûᵢûᵢᵀ equals I − U S Uᵀ, where the columns of U are the unit
-//! vectors ûᵢ, and S⁻¹ = ½I + striu(UᵀU). Applying this product only requires solving a triangular
-//! r×r system, which is never singular, and costs as much time and memory as applying a rank-r map.
+//! H₀H₁⋯H_{r−1} with H_i = I − 2ûᵢûᵢᵀ equals I − U S Uᵀ. The columns of U are the unit vectors ûᵢ,
+//! and S⁻¹ = ½I + striu(UᵀU). Applying the product means solving a triangular r×r system, which is
+//! never singular. The cost in time and memory is that of a rank-r map.
 //!
 //! References: Schreiber and Van Loan 1989 (the compact WY form); Yuan et al. 2024 (HRA), eq. 4
 //! (the product of reflections).
@@ -52,8 +52,8 @@ impl Reflections {
 /// Returns a trainable tensor `[h r]` for even r. Its columns form pairs of equal vectors, so that
 /// the reflections cancel.
 pub fn equal_pairs(init: &mut Init, key: &str, h: i64, r: i64) -> Tensor {
-    // As in PEFT, half of the columns are random. PEFT initialises them as a matrix `[h r/2]`, for
-    // which torch uses the fan-in r/2.
+    // As in PEFT, half of the columns are random. PEFT initialises them as a matrix `[h r/2]`, so
+    // torch uses the fan-in r/2.
     let half = init.kaiming_uniform(key, &[h, r / 2], r / 2);
     half.detach().repeat_interleave_self_int(2, 1, None).set_requires_grad(true)
 }

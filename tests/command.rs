@@ -448,8 +448,7 @@ mod with_built_ins {
         let text = stdout(&reprpo(&["explain", "mse"]));
         assert!(
             text.contains(
-                "Learning rate: the default of `train.lr` is 0.005, multiplied by the adapter's \
-                    factor"
+                "Learning rate: the default of `train.lr` is 0.005 times the factor of the adapter"
             ),
             "{text}"
         );

@@ -1,11 +1,11 @@
 //! The fingerprint of this build of the core.
 //!
-//! This is a separate crate so that a change to the core's sources only reruns the build script of
-//! this crate, and does not recompile the core's C++ code.
+//! This is a separate crate so that the core's C++ code is not recompiled when the core's sources
+//! change. Only the build script of this crate runs again.
 
-/// The fingerprint, as `key=value` parts separated by `;`. The parts identify the compiler, the
-/// sources and everything else that determines the layout and the meaning of the plugin interface.
-/// A plugin can only be loaded if its fingerprint is identical to the host's. The host also
+/// The fingerprint, as `key=value` parts separated by `;`. The parts identify everything that
+/// determines the layout and the meaning of the plugin interface, such as the compiler and the
+/// sources. A host only loads plugins whose fingerprint is identical to its own. The host also
 /// compares a hash of the actual memory layout.
 ///
 /// Optimisation levels and debug assertions are not included, so a release build of a plugin works

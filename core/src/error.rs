@@ -33,9 +33,9 @@ struct Inner {
     panic: bool,
 }
 
-/// The cause of an error. [`Error::because`] downcasts the cause to this crate's type immediately.
-/// A later downcast would fail for an error from a plugin, because `Error` has a different `TypeId`
-/// in the plugin's copy of this crate.
+/// The cause of an error. [`Error::because`] downcasts the cause to this crate's type immediately,
+/// because a later downcast can fail. A plugin has its own copy of this crate, in which `Error` has
+/// a different `TypeId`.
 enum Cause {
     Ours(Error),
     Other(Box<dyn std::error::Error + Send + Sync>),
@@ -78,8 +78,8 @@ impl Error {
             .or_else(|| payload.downcast_ref::<String>().map(String::as_str));
         let first = message.and_then(|s| s.lines().next()).unwrap_or("no message");
         let at = panics::take_location();
-        // If tch panicked, remove libtorch's C++ stack trace from the panic message, and omit the
-        // panic's location, which is in tch's own source.
+        // If tch panicked, remove libtorch's C++ stack trace from the message. Also omit the
+        // location of the panic, which is in tch's source.
         let reason = match first.split_once("Torch(\"") {
             Some((_, text)) => format!("libtorch: {}", text.split("\\n").next().unwrap_or(text)),
             None => {

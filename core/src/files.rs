@@ -83,8 +83,7 @@ pub fn read_bounded(path: &Path, most: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// True if `bytes` are a Git LFS pointer, the placeholder for a large file that has not been
-/// fetched yet.
+/// True if `bytes` are a Git LFS pointer, the placeholder for a large file that was not fetched.
 pub fn is_lfs_pointer(bytes: &[u8]) -> bool {
     let first = &bytes[..bytes.len().min(LONGEST_POINTER)];
     first.starts_with(b"version https://") && first.windows(OID.len()).any(|part| part == OID)
@@ -97,6 +96,6 @@ pub fn lfs_pointer(path: &Path) -> Error {
         .hint(format!("fetch the file itself: `git -C {} lfs pull`", quoted(folder)))
 }
 
-/// Number of bytes at the start of a file that are searched for the contents of a Git LFS pointer.
+/// Maximum size of a Git LFS pointer, in bytes.
 const LONGEST_POINTER: usize = 1024;
 const OID: &[u8] = b"\noid sha256:";

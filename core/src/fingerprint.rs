@@ -34,8 +34,8 @@ impl PartialEq for Fingerprint {
 }
 
 impl Fingerprint {
-    /// Compares this fingerprint, which was recorded earlier, with the current one, `found`.
-    /// Returns a description of the difference, or `None` if they are equal.
+    /// Compares this recorded fingerprint with the current fingerprint `found`. Returns a
+    /// description of the difference, or `None` if the fingerprints are equal.
     pub fn change(&self, found: &Self) -> Option<String> {
         match (self == found, self.of == found.of) {
             (true, _) => None,
@@ -109,7 +109,7 @@ fn pair_digest(pair: &TokenPair) -> String {
 }
 
 /// Returns a unique name for each pair, keyed by the pair's index. A name consists of a hash of the
-/// pair's tokens and a number, which distinguishes pairs with the same tokens.
+/// pair's tokens and a number. The number distinguishes pairs with the same tokens.
 pub fn pair_names<'p>(pairs: impl IntoIterator<Item = &'p TokenPair>) -> BTreeMap<usize, String> {
     let mut seen: HashMap<String, usize> = HashMap::new();
     let mut name = |pair| {
@@ -120,7 +120,8 @@ pub fn pair_names<'p>(pairs: impl IntoIterator<Item = &'p TokenPair>) -> BTreeMa
     pairs.into_iter().map(|pair| (pair.index, name(pair))).collect()
 }
 
-/// Computes the fingerprint of the tokens of truncated pairs. It depends on the order of the pairs.
+/// Computes the fingerprint of the tokens of truncated pairs. The fingerprint depends on the order
+/// of the pairs.
 pub fn of_pairs(pairs: &[TokenPair]) -> Fingerprint {
     let mut parts = Parts::new("pairs");
     for pair in pairs {
@@ -130,8 +131,8 @@ pub fn of_pairs(pairs: &[TokenPair]) -> Fingerprint {
     parts.describing(format!("{n} {} of {tokens} tokens", if n == 1 { "pair" } else { "pairs" }))
 }
 
-/// Computes the fingerprint of a model. If the model comes from the hub, this is a hash of its id
-/// and commit. Otherwise, the configuration and the weight files are hashed. Only the name, the
+/// Computes the fingerprint of a model. For a model from the hub, only the id and the commit are
+/// hashed. For other models, the configuration and the weight files are hashed. Only the name, the
 /// length, the header and up to 65 evenly spaced blocks of each weight file are read.
 pub fn of_model(source: &Located, files: &ModelFiles) -> Fingerprint {
     if source.repository.is_some() {
@@ -163,7 +164,7 @@ pub fn of_model(source: &Located, files: &ModelFiles) -> Fingerprint {
     parts.describing(format!("{names} of {total} bytes"))
 }
 
-/// Computes the fingerprint of a tokenizer from the files that would be written to save it.
+/// Computes the fingerprint of a tokenizer. Hashes the files that saving the tokenizer would write.
 ///
 /// # Errors
 /// Fails if the tokenizer cannot be saved.
@@ -244,10 +245,9 @@ fn of_files(files: &[PathBuf]) -> Result<Fingerprint> {
 /// Number of pairs to hash if the files of a split are unknown.
 const FIRST: usize = 64;
 
-/// Computes the fingerprint of each split of a data set from the contents of the split's files. If
-/// the files are unknown, the first pairs of the split are hashed instead, unless the data set has
-/// a pinned configuration. A pinned data set always returns the same pairs, so the split is then
-/// omitted. Splits that cannot be read are also omitted.
+/// Computes the fingerprint of each split of a data set. The files of the split are hashed, or its
+/// first pairs if the files are unknown. Splits that cannot be read are omitted. If the data set is
+/// pinned, splits with unknown files are omitted too, because their pairs never change.
 pub fn of_splits(dataset: &dyn Dataset) -> BTreeMap<String, Fingerprint> {
     let pinned = dataset.pinned().is_some();
     let of = |split: &str| -> Result<Fingerprint> {

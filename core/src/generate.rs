@@ -71,9 +71,8 @@ impl Sampling {
 const TURN_ENDS: [&str; 5] =
     ["<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>"];
 
-/// Returns the sorted ids of all stop tokens: the tokenizer's EOS token, the tokens that chat
-/// models use to end a turn, and the ids in `configured`, which come from the model's configuration
-/// files.
+/// Returns the sorted ids of all stop tokens: the tokenizer's EOS token, the tokens that end a turn
+/// in a chat, and `configured`. The ids in `configured` come from the model's configuration files.
 pub fn stops(tokenizer: &Tokenizer, configured: &[i64]) -> Vec<i64> {
     let own = tokenizer
         .eos()
@@ -86,7 +85,7 @@ pub fn stops(tokenizer: &Tokenizer, configured: &[i64]) -> Vec<i64> {
     stops
 }
 
-/// Returns the warning for a model without stop tokens, whose completions always have the maximum
+/// Returns the warning for a model without stop tokens. Its completions always have the maximum
 /// number of tokens, `most`.
 pub fn endless(most: usize) -> String {
     format!(
@@ -115,12 +114,12 @@ pub struct Answer {
     pub text: String,
     /// Number of generated tokens, including the stop token.
     pub tokens: usize,
-    /// True if generation ended with a stop token, false if the caller stopped it or if it reached
+    /// True if generation ended with a stop token. False if the caller stopped it, or if it reached
     /// the maximum number of tokens.
     pub ended: bool,
     /// Number of tokens in the prompt.
     pub prompt: usize,
-    /// Time until the first token was generated, which includes the forward pass over the prompt.
+    /// Time until the first token was generated, including the forward pass over the prompt.
     pub read: Duration,
     /// Time from the first token to the last one.
     pub generated: Duration,
@@ -132,16 +131,16 @@ impl Answer {
         self.prompt as f64 / self.read.as_secs_f64()
     }
 
-    /// Speed of generation, in tokens per second. The first token is not counted, because it is
-    /// produced by the forward pass over the prompt. `None` if only one token was generated.
+    /// Speed of generation, in tokens per second. The first token is not counted, because the
+    /// forward pass over the prompt produces it. `None` if only one token was generated.
     pub fn generated_per_second(&self) -> Option<f64> {
         (self.tokens > 1).then(|| (self.tokens - 1) as f64 / self.generated.as_secs_f64())
     }
 }
 
 impl Generator<'_> {
-    /// Generates a completion of `prompt`. Calls `on_text` with the text of each new token, which
-    /// may be empty. The callback returns false to stop generation.
+    /// Generates a completion of `prompt`. Calls `on_text` with the text of each new token. The
+    /// text may be empty. Generation stops if `on_text` returns false.
     ///
     /// # Errors
     /// Fails in the same cases as [`generate`]. Also fails if a prompt token is not in the
@@ -193,10 +192,11 @@ impl Generator<'_> {
     }
 }
 
-/// Continues `prompt` and returns the new tokens. Generation ends when one of `stops` is generated,
-/// or when the maximum number of new tokens or the model's maximum length is reached. The returned
-/// tokens include the stop token. `on_token` is called with each new token except the stop token,
-/// and returns false to stop generation.
+/// Continues `prompt` and returns the new tokens, including the stop token. Generation ends at a
+/// token in `stops`, at the maximum number of new tokens, or at the model's maximum length.
+///
+/// Calls `on_token` with each new token except the stop token. Generation also ends if `on_token`
+/// returns false.
 ///
 /// # Errors
 /// Fails if the prompt is empty, if a sampling setting is out of range, if the logits are NaN, or
@@ -292,8 +292,7 @@ mod tests {
     use crate::conformance;
     use crate::model::stream::StreamBuilder;
 
-    /// Greedy generation without a cache, with a forward pass over the whole sequence for each
-    /// token.
+    /// Greedy generation without a cache. Each token takes a forward pass over the whole sequence.
     fn greedy_without_cache(model: &Model, prompt: &[i64], n: usize) -> Vec<i64> {
         let _guard = tch::no_grad_guard();
         let mut ids = prompt.to_vec();

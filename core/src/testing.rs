@@ -57,7 +57,7 @@ pub fn gemma3() -> Option<PathBuf> {
         .ok()
         .map(|found| found.path)
         .filter(|path| path.is_file());
-    // The model is too large for continuous integration, where the tiny model `models/gemma3_text`
+    // The model is too large for continuous integration. There, the tiny model `models/gemma3_text`
     // covers the architecture.
     if found.is_none() {
         eprintln!("skipped: the model gemma3-270m (`cargo xtask model gemma3-270m`) was not found");

@@ -13,8 +13,8 @@ use reprpo_plugin::serde_json::{Map, Value};
 use super::row::{Columns, RESPONSES};
 use super::sharegpt;
 
-/// The values of a row by column, and a list of the values that were replaced because JSON cannot
-/// represent them. Lone surrogates were replaced by U+FFFD, and all other listed values by null.
+/// The values of a row by column, and a list of replaced values. Values that JSON cannot represent
+/// are replaced: lone surrogates by U+FFFD, and all others by null.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Row {
     cells: Map<String, Value>,

@@ -1,5 +1,5 @@
-//! Tests with truncated, malicious and unusual files. Reading an invalid file must fail with an
-//! error that locates the problem, without using much memory.
+//! Tests with truncated, malicious and unusual files. An invalid file must fail with an error that
+//! locates the problem. Reading must not use much memory.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -426,7 +426,7 @@ fn a_packed_file_that_is_cut_off_or_not_packed_is_an_error() {
                 error.contains("data cannot be decompressed: ") && error.contains("`FILE`");
             assert!(
                 reported || (length == 0 && name.ends_with("zst")),
-                "{name} cut at {length}: {error}"
+                "{name}, cut to {length} bytes: {error}"
             );
         }
         let (good, error) = read_with(name, text.as_bytes(), Files::default());
@@ -549,8 +549,8 @@ fn values_that_only_python_accepts_are_an_error_only_in_fields_that_are_used() {
     }
 }
 
-/// Replaces each byte of a file in turn, and truncates the file at each byte. Reading the result
-/// must return pairs or an error, and must never panic or loop.
+/// Replaces each byte of a file in turn, and truncates the file at each byte. Reading the changed
+/// file must return pairs or an error. It must never panic or loop.
 #[test]
 fn a_file_with_any_byte_changed_does_not_panic() {
     let rows: Vec<&str> = vec![GOOD; 3];

@@ -6,11 +6,10 @@ use reprpo_plugin::prelude::*;
 /// Removes the common prefix of two completions and uses it as their prompt. Returns `None` if the
 /// completions do not have a common prefix, or if one is plain text and the other a conversation.
 ///
-/// For plain text, the prompt ends before the first character that differs. A space immediately
-/// before this character is not part of the prompt either. For conversations, the prompt ends
-/// before the first message that differs. If one completion is a prefix of the other, the last
-/// character or message of the shorter one is not part of the prompt, so that neither completion
-/// becomes empty.
+/// A plain-text prompt ends before the first character that differs. A space directly before this
+/// character is not part of the prompt. The prompt of a conversation ends before the first message
+/// that differs. If one completion is a prefix of the other, the prompt excludes the last character
+/// or message of the shorter completion. Neither completion is then empty.
 pub fn extract(chosen: &Text, rejected: &Text) -> Option<PreferencePair> {
     match (chosen, rejected) {
         (Text::Plain(a), Text::Plain(b)) => {

@@ -62,7 +62,6 @@ fn cannot_open(path: &Path) -> String {
     format!("cannot open `{}`", path.display())
 }
 
-/// Compression format of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Compression {
     Gzip,

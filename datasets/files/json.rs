@@ -61,9 +61,8 @@ pub fn rows(path: &Path, longest: usize) -> Result<Rows> {
     }
 }
 
-/// Returns the rows of a file that consists of one object. The object either has a list of rows
-/// under one of the [`WRAPPERS`], or it has a list of values for each column, or it is itself the
-/// only row.
+/// Returns the rows of a file that consists of one object. The object has a list of rows under one
+/// of the [`WRAPPERS`], or a list of values for each column. Otherwise, the object is the only row.
 fn contained(object: Row) -> Result<Vec<Row>> {
     let (mut object, flaws) = object.into_parts();
     let wrapper = WRAPPERS.into_iter().find(|key| {
@@ -93,8 +92,8 @@ fn contained(object: Row) -> Result<Vec<Row>> {
         return Ok(vec![Row::new(object, flaws)]);
     }
     let mut rows: Option<Vec<Map<String, Value>>> = None;
-    // pandas writes a column as an object whose keys are row numbers. Keep these keys to find the
-    // rows of unsupported values, because their paths contain the key instead of the row index.
+    // pandas writes a column as an object whose keys are row numbers. The path of an unsupported
+    // value contains this key instead of the row index. Keep the keys to find the row.
     let mut named: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (name, column) in object {
         let cells: Vec<Value> = match column {
@@ -135,9 +134,9 @@ fn contained(object: Row) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// Returns true if a value is a column of strings or conversations: either a list, or an object
-/// with row numbers as keys, as written by pandas. A list of messages is not a column but a single
-/// conversation.
+/// Returns true if a value is a column of strings or conversations. A column is a list, or an
+/// object with row numbers as keys, as written by pandas. A list of messages is one conversation,
+/// not a column.
 fn is_column(value: &Value) -> bool {
     let cell = |value: &Value| value.is_string() || value.is_array();
     match value {

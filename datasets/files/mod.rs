@@ -130,12 +130,12 @@ impl DatasetPlugin for Files {
 }
 
 /// Returns the configuration as JSON, including the SHA-256 of standard input. Returns `None` if no
-/// split reads standard input. A later command, such as a resumed run, uses the SHA-256 to detect
-/// that different pairs were piped in.
+/// split reads standard input. A later command uses the SHA-256 to detect that different pairs were
+/// piped in.
 ///
 /// # Errors
-/// Fails if several splits read standard input, if standard input cannot be read, or if its SHA-256
-/// differs from the recorded one.
+/// Fails if several splits read standard input, or if standard input cannot be read. Also fails if
+/// the SHA-256 differs from the recorded one.
 fn stdin(config: &Files) -> Result<Option<String>> {
     let splits = [
         ("train", Some(&config.train)),
@@ -184,7 +184,8 @@ fn stdin(config: &Files) -> Result<Option<String>> {
 
 struct Splits {
     splits: Vec<(&'static str, Source)>,
-    /// Configuration as JSON for the run to record; `None` to record the original configuration.
+    /// Configuration that the run records, as JSON. If `None`, the run records the original
+    /// configuration.
     pinned: Option<String>,
 }
 

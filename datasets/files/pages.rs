@@ -1,21 +1,21 @@
 //! Checks the page headers of a parquet file before any page is decompressed. The parquet reader
-//! allocates the decompressed size from the header, which can be two gigabytes in a damaged file,
-//! even if the page only has a few bytes.
+//! allocates as much memory as a header declares. In a damaged file, the header of a page of a few
+//! bytes can declare two gigabytes.
 
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
 
 /// Maximum decompressed size of a page in bytes. Writers usually start a new page after about
-/// 1 MiB, so a page is only larger if it contains a very large row.
+/// 1 MiB. Only a page with a very large row is larger.
 pub const LARGEST: i64 = 128 << 20;
 
 /// Maximum nesting of structs; a page header has two levels.
 const DEEPEST: usize = 16;
 
-/// Finds the first page in the byte range `start..end` whose decompressed size exceeds [`LARGEST`].
-/// Returns this size in bytes, or `None` if there is no such page.
+/// Returns the decompressed size in bytes of the first page larger than [`LARGEST`] in the byte
+/// range `start..end`. Returns `None` if there is no such page.
 ///
-/// The search also ends with `None` at a malformed header, for which the parquet reader has a
-/// better error message.
+/// Also returns `None` at a malformed header, because the parquet reader has a better error
+/// message.
 ///
 /// # Errors
 /// Fails if the file cannot be read.
@@ -40,8 +40,8 @@ struct Header {
     packed: i64,
 }
 
-/// Reads a page header, which is a struct in Thrift's compact protocol. Field 2 is the uncompressed
-/// size, and field 3 is the compressed size. Returns `None` if the header is malformed.
+/// Reads a page header: a struct in Thrift's compact protocol. Field 2 is the uncompressed size,
+/// and field 3 is the compressed size. Returns `None` if the header is malformed.
 fn header(bytes: &mut (impl Read + Seek)) -> io::Result<Option<Header>> {
     let (mut unpacked, mut packed, mut field) = (None, None, 0);
     while let Some((kind, id)) = next_field(bytes, field)? {
@@ -137,8 +137,8 @@ mod tests {
         varint(&mut bytes, unpacked << 1);
         bytes.push(0x15);
         varint(&mut bytes, 3 << 1);
-        // Field 5 is a nested struct with a number and a string. The last two bytes end both
-        // structs.
+        // Field 5 is a nested struct with a number and a string. The last two bytes end the nested
+        // struct and the header.
         bytes.extend([0x2c, 0x15, 8, 0x18, 2, b'x', b'y', 0, 0]);
         bytes.extend(b"abc");
         bytes

@@ -125,8 +125,8 @@ impl Table {
 /// Returns the names of the file's columns that are passed to the chat template.
 ///
 /// # Errors
-/// Fails if the file has a column for images, audio or video, unless the statistics in the footer
-/// show that all of its values are null.
+/// Fails if the file has a column for images, audio or video. Such a column is accepted if the
+/// statistics in the footer show that all values are null.
 fn template_columns(
     reader: &SerializedFileReader<File>,
     columns: &Columns,
@@ -163,7 +163,6 @@ fn footer(path: &Path) -> Result<SerializedFileReader<File>> {
     guarded(path, || SerializedFileReader::new(file))
 }
 
-/// Checks that the compression codec is supported.
 fn check_compression(compression: Compression) -> Result<()> {
     match compression {
         Compression::UNCOMPRESSED
@@ -187,7 +186,8 @@ fn damaged(path: &Path, why: impl std::fmt::Display) -> Error {
         .hint("copy or download the file again; it may be truncated")
 }
 
-/// Calls the parquet reader and converts its panics to errors. Damaged files can cause panics.
+/// Calls the parquet reader and converts panics to errors. A damaged file can make the reader
+/// panic.
 fn guarded<T>(path: &Path, f: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T> {
     match catch_unwind(AssertUnwindSafe(f)) {
         Ok(done) => done.map_err(|e| damaged(path, e)),
@@ -195,8 +195,8 @@ fn guarded<T>(path: &Path, f: impl FnOnce() -> parquet::errors::Result<T>) -> Re
     }
 }
 
-/// Restricts the schema to the wanted columns, so that no other columns are decoded, and removes
-/// fields whose types JSON cannot represent. Also returns the names of the removed fields.
+/// Restricts the schema to the wanted columns, so that only these are decoded. Fields whose types
+/// JSON cannot represent are removed. Returns the schema, and the names of the removed fields.
 fn projection(
     reader: &SerializedFileReader<File>,
     wanted: &[String],
@@ -298,8 +298,8 @@ fn plain(field: &TypePtr, place: &str, left_out: &mut Vec<String>) -> Option<Typ
     rebuilt(field, fields)
 }
 
-/// Applies [`plain`] to a field in the inner group of a list or a map. The names that parquet
-/// writers give to elements, keys and values do not become part of the path.
+/// Applies [`plain`] to a field in the inner group of a list or a map. Standard names such as
+/// `element`, `key` and `value` are left out of the path.
 fn plain_below(field: &TypePtr, place: &str, left_out: &mut Vec<String>) -> Option<TypePtr> {
     let named =
         !matches!(field.name(), "element" | "item" | "array" | "key" | "value" | "array_element");

@@ -8,7 +8,7 @@ use std::path::Path;
 pub enum Place {
     /// Line on which the row begins, counted from 1.
     Line(usize),
-    /// Number of the row, counted from 1, for formats without lines, such as parquet.
+    /// Number of the row, counted from 1. Used for formats without lines, such as parquet.
     Row(usize),
 }
 

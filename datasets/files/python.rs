@@ -4,8 +4,8 @@
 use super::flaws::LostValue;
 
 /// Replaces `NaN`, `Infinity`, `-Infinity`, numbers that do not fit in 64 bits, and lone
-/// surrogates. Also returns the original form of each replaced value, with its index among all
-/// values and keys in the text.
+/// surrogates. Also returns the original form and the index of each replaced value. The index
+/// counts all values and keys in the text.
 ///
 /// Within strings, only the escape sequences of lone surrogates are replaced.
 pub fn standard_json(text: &str) -> (String, Vec<(usize, LostValue)>) {
@@ -26,8 +26,8 @@ pub fn standard_json(text: &str) -> (String, Vec<(usize, LostValue)>) {
                 }
                 for offset in surrogates {
                     written.push_str(&text[copied..at + offset]);
-                    // U+FFFD is the replacement character. Its escape sequence has the same length
-                    // as that of a surrogate.
+                    // U+FFFD is the replacement character. Its escape sequence is as long as a
+                    // surrogate's.
                     written.push_str(r"\ufffd");
                     copied = at + offset + ESCAPE;
                 }

@@ -31,8 +31,8 @@ impl Default for Columns {
 }
 
 impl Columns {
-    /// Returns the names of the prompt column, if there is one, and of the chosen and rejected
-    /// columns.
+    /// Returns the names of the columns. If there is no prompt column, these are chosen and
+    /// rejected.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.prompt.as_deref().into_iter().chain([self.chosen.as_str(), self.rejected.as_str()])
     }
@@ -44,7 +44,7 @@ impl Columns {
     /// # Errors
     /// Fails if the chosen or rejected column is missing. A missing prompt column is an error if
     /// the user set its name, or if another column probably contains the prompt. In these cases,
-    /// it would be wrong to use the common prefix of the completions as the prompt.
+    /// the common prefix of the completions is probably not the prompt.
     pub fn find<'a>(&self, there: impl IntoIterator<Item = &'a str>) -> Result<Option<&str>> {
         let there: Vec<&str> = there.into_iter().collect();
         for name in [&self.chosen, &self.rejected] {
@@ -141,8 +141,8 @@ pub fn pairs(mut row: Row, columns: &Columns) -> Result<Vec<PreferencePair>> {
         Some(prompt @ Text::Messages(_)) => {
             PreferencePair::new(prompt, turn(chosen), turn(rejected))
         }
-        // If the prompt is plain text but the completions are conversations, their first messages
-        // already contain the prompt, so ignore the prompt column.
+        // The prompt is plain text, but the completions are conversations. The first messages of
+        // the completions already contain the prompt, so ignore the prompt column.
         other => implicit::extract(&chosen, &rejected).ok_or_else(|| match other {
             Some(prompt) => Error::new(format!(
                 "`{}` is {}, but `{}` is {} and has no common prefix with `{}`",
@@ -347,8 +347,8 @@ mod tests {
                 .unwrap(),
             want
         );
-        // In HuggingFaceH4/ultrafeedback_binarized, the completions contain the prompt, and a
-        // plain-text column repeats it.
+        // The completions of HuggingFaceH4/ultrafeedback_binarized contain the prompt. A plain-text
+        // column repeats the prompt.
         assert_eq!(
             pair(json!({"prompt": "Sky?", "chosen": messages(&[asked, c]),
             "rejected": messages(&[asked, r])}))

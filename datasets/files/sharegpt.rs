@@ -1,6 +1,6 @@
 //! Converts rows in the format of ShareGPT and LLaMA-Factory to TRL's columns and messages. A
 //! ShareGPT message is `{"from": "human", "value": "…"}` instead of `{"role": "user", "content":
-//! "…"}`, and the prompt is in the column `conversations`.
+//! "…"}`. The prompt is in the column `conversations`.
 
 use reprpo_plugin::prelude::*;
 use reprpo_plugin::serde_json::{self, Map, Value, json};
@@ -28,11 +28,11 @@ const SPEAKERS: [(&str, &str); 12] = [
     ("tool_call", CALL),
 ];
 
-/// Pseudo-role of function calls, which are converted to assistant messages with `tool_calls`.
+/// Pseudo-role of a function call. The call becomes an assistant message with `tool_calls`.
 const CALL: &str = "call";
 
 /// Returns the ShareGPT columns to build the prompt from. The result is empty if the row has a
-/// prompt column. `has` returns true if a column exists.
+/// prompt column. `has(column)` is true if the row has this column.
 pub fn columns(has: impl Fn(&str) -> bool, columns: &Columns) -> Vec<&'static str> {
     let used = columns.prompt.as_ref().is_some_and(|prompt| !has(prompt)) && has(CONVERSATIONS);
     [CONVERSATIONS, SYSTEM].into_iter().filter(|name| used && has(name)).collect()

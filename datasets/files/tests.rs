@@ -294,7 +294,7 @@ fn a_parquet_file_cut_off_anywhere_is_an_error() {
     }
 }
 
-/// A file with a changed byte may still be valid. Reading it must never panic, and must never
+/// A file with a changed byte may still be valid. Reading the file must never panic, and must never
 /// return more rows than the footer declares.
 #[test]
 fn a_parquet_file_with_any_byte_changed_does_not_panic() {

@@ -11,8 +11,7 @@ use reprpo_plugin::serde_json::{self, Map, Value};
 use super::flaws::{Flaw, LostValue, Row, Step};
 use super::python;
 
-/// Maximum number of JSON values that one row may contain. This many values take about 40 MB of
-/// memory.
+/// Maximum number of JSON values in one row. This many values take about 40 MB of memory.
 const MOST: usize = 500_000;
 
 /// serde_json parses an integer of more than 64 bits as a rounded float. A float of at least this
@@ -20,8 +19,8 @@ const MOST: usize = 500_000;
 const ROUNDED: f64 = i64::MAX as f64;
 
 /// Parses JSON, including the non-standard values that Python's `json` module accepts: `NaN`,
-/// `Infinity`, lone surrogates and integers of any length. These values are replaced in the result,
-/// and each original value is returned as a [`Flaw`] with its path.
+/// `Infinity`, lone surrogates and integers of any length. The result contains replacements for
+/// these values. Each original value is returned as a [`Flaw`] with its path.
 ///
 /// # Errors
 /// Fails if the text is not UTF-8 or not JSON, is nested too deeply, or has too many values.
@@ -272,7 +271,6 @@ mod tests {
         flaws.iter().map(|flaw| format!("{:?} {}", flaw.path, flaw.value)).collect()
     }
 
-    /// Python's `json` module accepts all of these inputs.
     #[test]
     fn values_that_only_python_accepts_are_replaced_and_recorded() {
         let key = |key: &str| format!("Key({key:?})");
@@ -344,7 +342,7 @@ mod tests {
             r#"{"n": [18446744073709551615, -9223372036854775808, 1e300, -1E30, 1e-400]}"#,
             r#"{"a": NaN, "a": 1}"#,
         ] {
-            assert!(flaws(fine).is_empty(), "{fine}: {:?}", flaws(fine));
+            assert!(flaws(fine).is_empty(), "text {fine}: flaws {:?}", flaws(fine));
         }
         let (value, _) = parse(br#"{"a": NaN, "t": "x\ud83dy", "n": -Infinity}"#).unwrap();
         assert_eq!(value, serde_json::json!({"a": null, "t": "x\u{fffd}y", "n": null}));

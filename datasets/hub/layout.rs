@@ -314,8 +314,9 @@ fn part_of(file: &str) -> Option<(&str, usize, usize, &str)> {
     fits.then(|| Some((stem, number.parse().ok()?, count.parse().ok()?, &rest[5..])))?
 }
 
-/// Returns the paths of parts that belong to the same series as a file in `held` but are not in
-/// `files`. The suffix of a returned path is a guess, because it can differ between parts.
+/// Returns the missing parts of every series that has a file in `held`. A part is missing if it is
+/// not in `files`. The suffix of a returned path is a guess, because suffixes can differ between
+/// parts.
 fn lost_parts(held: &[String], files: &[String]) -> Vec<String> {
     // Ignore the suffixes, because some tools add a hash that differs between parts.
     let there: HashSet<(&str, usize, usize)> = files
@@ -344,8 +345,8 @@ fn shard_of(name: &str) -> Option<String> {
     (five(number) && number.len() == 5 && five(rest) && !split.is_empty()).then(|| split.to_owned())
 }
 
-/// Returns the first split in [`KEYWORDS`] with a keyword that occurs in `text` as a whole word.
-/// Words are separated by punctuation, spaces or digits.
+/// Returns the first split in [`KEYWORDS`] with a keyword in `text`. The keyword must be a whole
+/// word. Words are separated by punctuation, spaces or digits.
 fn keyword(text: &str) -> Option<String> {
     let text = text.to_lowercase();
     let has = |word: &&str| {
@@ -416,8 +417,8 @@ mod tests {
             ),
             "{e}"
         );
-        // The first file is the only part of its split, and the others are not named like parts, so
-        // nothing is missing.
+        // Nothing is missing. The first file is the only part of its split, and the other files are
+        // not named like parts.
         assert_eq!(
             missing(&of(
                 &["train-00000-of-00001.parquet", "x-of-y.parquet", "-of-00001.csv"],

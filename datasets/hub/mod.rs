@@ -120,7 +120,7 @@ fn open(config: &OfHub, hub: &Hub) -> Result<Box<dyn Dataset>> {
     Ok(Box::new(Splits { splits, pinned }))
 }
 
-/// The repositories opened so far, so that each is only looked up once.
+/// The repositories opened so far. Each repository is only looked up once.
 struct Opened<'h> {
     hub: &'h Hub,
     snapshots: Vec<(RepoId, Snapshot<'h>)>,
@@ -149,8 +149,7 @@ impl<'h> Opened<'h> {
             .map(|(_, files)| (files, &self.snapshots[i].1)))
     }
 
-    /// Returns the splits of a configuration, and the index in `snapshots` of the repository that
-    /// contains their files.
+    /// Returns the splits of a configuration, and the index of their repository in `snapshots`.
     fn layout(&mut self, part: &Part) -> Result<(usize, Layout)> {
         let own = self.at(&part.repo)?;
         // A run that uses the hub's parquet conversion records the commit of the conversion. When

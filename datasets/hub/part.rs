@@ -13,8 +13,8 @@ pub struct Part {
 }
 
 impl Part {
-    /// Parses the name of a split. If it does not contain a repository, the repository is `home`,
-    /// and the configuration defaults to `config`.
+    /// Parses the name of a split. If `text` does not contain a repository, the repository is
+    /// `home`, and the configuration defaults to `config`.
     pub fn read(text: &str, home: &RepoId, config: Option<&str>) -> Result<Self> {
         let wrong = || {
             Error::new(format!("`{text}` is not a valid split"))
@@ -48,8 +48,8 @@ impl Part {
         })
     }
 
-    /// Formats the name of the split. If the split is in `home`, the repository is omitted;
-    /// otherwise, it is replaced by `pinned`.
+    /// Formats the name of the split. The repository is omitted if it is `home`. Any other
+    /// repository is written as `pinned`.
     pub fn text(&self, home: &RepoId, pinned: RepoId) -> String {
         let repo = (self.repo != *home).then(|| pinned.to_string());
         [repo.as_deref(), self.config.as_deref(), Some(&self.split)]

@@ -107,7 +107,7 @@ fn the_number_of_pairs_in_parquet_is_known() {
     assert_eq!(
         (data.splits().len(), data.splits()[0].pairs),
         (1, Some(7)),
-        "the default test split is ignored if it does not exist"
+        "the default test split should be ignored if it does not exist"
     );
 }
 
@@ -197,7 +197,8 @@ fn the_hubs_conversion_is_used_for_formats_that_are_not_supported() {
         (prompts(data.as_ref(), "train").len(), prompts(data.as_ref(), "test").len()),
         (3, 3)
     );
-    // Push a new commit to the branch. The recorded configuration must still open the same pairs.
+    // Push a new commit to the branch. The recorded configuration must still give the same
+    // pairs.
     let pinned: OfHub = serde_json::from_str(&data.pinned().unwrap()).unwrap();
     assert_eq!(pinned.repo, format!("org/pairs@{commit}"));
     test_hub.push(REPO, layout::CONVERTED, &[("other/x/0000.parquet", "")]);
@@ -298,8 +299,8 @@ fn in_a_cache_that_another_tool_filled_the_readme_assigns_files_to_splits() {
     );
     let named = OfHub { repo: "acme/named".into(), ..OfHub::default() };
     assert_eq!(prompts(open(&named, &hub).unwrap().as_ref(), "train"), ["p0"]);
-    // The data set card lists a file for the test split, and this file is missing. Opening the data
-    // set should fail, even though the user did not set a test split.
+    // The data set card lists a file for the test split, but this file is missing. Opening the data
+    // set must fail, although the user did not set a test split.
     let two =
         card.replace("---\n# Pairs", "  - split: test\n    path: held_out.jsonl\n---\n# Pairs");
     let hub =

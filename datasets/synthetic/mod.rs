@@ -154,9 +154,9 @@ impl Part {
     }
 }
 
-/// Draws a pair with two claims about how many items a thing holds. A third of all claims is
-/// reserved for `test`, so that `train` and `test` use the same words but different claims. Returns
-/// `None` if the claim belongs to the other split.
+/// Draws a pair with two claims about the number of items in a thing. A third of all claims is
+/// reserved for `test`. Therefore, `train` and `test` use the same words but different claims.
+/// Returns `None` if the claim belongs to the other split.
 fn counts(rng: &mut ChaCha8Rng, test: bool) -> Option<PreferencePair> {
     let ((held, (thing, items)), [(i, fact), (j, opinion)]) =
         (one(rng, &HELD), several(rng, &NUMBERS));
@@ -172,7 +172,7 @@ fn counts(rng: &mut ChaCha8Rng, test: bool) -> Option<PreferencePair> {
     })
 }
 
-/// Draws a pair with two claims about the town in which a person lives.
+/// Draws a pair with two claims about where a person lives.
 fn places(rng: &mut ChaCha8Rng) -> PreferencePair {
     let ((_, name), [(_, fact), (_, opinion)]) = (one(rng, &NAMES), several(rng, &TOWNS));
     let (source, opining) = (one(rng, &SHIFTED_SOURCES).1, one(rng, &SHIFTED_OPINIONS).1);

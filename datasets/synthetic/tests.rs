@@ -162,7 +162,7 @@ fn chosen_and_rejected_can_only_be_told_apart_by_the_prompt() {
         let most = uses.values().map(|n| n.unsigned_abs()).max().unwrap_or_default();
         assert!(
             most < pairs.len() as u64 / 20,
-            "{split}: for some word, the counts in chosen and rejected differ by {most}"
+            "{split}: the counts of a word in chosen and rejected differ by {most}"
         );
     }
 }

@@ -1,6 +1,5 @@
-//! The words from which the data set `synthetic` is generated. The two completions of a pair differ
-//! in one word. Both words are from the same list, so the completions themselves do not show which
-//! one is chosen.
+//! The words of the data set `synthetic`. The two completions of a pair differ in one word. Both
+//! words are from the same list, so a completion does not show whether it is the chosen one.
 
 /// Containers and their contents, used in the training distribution.
 pub const HELD: [(&str, &str); 8] = [

@@ -2,18 +2,18 @@
 
 use reprpo_plugin::prelude::*;
 
-/// Splits the columns of `x`, which has the shape `[n k·b]`, into k blocks. Returns `[k n b]`.
+/// Splits the columns of `x` into k blocks: `[n k·b]` → `[k n b]`.
 pub fn split(x: &Tensor, k: i64) -> Result<Tensor> {
     Ok(x.f_unflatten(1, [k, -1])?.f_transpose(0, 1)?)
 }
 
-/// Joins the k blocks of a tensor of shape `[k n b]`. Returns `[n k·b]`.
+/// Joins k blocks: `[k n b]` → `[n k·b]`.
 pub fn join(blocks: &Tensor) -> Result<Tensor> {
     Ok(blocks.f_transpose(0, 1)?.f_flatten(1, 2)?)
 }
 
-/// Maximum size to which small blocks are combined. One larger product is faster than many small
-/// ones, even though it includes multiplications by 0.
+/// Small blocks are combined into larger blocks of at most this size. One larger product is faster
+/// than many small ones, even though it includes multiplications by 0.
 const SMALL: i64 = 32;
 
 /// Returns x·diag(R₀, …, R_{k−1}) in the dtype of x. `x` has the shape `[n k·b]`, and `r` has the
@@ -27,9 +27,8 @@ pub fn rotate(x: &Tensor, r: &Tensor) -> Result<Tensor> {
     join(&split(x, r.size()[0])?.f_bmm(&r)?)
 }
 
-/// Combines each group of g adjacent blocks into one block-diagonal matrix. `r` is a tensor of
-/// shape `[k b b]`, and the result has the shape `[k/g g·b g·b]`. g is the largest divisor of k
-/// with g·b ≤ [`SMALL`].
+/// Combines each group of g adjacent blocks into one block-diagonal matrix. g is the largest
+/// divisor of k with g·b ≤ [`SMALL`]. `[k b b]` → `[k/g g·b g·b]`.
 fn combined(r: &Tensor) -> Result<Tensor> {
     let (k, b) = (r.size()[0], r.size()[1]);
     let Some(g) = (2..=SMALL / b).rev().find(|g| k % g == 0) else { return Ok(r.shallow_clone()) };
@@ -43,14 +42,13 @@ fn combined(r: &Tensor) -> Result<Tensor> {
 /// skew-symmetric, and `q` has the shape `[… b b]`.
 pub fn cayley(q: &Tensor) -> Result<Tensor> {
     let eye = Tensor::eye(q.size()[q.dim() - 1], (q.kind(), q.device()));
-    // The two factors commute, so the rotation R solves (I + Q)R = I − Q. I + Q is never singular,
-    // so the check for a singular matrix is skipped. It would synchronise with the GPU.
+    // The two factors commute, so the rotation R solves (I + Q)R = I − Q. I + Q is never singular.
+    // Skip the check for a singular matrix, because the check would synchronise with the GPU.
     let (r, _) = Tensor::f_linalg_solve_ex(&(&eye + q), &(&eye - q), true, false)?;
     Ok(r)
 }
 
-/// Returns `width` divided by `value`, which is the number of blocks or the block size set in
-/// `adapter.<field>`.
+/// Returns `width / value`. `value` is the number of blocks or the block size in `adapter.<field>`.
 ///
 /// # Errors
 /// Fails if `value` does not divide `width`.

@@ -70,7 +70,7 @@ fn assert_agrees_with_peft_in(golden: &Path, name: &str) {
             .find_map(|end| io.get(&format!("grad.base_model.model.{key}{end}")));
         let off = error(&tensor.grad(), reference.expect("PEFT's gradient"));
         worst = worst.max(off);
-        assert!(off < 1e-3, "{name}: gradient of {key} off by {off}");
+        assert!(off < 1e-3, "adapter {name}: the gradient of {key} is off by {off}");
     }
 
     let _guard = tch::no_grad_guard();
@@ -81,14 +81,14 @@ fn assert_agrees_with_peft_in(golden: &Path, name: &str) {
         let merged = adapter.merge(&frozen).unwrap();
         let off =
             error(&merged.forward(&x).unwrap(), &adapter.forward(&x, &frozen, false).unwrap());
-        assert!(off < 1e-4, "{name}: merged {module} off by {off}");
+        assert!(off < 1e-4, "adapter {name}: the merged {module} is off by {off}");
         tensors.insert(format!("{module}.weight"), merged.dense().unwrap());
     }
     let merged = Model::from_tensors(files.config(), tensors, Kind::Float, Device::Cpu).unwrap();
     let merged = error(&logits(&merged, None, &stream).unwrap(), &rows("merged_logits"));
-    assert!(merged < 1e-4, "{name}: merged logits off by {merged}");
+    assert!(merged < 1e-4, "adapter {name}: the merged logits are off by {merged}");
     println!(
-        "{name}: logits {:.1e}, gradients {worst:.1e}, merged {merged:.1e}",
+        "adapter {name}: errors: logits {:.1e}, gradients {worst:.1e}, merged {merged:.1e}",
         error(&ours, &rows("logits"))
     );
 
@@ -97,7 +97,7 @@ fn assert_agrees_with_peft_in(golden: &Path, name: &str) {
     let file = "adapter_model.safetensors";
     assert!(
         std::fs::read(folder.path().join(file)).unwrap() == std::fs::read(dir.join(file)).unwrap(),
-        "{name}: the file differs from the one that PEFT wrote"
+        "adapter {name}: the file differs from PEFT's file"
     );
     let fields = |dir: &Path| -> BTreeSet<String> {
         let config: Map<String, Value> =
@@ -106,7 +106,7 @@ fn assert_agrees_with_peft_in(golden: &Path, name: &str) {
         config.into_iter().map(|(field, _)| field).collect()
     };
     let stray: Vec<String> = fields(folder.path()).difference(&fields(&dir)).cloned().collect();
-    assert!(stray.is_empty(), "{name}: PEFT does not know the fields {stray:?}");
+    assert!(stray.is_empty(), "adapter {name}: PEFT does not know the fields {stray:?}");
     let again = Saved::read(folder.path(), &Registry::builtin().unwrap()).unwrap();
     assert_eq!(again.entry.about.name, saved.entry.about.name);
     let fresh = again.entry.build(&Value::Object(again.config).to_string()).unwrap();
@@ -201,7 +201,7 @@ fn an_adapter_is_restored_from_its_file_and_a_file_that_does_not_fit_is_rejected
         assert!(error(&changed, &base) > 1e-3, "{name} changes nothing");
         assert!(
             logits(&model, None, &stream).unwrap().equal(&base),
-            "{name} changed the base model"
+            "adapter {name} changed the base model"
         );
 
         let folder = tempfile::tempdir().unwrap();
@@ -234,7 +234,7 @@ fn an_adapter_is_restored_from_its_file_and_a_file_that_does_not_fit_is_rejected
         fresh.restore(&values().collect()).unwrap();
         assert!(
             logits(&model, Some(&fresh), &stream).unwrap().equal(&changed),
-            "the restored {name} differs from the saved one"
+            "the restored adapter {name} differs from the saved adapter"
         );
     }
 }

@@ -1,5 +1,5 @@
-//! Tests adapters on parts of fused modules: they must match adapters on separate modules, and it
-//! must be possible to merge and save them.
+//! Tests adapters on parts of fused modules. Such adapters must match adapters on separate modules.
+//! Merging and saving must also work.
 
 use std::collections::BTreeSet;
 
@@ -23,7 +23,6 @@ const FUSED: [(&str, &[&str]); 3] = [
     ("gpt2", &["c_attn.q_proj", "c_attn.v_proj"]),
 ];
 
-/// Loads a small model, its files and a batch.
 fn open(name: &str, kind: Kind) -> (ModelFiles, Model, Stream) {
     let dir = own().join("models").join(name);
     let files = ModelFiles::open(&dir).unwrap();
@@ -154,7 +153,7 @@ fn an_adapter_on_a_part_changes_only_the_rows_of_the_part() {
                         off(&y.index_select(1, &rows), &expected).max(off(at_part, &expected));
                     assert!(
                         worst < 1e-10,
-                        "{name}, {}: {} is off by {worst:e}",
+                        "model {name}, adapter {}: part {} is off by {worst:e}",
                         entry.about.name,
                         named(part)
                     );
@@ -216,7 +215,7 @@ fn adapted_parts_equal_the_adapted_modules_of_the_unfused_model() {
             (logits(&model, Some(&adapted), &stream), logits(&llama, Some(&theirs), &stream));
         assert!(
             off(&ours, &reference) < 1e-10,
-            "{name}: logits off by {:e}",
+            "adapter {name}: the logits are off by {:e}",
             off(&ours, &reference)
         );
         assert!(off(&ours, &logits(&model, None, &stream)) > 1e-3, "{name} changes nothing");
@@ -227,7 +226,7 @@ fn adapted_parts_equal_the_adapted_modules_of_the_unfused_model() {
         {
             let (ours, theirs) = (ours.grad(), theirs.grad());
             let worst = off(&ours, &theirs) / theirs.abs().max().double_value(&[]);
-            assert!(worst < 1e-8, "{name}: gradient of {key} off by {worst:e}");
+            assert!(worst < 1e-8, "adapter {name}: the gradient of {key} is off by {worst:e}");
         }
     }
 }
@@ -264,7 +263,11 @@ fn lora_on_a_whole_module_equals_lora_on_all_of_its_parts() {
         in_parts.restore(&whole.tensors().into_iter().flat_map(of_part).collect()).unwrap();
         let (ours, reference) =
             (logits(&model, Some(&in_parts), &stream), logits(&model, Some(&whole), &stream));
-        assert!(off(&ours, &reference) < 1e-10, "{name}: off by {:e}", off(&ours, &reference));
+        assert!(
+            off(&ours, &reference) < 1e-10,
+            "model {name}: off by {:e}",
+            off(&ours, &reference)
+        );
         assert!(off(&ours, &logits(&model, None, &stream)) > 1e-3);
     }
 }
@@ -294,11 +297,15 @@ fn merged_parts_compute_the_same_and_do_not_change_other_rows() {
             }
             let merged = model.merge(&adapted).unwrap();
             let worst = off(&logits(&model, None, &stream), &with);
-            assert!(worst < 1e-9, "{name}, {}: merged logits off by {worst:e}", entry.about.name);
+            assert!(
+                worst < 1e-9,
+                "model {name}, adapter {}: the merged logits are off by {worst:e}",
+                entry.about.name
+            );
             model.unmerge(merged);
             assert!(
                 logits(&model, None, &stream) == base,
-                "{name}, {}: the unmerged model differs from the base",
+                "model {name}, adapter {}: the unmerged model differs from the base model",
                 entry.about.name
             );
         }
@@ -325,7 +332,7 @@ fn save_and_load(
         let bytes = |dir: &tempfile::TempDir| std::fs::read(dir.path().join(file)).unwrap();
         assert!(
             bytes(&first) == bytes(&second),
-            "{}: `{file}` changes if the loaded adapter is saved again",
+            "adapter {}: `{file}` changes if the loaded adapter is saved again",
             entry.about.name
         );
     }
@@ -369,14 +376,14 @@ fn parts_are_saved_as_whole_modules_if_the_method_allows_it() {
                     fused.push(name);
                     assert!(
                         error < 1e-4 && !in_part,
-                        "{model_name}, {name}: logits off by {error:e}, saved tensors {tensors:?}"
+                        "{model_name}, adapter {name}: error {error:e}, saved tensors {tensors:?}"
                     );
                     assert_eq!(config["target_modules"], json!([module, other]));
                 }
                 Some(why) => {
                     assert!(
                         error == 0.0 && in_part,
-                        "{model_name}, {name}: logits off by {error:e}, saved tensors {tensors:?}"
+                        "{model_name}, adapter {name}: error {error:e}, saved tensors {tensors:?}"
                     );
                     assert_eq!(config["target_modules"], json!(targets));
                     assert!(why.contains(&format!("`{name}`")) && why.contains("--merge"), "{why}");
@@ -405,8 +412,7 @@ fn lora_of_parts_keeps_its_scale_in_a_file_of_whole_modules() {
             (json!({ "r": 2, "lora_alpha": 8.0, "layers_to_transform": [1] }), 4, 16.0),
         ] {
             let mut fields = fields;
-            // A regular expression that matches the names of parts; it is saved as a list of module
-            // names.
+            // This regular expression matches parts. It is saved as a list of module names.
             fields["target_modules"] = json!(format!(r".*\.{module}\.[qv]_proj"));
             let (config, tensors, error) = save_and_load(
                 entry("lora"),
@@ -414,7 +420,7 @@ fn lora_of_parts_keeps_its_scale_in_a_file_of_whole_modules() {
                 &model,
                 &stream,
             );
-            assert!(error < 1e-4, "{model_name}, fields {fields}: logits off by {error:e}");
+            assert!(error < 1e-4, "model {model_name}, fields {fields}: error {error:e}");
             assert_eq!(
                 (&config["rank_pattern"][at], &config["alpha_pattern"][at]),
                 (&json!(rank), &json!(alpha)),

@@ -1,5 +1,5 @@
-//! Tests that adapters are saved according to PEFT's rules, which this file implements
-//! independently. Also tests PEFT files whose configuration does not match their tensors.
+//! Tests that adapters are saved according to PEFT's rules. This file has its own implementation of
+//! the rules. It also tests PEFT files whose configuration does not match their tensors.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -26,8 +26,8 @@ fn adapters() -> Vec<&'static AdapterEntry> {
         .collect()
 }
 
-/// Builds the adapter from `fields`. All other fields have their defaults, except for sizes, which
-/// are chosen to fit the small model.
+/// Builds the adapter from `fields`. Sizes that are not in `fields` are chosen to fit the small
+/// model. All other fields have their defaults.
 fn build(entry: &AdapterEntry, fields: &Value) -> Box<dyn Adapter> {
     let mut config = entry.about.defaults().unwrap();
     for (field, value) in [
@@ -109,8 +109,8 @@ fn feedforward_modules(config: &Value, names: &BTreeSet<String>) -> BTreeSet<Str
     }
 }
 
-/// Values of `target_modules`, with a description of each. They include Rust regular expressions
-/// that Python rejects or interprets differently.
+/// Values of `target_modules`, with a description of each. Some are Rust regular expressions that
+/// Python rejects or interprets differently.
 fn forms() -> Vec<(&'static str, Value)> {
     vec![
         ("ends", json!(["v_proj", "down_proj"])),
@@ -142,7 +142,7 @@ fn peft_finds_the_adapted_modules_of_every_saved_adapter() {
         for (form, targets) in forms() {
             for (layers, blocks) in RESTRICTIONS {
                 let what = format!(
-                    "{}: targets {form}, layers {layers:?}, {blocks} blocks",
+                    "adapter {}: targets {form}, layers {layers:?}, {blocks} blocks",
                     entry.about.name
                 );
                 let mut fields =
@@ -449,7 +449,7 @@ fn layers_pattern_must_name_the_models_list_of_layers() {
     );
 }
 
-/// Reads adapters that were saved by PEFT 0.21.2 and whose `peft_version` was edited or removed.
+/// PEFT 0.21.2 saved these adapters. Their `peft_version` was edited or removed.
 #[test]
 fn files_of_other_versions_of_peft_get_a_warning() {
     let changed = |name: &str, field: &str, value: Option<&str>| {
@@ -494,7 +494,6 @@ fn files_of_other_versions_of_peft_get_a_warning() {
     assert!(format!("{e:?}").contains("is a pickle"), "{e:?}");
 }
 
-/// Reads files that were written by different versions of PEFT.
 #[test]
 fn files_written_by_older_versions_of_peft_get_a_warning() {
     let Some(shared) = golden::shared("cases/42-oft-versions") else { return };

@@ -17,8 +17,7 @@ pub enum Variant {
     Original,
 }
 
-/// What every `original` variant needs as input. The original pooling reads the state of every
-/// token.
+/// The inputs of every `original` variant. The original pooling reads the state of every token.
 pub const NEEDS: Needs = Needs { states: States::PerToken, reference_states: true, ..Needs::NONE };
 
 /// The states of every token at one tap, including any padding tokens.

@@ -42,7 +42,7 @@ impl Inputs {
         [of_model("pi", 1), of_model("ref", 1), of_model("pi", 2), of_model("ref", 2)]
     }
 
-    /// Returns the attention mask of each side, which is `[m]` and false for padding.
+    /// Returns the attention mask of each side, `[m]`. The mask is false for padding.
     fn attended(&self) -> Sides {
         Sides::of(|side| {
             self.tensors[&format!("{}_mask", side.name())].reshape([-1]).to_kind(Kind::Bool)
@@ -75,7 +75,6 @@ impl Inputs {
     }
 }
 
-/// A method with an original variant.
 enum Original {
     Mse(Mse),
     Rank(Rank),
@@ -174,10 +173,10 @@ fn assert_losses_and_gradients(folder: &Path) {
                 let _ = grad.zero_();
             }
         }
-        eprintln!("{name}: loss {ours} off by {off:.1e}, gradients by {worst:.1e}");
+        eprintln!("{name}: loss {ours}, loss error {off:.1e}, largest gradient error {worst:.1e}");
         assert!(
             off < 1e-5 && worst < 1e-4,
-            "{name}: loss is {ours} instead of {reference}; gradients off by {worst}"
+            "{name}: loss is {ours} instead of {reference}; error of the gradients {worst}"
         );
     }
 }

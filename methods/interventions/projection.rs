@@ -32,7 +32,7 @@ impl Sign {
     }
 }
 
-/// Returns ‖x‖ over the last dimension, which is kept with size 1: `[… w]` → `[… 1]`.
+/// Returns the lengths ‖x‖ of the vectors along the last dimension: `[… w]` → `[… 1]`.
 pub fn length(x: &Tensor) -> Tensor {
     norm(x).unsqueeze(-1)
 }
@@ -43,8 +43,8 @@ pub fn unit(direction: &Tensor) -> Tensor {
     direction / (length(direction) + EPS)
 }
 
-/// Returns the number by which a vector of length `x` must be divided so that its length is at most
-/// `limit`. The result is 1 if the vector is already short enough.
+/// Returns the divisor that shortens a vector of length `x` to the length `limit`. The divisor is 1
+/// if the vector is already short enough.
 pub fn excess(x: &Tensor, limit: &Tensor) -> Tensor {
     (x / (limit + EPS)).clamp_min(1.0)
 }

@@ -1,9 +1,9 @@
-//! Reward metrics that TRL logs for every method that compares the policy with the reference.
+//! TRL's reward metrics, for methods that compare the policy with the reference.
 
 use reprpo_plugin::prelude::*;
 
-/// Adds the metrics `rewards/chosen|rejected|accuracies|margins` to a loss. They are computed from
-/// the log-ratios Δ⁺ and Δ⁻, each `[b]`.
+/// Adds the metrics `rewards/chosen|rejected|accuracies|margins` to a loss. `ratios` are the
+/// log-ratios Δ⁺ and Δ⁻, each `[b]`.
 ///
 /// A reward is β·Δ. The accuracy is the fraction of pairs whose chosen reward is strictly greater
 /// than the rejected one.

@@ -12,7 +12,7 @@ use super::rank::Rank;
 use reprpo_plugin::testkit::{STEP, map, model, random, random_sides, tap};
 
 const WIDTH: i64 = 8;
-/// Number of pairs, large enough that T cannot fit their random directions.
+/// Number of pairs. With this many pairs, T cannot fit their random directions.
 const PAIRS: i64 = 8192;
 
 /// T(x) = xW without any constraint on W.
@@ -101,8 +101,8 @@ fn training_only_the_transform_does_not_lower_the_loss() {
     // Add random offsets to the policy's states, to imitate a policy in the middle of training.
     let policy = map(&reference, |r| r + random(&[PAIRS, WIDTH]) * 0.5);
     // The number in each entry is a lower bound for the last loss divided by the first loss. The
-    // flag is true if an unconstrained T must keep its rank. With prefvec, T may lose rank, because
-    // shrinking the components orthogonal to v̂ lowers the orthogonal term, which is only a few
+    // flag is true if an unconstrained T must keep its rank. With prefvec, T may lose rank:
+    // shrinking the components orthogonal to v̂ lowers the orthogonal term. This term is only a few
     // hundredths of the loss.
     let methods: [(&str, Box<dyn Intervention>, f64, bool); 3] = [
         ("mse", Box::new(Mse::default()), 0.99, true),

@@ -19,8 +19,8 @@ fn default_layers() -> Layers {
 /// Returns the linear modules that a tap reads in the blocks `layers`, in the order in which they
 /// run.
 ///
-/// `chosen` selects modules by the last component of their names. If it is `None`, the tap reads
-/// the modules whose names are in `usual`, and the fused modules that contain one of them.
+/// `chosen` selects modules by the last component of their names. If `chosen` is `None`, the tap
+/// reads the modules in `usual` and the fused modules that contain one of them.
 ///
 /// # Errors
 /// Fails if the model does not have a layer in `layers`, if a block lacks a module in `chosen`, or
@@ -52,7 +52,7 @@ fn modules<'m>(
                 "`tap.modules` is empty".to_owned()
             } else {
                 format!(
-                    "block {k} of this {} model has none of the modules {}",
+                    "block {k} of this {} model has none of the modules that the tap reads ({})",
                     model.architecture,
                     usual.join(", ")
                 )

@@ -15,17 +15,18 @@ impl TokenPooling for WithoutOutliers {
 
 /// Pools `x`, of shape `[m w]` with one row per token, to shape `[b w]`.
 ///
-/// The result is the mean over the tokens whose norm is at most one (unbiased) standard deviation
-/// above the sequence's mean norm. Tokens for which `attended`, of shape `[m]`, is false contribute
-/// to the mean and the standard deviation of the norms, but not to the result.
+/// The result is the mean over the tokens that are not outliers. The norm of an outlier exceeds the
+/// mean norm of its sequence by more than one (unbiased) standard deviation.
+///
+/// `attended` has the shape `[m]`. A token with the value false counts towards the mean and the
+/// standard deviation of the norms, but not towards the result.
 pub fn pool(tokens: &TokenStates, x: &Tensor, attended: Option<&Tensor>) -> Tensor {
     let norms = x.norm_scalaropt_dim(2.0, -1, false);
     let count = tokens.sum_by_sequence(&norms.ones_like());
     let mean = tokens.sum_by_sequence(&norms) / &count;
     let off = &norms - mean.index_select(0, &tokens.owner);
     let std = (tokens.sum_by_sequence(&off.square()) / (&count - 1.0)).sqrt();
-    // For a sequence with one token, the standard deviation is NaN; replacing it with 0 keeps the
-    // token.
+    // The standard deviation of one token is NaN. Replacing NaN with 0 keeps the token.
     let limit = (mean + std.nan_to_num(0.0, 0.0, 0.0)).index_select(0, &tokens.owner);
     let usual = norms.le_tensor(&limit);
     let keep = attended

@@ -82,7 +82,7 @@ fn side_in_reads_both_modules_that_write_to_the_residual_stream() {
         tap.sites(&model(false))
             .unwrap_err()
             .to_string()
-            .contains("has none of the modules o_proj, down_proj")
+            .contains("has none of the modules that the tap reads (o_proj, down_proj)")
     );
 }
 
@@ -102,7 +102,7 @@ fn side_out_reads_all_five_modules_that_read_the_residual_stream() {
         tap.sites(&model(false))
             .unwrap_err()
             .to_string()
-            .contains("has none of the modules q_proj")
+            .contains("has none of the modules that the tap reads (q_proj)")
     );
 }
 

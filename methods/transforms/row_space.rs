@@ -15,12 +15,12 @@ pub struct RowSpace {
 }
 
 impl RowSpace {
-    /// Decomposes W, the stack of all `matrices`. Each matrix has the shape `[vocab h]`. If there
-    /// are several, each of them is scaled to a Frobenius norm of 1 first.
+    /// Decomposes W, the stack of all `matrices`. Each matrix has the shape `[vocab h]`. Two or
+    /// more matrices are first scaled to a Frobenius norm of 1 each.
     ///
-    /// WᵀW = V σ² Vᵀ is only h×h, whereas U in the singular value decomposition of W has vocab·h
-    /// entries. In float64, the error of the singular values is at most 1e-8 times the largest one,
-    /// which is far below the precision of the weights.
+    /// WᵀW = V σ² Vᵀ is only h×h. U in the singular value decomposition of W has vocab·h entries.
+    /// In float64, the error of the singular values is at most 1e-8 times the largest one. This is
+    /// far below the precision of the weights.
     ///
     /// # Errors
     /// Fails if the device runs out of memory, or if the weights are not finite.

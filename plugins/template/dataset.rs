@@ -45,8 +45,8 @@ impl Dataset for MyMethod {
         vec![split("train", "sums (train)"), split("test", "sums (test)"), split("oos", "products")]
     }
 
-    // If a split skips rows of a file, implement `rows` as well. It returns each pair with the
-    // index of its row, which appears as `index` in output files.
+    // If a split skips rows of a file, implement `rows` as well. `rows` returns each pair with the
+    // index of its row. Output files contain this `index`.
     fn pairs(&self, split: &str) -> Result<PairIter<'_>> {
         let (word, value, test): (_, fn(u32, u32) -> u32, _) = match split {
             "train" => ("plus", |a, b| a + b, Some(false)),

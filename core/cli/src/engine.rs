@@ -160,8 +160,8 @@ pub fn score(
     Ok(scores)
 }
 
-/// Opens the experiment's model and data, and attaches the adapter in the folder `adapter`, if one
-/// is given.
+/// Opens the experiment's model and data. If the folder `adapter` is given, also attaches
+/// the adapter in the folder.
 fn open(
     experiment: &Experiment,
     adapter: Option<&Path>,

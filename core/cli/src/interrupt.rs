@@ -3,7 +3,7 @@
 //! first one, the process ends immediately.
 //!
 //! A terminal sends SIGHUP when it is closed, and a batch system sends SIGUSR1 or SIGUSR2 before a
-//! job's time is over (`sbatch --signal`). They are handled like SIGINT and SIGTERM.
+//! job's time is over (`sbatch --signal`). All three are handled like SIGINT and SIGTERM.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -15,8 +15,8 @@ use signal_hook::iterator::Signals;
 use signal_hook::low_level::exit;
 
 /// Signals within this time after the first one count as the same request. A batch system and a
-/// terminal may both send a signal, and some launchers signal each process and then the whole
-/// process group.
+/// terminal may both send a signal. Some launchers signal each process and then the whole process
+/// group.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
@@ -36,8 +36,8 @@ pub fn watch() -> Result<Arc<AtomicBool>> {
         return Ok(Arc::clone(stop));
     }
     let stop = Arc::clone(STOP.get_or_init(Arc::default));
-    // `nohup` starts a process with SIGHUP ignored. Keep ignoring it, so that the process outlives
-    // its terminal.
+    // `nohup` starts a process with SIGHUP ignored. Keep ignoring SIGHUP, so that the process
+    // outlives its terminal.
     let hang_up = Some(SIGHUP).filter(|signal| !ignored(*signal));
     let failed = |e: std::io::Error| Error::internal("cannot listen for signals").because(e);
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGUSR1, SIGUSR2].into_iter().chain(hang_up))

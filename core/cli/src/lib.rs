@@ -40,7 +40,6 @@ struct App<'a> {
     registry: &'a Registry,
     /// The default configuration of this binary, as TOML.
     defaults: &'a str,
-    /// The printer for all output.
     printer: &'a Printer,
 }
 
@@ -50,7 +49,6 @@ struct App<'a> {
 /// The exit code is 0 on success, 1 if the input is not valid, 2 for usage errors and internal
 /// errors, and 130 if the process was interrupted.
 pub fn main(defaults: &str) -> ExitCode {
-    allocator::keep_freed_memory();
     let mut registry = match Registry::builtin() {
         Ok(registry) => registry,
         Err(e) => return fail(&Printer::default(), &e),
@@ -84,8 +82,8 @@ pub fn main(defaults: &str) -> ExitCode {
     }
     transfer::show(&printer);
     let work = || {
-        // `reprpo plugin` must not load installed plugins. The library that it checks may be one of
-        // them, and the same names cannot be registered twice.
+        // `reprpo plugin` must not load installed plugins. The command may check one of them, and a
+        // name cannot be registered twice.
         if !matches!(cli.command, Command::Plugin(_)) {
             install(&mut registry);
         }
@@ -169,7 +167,7 @@ fn broken_pipe(error: &Error) -> bool {
     false
 }
 
-/// Runs `work` and turns a panic in it into an internal error.
+/// Runs `work` and converts a panic to an internal error.
 fn guarded(work: impl FnOnce() -> Result<()>) -> Result<()> {
     panics::install_hook();
     let outcome = catch_unwind(AssertUnwindSafe(work));

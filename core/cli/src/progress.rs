@@ -1,4 +1,4 @@
-//! The progress of a computation, shown on stderr.
+//! Shows the progress of a computation on stderr.
 
 use std::fmt::Write;
 use std::time::{Duration, Instant};
@@ -67,7 +67,7 @@ impl Progress for Bar {
 }
 
 impl Drop for Bar {
-    /// Clears the bar, so that an error message is not printed after it on the same line.
+    /// Clears the bar. Otherwise, an error message would follow it on the same line.
     fn drop(&mut self) {
         self.finish();
     }
@@ -143,8 +143,8 @@ fn time(duration: Duration) -> String {
     }
 }
 
-/// Formats fields as text. The name precedes the value, except for rates such as `pairs/s`, whose
-/// name is a unit and follows the value.
+/// Formats fields as text, e.g. `loss 0.5000`. The name of a rate is its unit, so it follows the
+/// value, e.g. `2.81 pairs/s`.
 fn shown(fields: &[(&str, f64)]) -> String {
     let field = |(name, value): &(&str, f64)| {
         if name.ends_with("/s") {

@@ -138,9 +138,9 @@ impl TextGenerator {
     }
 }
 
-/// Returns the variants of the model that answer each prompt, in the order of their answers. Each
-/// variant is a name and a flag that is true if the adapter is used. With `--compare`, the base
-/// model answers first.
+/// Returns the variants of the model that answer each prompt, in order. A variant consists of a
+/// name and a flag. The flag is true if the adapter is used. With `--compare`, the base model
+/// answers first.
 pub fn variants(args: &GenerationArgs) -> Vec<(&'static str, bool)> {
     match (args.compare, args.target.is_some()) {
         (true, _) => vec![("base", false), ("trained", true)],

@@ -11,7 +11,7 @@ use reprpo_core::{Error, Result};
 
 use crate::App;
 
-/// A trained adapter, and where the name of its base model comes from.
+/// A trained adapter, and the source of its base model's name.
 pub struct TrainedAdapter {
     /// Folder of the adapter, in PEFT format.
     pub adapter: PathBuf,
@@ -19,13 +19,13 @@ pub struct TrainedAdapter {
 }
 
 enum Base {
-    /// The run's configuration file, from which the whole experiment is taken.
+    /// The run's configuration file. The whole experiment is taken from this file.
     Config(PathBuf),
     /// The configuration file of the run that wrote the adapter. Only the model is taken from it.
     ConfigOfAdapter(PathBuf),
     /// The base model that the adapter's `adapter_config.json` names.
     Named { config: PathBuf, model: String },
-    /// The adapter does not name its base model, so it must be given by `--model`.
+    /// The adapter does not name its base model, so the user must set `--model`.
     Unknown,
 }
 
@@ -34,8 +34,8 @@ impl TrainedAdapter {
     /// repository. `model` is the value of `--model`, if given.
     ///
     /// # Errors
-    /// Fails if there is neither a run nor an adapter, or if neither the adapter nor `model` names
-    /// the base model.
+    /// Fails if `folder` has no run and no adapter. Also fails if neither the adapter nor `model`
+    /// names the base model.
     pub fn find(folder: &Path, model: Option<&str>) -> Result<Self> {
         let folder = &locate_adapter(folder)?;
         let (config, peft) = (folder.join("config.toml"), folder.join("adapter_config.json"));
@@ -125,8 +125,8 @@ impl TrainedAdapter {
     }
 }
 
-/// Warns if the experiment's model, found at `source`, is not the base model of the adapter, or if
-/// that cannot be checked.
+/// Warns if the experiment's model is not the base model of the adapter, or if the models cannot be
+/// compared. `source` is the location of the experiment's model.
 ///
 /// # Errors
 /// Fails if the adapter's configuration cannot be read.

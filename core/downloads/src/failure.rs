@@ -10,9 +10,9 @@ pub type Result<T> = std::result::Result<T, Failure>;
 /// The cause of a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
-    /// The disk, or the permissions of a folder.
+    /// The disk is full, or the permissions of a folder are missing.
     Disk,
-    /// pip, the network, or the package index. The same data may be available elsewhere.
+    /// pip, the network or the package index failed. Another source may have the same data.
     Index,
 }
 

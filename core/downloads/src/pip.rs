@@ -10,8 +10,8 @@ use crate::failure::DISK_FULL;
 use crate::wheel::{Wheel, wrong_sum};
 use crate::{Cause, Failure, Report, Result, Step, clear};
 
-/// Arguments that select wheels for Python 3.11. torch has a separate wheel for each Python
-/// version, but any version would work, because only the libraries in the wheel are used.
+/// Arguments that select wheels for Python 3.11. torch has one wheel per Python version. Any
+/// version would work, because only the libraries in the wheel are used.
 const WHEEL_PYTHON: [&str; 6] =
     ["--python-version", "3.11", "--implementation", "cp", "--abi", "cp311"];
 
@@ -19,7 +19,6 @@ const WHEEL_PYTHON: [&str; 6] =
 const CANDIDATES: [&[&str]; 4] =
     [&["python3", "-m", "pip"], &["python", "-m", "pip"], &["pip3"], &["pip"]];
 
-/// The oldest Python version whose pip is used.
 const OLDEST_PYTHON: (u32, u32) = (3, 9);
 
 /// Interval at which the progress of pip is checked.
@@ -152,7 +151,7 @@ impl Pip {
         if any(&["DO NOT MATCH THE HASHES"]) {
             return wrong_sum(wheel);
         }
-        // If pip crashes, it prints a long traceback, whose last line has the message.
+        // If pip crashes, it prints a long traceback. The last line has the message.
         let errors: Vec<&str> = stderr
             .lines()
             .filter(|line| line.starts_with("ERROR:") && *line != "ERROR: Exception:")

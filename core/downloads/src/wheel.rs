@@ -12,7 +12,7 @@ use crate::{Cause, Failure, Report, Result, Step, clear};
 /// A wheel that is published on the package index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wheel {
-    /// File name, which contains the version, the Python version and the platforms.
+    /// File name. It contains the version of the package, the version of Python, and the platforms.
     pub file: &'static str,
     /// Size in bytes, for the progress display.
     pub size: u64,
@@ -27,20 +27,20 @@ impl Wheel {
         format!("{}=={}", parts.next().unwrap_or_default(), parts.next().unwrap_or_default())
     }
 
-    /// The platforms in the file name, such as `manylinux2014_x86_64`, or `any`.
+    /// The platforms in the file name, e.g. `manylinux2014_x86_64` or `any`.
     pub fn platforms(&self) -> impl Iterator<Item = &'static str> {
         self.file.trim_end_matches(".whl").rsplit('-').next().unwrap_or_default().split('.')
     }
 }
 
-/// Downloads `wheels` into `folder` and returns their paths, in the same order. A wheel that exists
-/// there with the right SHA-256 is not downloaded again.
+/// Downloads `wheels` into `folder`, and returns their paths in the same order. Skips wheels that
+/// are already in `folder` with the right SHA-256.
 ///
-/// The caller must have locked the cache.
+/// The caller must hold the lock of the cache.
 ///
 /// # Errors
-/// Fails if pip is not found, if it cannot download a wheel, if the SHA-256 of a wheel is wrong, or
-/// if the folder cannot be written to.
+/// Fails if pip is not found, if pip cannot download a wheel, if the SHA-256 of a wheel is wrong,
+/// or if the folder cannot be written to.
 pub fn fetch(wheels: &[Wheel], folder: &Path, report: &mut dyn Report) -> Result<Vec<PathBuf>> {
     fs::create_dir_all(folder).map_err(|e| Failure::at(folder, "create", &e))?;
     let mut pip = None;

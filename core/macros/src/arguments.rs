@@ -28,8 +28,8 @@ impl Kind {
         }
     }
 
-    /// Name of the variant for this kind in the registry's enum `Entry`. It is also the prefix of
-    /// type names such as `TapPlugin`.
+    /// Variant for this kind in the registry's enum `Entry`, e.g. `Tap`. The same word begins type
+    /// names such as `TapPlugin`.
     pub fn variant(self) -> Ident {
         let name = match self {
             Kind::Intervention => "Intervention",
@@ -52,7 +52,6 @@ impl Kind {
         }
     }
 
-    /// The arguments that must be present.
     fn required(self) -> &'static [&'static str] {
         if self == Kind::Adapter {
             &["name", "summary", "reference", "explain", PEFT_TYPE]
@@ -186,8 +185,8 @@ impl Arguments {
     }
 }
 
-/// Returns the expression's string literal, or `None` if the expression is anything else. The
-/// literal may be inside an invisible group, which results from a macro expansion.
+/// Returns the expression's string literal, or `None` if the expression is anything else. An
+/// invisible group around the literal is ignored. Macro expansion creates such groups.
 pub fn string(expression: &Expr) -> Option<&LitStr> {
     match expression {
         Expr::Lit(ExprLit { lit: Lit::Str(text), .. }) => Some(text),

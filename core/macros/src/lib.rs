@@ -2,10 +2,15 @@
 //!
 //! Put `#[intervention(…)]`, `#[adapter(…)]`, `#[transform(…)]`, `#[tap(…)]` or `#[dataset(…)]` on
 //! the struct whose fields are the method's configuration. The attribute does not change the struct
-//! itself. It derives the traits that a configuration needs (`Clone`, `Debug`, `PartialEq`, serde's
-//! traits, the JSON schema), implements `Default` with the values from `#[default(…)]` on the
-//! fields, implements `Plugin`, and registers the method with the program that links the crate. The
-//! author implements the trait that builds the method, e.g. `impl InterventionPlugin for MyMethod`.
+//! itself, but adds code:
+//! - It derives the traits of a configuration: `Clone`, `Debug`, `PartialEq`, serde's traits and
+//!   the JSON schema.
+//! - It implements `Default` with the values from `#[default(…)]` on the fields.
+//! - It implements `Plugin`.
+//! - It registers the method with the program that links the crate.
+//!
+//! The author implements the trait that builds the method, e.g. with
+//! `impl InterventionPlugin for MyMethod`.
 //!
 //! All attributes have these arguments, in any order:
 //!
@@ -32,8 +37,8 @@ use self::arguments::Kind;
 /// Turns a struct with `impl InterventionPlugin` into an intervention, a training objective.
 ///
 /// Arguments in addition to the [common ones](crate):
-/// - `learning_rate`: the default of `train.lr` for LoRA, e.g. `2e-3`. For other adapters, it is
-///   multiplied by their `learning_rate_factor`. If it is omitted, the engine's default applies.
+/// - `learning_rate`: the default of `train.lr` for LoRA, e.g. `2e-3`. Other adapters multiply it
+///   by their `learning_rate_factor`. Without this argument, the engine's default applies.
 #[proc_macro_attribute]
 pub fn intervention(arguments: TokenStream, item: TokenStream) -> TokenStream {
     plugin::expand(Kind::Intervention, arguments.into(), item.into()).into()
@@ -48,21 +53,22 @@ pub fn intervention(arguments: TokenStream, item: TokenStream) -> TokenStream {
 ///
 /// Arguments in addition to the [common ones](crate):
 /// - `peft_type`: the value of `peft_type` in `adapter_config.json`; required.
-/// - `learning_rate_factor`: factor applied to the default of `train.lr`; 1 for LoRA. It is larger
-///   for an adapter whose parameters must move further to change the model by the same amount.
+/// - `learning_rate_factor`: factor applied to the default of `train.lr`; 1 for LoRA. The factor is
+///   larger if the adapter's parameters must move further for the same change of the model.
 /// - `adjustable`: fields, such as dropout, that may change when training continues from a saved
-///   adapter, e.g. `&["lora_dropout"]`. They must not affect the shapes of the saved tensors or how
-///   the adapter computes its output from these tensors. It is an error if any other field
-///   contradicts the saved adapter.
+///   adapter, e.g. `&["lora_dropout"]`. They must not affect the shapes of the saved tensors, or
+///   how the adapter computes its output from these tensors. All other fields must agree with the
+///   saved adapter.
 /// - `peft_has_layers`: `false` if PEFT's configuration class for this type has no
-///   `layers_to_transform`. If an adapter only changes some layers, it is then saved with the full
-///   names of its modules.
+///   `layers_to_transform`. An adapter of only some layers is then saved with the full names of its
+///   modules.
 #[proc_macro_attribute]
 pub fn adapter(arguments: TokenStream, item: TokenStream) -> TokenStream {
     plugin::expand(Kind::Adapter, arguments.into(), item.into()).into()
 }
 
-/// Turns a struct with `impl TransformPlugin` into a transform, a function of the states at a tap.
+/// Turns a struct with `impl TransformPlugin` into a transform. A transform is a function of the
+/// states at a tap.
 ///
 /// This attribute takes only the [common arguments](crate).
 #[proc_macro_attribute]

@@ -10,8 +10,8 @@ use super::arguments::{Arguments, Kind, PEFT_TYPE, string};
 
 /// Returns the struct with its derives, and the implementations that make it a plugin of `kind`.
 ///
-/// If the attribute is invalid, the result still contains the struct, so that the compiler does not
-/// also report every use of it as an error.
+/// If the attribute is invalid, the result still contains the struct. Otherwise, the compiler would
+/// also report every use of the struct.
 pub fn expand(kind: Kind, arguments: TokenStream, item: TokenStream) -> TokenStream {
     let mut item: ItemStruct = match syn::parse2(item) {
         Ok(item) => item,
@@ -260,7 +260,7 @@ mod tests {
         expand(kind, arguments.parse().expect("tokens"), item.parse().expect("tokens")).to_string()
     }
 
-    /// Returns the message of the compile error that the attribute expands to.
+    /// Expands an invalid attribute, and returns the message of the compile error.
     fn error(kind: Kind, arguments: &str, item: &str) -> String {
         let code = expanded(kind, arguments, item);
         let start = code.find("compile_error").unwrap_or_else(|| panic!("no error in {code}"));

@@ -18,8 +18,8 @@ pub struct LinearSite<'a> {
 
 /// The adapter of one linear module.
 pub trait AdaptedLinear: Send {
-    /// Applies the base module with the adapter to the input x, `[n in]`, and returns the output,
-    /// `[n out]`. Parameters are stored in float32 and must be cast if x has a lower precision.
+    /// Computes the output `[n out]` of the base module with the adapter, for the input x `[n in]`.
+    /// Parameters are float32. Cast them if x has a lower precision.
     ///
     /// # Errors
     /// Fails if the shapes or dtypes do not match.
@@ -28,16 +28,16 @@ pub trait AdaptedLinear: Send {
     /// The trainable parameters, in a fixed order.
     fn parameters(&self) -> Vec<Parameter>;
 
-    /// Merges the adapter into the weights. Returns a frozen module with the dtype of `base` that
-    /// computes the same outputs without an adapter.
+    /// Merges the adapter into the weights. The returned frozen module computes the same outputs,
+    /// and has the dtype of `base`.
     ///
     /// # Errors
     /// Fails if the adapter cannot be merged into a linear module.
     fn merge(&self, base: &Frozen) -> Result<Frozen>;
 }
 
-/// One part of a fused module, e.g. the query rows of a fused QKV projection, and the parameters of
-/// the adapter on this part.
+/// One part of a fused module, with the parameters of its adapter. For example, the query rows of a
+/// fused QKV projection are a part.
 #[derive(Debug)]
 pub struct AdaptedPart<'a> {
     /// Name and widths of the part, and its rows in the fused module.
@@ -71,10 +71,9 @@ pub struct FusedSite<'a> {
     pub parts: Vec<AdaptedPart<'a>>,
 }
 
-/// The result of [`Adapter::fuse`]: adapters of whole modules, converted from the adapters of their
-/// parts.
+/// The result of [`Adapter::fuse`]: adapters on whole modules instead of on their parts.
 pub struct Fused {
-    /// The method of the converted adapters, with its configuration. The engine saves the
+    /// The configured method of `modules`. The engine saves the
     /// [`peft_config`](Adapter::peft_config) of this method and adds the names of the modules.
     pub adapter: Box<dyn Adapter>,
     /// The adapter of each whole module, in the order of the modules passed to [`Adapter::fuse`].
@@ -84,18 +83,18 @@ pub struct Fused {
 /// The positions of the n tokens of a batch within their prompts.
 #[derive(Debug)]
 pub struct PromptPlaces {
-    /// An int64 tensor `[n]` with the distance in tokens from the first token of the prompt, or −1
-    /// for tokens of completions.
+    /// An int64 tensor `[n]`: the distance in tokens from the first token of the prompt. Tokens of
+    /// completions have the value −1.
     pub from_start: Tensor,
-    /// An int64 tensor `[n]` with the distance in tokens to the last token of the prompt, or −1
-    /// for tokens of completions.
+    /// An int64 tensor `[n]`: the distance in tokens to the last token of the prompt. Tokens of
+    /// completions have the value −1.
     pub from_end: Tensor,
 }
 
 /// An adapter that changes the output of one block.
 pub trait AdaptedResidual: Send {
-    /// Returns the residual stream that the next block reads, given h, the output of this block.
-    /// Both are `[n hidden]`.
+    /// Returns the changed output of the block. h is the original output. Both tensors are
+    /// `[n hidden]`.
     ///
     /// # Errors
     /// Fails if the shapes or dtypes do not match.
@@ -128,15 +127,15 @@ pub trait TargetModules {
 
 /// A configured adapter method. It changes linear modules, the outputs of blocks, or both.
 pub trait Adapter: TargetModules + Send {
-    /// Fields, other than the targets, whose entries select some of the adapted modules, e.g.
-    /// `rank_pattern`. An entry that does not match any adapted module causes an error in a new
-    /// configuration, and a warning in a saved adapter.
+    /// Fields besides the targets that select adapted modules, e.g. `rank_pattern`. If an entry
+    /// matches no adapted module, a new configuration is rejected, but a saved adapter only causes
+    /// a warning.
     fn selections(&self) -> Vec<Selection> {
         Vec::new()
     }
 
-    /// Creates the tensors that all modules share. They may be frozen or trainable. Their keys in
-    /// the saved file do not begin with the name of a module.
+    /// Creates the tensors that all modules share. Each tensor may be frozen or trainable. In the
+    /// saved file, its key does not begin with the name of a module.
     ///
     /// # Errors
     /// Fails if the targets cannot share the tensors, e.g. because their widths differ.
@@ -150,7 +149,7 @@ pub trait Adapter: TargetModules + Send {
     /// Fails if the configuration does not fit the module.
     fn attach(&self, site: &LinearSite<'_>, init: &mut Init) -> Result<Box<dyn AdaptedLinear>>;
 
-    /// Indices, counted from 0, of the blocks whose output the adapter changes.
+    /// Indices of the blocks whose output the adapter changes, counted from 0.
     ///
     /// # Errors
     /// Fails if the configuration names a block that the model does not have.
@@ -173,9 +172,9 @@ pub trait Adapter: TargetModules + Send {
         )))
     }
 
-    /// True if PEFT supports this method for GPT-2's linear modules, which are of class `Conv1D`
-    /// instead of `torch.nn.Linear`. The engine then sets the field `fan_in_fan_out` in the saved
-    /// [`peft_config`](Self::peft_config) according to the adapted modules.
+    /// True if PEFT supports this method for `Conv1D`, the class of GPT-2's linear modules. If so,
+    /// the engine sets `fan_in_fan_out` in the saved [`peft_config`](Self::peft_config) to true
+    /// when a `Conv1D` is adapted.
     fn peft_has_conv1d(&self) -> bool {
         false
     }
@@ -185,9 +184,8 @@ pub trait Adapter: TargetModules + Send {
         true
     }
 
-    /// For each fused module, converts the adapters of its parts to one adapter of the whole module
-    /// with the same outputs. Adapters are saved in this form, because PEFT only adapts whole
-    /// modules.
+    /// Converts adapters on parts of fused modules to adapters on the whole modules. The outputs
+    /// stay the same. Adapters are saved in this form, because PEFT only adapts whole modules.
     ///
     /// Returns `None` if the method has no such conversion. The adapters are then saved under the
     /// names of the parts, which only reprpo can read.
@@ -221,8 +219,8 @@ pub trait AdapterPlugin: Plugin {
     /// Fails if a field has a value that this method does not support.
     fn from_peft(json: &str) -> Result<Self>;
 
-    /// Adjusts the configuration from [`from_peft`](Self::from_peft) if its interpretation depends
-    /// on the saved tensors or on the version of PEFT that saved them. Returns warnings for the
+    /// Adjusts the configuration from [`from_peft`](Self::from_peft). Implement this if the meaning
+    /// of a field depends on the saved tensors or on the version of PEFT. Returns warnings for the
     /// user.
     ///
     /// # Errors
@@ -232,8 +230,8 @@ pub trait AdapterPlugin: Plugin {
     }
 }
 
-/// The configuration and the tensor shapes of an adapter saved in PEFT's format; the argument of
-/// [`AdapterPlugin::reconcile`].
+/// The configuration and the tensor shapes of a saved PEFT adapter. [`AdapterPlugin::reconcile`]
+/// receives them.
 #[derive(Clone, Copy, Debug)]
 pub struct PeftFile<'a> {
     /// Text of `adapter_config.json`.

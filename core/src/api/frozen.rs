@@ -1,4 +1,4 @@
-//! The frozen weights of a linear module. [`Frozen`] hides how they are stored.
+//! The frozen weights of a linear module. [`Frozen`] hides how the weights are stored.
 
 use tch::{Device, Kind, Tensor};
 
@@ -61,8 +61,8 @@ impl Frozen {
         linear(x, &self.weight, None)
     }
 
-    /// The weights W `[out in]` as one matrix. It may share the module's memory, so do not write to
-    /// it.
+    /// The weights W `[out in]` as one matrix. The matrix may share the module's memory, so do not
+    /// write to the matrix.
     ///
     /// # Errors
     /// Fails if memory runs out.
@@ -91,8 +91,8 @@ impl Frozen {
         )?)
     }
 
-    /// Returns the module with its weights replaced by `weight`. The shape of `weight` must be
-    /// `[out in]`, and its dtype is converted to the module's.
+    /// Returns the module with `weight` `[out in]` as its weights. `weight` is converted to the
+    /// dtype of the module.
     #[must_use]
     pub fn with_weight(&self, weight: Tensor) -> Self {
         Self {
@@ -101,8 +101,8 @@ impl Frozen {
         }
     }
 
-    /// Returns the module with its bias replaced by `bias`. The shape of `bias` must be `[out]`,
-    /// and its dtype is converted to the module's.
+    /// Returns the module with `bias` `[out]` as its bias. `bias` is converted to the dtype of the
+    /// module.
     #[must_use]
     pub fn with_bias(self, bias: &Tensor) -> Self {
         Self { bias: Some(bias.to_kind(self.kind())), ..self }

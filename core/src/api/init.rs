@@ -6,7 +6,7 @@ use rand_chacha::ChaCha8Rng;
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
-/// A source of random initial values that depend only on the seed and on the tensor's name.
+/// A source of random initial values. The values depend only on the seed and on the tensor's name.
 ///
 /// Adding a module therefore does not change the values of other modules' tensors. The values are
 /// the same on every device and, up to rounding, in every precision.
@@ -19,8 +19,8 @@ pub struct Init {
 }
 
 impl Init {
-    /// Creates a source for parameters whose names begin with `scope`. It creates tensors of dtype
-    /// `kind` on `device`.
+    /// Creates a source for parameters whose names begin with `scope`. The tensors have the dtype
+    /// `kind` and are on `device`.
     pub fn new(seed: u64, scope: &str, kind: Kind, device: Device) -> Self {
         Self { seed, scope: scope.to_owned(), kind, device }
     }

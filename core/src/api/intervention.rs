@@ -43,8 +43,9 @@ pub struct Needs {
     /// log Σ_v p(v)² of the policy at every completion token. The method reads it with
     /// [`TokenLogprobs::collision`](super::TokenLogprobs::collision).
     pub collision: bool,
-    /// −log p of each token in the chosen sequence under the logits at the token's own position,
-    /// for both the policy and the reference. The method reads it with [`Pairs::sequence_nll`].
+    /// −log p of each token in the chosen sequence, under the logits at the token's own position.
+    /// Computed for the policy and for the reference. The method reads it with
+    /// [`Pairs::sequence_nll`].
     pub sequence_nll: bool,
     /// KL(policy ‖ reference) at every completion token. The method reads it with
     /// [`TokenLogprobs::kl`](super::TokenLogprobs::kl). To compute it, the engine runs the
@@ -56,8 +57,7 @@ pub struct Needs {
     pub only: Option<Side>,
     /// States of the reference at the run's taps, in the same form as those of the policy.
     pub reference_states: bool,
-    /// Pooled states before the transform, in addition to the transformed ones:
-    /// [`TapStates::raw`](super::TapStates::raw).
+    /// Adds the pooled states before the transform: [`TapStates::raw`](super::TapStates::raw).
     pub raw_states: bool,
     /// Preference directions at the adapted modules, for `output_grads` and `parameter_grads`.
     pub directions: Directions,
@@ -203,19 +203,19 @@ impl Needs {
 pub struct OutputGrad {
     /// The module's output.
     pub site: Site,
-    /// Preference direction d of each pair at this output, `[b out]`, float32. It is 0 for a pair
-    /// whose two states are equal at this output, up to rounding.
+    /// Preference direction d of each pair at this output, `[b out]`, float32. It is 0 if the two
+    /// states of a pair are equal up to rounding.
     pub direction: Tensor,
-    /// Index of the pair (0 to b − 1) that each row of the token stream belongs to, `[n]`, int64.
-    /// With [`Needs::output_grads`], a prompt may be shared by the two completions of a pair but
-    /// not by several pairs, so every row belongs to exactly one pair.
+    /// For each row of the token stream, the index of its pair (0 to b − 1), `[n]`, int64. With
+    /// [`Needs::output_grads`], only the two completions of a pair may share a prompt. Every row
+    /// therefore belongs to exactly one pair.
     pub owner: Tensor,
     /// Weight of one pair in the loss of the optimiser step: 1 / number of pairs in the step.
     pub weight: f64,
 }
 
-/// A function from the gradient at the output of a module to the gradient that replaces it, both
-/// `[n out]`. It runs during the backward pass, on libtorch's autograd thread.
+/// Maps the gradient at the output of a module to its replacement. The shape of both gradients is
+/// `[n out]`. The function runs during the backward pass, on libtorch's autograd thread.
 pub type GradMap = Box<dyn FnMut(&Tensor) -> Result<Tensor> + Send>;
 
 /// The position of an optimiser step in the run.
@@ -230,11 +230,11 @@ pub struct StepInfo {
 /// A loss and the metrics to log with it.
 #[derive(Debug)]
 pub struct Loss {
-    /// The loss, a differentiable scalar. It is the mean over all pairs of the batch or, if
-    /// `partial` is set, over the pairs that count.
+    /// The loss, a differentiable scalar. It is the mean over all pairs of the batch. If `partial`
+    /// is set, it is the mean over the pairs that count.
     pub value: Tensor,
-    /// Names and values of the metrics. The values are means over the pairs, and the names follow
-    /// TRL, e.g. `rewards/margins`. A metric of the method replaces the engine's metric of the same
+    /// Names and values of the metrics. Each value is a mean over the pairs. The names follow TRL,
+    /// e.g. `rewards/margins`. A metric of the method replaces the engine's metric of the same
     /// name, such as `logps/chosen`.
     pub metrics: Vec<(String, Tensor)>,
     /// The pairs that count in the mean; `None` if all of them count.
@@ -243,13 +243,13 @@ pub struct Loss {
 
 /// The pairs of a batch that count in its loss.
 ///
-/// The engine gives each of them the same weight, no matter how they are distributed over the
-/// micro-batches of a step. The run reports how many pairs did not count.
+/// The engine gives each of these pairs the same weight, regardless of its micro-batch. The run
+/// reports how many pairs did not count.
 #[derive(Debug)]
 pub struct Partial {
     /// One number per pair, `[b]`: 1 if the pair counts, 0 if it does not.
     pub counts: Tensor,
-    /// The words that complete "each has …" in the warning about the pairs that do not count, e.g.
+    /// Completes "each has …" in the warning about the pairs that do not count. For example,
     /// `no preference direction`.
     pub lacking: &'static str,
 }
@@ -260,8 +260,8 @@ impl Loss {
         Self { value, metrics: Vec::new(), partial: None }
     }
 
-    /// A loss that is the mean over the pairs that count, as computed by [`Counted::mean`]. For
-    /// `lacking`, see [`Partial::lacking`].
+    /// A loss over the pairs that count. `value` is the mean over these pairs, from
+    /// [`Counted::mean`]. For `lacking`, see [`Partial::lacking`].
     pub fn over(value: Tensor, pairs: &Counted, lacking: &'static str) -> Self {
         Self {
             partial: Some(Partial { counts: pairs.counts.shallow_clone(), lacking }),
@@ -269,9 +269,8 @@ impl Loss {
         }
     }
 
-    /// Adds a metric called `name`: the mean of `value`, which may have any shape. If only some
-    /// pairs count and `value` has shape `[b]`, one number per pair, the mean is over the pairs
-    /// that count.
+    /// Adds the metric `name`, the mean of `value`. `value` may have any shape. If the shape is
+    /// `[b]`, with one number per pair, the mean only includes the pairs that count.
     #[must_use]
     pub fn metric(mut self, name: &str, value: &Tensor) -> Self {
         let value = value.detach();
@@ -286,7 +285,7 @@ impl Loss {
     }
 }
 
-/// A description of the run that a method is used in, for [`Intervention::validate`].
+/// A description of the run, for [`Intervention::validate`].
 #[derive(Debug)]
 pub struct RunInfo<'a> {
     /// Architecture and dimensions of the model.
@@ -311,8 +310,8 @@ pub trait Intervention: Send {
     /// this trait that the engine must call.
     fn needs(&self) -> Needs;
 
-    /// The tap of a method that chooses its own sites; `None` to use the run's tap. If this returns
-    /// a tap, the run must not set `tap`.
+    /// A tap with the method's own sites. If this returns a tap, the run must not set `tap`. `None`
+    /// to use the run's tap.
     fn tap(&self) -> Option<Box<dyn Tap>> {
         None
     }
@@ -328,8 +327,8 @@ pub trait Intervention: Send {
 
     /// Computes the mean loss of the given pairs.
     ///
-    /// Validation during training calls this function on a separate instance of the method, without
-    /// gradients, so that the state of the instance used for training does not change.
+    /// Validation during training calls this function without gradients, on a separate instance of
+    /// the method. The instance used for training does not change.
     ///
     /// # Errors
     /// Fails if `pairs` lacks a value that the method reads.
@@ -347,13 +346,14 @@ pub trait Intervention: Send {
         )))
     }
 
-    /// Returns the gradient that replaces `grad`, the gradient of one adapter parameter over the
-    /// whole optimiser step. Only called if [`Needs::parameter_grads`] is set, and only for
-    /// parameters that have an [`Axis`].
+    /// Returns the replacement for `grad`, the gradient of one adapter parameter over the whole
+    /// optimiser step. Only called if [`Needs::parameter_grads`] is set, and only for parameters
+    /// with an [`Axis`].
     ///
-    /// `direction` has shape `[w]`. It is the mean of the preference directions d at the module's
-    /// inputs or outputs, depending on `axis`, over the pairs of the step whose two states differ
-    /// there. It is 0 if no pair's states differ, or if the directions cancel.
+    /// `direction` is a mean of preference directions d, with shape `[w]`. `axis` says whether they
+    /// are the directions at the module's inputs or at its outputs. The mean is over the pairs of
+    /// the step whose two states differ there. It is 0 if no pair's states differ, or if the
+    /// directions cancel.
     ///
     /// # Errors
     /// Fails if the shapes do not match, or if memory runs out.

@@ -35,8 +35,8 @@ impl Message {
     ///
     /// # Errors
     /// Fails if `role` is missing or is not text, if `content` is neither text nor a list of parts,
-    /// if a part is an image, audio or video, or if the message has neither `content` nor another
-    /// field, such as `tool_calls`, that can replace it.
+    /// or if a part is an image, audio or video. Also fails if there is no `content`, and no other
+    /// field that replaces it, such as `tool_calls`.
     pub fn from_fields(fields: Map<String, Value>) -> Result<Self> {
         let mut fields: Map<String, Value> =
             fields.into_iter().filter(|(_, value)| !value.is_null()).collect();
@@ -95,7 +95,7 @@ impl Message {
         other.map_or(Ok(()), |(name, _)| Err(Self::not_text(name)))
     }
 
-    /// Returns an error about the column, field or part `name`, which does not contain text.
+    /// Returns the error for a column, field or part `name` that does not contain text.
     pub fn not_text(name: &str) -> Error {
         Error::new(format!("`{name}` contains something other than text")).hint(format!(
             "reprpo trains language models on text only; remove `{name}` if the \
@@ -175,8 +175,8 @@ fn is_blank(value: &Value) -> bool {
     }
 }
 
-/// Checks one part of a message's content, and removes its null fields. Data sets stored as tables
-/// give every part the same fields, and set the unused ones to null.
+/// Checks one part of a message's content, and removes its null fields. If a data set is stored as
+/// a table, every part has the same fields, and unused fields are null.
 fn check_part(part: &mut Value) -> Result<()> {
     let Value::Object(fields) = part else {
         return Err(Error::new(format!("a part must be an object, got {}", json_kind(part)))

@@ -23,7 +23,7 @@ pub enum Site {
     /// A range of columns of another site, such as the input that `o_proj` receives from one
     /// attention head. Created by [`Site::columns`].
     Columns {
-        /// The site that the columns are selected from. It must not be `Columns` itself.
+        /// The site to select columns from. Must not be `Columns`.
         of: Box<Site>,
         /// The first column.
         start: i64,

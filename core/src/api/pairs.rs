@@ -6,7 +6,7 @@ use tch::{Kind, Tensor};
 use super::{Side, Sides, Site};
 use crate::error::{Error, Result};
 
-/// Tolerance for treating two states as equal, in multiples of the machine epsilon of their dtype.
+/// Tolerance for treating two states as equal, in multiples of the dtype's machine epsilon.
 /// Averaging a few hundred equal states in a different order changes the mean by up to a few dozen
 /// epsilons.
 pub(crate) const ROUNDING: f64 = 64.0;
@@ -16,7 +16,7 @@ impl Sides<Tensor> {
     /// rounding errors. The two sides are `[b w]`.
     ///
     /// ‖chosen − rejected‖ is compared with 64 ε times the length of the longer vector, where ε is
-    /// the machine epsilon of their dtype. Identical completions share their rows in a batch, so
+    /// the machine epsilon of the dtype. Identical completions share their rows in a batch, so
     /// their states are bitwise equal, even if the model computes in bf16.
     pub fn differ(&self) -> Tensor {
         let _guard = tch::no_grad_guard();
@@ -48,14 +48,14 @@ pub struct Counted {
 }
 
 impl Counted {
-    /// Averages `per_pair`, which is `[b]`, over the included pairs. If no pairs are included, the
+    /// Averages `per_pair`, of shape `[b]`, over the included pairs. If no pairs are included, the
     /// mean and its gradient are 0.
     pub fn mean(&self, per_pair: &Tensor) -> Tensor {
         mean_of_counted(per_pair, &self.counts, per_pair.kind())
     }
 }
 
-/// Averages `values`, which is `[b]`, over the included pairs. The mean has the dtype `kind`, and
+/// Averages `values`, of shape `[b]`, over the included pairs. The mean has the dtype `kind`, and
 /// is 0 if no pairs are included.
 pub(super) fn mean_of_counted(values: &Tensor, counts: &Tensor, kind: Kind) -> Tensor {
     (values * counts).sum(kind) / counts.sum(kind).clamp_min(1.0)
@@ -120,7 +120,7 @@ impl<T> From<Sides<T>> for PerSide<T> {
     }
 }
 
-/// The policy's values, and the reference's if the method needs them.
+/// The policy's values, and the reference's values if the method needs these.
 type OfModels<T> = (PerSide<T>, Option<PerSide<T>>);
 
 const STATES: &str = "states";
@@ -138,21 +138,22 @@ pub struct TapStates {
 }
 
 impl TapStates {
-    /// Creates the states of a tap from the policy's states, and from the reference's if the method
-    /// needs them. Each argument is a [`Sides`] or a [`PerSide`].
+    /// Creates the states of a tap. `reference` is `None` if the method does not need the
+    /// reference's states. `policy` and `reference` are each a [`Sides`] or a [`PerSide`].
     pub fn new<S: Into<PerSide>>(site: Site, policy: S, reference: Option<S>) -> Self {
         Self { site, pooled: (policy.into(), reference.map(Into::into)), raw: None, tokens: None }
     }
 
-    /// Adds the policy's states pooled before the transform, and the reference's if the method
-    /// needs them.
+    /// Adds the states pooled before the transform. `reference` is `None` if the method does not
+    /// need the reference's states.
     #[must_use]
     pub fn with_raw<S: Into<PerSide>>(mut self, policy: S, reference: Option<S>) -> Self {
         self.raw = Some((policy.into(), reference.map(Into::into)));
         self
     }
 
-    /// Adds the policy's states of every token, and the reference's if the method needs them.
+    /// Adds the states of every token. `reference` is `None` if the method does not need the
+    /// reference's states.
     #[must_use]
     pub fn with_tokens<S: Into<PerSide<TokenStates>>>(
         mut self,

@@ -39,8 +39,8 @@ impl From<&str> for Layers {
 impl Layers {
     /// Returns the selected indices in `0..count`, in ascending order and without duplicates.
     ///
-    /// An integer is an index, which counts from the end if it is negative. A number with a decimal
-    /// point is a fraction f of the depth and selects round(f·(count − 1)).
+    /// An integer is an index. A negative index counts from the end. A number with a decimal point
+    /// is a fraction f of the depth, and selects the index round(f·(count − 1)).
     ///
     /// # Errors
     /// Fails if the syntax is invalid, if an index is out of range, or if a range is empty.
@@ -115,7 +115,7 @@ pub trait Tap: Send {
     fn pooling(&self) -> Pooling;
 
     /// A pooling that depends on the values of the transformed states. If `None`,
-    /// [`pooling`](Self::pooling) is used, which only depends on the positions of the tokens.
+    /// [`pooling`](Self::pooling) is used. `pooling` only depends on the positions of the tokens.
     fn token_pooling(&self) -> Option<Box<dyn TokenPooling>> {
         None
     }
@@ -123,8 +123,8 @@ pub trait Tap: Send {
 
 /// A pooling that depends on the values of the states, not only on the positions of the tokens.
 pub trait TokenPooling: Send {
-    /// Pools transformed token states into one vector for each of the b sequences. The result is
-    /// `[b h]`.
+    /// Pools the transformed token states of each sequence into one vector. The result is `[b h]`
+    /// for b sequences.
     ///
     /// # Errors
     /// Fails if memory runs out.

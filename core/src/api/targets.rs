@@ -16,8 +16,7 @@ const ALL: &str = "all-linear";
 /// A predicate that is true for the names of targeted modules.
 type Matcher<'a> = Box<dyn Fn(&str) -> bool + 'a>;
 
-/// Maps Llama's name of each projection to the names of the corresponding modules in architectures
-/// that fuse or rename projections.
+/// Llama's projections, each with the modules that contain or replace it in other architectures.
 ///
 /// A target such as `q_proj` selects the whole fused module, because PEFT cannot adapt a part of a
 /// module. To select only the part, the target must also name the module, as in `qkv_proj.q_proj`.
@@ -91,9 +90,8 @@ impl Targets {
     }
 
     /// Returns the targeted modules and parts of modules in the model's order. If `layers` is
-    /// given, only modules in these layers are returned. As in PEFT, a target that matches no
-    /// module is ignored, and a module that is listed by its full name is included regardless of
-    /// `layers`.
+    /// given, modules in other layers are left out. As in PEFT, `layers` does not apply to a module
+    /// that is listed by its full name. As in PEFT, a target that matches no module is ignored.
     ///
     /// # Errors
     /// Fails if a pattern is not a regular expression, or if both a whole module and a part of it
@@ -293,8 +291,8 @@ fn names_in(text: &str) -> Vec<&str> {
         .collect()
 }
 
-/// The names in `given`, with each unknown name replaced by the most similar name in `model`.
-/// `None` if an unknown name is not similar to any name in `model`.
+/// Replaces each unknown name in `given` with the most similar name in `model`. Returns `None` if
+/// an unknown name is not similar to any name in `model`.
 fn likely_names(given: &str, model: &ModelInfo) -> Option<Vec<String>> {
     let valid = valid_names(model);
     let likely = |name: &str| {

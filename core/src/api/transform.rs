@@ -5,8 +5,8 @@ use tch::Tensor;
 use super::{Init, ModelInfo, Parameter, Plugin, Site};
 use crate::error::Result;
 
-/// Context that a transform can read in addition to the states of m tokens. Both fields are `None`
-/// for pooled states; only transforms that read neither field are applied to pooled states.
+/// Context that a transform can read in addition to the states of m tokens. For pooled states, all
+/// fields are `None`. A transform that reads a field is never applied to pooled states.
 #[derive(Debug, Default)]
 pub struct Around {
     /// States of the same tokens at the previous tap, `[m h]`. `None` at the first tap, or if the
@@ -48,8 +48,8 @@ pub struct TransformCx<'a> {
     pub width: i64,
     /// The model's embedding matrix, `[vocab hidden]`.
     pub embedding: &'a Tensor,
-    /// The matrix of the model's output head, `[vocab hidden]`. In models with tied embeddings, it
-    /// is the embedding matrix.
+    /// The matrix of the model's output head, `[vocab hidden]`. In models with tied embeddings,
+    /// this is the embedding matrix.
     pub unembedding: &'a Tensor,
 }
 

@@ -17,24 +17,24 @@ use crate::model::stream::{Stream, StreamBuilder};
 use crate::model::{Adapted, Model, PredictedTokens};
 use crate::text::TokenPair;
 
-/// Selects the sequences of a batch that may share rows of the stream. Shared rows are computed
-/// once, and receive the gradients of all their sequences.
+/// Selects the sequences of a batch that may share rows of the stream. A shared row is computed
+/// once, and receives the gradients of all its sequences.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sharing {
-    /// All sequences share their common beginnings, across pairs too.
+    /// All sequences share their common beginnings, even sequences of different pairs.
     Prefixes,
-    /// Sequences with the same prompt share it and the common beginnings of their completions. For
-    /// adapters whose change depends on the position in the prompt.
+    /// Sequences with the same prompt share the prompt and the common beginnings of their
+    /// completions. For adapters that depend on the position in the prompt.
     SamePrompt,
     /// The two sequences of a pair share the prompt. For methods that read the gradients of each
     /// pair.
     WithinPair,
-    /// No sequences share rows. The other choices are compared with this one.
+    /// No sequences share rows. Tests compare the other choices with this one.
     Nothing,
 }
 
 impl Sharing {
-    /// The most sharing that keeps the results of a model with this adapter exact.
+    /// Returns the choice with the most sharing that gives exact results with this adapter.
     pub fn for_adapted(adapted: Option<&Adapted>) -> Self {
         if adapted.is_some_and(Adapted::changes_blocks) { Self::SamePrompt } else { Self::Prefixes }
     }
@@ -56,8 +56,8 @@ impl BatchSpec {
     pub const SCORED: Self =
         Self { logprobs: Completions::Both, states: Completions::Both, sharing: Sharing::Prefixes };
 
-    /// The completions in the batch: all that are scored or whose states are read. If there are
-    /// none, the batch contains the chosen completions.
+    /// The completions that are scored or whose states are read. If there are none, the chosen
+    /// completions.
     fn completions(self) -> Completions {
         let needed = self.logprobs.or(self.states);
         if needed.any() { needed } else { Completions::Chosen }
@@ -106,12 +106,12 @@ impl Rows {
 /// A prompt and a completion in the stream, as a chain of segments.
 #[derive(Clone, Debug)]
 struct Sequence {
-    /// Indices of the segments, each of which continues the previous one.
+    /// Indices of the segments. Each segment continues the previous one.
     chain: Vec<usize>,
-    /// Number of prompt tokens, which come first.
+    /// Number of prompt tokens. The prompt comes first.
     prompt: usize,
-    /// Indices of the sequence's completion tokens among the scored tokens; empty if the sequence
-    /// is not scored.
+    /// Indices of the completion tokens among the scored tokens. Empty if the sequence is not
+    /// scored.
     scored: Vec<i64>,
 }
 
@@ -125,9 +125,9 @@ pub struct PairBatch {
     /// The scored tokens, ordered by completion.
     pub predicted: PredictedTokens,
     sequences: Vec<Sequence>,
-    /// Index of each pair's sequence; empty for a side that the batch does not contain.
+    /// Index of each pair's sequence. Empty for a side that is not in the batch.
     of_pairs: Sides<Vec<usize>>,
-    /// Number of completion tokens of each pair's shorter side.
+    /// For each pair, the number of tokens in the shorter completion.
     shorter: Vec<usize>,
     kind: Kind,
     /// Caches the results of [`rows`](Self::rows), because all taps and adapted modules use the
@@ -160,10 +160,10 @@ impl PairBatch {
         Self::new(pairs, spec, model.kind(), model.device(), |tokens| model.rotation_of(tokens))
     }
 
-    /// Lays out `pairs` for a model whose weights have the dtype `kind`. `rotation_of` identifies
-    /// the rotary frequencies for a sequence of a given length, as in [`Model::rotation_of`].
-    /// Sequences only share a prompt if their frequencies are equal, because the states of the
-    /// prompt depend on them.
+    /// Lays out `pairs` for a model with weights of dtype `kind`. `rotation_of` is
+    /// [`Model::rotation_of`], which identifies the rotary frequencies for the length of a
+    /// sequence. Sequences share a prompt only if their frequencies are equal, because the
+    /// frequencies change the states of the prompt.
     ///
     /// # Errors
     /// Fails if the device runs out of memory.
@@ -295,8 +295,7 @@ impl PairBatch {
         sequence.chain.iter().flat_map(|i| segments[*i].rows()).collect()
     }
 
-    /// Selects the values of one side of the pairs from `values`, which has one entry per scored
-    /// token.
+    /// Selects the values of one side of the pairs. `values` has one entry per scored token.
     ///
     /// # Errors
     /// Fails if the batch does not contain that side, or if memory runs out.
@@ -315,7 +314,7 @@ impl PairBatch {
         ))
     }
 
-    /// Indices of the completion tokens of one side of pair `i` among the scored tokens `[tokens]`.
+    /// Indices of one completion of pair `i` among the scored tokens, `[tokens]`.
     ///
     /// # Errors
     /// Fails if the batch does not contain that side, or if memory runs out.
@@ -389,8 +388,8 @@ impl PairBatch {
         rows.mean(&rows.gather(states)?.f_to_kind(self.kind)?)
     }
 
-    /// Returns the tokens of `rows`. Each token is scored with the logits at its own row, instead
-    /// of the logits at the previous row.
+    /// Returns the tokens of `rows`. A token is scored with the logits at its own row, not with the
+    /// logits at the previous row.
     ///
     /// # Errors
     /// Fails if memory runs out.
@@ -420,12 +419,13 @@ impl PairBatch {
 }
 
 /// Minimum number of tokens in a shared segment, except at the end of a common prompt. Every
-/// segment adds a call to attention in each block, which costs more than computing a few tokens
-/// twice.
+/// segment adds a call to attention in each block. For fewer tokens, computing them twice is
+/// cheaper.
 const MIN_SHARED: usize = 8;
 
-/// Sequences with the same key may share rows. The key has the rotation of the sequence, and the
-/// prompt, the index of the pair and the side if they must be equal.
+/// Sequences with the same key may share rows. The first element is the rotation of the sequence.
+/// The other elements are the prompt, the index of the pair and the side. They are `None` if they
+/// may differ.
 type GroupKey<'a> = (Vec<usize>, Option<&'a [i64]>, Option<(usize, Option<Side>)>);
 
 /// A sequence that is not in the stream yet.
@@ -439,9 +439,10 @@ struct Planned {
     members: Vec<(usize, Side)>,
 }
 
-/// Appends the sequences `which` to the stream, starting at the position `from`, and adds the new
-/// segments to their chains. The sequences must be equal before that position. They only share a
-/// segment if it has at least `least` tokens, if it ends their common prompt, or if they are equal.
+/// Appends the tokens of the sequences `which` to the stream, starting at the position `from`. Adds
+/// the new segments to the chains of the sequences. The sequences must be equal before `from`. They
+/// share a segment only if it has at least `least` tokens, if it ends their common prompt, or if
+/// the sequences are equal.
 fn lay_out(
     builder: &mut StreamBuilder,
     group: &[Planned],
@@ -466,7 +467,7 @@ fn lay_out(
         push_shared(builder, group, which, from..prompt, chains)?;
         return lay_out(builder, group, which, prompt, least, chains);
     }
-    // The sequences by their first token after the common beginning. `None` stands for the
+    // Groups the sequences by their first token after the common beginning. The key `None` is for
     // sequences that end there.
     let mut branches: Vec<(Option<i64>, Vec<usize>)> = Vec::new();
     for i in which {
@@ -492,8 +493,8 @@ fn lay_out(
     Ok(())
 }
 
-/// Appends the tokens at the positions `range` of the sequences `which`, which have them in common,
-/// as one segment.
+/// Appends the tokens at the positions `range` as one segment. The sequences `which` must have the
+/// same tokens there.
 fn push_shared(
     builder: &mut StreamBuilder,
     group: &[Planned],

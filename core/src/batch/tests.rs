@@ -77,11 +77,15 @@ fn rows_are_the_tokens_that_a_pooling_averages_over() {
             for (i, pair) in pairs.iter().enumerate() {
                 let expected = pooled_tokens(pair, pooling, side);
                 let end = at + expected.len();
-                assert_eq!(ids[at..end], expected, "{pooling:?}, {side:?}, {sharing:?}, pair {i}");
+                assert_eq!(
+                    ids[at..end],
+                    expected,
+                    "pair {i}: pooling {pooling:?}, side {side:?}, sharing {sharing:?}"
+                );
                 assert!(owner[at..end].iter().all(|o| *o == i as i64));
                 assert!(
                     last[at..end].iter().all(|l| *l == end as i64 - 1),
-                    "{pooling:?}: {last:?}"
+                    "pooling {pooling:?}: last tokens {last:?}"
                 );
                 let prompt = if matches!(pooling, Pooling::Completion | Pooling::Last) {
                     0
@@ -176,8 +180,8 @@ fn equal_completions_share_rows_even_if_only_one_is_scored() {
     assert_eq!(batch.of_pairs.chosen[1], batch.of_pairs.rejected[1]);
 }
 
-/// Pairs with common beginnings of every kind: of prompts, of completions, of a prompt and a
-/// completion, and a completion that is the beginning of another one.
+/// Pairs with every kind of common beginning: two prompts, two completions, a prompt and a
+/// completion, and a completion that begins with another completion.
 fn overlapping_pairs() -> Vec<TokenPair> {
     let range = |from: i64, to: i64| (from..to).collect::<Vec<_>>();
     let long = range(0, 30);
@@ -196,11 +200,13 @@ fn common_beginnings_are_in_the_stream_only_once() {
     let pairs = overlapping_pairs();
     let tokens = |sharing| batch(&pairs, sharing).stream.layout.tokens();
     let shared = 9 + 11 + 8;
-    // What follows the first 9 numbers in pair 3, and where only 3 more numbers are in common.
+    // After the first 9 numbers: 80 to 83, then 9 to 11 and 60, then 9 to 11 and 61. The numbers 9
+    // to 11 are repeated, because 3 are fewer than `MIN_SHARED`.
     let after_9 = (2 + 1 + 1) + (3 + 1) + (3 + 1);
-    // What follows 20 numbers; only 5 more are in common with the sequence that ends after 25.
+    // After the first 20 numbers: 20 to 24, where a completion ends, then 50 and 51, 70 and 71, and
+    // 28 and 29. The numbers 20 to 24 are repeated, because 5 are fewer than `MIN_SHARED`.
     let after_20 = 5 + 2 + 2 + 2;
-    // The prompt of pair 4, which is short, and its two completions.
+    // The short prompt of pair 4 and its two completions.
     let short = 1 + 1 + 2;
     assert_eq!(tokens(Sharing::Prefixes), shared + after_9 + after_20 + short);
     let total: usize =
@@ -231,10 +237,14 @@ fn each_scored_token_is_predicted_by_the_token_before_it() {
                 let whole = [&pair.prompt[..], own].concat();
                 let start = pair.prompt.len() - 1;
                 let of = |t: &Tensor| integers(&t.index_select(0, &scored));
-                assert_eq!(of(ids), own, "{sharing:?}, pair {i}");
-                assert_eq!(of(&before), whole[start..whole.len() - 1], "{sharing:?}, pair {i}");
+                assert_eq!(of(ids), own, "pair {i}, sharing {sharing:?}");
+                assert_eq!(
+                    of(&before),
+                    whole[start..whole.len() - 1],
+                    "pair {i}, sharing {sharing:?}"
+                );
                 let expected: Vec<i64> = (0..own.len()).map(|k| (start + k) as i64).collect();
-                assert_eq!(of(&positions), expected, "{sharing:?}, pair {i}");
+                assert_eq!(of(&positions), expected, "pair {i}, sharing {sharing:?}");
             }
         }
     }

@@ -6,8 +6,8 @@ use serde_json::{Map, Value};
 
 use super::value::equal;
 
-/// Flattens an experiment to a map from path (`section.field`) to value. Only includes paths for
-/// which `include` returns true.
+/// Flattens an experiment to a map from paths such as `train.lr` to values. `include` selects the
+/// paths.
 pub(crate) fn flat(experiment: &Value, include: impl Fn(&str) -> bool) -> BTreeMap<String, Value> {
     let none = Map::new();
     let mut fields = BTreeMap::new();
@@ -25,8 +25,7 @@ pub(crate) fn flat(experiment: &Value, include: impl Fn(&str) -> bool) -> BTreeM
     fields
 }
 
-/// Returns the path and both values of each field in which two experiments differ. A missing field
-/// is treated as null.
+/// Returns the path and both values of each changed field. A missing field counts as null.
 pub(crate) fn changed_fields(
     then: &BTreeMap<String, Value>,
     now: &BTreeMap<String, Value>,

@@ -1,5 +1,4 @@
-//! Range checks for all settings that do not belong to a plugin. A plugin checks its own settings
-//! in `build`.
+//! Range checks for all settings outside plugins. A plugin checks its own settings in `build`.
 
 use super::{Experiment, Origins, Schedule};
 use crate::error::{Error, Result};
@@ -19,7 +18,7 @@ fn rule(path: &'static str, value: impl ToString, holds: bool, must: &'static st
     Rule { path, value: value.to_string(), holds, must }
 }
 
-/// Checks that all settings that do not belong to a plugin are in range.
+/// Checks the ranges of all settings outside plugins.
 pub(super) fn check(e: &Experiment, origins: &Origins) -> Result<()> {
     let t = &e.train;
     let positive = |v: f64| v.is_finite() && v > 0.0;
@@ -71,7 +70,7 @@ pub(super) fn check(e: &Experiment, origins: &Origins) -> Result<()> {
             at_least_one(t.max_pairs),
             "be 1 or more, or `none`",
         ),
-        // A run's configuration is stored as TOML, whose integers go up to 2⁶³ − 1.
+        // Runs store their configuration as TOML. TOML integers go up to 2⁶³ − 1.
         rule("train.seed", t.seed, i64::try_from(t.seed).is_ok(), "be at most 9223372036854775807"),
         rule(
             "train.transform_lr",

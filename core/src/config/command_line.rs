@@ -25,8 +25,8 @@ fn declared() -> Vec<Flag> {
     all
 }
 
-/// Derives the unset parts of a flag from the field that declares it. `section` is the name of the
-/// field's section; empty for a top-level field.
+/// Derives the unset parts of a flag from the field that declares it. `section` is the field's
+/// section, or empty for a top-level field.
 fn completed(mut flag: Flag, field: &Field, section: &str) -> Flag {
     let (own, shared) = (field.name.as_str(), flag.field.as_str());
     let (path, name) = match (section, shared) {

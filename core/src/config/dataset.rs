@@ -18,8 +18,8 @@ pub(super) struct DatasetChoice {
 /// Finds the data set that `given` selects.
 ///
 /// # Errors
-/// Fails if the data set does not exist, if `given` has a colon but the data set does not take a
-/// value after it, or if a file is missing or has an unsupported extension.
+/// Fails if the data set does not exist, if `given` is `NAME:TEXT` but the data set does not take a
+/// text, or if a file is missing or has an unsupported extension.
 pub(super) fn parse(given: &str, registry: &Registry) -> Result<DatasetChoice> {
     if let Ok(entry) = registry.dataset(given) {
         return Ok(DatasetChoice { name: entry.about.name, argument: None });
@@ -68,8 +68,8 @@ fn stdin(registry: &Registry) -> Result<DatasetChoice> {
     }
 }
 
-/// Returns the data set that reads the Hugging Face repository `given`. Returns `None` if `given`
-/// is not a repository id, or if it could also be a file.
+/// Returns the choice of data set for the Hugging Face repository `given`. Returns `None` if
+/// `given` is not a repository id, or if it could also be the path of a file.
 fn repository(given: &str, path: &Path, registry: &Registry) -> Result<Option<DatasetChoice>> {
     let is_file = registry
         .all::<DatasetEntry>()
@@ -153,7 +153,7 @@ fn openable(registry: &Registry) -> String {
     all.sort();
     all.dedup();
     if all.is_empty() {
-        "no installed dataset can open files".to_owned()
+        "no installed data set plugin reads files".to_owned()
     } else {
         format!("supported file extensions: {}", all.join(", "))
     }

@@ -16,8 +16,8 @@ pub struct Example {
 }
 
 impl Example {
-    /// The example that the plugin declares. If it declares none, the example sets the plugin's
-    /// first numeric or boolean field to its default.
+    /// The example that the plugin declares. If the plugin declares none, the example sets the
+    /// plugin's first numeric or boolean field to its default.
     ///
     /// # Errors
     /// Fails if the plugin's defaults are not a JSON object.

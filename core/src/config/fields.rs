@@ -53,9 +53,9 @@ pub struct Field {
 }
 
 impl Field {
-    /// Parses user input as a TOML value. If the input is not valid TOML, or if the field accepts
-    /// text but not the type of the parsed value, the result is the input as a string. For example,
-    /// `10` becomes a string if the field accepts text but not numbers.
+    /// Parses user input as a TOML value. Input that is not valid TOML becomes a string. If the
+    /// field accepts text but not numbers, `10` becomes a string too. The same applies to all other
+    /// types that the field does not accept.
     ///
     /// If the field is optional, `none` and `null` clear it.
     pub fn read(&self, text: &str) -> Value {
@@ -70,8 +70,8 @@ impl Field {
         }
     }
 
-    /// Converts a value from a file. For an optional field, `"none"` and `"null"` mean null, which
-    /// TOML cannot express.
+    /// Converts a value from a file. TOML has no null, so `"none"` and `"null"` mean null in an
+    /// optional field.
     pub fn take(&self, value: Value) -> Value {
         match &value {
             Value::String(s) if self.optional && matches!(s.as_str(), "none" | "null") => {
@@ -86,8 +86,8 @@ impl Field {
         !self.types.is_empty() && !self.takes(value)
     }
 
-    /// True if two values of this field are equivalent. Numbers are compared by value. The order is
-    /// ignored in tables, and in lists if the schema has `uniqueItems`.
+    /// True if two values of this field are equivalent. Numbers are compared by value. The order of
+    /// a table does not matter, nor does the order of a list with `uniqueItems` in its schema.
     pub fn same(&self, a: &Value, b: &Value) -> bool {
         match (a, b) {
             (Value::Array(a), Value::Array(b)) if self.unordered => {
@@ -122,8 +122,7 @@ impl Field {
     }
 }
 
-/// The fields that `schema` describes, in the order of the schema, with default values from
-/// `defaults`.
+/// The fields of `schema`, in the same order. Their default values come from `defaults`.
 pub fn fields(schema: &Value, defaults: &Map<String, Value>) -> Vec<Field> {
     fields_of(schema, schema, defaults)
 }
@@ -136,7 +135,7 @@ pub fn plugin_fields(about: &About) -> Result<Vec<Field>> {
     Ok(fields(&about.schema()?, &about.defaults()?))
 }
 
-/// The fields of `table`, a schema whose references are relative to `root`.
+/// The fields of the schema `table`. References in `table` are relative to `root`.
 fn fields_of(root: &Value, table: &Value, defaults: &Map<String, Value>) -> Vec<Field> {
     let none = Map::new();
     let properties = table.get("properties").and_then(Value::as_object).unwrap_or(&none);

@@ -38,8 +38,7 @@ pub struct Flag {
     pub heading: String,
     /// Placeholder for the value in the help, e.g. `DIR`.
     pub value: String,
-    /// The value of the field if the flag is given, for flags that take no argument; `None` if the
-    /// flag takes an argument.
+    /// The value to which the flag sets the field; `None` if the flag takes an argument.
     pub switch: Option<String>,
     /// The help text. Defaults to the documentation of the field.
     pub help: String,
@@ -49,8 +48,8 @@ pub struct Flag {
     pub number: bool,
     /// True if the field takes a list. The value of the flag then becomes a list with one item.
     pub list: bool,
-    /// If the flag sets a field of the chosen plugin, the name of this field, e.g. `data_dir` for
-    /// `--data-dir`. Empty for other flags.
+    /// The field of the chosen plugin that the flag sets, e.g. `data_dir` for `--data-dir`. Empty
+    /// for other flags.
     pub(super) field: String,
 }
 

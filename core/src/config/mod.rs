@@ -1,11 +1,11 @@
 //! The configuration: all settings of a run, and where each value came from.
 //!
-//! A field is defined once, in the struct that it belongs to. The definition includes its default,
-//! its documentation in the schema and in the help, and its flag on the command line. Values come
-//! from layers: built-in defaults, the chosen plugins' defaults, a recipe, files, the environment,
-//! flags, and `--set`. Each layer maps field paths to JSON values. Types and ranges are only
-//! checked after all layers have been merged. The fields of a plugin's section are read from the
-//! plugin's schema, so a new plugin can be configured without any code here.
+//! A field is defined once, in its struct. The definition includes the default, the documentation
+//! in the schema and in the help, and the flag on the command line. Values come from layers:
+//! built-in defaults, the chosen plugins' defaults, a recipe, files, the environment, flags, and
+//! `--set`. Each layer maps field paths to JSON values. Types and ranges are only checked after all
+//! layers have been merged. The fields of a plugin's section are read from the plugin's schema, so
+//! a new plugin needs no code here.
 
 mod changes;
 mod check;

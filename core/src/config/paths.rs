@@ -1,9 +1,9 @@
 //! The paths in an experiment: how a run stores them, and how they are compared.
 //!
 //! Relative paths from the user are resolved against the current folder. A run stores a path
-//! relative to the run's folder if both are in the same folder tree, and otherwise as an absolute
-//! path. Stored paths therefore remain valid if the current folder changes or if the whole tree is
-//! moved.
+//! relative to its own folder if the path and the run are in the same folder tree. Otherwise, it
+//! stores an absolute path. Stored paths therefore remain valid if the current folder changes or if
+//! the whole tree is moved.
 
 use std::path::{Path, PathBuf};
 
@@ -15,7 +15,6 @@ use super::record::SECTION;
 use super::{Experiment, Origins, Record, toml_text};
 use crate::registry::{Kind, Registry};
 
-/// Applies `change` to every path of an experiment.
 fn map_paths(experiment: &mut Experiment, registry: &Registry, change: &dyn Fn(&str) -> String) {
     let owned = |path: &Path| PathBuf::from(change(&path.to_string_lossy()));
     if Path::new(&experiment.model).exists() {
@@ -70,7 +69,7 @@ pub(crate) fn recorded(
     text.replace(&format!("\n[{SECTION}]\n"), &format!("\n{explains}\n[{SECTION}]\n"))
 }
 
-/// The experiment with every path made absolute and its symbolic links resolved, for comparisons.
+/// The experiment with absolute paths and without symbolic links, for comparisons.
 pub(crate) fn comparable(experiment: &Experiment, registry: &Registry) -> Experiment {
     let mut experiment = experiment.clone();
     map_paths(&mut experiment, registry, &|path| {

@@ -1,11 +1,10 @@
-//! Makes paths absolute, resolves symbolic links, and converts paths to the form in which a run's
-//! configuration stores them.
+//! Makes paths absolute, resolves symbolic links, and converts paths for a run's configuration.
 
 use std::path::{Component, Path, PathBuf};
 
-/// Converts `path` to the form in which the run in the folder `run` stores it. The result is
-/// relative to `run` if both are inside the current folder `here`, or if `path` is inside the
-/// parent folder of `run`. Otherwise, it is absolute.
+/// Converts `path` for the configuration of the run in the folder `run`. The result is relative to
+/// `run` if `path` and `run` are inside the current folder `here`, or if `path` is inside the
+/// parent folder of `run`. Otherwise, the result is absolute.
 pub(super) fn stored(path: &Path, run: &Path, here: &Path) -> String {
     let target = resolve_parent(path);
     let shared =
@@ -16,8 +15,8 @@ pub(super) fn stored(path: &Path, run: &Path, here: &Path) -> String {
     relative(&target, run)
 }
 
-/// The relative path from `folder` to `target`. Both must be absolute. The result begins with `.`
-/// or `..`, so that it cannot be mistaken for the name of a model or a repository.
+/// The relative path from `folder` to `target`, which must be absolute paths. The result begins
+/// with `.` or `..`, so that it cannot be mistaken for the name of a model or a repository.
 fn relative(target: &Path, folder: &Path) -> String {
     let (target, folder): (Vec<_>, Vec<_>) =
         (target.components().collect(), folder.components().collect());
@@ -29,8 +28,8 @@ fn relative(target: &Path, folder: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
 
-/// Makes a path absolute, and resolves all symbolic links except in the last component, because the
-/// user may have chosen that link on purpose.
+/// Makes a path absolute, and resolves all symbolic links except in the last component. The user
+/// may have chosen that link on purpose.
 fn resolve_parent(path: &Path) -> PathBuf {
     let path = absolute(path);
     match (path.parent().and_then(|parent| parent.canonicalize().ok()), path.file_name()) {

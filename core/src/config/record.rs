@@ -15,8 +15,8 @@ use crate::registry::{Kind, Registry};
 /// Name of the section of a run's `config.toml` that contains its [`Record`].
 pub(super) const SECTION: &str = "record";
 
-/// The folder and the fingerprints that a run records in its `config.toml`. All relative paths in a
-/// configuration file that contains a record are resolved against that file's folder.
+/// The folder and the fingerprints that a run records in its `config.toml`. The relative paths in a
+/// configuration file with a record are resolved against the file's folder.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Record {
     /// Folder of the run at the time of writing.
@@ -102,8 +102,8 @@ impl Record {
         }
     }
 
-    /// Makes only the paths of plugin files absolute. This is done before the plugins are loaded,
-    /// because the other fields can only be interpreted afterwards.
+    /// Makes only the paths of plugin files absolute. The other paths can only be found after the
+    /// plugins have been loaded.
     pub(super) fn resolve_plugins(&self, table: &mut toml::Table, file: &Path) {
         for plugin in
             table.get_mut("plugins").and_then(toml::Value::as_array_mut).into_iter().flatten()
@@ -128,9 +128,9 @@ impl Record {
         }
     }
 
-    /// Converts `text`, a relative path in `file`, to an absolute path. It is resolved against the
-    /// file's folder, or against the run's original folder if the path only exists there. If
-    /// `or_name` is true, `text` is only treated as a path if it begins with `.` or `..`.
+    /// Converts `text`, a relative path in `file`, to an absolute path. The path is relative to the
+    /// file's folder, or to the run's original folder if it only exists there. If `or_name` is
+    /// true, `text` may also be a name. It is then only a path if it begins with `.` or `..`.
     fn found(&self, text: &str, file: &Path, or_name: bool) -> String {
         let path = Path::new(text);
         let begins_here =

@@ -1,5 +1,5 @@
-//! The origins of an experiment's values. A model or data set from an earlier run's configuration
-//! is checked against the fingerprints in that run's record.
+//! The origins of an experiment's values. A model or data set from an earlier run is checked
+//! against the fingerprints of the run.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -20,8 +20,8 @@ pub struct Sources {
     records: BTreeMap<PathBuf, Record>,
 }
 
-/// All `Sources` are equal, so that experiments with equal values are equal even if the values have
-/// different origins.
+/// All `Sources` are equal, so that a comparison of experiments ignores the origins of their
+/// values.
 impl PartialEq for Sources {
     fn eq(&self, _: &Self) -> bool {
         true
@@ -70,8 +70,8 @@ impl Sources {
         }
     }
 
-    /// If the setting `model` came from an earlier run, checks that the loaded model has the
-    /// fingerprint that the run recorded.
+    /// Checks the loaded model against the fingerprint that an earlier run recorded. Does nothing
+    /// if the setting `model` does not come from a run.
     ///
     /// # Errors
     /// Fails if the fingerprints differ.
@@ -86,13 +86,11 @@ impl Sources {
         .hint("restore the run's model, or choose a different model with `--model`"))
     }
 
-    /// Compares the loaded data with the fingerprints of an earlier run, if the data set was taken
-    /// from one. Differences are only allowed if the user chose different data. Returns a
-    /// description of each difference.
+    /// Compares the loaded data with the fingerprints of an earlier run, and describes each
+    /// difference. Returns an empty list if the data set does not come from a run.
     ///
     /// # Errors
-    /// Fails if the data differs from the run's data although the user did not choose different
-    /// data.
+    /// Fails if the data differs although the user did not choose different data.
     pub fn check_data(
         &self,
         chosen: &Choice,
@@ -105,8 +103,8 @@ impl Sources {
             !matches!(origin, None | Some(Origin::Default | Origin::Plugin(_)))
                 && origin != Some(&Origin::File(file.to_owned()))
         };
-        // If the data set reads files, a difference is only expected if the user set a path. Fields
-        // that control how rows are read do not change the fingerprint of the files.
+        // If the data set reads files, a difference is only expected if the user set a path. Other
+        // fields do not change the fingerprint of the files.
         let mut path_fields = in_section(Kind::Dataset, &chosen.name, registry);
         path_fields.extend(
             registry.dataset(&chosen.name).ok().and_then(|data| data.argument).map(str::to_owned),

@@ -11,7 +11,6 @@ use crate::registry::{
     AdapterEntry, DatasetEntry, Entry, InterventionEntry, Kind, Registry, TapEntry, TransformEntry,
 };
 
-/// Registers a plugin of the given kind.
 macro_rules! plugin {
     ($kind:ident, $entry:ident, $plugin:ident, $name:literal $(, $alias:literal)*) => {
         impl Plugin for $plugin {
@@ -700,8 +699,8 @@ fn a_recipe_overrides_the_defaults_and_nothing_else() {
     ] {
         assert_eq!((value(path), origin(path)), (expected, from), "{path}");
     }
-    // The flag selects a different intervention than the recipe, so the recipe's fields for its
-    // intervention are discarded.
+    // The flag replaces the recipe's intervention, so the recipe's values for that intervention are
+    // discarded.
     let r = good(|l| {
         l.flag("--recipe", "recipe", "mild_mix");
         l.flag("--intervention", "intervention", "plain");
@@ -817,8 +816,8 @@ fn a_saved_adapter_sets_the_adapter_fields_and_is_their_origin() {
         (origin(&changed, "adapter.dropout"), origin(&changed, "adapter.r")),
         ("--set".to_owned(), origin(&r, "adapter.r"))
     );
-    // Without `start_from_adapter`, the adapter's files are not read and need not exist. An example
-    // is reading the configuration of a finished run.
+    // Without `start_from_adapter`, the adapter's files are not read and need not exist. The
+    // configuration of a finished run is read in this way.
     assert_eq!(
         good(|l| l.flag("--init-adapter", "init_adapter", "/no/such/folder"))
             .experiment

@@ -96,9 +96,7 @@ fn identity(case: &Case) -> Result<Verdict> {
     Ok(if off > 1e-10 {
         Verdict::Holds
     } else {
-        Verdict::Violated(
-            "the adapter is not declared to start as the identity, but it does".to_owned(),
-        )
+        Verdict::Violated("the adapter starts as the identity, but does not claim to".to_owned())
     })
 }
 
@@ -197,8 +195,8 @@ fn saving(case: &Case) -> Result<Verdict> {
     Ok(Verdict::within("a logit of the loaded adapter", off, 1e-4))
 }
 
-/// Fuses the query and value adapters of a module whose output consists of two groups, each with
-/// queries, keys and values. The keys do not have an adapter.
+/// Fuses the query and value adapters of a module. The output of the module has two groups, each
+/// with queries, keys and values. The keys do not have an adapter.
 fn fusing(case: &Case) -> Result<Verdict> {
     let bench = Bench::new(case, 0)?;
     if bench.adapted.names().next().is_none() {

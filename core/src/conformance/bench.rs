@@ -1,5 +1,4 @@
-//! Builds a small model with the methods of a `Case`, so that the invariants of the case can be
-//! checked.
+//! Builds a small model with the methods of a `Case`. The invariants are checked on this model.
 
 use std::collections::BTreeMap;
 
@@ -15,8 +14,8 @@ use crate::run::AdapterChoice;
 use crate::run::assembled::{Assembled, Parts};
 use crate::train::{Objective, Taps};
 
-/// The tap for interventions that do not define one. Its last site is after the final norm, so that
-/// the output of every block affects it.
+/// The tap for interventions without a tap of their own. Its last site is after the final norm,
+/// where the output of every block has an effect.
 struct FirstAndLast;
 
 impl Tap for FirstAndLast {

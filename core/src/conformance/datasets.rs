@@ -19,11 +19,11 @@ pub const DATASETS: &[Invariant<Method<&'static DatasetEntry>>] = &[
 
 /// Number of pairs to read from each split.
 const FIRST: usize = 200;
-/// Maximum number of pairs to count when the declared size of a split is verified.
+/// Maximum number of pairs to count. The declared size of a larger split is not verified.
 const COUNTED: usize = 20_000;
 
-/// Opens the data set with the given configuration or, if that fails, with the configuration in its
-/// documented example. Then runs `check` on the data set.
+/// Opens the data set with the given configuration. If that fails, opens the configuration of the
+/// documented example instead. Then runs `check` on the data set.
 fn of_open(
     method: &Method<&'static DatasetEntry>,
     check: impl FnOnce(&dyn Dataset) -> Result<Verdict>,

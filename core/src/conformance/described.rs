@@ -185,7 +185,6 @@ fn misfit(method: &Method) -> Result<Verdict> {
     Ok(Verdict::Holds)
 }
 
-/// Builds the method from a configuration in JSON.
 fn build(entry: Entry, json: &str) -> Result<()> {
     let model = fixture::model(Dtype::Double)?;
     match entry {

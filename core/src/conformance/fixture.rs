@@ -30,7 +30,7 @@ pub fn model(kind: Kind) -> Result<Model> {
     of_weights(BLOCKS, weights(BLOCKS, kind), kind)
 }
 
-/// Returns the description of a model that is like [`model`] but has `blocks` blocks.
+/// Describes the same model as [`model`], but with `blocks` blocks.
 ///
 /// # Errors
 /// Fails if memory runs out.
@@ -116,7 +116,7 @@ pub fn pairs() -> Vec<TokenPair> {
     pairs
 }
 
-/// Pairs whose prompts, or completions, begin with the same tokens.
+/// Pairs whose prompts or completions begin with the same tokens.
 pub(super) fn pairs_with_common_beginnings() -> Vec<TokenPair> {
     let mut rng = ChaCha8Rng::seed_from_u64(2);
     let mut tokens = |n: usize| (0..n).map(|_| rng.random_range(0..VOCAB)).collect::<Vec<_>>();

@@ -31,7 +31,7 @@ fn bare(case: &Case) -> Result<Verdict> {
     }
 }
 
-/// A batch of one pair that only has the chosen completion's log-probability and the policy's
+/// A batch of one pair. It only has the log-probability of the chosen completion, and the policy's
 /// pooled states.
 fn partial() -> Pairs {
     let numbers = |shape: &[i64]| Tensor::ones(shape, (Kind::Double, Device::Cpu));

@@ -24,12 +24,11 @@ pub const LESSON: &[Invariant] = &[Invariant {
     check: learnt,
 }];
 
-/// Number of training steps, which the name of the invariant also states.
+/// Number of training steps. The name of the invariant contains the same number.
 const STEPS: usize = 60;
-/// `RIGHT` is the number of pairs for which the base model prefers the chosen answer, and `WRONG`
-/// is the number for which it prefers the rejected one. `WRONG` is larger, so the base model
-/// resembles a sycophantic model, which agrees with the user's opinion although the evidence
-/// contradicts it.
+/// The base model prefers the chosen answer in `RIGHT` pairs, and the rejected answer in `WRONG`
+/// pairs. `WRONG` is larger to imitate a sycophantic model. Such a model agrees with the user even
+/// if the evidence contradicts the user's opinion.
 const RIGHT: usize = 8;
 const WRONG: usize = 24;
 
@@ -70,8 +69,8 @@ fn accuracy(bench: &Bench, on: bool, pairs: &[TokenPair]) -> Result<f64> {
     Ok(summary.base_accuracy.ok_or_else(|| Error::internal("no pair has a score"))?.value)
 }
 
-/// Draws pairs until there are [`RIGHT`] pairs for which the base model prefers the chosen answer,
-/// and [`WRONG`] for which it prefers the rejected one.
+/// Draws pairs until there are [`RIGHT`] pairs in which the base model prefers the chosen answer,
+/// and [`WRONG`] pairs in which it prefers the rejected answer.
 fn pairs(bench: &Bench) -> Result<Vec<TokenPair>> {
     let mut rng = ChaCha8Rng::seed_from_u64(2);
     let (mut right, mut wrong) = (Vec::new(), Vec::new());

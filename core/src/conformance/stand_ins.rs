@@ -93,8 +93,8 @@ impl Intervention for MarginAndStates {
     fn loss(&mut self, pairs: &Pairs, _: StepInfo) -> Result<Loss> {
         let Sides { chosen, rejected } = pairs.log_ratios()?;
         let margin = -((chosen - rejected) * self.beta).log_sigmoid();
-        // Do not use the Euclidean distance here. It is invariant under rotations, so it would not
-        // reveal an error in a transform that is a rotation.
+        // Do not use the Euclidean distance here. A rotation does not change this distance, so an
+        // error in a rotating transform would stay hidden.
         let distance = |a: &Tensor, b: &Tensor| {
             ((a - b).square() + 1.0).sqrt().mean_dim(1, false, None::<Kind>) - 1.0
         };

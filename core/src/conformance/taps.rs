@@ -62,9 +62,8 @@ fn order(method: &Method<&'static TapEntry>) -> Result<Verdict> {
     Ok(Verdict::Holds)
 }
 
-/// Returns a sort key that orders sites in the order of a forward pass. It consists of the number
-/// of blocks that have started when `site` is computed, and the position of `site` within its
-/// block.
+/// Sort key of a site in a forward pass: the number of blocks that have started when `site` is
+/// computed, and the position of `site` within its block.
 fn reached(model: &ModelInfo, site: &Site) -> Result<(usize, usize)> {
     let begun = model.block(site)?.map_or(0, |k| k + 1);
     let module = |name: &str| {

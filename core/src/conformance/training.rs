@@ -76,7 +76,7 @@ fn finite(case: &Case) -> Result<Verdict> {
                 )));
             }
             // Gradients accumulate over the batches. They were finite after the previous batch, so
-            // a non-finite value comes from this one.
+            // a non-finite value comes from this batch.
             if let Some((name, _)) = bench
                 .named()
                 .iter()

@@ -59,7 +59,7 @@ fn noise(key: &str, shape: &[i64]) -> Tensor {
     Init::new(3, "noise", Kind::Double, Device::Cpu).normal(key, shape, 1.0).detach()
 }
 
-/// Applies the transform to `x`, whose rows are the tokens of two sequences. The states at the
+/// Applies the transform to `x`. The rows of `x` are the tokens of two sequences. The states at the
 /// previous tap are fixed random numbers.
 fn apply(transform: &dyn Transform, x: &Tensor) -> Result<Tensor> {
     let around = Around {

@@ -5,11 +5,11 @@ use super::{Bin, Lengths};
 /// Length of the longest bar in characters.
 const BAR: usize = 11;
 
-/// Block characters that are filled to one to eight eighths of their width.
+/// Block characters, filled to 1/8, 2/8, … 8/8 of their width.
 const EIGHTHS: [char; 8] = ['▏', '▎', '▍', '▌', '▋', '▊', '▉', '█'];
 
-/// Draws the histograms of `columns` side by side, with one line per bin, starting at the first bin
-/// that is not empty. Three columns with counts of up to a million fit into 80 characters.
+/// Draws the histograms of `columns` side by side, with one line per bin. Empty bins at the start
+/// are left out. Three columns with counts of up to a million fit into 80 characters.
 pub fn histogram(unit: &str, columns: &[(&str, &Lengths)]) -> String {
     let bins = columns
         .iter()
@@ -52,8 +52,8 @@ fn range(bin: &Bin) -> String {
     if bin.from == bin.to { bin.from.to_string() } else { format!("{}–{}", bin.from, bin.to) }
 }
 
-/// Draws a bar whose length is proportional to `n`. A count of `most` gives the longest bar, and
-/// only a count of 0 gives an empty bar.
+/// Draws a bar of a length proportional to `n`. The count `most` gives the longest bar. Only the
+/// count 0 gives an empty bar.
 fn bar(n: usize, most: usize) -> String {
     if n == 0 {
         return String::new();

@@ -62,7 +62,7 @@ pub struct SplitReport {
     pub prompts: usize,
     /// Number of pairs that are identical to an earlier pair.
     pub repeated: usize,
-    /// Number of pairs that are equal to an earlier pair with chosen and rejected swapped.
+    /// Number of pairs that equal an earlier pair after swapping chosen and rejected.
     pub contradicted: usize,
     /// Number of pairs whose chosen and rejected completions are identical.
     pub identical: usize,
@@ -70,11 +70,11 @@ pub struct SplitReport {
     pub without_prompt: usize,
     /// Number of pairs with an empty completion.
     pub without_completion: usize,
-    /// Number of pairs in which both completions start with the whole prompt, so that the model
-    /// would read the prompt twice.
+    /// Number of pairs whose completions both start with the whole prompt. The model would read the
+    /// prompt twice.
     pub prompt_repeated: usize,
     /// Number of pairs whose prompt also occurs in the first inspected split. `None` for the first
-    /// split itself.
+    /// split.
     pub in_first: Option<usize>,
     /// Lengths of the prompts.
     pub prompt: Lengths,
@@ -82,7 +82,7 @@ pub struct SplitReport {
     pub chosen: Lengths,
     /// Lengths of the rejected completions.
     pub rejected: Lengths,
-    /// Lengths of the prompt plus the longer completion, which `max_length` limits.
+    /// Lengths of the prompt plus the longer completion. `max_length` limits this sum.
     pub whole: Lengths,
     /// Numbers of pairs that a run would use, truncate or drop. `None` without a tokenizer.
     pub used: Option<TokenReport>,
@@ -162,8 +162,8 @@ pub fn inspect(
     })
 }
 
-/// Number of pairs that are processed in parallel. It is large enough to keep every core busy and
-/// small enough to fit into memory.
+/// Number of pairs to process in parallel: enough to keep every core busy, but few enough to fit
+/// into memory.
 const CHUNK: usize = 1024;
 
 /// Delay before a progress bar is shown.
@@ -296,8 +296,7 @@ fn readable_value(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
-/// Formats a prompt for display, preceded by the tools and variables that its chat template would
-/// receive.
+/// Formats a prompt for display. The tools and variables for the chat template come first.
 fn readable_prompt(pair: &PreferencePair) -> String {
     let args = &pair.template_args;
     let [tools_column, variables_column] = TemplateArgs::COLUMNS;

@@ -19,12 +19,12 @@ pub struct Lengths {
     pub histogram: Vec<Bin>,
 }
 
-/// A histogram bin, which counts the lengths from `from` to `to`, both inclusive.
+/// A bin of a histogram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Bin {
-    /// Smallest length that the bin counts.
+    /// Lower bound of the bin. It is part of the bin.
     pub from: u64,
-    /// Largest length that the bin counts.
+    /// Upper bound of the bin. It is part of the bin.
     pub to: u64,
     /// Number of lengths in the bin.
     pub count: usize,

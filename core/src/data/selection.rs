@@ -103,8 +103,8 @@ struct Range {
     to: Option<usize>,
 }
 
-/// Resolves an expression to ranges. If a bound depends on the size of a split whose size is
-/// unknown, the pairs of the split are counted.
+/// Resolves an expression to ranges. If a bound depends on an unknown split size, counts the pairs
+/// of that split.
 fn ranges(dataset: &dyn Dataset, expression: &str) -> Result<Vec<Range>> {
     let all = dataset.splits();
     parts(&all, expression)?
@@ -123,8 +123,8 @@ fn ranges(dataset: &dyn Dataset, expression: &str) -> Result<Vec<Range>> {
                 }
                 None => Some(count(dataset, &split)?),
             };
-            // If the number of pairs is unknown, all bounds are non-negative indices, so they need
-            // no clamping.
+            // If the number of pairs is unknown, all bounds are non-negative indices. They need no
+            // clamping.
             let at = |bound: Bound| bound.of(known.unwrap_or(usize::MAX));
             let (from, to) = (from.map_or(0, at), to.map(at));
             let end = to.or(known);

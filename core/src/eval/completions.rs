@@ -24,8 +24,8 @@ struct PromptTokens {
 }
 
 /// Continues the first few distinct prompts of one of `splits` with greedy decoding. Each prompt is
-/// continued with `initial`, the adapter that training started from (`None` for the base model),
-/// and also with `adapted` if it is given. Returns `None` if there are no splits.
+/// continued with `initial` and, if given, with `adapted`. `initial` is the adapter that training
+/// started from, or `None` for the base model. Returns `None` if there are no splits.
 ///
 /// # Errors
 /// Fails if the split cannot be read, or if libtorch fails. Returns `Error::interrupted` when
@@ -116,9 +116,9 @@ fn prompt_split<'a>(
         .or_else(|| splits.first()))
 }
 
-/// Collects the first distinct prompts of the evaluated pairs. They are tokenised without a
-/// completion and truncated as in training. In training itself, a prompt may have fewer tokens,
-/// because it is tokenised together with a completion, which can change its last tokens.
+/// Collects the first distinct prompts of the evaluated pairs. The prompts are truncated as in
+/// training, but tokenised without a completion. Training tokenises a prompt and its completion
+/// together. The last tokens of the prompt can then differ, so the prompt may have fewer tokens.
 fn prompts(
     session: &Session,
     split: &SplitInfo,

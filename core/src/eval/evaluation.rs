@@ -69,8 +69,8 @@ pub struct SplitScores {
 /// A pair of [`SplitScores`].
 #[derive(Clone, Copy, Debug)]
 pub enum ScoreRow<'a> {
-    /// A scored pair: its score from the base model, its score from the trained model if there is
-    /// one, and how the pair was truncated.
+    /// A scored pair: the score from the base model, the score from the trained model (if there is
+    /// one), and how the pair was truncated.
     Scored(&'a PairScore, Option<&'a PairScore>, Cut),
     /// A pair without a score.
     Dropped(DroppedPair),
@@ -118,9 +118,8 @@ impl SplitScores {
 }
 
 impl ScoreRow<'_> {
-    /// Returns the JSON fields that tell whether the pair was dropped or truncated: `dropped` and
-    /// `reason` for a dropped pair; `truncated` for a scored pair, and `reason` if it was
-    /// truncated.
+    /// Returns JSON fields about dropping and truncation. A dropped pair has `dropped` and
+    /// `reason`. A scored pair has `truncated`, and also `reason` if it was truncated.
     pub fn remarks(&self, split: &SplitScores) -> Map<String, Value> {
         let mut fields = Map::new();
         match self {
@@ -236,8 +235,8 @@ impl Evaluation {
     }
 }
 
-/// Returns the splits listed in `eval.splits`, which may be expressions such as `train[750:]`. If
-/// the setting is missing, returns all splits of the data set.
+/// Returns the splits in `eval.splits`. A split can be an expression such as `train[750:]`. If the
+/// setting is missing, returns all splits of the data set.
 ///
 /// # Errors
 /// Fails if a listed split does not exist, or if an expression is not valid or selects an empty
@@ -268,9 +267,9 @@ pub fn read(session: &Session, experiment: &Experiment) -> Result<Vec<EvalSplit>
         .collect()
 }
 
-/// Scores the splits from [`read`] with the base model and with `adapted`, and generates sample
-/// completions before and after training. `initial` is the adapter that training started from, or
-/// `None` if it started from the base model.
+/// Scores the splits from [`read`] with the base model and with `adapted`. Also generates sample
+/// completions before and after training. `initial` is the adapter at the start of training. It is
+/// `None` if training started from the base model.
 ///
 /// # Errors
 /// Fails if libtorch fails. Returns `Error::interrupted` when `stop` becomes true.
@@ -289,8 +288,8 @@ pub fn evaluate(
         let infos: Vec<SplitInfo> = splits.iter().map(|split| split.info.clone()).collect();
         match completions(session, &infos, [initial, adapted], experiment, stop, progress) {
             Err(e) if e.fault() != Fault::Interrupted => {
-                // The completions are only for people to read. If they cannot be generated, for
-                // example because of an unusual tokenizer, the evaluation continues without them.
+                // Only people read the completions. If generating them fails, for example because
+                // of an unusual tokenizer, the evaluation continues without them.
                 progress.finish();
                 progress.message(&format!(
                     "warning: cannot generate sample completions: {}",

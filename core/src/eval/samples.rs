@@ -15,7 +15,7 @@ pub struct SampleCompletions {
     pub split: String,
     /// Maximum number of tokens in a completion.
     pub max_new_tokens: usize,
-    /// The model that training started from, which generated the completions `before`.
+    /// The model at the start of training. This model generated the completions `before`.
     pub started_from: StartedFrom,
     /// The prompts with their completions, in the order of the split.
     pub prompts: Vec<SampledPrompt>,
@@ -51,8 +51,8 @@ pub struct Sample {
     pub text: String,
     /// Number of tokens, including the stop token.
     pub tokens: usize,
-    /// True if generation ended with a stop token, false if it reached the maximum number of
-    /// tokens.
+    /// True if generation ended with a stop token. False if the completion reached the maximum
+    /// number of tokens.
     pub ended: bool,
 }
 

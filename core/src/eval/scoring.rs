@@ -14,8 +14,8 @@ use crate::report::Progress;
 use crate::text::TokenPair;
 
 /// Scores every pair and returns the scores in the same order. Applies the adapter if `adapted` is
-/// not `None`. Each forward pass scores as many pairs as possible with at most `tokens` tokens in
-/// total. A pair with more tokens gets a separate pass.
+/// not `None`. Each forward pass scores as many pairs as fit into `tokens` tokens. A pair with more
+/// tokens gets a separate pass.
 ///
 /// # Errors
 /// Fails if libtorch fails. Returns `Error::interrupted` when `stop` becomes true.

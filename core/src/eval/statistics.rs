@@ -1,8 +1,8 @@
 //! Computes the metrics of the evaluation table, with 95 % confidence intervals, from the scores of
 //! pairs.
 //!
-//! This module uses neither models nor tensors, so that tests can compare every metric with a value
-//! computed by hand.
+//! This module uses neither models nor tensors. Tests can therefore compare every metric with a
+//! value computed by hand.
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -97,8 +97,8 @@ pub struct SplitSummary {
     pub data: String,
     /// Number of scored pairs.
     pub n: usize,
-    /// Number of scored pairs with an infinite or NaN score. They are excluded from the margin gain
-    /// and the perplexity ratio. In an accuracy, a NaN score counts as incorrect.
+    /// Number of scored pairs with an infinite or NaN score. The margin gain and the perplexity
+    /// ratio exclude these pairs. In an accuracy, a NaN score counts as incorrect.
     pub not_finite: usize,
     /// Number of pairs that were not scored, for example because the prompt is too long or a
     /// completion is empty.
@@ -224,7 +224,7 @@ impl Sums {
         self.policy / self.n
     }
     fn ratio(&self) -> f64 {
-        // If the base accuracy is 0, this is infinite or NaN, and `estimate` returns `None`.
+        // If the base accuracy is 0, the ratio is infinite or NaN. `estimate` then returns `None`.
         self.policy / self.base
     }
     fn points(&self) -> f64 {
@@ -251,8 +251,8 @@ impl Metrics {
             sums
         };
         let all = sums(&mut (0..rows.len()));
-        // Use the same resamples for both models and all metrics, because the comparison of the two
-        // models is paired.
+        // Use the same resamples for both models and all metrics: the comparison of the models is
+        // paired.
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let resamples = if rows.is_empty() { 0 } else { RESAMPLES };
         let drawn: Vec<Sums> = (0..resamples)
@@ -310,8 +310,8 @@ mod tests {
         e.expect("a metric").value
     }
 
-    /// Four pairs. Their mean log-probabilities per token of y⁺ and y⁻ are −2 and −3 (correct), −4
-    /// and −2 (incorrect), −1 and −1 (a tie), and −3 and −2 (incorrect).
+    /// Four pairs. Mean log-probabilities per token of y⁺ and y⁻: −2 and −3 (correct), −4 and −2
+    /// (incorrect), −1 and −1 (a tie), −3 and −2 (incorrect).
     fn base() -> Vec<PairScore> {
         vec![
             pair(0, (-4.0, 2), (-9.0, 3)),

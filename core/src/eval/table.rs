@@ -22,8 +22,8 @@ pub struct Table {
 }
 
 impl Table {
-    /// Creates a table. The splits train, test, oos and rnd come first, in this order, followed by
-    /// all remaining splits in the given order.
+    /// Creates a table. The splits train, test, oos and rnd come first. The other splits follow in
+    /// the given order.
     pub fn new(title: impl Into<String>, mut splits: Vec<SplitSummary>) -> Self {
         let place = |s: &SplitSummary| {
             ["train", "test", "oos", "rnd"].iter().position(|n| *n == s.split).unwrap_or(usize::MAX)
@@ -120,8 +120,8 @@ impl Table {
         grid
     }
 
-    /// Formats a perplexity ratio, and marks it with `*` if it is low. If any cell in the column is
-    /// marked, unmarked cells end with a space, so that the digits align.
+    /// Formats a perplexity ratio, and marks it with `*` if it is low. If the column has a mark,
+    /// cells without a mark end in a space, so that the digits align.
     fn perplexity(&self, ratio: Option<Estimate>) -> String {
         let marked = |ratio: Option<Estimate>| perplexity_mark(ratio).len();
         let widest = self
@@ -160,8 +160,9 @@ impl Table {
         }
         let broken: usize = self.splits.iter().map(|s| s.not_finite).sum();
         if broken > 0 {
-            let pairs = if broken == 1 { "1 pair has" } else { &format!("{broken} pairs have") };
-            lines.push(format!("{pairs} an infinite or NaN score; only acc includes such pairs"));
+            lines.push(format!(
+                "pairs with an infinite or NaN score (only acc includes them): {broken}"
+            ));
         }
         lines.extend(
             self.splits
@@ -189,7 +190,7 @@ pub fn dropped_and_cut(
 /// Perplexity ratios below this value are marked with `*`.
 const LOW_PERPLEXITY_RATIO: f64 = 0.5;
 
-/// Footnote that explains the `*` that [`perplexity_mark`] returns.
+/// Footnote that explains the mark `*`.
 pub const PERPLEXITY_NOTE: &str = "*: ppl ratio below 0.5 or unknown: the chosen text is at least \
     twice as perplexing as before, so the accuracy may be that of a model whose text is broken";
 

@@ -1,9 +1,9 @@
 //! Loads libtorch's CUDA library at run time.
 //!
-//! The program only links libtorch's CPU library, so that one binary works on machines with and
-//! without a GPU. The CUDA library registers its kernels and hooks when it is loaded. libtorch
-//! looks up the hooks once and caches the result, so the CUDA library must be loaded before the
-//! first call that checks whether CUDA is available.
+//! The program only links libtorch's CPU library. The same binary therefore works with and without
+//! a GPU. The CUDA library registers its kernels and hooks when it is loaded. libtorch looks up the
+//! hooks once, at the first check whether CUDA is available, and caches the result. The CUDA
+//! library must be loaded before that check.
 
 use std::ffi::{CStr, c_char};
 use std::path::{Path, PathBuf};
@@ -103,8 +103,8 @@ fn cuda_version() -> Result<String> {
     Ok(format!("{}.{}", version / 1000, version % 1000 / 10))
 }
 
-/// Returns the folder that contains the libtorch in use. The path is empty if it cannot be
-/// determined.
+/// Returns the folder that contains the libtorch in use. Returns an empty path if the folder cannot
+/// be determined.
 pub fn libtorch_folder() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
@@ -117,17 +117,17 @@ pub fn libtorch_folder() -> &'static Path {
         }
         // SAFETY: the string is NUL-terminated and lives as long as the process.
         let file = PathBuf::from(unsafe { CStr::from_ptr(file) }.to_string_lossy().into_owned());
-        // The loader returns the path with which it opened the file, e.g.
-        // `reprpo/bin/../../torch/lib/libtorch_cpu.so`. Canonicalise only the folder, because the
-        // file itself may be a link into a package manager's cache, which does not contain
-        // libtorch's other libraries.
+        // The loader returns the path that it opened, e.g.
+        // `reprpo/bin/../../torch/lib/libtorch_cpu.so`. Canonicalise the folder but not the file.
+        // The file may be a link into a package manager's cache, where libtorch's other libraries
+        // are missing.
         let folder = file.parent().unwrap_or(Path::new(""));
         folder.canonicalize().unwrap_or_else(|_| folder.to_owned())
     })
 }
 
-/// Returns a hint that says how to install a suitable libtorch, with CUDA if `cuda` is true. It
-/// suggests cargo if this program is in a Cargo target folder, and pip otherwise.
+/// Returns a hint on how to install a suitable libtorch, with CUDA if `cuda` is true. The hint
+/// names cargo if this program is in a Cargo target folder, and pip otherwise.
 pub fn libtorch_hint(cuda: bool) -> String {
     let built = std::env::current_exe().is_ok_and(|exe| is_in_cargo_target(&exe));
     let version = super::LIBTORCH_VERSION;
@@ -145,8 +145,8 @@ pub fn libtorch_hint(cuda: bool) -> String {
     }
 }
 
-/// True if the file is in a Cargo target folder. This checks the content of `CACHEDIR.TAG`, because
-/// uv's virtual environments also contain a file of that name.
+/// True if the file is in a Cargo target folder. Checks the content of `CACHEDIR.TAG`, because uv's
+/// virtual environments also have such a file.
 fn is_in_cargo_target(file: &Path) -> bool {
     let tag =
         |folder: &Path| std::fs::read_to_string(folder.join("CACHEDIR.TAG")).unwrap_or_default();

@@ -83,10 +83,10 @@ impl Context {
 }
 
 extern "C" fn call(context: *mut c_void, grad: *mut C_tensor) -> *mut C_tensor {
-    // SAFETY: the shim passes the context from `register_hook`. It is not aliased, because the
-    // hooks of a tensor do not run concurrently.
+    // SAFETY: the shim passes the context from `register_hook`. The context is not aliased, because
+    // the hooks of a tensor do not run concurrently.
     let context = unsafe { &mut *context.cast::<Context>() };
-    // SAFETY: the shim passes a new tensor on the heap, which this function owns.
+    // SAFETY: the shim passes a new tensor on the heap. This function owns the tensor.
     let grad = unsafe { Tensor::from_ptr(grad) };
     // The gradient is undefined if the loss does not depend on the hooked tensor.
     let mapped = if grad.defined() { context.call(&grad) } else { None };
@@ -102,13 +102,13 @@ extern "C" fn drop_context(context: *mut c_void) {
     // SAFETY: the pointer comes from `Box::into_raw` in `register_hook`. The shim calls this
     // function once, when the last copy of the hook is destroyed.
     let context = unsafe { Box::from_raw(context.cast::<Context>()) };
-    // The destructors of the values captured by the map may panic, and a panic must not unwind into
+    // Values that the map captured may panic when they are dropped. A panic must not unwind into
     // C++.
     let _ = catch_unwind(AssertUnwindSafe(|| drop(context)));
 }
 
 /// Replaces the gradient of `tensor` with `map(gradient)` in every backward pass. `map` may run on
-/// another thread. If it fails or panics, the error is stored in `errors`.
+/// another thread. If `map` fails or panics, the error is stored in `errors`.
 ///
 /// # Errors
 /// Fails if `tensor` does not require a gradient.

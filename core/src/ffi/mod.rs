@@ -29,8 +29,8 @@ unsafe extern "C" {
     fn reprpo_free(text: *mut c_char);
 }
 
-/// Converts the return value of a shim function to a `Result`. The value is null on success, or
-/// else an error message, which this function frees.
+/// Converts the return value of a shim function to a `Result`. The value is null on success.
+/// Otherwise, it is an error message, and this function frees it.
 ///
 /// # Errors
 /// Fails with the first line of the message. The remaining lines are a C++ stack trace.

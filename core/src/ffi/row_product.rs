@@ -17,16 +17,16 @@ unsafe extern "C" {
     ) -> bool;
 }
 
-/// Minimum number of bytes of W per thread. Processing this many bytes takes about a third of a
-/// millisecond. Using more threads for smaller pieces would be slower on a busy machine, because
-/// the product waits for the slowest thread.
+/// Minimum number of bytes of W per thread. One thread takes about a third of a millisecond for
+/// this many bytes. Smaller pieces would be slower on a busy machine, because the product waits for
+/// the slowest thread.
 const PIECE: usize = 8 << 20;
 
 /// Computes xWᵀ. `x` has the shape `[1 in]`, `weight` has the shape `[out in]`, and the result has
 /// the shape `[1 out]`.
 ///
-/// Returns `None` for unsupported inputs, for which the caller must use libtorch. Both tensors must
-/// be contiguous float32 matrices on the CPU and must not require a gradient. x must have a single
+/// Returns `None` for unsupported inputs. The caller must then use libtorch. Both tensors must be
+/// contiguous float32 matrices on the CPU that do not require a gradient. x must have a single
 /// row, and the processor must support AVX-512, or AVX2 with FMA.
 ///
 /// # Errors
@@ -47,14 +47,14 @@ pub fn row_product(x: &Tensor, weight: &Tensor) -> Result<Option<Tensor>> {
     let (Ok(rows), Ok(columns)) = (usize::try_from(rows), usize::try_from(columns)) else {
         return Ok(None);
     };
-    // Leave mismatched shapes to libtorch, which returns an error, and empty tensors, which have no
-    // data pointer.
+    // Leave two cases to libtorch: mismatched shapes are an error, and empty tensors have no data
+    // pointer.
     if n != 1 || inputs as usize != columns || rows * columns == 0 {
         return Ok(None);
     }
     let y = Tensor::f_zeros([1, rows as i64], (Kind::Float, Device::Cpu))?;
     // SAFETY: the tensors are contiguous, float32, on the CPU and have these sizes. They live until
-    // the end of this function. `y` has no other references, and nothing writes to `x` and `weight`
+    // the end of this function. Nothing else refers to `y`, and nothing writes to `x` or `weight`
     // meanwhile.
     let (w, v, out) = unsafe {
         (
@@ -88,8 +88,8 @@ fn in_pieces(w: &[f32], x: &[f32], y: &mut [f32], pieces: usize) -> bool {
     let mut chunks = w.chunks(each * columns).zip(y.chunks_mut(each));
     let Some((first, first_y)) = chunks.next() else { return false };
     std::thread::scope(|scope| {
-        // The results of these threads can be ignored: `product` always returns the same value on a
-        // given processor.
+        // Ignore the results of these threads. `product` returns the same value in every thread,
+        // because the value only depends on the processor.
         chunks.for_each(|(w, y)| drop(scope.spawn(move || product(w, y))));
         product(first, first_y)
     })

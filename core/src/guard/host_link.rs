@@ -4,11 +4,10 @@ use std::sync::OnceLock;
 
 use crate::error::Error;
 
-/// The host of this plugin. It is only set in a plugin's copy of this crate, not in the host
-/// program.
+/// The host of this plugin. Only set in a plugin's copy of this crate, not in the host program.
 static HOST: OnceLock<HostSide> = OnceLock::new();
 
-/// The values that the host passes to a plugin when it loads the plugin.
+/// The values that the host passes to a loaded plugin.
 pub(crate) struct HostSide {
     label: &'static str,
     fault: extern "C" fn(*const u8, usize, *const u8, usize),

@@ -1,5 +1,5 @@
-//! Calls the code of methods and turns panics into errors, for built-in methods as well as for
-//! methods from plugin libraries.
+//! Calls the code of methods and turns panics into errors. Built-in methods and plugins are treated
+//! alike.
 
 pub mod faults;
 mod guarded;

@@ -3,8 +3,8 @@
 use std::env;
 use std::path::PathBuf;
 
-/// Returns the folder for downloaded files: `$REPRPO_CACHE`, or else `$XDG_CACHE_HOME/reprpo`, or
-/// else `~/.cache/reprpo`.
+/// Returns the folder for downloaded files. The order of precedence is `$REPRPO_CACHE`,
+/// `$XDG_CACHE_HOME/reprpo`, `~/.cache/reprpo`.
 pub fn cache_dir() -> PathBuf {
     folder("REPRPO_CACHE").unwrap_or_else(|| user_cache().join("reprpo"))
 }

@@ -1,6 +1,6 @@
-//! Reads the `configs` field in a data set's README, which assigns files to splits. The hub's API
-//! returns this field as JSON, but a cache that was filled by another tool only contains the README
-//! itself.
+//! Reads the `configs` field in a data set's README. The field assigns files to splits. The hub's
+//! API returns the field as JSON, but a cache that another tool has filled only contains the
+//! README.
 
 use std::borrow::Cow;
 
@@ -9,11 +9,10 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 
-/// The field that assigns files to splits.
 const CONFIGS: &str = "configs";
-/// Maximum nesting depth of the field's value. Actual data sets use four levels.
+/// Maximum nesting depth of the value of `configs`. Actual data sets use four levels.
 const MAX_DEPTH: usize = 16;
-/// Maximum number of YAML events in the field. A data set with a thousand configurations needs
+/// Maximum number of YAML events in `configs`. A data set with a thousand configurations needs
 /// about a tenth of this.
 const MAX_EVENTS: usize = 100_000;
 
@@ -59,8 +58,8 @@ fn field(lines: &[&str]) -> Option<String> {
     Some(std::iter::once(&lines[start]).chain(rest).map(|line| format!("{line}\n")).collect())
 }
 
-/// A list or mapping whose end has not been reached yet. The second field of `Table` is the key
-/// whose value comes next, if the key has already been read.
+/// A list or mapping that is not yet complete. The second field of `Table` is the key of the next
+/// value. It is `None` if a key comes next.
 enum Open {
     List(Vec<Value>),
     Table(Map<String, Value>, Option<String>),
@@ -123,7 +122,7 @@ fn parse(text: &str) -> Result<Value> {
     Ok(whole)
 }
 
-/// Converts a scalar. Numbers stay strings, because in this field they are names of configurations
+/// Converts a scalar. Numbers in `configs` stay strings, because they are names of configurations
 /// or files.
 fn scalar(text: Cow<'_, str>, style: ScalarStyle) -> Value {
     match (style, &*text) {

@@ -1,6 +1,5 @@
 //! Downloads one file from the hub into the cache. Paths, partial files and locks are the same as
-//! in the hub's Python client, so each program can resume a download that the other program
-//! started.
+//! in the hub's Python client. Each program can therefore resume the other program's downloads.
 //!
 //! This module does not use the download function of the hf-hub crate, because that function also
 //! sends the token to the host that stores large files, checks neither length nor hash, and resumes
@@ -21,9 +20,7 @@ use crate::files::hex;
 
 /// A download fails after this many consecutive attempts that did not receive any bytes.
 const MAX_RETRIES: u32 = 5;
-/// Interval between progress reports.
 const REPORT_INTERVAL: Duration = Duration::from_millis(100);
-/// Maximum number of redirects.
 const MAX_REDIRECTS: u32 = 8;
 /// Hint for errors that leave a partial download in the cache.
 const RESUME: &str = "run the same command again to resume the download";
@@ -63,7 +60,7 @@ struct RemoteFile {
     blob: PathBuf,
     /// The partial download.
     part: PathBuf,
-    /// Symlink to the blob. It is in the snapshot folder and has the original file name.
+    /// Symlink to the blob, in the snapshot folder. It has the original file name.
     pointer: PathBuf,
     lock: PathBuf,
 }
@@ -126,9 +123,8 @@ impl File<'_> {
             commit = header("x-repo-commit").map(str::to_owned).or(commit);
             let target = redirect_target(&address, &response)?;
             // Follow redirects to a renamed repository, to the hub's storage for small files, or
-            // from a mirror to the hub, because the target's response contains the metadata. A
-            // redirect to the host of large files already contains the metadata in `x-linked-*`
-            // headers.
+            // from a mirror to the hub. The target's response contains the metadata. A redirect to
+            // the host of large files already contains the metadata in `x-linked-*` headers.
             if let Some(target) =
                 target.as_ref().filter(|to| self.is_on_hub(to) || header("x-linked-etag").is_none())
             {
@@ -180,8 +176,8 @@ impl File<'_> {
             fs::create_dir_all(folder).map_err(|e| self.unwritable(e))?;
         }
         let _lock = self.lock(&file.lock)?;
-        // The blob may already exist if another process downloaded it while this process waited for
-        // the lock, or if another commit has a file with the same content.
+        // The blob may already exist. Another process may have downloaded it while this process
+        // waited for the lock, or another commit may have a file with the same content.
         if !(file.blob.is_file() && length(&file.blob) == file.size) {
             self.transfer(file)?;
             let received = length(&file.part);

@@ -51,7 +51,7 @@ impl RepoId {
         })
     }
 
-    /// Parses an id like [`parse`](Self::parse), but returns an error if `text` is not a valid id.
+    /// Like [`parse`](Self::parse), but returns an error instead of `None`.
     ///
     /// # Errors
     /// Fails if the text is not `org/name` or `org/name@revision`.
@@ -103,8 +103,8 @@ pub(super) fn is_commit(text: &str) -> bool {
     text.len() == 40 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// True if `text` is a valid component of an id. The rules are those of the hub. They also exclude
-/// `..`, so that an id can safely be used as a path.
+/// True if `text` is a valid component of an id by the rules of the hub. `..` is not valid, so an
+/// id can safely be used as a path.
 fn plain(text: &str) -> bool {
     !text.is_empty()
         && text.len() <= 96

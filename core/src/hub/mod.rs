@@ -116,13 +116,12 @@ impl Hub {
         &self.settings
     }
 
-    /// Looks up a repository on the hub. If the client is offline, if the revision is a commit that
-    /// was looked up before, or if the hub cannot be reached, the repository is looked up in the
-    /// cache instead.
+    /// Looks up a repository on the hub. Uses the cache instead if the client is offline, if the
+    /// hub cannot be reached, or if the revision is a commit that was looked up before.
     ///
     /// # Errors
-    /// Fails if the repository does not exist or is not accessible to the user, or if the lookup
-    /// uses the cache and the repository is not in it.
+    /// Fails if the repository does not exist, if the user has no access, or if the cache is used
+    /// and does not contain the repository.
     pub fn open(&self, repo: &RepoId) -> Result<Snapshot<'_>> {
         if self.settings.offline {
             return Snapshot::cached(self, repo).map_err(|e| {

@@ -1,5 +1,5 @@
-//! Settings of the hub client. They are read from the same environment variables as in Hugging
-//! Face's Python client.
+//! Settings of the hub client. The environment variables are the same as in Hugging Face's Python
+//! client.
 
 use std::env;
 use std::fmt;
@@ -37,7 +37,7 @@ pub struct Settings {
 pub struct Authorities {
     /// Path of the file or folder.
     pub path: PathBuf,
-    /// Name of the environment variable that contains the path, in backticks, for error messages.
+    /// The environment variable that contains the path, in backticks. Used in error messages.
     pub source: String,
 }
 
@@ -45,8 +45,8 @@ pub struct Authorities {
 #[derive(Clone)]
 pub struct Token {
     pub(super) secret: String,
-    /// Origin of the token for error messages: the name of an environment variable or the path of a
-    /// file, in backticks.
+    /// Origin of the token: an environment variable or the path of a file, in backticks. Used in
+    /// error messages.
     pub source: String,
 }
 

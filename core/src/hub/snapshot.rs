@@ -55,8 +55,8 @@ impl Listing {
         Ok(listing)
     }
 
-    /// Reads the listing of a commit from a file that an earlier run saved. Such a file never
-    /// becomes outdated, because commits do not change.
+    /// Reads the listing of a commit from a file that an earlier run saved. The file never becomes
+    /// outdated, because commits do not change.
     pub fn stored(hub: &Hub, repo: &RepoId, commit: &str) -> Option<Self> {
         let bytes =
             read_bounded(&listing_path(hub, repo, commit), super::MAX_LISTING_BYTES).ok()?;
@@ -100,15 +100,14 @@ impl Listing {
                 &serde_json::to_vec(self).map_err(|e| Error::internal(e.to_string()))?,
             )
         };
-        // The error can be ignored: without the saved listing, a later run requests it from the hub
-        // again.
+        // Ignore the error. Without the saved listing, a later run requests the listing from the
+        // hub again.
         if let Err(e) = written() {
             tracing::debug!("cannot save the listing of `{repo}`: {e:?}");
         }
     }
 }
 
-/// Returns the path of the file in which the listing of a commit is saved.
 fn listing_path(hub: &Hub, repo: &RepoId, commit: &str) -> PathBuf {
     hub.settings.listings.join(repo.for_hub().folder_name()).join(format!("{commit}.json"))
 }
@@ -156,8 +155,8 @@ impl<'h> Snapshot<'h> {
         let named = match std::fs::read_to_string(folder.join("refs").join(&repo.revision)) {
             Ok(commit) => Some(commit.trim().to_owned()),
             Err(_) if repo.is_commit() => Some(repo.revision.clone()),
-            // A cache that was filled manually does not contain refs. If it contains only one
-            // snapshot, use that as `main`.
+            // A manually filled cache does not contain refs. If the cache contains only one
+            // snapshot, use that snapshot as `main`.
             Err(_) => only_subfolder(&snapshots).filter(|_| repo.revision == "main"),
         };
         let commit = named
@@ -191,14 +190,13 @@ impl<'h> Snapshot<'h> {
         self.listing.files.binary_search_by(|f| f.as_str().cmp(file)).is_ok()
     }
 
-    /// Returns the metadata from the front matter of the README, as JSON. It is null if there is no
-    /// front matter, or if the client is offline and the README is not in the cache.
+    /// Returns the metadata from the front matter of the README, as JSON. The metadata is null if
+    /// there is no front matter, or if the client is offline and the README is not in the cache.
     pub fn card(&self) -> &Value {
         &self.listing.card
     }
 
-    /// Returns the snapshot's folder in the cache. It only contains the files that have been
-    /// downloaded.
+    /// Returns the snapshot's folder in the cache. The folder only contains downloaded files.
     pub fn folder(&self) -> PathBuf {
         self.hub.cached(self.repo.for_hub()).pointer_path(&self.listing.commit)
     }
@@ -206,9 +204,9 @@ impl<'h> Snapshot<'h> {
     /// Returns the path of a file in the cache. Downloads the file if it is not in the cache yet.
     ///
     /// # Errors
-    /// Fails if the file does not exist in the repository or is not accessible to the user, if the
-    /// download fails or is corrupted, or if the client is offline and the file is not in the
-    /// cache.
+    /// Fails if the file does not exist in the repository, or if the user has no access to the
+    /// file. Also fails if the download fails or is corrupted. If the client is offline, fails if
+    /// the file is not in the cache.
     pub fn get(&self, file: &str) -> Result<PathBuf> {
         let path = self.folder().join(file);
         if is_inside(file) && path.is_file() {

@@ -212,7 +212,7 @@ fn only_changed_files_are_downloaded_when_a_branch_moves() {
     let downloads = transfers(&fixture.hub);
     assert!(
         downloads.len() == 1 && downloads[0].path.contains("resolve-cache"),
-        "the unchanged weights must only be linked: {downloads:?}"
+        "the unchanged weights must not be downloaded, but the downloads are {downloads:?}"
     );
     assert_eq!(fs::read_to_string(fixture.cache().join("refs/main")).unwrap(), second);
 }
@@ -295,7 +295,7 @@ fn damaged_downloads_are_discarded() {
     assert!(message_of(&e).contains("does not match the length or hash"), "{e:?}");
     assert!(!snapshot.folder().join(WEIGHTS).exists());
 
-    // A partial download that the server rejects is started again.
+    // If the server rejects a partial download, the download starts again.
     let fixture = Fixture::new();
     let client = fixture.client();
     fixture.hub.fail(&[Fault::Cut(1000), Fault::OutOfRange]);
@@ -524,8 +524,8 @@ fn a_cache_that_cannot_be_written_to_is_named() {
     );
 }
 
-/// A cache that was filled by another tool does not contain a list of the repository's files, so
-/// the client cannot know which files are missing.
+/// Some tools fill the cache without a list of the repository's files. The client then cannot know
+/// which files are missing.
 #[test]
 fn an_offline_client_names_the_command_to_fetch_a_missing_file() {
     let fixture = Fixture::new();

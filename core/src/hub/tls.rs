@@ -42,7 +42,7 @@ fn read(authorities: &Authorities) -> Result<TlsConfig> {
     Ok(TlsConfig::builder().root_certs(RootCerts::from(certificates)).build())
 }
 
-/// Returns `path` itself if it is a file, or the sorted files in the folder if it is a folder.
+/// Returns the sorted files in `path` if it is a folder, and `path` itself otherwise.
 fn files(path: &Path) -> Result<Vec<PathBuf>> {
     if !path.is_dir() {
         return Ok(vec![path.to_owned()]);
@@ -61,7 +61,7 @@ fn files(path: &Path) -> Result<Vec<PathBuf>> {
 
 /// True if a connection failed because the server's certificate was not trusted.
 pub fn is_untrusted_certificate(e: &(dyn Cause + 'static)) -> bool {
-    // The rustls error is wrapped in an I/O error, so it can only be recognised by its message.
+    // The rustls error is wrapped in an I/O error, so only its message identifies it.
     e.to_string().contains("invalid peer certificate")
         || e.source().is_some_and(is_untrusted_certificate)
 }

@@ -1,7 +1,7 @@
 //! Process-wide settings for downloads from the hub: the offline mode and the progress callback.
 //!
-//! A plugin library contains its own copy of this crate, including these statics. The host copies
-//! its settings to the plugin when it loads the library.
+//! A plugin library contains its own copy of this crate, including these statics. When a plugin
+//! library is loaded, the host copies its settings to the plugin.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,7 +10,7 @@ static OFFLINE: AtomicBool = AtomicBool::new(false);
 static CALLBACK: OnceLock<ProgressCallback> = OnceLock::new();
 
 /// Callback that receives the progress of a download: the file name, the number of downloaded bytes
-/// and the total number of bytes. It returns false to stop the download.
+/// and the total number of bytes. The callback returns false to stop the download.
 pub type ProgressCallback = Box<dyn Fn(&str, u64, u64) -> bool + Send + Sync>;
 
 /// Disables all further downloads in this process.

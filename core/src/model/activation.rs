@@ -30,7 +30,8 @@ const NAMES: [(&str, Activation); 8] = [
 ];
 
 impl Activation {
-    /// Looks up an activation by `name`, the value of `field` in the configuration.
+    /// Looks up an activation by name. `field` is the field of the configuration that contains the
+    /// name.
     ///
     /// # Errors
     /// Fails if no activation has that name. The error lists the valid names.

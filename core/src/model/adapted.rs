@@ -1,5 +1,5 @@
-//! An adapter attached to a model. Its targets are linear modules, parts of fused modules, and
-//! blocks, and each target has its own parameters.
+//! An adapter that is attached to a model. The adapter can change linear modules, parts of fused
+//! modules, and blocks. Each of these targets has its own parameters.
 
 use std::rc::Rc;
 
@@ -36,13 +36,13 @@ pub struct AdaptedTarget {
 }
 
 impl Adapted {
-    /// The adapter on the module `name`, or on the part `name` of a fused module; `None` if it is
-    /// not adapted.
+    /// The adapter on the module or part called `name`. `None` if this module or part is not
+    /// adapted.
     pub fn get(&self, name: &str) -> Option<&dyn AdaptedLinear> {
         self.modules.get(name).map(|m| &**m)
     }
 
-    /// The adapter on the output of block `k`; `None` if it is not adapted.
+    /// The adapter on the output of block `k`. `None` if the block is not adapted.
     pub fn block(&self, k: usize) -> Option<&dyn AdaptedResidual> {
         self.blocks.get(&k).map(|b| &**b)
     }

@@ -15,8 +15,8 @@ use crate::api::{
 };
 use crate::error::{Context, Error, Result};
 
-/// Returns one error for each entry in the configuration of `adapter` that matches no module or
-/// layer of `model`.
+/// Checks that each entry in the configuration of `adapter` matches a module or a layer of `model`.
+/// Returns one error per entry that matches nothing.
 ///
 /// # Errors
 /// Fails if a pattern is not a regular expression.
@@ -83,9 +83,8 @@ impl Adapted {
         }
     }
 
-    /// Attaches a saved adapter like [`attach`](Self::attach), but ignores entries of its
-    /// configuration that match no module or layer, as PEFT does. [`unmatched`] returns these
-    /// entries.
+    /// Attaches a saved adapter. Unlike [`attach`](Self::attach), ignores configuration entries
+    /// that match no module or layer, as PEFT does. [`unmatched`] returns these entries.
     ///
     /// # Errors
     /// Fails if there is no module or block to adapt, or if the adapter does not fit a module.

@@ -1,9 +1,9 @@
 //! Attention over a stream of tokens. Only this module decides which tokens a token attends to.
 //!
-//! A token attends to itself and to everything before it in its own sequence: the earlier tokens of
-//! its segment, and the segments that its segment continues. With a window of w tokens, it only
-//! attends to the last w of these, including itself. Three strategies compute the same attention up
-//! to rounding; which one is fastest depends on the device and the shapes.
+//! A token attends to itself and to all earlier tokens of its sequence. The sequence consists of
+//! the token's segment and of the segments that this segment continues. With a window of w tokens,
+//! a token only attends to the last w of these tokens, including itself. All three strategies
+//! compute the same attention up to rounding. Their speed depends on the device and the shapes.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -27,8 +27,8 @@ pub enum Strategy {
 }
 
 impl Strategy {
-    /// The strategy that is usually fastest on `device`. Most of the time is spent on kernel
-    /// launches on a GPU, and on arithmetic on a CPU.
+    /// The strategy that is usually fastest on `device`. A GPU spends most of the time on kernel
+    /// launches, and a CPU on arithmetic.
     pub fn for_device(device: Device) -> Self {
         if device.is_cuda() { Strategy::Padded } else { Strategy::Segments }
     }
@@ -93,10 +93,10 @@ pub struct CudaKernels {
 impl CudaKernels {
     /// The kernels that may be used on `device`; `None` if it is not a CUDA device.
     ///
-    /// With `deterministic` algorithms, libtorch makes the backward passes of FlashAttention and of
-    /// the memory-efficient kernel deterministic, but not the backward pass of cuDNN. The backward
-    /// pass of the memory-efficient kernel ignores a sliding window, so this kernel is never used
-    /// if attention is both `windowed` and `differentiated`.
+    /// cuDNN is not allowed with `deterministic` algorithms. It is the only kernel whose backward
+    /// pass libtorch cannot make deterministic. The memory-efficient kernel is not allowed if
+    /// attention is both `windowed` and `differentiated`, because its backward pass ignores the
+    /// window.
     pub fn allowed(
         deterministic: bool,
         windowed: bool,
@@ -127,16 +127,15 @@ pub struct Attention {
 #[derive(Debug)]
 enum Call {
     /// The only call for a stream that continues a cache. All queries of the stream attend to the
-    /// cached keys and to the keys of the stream. `mask` is `None` if there is a single query that
-    /// attends to all keys.
+    /// cached keys and to the keys of the stream. `mask` is `None` for a single query that attends
+    /// to all keys.
     Cached { mask: Option<Tensor> },
-    /// Attention for `len` adjacent rows of the stream, which start where the previous call ends.
-    /// The keys are the rows of the calls `ancestors`, followed by these rows.
+    /// Attention for the next `len` rows of the stream. The keys are the rows of the calls
+    /// `ancestors`, followed by the same `len` rows.
     Rows { len: i64, ancestors: Vec<usize>, mask: Option<Tensor> },
     /// A padded rectangle of s segments. `queries` `[s lq]` and `keys` `[s lk]` contain row indices
-    /// of the stream. `real` contains the indices of all entries of the flattened result that are
-    /// not padding, and `rows` contains the corresponding rows of the stream. `shape` contains
-    /// (s, lq, lk).
+    /// of the stream. `real` contains the indices in the flattened result that are not padding, and
+    /// `rows` the corresponding rows of the stream. `shape` is (s, lq, lk).
     Rectangle {
         queries: Tensor,
         keys: Tensor,
@@ -149,7 +148,7 @@ enum Call {
 
 impl Attention {
     /// Prepares attention over `layout`. A token attends to the last `window` tokens, including
-    /// itself, or to its whole sequence so far if `window` is `None`.
+    /// itself. If `window` is `None`, it attends to its whole sequence so far.
     ///
     /// # Errors
     /// Fails if a mask does not fit into memory.
@@ -223,8 +222,7 @@ impl Attention {
                         let (other, offset) =
                             (layout.segments()[ancestor], layout.offset(ancestor));
                         for (q, row) in segment.rows().enumerate() {
-                            // The number of the ancestor's tokens that are before this token's
-                            // window.
+                            // Number of the ancestor's tokens before this token's window.
                             let passed = (before + q + 1).saturating_sub(window + offset);
                             for key in other.rows().skip(passed).take_while(|key| *key <= row) {
                                 sees[(row - start) * len + (key - start)] = true;
@@ -326,7 +324,7 @@ impl Attention {
     pub fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, scores: Scores) -> Result<Tensor> {
         let (heads, d) = (q.size()[1], q.size()[2]);
         let group = heads / k.size()[1];
-        // The kernel that is chosen for the forward pass is also used in the backward pass.
+        // The backward pass uses the kernel that is chosen here.
         let differentiated = [q, k, v].iter().any(|t| t.requires_grad());
         if let Some(CudaKernels { flash, memory_efficient, cudnn, math }) = CudaKernels::allowed(
             self.options.deterministic,
@@ -357,8 +355,8 @@ impl Attention {
         // [len heads d] → [1 heads len d]
         let lead = |t: Tensor| t.f_transpose(0, 1).and_then(|t| t.f_unsqueeze(0));
         if let [Call::Cached { mask: None }] = &self.calls[..] {
-            // All query heads that share a key head are passed as separate queries of one head.
-            // This avoids repeating the cached keys, of which there may be many.
+            // Pass the query heads that share a key head as separate queries of one head.
+            // Otherwise, all cached keys would have to be repeated.
             let q = q.f_reshape([1, heads / group, group, d])?;
             return Ok(kernel(
                 &q,
@@ -385,8 +383,8 @@ impl Attention {
                     .iter()
                     .map(|call| if let Call::Rows { len, .. } = call { *len } else { 0 })
                     .collect();
-                // The gradient of a split is a single concatenation. The gradient of a slice is a
-                // tensor as large as the whole stream, for each of the slices.
+                // Split the tensor instead of slicing it. The gradient of a split is a single
+                // concatenation, but the gradient of each slice is as large as the whole stream.
                 let split = |t: &Tensor| t.f_split_with_sizes(&lens[..], 0);
                 let (q, k, v) = (split(q)?, split(&k)?, split(&v)?);
                 let mut parts = Vec::with_capacity(self.calls.len());
@@ -448,8 +446,8 @@ impl Attention {
 }
 
 /// Computes softmax(scores)v from q `[s heads lq d]` and k, v `[s heads lk d]`. Returns `[s heads
-/// lq d]`. Without a mask, a query attends to all keys, or only to keys up to its own position if
-/// `causal` is true.
+/// lq d]`. Without a mask, a query attends to all keys. If `causal` is true, it only attends to
+/// keys up to its own position.
 fn eager(
     q: &Tensor,
     k: &Tensor,
@@ -565,7 +563,7 @@ mod tests {
                     .unwrap();
             assert!(
                 !(kernels.memory_efficient && windowed && differentiated),
-                "the backward pass of this kernel would ignore the window"
+                "the memory-efficient kernel ignores the window in its backward pass"
             );
             assert!(
                 !(kernels.cudnn && deterministic),
@@ -609,7 +607,10 @@ mod tests {
                     .attend(&q, &k, &v, Scores { cap, ..Scores::scaled_by(0.3) })
                     .unwrap();
                 let worst = (&out - &expected).abs().max().double_value(&[]);
-                assert!(worst < 1e-12, "{options:?}, window {window:?}, cap {cap:?}: {worst}");
+                assert!(
+                    worst < 1e-12,
+                    "{options:?}, window {window:?}, cap {cap:?}: difference {worst}"
+                );
                 (out * &weight).sum(Kind::Double).backward();
                 gradients.push([q, k, v].iter().map(Tensor::grad).collect());
             }
@@ -662,7 +663,8 @@ mod tests {
                 let worst = (found - last(&expected)).abs().max().double_value(&[]);
                 assert!(
                     worst < 1e-12,
-                    "{options:?}, {new} new, window {window:?}, cap {cap:?}: {worst}"
+                    "{options:?}, {new} new tokens, window {window:?}, cap {cap:?}: \
+                        difference {worst}"
                 );
             }
         }

@@ -18,8 +18,8 @@ use super::linear::{Linear, Place};
 use crate::api::{Frozen, Site};
 use crate::error::Result;
 
-/// A callback that receives the output of each adapted module, module part or block, as a tensor of
-/// shape `[n out]`. The forward pass replaces the output with the tensor that the callback returns.
+/// A callback that can change the output of an adapted module, module part or block. It receives
+/// the output, of shape `[n out]`, and returns the new output.
 pub type Intercept<'a> = &'a dyn Fn(&Site, Tensor) -> Result<Tensor>;
 
 /// A site whose state the caller of a forward pass requested.
@@ -31,8 +31,8 @@ pub struct RequestedSite<'a> {
     pub site: &'a Site,
 }
 
-/// A block, preceded by the index of its [`LayerKind`](super::layer_kind::LayerKind) in the
-/// decoder's list of layer kinds.
+/// The index of a block's [`LayerKind`](super::layer_kind::LayerKind) in the decoder's list of
+/// layer kinds, and the block itself.
 pub type Layer = (usize, Box<dyn Block>);
 
 /// A decoder block, for example attention and an MLP with their norms.
@@ -44,7 +44,7 @@ pub trait Block: std::fmt::Debug + Send {
     /// Fails if an adapter fails, or if memory runs out.
     fn forward(&self, h: &Tensor, cx: &BlockCx<'_>) -> Result<Tensor>;
 
-    /// Calls `visit` with each linear module, in the order in which they run.
+    /// Calls `visit` with each linear module, in execution order.
     fn visit<'a>(&'a self, visit: &mut dyn FnMut(&'a Linear));
 }
 
@@ -94,7 +94,8 @@ impl BlockCx<'_> {
         Ok(y)
     }
 
-    /// Applies a linear module or a part of a fused module to x, with its adapter if it has one.
+    /// Applies a linear module or a part of a fused module to `x`, including an adapter if there is
+    /// one.
     fn through(&self, place: &Place, frozen: &Frozen, x: &Tensor) -> Result<Tensor> {
         let Some(adapter) = self.adapted.and_then(|a| a.get(&place.name)) else {
             return frozen.forward(x);
@@ -106,8 +107,8 @@ impl BlockCx<'_> {
         }
     }
 
-    /// Applies rotary positions to `x`, the queries or keys, which have the shape `[n heads d]`.
-    /// Returns `x` unchanged if this kind of layer does not use rotary positions.
+    /// Applies rotary positions to the queries or keys `x`, of shape `[n heads d]`. Returns `x`
+    /// unchanged if this kind of layer does not use rotary positions.
     ///
     /// # Errors
     /// Fails if shapes do not match, or if memory runs out.
@@ -119,9 +120,9 @@ impl BlockCx<'_> {
     }
 
     /// Computes attention over the keys and values of the cached and the new tokens. `k` and `v`
-    /// belong to the new tokens, and are appended to the cache if there is one. The queries `q`
-    /// have the shape `[n heads d]`, and `k` and `v` have the shape `[n kv_heads d]`. The result
-    /// has the shape `[n heads·d]`.
+    /// belong to the new tokens. If there is a cache, it is extended with `k` and `v`. The queries
+    /// `q` have the shape `[n heads d]`, and `k` and `v` have the shape `[n kv_heads d]`. The
+    /// result has the shape `[n heads·d]`.
     ///
     /// # Errors
     /// Fails if shapes do not match, or if memory runs out.
@@ -133,7 +134,7 @@ impl BlockCx<'_> {
         self.view.attention.attend(q, &k, &v, scores)
     }
 
-    /// Records the state at `site`, of shape `[n width]`, for each requested site that matches.
+    /// Records the state at `site` if the caller requested it. The state has the shape `[n width]`.
     fn record(&self, site: &Site, state: impl Fn() -> Result<Tensor>) -> Result<()> {
         for wanted in self.wanted.iter().filter(|w| w.site.whole() == site) {
             self.states.borrow_mut().push((wanted.index, wanted.site.columns_of(&state()?)?));

@@ -1,4 +1,4 @@
-//! The key-value cache, which generation uses to compute only the new tokens of a sequence.
+//! The key-value cache. With the cache, generation only computes the new tokens of a sequence.
 
 use tch::{Kind, Tensor};
 

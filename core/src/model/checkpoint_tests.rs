@@ -1,5 +1,5 @@
-//! Tests that load unusual checkpoints, for example with renamed, missing or unknown tensors, or
-//! with a separate output head although the configuration says that it is tied to the embedding.
+//! Tests that load unusual checkpoints. Some have renamed, missing or unknown tensors. Others have
+//! a separate output head, although the configuration ties the head to the embedding.
 
 use indexmap::IndexMap;
 use serde_json::{Value, json};
@@ -34,7 +34,6 @@ fn with(fixture: &Fixture, architecture: &str, tied: bool) -> (Value, IndexMap<S
     (config, fixture.tensors(architecture, Kind::Float).unwrap())
 }
 
-/// The names of the embedding and of the head in a checkpoint.
 fn embedding_and_head(architecture: &str) -> [&'static str; 2] {
     match architecture {
         "gpt_neox" => ["gpt_neox.embed_in.weight", "embed_out.weight"],
@@ -86,7 +85,7 @@ fn a_head_that_differs_from_the_embedding_is_kept_even_if_the_configuration_ties
         let (expected, silent) = warnings(|| of(&untied, other()).unwrap());
         assert!(silent.is_empty() && logits(&model).equal(&logits(&expected)), "{architecture}");
 
-        // The head is tied if it is missing, and also if it equals the embedding.
+        // A head that is missing or equals the embedding is tied.
         let (plain, silent) = warnings(|| of(&tied, None).unwrap());
         assert!(plain.is_tied() && silent.is_empty(), "{architecture}: {silent:?}");
         assert!(!logits(&plain).equal(&logits(&expected)), "{architecture}");
@@ -95,7 +94,8 @@ fn a_head_that_differs_from_the_embedding_is_kept_even_if_the_configuration_ties
             twice.is_tied() && silent.is_empty() && logits(&twice).equal(&logits(&plain)),
             "{architecture}"
         );
-        // If the file contains only the embedding or only the head, that tensor is used for both.
+        // If the file contains only the embedding or only the head, the model uses that tensor as
+        // both.
         let mut only: IndexMap<String, Tensor> =
             tensors.iter().map(|(name, t)| (name.clone(), t.copy())).collect();
         let matrix = only.shift_remove(embedding).unwrap();
@@ -146,8 +146,7 @@ fn a_missing_or_repeated_prefix_does_not_change_the_model() {
             "{architecture}, with a repeated prefix"
         );
     }
-    // If the file stores a tensor both with and without the prefix, one copy is unused, which is an
-    // error.
+    // A tensor that is stored both with and without the prefix is an error: one copy is unused.
     let (config, mut tensors) = with(&fixture, "llama", false);
     tensors.insert("norm.weight".to_owned(), tensors["model.norm.weight"].copy());
     assert!(built(&config, tensors).unwrap_err().message().contains("`norm.weight`"));

@@ -2,8 +2,8 @@
 //! stream, the final norm and the output head.
 //!
 //! Each architecture file builds a decoder. The decoder itself only runs its blocks over a stream
-//! of tokens. Adapters, taps, caches and the number of blocks to run are handled by the [`Pass`],
-//! which wraps each block.
+//! of tokens. The [`Pass`] wraps each block. It handles adapters, taps, caches and the number of
+//! blocks to run.
 
 use std::rc::Rc;
 
@@ -79,8 +79,8 @@ impl Decoder {
         &self.info
     }
 
-    /// Runs `pass` over `stream`: computes the embedding, the blocks that `pass` requires, and the
-    /// final norm if `pass` requires it.
+    /// Runs `pass` over `stream`: the embedding, the blocks that `pass` requires, and the final
+    /// norm if required.
     ///
     /// # Errors
     /// Fails if an adapter fails, if a requested site is not reached, or if memory runs out.
@@ -101,9 +101,9 @@ impl Decoder {
         pass.finish(&h)
     }
 
-    /// Returns, for each kind of layer with rotary positions, a number that identifies the rotary
-    /// frequencies of a sequence of `tokens` tokens. Two sequences may share the states of a common
-    /// prefix only if all their numbers are equal.
+    /// Returns a number for each kind of layer with rotary positions. The number identifies the
+    /// rotary frequencies of a sequence of `tokens` tokens. Two sequences may only share the states
+    /// of a common prefix if all their numbers are equal.
     pub fn rotation_of(&self, tokens: usize) -> Vec<usize> {
         self.ropes().map(|rope| rope.representative_length(tokens)).collect()
     }

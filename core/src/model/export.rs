@@ -23,7 +23,7 @@ pub struct Export {
 
 impl Export {
     /// Merges `adapted` into the weights of `files`. `model` must have been loaded from `files` in
-    /// float32. The merged weights are only rounded once, when they are converted to `kind`.
+    /// float32. The weights are rounded only once, in the conversion to `kind`.
     ///
     /// # Errors
     /// Fails if the adapter cannot be merged into the weights, or if memory runs out.
@@ -71,7 +71,7 @@ impl Export {
 
     /// Writes a new folder that transformers can load. It contains config.json, the weights in
     /// files of at most `shard` bytes, and the tokenizer. The folder is created atomically. Returns
-    /// the paths of its files.
+    /// the paths of the new files.
     ///
     /// # Errors
     /// Fails if the folder already exists, or if a file cannot be written.

@@ -1,5 +1,5 @@
-//! The Gemma 2 architecture: a norm before and after both the attention and the MLP, sliding
-//! windows in every other layer, capped scores and logits, and scaled embeddings.
+//! The Gemma 2 architecture: norms before and after the attention and the MLP, sliding windows in
+//! every other layer, capped scores and logits, and scaled embeddings.
 //!
 //! Reference: Gemma Team 2024 (Gemma 2) §2, and `modeling_gemma2.py` of transformers.
 

@@ -2,9 +2,8 @@
 //! query and key head. Layers with a sliding window have a different rotary base from the others.
 //!
 //! Reference: Gemma Team 2025 (Gemma 3) §2, Gemma Team 2024 (Gemma 2) §2 for the soft caps, and
-//! `modeling_gemma3.py` of transformers. If `attn_logit_softcapping` is set, attention scores are
-//! capped as the documentation of this field describes, although transformers 5.23 ignores it. No
-//! released model sets it.
+//! `modeling_gemma3.py` of transformers. `attn_logit_softcapping` caps the attention scores, as its
+//! documentation says. transformers 5.23 ignores the field, but no released model sets it.
 
 use super::gemma2::Gemma2Block;
 use super::prelude::*;

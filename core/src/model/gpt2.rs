@@ -19,9 +19,9 @@ struct Config {
     reorder_and_upcast_attn: bool,
 }
 
-/// Reads the sizes of the model and the number of positions. As in transformers, a size may be
-/// given under the name that other architectures use, such as `hidden_size`, or under GPT-2's own
-/// name, such as `n_embd`. The former takes precedence.
+/// Reads the sizes of the model and the number of positions. As in transformers, each size has a
+/// common name, such as `hidden_size`, and GPT-2's own name, such as `n_embd`. If both are set, the
+/// common name takes precedence.
 fn sizes(config: &Value) -> Result<(Sizes, i64)> {
     let of = |names: [&str; 2], usual: i64| {
         names.iter().find_map(|name| config.get(name)).cloned().unwrap_or_else(|| usual.into())

@@ -1,5 +1,5 @@
-//! The GPT-NeoX architecture: attention and MLP read the same residual stream in parallel, and both
-//! outputs are added to it. Only a part of each head is rotated, and norms and projections have
+//! The GPT-NeoX architecture. Attention and MLP read the same residual stream in parallel, and both
+//! outputs are added to the stream. Only a part of each head is rotated. Norms and projections have
 //! biases.
 //!
 //! Reference: Black et al. 2022 (GPT-NeoX-20B) §2.1, and `modeling_gpt_neox.py` of transformers.

@@ -23,7 +23,7 @@ pub struct TokenStats {
     pub entropy: Tensor,
     /// Mean logit over the vocabulary.
     pub mean_logit: Tensor,
-    /// 1 if the most probable token is the actual one, else 0; float32.
+    /// 1 if the token is the most probable one, else 0; float32.
     pub correct: Tensor,
 }
 
@@ -44,8 +44,8 @@ impl Detail {
 /// The values of each scored token.
 #[derive(Debug)]
 pub struct TokenScores {
-    /// log p of the token `[m]`, in float32, or in float64 in a float64 model. The gradient flows
-    /// into the hidden states.
+    /// log p of the token, `[m]`. The dtype is float64 in a float64 model, otherwise float32. The
+    /// gradient flows into the hidden states.
     pub logprobs: Tensor,
     /// Statistics; `None` unless [`Detail::stats`] is set.
     pub stats: Option<TokenStats>,
@@ -60,10 +60,10 @@ pub struct TokenScores {
 /// Maximum sizes of intermediate results, in bytes.
 #[derive(Clone, Copy)]
 struct Sizes {
-    /// Size of the logits that one product computes, in the dtype of the model.
+    /// Size of the logits of one matrix product, in the dtype of the model.
     chunk: i64,
-    /// Size of the logits that are converted to float32 at once on the CPU. They should fit into
-    /// the cache of one core.
+    /// Size of the logits that are converted to float32 at once on the CPU. These logits should fit
+    /// into the cache of one core.
     block: i64,
 }
 
@@ -75,8 +75,8 @@ impl Sizes {
 
 /// Returns the maximum size of the logits that are computed at once on `device`, in bytes.
 ///
-/// On the CPU, it is slightly less than glibc's limit for blocks that stay in the process when they
-/// are freed. A GPU needs larger products.
+/// On the CPU, the size is slightly below a limit of glibc. The process keeps freed blocks below
+/// this limit. A GPU needs larger products.
 pub fn logits_at_once(device: Device) -> i64 {
     if device.is_cuda() { 256 << 20 } else { 30 << 20 }
 }
@@ -110,9 +110,9 @@ impl Model {
     /// `reference` has the final hidden states `[n hidden]` of the reference.
     ///
     /// Logits are only computed for a chunk of tokens at a time, and never stored for a backward
-    /// pass. Instead, the gradient J of each value with respect to the token's hidden state h is
-    /// computed at once, and the value is returned as `value + ⟨h − sg(h), J⟩`, where sg stops the
-    /// gradient. This has the exact value and the exact first derivative, but no second one.
+    /// pass. Instead, each value is computed together with its gradient J with respect to the
+    /// token's hidden state h. The result is `value + ⟨h − sg(h), J⟩`, where sg stops the gradient.
+    /// The result and its first derivative are exact, but it has no second derivative.
     ///
     /// # Errors
     /// Fails if shapes do not match, or if memory runs out.
@@ -287,7 +287,7 @@ mod tests {
         Model::from_tensors(&config, tensors, kind, DEVICE).unwrap()
     }
 
-    /// Scores from all logits at once, which autograd keeps.
+    /// Scores the tokens from all logits at once. Autograd keeps these logits.
     fn plain(
         model: &Model,
         hidden: &Tensor,
@@ -340,7 +340,8 @@ mod tests {
                 ids: Tensor::randint(vocab, [m], (Kind::Int64, DEVICE)),
             };
             let (hidden, reference) = (random().set_requires_grad(true), random());
-            // One row per block and 13 per chunk, several rows per block, and all rows at once.
+            // First one row per block and 13 rows per chunk, then several rows per block, then all
+            // rows at once.
             let row = vocab * kind.elt_size_in_bytes() as i64;
             for sizes in [
                 Sizes { chunk: 13 * row, block: 1 },
@@ -357,7 +358,7 @@ mod tests {
                     )
                     .unwrap();
                 let theirs = plain(&model, &hidden, &reference, &tokens);
-                let place = format!("{architecture}, {kind:?}, {}", sizes.chunk);
+                let place = format!("{architecture}, {kind:?}, chunk size {}", sizes.chunk);
                 let (stats, expected) = (ours.stats.unwrap(), theirs.stats.unwrap());
                 let (kl, expected_kl) = (ours.kl.unwrap(), theirs.kl.unwrap());
                 for (a, b) in [
@@ -367,10 +368,9 @@ mod tests {
                     (&stats.mean_logit, &expected.mean_logit),
                     (&ours.log_collision.unwrap(), &theirs.log_collision.unwrap()),
                 ] {
-                    // The values come from the same logits, so only their order of summation
-                    // differs.
+                    // The logits are the same. Only the order of summation differs.
                     let tolerance = if kind == Kind::Double { 1e-12 } else { 1e-5 };
-                    assert!(error(a, b) < tolerance, "{place}: {}", error(a, b));
+                    assert!(error(a, b) < tolerance, "{place}: error {}", error(a, b));
                 }
                 assert_eq!(stats.correct, expected.correct);
                 for (a, b) in [(&ours.logprobs, &theirs.logprobs), (&kl, &expected_kl)] {
@@ -380,7 +380,7 @@ mod tests {
                         Tensor::run_backward(&[loss], &[&hidden], true, false).remove(0)
                     };
                     let difference = error(&gradient(a), &gradient(b));
-                    assert!(difference < tolerance, "{place}: gradient {difference}");
+                    assert!(difference < tolerance, "{place}: gradient error {difference}");
                 }
             }
         }

@@ -60,7 +60,7 @@ fn every_architecture_and_rope_type_gives_the_same_scores_as_transformers() {
             let off = worst(&scores(&model, &pairs, together), &case.scores);
             assert!(
                 off < 1e-5,
-                "{}, {}, {together} pairs in a pass: {off:e}",
+                "{}, {}, {together} pairs in a pass: difference {off:e}",
                 case.architecture,
                 case.rope
             );

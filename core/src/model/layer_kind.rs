@@ -1,5 +1,4 @@
-//! Kinds of layers, which differ in how far their attention looks back and in how they encode
-//! positions.
+//! Kinds of layers. They differ in their attention windows and in their encodings of positions.
 
 use std::rc::Rc;
 
@@ -16,7 +15,7 @@ pub struct LayerKind {
     pub rope: Option<Rope>,
 }
 
-/// The attention masks and rotary tables that one kind of layer uses for one batch, which is a flat
+/// The attention masks and rotary tables of one kind of layer, for one batch. The batch is a flat
 /// stream of tokens.
 #[derive(Debug)]
 pub struct View {

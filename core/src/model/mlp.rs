@@ -1,4 +1,4 @@
-//! The MLP, which is the second half of a block and processes each token separately.
+//! The MLP: the second half of a block. It processes each token separately.
 
 use tch::Tensor;
 
@@ -85,7 +85,7 @@ impl Mlp {
         }
     }
 
-    /// Calls `visit` with each linear module, in the order in which they run.
+    /// Calls `visit` with each linear module, in execution order.
     pub fn visit<'a>(&'a self, visit: &mut dyn FnMut(&'a Linear)) {
         match &self.input {
             InputProjection::Plain(one) | InputProjection::FusedGated(one) => visit(one),

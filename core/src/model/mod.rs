@@ -61,8 +61,8 @@ use crate::api::{Frozen, ModelInfo, Site};
 use crate::error::{Context, Error, Result};
 use crate::weights::ModelFiles;
 
-/// The original weights of the modules into which an adapter was merged. [`Model::unmerge`]
-/// restores them; dropping this value makes the merge permanent.
+/// The weights that [`Model::merge`] replaced. [`Model::unmerge`] restores these weights. Dropping
+/// this value makes the merge permanent.
 #[derive(Debug)]
 pub struct ReplacedWeights {
     originals: Vec<(String, Frozen)>,
@@ -89,8 +89,8 @@ const ARCHITECTURES: [(&str, &str, Build); 14] = [
     ("smollm3", "model", smollm3::build),
 ];
 
-/// Looks up the architecture that a configuration names. Returns the function that builds it, and
-/// its `base_model_prefix`.
+/// Looks up the architecture in a configuration. Returns its build function and its
+/// `base_model_prefix`.
 fn architecture(config: &serde_json::Value) -> Result<(Build, &'static str)> {
     let name = config
         .get("model_type")
@@ -190,13 +190,12 @@ impl Model {
         self.attention.kernel = kernel;
     }
 
-    /// Restricts attention on a CUDA device to deterministic kernels (the default), or allows all
-    /// kernels.
+    /// If `on` is true (the default), attention on a CUDA device only uses deterministic kernels.
     pub fn set_deterministic(&mut self, on: bool) {
         self.attention.deterministic = on;
     }
 
-    /// Returns the frozen weights of `name`, which is a linear module or a part of a fused module.
+    /// Returns the frozen weights of `name`. `name` is a linear module or a part of a fused module.
     /// The weights share the model's memory if possible.
     ///
     /// # Errors
@@ -208,8 +207,8 @@ impl Model {
         })
     }
 
-    /// The maximum sequence length in tokens, including prompt and completion. `None` for models
-    /// without learned positions, which do not have a limit.
+    /// The maximum length of a prompt and its completion together, in tokens. `None` for models
+    /// without learned positions, because they have no limit.
     pub fn max_tokens(&self) -> Option<usize> {
         self.decoder.max_tokens()
     }
@@ -226,8 +225,8 @@ impl Model {
         weights::stored_name(name, self.base, has)
     }
 
-    /// The embedding matrix and the output head's matrix, each of shape `[vocab hidden]`. If the
-    /// embedding and the output head are tied, both are the same tensor.
+    /// The embedding matrix and the output head's matrix, each of shape `[vocab hidden]`. In a tied
+    /// model, the two matrices are the same tensor.
     pub fn embeddings(&self) -> (&Tensor, &Tensor) {
         self.decoder.embeddings()
     }
@@ -267,7 +266,6 @@ impl Model {
         }
     }
 
-    /// The linear module `name`; `None` if the model does not have it.
     fn linear(&self, name: &str) -> Option<&Linear> {
         self.decoder.linears().into_iter().find(|linear| linear.place.name == name)
     }
@@ -278,9 +276,9 @@ impl Model {
         self.linear(module).is_some_and(|linear| linear.stored == Stored::InOut)
     }
 
-    /// Returns one number for each type of layer that uses rotary positions. The number identifies
-    /// the frequencies that these layers use for a sequence of `tokens` tokens. Two sequences may
-    /// share the states of a common prefix only if all their numbers are equal.
+    /// Returns one number for each type of layer with rotary positions. The number identifies the
+    /// layers' frequencies for a sequence of `tokens` tokens. Two sequences may share the states of
+    /// a common prefix only if all their numbers are equal.
     pub fn rotation_of(&self, tokens: usize) -> Vec<usize> {
         self.decoder.rotation_of(tokens)
     }
@@ -292,7 +290,7 @@ impl Model {
     }
 
     /// The number of blocks that a pass must run to reach all `sites`. If `hidden` is true, the
-    /// pass must also reach the final hidden state, from which log-probabilities are computed.
+    /// pass must also reach the final hidden state. Log-probabilities are computed from this state.
     ///
     /// # Errors
     /// Fails if the model does not have one of the sites.

@@ -1,5 +1,5 @@
-//! The OLMo 2 architecture: Llama's block, but the attention and the MLP are each followed by a
-//! norm instead of preceded by one. Queries and keys each have a single norm over all heads.
+//! The OLMo 2 architecture: Llama's block, but with the norms after the attention and the MLP
+//! instead of before them. Queries and keys each have a single norm over all heads.
 //!
 //! Reference: OLMo Team 2024 (2 OLMo 2 Furious) §2.1, and `modeling_olmo2.py` of transformers.
 

@@ -24,8 +24,8 @@ fn tokens() -> Option<i64> {
 /// # Errors
 /// Fails if the configuration is not supported, or if a tensor is missing or has the wrong shape.
 pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
-    // If a configuration has a top-level `rope_theta`, transformers only applies it to
-    // `full_attention`, and uses the default for `sliding_attention`.
+    // transformers only applies a top-level `rope_theta` to `full_attention`. `sliding_attention`
+    // keeps the default.
     const FULL: RopeFields = RopeFields { default_theta: 500_000.0, ..RopeFields::COMMON };
     const SLIDING: RopeFields = RopeFields { theta: "", ..FULL };
     let sizes = Sizes::read(config)?;

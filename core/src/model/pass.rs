@@ -137,8 +137,7 @@ impl<'a> Pass<'a> {
         Ok(h)
     }
 
-    /// True if the final norm must run, either for the output head or because its output is a
-    /// requested site.
+    /// True if the final norm must run, for the final hidden state or for a requested site.
     pub fn wants_norm(&self) -> bool {
         self.request.hidden
             || self.between.iter().any(|w| *w.site.whole() == Site::Residual(self.layers))

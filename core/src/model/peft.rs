@@ -46,7 +46,7 @@ pub struct SavedConfig {
 
 impl SavedConfig {
     /// Reads the configuration of an adapter in PEFT's format from a folder or a repository on the
-    /// hub. It uses the shapes of the tensors, but does not read their values.
+    /// hub. Only the shapes of the tensors are read, not their values.
     ///
     /// # Errors
     /// Fails if a file is missing or damaged, if no plugin implements this type of adapter, or if
@@ -178,7 +178,8 @@ pub struct Base {
 }
 
 impl Base {
-    /// The base model that the user specified as `given` and that was found at `source`.
+    /// Describes a base model. `given` is what the user specified, and `source` is where the model
+    /// was found.
     pub fn new(given: &str, source: &Located) -> Self {
         match &source.repository {
             Some(repo) => Self { name: repo.name.clone(), revision: Some(repo.revision.clone()) },
@@ -249,8 +250,8 @@ pub fn unreadable(
     }))
 }
 
-/// Returns the name of the first module that is a `Conv1D` in transformers and is adapted, in whole
-/// or in part.
+/// Returns the name of the first adapted module that is a `Conv1D` in transformers. A module with
+/// an adapter on one part also counts as adapted.
 fn conv1d<'a>(adapted: &'a Adapted, model: &'a Model) -> Option<&'a str> {
     let module = |name: &'a str| model.info().part(name).map_or(name, |part| &part.holder);
     adapted.names().map(module).find(|module| model.is_conv1d(module))
@@ -288,8 +289,8 @@ pub fn write(
             ))
             .because(e)
         })?;
-    // Other fields that select modules, such as IA³'s `feedforward_modules`, may also have to be
-    // rewritten so that PEFT selects the same modules.
+    // Rewrite the other fields that select modules too, such as IA³'s `feedforward_modules`.
+    // Otherwise, PEFT might select different modules.
     for (field, value) in
         config.iter_mut().filter(|(field, value)| field.ends_with("_modules") && !value.is_null())
     {
@@ -321,7 +322,7 @@ pub fn write(
     ] {
         config.insert(field.to_owned(), value);
     }
-    // Some of PEFT's configuration classes do not have this field, and PEFT warns about unknown
+    // Omit this field if PEFT's configuration class does not have it. PEFT warns about unknown
     // fields.
     if let Some(layers) = written.layers {
         config.insert("layers_to_transform".to_owned(), json!(layers));

@@ -32,8 +32,8 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
         if ["su", "yarn"].contains(&rope.kind()) { rope.with_kind("longrope") } else { rope };
     let frame: Frame = settings::read(config)?;
     let config: Config = settings::read(config)?;
-    // When the sequence outgrows the original context, cached keys must be recomputed, as in
-    // transformers: there, `prepare_inputs_for_generation` drops the cache.
+    // When the sequence outgrows the original context, cached keys must be recomputed. In
+    // transformers, `prepare_inputs_for_generation` drops the cache.
     let rope = Some(Rope::new(sizes.head_dim(), &rope)?.recomputing());
     let kind = LayerKind { window: config.sliding_window.map(settings::window).transpose()?, rope };
     let activation = Activation::named("hidden_act", &config.hidden_act)?;

@@ -1,8 +1,7 @@
-//! The Qwen2 architecture: Llama's block with biases on queries, keys and values. Later layers may
-//! have a sliding window.
+//! The architecture of Qwen2 and Qwen2.5: Llama's block with biases on queries, keys and values.
+//! Later layers may have a sliding window.
 //!
-//! Reference: Yang et al. 2024 (Qwen2) §2.2, and `modeling_qwen2.py` of transformers. Qwen2.5 has
-//! this architecture.
+//! Reference: Yang et al. 2024 (Qwen2) §2.2, and `modeling_qwen2.py` of transformers.
 
 use super::llama::Frame;
 use super::prelude::*;
@@ -38,8 +37,8 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     })
 }
 
-/// The fields that select the layers with a sliding window. By default these are the layers from
-/// `max_window_layers` on, if `use_sliding_window` is true.
+/// The fields that select the layers with a sliding window. If `use_sliding_window` is true, the
+/// default is every layer from `max_window_layers` on.
 #[derive(Deserialize)]
 pub struct Windows {
     #[serde(default)]

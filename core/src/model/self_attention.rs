@@ -121,7 +121,7 @@ impl SelfAttention {
         }
     }
 
-    /// Calls `visit` with each linear module, in the order in which they run.
+    /// Calls `visit` with each linear module, in the order of execution.
     pub fn visit<'a>(&'a self, visit: &mut dyn FnMut(&'a Linear)) {
         match &self.qkv {
             Projections::Separate(qkv) => qkv.iter().for_each(&mut *visit),

@@ -18,12 +18,12 @@ pub fn read<T: DeserializeOwned>(config: &Value) -> Result<T> {
     read_at("", config)
 }
 
-/// Reads the fields of `T` from `value`. `place` is the path of `value` in the configuration, which
-/// error messages show.
+/// Reads the fields of `T` from `value`. Error messages show `place`, the path of `value` in the
+/// configuration.
 ///
 /// # Errors
-/// Fails if a field is missing, unknown to `T` (if `T` denies unknown fields) or has the wrong
-/// type.
+/// Fails if a field is missing or has the wrong type. If `T` denies unknown fields, also fails if a
+/// field is unknown.
 pub fn read_at<T: DeserializeOwned>(place: &str, value: &Value) -> Result<T> {
     serde_path_to_error::deserialize(value).map_err(|e| {
         let path = e.path().to_string();
@@ -128,7 +128,7 @@ impl Sizes {
         self.num_attention_heads * self.head_dim()
     }
 
-    /// Total width of the keys of all heads, which equals the total width of the values.
+    /// Total width of the keys of all heads. The values have the same total width.
     pub fn kv_width(&self) -> i64 {
         self.kv_heads() * self.head_dim()
     }
@@ -197,12 +197,12 @@ pub fn must_look_back(use_bidirectional_attention: Option<bool>) -> Result<()> {
     Ok(())
 }
 
-/// Returns the window size of the layers with the type `sliding_attention`. Returns `None` if
-/// `sliding_window` is not set.
+/// Returns the window size of the `sliding_attention` layers, or `None` if `sliding_window` is not
+/// set.
 ///
 /// # Errors
-/// Fails if `sliding_window` is not positive, or if it is missing although a layer has the type
-/// `sliding_attention`.
+/// Fails if `sliding_window` is not positive. Also fails if a layer has the type
+/// `sliding_attention` but `sliding_window` is not set.
 pub fn window_of(types: &[LayerType], sliding_window: Option<i64>) -> Result<Option<i64>> {
     let tokens = sliding_window.map(window).transpose()?;
     if tokens.is_none() && types.contains(&LayerType::Sliding) {
@@ -214,10 +214,10 @@ pub fn window_of(types: &[LayerType], sliding_window: Option<i64>) -> Result<Opt
     Ok(tokens)
 }
 
-/// Checks the size of a sliding window, which is given in tokens.
+/// Checks the size of a sliding window in tokens.
 ///
 /// # Errors
-/// Fails if it is not greater than 0.
+/// Fails if `tokens` is not greater than 0.
 pub fn window(tokens: i64) -> Result<i64> {
     if tokens > 0 {
         Ok(tokens)
@@ -231,7 +231,7 @@ pub fn window(tokens: i64) -> Result<i64> {
 /// Checks an optional soft cap.
 ///
 /// # Errors
-/// Fails if it is not greater than 0.
+/// Fails if `cap` is not greater than 0.
 pub fn cap(field: &str, cap: Option<f64>) -> Result<Option<f64>> {
     cap.map(|c| positive(field, c)).transpose()
 }
@@ -239,7 +239,7 @@ pub fn cap(field: &str, cap: Option<f64>) -> Result<Option<f64>> {
 /// Checks a number that must be greater than 0, such as a multiplier.
 ///
 /// # Errors
-/// Fails if it is not greater than 0, or not finite.
+/// Fails if `x` is not greater than 0, or not finite.
 pub fn positive(field: &str, x: f64) -> Result<f64> {
     if x > 0.0 && x.is_finite() {
         Ok(x)
@@ -271,7 +271,7 @@ mod tests {
     use super::*;
 
     /// Loads a small model with the additional configuration fields `more`, and returns the error.
-    /// The model has no tensors, because the error occurs before they are read.
+    /// The model has no tensors: the error occurs before tensors are read.
     fn refused(model_type: &str, more: Value) -> String {
         let mut config = json!({ "model_type": model_type, "vocab_size": 16, "hidden_size": 16,
             "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2 });

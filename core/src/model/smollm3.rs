@@ -1,5 +1,5 @@
 //! The SmolLM3 architecture: Llama's block, but every fourth layer does not rotate queries and
-//! keys. In some models these layers have a sliding window.
+//! keys. In some models, the layers without rotation have a sliding window.
 //!
 //! Reference: Yang et al. 2025 (RoPE to NoPE and Back Again) §3, and `modeling_smollm3.py` of
 //! transformers.

@@ -1,5 +1,5 @@
-//! A batch as a flat stream of tokens, divided into segments. The layout records for each segment
-//! which other segment it continues, if any.
+//! A batch as a flat stream of tokens, divided into segments. Each segment begins a sequence or
+//! continues another segment.
 //!
 //! Embedding, norms, projections and the MLP act on a tensor `[n hidden]`, with one row per token
 //! and no padding. A prompt that several completions share appears only once in the stream. Only
@@ -45,8 +45,8 @@ pub struct SequenceLengths {
     pub longest: usize,
 }
 
-/// The segments of a stream. They form trees. Every segment comes after the segment that it
-/// continues, and a root and all of its descendants are adjacent.
+/// The segments of a stream. Each segment is the child of the segment that it continues, so the
+/// segments form trees. Each tree is contiguous, and parents come before their children.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Layout {
     segments: Vec<Segment>,
@@ -98,8 +98,8 @@ impl Layout {
         self.segments[i].continues.map_or(self.past, |p| self.offset(p) + self.segments[p].len)
     }
 
-    /// For each segment, the total lengths of the shortest and the longest sequence that contain
-    /// it.
+    /// Returns, for each segment, the total lengths of the shortest and longest sequences that
+    /// contain the segment.
     pub fn sequence_lengths(&self) -> Vec<SequenceLengths> {
         let mut lengths: Vec<Option<SequenceLengths>> = vec![None; self.segments.len()];
         // In reverse order, because descendants come after their ancestors.
@@ -133,7 +133,7 @@ pub struct StreamBuilder {
 }
 
 impl StreamBuilder {
-    /// Starts a stream that consists of a single segment, which continues `past` cached tokens.
+    /// Starts a stream of one segment. The segment continues `past` cached tokens.
     pub fn continuing(past: usize) -> Self {
         Self { layout: Layout { past, ..Layout::default() }, ..Self::default() }
     }

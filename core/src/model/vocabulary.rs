@@ -25,12 +25,12 @@ pub struct Vocabulary {
 }
 
 impl Vocabulary {
-    /// Loads the matrices of the modules `embedding` and `head` from `weights`. Both must have the
-    /// shape `shape`, which is `[vocab hidden]`.
+    /// Loads the matrices of the modules `embedding` and `head` from `weights`. Each matrix must
+    /// have the shape `shape`, which is `[vocab hidden]`.
     ///
     /// If `tied` is true but the two matrices differ, the head keeps its own values, as in
     /// `tie_weights` of transformers, and a warning is logged. If `tied` is true and `weights` only
-    /// has one of the matrices, it is used for both.
+    /// has one of the matrices, that matrix is used for both modules.
     ///
     /// # Errors
     /// Fails if a tensor is missing or has the wrong shape.
@@ -47,8 +47,8 @@ impl Vocabulary {
                     `tie_word_embeddings` to true in the model's config.json"
             )));
         }
-        // Either matrix may be missing if they are tied: transformers then uses the other one for
-        // both.
+        // One of two tied matrices may be missing. As in transformers, the other matrix is then
+        // used for both modules.
         let first =
             if tied && !weights.has(&embedding) && weights.has(&head) { &head } else { &embedding };
         let matrix = weights.tensor(first, &shape)?;
@@ -89,8 +89,8 @@ impl Vocabulary {
         self
     }
 
-    /// Multiplies token embeddings by `scale`, which is first rounded to the dtype of the model, as
-    /// in Gemma.
+    /// Rounds `scale` to the dtype of the model, then multiplies token embeddings by it, as in
+    /// Gemma.
     ///
     /// # Errors
     /// Fails if memory runs out.
@@ -161,7 +161,7 @@ impl Vocabulary {
     }
 
     /// Turns gradients `[m vocab]` of the final logits into gradients of the hidden states
-    /// `[m hidden]`. `gradient` must be in the kind of the model, and must not depend on the
+    /// `[m hidden]`. `gradient` must have the dtype of the model, and must not depend on the
     /// parameters.
     ///
     /// # Errors
@@ -184,7 +184,7 @@ impl Vocabulary {
         self.head.is_none()
     }
 
-    /// The matrices of the embedding and of the head, which are the same tensor if they are tied.
+    /// The matrix of the embedding and the matrix of the head. Tied matrices are the same tensor.
     pub fn matrices(&self) -> (&Tensor, &Tensor) {
         (&self.embedding, self.head.as_ref().unwrap_or(&self.embedding))
     }

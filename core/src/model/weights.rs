@@ -1,5 +1,5 @@
 //! Gives access to the tensors of a checkpoint while a model is built. Each tensor is removed when
-//! it is used, so that tensors that the model does not use can be detected.
+//! it is used. A tensor that remains at the end is an error.
 
 use std::cell::RefCell;
 use std::fmt::Display;
@@ -28,9 +28,9 @@ pub struct Weights<'a> {
     path: String,
 }
 
-/// The name under which a checkpoint stores the tensor `name` of the model: `name` itself, or
-/// `name` with the prefix `base.` removed or added, as in `rename_source_key` of transformers.
-/// `None` if `has` returns false for all of these names.
+/// The name of the model's tensor `name` in a checkpoint. It is `name` itself, or `name` with the
+/// prefix `base.` removed or added, as in `rename_source_key` of transformers. `None` if `has`
+/// returns false for all of these names.
 pub fn stored_name(name: &str, base: &str, has: impl Fn(&str) -> bool) -> Option<String> {
     let without =
         name.strip_prefix(base).and_then(|rest| rest.strip_prefix('.')).map(str::to_owned);
@@ -78,10 +78,10 @@ impl Checkpoint {
     /// Checks that all tensors were used.
     ///
     /// # Errors
-    /// Fails if a tensor was not used, which indicates that the checkpoint belongs to a different
+    /// Fails if a tensor was not used. The checkpoint then probably belongs to a different
     /// architecture.
     pub fn finish(self) -> Result<()> {
-        // Old checkpoints contain `rotary_emb.inv_freq` buffers, which are computed instead of
+        // Ignore the `rotary_emb.inv_freq` buffers of old checkpoints. They are computed, not
         // loaded.
         let tensors = self.tensors.into_inner();
         let left: Vec<&String> =
@@ -110,7 +110,7 @@ impl<'a> Weights<'a> {
         Self { checkpoint: self.checkpoint, path: format!("{}{name}.", self.path) }
     }
 
-    /// The whole checkpoint, which is needed to rename tensors.
+    /// The whole checkpoint. It is needed to rename tensors.
     pub fn checkpoint(&self) -> &'a Checkpoint {
         self.checkpoint
     }
@@ -136,7 +136,7 @@ impl<'a> Weights<'a> {
     /// Removes and returns the tensor `name`, which must have the shape `shape`.
     ///
     /// # Errors
-    /// Fails if it is missing or has the wrong shape.
+    /// Fails if the tensor is missing or has the wrong shape.
     pub fn tensor(&self, name: &str, shape: &[i64]) -> Result<Tensor> {
         let Some(tensor) = self.checkpoint.remove(&self.name(name)) else {
             return Err(self.missing(name));
@@ -190,8 +190,7 @@ impl<'a> Weights<'a> {
     }
 }
 
-/// Substrings of tensor names, grouped by the way in which the checkpoint was saved, and a hint for
-/// each group.
+/// Substrings of tensor names, and a hint. The substrings show how the checkpoint was saved.
 const RENAMED: [(&[&str], &str); 9] = [
     (
         &["_orig_mod."],
@@ -251,7 +250,7 @@ const RENAMED: [(&[&str], &str); 9] = [
 
 /// Returns the hint of the first entry of [`RENAMED`] that matches one of the names.
 ///
-/// Substrings that begin with `base`, the prefix of the expected architecture, are skipped.
+/// Ignores texts in [`RENAMED`] that begin with `base`, the prefix of the expected architecture.
 fn renamed_by<'a>(names: impl Iterator<Item = &'a String>, base: &str) -> Option<&'static str> {
     let names: Vec<&String> = names.collect();
     // A substring that starts with a dot may occur anywhere in a name. Other substrings must be at

@@ -1,8 +1,8 @@
-//! The binary interface of a plugin library. The library exports one symbol with a C layout, which
-//! contains the fingerprint of the library's build.
+//! The binary interface of a plugin library. The library exports one symbol. The symbol has a C
+//! layout and contains the fingerprint of the library's build.
 //!
-//! The host compares the fingerprint with its own before it reads any data with Rust's unspecified
-//! layout.
+//! The host first compares the fingerprint with its own. Only then does it read data with Rust's
+//! unspecified layout.
 
 use std::ffi::{CStr, c_char};
 use std::mem::{align_of, offset_of, size_of};
@@ -272,12 +272,12 @@ const LAYOUT: u64 = {
     hash
 };
 
-/// Exports the plugins of this crate, and of the plugin crates that it links, so that
-/// `reprpo --plugin` can load the library.
+/// Exports the plugins of this crate and of its linked plugin crates. `reprpo --plugin` can then
+/// load the library.
 ///
-/// Invoke it once, in the crate of type `cdylib`. A program that links several plugin crates must
-/// not export the symbol more than once, so put the invocation behind a feature that such a program
-/// can disable.
+/// Invoke the macro once, in the crate of type `cdylib`, and put the invocation behind a feature. A
+/// program that links several plugin crates must not export the symbol more than once, and can then
+/// disable the feature.
 #[macro_export]
 macro_rules! export_plugin {
     () => {

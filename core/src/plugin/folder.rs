@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 /// Path of the plugin folder: `$REPRPO_PLUGIN_DIR`, else `reprpo/plugins` in the user's data folder
-/// (`$XDG_DATA_HOME` or `~/.local/share`). `None` if neither these variables nor `HOME` is set.
+/// (`$XDG_DATA_HOME` or `~/.local/share`). `None` if these variables and `HOME` are all unset.
 pub fn folder() -> Option<PathBuf> {
     let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     let data =

@@ -101,11 +101,11 @@ fn open(file: &Path) -> Result<PluginLibrary> {
 /// Opens the library and returns the value of its symbol `REPRPO_PLUGIN`. The library stays loaded.
 fn declaration(file: &Path) -> Result<&'static PluginDecl> {
     // `RTLD_NOW` makes a library with undefined symbols fail here, and not in the middle of a run.
-    // SAFETY: this runs the initialisers of the library. The user trusts the file, having named it
-    // or put it into the plugin folder.
+    // SAFETY: this runs the initialisers of the library. The user trusts the file, because
+    // the user named it or put it into the plugin folder.
     let library = unsafe { Library::open(Some(file), RTLD_NOW | RTLD_LOCAL) }.map_err(|e| {
-        // Report the message of the system's loader. libloading only provides it as the source of
-        // its own error.
+        // Report the message of the system's loader. libloading's own error contains it as the
+        // source.
         let reason =
             std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string);
         let missing = reason.contains("undefined symbol");
@@ -119,8 +119,7 @@ fn declaration(file: &Path) -> Result<&'static PluginDecl> {
             error
         }
     })?;
-    // SAFETY: no other field is read through the pointer before `recognise` has checked the first
-    // ones.
+    // SAFETY: `recognise` checks the first fields before any other field is read.
     let symbol =
         unsafe { library.get::<*const PluginDecl>(SYMBOL) }.map(|symbol| *symbol).map_err(|_| {
             Error::new(
@@ -189,6 +188,6 @@ fn received(text: *const u8, len: usize) -> String {
     if text.is_null() || len == 0 {
         return String::new();
     }
-    // SAFETY: the plugin, whose fingerprint matched, passes a string that is valid during the call.
+    // SAFETY: the plugin's fingerprint matched, and its string is valid during the call.
     String::from_utf8_lossy(unsafe { std::slice::from_raw_parts(text, len) }).into_owned()
 }

@@ -1,13 +1,13 @@
 //! Plugins that are loaded at run time: the binary interface of a plugin library, and the loader.
 //!
-//! A method has the same code whether it is linked into the binary or loaded from a library. Its
-//! attribute creates the registry entry, and a [`guard`](crate::guard) wraps all objects that it
-//! builds. A library only has to invoke [`export_plugin!`](crate::export_plugin).
+//! The code of a method is the same in the binary and in a library. The method's attribute creates
+//! the registry entry. A [`guard`](crate::guard) wraps all objects that the method builds. A
+//! library only has to invoke [`export_plugin!`](crate::export_plugin).
 //!
 //! A loaded library has its own copy of this crate, with its own statics and type ids. The host and
-//! the library may exchange values whose memory layout the fingerprint guarantees, but must not
-//! rely on type ids. Configuration is passed as JSON text. A panic is caught on the side where it
-//! occurred.
+//! the library may only exchange values if the fingerprint guarantees their memory layout. They
+//! must not rely on type ids. Configuration is passed as JSON text. A panic is caught on the side
+//! where it occurred.
 
 mod abi;
 mod folder;

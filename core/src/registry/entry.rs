@@ -1,6 +1,6 @@
-//! Registry entries, with one type per kind of plugin. An entry erases the plugin's type: it
-//! contains function pointers that build the plugin, and properties that the engine needs before
-//! the plugin is built.
+//! Registry entries, with one type per kind of plugin. An entry erases the plugin's type. It
+//! contains functions that build the plugin, and properties that the engine needs before the plugin
+//! is built.
 
 use super::about::{About, parse};
 use super::kind::Kind;
@@ -73,7 +73,7 @@ pub struct InterventionEntry {
 }
 
 impl InterventionEntry {
-    /// Creates the entry of the plugin `P`, which is defined in the crate `origin`.
+    /// Creates the entry of the plugin `P` from the crate `origin`.
     pub const fn of<P: InterventionPlugin>(origin: &'static str, version: &'static str) -> Self {
         Self {
             about: About::of::<P>(origin, version),
@@ -119,7 +119,7 @@ pub struct AdapterEntry {
 }
 
 impl AdapterEntry {
-    /// Creates the entry of the plugin `P`, which is defined in the crate `origin`.
+    /// Creates the entry of the plugin `P` from the crate `origin`.
     pub const fn of<P: AdapterPlugin>(
         peft_type: &'static str,
         origin: &'static str,
@@ -197,7 +197,7 @@ pub struct TransformEntry {
 }
 
 impl TransformEntry {
-    /// Creates the entry of the plugin `P`, which is defined in the crate `origin`.
+    /// Creates the entry of the plugin `P` from the crate `origin`.
     pub const fn of<P: TransformPlugin>(origin: &'static str, version: &'static str) -> Self {
         Self {
             about: About::of::<P>(origin, version),
@@ -232,7 +232,7 @@ pub struct TapEntry {
 }
 
 impl TapEntry {
-    /// Creates the entry of the plugin `P`, which is defined in the crate `origin`.
+    /// Creates the entry of the plugin `P` from the crate `origin`.
     pub const fn of<P: TapPlugin>(origin: &'static str, version: &'static str) -> Self {
         Self {
             about: About::of::<P>(origin, version),
@@ -268,7 +268,7 @@ pub struct DatasetEntry {
 }
 
 impl DatasetEntry {
-    /// Creates the entry of the plugin `P`, which is defined in the crate `origin`.
+    /// Creates the entry of the plugin `P` from the crate `origin`.
     pub const fn of<P: DatasetPlugin>(origin: &'static str, version: &'static str) -> Self {
         Self {
             about: About::of::<P>(origin, version),
@@ -290,22 +290,22 @@ impl DatasetEntry {
         Self { argument: Some(field), ..self }
     }
 
-    /// Sets the file extensions that the plugin supports, without the dot. If the user chooses a
-    /// file with such an extension, its path is stored in the field that `argument` names.
+    /// Sets the supported file extensions, without the dot. If the user chooses a file with such an
+    /// extension, the field named by `argument` receives its path.
     #[must_use]
     pub const fn extensions(self, endings: &'static [&'static str]) -> Self {
         Self { extensions: endings, ..self }
     }
 
     /// Sets whether the plugin supports repositories on the hub. If the user chooses a repository,
-    /// its name is stored in the field that `argument` names.
+    /// the field named by `argument` receives its name.
     #[must_use]
     pub const fn repositories(self, reads: bool) -> Self {
         Self { repositories: reads, ..self }
     }
 
-    /// Sets whether the plugin supports standard input. If the user chooses it, `-` is stored in
-    /// the field that `argument` names.
+    /// Sets whether the plugin supports standard input. If the user chooses standard input, the
+    /// field named by `argument` receives `-`.
     #[must_use]
     pub const fn stdin(self, reads: bool) -> Self {
         Self { stdin: reads, ..self }

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use super::entry::Entry;
 use super::recipe::RecipeText;
 
-/// A plugin library that is loaded into this process. It is never unloaded, because its entries and
-/// recipes are stored in its memory.
+/// A plugin library that is loaded into this process. The library is never unloaded, because its
+/// entries and recipes are in its memory.
 #[derive(Clone, Debug)]
 pub struct PluginLibrary {
     /// Canonical path of the file.

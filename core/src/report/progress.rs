@@ -5,8 +5,8 @@
 pub trait Progress: Send {
     /// Starts a new stage. `total` is its number of steps, or `None` if that is unknown.
     fn stage(&mut self, name: &str, total: Option<u64>);
-    /// Marks `by` steps of the stage as already done, for example when a run is resumed. They are
-    /// not included in the displayed speed.
+    /// Marks `by` steps of the stage as already done, for example when a run is resumed. These
+    /// steps are not included in the displayed speed.
     fn skip(&mut self, by: u64);
     /// Reports that `by` more steps are done. `fields` are values to show, for example the loss.
     fn advance(&mut self, by: u64, fields: &[(&str, f64)]);

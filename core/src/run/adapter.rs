@@ -1,4 +1,4 @@
-//! The adapter of an experiment, which is either new or loaded from disk.
+//! The adapter of an experiment, either new or loaded from disk.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ use crate::model::peft::Saved;
 use crate::model::{Adapted, Model};
 use crate::registry::{AdapterEntry, Registry};
 
-/// A configured adapter, with the values of its parameters if it was loaded from disk.
+/// A configured adapter. If it was loaded from disk, it includes the values of the parameters.
 pub struct AdapterChoice {
     /// The plugin that provides the adapter.
     pub entry: &'static AdapterEntry,
@@ -27,7 +27,7 @@ pub struct AdapterChoice {
 }
 
 impl AdapterChoice {
-    /// Builds the experiment's adapter, with the parameter values of `saved` if it is `Some`.
+    /// Builds the experiment's adapter. The values of the parameters come from `saved`, if given.
     ///
     /// # Errors
     /// Fails if the name or the configuration of `saved` differs from the experiment's adapter, or
@@ -68,8 +68,8 @@ impl AdapterChoice {
         })
     }
 
-    /// Loads the adapter saved in the folder `dir`, which must have the configuration of the
-    /// experiment's adapter.
+    /// Loads the adapter saved in the folder `dir`. Its configuration must match the experiment's
+    /// adapter.
     ///
     /// # Errors
     /// Fails if the adapter cannot be read, and in the same cases as [`new`](Self::new).
@@ -77,8 +77,8 @@ impl AdapterChoice {
         Self::new(experiment, Some(Saved::read(dir, registry)?), registry)
     }
 
-    /// Warnings about a saved adapter: problems found while reading its file, and configured module
-    /// patterns that match nothing in `model`.
+    /// Warnings about a saved adapter. They report problems in its file, and module patterns in its
+    /// configuration that match nothing in `model`.
     ///
     /// # Errors
     /// Fails if a pattern is not a regular expression.
@@ -122,8 +122,8 @@ pub fn attach_saved(saved: &AdapterChoice, model: &Model) -> Result<Adapted> {
     saved.attach(model, model.info().layers, 0)
 }
 
-/// Checks that the adapter in the experiment has the same name and field values as the saved
-/// adapter. Fields that can be changed after saving are not compared.
+/// Checks that the experiment's adapter and the saved adapter have the same name and field values.
+/// Adjustable fields are not compared.
 fn agrees(choice: &Choice, entry: &AdapterEntry, saved: &Saved) -> Result<()> {
     let contradicts = |what: &str, ours: &dyn std::fmt::Display, theirs: &dyn std::fmt::Display| {
         Error::new(format!(

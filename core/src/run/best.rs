@@ -57,8 +57,8 @@ impl Best {
     }
 }
 
-/// Serializes a number as a string, because the last bit may change when `serde_json` writes a
-/// number and reads it again.
+/// Serialises a number as a string. When `serde_json` writes a number and reads it again, the last
+/// bit may change.
 fn exact<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&format_args!("{value:?}"))
 }

@@ -25,7 +25,7 @@ fn dir(run: &Path) -> PathBuf {
     run.join("checkpoints")
 }
 
-/// Folder for the parameters after step `step`, whose validation is the best so far.
+/// Folder for the parameters after step `step`, the step with the best validation so far.
 fn dir_of_best(run: &Path, step: usize) -> PathBuf {
     dir(run).join(format!("best-{step}"))
 }
@@ -39,7 +39,7 @@ fn host(tensors: &[(String, Tensor)]) -> Result<Vec<(String, Tensor)>> {
 }
 
 /// Writes a checkpoint into the run's folder after `step` finished steps, and removes the previous
-/// one. `best` is the best validation so far, if the run has a validation.
+/// checkpoint. `best` is the best validation so far, if the run has a validation.
 ///
 /// # Errors
 /// Fails if a file cannot be written.
@@ -70,7 +70,7 @@ pub fn save(
     if let Some(old) =
         before.map(|b| b.trim().to_owned()).filter(|b| *b != step.to_string() && !b.is_empty())
     {
-        // If the old checkpoint cannot be removed, it only costs disk space.
+        // An old checkpoint that cannot be removed only costs disk space.
         let _ = std::fs::remove_dir_all(dir(folder).join(format!("step-{old}")));
     }
     keep_only_best(folder, best);
@@ -117,7 +117,7 @@ pub fn restore_best(folder: &Path, step: usize, run: &Assembled) -> Result<()> {
 /// Removes the parameters that [`save_best`] saved after `step` steps. Called when a later
 /// validation is better.
 pub fn discard_best(folder: &Path, step: usize) {
-    // If the file cannot be removed, it only costs disk space.
+    // A file that cannot be removed only costs disk space.
     let _ = std::fs::remove_dir_all(dir_of_best(folder, step));
 }
 
@@ -226,7 +226,6 @@ pub fn restore(
     copy_into_parameters(read_safetensors(&here.join(PARAMETERS))?, run)
 }
 
-/// Copies saved values into the trained parameters of `run`.
 fn copy_into_parameters(mut values: IndexMap<String, Tensor>, run: &Assembled) -> Result<()> {
     let _guard = tch::no_grad_guard();
     for (name, tensor) in &run.parameters() {

@@ -52,7 +52,7 @@ pub fn fit(
             match validation.validate(run, step, &steps, stop) {
                 Ok(record) => recorders.validation(&record)?,
                 Err(e) if e.fault() == Fault::Interrupted => {
-                    // When the run is resumed, it starts with this validation.
+                    // A resumed run repeats this validation first.
                     save(plan, run, folder, step, Some(validation))?;
                     return Err(interrupted(folder.path(), step, steps.count));
                 }
@@ -164,8 +164,7 @@ pub(super) fn take_step(
     Ok((sums, norm))
 }
 
-/// Writes a checkpoint after `step` finished steps. From then on, the run's folder is not removed
-/// if the run fails.
+/// Writes a checkpoint after `step` finished steps. From then on, a failed run keeps its folder.
 fn save(
     plan: &Plan<'_>,
     run: &mut Assembled,

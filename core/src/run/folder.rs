@@ -64,8 +64,8 @@ impl Folder {
         let metrics = path.join("metrics.jsonl");
         let text = std::fs::read_to_string(&metrics)
             .within(|| format!("cannot read `{}`", metrics.display()))?;
-        // If the checkpoint was written before the validation of the same step, the resumed run
-        // repeats that validation.
+        // If the process ended between the checkpoint and the validation of the same step, the
+        // resumed run repeats that validation.
         let validated = checkpoint::best(path, step)?.map_or(step, |best| best.validated);
         let kept: String = text
             .lines()
@@ -95,8 +95,8 @@ impl Folder {
         &self.path
     }
 
-    /// A hint for an error that ends the run. It says how to resume from the last checkpoint, if
-    /// there is one.
+    /// Returns the hint for an error that ends the run. If there is a checkpoint, the hint says how
+    /// to resume.
     pub fn remains(&self) -> String {
         let path = self.path.display();
         match self.path.join("checkpoints").is_dir() && self.keep {
@@ -117,8 +117,8 @@ impl Folder {
     }
 }
 
-/// True if `line` is a complete line of `metrics.jsonl` and describes a training step up to `step`
-/// or a validation up to step `validated`.
+/// True if a resumed run keeps this line of `metrics.jsonl`. The line must be complete. It must
+/// describe a training step up to `step`, or a validation up to step `validated`.
 fn is_up_to(line: &str, step: usize, validated: usize) -> bool {
     let Ok(line) = serde_json::from_str::<Value>(line) else { return false };
     let last = if line.get("loss").is_some() { step } else { validated };
@@ -140,7 +140,6 @@ fn locked(path: &Path, lock: Option<File>) -> Result<File> {
     Ok(log)
 }
 
-/// Opens a file in the folder for appending.
 fn append(folder: &Path, name: &str) -> Result<File> {
     let path = folder.join(name);
     File::options()

@@ -47,8 +47,8 @@ pub fn judge(
     })
 }
 
-/// Evaluates the run in `folder`, which has been trained but not evaluated. The result is the same
-/// as if the run had included the evaluation.
+/// Evaluates the run in `folder` after its training. The result is the same as if the run had
+/// included the evaluation.
 ///
 /// # Errors
 /// Fails if the model, the data or the run's adapter cannot be loaded, or if scoring fails. Returns

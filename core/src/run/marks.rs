@@ -1,12 +1,12 @@
-//! Checks on the files in a run's folder: whether another process has locked it, whether training
-//! is complete, and which files are temporary.
+//! Checks on the files in a run's folder: whether another process has locked the run, whether
+//! training is complete, and which files are temporary.
 
 use std::fs::File;
 use std::path::Path;
 
 use crate::error::{Error, Result};
 
-/// Locks the log of the run in `folder` for this process until the returned file is closed. Returns
+/// Locks the log of the run in `folder`. Closing the returned file releases the lock. Returns
 /// `None` if the log cannot be opened.
 ///
 /// # Errors

@@ -71,7 +71,7 @@ pub fn run(
     stop: &AtomicBool,
     progress: &mut dyn Progress,
 ) -> Result<Option<Evaluation>> {
-    // Loads CUDA, which must happen before the first operation of libtorch.
+    // `device` loads CUDA. This must happen before the first operation of libtorch.
     device(&experiment.device)?;
     let _rng = ForeignRng::keep()?;
     let mut plan = Plan::new(experiment, start, registry, progress)?;
@@ -204,8 +204,8 @@ fn opening(plan: &Plan<'_>, run: &Assembled, recorders: &mut Recorders<'_>) -> R
     recorders.detail(&format!("ready after {:.1} s", plan.begin.elapsed().as_secs_f64()))
 }
 
-/// Merges the findings about the training pairs and the evaluation pairs. If a split is used for
-/// both training and evaluation, its findings are only included once.
+/// Merges the findings about the training pairs and the evaluation pairs. A split that is used for
+/// training and evaluation is only included once.
 fn findings(plan: &Plan<'_>) -> Result<Findings> {
     let (dataset, data) = (plan.session.dataset.as_ref(), &plan.pairs);
     let trained = data::named(dataset, &plan.experiment.train.split)?;
@@ -244,7 +244,7 @@ fn save(plan: &Plan<'_>, run: &Assembled, folder: &mut Folder) -> Result<()> {
     Ok(())
 }
 
-/// The last line of the run's output, which shows the run's duration and its peak memory.
+/// The last line of the run's output: the duration and the peak memory.
 fn costs(plan: &Plan<'_>) -> Result<String> {
     let mut line = format!("{:.0} s in total", plan.begin.elapsed().as_secs_f64());
     if let Some(peak) = peak_memory() {

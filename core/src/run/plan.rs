@@ -54,7 +54,7 @@ pub struct Plan<'a> {
     pub registry: &'a Registry,
     /// The model, its tokenizer and the data set.
     pub session: Session,
-    /// The training objective and its taps; `None` once the run has been assembled.
+    /// The training objective and its taps; `None` after the run has been assembled.
     method: Option<(Box<dyn Intervention>, Taps)>,
     /// The adapter to train.
     pub adapter: AdapterChoice,
@@ -82,9 +82,9 @@ impl<'a> Plan<'a> {
     /// Reads and checks all inputs of the run.
     ///
     /// # Errors
-    /// Fails if the folder is in use, if the model, the data or a saved file cannot be read or does
-    /// not match the experiment, if a plugin rejects the experiment, or if the inputs have changed
-    /// since the checkpoint was written.
+    /// Fails if the folder is in use, or if a plugin rejects the experiment. Also fails if the
+    /// model, the data or a saved file cannot be read or does not match the experiment. A resumed
+    /// run fails if the inputs have changed since the checkpoint was written.
     pub fn new(
         experiment: &Experiment,
         start: &Start,
@@ -96,7 +96,7 @@ impl<'a> Plan<'a> {
         let mut experiment = experiment.clone();
         if resumed.is_some() {
             // Do not compare the inputs with the fingerprints in the run's `config.toml`. The
-            // fingerprints in the checkpoint, which cover more inputs, are compared below.
+            // checkpoint's fingerprints cover more inputs and are compared below.
             experiment.sources.forget_records();
         }
         let saved =
@@ -246,7 +246,6 @@ fn pin(experiment: &mut Experiment, session: &Session) -> Result<()> {
     Ok(())
 }
 
-/// Builds an instance of the training objective.
 fn intervention(
     experiment: &Experiment,
     model: &Model,
@@ -280,7 +279,7 @@ fn method(
     Ok((intervention, taps))
 }
 
-/// Fails if the user explicitly chose a tap, although the intervention defines its own sites.
+/// Fails if the user chose a tap, but the intervention defines its own sites.
 fn reject_tap(experiment: &Experiment) -> Result<()> {
     let chosen =
         |origin: &&Origin| matches!(origin, Origin::Flag(_) | Origin::Set | Origin::Environment(_));
@@ -312,7 +311,7 @@ fn validate(
     })
 }
 
-/// Adds context to the error `e`, so that it says where the user set `field` to `path`.
+/// Adds to the error `e` where the user set `field` to `path`.
 fn explain(experiment: &Experiment, field: &str, path: Option<&Path>, e: Error) -> Error {
     experiment.sources.explain(field, &path.unwrap_or(Path::new("")).to_string_lossy(), e)
 }

@@ -1,7 +1,7 @@
 //! The state of a run's folder: empty, interrupted or finished.
 //!
-//! The state is derived from the files in the folder, so that the same command line can start a run
-//! or continue it, no matter when the previous process was killed.
+//! The state is derived from the files in the folder. The same command line can therefore start or
+//! continue a run, no matter when the previous process was killed.
 
 use std::path::Path;
 
@@ -84,7 +84,7 @@ impl Prior {
 /// folder contains files that a run does not create.
 pub fn clear(folder: &Path) -> Result<()> {
     let _lock = lock(folder)?;
-    // The configuration is deleted last, so that the folder can be recognised as a run until then.
+    // Delete the configuration last. Until then, this file marks the folder as a run.
     let mut names = names(folder)?;
     names.sort_by_key(|name| name == "config.toml");
     let ours = |name: &str| {
@@ -168,7 +168,7 @@ fn compare(
     ))
     .because(Error::new(details.join("; ")))
     .hint(format!(
-        "to continue it with its original configuration, use `reprpo run --resume {}`",
+        "to continue the run with its original configuration, use `reprpo run --resume {}`",
         quoted(folder)
     ))
     .hint("to start a new run with this configuration, choose a different `--out`"))

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 /// The starting point of a run.
 #[derive(Clone, Debug)]
 pub enum Start {
-    /// Start in a new folder, which does not exist yet or is empty.
+    /// Start in a folder that does not exist yet or is empty.
     New(PathBuf),
     /// Resume from the checkpoint of the run in this folder.
     Resume {

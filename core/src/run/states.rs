@@ -31,7 +31,7 @@ pub struct StatesSpec {
     pub per_token: bool,
     /// Maximum number of tokens in a forward pass.
     pub tokens: usize,
-    /// Size in bytes at which a file is closed and the next one is started.
+    /// Size of a file in bytes at which the next file is started.
     pub shard: usize,
 }
 
@@ -75,7 +75,7 @@ struct Entry {
     split: String,
     index: usize,
     file: String,
-    /// Row of the pair in the tensors of both sides, if states are pooled.
+    /// If states are pooled, the pair's row in the tensors. The row is the same for both sides.
     #[serde(skip_serializing_if = "Option::is_none")]
     row: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -84,9 +84,8 @@ struct Entry {
     rejected: Option<Span>,
 }
 
-/// Reads the states of the pairs in all `splits`, and writes them to the new folder `out`. The
-/// fields of `described`, which describe the model, the adapter and the data, are added to the
-/// index.
+/// Writes the states of all pairs in `splits` to the new folder `out`. Adds the fields of
+/// `described` to the index. These fields describe the model, the adapter and the data.
 ///
 /// # Errors
 /// Fails if the folder exists, if the model does not have one of the sites, or if a file cannot be
@@ -173,7 +172,7 @@ pub fn write_states(
     })
 }
 
-/// The states of the pairs in one forward pass: one tensor per site for each side.
+/// The states of the pairs in one forward pass. Each side has one tensor per site.
 struct Read {
     states: Sides<Vec<Tensor>>,
     /// Token ids of each side's sequences, with shape `[m]`; `None` if states are pooled.

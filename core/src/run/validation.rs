@@ -3,7 +3,7 @@
 //!
 //! A validation must not change what is trained. It runs without gradients and dropout. It uses a
 //! new instance of the method, because a method can keep statistics of all pairs that it receives.
-//! It can draw random numbers, because every training step sets a new seed.
+//! Random numbers are allowed, because every training step sets a new seed.
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;

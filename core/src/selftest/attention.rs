@@ -18,7 +18,7 @@ use crate::ffi;
 use crate::model::attention::{Attention, AttentionOptions, Kernel, Scores, Strategy};
 use crate::model::stream::{Layout, StreamBuilder};
 
-/// For each segment, its number of tokens and the index of the segment it continues, if any.
+/// The number of tokens of each segment, and the index of the segment that it continues, if any.
 type Segments = &'static [(usize, Option<usize>)];
 
 /// The layout of a batch, or one sequence with a cache.
@@ -188,8 +188,8 @@ pub fn check(test: &mut Selftest<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Compares the output with the reference and, if `trained` is true, also the gradients. `solved`
-/// caches the reference results by problem name.
+/// Compares the output with the reference. If `trained` is true, also compares the gradients.
+/// `solved` caches the reference results by problem name.
 fn compared(
     problem: &Problem,
     how: AttentionOptions,
@@ -203,7 +203,7 @@ fn compared(
     let layout = layout(problem.shape, device)?;
     let (tokens, keys) = (layout.tokens() as i64, (layout.past() + layout.tokens()) as i64);
     tch::manual_seed(heads * 1000 + width);
-    // Round the inputs to the tested precision for the reference too, so that only the precision of
+    // Round the inputs to the tested precision, also for the reference. Then only the precision of
     // the computation differs.
     let random = |shape: &[i64]| {
         Tensor::randn(shape, (Kind::Float, Device::Cpu)).to_kind(kind).to_kind(Kind::Double)
@@ -235,8 +235,8 @@ fn compared(
         }
     };
     let names = ["output", "gradient of q", "gradient of k", "gradient of v"];
-    // The scores of a token that only attends to itself have zero gradients, so all gradients are
-    // compared relative to the largest one.
+    // If a token only attends to itself, its scores have zero gradients. All gradients are
+    // therefore compared relative to the largest gradient.
     let largest =
         |t: &[Tensor]| t.iter().map(|t| t.abs().max().double_value(&[])).fold(0.0, f64::max);
     let scales = [largest(&exact[..1]), largest(&exact[1..])];
@@ -283,8 +283,8 @@ fn layout(shape: Shape, device: Device) -> Result<Layout> {
     Ok(builder.finish(device)?.layout)
 }
 
-/// Returns a mask of shape `[tokens keys]` that is true for the keys to which each token attends.
-/// These are the keys of its sequence up to the token itself, or only the last `window` of them.
+/// Returns a mask of shape `[tokens keys]`. It is true where a token attends to a key. A token
+/// attends to the keys of its sequence up to itself, or only to the last `window` of these keys.
 fn sees(layout: &Layout, window: Option<i64>) -> Tensor {
     let (tokens, keys) = (layout.tokens(), layout.past() + layout.tokens());
     let window = window.map_or(keys, |w| w as usize);

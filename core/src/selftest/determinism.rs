@@ -8,8 +8,8 @@ use crate::config::plugin_fields;
 use crate::error::Result;
 use crate::registry::Kind;
 
-/// Repeats runs and compares their files. With `--full`, this covers all plugins and architectures.
-/// Without it, this covers the program's defaults, one plugin of each kind and one architecture.
+/// Repeats runs and compares their files. `--full` covers all plugins and architectures. Without
+/// `--full`, the check covers the program's defaults, one plugin of each kind and one architecture.
 /// Only the run with the defaults uses multiple threads.
 ///
 /// # Errors
@@ -50,7 +50,7 @@ fn repeated(test: &Selftest<'_>, name: &str, trial: &Trial, dtype: &'static str)
     Ok(Row::new(Section::Determinism, name, outcome, compared))
 }
 
-/// A run with the program's default plugins, with dropout if the default adapter supports it.
+/// A run with the program's default plugins. Uses dropout if the default adapter supports dropout.
 fn defaults_with_dropout(test: &Selftest<'_>) -> Result<Subject> {
     let mut trial = test.workshop.trial(Vec::new());
     let adapter = test.workshop.experiment(&trial, Way::PLAIN)?.adapter.name;

@@ -52,8 +52,8 @@ fn status(field: &str) -> Option<f64> {
     kilobytes("/proc/self/status", field)
 }
 
-/// Returns how many GB of memory this process can still allocate, considering the free memory of
-/// the machine and the limits of the job or container. Returns `None` if this is unknown.
+/// Returns how many GB of memory this process can still allocate, or `None` if this is unknown. The
+/// free memory of the machine and the limits of the job or container are considered.
 pub fn free() -> Option<f64> {
     let machine = kilobytes("/proc/meminfo", "MemAvailable:");
     let own = read_to_string("/proc/self/cgroup")
@@ -62,16 +62,16 @@ pub fn free() -> Option<f64> {
     machine.into_iter().chain(own).min_by(f64::total_cmp).map(|bytes| bytes / 1e9)
 }
 
-/// Returns how many bytes this process can allocate before one of its control groups reaches its
-/// memory limit, or `None` if there is no limit. `membership` is the content of
-/// `/proc/self/cgroup`, and `root` is the folder where the groups are mounted. In a container, the
-/// folder of the process's own group may not be visible. Only the limits of its visible parents are
-/// checked in this case.
+/// Returns how many bytes this process can still allocate under the limits of its control groups.
+/// Returns `None` if there is no limit. `membership` is the content of `/proc/self/cgroup`, and
+/// `root` is the folder where the groups are mounted. In a container, the process's own group may
+/// not be visible. In this case, only the limits of its visible parents are checked.
 fn room(root: &Path, membership: &str) -> Option<f64> {
     let number = |path: PathBuf| read_to_string(path).ok()?.trim().parse::<f64>().ok();
     let left = |folder: &Path, [limit, usage, cached]: [&str; 3]| {
         let used = number(folder.join(usage))?;
-        // The kernel frees cached files before it refuses memory, so they do not count as used.
+        // Cached files do not count as used, because the kernel frees them before it refuses
+        // memory.
         let stat = read_to_string(folder.join("memory.stat")).unwrap_or_default();
         let cached =
             stat.lines().find_map(|line| line.strip_prefix(cached)?.trim().parse::<f64>().ok());

@@ -1,5 +1,5 @@
 //! Trains ten steps with every intervention, adapter, transform, tap and architecture on the tested
-//! device, and compares them with the same steps in float32 on the CPU with the eager attention
+//! device. The reference is the same training in float32 on the CPU, with the eager attention
 //! kernel.
 
 use super::report::{Difference, Outcome, Row};
@@ -11,8 +11,8 @@ use crate::error::Result;
 use crate::registry::{Entry, InterventionEntry, Kind, TapEntry};
 
 /// In float32, the losses and gradient norms of ten steps differ from the reference by about 1e-6.
-/// A loss near 0 can be the difference of larger terms, with their rounding errors. Therefore,
-/// the error of a small loss is divided by one hundredth of the largest loss, not by the loss.
+/// A loss near 0 can be the difference of larger terms, and has their rounding errors. The error of
+/// a small loss is therefore divided by one hundredth of the largest loss.
 const F32: Tolerances = Tolerances { loss: 1e-4, norm: [1e-3, 1e-3], floor: 1e-2 };
 /// In bf16, the gradient is only compared at the first step, where both runs have the same weights.
 /// Later, the weights differ by rounding, and the gradient may jump where the loss has a kink. A
@@ -27,8 +27,8 @@ pub struct Subject {
     pub trial: Trial,
 }
 
-/// Returns one run for every plugin, combined with the default plugins of the other kinds, and one
-/// run for every architecture.
+/// Returns one run for every plugin and one for every architecture. Each plugin is combined with
+/// the default plugins of the other kinds.
 ///
 /// # Errors
 /// Fails if a model cannot be written.
@@ -63,7 +63,7 @@ pub fn subjects(test: &Selftest<'_>) -> Result<Vec<Subject>> {
 }
 
 /// Returns an intervention that reads the states of the policy and the reference at the run's tap,
-/// or `None` if there is no such intervention.
+/// if there is one.
 fn reader(test: &Selftest<'_>) -> Result<Option<&'static InterventionEntry>> {
     let info = test.workshop.info()?;
     let reads = |entry: &&'static InterventionEntry| {

@@ -1,10 +1,9 @@
-//! A test of the program on the machine that it runs on.
+//! Tests the program on the user's machine.
 //!
-//! The test creates its own models and data, so it only needs the program and libtorch. It runs the
-//! same code as a normal run on the tested device. Each result is compared with a simple reference
-//! implementation or with values computed by transformers. The outcome of each comparison is a
-//! [`Row`] of the [`Report`]. The tested methods come from the registry; this module must not name
-//! any.
+//! The test creates its own models and data, so it needs only the program and libtorch. It runs the
+//! same code as a normal run. Each result is compared with a simple reference implementation or
+//! with values from transformers. Each comparison adds a [`Row`] to the [`Report`]. The tested
+//! methods come from the registry. This module must not name any method.
 
 mod attention;
 mod determinism;
@@ -54,7 +53,7 @@ pub enum Section {
     Models,
     /// Short training runs with every plugin and every architecture.
     Methods,
-    /// The conformance tests of every plugin, for example that gradients agree with finite
+    /// Conformance tests of every plugin. For example, gradients must agree with finite
     /// differences.
     Promises,
     /// Repeated runs, which must write the same bytes.
@@ -108,11 +107,11 @@ impl Section {
 pub struct Options {
     /// The device to test, with the same syntax as the option `--device` of `reprpo run`.
     pub device: String,
-    /// True to run all checks; false to run a selection, which takes about a minute.
+    /// True to run all checks. False to run a selection that takes about a minute.
     pub full: bool,
     /// True to also compare the speed with TRL and PEFT.
     pub peer: bool,
-    /// The sections to run; if empty, all sections that the other options select.
+    /// The sections to run. If empty, the other options select the sections.
     pub only: Vec<Section>,
 }
 
@@ -132,8 +131,7 @@ impl Options {
 ///
 /// # Errors
 /// Fails if the device does not exist, or if temporary files cannot be written. Returns
-/// `Error::interrupted` if `stop` became true. A failed check is not an error, but a row of the
-/// report.
+/// `Error::interrupted` if `stop` became true. A failed check is a row of the report, not an error.
 pub fn run(
     options: &Options,
     defaults: &str,
@@ -143,8 +141,8 @@ pub fn run(
 ) -> Result<Report> {
     let begin = Instant::now();
     if options.runs(Section::Doctor) {
-        // The doctor section reports on GPUs even if the CPU is tested, and CUDA must be loaded
-        // before libtorch is used.
+        // Load CUDA before libtorch is used. The doctor section reports on GPUs, even if only the
+        // CPU is tested.
         ffi::load_cuda();
     }
     let device = session::device(&options.device)?;
@@ -199,13 +197,12 @@ struct Selftest<'a> {
 }
 
 impl Selftest<'_> {
-    /// Announces a section with `checks` checks.
     fn begin(&mut self, section: Section, checks: usize) {
         self.progress.stage(section.name(), Some(checks as u64));
     }
 
-    /// Runs one check of a section, and adds its rows to the report. If the check returns an error,
-    /// a failed row is added.
+    /// Runs one check of a section and adds the resulting rows to the report. An error becomes a
+    /// failed row.
     ///
     /// # Errors
     /// Returns `Error::interrupted` if the user stopped the test. Fails if temporary files can no
@@ -259,7 +256,6 @@ impl Selftest<'_> {
         Error::interrupted(format!("interrupted after {} checks", self.rows.len()))
     }
 
-    /// Runs the checks of `reprpo doctor`.
     fn doctor(&mut self) -> Result<()> {
         self.begin(Section::Doctor, 1);
         self.check(Section::Doctor, "doctor", |_| {
@@ -282,9 +278,9 @@ impl Selftest<'_> {
 
 /// Sets the number of libtorch's threads, and restores it when dropped.
 ///
-/// Tiny models are computed with one thread, because they do not get faster with more threads. With
-/// several threads on a busy machine, each operation would wait for the slowest thread, and the
-/// self-test would take ten times as long.
+/// Tiny models use one thread, because more threads do not make them faster. On a busy machine,
+/// several threads would make the self-test ten times slower: each operation would wait for the
+/// slowest thread.
 struct Threads {
     before: i32,
 }
@@ -303,18 +299,16 @@ impl Drop for Threads {
     }
 }
 
-/// True if a file could not be written because the disk is full, a quota is exceeded, or the file
-/// system is read-only. The self-test stops in this case, because the remaining checks would fail
-/// for the same reason.
+/// True if the disk is full, a quota is exceeded or the file system is read-only. The self-test
+/// then stops, because all further checks would fail too.
 fn cannot_write(e: &Error) -> bool {
-    // ENOSPC, EDQUOT and EROFS. Search the message for them, because some libraries only keep the
+    // ENOSPC, EDQUOT and EROFS. Search the message for these codes: some libraries keep only the
     // message of the system error.
     const CODES: [i32; 3] = [28, 122, 30];
     let text = e.in_a_line();
     CODES.iter().any(|code| text.contains(&format!("(os error {code})")))
 }
 
-/// The name of a precision in the report.
 fn kind_name(kind: Kind) -> &'static str {
     match kind {
         Kind::Double => "f64",

@@ -1,7 +1,7 @@
 //! Checks the scores and the decoding of tiny models of every architecture.
 //!
-//! Scores are compared with values that transformers computed, which finds errors that the CPU and
-//! the GPU have in common. Decoding with a cache is compared with one pass over the whole sequence.
+//! Scores are compared with values from transformers. This also finds errors that the CPU and the
+//! GPU have in common. Decoding with a cache is compared with one pass over the whole sequence.
 
 use std::cell::RefCell;
 
@@ -20,8 +20,8 @@ use crate::model::stream::StreamBuilder;
 use crate::model::tiny::Case;
 use crate::report::Silent;
 
-/// Tolerance for a sum of log-probabilities in float32, relative to its absolute value or to 1 nat,
-/// whichever is larger.
+/// Tolerance for a sum of log-probabilities in float32, relative to the larger of 1 nat and the
+/// absolute value of the sum.
 const SCORES: f64 = 1e-4;
 /// Number of prompt tokens, and number of tokens that are decoded one by one after the prompt.
 const DECODED: (usize, usize) = (7, 25);
@@ -146,16 +146,15 @@ fn decoding(test: &Selftest<'_>, case: &Case, kind: Kind, tolerance: f64) -> Res
     ))
 }
 
-/// The Euclidean norm of the difference between two tensors, relative to the norm of the second.
-/// In bf16, a maximum over all logits would be dominated by a few outliers.
+/// The Euclidean norm of the difference between two tensors, relative to the norm of the second. A
+/// maximum over all logits would depend on a few outliers in bf16.
 fn distance(ours: &Tensor, exact: &Tensor) -> f64 {
     let wide = |t: &Tensor| t.to_device(Device::Cpu).to_kind(Kind::Double);
     let (ours, exact) = (wide(ours), wide(exact));
     (ours - &exact).norm().double_value(&[]) / exact.norm().double_value(&[])
 }
 
-/// Computes the logits of `n` tokens that follow `past` earlier ones. Returns a tensor of shape
-/// `[n vocab]`.
+/// Computes the logits `[n vocab]` of `n` tokens that follow `past` earlier tokens.
 fn logits(
     model: &Model,
     ids: &[i64],

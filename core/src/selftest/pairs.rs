@@ -14,7 +14,6 @@ use crate::registry::DatasetEntry;
 /// The letters in the vocabulary of a tiny model. There is one letter for each row of the model's
 /// embedding matrix.
 const LETTERS: &str = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMN";
-/// Number of pairs in the data set.
 const PAIRS: usize = 20;
 
 /// The data set's registry entry, which is only registered during the self-test.
@@ -72,8 +71,8 @@ impl Dataset for LetterPairs {
     }
 }
 
-/// Returns the `tokenizer.json` of a tokenizer with one token per letter. Its type is BPE, because
-/// some architectures only accept BPE.
+/// Returns the `tokenizer.json` of a BPE tokenizer with one token per letter. Some architectures
+/// only accept BPE.
 pub fn tokenizer() -> Value {
     let vocabulary: Map<String, Value> =
         LETTERS.chars().enumerate().map(|(i, letter)| (letter.to_string(), json!(i))).collect();

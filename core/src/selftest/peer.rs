@@ -1,8 +1,8 @@
 //! Compares this program's training speed with TRL and PEFT on the same machine. Both sides use the
 //! same model shape, adapter, precision, batch size and number of tokens, and take turns.
 //!
-//! TRL and PEFT run in a child process, the peer, which waits while this program computes. The peer
-//! reads this program's adapter in PEFT's format, so that both sides train the same parameters.
+//! TRL and PEFT run in a child process, the peer. The peer waits while this program computes. The
+//! peer reads this program's adapter in PEFT's format, so both sides train the same parameters.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{BufRead, BufReader, Write};

@@ -1,7 +1,7 @@
 //! Checks matrix products with frozen weights against float64 on the CPU.
 //!
-//! On the CPU, float32 products with a single row have a separate implementation, which is used by
-//! decoding but not by training.
+//! On the CPU, float32 products with a single row have a separate implementation. Only decoding
+//! uses it.
 
 use tch::{Device, Kind, Tensor};
 
@@ -74,7 +74,8 @@ fn product(
         Ok(all)
     };
     let size = format!("{outputs} × {inputs}");
-    let names = [format!("product with {size}"), format!("gradient of a product with {size}")];
+    let names =
+        [format!("product of size {size}"), format!("gradient of a product of size {size}")];
     let pairs = computed(kind, device)?.into_iter().zip(computed(Kind::Double, Device::Cpu)?);
     Ok(pairs
         .zip(names)

@@ -1,5 +1,5 @@
-//! Runs the conformance tests of every plugin in float64 on the CPU. They also find errors that
-//! affect all devices in the same way, which a comparison between devices cannot find.
+//! Runs the conformance tests of every plugin in float64 on the CPU. A comparison between devices
+//! cannot find an error that all devices share. These tests can.
 
 use std::sync::atomic::Ordering;
 

@@ -44,8 +44,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Chooses the number and size of the steps. On a GPU, which is faster, the steps are larger
-    /// and there are more of them.
+    /// Chooses the number and size of the steps. A GPU is faster, so it takes more steps and larger
+    /// ones.
     pub fn of(device: Device, full: bool) -> Self {
         match (device.is_cuda(), full) {
             (true, false) => Self { batch: 8, steps: 10 },
@@ -56,8 +56,8 @@ impl Plan {
     }
 }
 
-/// Returns the `dtype` to measure. This is bf16, except on a GPU that only emulates bf16 and on a
-/// CPU that multiplies matrices faster in float32.
+/// Returns the faster `dtype`, bf16 or f32. A GPU that only emulates bf16 uses f32. A CPU uses f32
+/// if it multiplies f32 matrices faster.
 fn fastest(device: Device) -> &'static str {
     let bf16 = match device {
         Device::Cpu => doctor::rate(Kind::BFloat16) >= doctor::rate(Kind::Float),
@@ -96,8 +96,9 @@ pub fn check(test: &mut Selftest<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Returns a reason to skip a model that would need too much memory or time on this CPU, or `None`
-/// if it can be measured. The time is estimated from `rate`, the small model's pairs per second.
+/// Returns the reason to skip a model that needs too much memory or time on this CPU. Returns
+/// `None` if the model can be measured. The time is estimated from `rate`, the small model's pairs
+/// per second.
 fn too_much(shape: &Shape, device: Device, plan: &Plan, rate: Option<f64>) -> Option<String> {
     if device.is_cuda() {
         return None;

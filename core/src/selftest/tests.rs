@@ -116,8 +116,8 @@ impl TargetModules for Inexact {
     }
 }
 
-/// Like [`Scale`], but each module has a larger error than the previous one. It simulates kernels
-/// whose results on the tested device differ from the results on the CPU.
+/// Like [`Scale`], but with an error that grows from module to module. The error imitates a device
+/// whose results differ from those of the CPU.
 impl Adapter for Inexact {
     fn attach(&self, site: &LinearSite<'_>, init: &mut Init) -> Result<Box<dyn AdaptedLinear>> {
         Ok(Box::new(Scaled(

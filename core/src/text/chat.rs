@@ -1,7 +1,7 @@
 //! Renders chat templates: Jinja templates with the same variables and filters as in transformers.
 //!
-//! A template comes with the weights and is untrusted. It has no access to files or the network,
-//! and a limit on the number of steps (fuel) stops infinite loops. The expected outputs in
+//! A template comes with the weights and is untrusted. It has no access to files or the network. A
+//! limit on the number of steps (fuel) stops infinite loops. The expected outputs in
 //! `chat/templates` were rendered by transformers.
 
 mod filters;
@@ -245,8 +245,8 @@ impl ChatTemplate {
     }
 
     /// True if the template accepts a list of parts as the content of a message with this role.
-    /// This is tested with a short conversation. A template that does not accept lists either
-    /// fails, omits the text, or, as in TRL, writes the list into the output in Python's notation.
+    /// This is tested with a short conversation. If a template does not accept lists, it fails,
+    /// omits the text, or writes the list in Python's notation.
     fn takes_parts(&self, role: &str) -> bool {
         if let Some(known) =
             self.takes_parts.lock().unwrap_or_else(PoisonError::into_inner).get(role)
@@ -259,8 +259,8 @@ impl ChatTemplate {
         };
         let call = json!([{"id": "abcdefghi", "type": "function", "function": {"name": "f",
             "arguments": {}}}]);
-        // Conversations that contain a message with this role. The first one is the most likely to
-        // be accepted by a template.
+        // Conversations that contain a message with this role. A template most likely accepts the
+        // first conversation.
         let conversations = |content: Value| -> Vec<Vec<Map<String, Value>>> {
             let message = turn(role, content);
             let (user, mut caller, mut answer) =
@@ -296,7 +296,7 @@ impl ChatTemplate {
                 })
             })
             .next()
-            // The template does not accept text for this role either, so pass the list unchanged.
+            // The template does not accept text for this role, so pass the list unchanged.
             .unwrap_or(true);
         self.takes_parts
             .lock()
@@ -313,7 +313,7 @@ fn environment(source: &str) -> Result<Environment<'static>> {
     environment.set_fuel(Some(FUEL));
     environment.set_formatter(|out, state, x| match x.as_str() {
         // minijinja only subtracts the fuel after writing the text, so check first that there is
-        // enough.
+        // enough fuel.
         Some(text)
             if state
                 .fuel_levels()
@@ -356,7 +356,7 @@ fn environment(source: &str) -> Result<Environment<'static>> {
     Ok(environment)
 }
 
-/// Names of the field that contains a message's reasoning. Most templates read the first one.
+/// Names of the field that contains a message's reasoning. Most templates read `reasoning_content`.
 const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
 /// The fields of a message as transformers passes them to the template. If the message contains
@@ -371,8 +371,9 @@ fn with_reasoning(fields: &Map<String, Value>) -> Cow<'_, Map<String, Value>> {
     Cow::Owned(all)
 }
 
-/// Replaces `{% generation %}` tags with `{% with %}`. Training templates use `generation` to mark
-/// the assistant's text. It does not change the output, but opens a variable scope, as `with` does.
+/// Replaces `{% generation %}` tags with `{% with %}`. Training templates mark the assistant's text
+/// with `generation`. This tag opens a variable scope, as `with` does, but does not change the
+/// output.
 fn without_training_marks(source: &str) -> Result<String> {
     let marks = Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
         .map_err(|e| Error::internal(e.to_string()))?;
@@ -396,9 +397,8 @@ fn use_fuel(state: &State, bytes: usize) -> Result<(), minijinja::Error> {
 }
 
 /// Subtracts the fuel for writing a value before the value is written. minijinja only subtracts it
-/// afterwards, which is too late for values that grow exponentially. For example, creating a list
-/// that contains a second list twice, which contains a third list twice, and so on, takes only a
-/// few steps.
+/// afterwards. This is too late for values that grow exponentially. For example,
+/// `{% set a = [a, a] %}` takes only a few steps, but doubles the length of the text.
 ///
 /// # Errors
 /// Fails if the fuel is used up, if the nesting is too deep, if the value is a function or an
@@ -438,8 +438,8 @@ fn use_fuel_for_value(state: &State, x: &Jinja, depth: usize) -> Result<(), mini
     Ok(())
 }
 
-/// Python's `json.dumps(x, ensure_ascii=False)`. transformers replaces Jinja's own `tojson` filter
-/// with it.
+/// Python's `json.dumps(x, ensure_ascii=False)`. In transformers, this function replaces Jinja's
+/// own `tojson` filter.
 fn tojson(state: &State, x: &Jinja, args: &[Jinja]) -> Result<String, minijinja::Error> {
     if x.is_undefined() {
         return Err(methods::failed("an undefined value cannot be written as JSON"));

@@ -17,12 +17,11 @@ pub struct Findings {
     pub left_out: Option<String>,
     /// Pairs whose completions have the same tokens after truncation, so neither is preferred.
     pub identical: usize,
-    /// Pairs whose completions both repeat the prompt, so that the model reads it twice.
+    /// Pairs in which both completions repeat the prompt. The model then reads the prompt twice.
     pub prompt_repeated: usize,
     /// Pairs with an empty completion.
     pub empty_completions: usize,
-    /// Pairs with a completion whose first message has a role other than `assistant`, counted by
-    /// role.
+    /// Pairs with a completion that starts with a role other than `assistant`, counted by role.
     pub roles: BTreeMap<String, usize>,
     /// Context length of the model in tokens, if it is known.
     pub context: Option<usize>,

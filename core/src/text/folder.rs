@@ -66,7 +66,7 @@ pub(super) fn read(dir: &Path) -> Result<(Ids, Extras)> {
     if let Some(class) = class {
         tokens.default_to(class);
     }
-    // If no other file defines the padding token, it is taken from the padding settings of
+    // If no other file defines the padding token, use the one in the padding settings of
     // tokenizer.json.
     if let Some(padding) = file.get_padding() {
         tokens
@@ -203,7 +203,8 @@ fn refuse(config: &Map<String, Value>, model: &Map<String, Value>, file: &Ids) -
     Ok(())
 }
 
-/// Warns if the rebuilt tokenizer produces different token ids from the unmodified tokenizer.json.
+/// Warns if `built`, the rebuilt tokenizer, and `file`, the unmodified tokenizer.json, produce
+/// different token ids.
 fn warn_if_ids_change(class: &str, file: &Ids, built: &Ids) {
     const SAMPLE: &str = "Hello, world! 1234 it's\n\n\tsome  more é 漢字 naïve\u{301} text.  ";
     let ids =

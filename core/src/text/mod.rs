@@ -99,8 +99,8 @@ impl Tokenizer {
         Self::new(ids, extras)
     }
 
-    /// Builds the tokenizer of a GGUF file. The supported types are byte-level BPE, which GGUF
-    /// calls `gpt2`, and SentencePiece BPE, which it calls `llama`.
+    /// Builds the tokenizer of a GGUF file. The supported types are byte-level BPE (`gpt2` in GGUF)
+    /// and SentencePiece BPE (`llama`).
     ///
     /// # Errors
     /// Fails if the tokenizer has a different type, if its pre-tokenizer is unknown, or if the

@@ -51,14 +51,14 @@ impl TokenPair {
 pub struct Prompt {
     /// Ids of the whole prompt.
     pub ids: Vec<i64>,
-    /// Number of leading ids that stay the same when either completion is appended. These ids form
-    /// the pair's prompt.
+    /// Number of leading ids that do not change when a completion is appended. These ids form the
+    /// pair's prompt.
     pub shared: usize,
 }
 
 impl Prompt {
-    /// The trailing ids, which change when a completion is appended. They are left out of the
-    /// pair's prompt.
+    /// The trailing ids, which change when a completion is appended. The pair's prompt does not
+    /// contain them.
     pub fn left_out(&self) -> &[i64] {
         &self.ids[self.shared..]
     }

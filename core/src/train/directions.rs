@@ -82,8 +82,8 @@ impl ModuleDirections {
         Self { whose: needs.directions, sites, ..Self::default() }
     }
 
-    /// Returns the sites at which states are read in the forward pass of one model, the policy or
-    /// the reference. The list is empty unless the method takes its directions from this model.
+    /// Returns the sites to read in the forward pass of the policy or of the reference, as `whose`
+    /// says. The list is empty if the method does not take its directions from this model.
     pub fn sites(&self, whose: Directions) -> &[Site] {
         if whose == self.whose { &self.sites } else { &[] }
     }
@@ -145,9 +145,9 @@ impl ModuleDirections {
         Ok(self.at(site, &self.batch)?.shallow_clone())
     }
 
-    /// For each parameter with an [`Axis`], calls the method to modify the gradient. The method
-    /// also receives the mean direction of the step at the module's input or output, depending on
-    /// the axis.
+    /// Lets the method modify the gradient of each parameter with an [`Axis`]. The method also
+    /// receives the mean direction of the step at the module's input or output, depending on the
+    /// axis.
     ///
     /// # Errors
     /// Fails if the method fails or returns a gradient of the wrong shape.

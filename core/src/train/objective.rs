@@ -27,7 +27,7 @@ pub struct Objective {
     needs: Needs,
     taps: Taps,
     reference: Reference,
-    /// The sequences of a batch that may share rows.
+    /// Which sequences of a batch may share rows.
     sharing: Sharing,
     directions: ModuleDirections,
     hook_errors: HookErrors,
@@ -40,8 +40,8 @@ pub struct Objective {
 pub struct Evaluated {
     /// The loss and the metrics that the method returned.
     pub loss: Loss,
-    /// Metrics that are logged for every method that uses log-probabilities, under the same names
-    /// as in TRL. Empty after [`Objective::set_metrics`] with `false`.
+    /// Metrics of every method that uses log-probabilities. They have the same names as in TRL.
+    /// Empty after [`Objective::set_metrics`] with `false`.
     pub metrics: Vec<(String, Tensor)>,
 }
 
@@ -92,12 +92,12 @@ impl Objective {
         &self.taps
     }
 
-    /// The reference and its cached values, which are saved in checkpoints.
+    /// The reference, with the cached values that checkpoints save.
     pub fn reference(&mut self) -> &mut Reference {
         &mut self.reference
     }
 
-    /// Replaces the choice of sequences that share rows of a batch.
+    /// Sets which sequences of a batch may share rows.
     pub(crate) fn set_sharing(&mut self, sharing: Sharing) {
         self.sharing = sharing;
     }
@@ -117,7 +117,7 @@ impl Objective {
         self.clock = clock;
     }
 
-    /// Builds a batch of `pairs` that contains the sequences that the method needs.
+    /// Builds a batch with the sequences of `pairs` that the method needs.
     ///
     /// # Errors
     /// Fails if memory runs out.
@@ -136,8 +136,8 @@ impl Objective {
         )
     }
 
-    /// Calls `work` with `method` in place of the current method, so that the state of the current
-    /// method does not change. Both methods must have the same configuration.
+    /// Calls `work` with `method` in place of the current method. The state of the current method
+    /// does not change. Both methods must have the same configuration.
     ///
     /// # Errors
     /// Fails if `work` does.
@@ -293,8 +293,8 @@ impl Objective {
         Ok(Evaluated { loss, metrics })
     }
 
-    /// Counts the products that [`loss`](Self::loss) and the backward pass compute on `batch`, with
-    /// the reference values that are cached now. `plan` must belong to the same adapter.
+    /// Counts the products in [`loss`](Self::loss) and the backward pass on `batch`. Reference
+    /// values that are already cached need no products. `plan` must belong to the same adapter.
     ///
     /// # Errors
     /// Fails if the model does not have a site, or if memory runs out.
@@ -334,8 +334,8 @@ impl Objective {
         Ok(count.finish(scored))
     }
 
-    /// The sites that are read in the pass of the policy: the taps, and then the sites of the
-    /// method's directions.
+    /// The sites to read in the policy's pass: first the taps, then the sites of the method's
+    /// directions.
     fn policy_sites(&self) -> impl Iterator<Item = &Site> {
         self.taps.sites.iter().chain(self.directions.sites(Directions::Policy))
     }
@@ -391,8 +391,8 @@ impl Objective {
         register_hook(y, Box::new(timed), &self.hook_errors)
     }
 
-    /// Returns the states of the policy and the reference at a tap, for the sides that the method
-    /// uses.
+    /// Returns the states of the policy and the reference at a tap. If the method only uses chosen
+    /// or only rejected completions, the states of the others are missing.
     fn tap_states(
         &self,
         tap: usize,
@@ -457,7 +457,7 @@ impl Objective {
     }
 
     /// Computes the metrics `logps/*`, `logits/*`, `entropy` and `mean_token_accuracy`, as in TRL.
-    /// If several pairs share a completion, it is counted for each of them.
+    /// A completion of several pairs is counted once per pair.
     fn metrics(
         &self,
         batch: &PairBatch,

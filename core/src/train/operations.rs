@@ -1,10 +1,9 @@
 //! Counts the floating-point operations of a micro-batch from the layout of its stream.
 //!
-//! The count contains the products that the method needs: those with frozen matrices on the real
-//! rows of the stream, those of queries, keys and values that may attend to each other, and an
-//! estimate for the adapter. Norms, activations and other operations on single values are not
-//! counted, and neither is work that an implementation wastes, such as masked products. A product
-//! of `[n in]` and `[in out]` counts as 2·n·in·out operations.
+//! Only necessary work is counted: products with frozen matrices, products of attention between
+//! tokens that may attend to each other, and an estimate for the adapter. Norms, activations and
+//! other operations on single values are not counted. Wasted work, such as masked products, is not
+//! counted either. A product of `[n in]` and `[in out]` counts as 2·n·in·out operations.
 
 use std::collections::BTreeMap;
 use std::ops::AddAssign;
@@ -36,8 +35,8 @@ pub struct Operations {
     pub products: BTreeMap<Shape, f64>,
     /// Operations of the products of queries and keys, and of attention weights and values.
     pub attention: f64,
-    /// Estimated operations of the adapter: each trained matrix is multiplied with all rows in the
-    /// forward pass, and twice in the backward pass.
+    /// Estimated operations of the adapter. Each trained matrix counts as one product with all rows
+    /// in the forward pass, and as two in the backward pass.
     pub adapter: f64,
 }
 
@@ -69,8 +68,8 @@ pub struct Work {
     pub operations: Operations,
 }
 
-/// The modules whose input receives a gradient in a backward pass. The inputs of the modules below
-/// the first trained parameter do not.
+/// For each module, whether its input receives a gradient in a backward pass. Modules below the
+/// first trained parameter receive no gradient.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GradientPlan(Vec<bool>);
 
@@ -116,8 +115,8 @@ impl<'a> Count<'a> {
         self.operations.attention += blocks as f64 * self.attention();
     }
 
-    /// Adds the gradients of the inputs of frozen modules in the first `blocks` blocks. `ends` are
-    /// the sites where the gradient enters the model, or `None` if it enters after the last block.
+    /// Adds a backward pass through the frozen modules of the first `blocks` blocks. The gradient
+    /// enters at the sites `ends`, or after the last block if `ends` is `None`.
     pub fn backward(&mut self, plan: &GradientPlan, blocks: usize, ends: Option<&[Site]>) {
         let info = self.model.info();
         let last = ends.map_or(info.linears.len(), |ends| self.end(ends, blocks));
@@ -129,12 +128,12 @@ impl<'a> Count<'a> {
             }
         }
         let attending = attending.into_iter().filter(|attending| *attending).count();
-        // Both products of attention have two variable factors, and so two gradients.
+        // Attention has two products. Each has two variable factors, and so two gradients.
         self.operations.attention += 2.0 * attending as f64 * self.attention();
     }
 
-    /// Number of modules through which a gradient from the sites `ends` may flow. In the last of
-    /// the `blocks` blocks, these are only the modules before the last site.
+    /// Number of modules in the first `blocks` blocks that a gradient from the sites `ends` can
+    /// reach. These are the modules before the last site.
     fn end(&self, ends: &[Site], blocks: usize) -> usize {
         let info = self.model.info();
         let after = |site: &Site| {
@@ -215,7 +214,7 @@ mod tests {
     use crate::run::AdapterChoice;
     use crate::train::{Objective, Reference, Taps};
 
-    /// A method that only has needs.
+    /// A method that only declares its needs.
     struct Needy(Needs);
 
     impl Intervention for Needy {
@@ -228,8 +227,9 @@ mod tests {
         }
     }
 
-    /// Counts the operations on a pair with 4, 3 and 5 tokens. The adapter changes `v_proj` in the
-    /// second of three blocks. Also returns the operations with cached reference values.
+    /// Counts the operations on a pair with a prompt of 4 tokens and completions of 3 and 5 tokens.
+    /// The adapter changes `v_proj` in the second of three blocks. The second result is for cached
+    /// reference values.
     fn counted(needs: Needs, sites: Vec<Site>) -> [Work; 2] {
         let case = Case::of_stand_ins();
         let Bench { model, .. } = Bench::new(&case, 0).unwrap();
@@ -256,7 +256,7 @@ mod tests {
     const MLP: [f64; 3] = [2048.0; 3];
     /// Weights of a block.
     const BLOCK: f64 = 9216.0;
-    /// The prompt and both completions.
+    /// Tokens of the prompt and of both completions.
     const ROWS: f64 = 12.0;
     /// Operations of attention in a block. The prompt has 4·5/2 products of queries and keys, and
     /// the completions 3·4 + 3·4/2 and 5·4 + 5·6/2. The heads are 32 wide in total.

@@ -51,8 +51,8 @@ impl AdamW {
         self.groups.iter().flat_map(|g| &g.parameters)
     }
 
-    /// Scales the gradients down if their global norm exceeds `clip`, unless `clip` is 0. Returns
-    /// the norm before scaling.
+    /// Scales the gradients down if their global norm exceeds `clip`. A `clip` of 0 disables this.
+    /// Returns the norm before scaling.
     ///
     /// # Errors
     /// Fails if no parameter has a gradient, or if memory runs out.

@@ -1,5 +1,5 @@
-//! Measures the wall time of the phases of training. A clock that is off costs nothing but a test
-//! for `None`, and does not synchronise with the GPU.
+//! Measures the wall time of the phases of training. A clock that is off only tests for `None`, and
+//! does not synchronise with the GPU.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -74,7 +74,7 @@ struct Running {
 }
 
 impl Running {
-    /// Waits for the device, so that its work counts for the phase that requested it.
+    /// Waits until the device is idle, so that the device's work counts for the current phase.
     fn synchronise(&self) {
         if let Device::Cuda(index) = self.device {
             Cuda::synchronize(index as i64);
@@ -93,8 +93,9 @@ impl PhaseClock {
         Self(Some(Arc::new(Running { device, times: Default::default() })))
     }
 
-    /// Runs `work` and adds its duration to `phase`. The time of measurements inside `work` only
-    /// counts for their own phases, also if they run on another thread that `work` waits for.
+    /// Runs `work` and adds its duration to `phase`. Measurements inside `work` are subtracted,
+    /// because they count for their own phases. This includes measurements on threads that `work`
+    /// waits for.
     pub fn measure<T>(&self, phase: Phase, work: impl FnOnce() -> T) -> T {
         let Some(running) = &self.0 else { return work() };
         running.synchronise();

@@ -1,5 +1,5 @@
-//! Outputs of the reference model, for methods that compare them with the policy's outputs. Small
-//! outputs are computed once per pair and cached.
+//! Computes the outputs of the reference model. Small outputs are computed once per pair and
+//! cached.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -32,8 +32,8 @@ impl KeptPair {
             .flat_map(|sides| sides.as_ref().into_iter().map(|(_, value)| value))
     }
 
-    /// Restores the outputs from the tensors of a checkpoint. Returns `None` if there are no
-    /// tensors, or an odd number of them.
+    /// Restores the outputs from the tensors of a checkpoint. Returns `None` if the number of
+    /// tensors is zero or odd.
     fn of_tensors(tensors: Vec<Tensor>) -> Option<Self> {
         let mut sides = Vec::new();
         let mut tensors = tensors.into_iter();
@@ -50,7 +50,7 @@ impl KeptPair {
 pub struct Reference {
     adapted: Option<Rc<Adapted>>,
     kept: BTreeMap<usize, KeptPair>,
-    /// The name of each pair in checkpoints, which is a digest of the pair's tokens.
+    /// Names of the pairs in checkpoints. A name is a digest of the pair's tokens.
     names: BTreeMap<usize, String>,
 }
 
@@ -68,7 +68,7 @@ pub struct ReferenceValues {
     pub hidden: Option<Tensor>,
 }
 
-/// A pass of the reference over a batch that cannot be replaced by cached outputs.
+/// A forward pass of the reference over a batch with outputs that are not cached.
 pub(super) struct Due {
     /// True if the outputs of some pairs must be added to the cache.
     pub new: bool,
@@ -76,15 +76,15 @@ pub(super) struct Due {
     pub live: bool,
     /// True if the pass must reach the final hidden state.
     pub hidden: bool,
-    /// Number of sites that belong to taps; they come first.
+    /// Number of sites that belong to taps. The sites of taps come first.
     pub taps: usize,
     /// The sites to read.
     pub sites: Vec<Site>,
 }
 
 impl Reference {
-    /// Creates a reference: the base model with the adapter `adapted`, or without an adapter if
-    /// `adapted` is `None`. `names` maps the index of each pair to its name in checkpoints.
+    /// Creates a reference from the base model and the adapter `adapted`, if any. `names` maps the
+    /// index of each pair to the pair's name in checkpoints.
     pub fn new(adapted: Option<Rc<Adapted>>, names: BTreeMap<usize, String>) -> Self {
         Self { adapted, kept: BTreeMap::new(), names }
     }
@@ -282,8 +282,8 @@ impl Reference {
             .collect()
     }
 
-    /// Restores tensors that were returned by [`state`](Self::state), except for pairs that are not
-    /// part of this run.
+    /// Restores the tensors that [`state`](Self::state) returned. Ignores pairs that are not part
+    /// of this run.
     ///
     /// # Errors
     /// Fails if a name does not have the form `PAIR.NUMBER`, if a tensor is missing, or if memory

@@ -1,5 +1,5 @@
-//! Moves the adapter away from its initial values before training, for methods whose loss has zero
-//! gradient there.
+//! Moves the adapter away from its initial values before training. Only used for methods whose loss
+//! has zero gradient at these values.
 
 use tch::Kind;
 
@@ -9,8 +9,8 @@ use crate::error::Result;
 use crate::model::Adapted;
 
 /// Standard deviation of the noise, in units of the learning rate. AdamW changes each parameter by
-/// about one learning rate per step, so the noise moves the adapter about as far as a few steps.
-/// Smaller noise would be rounded away in a bf16 model, whose precision is about 1 part in 250.
+/// about one learning rate per step, so the noise moves the adapter about as far as a few steps. A
+/// bf16 model would round smaller noise away, because its precision is about 1 part in 250.
 const STEPS: f64 = 5.0;
 
 /// Adds normally distributed noise to all trainable parameters of `adapted`, if the method's loss

@@ -15,7 +15,7 @@ use crate::text::TokenPair;
 /// the trained tensors.
 #[derive(Debug)]
 pub struct Accumulated {
-    /// Mean loss over the pairs that were not left out; 0 if all pairs were left out.
+    /// Mean loss over the pairs that count; 0 if no pairs count.
     pub loss: f64,
     /// Name and mean of each metric.
     pub metrics: Vec<(String, f64)>,
@@ -40,8 +40,8 @@ enum Mode<'a> {
     Validate(&'a AtomicBool),
 }
 
-/// The name of each metric and its sum over micro-batches, in the order in which the metrics were
-/// first added.
+/// The name and the sum of each metric over the micro-batches, in the order in which the metrics
+/// were first added.
 #[derive(Default)]
 struct Sums(Vec<(String, Tensor)>);
 
@@ -55,9 +55,11 @@ impl Sums {
     }
 }
 
-/// Adds the gradient of the loss over `pairs` to the gradients of the trained tensors, in
-/// micro-batches of `batch` pairs. Then lets the method modify the gradients. Each micro-batch is
-/// weighted by its fraction of the pairs that count, so the result does not depend on `batch`.
+/// Computes the gradient of the loss over `pairs`, and adds it to the gradients of the trained
+/// tensors. Then lets the method modify the gradients.
+///
+/// A micro-batch has `batch` pairs. Its weight is its share of the pairs that count, so the result
+/// does not depend on `batch`.
 ///
 /// # Errors
 /// Fails if the method or libtorch returns an error, or if the loss is not finite.
@@ -103,12 +105,12 @@ pub fn validate(
     Ok(sum(objective, model, adapted, pairs, batch, info, Mode::Validate(stop))?.0)
 }
 
-/// Computes the loss and metrics of `pairs` in micro-batches of `size` pairs, and their gradients
-/// when training.
+/// Computes the loss and metrics of `pairs` in micro-batches of `size` pairs. When training, also
+/// computes gradients.
 ///
 /// The gradients are computed as if all pairs counted, because the number of pairs that count is
-/// only known at the end. If some pairs do not count, also returns the factor by which to multiply
-/// the gradients.
+/// only known at the end. If some pairs do not count, also returns a factor. The caller must
+/// multiply the gradients by this factor.
 fn sum(
     objective: &mut Objective,
     model: &Model,
@@ -177,7 +179,7 @@ fn sum(
     clock.measure(Phase::Logging, || sums.collect(pairs.len()))
 }
 
-/// The values of all micro-batches of a step, which are still on the device.
+/// The values of all micro-batches of a step. The tensors are still on the device.
 struct MicroBatches {
     /// The weighted loss of each micro-batch.
     losses: Vec<Tensor>,
@@ -192,8 +194,8 @@ struct MicroBatches {
 }
 
 impl MicroBatches {
-    /// Copies the values of a step of `pairs` pairs from the device. Also returns the factor that
-    /// [`sum`] returns.
+    /// Copies the values of a step with `pairs` pairs from the device. Also returns the factor for
+    /// the gradients; see [`sum`].
     fn collect(self, pairs: usize) -> Result<(Accumulated, Option<f64>)> {
         let Self { losses, mut of_method, of_engine, counted, lacking } = self;
         let mut loss = Tensor::f_cat(&losses, 0)?.f_sum(Kind::Double)?.f_double_value(&[])?;

@@ -57,16 +57,16 @@ impl<'a> Steps<'a> {
             .sum()
     }
 
-    /// Returns the seed for random numbers, such as dropout masks, in a step. It only depends on
-    /// the run's seed and the step, so that a resumed run uses the same numbers as an uninterrupted
-    /// one.
+    /// Returns the seed for random numbers in a step, such as dropout masks. The seed only depends
+    /// on the run's seed and the step. A resumed run therefore uses the same numbers as an
+    /// uninterrupted one.
     pub fn seed(&self, step: usize) -> i64 {
         (self.train.seed as i64).wrapping_mul(1_000_003).wrapping_add(step as i64)
     }
 
     /// Number of epochs completed after step `step`, including the fraction of the current epoch.
-    /// As in the Trainer of transformers, this fraction is based on the number of batches, although
-    /// the last step of an epoch may have fewer batches than the others.
+    /// As in the Trainer of transformers, the fraction counts batches. The last step of an epoch
+    /// may have fewer batches than the others.
     pub fn epoch(&self, step: usize) -> f64 {
         let batches = self.pairs.div_ceil(self.train.batch);
         let seen = ((step % self.per_epoch + 1) * self.train.accumulate).min(batches);

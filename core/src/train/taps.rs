@@ -1,5 +1,5 @@
-//! The taps of a run: the sites at which states are read, how the states are pooled, and the
-//! transforms that are applied to them before the comparison.
+//! The taps of a run: the sites where states are read, the pooling of the states, and their
+//! transforms.
 
 #[cfg(test)]
 mod tests;
@@ -24,18 +24,18 @@ pub struct Taps {
     pub sites: Vec<Site>,
     /// How the states of the tokens of a sequence are pooled into one vector.
     pub pooling: Pooling,
-    /// A custom pooling that replaces the mean over tokens. It is applied after the transform.
+    /// A custom pooling that replaces the mean over tokens. The transform is applied first.
     pub token_pooling: Option<Box<dyn TokenPooling>>,
-    /// The transforms. A transform that is shared by several sites is only listed once.
+    /// The transforms. A transform that several sites share is listed once.
     pub transforms: Vec<Box<dyn Transform>>,
     /// For each site, the index of its transform.
     pub transform_of: Vec<usize>,
 }
 
 impl Taps {
-    /// Builds the taps at the sites that `tap` selects. `build` is called once for each site, or
-    /// once for each width if `train.share_transform` is true. There are no sites if the method
-    /// does not need states.
+    /// Builds the taps at the sites that `tap` selects. Calls `build` once for each site, or only
+    /// once for each width if `train.share_transform` is true. If the method does not need states,
+    /// the result has no sites.
     ///
     /// # Errors
     /// Fails if a site does not exist in the model, or if `build` fails.
@@ -75,8 +75,8 @@ impl Taps {
         })
     }
 
-    /// True if states can be pooled before the transform is applied. This is cheaper, and only the
-    /// pooled states of the reference need to be cached.
+    /// True if states can be pooled before the transform. Pooling first is cheaper, and only pooled
+    /// states of the reference are cached.
     pub fn pool_first(&self) -> bool {
         self.token_pooling.is_none() && self.transforms.iter().all(|t| t.linear())
     }
@@ -144,8 +144,8 @@ impl Taps {
         self.transform(tap).forward(&h, &around)
     }
 
-    /// The trainable tensors of the transforms. Each is named `INDEX.KEY`, where INDEX is the
-    /// position of its transform in [`transforms`](Self::transforms).
+    /// The trainable tensors of the transforms, named `INDEX.KEY`. INDEX is the position of the
+    /// transform in [`transforms`](Self::transforms).
     pub fn parameters(&self) -> Vec<(String, Tensor)> {
         self.transforms
             .iter()

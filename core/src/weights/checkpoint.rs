@@ -154,7 +154,7 @@ fn open_shards(folder: &Path) -> Result<(Vec<SafetensorsFile>, IndexMap<String, 
         let at = folder.join(shard);
         if !at.exists() {
             return Err(Error::new(format!(
-                "the shard `{}`, which should contain {} tensors, is missing",
+                "the shard `{}` with {} tensors is missing",
                 at.display(),
                 expected.len()
             ))

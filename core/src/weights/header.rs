@@ -1,9 +1,9 @@
-//! Reads the header of a safetensors file, which describes the type, shape and byte range of each
-//! tensor in JSON.
+//! Reads the header of a safetensors file. The header is JSON, and contains the dtype, shape and
+//! byte range of each tensor.
 //!
-//! The entries are parsed one by one, so that a malicious header cannot use much time or memory,
-//! and so that errors can name the tensor. As required by the `safetensors` crate, the data of the
-//! tensors must fill the rest of the file without gaps or overlaps.
+//! The entries are parsed one by one. A malicious header therefore cannot use much time or memory,
+//! and errors can name the tensor. As required by the `safetensors` crate, the data of the tensors
+//! must fill the rest of the file without gaps or overlaps.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -40,12 +40,10 @@ pub(super) struct TensorEntry {
     pub at: Range<usize>,
 }
 
-/// Maximum size of a header in bytes: about a hundred times the size of the largest known headers,
-/// but less than the 100 MB that the format allows.
+/// Maximum size of a header in bytes. The largest known headers are about a hundred times smaller.
+/// The format allows up to 100 MB.
 const MAX_HEADER_BYTES: u64 = 1 << 25;
-/// Maximum number of tensors in a file.
 const MAX_TENSORS: usize = 1 << 17;
-/// Maximum number of tensor dimensions.
 const MAX_AXES: usize = 8;
 
 /// Reads and validates the header. Returns the tensors in the order of their data.

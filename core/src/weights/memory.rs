@@ -27,8 +27,8 @@ impl Mapped {
     /// Maps a file.
     ///
     /// # Errors
-    /// Fails if the path cannot be opened, is not a regular file, or is empty, or if it is a Git
-    /// LFS pointer.
+    /// Fails if the path cannot be opened, is not a regular file, is empty, or is a Git LFS
+    /// pointer.
     pub fn open(path: &Path) -> Result<Self> {
         let opening = || format!("cannot open `{}`", path.display());
         // The path is checked first, because opening a named pipe would block.
@@ -41,9 +41,9 @@ impl Mapped {
                 .hint("download it again; the last download may have been incomplete"));
         }
         let file = File::open(path).within(opening)?;
-        // SAFETY: the map is read-only and lives as long as the slices borrowed from it. If another
-        // process truncates the file while it is mapped, this process is killed by SIGBUS. The same
-        // is true of every library that maps weights.
+        // SAFETY: the map is read-only and lives as long as the slices borrowed from it. Another
+        // process may truncate the mapped file. The operating system then kills this process with
+        // SIGBUS. The same is true of every library that maps weights.
         let bytes =
             unsafe { Mmap::map(&file) }.within(|| format!("cannot map `{}`", path.display()))?;
         if is_lfs_pointer(&bytes) {

@@ -2,8 +2,7 @@
 //!
 //! The supported formats are safetensors (one file or shards) and GGUF. Both are mapped into
 //! memory, and every length is checked. Pickles are never read, because they can run code. This
-//! module must not depend on model architectures; assigning tensors to layers is up to the model
-//! code.
+//! module does not know the model architectures. The model code assigns tensors to layers.
 
 pub(crate) mod checkpoint;
 mod gguf;
@@ -45,8 +44,9 @@ enum Source {
 }
 
 impl ModelFiles {
-    /// Opens a path that [`locate`] returned: a folder with `config.json` and safetensors, a
-    /// `.gguf` file, or a folder with a single GGUF model, which may be split into several files.
+    /// Opens a path that [`locate`] returned. The path is a folder with `config.json` and
+    /// safetensors, a `.gguf` file, or a folder with a single GGUF model. This model may be split
+    /// into several files.
     ///
     /// # Errors
     /// Fails if a file is missing, incomplete or malformed, if the checkpoint is a pickle, or if
@@ -100,9 +100,9 @@ impl ModelFiles {
         }
     }
 
-    /// Reads all tensors, in file order. Floating-point tensors are converted to `kind`; integer
-    /// and boolean tensors, such as constants that some checkpoints contain, are not converted. No
-    /// tensor requires gradients.
+    /// Reads all tensors, in file order. Floating-point tensors are converted to `kind`. Integer
+    /// and boolean tensors are not converted; some checkpoints contain such constants. No tensor
+    /// requires gradients.
     ///
     /// # Errors
     /// Fails if `kind` is not a floating-point type, or if memory runs out.
@@ -181,7 +181,7 @@ impl ModelFiles {
     }
 }
 
-/// Parses an `eos_token_id`, which may be one id, a list of ids, null or missing.
+/// Parses an `eos_token_id`: one id, a list of ids, null or missing.
 fn token_ids(value: Option<&Value>, file: &str) -> Result<Vec<i64>> {
     let wrong = |value: &Value| {
         Error::new(format!("`eos_token_id` in {file} is `{value}`, which is not a token id"))

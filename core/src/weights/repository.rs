@@ -122,9 +122,8 @@ fn parts(snapshot: &Snapshot<'_>, file: &str) -> Result<PathBuf> {
     snapshot.get(file)
 }
 
-/// Returns true for the name of a GGUF file that contains a whole model or the first part of a
-/// split model. Returns false for later parts and for the vision projectors of multimodal models
-/// (`mmproj`).
+/// True if `file` is a whole GGUF model or the first part of a split model. False for later parts,
+/// and for the vision projectors of multimodal models (`mmproj`).
 fn is_model(file: &str) -> bool {
     let first = gguf::names(file.as_ref()).first().is_some_and(|first| first.as_os_str() == file);
     first && file.ends_with(".gguf") && !file.rsplit('/').next().unwrap_or(file).contains("mmproj")
@@ -163,7 +162,7 @@ mod tests {
     use crate::hub::{Hub, RepoId, RepoKind, Settings};
 
     /// Creates a repository with the given files and calls `take` with its snapshot. Returns the
-    /// path that `take` returned, relative to the snapshot, and the names of the downloaded files.
+    /// result of `take` as a path relative to the snapshot, and the names of the downloaded files.
     fn fetched(
         files: &[(&str, &str)],
         take: impl Fn(&Snapshot<'_>) -> Result<PathBuf>,

@@ -105,8 +105,8 @@ impl SafetensorsFile {
         if let Some(converted) = converted {
             return converted;
         }
-        // Transfer first, then convert on the device: the dtype in the file is rarely larger than
-        // `kind`, so this transfers fewer bytes.
+        // Convert on the device, after the transfer. The dtype in the file is rarely larger than
+        // `kind`, so fewer bytes are transferred.
         let tensor = self.read(name)?.f_to_device(device)?;
         Ok(if tensor.f_is_floating_point()? { tensor.f_to_kind(kind)? } else { tensor })
     }

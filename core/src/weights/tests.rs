@@ -139,8 +139,8 @@ fn smollm2_gguf_has_hugging_faces_names_and_settings() {
     }
 }
 
-/// Reads a memory statistic from `/proc/self/status` and converts it to bytes. `line` is the start
-/// of the line to read, such as `VmRSS:`.
+/// Returns a value of `/proc/self/status` in bytes. `line` is the label of the value, such as
+/// `VmRSS:`.
 #[cfg(target_os = "linux")]
 fn memory(line: &str) -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
@@ -149,8 +149,8 @@ fn memory(line: &str) -> f64 {
     kilobytes.parse::<f64>().unwrap() * 1024.0
 }
 
-/// Loads a model, and prints the time in seconds and the peak memory as a multiple of the size of
-/// the weights. Must run in a fresh process, because the peak covers the whole process lifetime.
+/// Loads a model. Prints the time in seconds, and the peak memory divided by the size of the
+/// weights. Must run in a fresh process, because the peak covers the whole life of a process.
 #[cfg(target_os = "linux")]
 fn measure(path: &Path, kind: Kind) {
     drop(tensor(1.0));

@@ -1,8 +1,8 @@
 //! `cargo xtask bench-peer`: compares the speed of `reprpo bench` with TRL and PEFT.
 //!
 //! Both sides train on the same pairs in the same order. They take turns, each in its own process,
-//! so that a machine whose speed changes over time affects both. The peer's script is
-//! `tests/python/bench_trl.py`, whose documentation lists its settings.
+//! so that changes in the speed of the machine affect both sides. The peer's script is
+//! `tests/python/bench_trl.py`. Its documentation lists its settings.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -193,7 +193,7 @@ impl BenchPeer {
 struct Measurements {
     /// The reports of `reprpo bench`.
     ours: Vec<Value>,
-    /// The results of the peer that computes the reference in each step.
+    /// The results of the peer when it computes the reference in each step.
     peer: Vec<Value>,
     /// The results of the peer with a precomputed reference.
     precomputed: Vec<Value>,
@@ -379,7 +379,7 @@ impl Comparison<'_> {
         rows
     }
 
-    /// The peer's number of operations, which is only counted in one run.
+    /// The peer's number of operations. Only one run counts them.
     fn operations_of_peer(&self) -> Option<f64> {
         self.peer.iter().find_map(|result| result["operations"].as_f64())
     }

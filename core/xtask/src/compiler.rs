@@ -1,5 +1,5 @@
-//! The C++ compiler. Every build uses it to compile tch's C++ code, and setting up a CPU-only
-//! libtorch uses it to link a small library.
+//! The C++ compiler. Every build needs it for tch's C++ code. The setup of a CPU-only libtorch
+//! needs it to link a small library.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -23,8 +23,8 @@ pub fn find() -> Result<OsString> {
     }
 }
 
-/// Creates a `libtorch.so` for torch-sys to link. The published library depends on CUDA, so this is
-/// an empty replacement that only depends on `libtorch_cpu.so` and `libc10.so`.
+/// Creates an empty `libtorch.so` for torch-sys to link. The published `libtorch.so` depends on
+/// CUDA. This replacement only depends on `libtorch_cpu.so` and `libc10.so`.
 pub fn link_libtorch(compiler: &OsString, lib: &Path) -> Result<()> {
     let output = Command::new(compiler)
         .current_dir(lib)

@@ -17,8 +17,8 @@ use crate::{Options, compiler, paths, pins, platform, progress};
 /// Name of the file that marks a cache folder as complete. It is written last.
 const STAMP: &str = ".complete";
 
-/// Sets up the required version of libtorch for `cargo build`. Returns its folder, which is
-/// recorded as the value of `LIBTORCH` for all builds.
+/// Sets up the required version of libtorch for `cargo build`. Returns the folder, and records it
+/// as the value of `LIBTORCH` for all builds.
 pub fn set_up(options: &Options) -> Result<PathBuf> {
     let compiler = compiler::find()?;
     let config = Config::of(&paths::checkout());
@@ -39,8 +39,7 @@ pub fn set_up(options: &Options) -> Result<PathBuf> {
             );
             return Err(failure(what, "run `unset LIBTORCH`, or omit `--cpu` and `--cuda`"));
         }
-        // Keep the variant from an earlier setup, even if this setup would choose a different one,
-        // for example because a driver has been installed since.
+        // Keep the variant from an earlier setup, even if a driver has been installed since.
         (None, None) => match config.read().filter(|root| is_usable(root)) {
             Some(root) => {
                 progress::line(&format!(
@@ -184,8 +183,8 @@ impl Layout {
         format!("libtorch {LIBTORCH_VERSION} {}\n", self.variant)
     }
 
-    /// Returns true if `folder` contains a complete libtorch with this layout. Checks the files
-    /// even if the stamp exists, because they may have been deleted since it was written.
+    /// Returns true if `folder` contains a complete libtorch with this layout. The stamp is not
+    /// enough, because files may have been deleted since it was written.
     fn is_whole(&self, folder: &Path) -> bool {
         let filled =
             |file: &PathBuf| fs::metadata(folder.join(file)).is_ok_and(|data| data.len() > 0);
@@ -197,7 +196,7 @@ impl Layout {
     }
 }
 
-/// Assembles libtorch in the cache, unless it is there already. Returns its root.
+/// Assembles libtorch in the cache, unless the cache already contains it. Returns the root.
 fn install(options: &Options, compiler: &std::ffi::OsString) -> Result<PathBuf> {
     let platform = Platform::here()?;
     let driver = platform::nvidia_driver();

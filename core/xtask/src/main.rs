@@ -1,7 +1,7 @@
 //! `cargo xtask`: sets up the build environment, runs the demo or the tests, and builds packages.
 //!
-//! It runs before libtorch is installed, so it must not depend on tch, not even indirectly through
-//! another crate of this workspace.
+//! It runs before libtorch is installed. Therefore, it must not depend on tch, either directly or
+//! through another crate of this workspace.
 
 mod bench_peer;
 mod compiler;

@@ -1,8 +1,7 @@
 //! `cargo xtask prose`: searches comments, strings and Markdown for violations of the style guide,
 //! `docs/style.md`.
 //!
-//! A program only finds a small part of what makes prose hard to read, so this does not replace a
-//! review.
+//! The search finds only some problems, so it does not replace a review.
 
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -15,7 +14,6 @@ use crate::{paths, progress};
 /// Maximum length of a line in characters.
 const WIDTH: usize = 100;
 
-/// Extensions of the files that are searched.
 const EXTENSIONS: [&str; 7] = ["rs", "md", "py", "sh", "cc", "toml", "yml"];
 
 /// A violation in one line.
@@ -23,7 +21,6 @@ const EXTENSIONS: [&str; 7] = ["rs", "md", "py", "sh", "cc", "toml", "yml"];
 struct Finding {
     /// Line number, counted from 1.
     line: usize,
-    /// The rule that the line violates.
     rule: String,
 }
 

@@ -7,8 +7,8 @@ use anyhow::{Context, Result};
 
 use crate::{Options, libtorch, model, paths, progress};
 
-/// Default arguments of the demo. The command line continues with `--out` and then with the user's
-/// arguments, which override the defaults.
+/// Default arguments of the demo. `--out` and the user's arguments follow. The user's arguments
+/// override the defaults.
 ///
 /// The demo enables the DPO term, because the hidden-state terms need more than 300 pairs to change
 /// the model's preferences.
@@ -75,11 +75,11 @@ pub fn test(options: &Options, args: &[String]) -> Result<ExitCode> {
 /// Returns a command that runs cargo in the checkout, with `LIBTORCH` set to `libtorch`.
 pub fn cargo(libtorch: &Path) -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    // cargo set `LIBTORCH` for this process before the setup changed the configuration. The
-    // inherited variable would take precedence over the new configuration, so override it.
+    // Override the inherited `LIBTORCH`, because it takes precedence over the configuration. Cargo
+    // set the variable before the setup changed the configuration.
     cargo.current_dir(paths::checkout()).env("LIBTORCH", libtorch);
-    // Unset the variables that cargo has set for xtask. They are not set in a plain `cargo build`,
-    // and some crates are rebuilt when they change.
+    // Unset the variables that cargo set for xtask. A plain `cargo build` does not set these
+    // variables, and some crates are rebuilt when one of them changes.
     for (name, _) in std::env::vars_os() {
         if name.to_str().is_some_and(describes_this_package) {
             cargo.env_remove(name);

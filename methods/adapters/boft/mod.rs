@@ -192,8 +192,7 @@ fn factor(x: &Tensor, r: &Tensor, i: i64, b: i64) -> Result<Tensor> {
 impl AdaptedLinear for BoftLinear {
     fn forward(&self, x: &Tensor, base: &Frozen, _: bool) -> Result<Tensor> {
         let y = base.product(&butterfly(x, &self.rotations()?)?)?;
-        // Multiply in the dtype of the scale: half precision would round away small differences
-        // from 1.
+        // Multiply in the scale's dtype. Half precision would round scales near 1 to exactly 1.
         let y = (y * self.scale.f_squeeze_dim(1)?).f_to_kind(x.kind())?;
         Ok(match base.bias() {
             Some(bias) => y.f_add(bias)?,
@@ -209,8 +208,8 @@ impl AdaptedLinear for BoftLinear {
     }
 
     fn merge(&self, base: &Frozen) -> Result<Frozen> {
-        // The merged weight is s ⊙ (W·B₀ᵀ⋯B_{m−1}ᵀ). `factor` multiplies by B_iᵀ if it is called
-        // with transposed rotations.
+        // The merged weight is s ⊙ (W·B₀ᵀ⋯B_{m−1}ᵀ). With transposed rotations, `factor` multiplies
+        // by B_iᵀ.
         let (r, b) = (self.rotations()?.f_transpose(2, 3)?, self.r.size()[3]);
         let weight = (0..r.size()[0])
             .try_fold(base.dense()?.to_kind(r.kind()), |w, i| factor(&w, &r.select(0, i), i, b))?;

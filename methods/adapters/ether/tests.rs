@@ -52,8 +52,8 @@ fn only_the_relaxed_form_starts_as_the_identity() {
         assert_eq!(change < 1e-12, plus, "{change}");
         let parameters = adapted.parameters();
         assert_eq!(parameters.len(), (1 + usize::from(plus)) * (1 + usize::from(two_sided)));
-        // With `plus`, u and w have the same initial values, but they are separate tensors, which
-        // are both trained.
+        // With `plus`, u and w start with the same values. They are separate tensors, and both are
+        // trained.
         adapted.forward(&x, &frozen, true).unwrap().square().sum(Kind::Double).backward();
         let trained = |t: &Tensor| t.is_leaf() && t.grad().abs().max().double_value(&[]) > 1e-6;
         assert!(parameters.iter().all(|p| trained(&p.tensor)));

@@ -34,7 +34,7 @@ depend on the whole micro-batch, so their result changes with `train.batch`. `re
 for every type.",
     example(loss_type = "robust", label_smoothing = 0.1)
 )]
-// The schemas of `projgrad` and `projbp` refer to this schema by this name.
+// The schemas of `projgrad` and `projbp` refer to this schema by the name `DpoConfig`.
 #[schemars(rename = "DpoConfig")]
 pub struct Dpo {
     /// β: factor by which the loss multiplies the margin in nats; greater than 0. A larger value
@@ -112,13 +112,12 @@ impl LossType {
         matches!(self, Sigmoid | SigmoidNorm | Hinge | Ipo | ExoPair | Robust | Discopop | Sft)
     }
 
-    /// Returns true if the loss reads `label_smoothing`.
     fn takes_smoothing(self) -> bool {
         matches!(self, LossType::ExoPair | LossType::Robust | LossType::Aot | LossType::AotUnpaired)
     }
 
-    /// Returns true if the loss sorts the values of a batch, so that its terms no longer belong to
-    /// individual pairs.
+    /// Returns true if the loss sorts the values of a batch. The terms of such a loss do not belong
+    /// to individual pairs.
     fn sorts(self) -> bool {
         matches!(self, LossType::Aot | LossType::AotUnpaired)
     }
@@ -304,7 +303,7 @@ impl Dpo {
     }
 
     /// Inputs of [`loss`](Self::loss): log-probabilities of both completions under both models.
-    /// They are needed for every loss type, because the logged rewards are computed from them.
+    /// Every loss type needs these values, because the rewards are logged.
     pub fn needs(&self) -> Needs {
         Needs {
             logprobs: Completions::Both,
@@ -315,7 +314,7 @@ impl Dpo {
     }
 
     /// Returns the mean loss over the pairs, with TRL's `rewards/*` as metrics. With `ld_alpha`,
-    /// `logps/*` are also metrics, because they then differ from the log-probabilities that the
+    /// `logps/*` are also metrics. Their values then differ from the log-probabilities that the
     /// engine logs.
     ///
     /// # Errors

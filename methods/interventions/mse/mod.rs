@@ -10,7 +10,7 @@ use super::vectors::{EPS, NO_DIRECTION, mean, norm, safe};
 #[cfg(test)]
 mod tests;
 
-/// Constant that is added to a distance before taking the logarithm, if `log` is set.
+/// Constant that `log` adds to a distance before taking the logarithm.
 const LOG_EPS: f64 = 1e-4;
 
 /// Squared distances between states.
@@ -99,7 +99,7 @@ impl Intervention for Mse {
     }
 }
 
-/// Adds the reroute and retain terms, stacked to shape `[2 b]`, to the loss as metrics.
+/// Adds the reroute and retain terms to the metrics of the loss. `terms` has the shape `[2 b]`.
 fn logged(loss: Loss, terms: &Tensor) -> Loss {
     loss.metric("mse/reroute", &terms.get(0)).metric("mse/retain", &terms.get(1))
 }
@@ -116,8 +116,8 @@ impl Mse {
         Ok(logged(Loss::new(self.sum(&terms).mean(None::<Kind>) * 100.0), &terms))
     }
 
-    /// Returns the reroute and retain terms at one tap, stacked to shape `[2 b]`, and a mask of
-    /// shape `[b]` of the pairs that have a preference direction there.
+    /// Returns the reroute and retain terms at one tap, stacked to shape `[2 b]`. Also returns a
+    /// mask `[b]` of the pairs with a preference direction at this tap.
     fn terms(&self, tap: &TapStates) -> Result<(Tensor, Tensor)> {
         let (p, r) = (tap.policy()?, tap.reference()?);
         let (p_ret, r_ret) = match self.transform_in {

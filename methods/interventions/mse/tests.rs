@@ -52,8 +52,8 @@ fn the_loss_starts_at_one_and_is_a_mean_over_pairs_and_taps() {
 fn gradients_equal_finite_differences_for_every_variant() {
     for log in [false, true] {
         let config = Mse { alpha: 0.3, log, ..Mse::default() };
-        // Also check the gradients with respect to the reference's states, because they reach the
-        // parameters of a trained transform.
+        // Also check the gradients with respect to the reference's states. A trained transform
+        // receives gradients through these states.
         let (p, r) = (random_sides(&[3, 5]), random_sides(&[3, 5]));
         let leaves = [&p.chosen, &p.rejected, &r.chosen, &r.rejected];
         gradients_are_those_of_finite_differences(&leaves, || value(&config, vec![tap(&p, &r)], 3));

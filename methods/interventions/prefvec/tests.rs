@@ -39,7 +39,7 @@ fn the_loss_equals_a_case_worked_out_by_hand() {
     near(at(&config, [3.0, 2.0], [-2.0, 0.0]), 1.25 + 0.05);
     // Beyond τ, the loss is 0.
     near(at(&config, [9.0, 0.0], [4.0, 0.0]), 0.0);
-    // m⁺ = (−1, 1) and m⁻ = (0, 0), so with τ = 2, the term along v̂ is ½(3 + 2)/2. The difference
+    // Here τ = 2, m⁺ = (−1, 1) and m⁻ = (0, 0), so the term along v̂ is ½(3 + 2)/2. The difference
     // p⁺ − p⁻ = (0, 2) is orthogonal to d, so 1 − cos = 1.
     near(
         at(&PrefVec { tau: 2.0, lambda_angle: 0.5, ..config.clone() }, [0.0, 2.0], [0.0, 0.0]),
@@ -55,8 +55,9 @@ fn the_loss_starts_at_one_without_a_likelihood_term() {
         (value(&PrefVec::default(), &r, &r, Some((&logp, &logp))).double_value(&[]) - 1.0).abs()
             < 1e-10
     );
-    // If the chosen completion loses ½ nat per token compared with the reference, the loss rises by
-    // ½. If it becomes more likely, the loss stays the same.
+    // The loss rises by ½ if the policy's log-probability of the chosen completion is ½ nat per
+    // token below the reference's. A log-probability above the reference's does not change the
+    // loss.
     let worse = sides(&(&logp.chosen - 0.5), &logp.rejected);
     assert!(
         (value(&PrefVec::default(), &r, &r, Some((&worse, &logp))).double_value(&[]) - 1.5).abs()
@@ -83,8 +84,8 @@ fn gradients_equal_finite_differences_for_every_variant() {
         [random_sides(&[3, 5]), random_sides(&[3, 4])],
     );
     let (logp, logr) = (random_sides(&[6]), random_sides(&[6]));
-    // Also check the gradients of the reference's states, because the transform is trained through
-    // them.
+    // Also check the gradients with respect to the reference's states. A trained transform
+    // receives gradients through these states.
     let leaves: Vec<&Tensor> = policy
         .iter()
         .chain(&reference)

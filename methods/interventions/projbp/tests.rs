@@ -1,5 +1,5 @@
 //! Compares the gradient hooks with a segmented backward pass. The segmented pass cuts the graph at
-//! the output of every adapted module, and propagates the gradient across the cuts explicitly, from
+//! the output of every adapted module. It propagates the gradient across the cuts explicitly, from
 //! the last cut to the first.
 
 use std::cell::RefCell;
@@ -55,7 +55,7 @@ fn hooked(config: &ProjBp, model: &Model, targets: &str) -> Vec<Tensor> {
     gradients(&adapted)
 }
 
-/// Computes the same gradients as [`hooked`], but with a segmented backward pass instead of hooks.
+/// Computes the same gradients as [`hooked`], but with a segmented backward pass.
 fn segmented(config: &ProjBp, model: &Model, targets: &str) -> Vec<Tensor> {
     let adapted = attached(model, targets);
     let pairs: Vec<TokenPair> = pairs();

@@ -120,7 +120,7 @@ fn the_direction_of_a_part_comes_from_its_own_outputs() {
     }
 }
 
-/// Checks that all gradients are parallel to the direction, and returns their number.
+/// Checks that all gradients are parallel to the direction. Returns the number of gradients.
 fn assert_gradients_are_parallel(
     model: &reprpo_core::model::Model,
     one: &str,

@@ -11,8 +11,8 @@ use super::vectors::{EPS, dot, mean, safe};
 #[cfg(test)]
 mod tests;
 
-/// A divergence is treated as a rounding error if it is at most `ROUNDING` times the entropy of the
-/// reference distribution times the precision of the float type.
+/// A divergence of at most `ROUNDING`·ε·H is treated as a rounding error. ε is the machine epsilon
+/// of the dtype, and H is the entropy of the reference distribution.
 const ROUNDING: f64 = 8.0;
 
 /// The reason why a pair is left out of the loss. In the run's log, it follows the words "each

@@ -54,8 +54,8 @@ fn the_original_starts_at_log_two() {
 #[test]
 fn gradients_equal_finite_differences_for_every_variant() {
     let config = Rank { temperature: 1.5, alpha: 0.7, ..Rank::default() };
-    // Check the gradients with respect to the reference states too, because the transform is
-    // trained through them.
+    // Also check the gradients with respect to the reference states, because they train the
+    // transform.
     let (p, r) = (random_sides(&[3, 5]), random_sides(&[3, 5]));
     gradients_are_those_of_finite_differences(
         &[&p.chosen, &p.rejected, &r.chosen, &r.rejected],

@@ -81,8 +81,8 @@ impl Intervention for Rr {
 
 impl Rr {
     /// Returns the distance of each token's state from the reference's state, `[m h]` → `[m]`.
-    /// Unless the variant is `original`, the distance is divided by the norm of the reference's
-    /// state, or set to 0 if that norm is 0.
+    /// The default variant divides the distance by the norm of the reference's state. If this norm
+    /// is 0, the result is 0.
     fn moved(&self, state: &Tensor, reference: &Tensor) -> Tensor {
         let distance = norm(&(state - reference));
         if self.variant == Variant::Original {

@@ -20,7 +20,7 @@ fn the_retain_term_is_relative_to_the_reference_state_except_in_the_original() {
         sides(&tensor(&chosen, &[1, 3, 2]), &tensor(&[9.0, 9.0, 1.0, 0.0, 0.0, 1.0], &[1, 3, 2]))
     };
     // The distances are 5 and 2, and the norms of the reference states are 2 and 0. The relative
-    // distances are 5/2 and, because 2/0 is undefined, 0.
+    // distances are 5/2 and 0. The second is 0 because 2/0 is undefined.
     let (reference, policy) =
         (states([9.0, 9.0, 2.0, 0.0, 0.0, 0.0]), states([9.0, 9.0, 5.0, 4.0, 2.0, 0.0]));
     let retain = |variant| {
@@ -45,8 +45,7 @@ fn the_loss_equals_a_case_worked_out_by_hand() {
         &tensor(&[0.0, 1.0, 4.0, 4.0, 0.0, 1.0], &[1, 3, 2]),
         &tensor(&[0.0, 0.0, 1.0, 1.0, 0.0, -1.0], &[1, 3, 2]),
     );
-    // The distances are 5 and 0. The cosines are 1/√2 and −1, and the negative cosine is clamped to
-    // 0.
+    // The distances are 5 and 0. The cosines are 1/√2 and −1. The negative cosine is clamped to 0.
     let (retain, reroute) = (2.5, 0.5f64.sqrt() / 2.0);
     let at = loss(&policy, &reference, 4);
     near(at.value.double_value(&[]), 10.0 * (0.2 * retain + 0.8 * reroute));

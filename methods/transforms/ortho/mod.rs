@@ -69,8 +69,8 @@ impl Transform for OrthoTransform {
             Map::Cayley => {
                 let a = self.skew();
                 let rows = x.f_reshape([-1, a.size()[0]])?;
-                // The factors of Q commute, so y = xQ is the solution of y(I − A) = x(I + A).
-                // Solving this equation avoids computing the inverse.
+                // The factors of Q commute, so y = xQ solves y(I − A) = x(I + A). Solving for y
+                // avoids computing the inverse.
                 let system = Tensor::eye(a.size()[0], (a.kind(), a.device())) - &a;
                 Tensor::f_linalg_solve(&system, &(&rows + rows.f_matmul(&a)?), false)?
                     .f_reshape(x.size())?

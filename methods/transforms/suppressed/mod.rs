@@ -86,8 +86,8 @@ struct SuppressedTransform {
 }
 
 impl SuppressedTransform {
-    /// Returns the mask m of b sequences, `[b h]`, which is 1 for coordinates that are kept and 0
-    /// for the others. `last` contains the row index of each sequence's last token.
+    /// Returns the mask m of b sequences, `[b h]`. The mask is 1 for kept coordinates and 0 for the
+    /// others. `last` contains the row index of each sequence's last token.
     fn mask(&self, h: &Tensor, previous: &Tensor, last: &Tensor) -> Result<Tensor> {
         let _guard = reprpo_plugin::tch::no_grad_guard();
         let row = |t: &Tensor| t.f_index_select(0, last);

@@ -14,7 +14,6 @@ use crate::App;
 /// Help heading of the flags that only this command has.
 const MEASUREMENT: &str = "Measurement";
 
-/// Parses a number greater than 0.
 fn positive() -> RangedU64ValueParser {
     RangedU64ValueParser::new().range(1..)
 }
@@ -22,11 +21,11 @@ fn positive() -> RangedU64ValueParser {
 /// Measure the speed of training on your own model, method and pairs.
 ///
 /// Takes the steps of `reprpo run` without writing a run. Each repetition has two passes over the
-/// same pairs: the first computes the outputs of the reference, and the second reads them from the
-/// cache, as in all epochs after the first. For both passes, the table shows pairs and tokens per
-/// second, the time of each phase, the number of operations, and their rate as a share of the rate
-/// of the machine, which is measured with products of the same shapes. docs/benchmarks.md explains
-/// every number.
+/// same pairs. The first pass computes the outputs of the reference. The second pass reads these
+/// outputs from the cache, as in all epochs after the first. For both passes, the table shows pairs
+/// and tokens per second, the time of each phase, and the number of operations. The table also
+/// compares the rate of these operations with the machine's rate for products of the same shapes.
+/// docs/benchmarks.md explains every number.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -52,14 +51,14 @@ pub struct BenchArgs {
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = positive(),
         help_heading = MEASUREMENT)]
     pub pairs: u64,
-    /// Skip pairs whose prompt an earlier pair has, so that pairs share no prompts.
+    /// Skip pairs with the same prompt as an earlier pair.
     #[arg(long, help_heading = MEASUREMENT)]
     distinct_prompts: bool,
     /// Number of repetitions. The table shows the repetition with the median duration.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = positive(),
         help_heading = MEASUREMENT)]
     repeat: u64,
-    /// Number of optimiser steps before the measurement, which are not counted.
+    /// Number of optimiser steps to take before the measurement.
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = MEASUREMENT)]
     warmup: u64,
     /// Print the result as a JSON object.

@@ -1,4 +1,4 @@
-//! The data flags, which every command that reads pairs accepts.
+//! The data flags of commands that read pairs.
 
 use std::marker::PhantomData;
 
@@ -20,8 +20,8 @@ pub struct DataFlagSpec {
     source: Source,
     /// `None` if the command has no `--split`.
     split: Option<Split>,
-    /// Text that the help of `--max-length` shows after the documentation of the field; `{default}`
-    /// is replaced by the field's default. `None` if the command does not have the flag.
+    /// Last part of the help of `--max-length`. `{default}` is replaced by the field's default.
+    /// `None` if the command does not have the flag.
     max_length: Option<&'static str>,
     /// The example in the help of `--set`; `None` if another group of flags contains `--set`.
     set: Option<&'static str>,
@@ -158,7 +158,6 @@ impl DataFlagSpec {
         }
     }
 
-    /// Builds the argument that selects the data set.
     fn source_argument(&self, flag: &Flag) -> Arg {
         let arg = argument(flag);
         match self.source {

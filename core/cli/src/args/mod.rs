@@ -1,5 +1,4 @@
-//! The command line: one file for each command, and one for each group of flags that several
-//! commands share.
+//! The command line. There is one file for each command, and one for each group of shared flags.
 //!
 //! Flags that set a field of the experiment are generated from the field's declaration. Each
 //! command lists the groups of flags that it accepts.

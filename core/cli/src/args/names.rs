@@ -1,5 +1,5 @@
-//! A value parser for the names of plugins and recipes. The help lists the names, but the parser
-//! does not validate them. The registry does, because its errors are more informative than clap's.
+//! A value parser for the names of plugins and recipes. The parser accepts any name, because the
+//! registry's errors are more informative than clap's. The names only appear in the help.
 
 use std::ffi::OsStr;
 

@@ -40,8 +40,8 @@ pub struct RunArgs {
 }
 
 impl RunArgs {
-    /// True for `--resume auto`, which takes the experiment from the command line and its progress
-    /// from the folder given by `--out`.
+    /// True for `--resume auto`. The experiment then comes from the command line, and the progress
+    /// from the `--out` folder.
     pub fn resumes_automatically(&self) -> bool {
         self.resume.as_deref() == Some(Path::new(AUTO))
     }
@@ -50,8 +50,8 @@ impl RunArgs {
 /// The value of `--resume` that stands for the folder given by `--out`.
 const AUTO: &str = "auto";
 
-/// Rejects `--resume DIR` together with flags that configure the experiment, because the run in DIR
-/// already has a configuration.
+/// Rejects `--resume DIR` together with flags that configure the experiment. The run in DIR already
+/// has a configuration.
 ///
 /// # Errors
 /// Fails if `--resume DIR` is combined with a flag that sets a field of the experiment.
@@ -63,8 +63,8 @@ pub fn check_resume(
     if run.get_one::<PathBuf>("resume").is_none_or(|folder| folder == Path::new(AUTO)) {
         return Ok(());
     }
-    // The group that clap derives for `ExperimentArgs` does not contain the flags of flattened
-    // structs, so collect all flags here.
+    // Collect all flags of the experiment here. clap's group for `ExperimentArgs` omits the flags
+    // of flattened structs.
     let experiment = ExperimentArgs::augment_args(Command::new("experiment"));
     let given = |arg: &&clap::Arg| {
         run.value_source(arg.get_id().as_str()) == Some(ValueSource::CommandLine)

@@ -282,7 +282,7 @@ fn used_lines(used: &TokenReport, found: &Inspection) -> Vec<String> {
     lines
 }
 
-/// Returns warnings about the text of the pairs in a split, including prompts that also occur in
+/// Returns warnings about the pairs of a split. One of them counts the prompts that also occur in
 /// the split named `first`.
 fn remarks(split: &SplitReport, first: &str) -> Vec<String> {
     let found = [
@@ -292,7 +292,7 @@ fn remarks(split: &SplitReport, first: &str) -> Vec<String> {
         ("pairs without a prompt", split.without_prompt),
         ("pairs with an empty completion", split.without_completion),
         (
-            "pairs whose completions begin with the prompt, which the model then reads twice",
+            "pairs whose completions repeat the prompt, so that the model reads it twice",
             split.prompt_repeated,
         ),
         (

@@ -49,8 +49,8 @@ pub fn run(args: &EvalArgs, app: &App<'_>) -> Result<()> {
     if args.json { app.printer.json(&Value::Array(found)) } else { Ok(()) }
 }
 
-/// Finds the adapter of a target, which is a run or an adapter in PEFT format. Returns the
-/// experiment and the length limit for the evaluation, followed by the path of the adapter.
+/// Finds the adapter in `folder`, the folder of a run or of a PEFT adapter. Returns the experiment,
+/// the length limit for the evaluation, and the path of the adapter.
 fn target(
     folder: &Path,
     args: &EvalArgs,

@@ -129,7 +129,7 @@ fn learning_rate(entry: Entry) -> Option<String> {
     match entry {
         Entry::Intervention(intervention) => {
             let rate = intervention.learning_rate.unwrap_or_else(|| TrainConfig::default().lr);
-            Some(format!("the default of `train.lr` is {rate}, multiplied by the adapter's factor"))
+            Some(format!("the default of `train.lr` is {rate} times the factor of the adapter"))
         }
         Entry::Adapter(adapter) => Some(format!(
             "the intervention's default of `train.lr` is multiplied by {}",

@@ -38,8 +38,8 @@ pub fn run(args: &ExportArgs, app: &App<'_>) -> Result<()> {
     trained.warn(&experiment, &source, &found, app)?;
     let tokenizer = files.tokenizer()?;
     progress.message(&format!("merging `{}` into {}", trained.adapter.display(), files.describe()));
-    // Merge in float32 on the CPU regardless of the run's precision and device, because the result
-    // is kept and speed does not matter.
+    // Merge in float32 on the CPU, regardless of the run's precision and device. The result is
+    // kept, and speed does not matter.
     let model = Model::load(&files, Kind::Float, Device::Cpu)?;
     let adapted = attach_saved(&saved, &model)?;
     let kind = match args.dtype {

@@ -128,8 +128,8 @@ fn shortened(summary: &str, room: usize) -> String {
     format!("{} …", short.trim_end_matches([' ', ',', ';', ':']))
 }
 
-/// The detailed list. For each plugin, it also shows the aliases, the crate, the reference, what
-/// the plugin needs from the engine, and the file that contains it.
+/// The detailed list. It also shows each plugin's aliases, crate, reference and file, and what the
+/// plugin needs from the engine.
 fn long_text(
     kinds: &[Kind],
     recipes: &[&Recipe],

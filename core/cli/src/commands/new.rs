@@ -9,8 +9,8 @@ use reprpo_core::{Error, Result, ffi};
 use crate::App;
 use crate::args::NewArgs;
 
-/// The lock file of this program. It is copied into the new crate, because a plugin that is built
-/// with different versions of the dependencies may be incompatible with this program.
+/// The lock file of this program, which is copied into the new crate. With other versions of the
+/// dependencies, the plugin might be incompatible with this program.
 const LOCK: &str = include_str!("../../../../Cargo.lock");
 
 macro_rules! template {
@@ -40,13 +40,13 @@ struct Locations {
     sdk: String,
     /// The libtorch folder.
     libtorch: PathBuf,
-    /// The build folder of the checkout, which the crate reuses so that the dependencies are not
-    /// built again; `None` without a checkout.
+    /// The build folder of the checkout; `None` without a checkout. The crate reuses this folder,
+    /// so that the dependencies are not built again.
     built: Option<PathBuf>,
 }
 
 impl Locations {
-    /// Uses the checkout that this program was built in if it still exists, and otherwise the
+    /// Uses the checkout that this program was built in. If the checkout no longer exists, uses the
     /// release of the same version.
     fn of_this_build() -> Self {
         let lib = ffi::libtorch_folder();
@@ -91,8 +91,7 @@ impl Locations {
     }
 }
 
-/// Checks that `name` is available, and that it is a valid name for a crate, its library and its
-/// plugin.
+/// Checks that `name` is not taken, and that a crate, a library and a plugin may have this name.
 fn check_name(name: &str, kind: Kind, registry: &Registry) -> Result<()> {
     let letters = name.starts_with(|c: char| c.is_ascii_lowercase())
         && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');

@@ -25,7 +25,7 @@ pub fn run(args: &PluginArgs, app: &App<'_>) -> Result<()> {
 /// # Errors
 /// Fails if the library is not compatible with this build, or if a check fails.
 fn check(args: &CheckArgs, app: &App<'_>) -> Result<()> {
-    // Go offline before loading the library, which copies this setting when it is loaded.
+    // Go offline first, because the library copies this setting when it is loaded.
     hub::stay_offline();
     let loaded = match load_compatible(&args.file) {
         Ok(loaded) => loaded,
@@ -93,8 +93,8 @@ fn load_compatible(file: &Path) -> Result<PluginLibrary> {
     Ok(loaded)
 }
 
-/// Changes the verdict to `Violated` if an error occurred in a callback that cannot return errors.
-/// Such errors are recorded as faults.
+/// Changes the verdict to `Violated` if a fault was recorded. A fault is an error in a callback
+/// that cannot return errors.
 fn with_faults(mut finding: Finding) -> Finding {
     if let Err(e) = faults::check() {
         finding.verdict = Verdict::Violated(format!("{e:?}"));
@@ -149,7 +149,6 @@ fn as_json(entry: Entry, findings: &[Finding]) -> Value {
         "summary": entry.about().summary, "findings": findings })
 }
 
-/// Converts a fingerprint to a JSON object.
 fn build(fingerprint: &Fingerprint) -> Value {
     Value::Object(
         fingerprint.parts().into_iter().map(|(key, value)| (key, Value::String(value))).collect(),

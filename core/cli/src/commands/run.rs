@@ -53,9 +53,8 @@ fn result(
     }
 }
 
-/// Checks the state of the run for `--resume auto`, and returns the experiment and the point at
-/// which to continue. If training is already complete, evaluates the run if needed, prints its
-/// result and returns `None`.
+/// Returns the experiment for `--resume auto`, and the point at which to continue. If training is
+/// already complete, evaluates the run if needed, prints the result and returns `None`.
 fn resume_auto(args: &RunArgs, app: &App<'_>) -> Result<Option<(Experiment, Start)>> {
     let experiment = args.experiment.resolve(app)?.experiment;
     let Some(folder) = experiment.out.clone() else {
@@ -114,7 +113,7 @@ fn recorded(folder: &Path, app: &App<'_>) -> Result<Experiment> {
     Experiment::read(&config, app.registry)
 }
 
-/// Returns the folder for a new run, which is `--out` or else an unused folder in `runs/`.
+/// Returns the folder for a new run: `--out`, or an unused folder in `runs/` by default.
 fn folder(experiment: &Experiment) -> Result<PathBuf> {
     match &experiment.out {
         Some(out) if out.exists() => Err(Error::new(format!("`{}` already exists", out.display()))

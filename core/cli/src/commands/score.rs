@@ -50,8 +50,8 @@ fn json_lines(split: &SplitScores) -> String {
     split.rows().into_iter().map(line).collect()
 }
 
-/// Formats the scores as a table with one row per pair, followed by one line per split that says
-/// how many pairs were dropped and truncated.
+/// Formats the scores as a table with one row per pair. After the table, one line per split gives
+/// the numbers of dropped and truncated pairs.
 fn table(scores: &[SplitScores]) -> String {
     let several = scores.len() > 1;
     let remarks = scores.iter().any(|split| split.truncated() + split.dropped.len() > 0);

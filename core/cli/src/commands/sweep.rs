@@ -150,8 +150,8 @@ pub fn run(args: &SweepArgs, app: &App<'_>) -> Result<()> {
             .hint("give `--over adapter=lora,hra`, or a grid file"));
     }
     let combinations = combinations(&axes);
-    // Resolve every experiment before the first one runs, so that a mistake in the last one is
-    // reported immediately and not after hours of training.
+    // Resolve every experiment before the first run. A mistake is then reported immediately, not
+    // after hours of training.
     let plans = combinations
         .iter()
         .map(|values| {
@@ -170,8 +170,8 @@ pub fn run(args: &SweepArgs, app: &App<'_>) -> Result<()> {
                 !matches!(resolved.origins.get("eval.completions"), None | Some(Origin::Default));
             let mut experiment = resolved.experiment;
             if !configured {
-                // Sweeps skip sample completions, because they would flood the terminal and can
-                // take as long as a short run.
+                // Skip sample completions. They would flood the terminal, and can take as long as a
+                // short run.
                 experiment.eval.completions = 0;
             }
             Ok((named, experiment))
@@ -284,8 +284,8 @@ fn dropped_and_cut(rows: &[Row]) -> String {
         .collect()
 }
 
-/// Completes a run. Depending on the state of the run, trains it from the start or from its last
-/// checkpoint, only evaluates it, or does nothing.
+/// Completes a run. A new run is trained from the start, and an interrupted run from its last
+/// checkpoint, if any. A trained run is only evaluated. A finished run does not change.
 fn advance(
     experiment: &Experiment,
     run: &Path,
@@ -314,8 +314,8 @@ fn advance(
     run::run(&experiment, &begin, app.registry, stop, progress.as_mut()).map(drop)
 }
 
-/// The folder of the sweep: `--out`, which may already contain some of the sweep's runs, or the
-/// first unused name below `runs/`.
+/// Returns the folder of the sweep: `--out`, or the first unused name below `runs/`. The folder
+/// `--out` may already contain some of the sweep's runs.
 fn folder(args: &SweepArgs) -> Result<PathBuf> {
     match args.experiment.output.get("out") {
         Some(out) => Ok(PathBuf::from(out)),

@@ -161,12 +161,12 @@ impl<'r> Assembly<'r> {
             [] => return Ok(()),
         };
         match setting.origin {
-            // A saved adapter specifies complete values, so its tables replace the old ones.
+            // A saved adapter specifies complete tables, so they replace the old ones.
             Origin::Adapter(_) => *target = value,
             _ => put(target, value),
         }
-        // Store one origin per field, even if only a part of its value is set, because the origin
-        // is shown next to the whole value.
+        // Store one origin per field, because the origin is shown next to the field's whole value.
+        // A setting can set just a part of this value.
         let shown = &setting.path[..setting.path.len().min(2)];
         self.origins.insert(shown.join("."), setting.origin.clone());
         Ok(())
@@ -265,8 +265,7 @@ fn at<'v>(value: &'v mut Value, inner: &[&str]) -> &'v mut Value {
     })
 }
 
-/// Sets `target` to `value`. Two tables are merged, because `value` may only contain some of the
-/// keys.
+/// Sets `target` to `value`. Tables are merged, because `value` may only contain some of the keys.
 fn put(target: &mut Value, value: Value) {
     match (target, value) {
         (Value::Object(old), Value::Object(new)) => old.extend(new),

@@ -8,8 +8,8 @@ use crate::config::{Origin, dataset};
 use crate::error::{Error, Result};
 use crate::registry::{Kind, Registry};
 
-/// Replaces each setting that chooses a plugin by a setting of the field `KIND.name`, and replaces
-/// aliases with plugin names.
+/// Moves each setting that chooses a plugin to the field `KIND.name`. Replaces aliases with plugin
+/// names.
 ///
 /// # Errors
 /// Fails if a plugin does not exist, or if the value of `dataset` does not select a data set.

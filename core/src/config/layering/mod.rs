@@ -1,8 +1,8 @@
 //! Layers of settings, and the experiment that they resolve to.
 //!
-//! A layer is a list of settings, each of which has a path, a value and an origin. Settings are
-//! only checked once all layers are known, because the last layer can still choose a different
-//! plugin with different fields.
+//! A layer is a list of settings. Each setting has a path, a value and an origin. Settings are only
+//! checked once all layers are known. Until then, another layer can still choose a different plugin
+//! with different fields.
 
 mod assembly;
 mod choices;
@@ -69,8 +69,8 @@ impl<'r> Layering<'r> {
     }
 
     /// Adds the configuration of the saved adapter in the folder `dir`. This layer replaces all
-    /// adapter settings in lower layers. Higher layers must not contradict it, except in fields
-    /// that the adapter declares as adjustable.
+    /// adapter settings in lower layers. Higher layers must not contradict it, except in the
+    /// adapter's adjustable fields.
     ///
     /// # Errors
     /// Fails if the adapter cannot be read.
@@ -80,7 +80,7 @@ impl<'r> Layering<'r> {
 
     /// Adds the configuration of the adapter that `init_adapter` names. This layer overrides the
     /// defaults and the recipe. As with [`adapter`](Self::adapter), the user's settings must not
-    /// contradict it.
+    /// contradict this layer.
     pub fn start_from_adapter(&mut self) {
         self.starts_from_adapter = true;
     }
@@ -107,7 +107,8 @@ impl<'r> Layering<'r> {
         Ok(table)
     }
 
-    /// Adds the base model `model`, which a saved adapter names in its configuration file `config`.
+    /// Adds the base model `model` of a saved adapter. The adapter's configuration file `config`
+    /// names this model.
     pub fn base(&mut self, config: &Path, model: &str) {
         self.push(
             vec!["model".to_owned()],
@@ -182,8 +183,8 @@ impl<'r> Layering<'r> {
         Ok(Resolved { experiment, origins })
     }
 
-    /// Checks that all plugin files listed under `plugins` are loaded, and removes the `plugins`
-    /// settings. The resolved experiment only lists the plugin files that it uses.
+    /// Checks that all files in the `plugins` settings are loaded, and removes these settings. The
+    /// resolved experiment only lists the plugin files that it uses.
     fn check_plugins(&mut self) -> Result<()> {
         for Setting { given, origin, .. } in self.settings.extract_if(.., |s| s.path == ["plugins"])
         {

@@ -28,8 +28,8 @@ pub(super) fn expand(settings: &mut Vec<Setting>, registry: &Registry) -> Result
     })?;
     let mut layer = Setting::of_table(recipe.values.clone(), &Origin::Recipe(name));
     for setting in &mut layer {
-        // If a higher layer chooses a different plugin than the recipe, ignore the fields that the
-        // recipe sets for its own plugin.
+        // If a higher layer replaces one of the recipe's plugins, ignore the recipe's values for
+        // the replaced plugin.
         let chosen = setting
             .path
             .first()

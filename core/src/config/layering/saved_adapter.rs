@@ -1,5 +1,5 @@
 //! Adds the configuration of a saved adapter as a layer of settings. Later layers must not
-//! contradict it.
+//! contradict this layer.
 
 use std::path::Path;
 

@@ -20,7 +20,7 @@ pub(super) struct Setting {
 pub(super) enum RawValue {
     /// A typed value from a file.
     Value(Value),
-    /// Text, which is converted to the type of the field.
+    /// Text. It is converted to the type of the field.
     Text(String),
 }
 

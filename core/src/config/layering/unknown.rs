@@ -10,7 +10,7 @@ use crate::config::{Origin, Origins};
 use crate::error::{Error, nearest};
 use crate::registry::{Kind, Registry};
 
-/// All valid fields, from which suggestions are made.
+/// All valid fields, to choose suggestions from.
 pub(super) struct KnownFields<'a> {
     pub registry: &'a Registry,
     pub origins: &'a Origins,

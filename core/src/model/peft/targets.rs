@@ -1,5 +1,5 @@
-//! Writes the names of adapted modules to an `adapter_config.json` in a form that selects the same
-//! modules in PEFT.
+//! Writes the names of adapted modules to an `adapter_config.json` so that PEFT selects the same
+//! modules.
 
 use std::collections::HashSet;
 
@@ -21,9 +21,10 @@ impl TargetFields {
     /// Chooses the values of the two fields so that both PEFT and reprpo select exactly the modules
     /// in `adapted`.
     ///
-    /// `targets` are the targets of `adapter`, converted to the model's module names. If they do
-    /// not select these modules in both programs, the full names of the modules are used instead.
-    /// `has_layers` is true if PEFT's configuration class has the field `layers_to_transform`.
+    /// `targets` are the targets of `adapter`, converted to the model's module names. If `targets`
+    /// would select other modules in PEFT or reprpo, the full names of the modules are used
+    /// instead. `has_layers` is true if PEFT's configuration class has the field
+    /// `layers_to_transform`.
     ///
     /// # Errors
     /// Fails if a pattern is not a valid regular expression.
@@ -172,8 +173,8 @@ fn peft_finds(targets: &Targets, layers: Option<&[usize]>, name: &str) -> Result
     Ok(ends && within)
 }
 
-/// The layer number that PEFT extracts from a module's name with `.*?\.[^.]*\.(\d+)\.`, which is
-/// the first number after the first two path components.
+/// The layer number that PEFT extracts from a module's name with `.*?\.[^.]*\.(\d+)\.`. This is the
+/// first number after the first two path components.
 fn peft_layer(name: &str) -> Option<usize> {
     let words: Vec<&str> = name.split('.').collect();
     let inner = words.get(2..words.len().saturating_sub(1))?;

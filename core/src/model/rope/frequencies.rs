@@ -234,9 +234,9 @@ fn yarn(theta: f64, rotary_dims: i64, p: &RopeParameters, factor: f64, original:
     powers(theta, rotary_dims).enumerate().map(blend).collect()
 }
 
-/// The attention factor 0.1·m·ln(s) + 1 (YaRN, eq. 22). If both `mscale` and `mscale_all_dim` are
-/// set, the factor for `mscale` is divided by the factor for `mscale_all_dim`, because the model
-/// already scales its attention by the latter.
+/// The attention factor 0.1·m·ln(s) + 1 (YaRN, eq. 22). If `mscale` and `mscale_all_dim` are both
+/// set, returns the factor for `mscale` divided by the factor for `mscale_all_dim`. The model
+/// already scales its attention by the second factor.
 fn yarn_attention(p: &RopeParameters, factor: f64) -> f64 {
     let of = |mscale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 };
     match (p.mscale.filter(|m| *m != 0.0), p.mscale_all_dim.filter(|m| *m != 0.0)) {
@@ -256,10 +256,9 @@ mod tests {
         of(head_dim, &RopeParameters::partial(&config, &RopeFields::COMMON)?)
     }
 
-    /// The expected values were computed in numpy with float32, in the same way as by the functions
-    /// `_compute_*_parameters` of transformers 5.23. Each case consists of the configuration, the
-    /// width of a head, a number of tokens, the expected attention factor, and some of the expected
-    /// frequencies by index.
+    /// The expected values were computed in numpy with float32, like `_compute_*_parameters` in
+    /// transformers 5.23. Each case consists of the configuration, the width of a head, a number of
+    /// tokens, the expected attention factor, and some of the expected frequencies by index.
     #[test]
     fn every_rope_type_has_the_same_frequencies_as_in_transformers() {
         let yarn =

@@ -18,8 +18,8 @@ pub use parameters::{RopeFields, RopeParameters};
 #[derive(Debug)]
 pub struct Rope {
     frequencies: Frequencies,
-    /// Factor by which cos and sin are multiplied. It differs from 1 for rope types that sharpen
-    /// attention in long contexts.
+    /// Factor for cos and sin. It is 1, except in rope types that sharpen attention in long
+    /// contexts.
     attention_factor: f64,
     /// True if cached keys must be recomputed when the frequencies change.
     recomputes: bool,
@@ -37,8 +37,8 @@ impl Rope {
         Ok(Self { frequencies, attention_factor, recomputes: false, unrounded: false })
     }
 
-    /// Requires that cached keys are recomputed when the frequencies change because a sequence has
-    /// grown. By default, cached keys keep their first rotation, as in most architectures.
+    /// Requires that cached keys are recomputed when a longer sequence has different frequencies.
+    /// By default, cached keys keep their first rotation, as in most architectures.
     #[must_use]
     pub fn recomputing(mut self) -> Self {
         self.recomputes = true;
@@ -52,22 +52,21 @@ impl Rope {
         self
     }
 
-    /// True if cached keys must be recomputed when the frequencies change because a sequence has
-    /// grown.
+    /// True if cached keys must be recomputed when a longer sequence has different frequencies.
     pub fn recomputes(&self) -> bool {
         self.recomputes
     }
 
-    /// Returns the smallest sequence length that has the same frequencies as a sequence of `tokens`
-    /// tokens. Two sequences can only share the states of a common prefix if this length is the
-    /// same for both.
+    /// Returns the smallest length with the same frequencies as the length `tokens`. Two sequences
+    /// can share the states of a prefix only if this function returns the same value for both
+    /// lengths.
     pub fn representative_length(&self, tokens: usize) -> usize {
         self.frequencies.representative(tokens)
     }
 
     /// Computes cos and sin for every position of the stream, with dtype `kind`. The angles are
-    /// float32, as in transformers, or float64 in a float64 model. The frequencies at a position
-    /// only depend on the length of the sequence.
+    /// float64 in a float64 model. Otherwise, they are float32, as in transformers. The frequencies
+    /// depend only on the length of the sequence.
     ///
     /// # Errors
     /// Fails if a segment belongs to sequences with different frequencies, or if memory runs out.

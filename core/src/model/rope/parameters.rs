@@ -6,8 +6,8 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Result};
 use crate::model::settings;
 
-/// The contents of `rope_parameters` in a Hugging Face configuration, or of `rope_scaling` and
-/// related fields in older configurations.
+/// The rotary parameters of a Hugging Face configuration. Newer configurations store them in
+/// `rope_parameters`. Older configurations use `rope_scaling` and related fields.
 ///
 /// Unknown fields are an error, because they would change the rotation.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -19,9 +19,8 @@ pub struct RopeParameters {
     old_type: Option<String>,
     rope_theta: Option<f64>,
     partial_rotary_factor: Option<f64>,
-    /// Number of dimensions of each head that are rotated; overrides `partial_rotary_factor`. This
-    /// field only exists in configurations that were created from a GGUF file, and is unknown to
-    /// transformers.
+    /// Number of dimensions of each head that are rotated; overrides `partial_rotary_factor`. Only
+    /// configurations from GGUF files have this field. transformers does not know it.
     pub(super) dimension_count: Option<i64>,
     pub(super) factor: Option<f64>,
     pub(super) original_max_position_embeddings: Option<f64>,
@@ -40,8 +39,8 @@ pub struct RopeParameters {
     pub(super) max_position_embeddings: Option<f64>,
 }
 
-/// The names of rotary parameters that older configurations store as top-level fields, and the
-/// default values of these parameters.
+/// Names and default values of the rotary parameters that older configurations store as top-level
+/// fields.
 #[derive(Debug)]
 pub struct RopeFields {
     /// Name of the top-level field that sets the base of the frequencies.
@@ -107,16 +106,16 @@ impl RopeParameters {
             p.partial_rotary_factor.or(beside(fields.partial)?).unwrap_or(fields.default_partial),
         );
         p.max_position_embeddings = beside("max_position_embeddings")?;
-        // Phi-3 stores this value in a top-level field, which takes precedence over the object.
+        // Phi-3 stores this value in a top-level field. This field takes precedence over the
+        // object.
         p.original_max_position_embeddings = beside("original_max_position_embeddings")?
             .or(p.original_max_position_embeddings)
             .or(p.max_position_embeddings);
         Ok(p)
     }
 
-    /// Reads two sets of parameters, one for layers with full attention and one for layers with a
-    /// sliding window. Older configurations have a single `rope_scaling`, which only applies to
-    /// full attention.
+    /// Reads two sets of parameters: one for layers with full attention, and one for layers with a
+    /// sliding window. Older configurations have a single `rope_scaling`, only for full attention.
     ///
     /// # Errors
     /// Fails if a field is unknown or has the wrong type, or if only a part of each head would be

@@ -1,9 +1,8 @@
-//! Tiny models of every architecture and rope type, with values that transformers computed for
-//! them.
+//! Tiny models of every architecture and rope type, with reference values from transformers.
 //!
-//! `model/fixtures/make.py` writes these values. The weights are not stored: both the script and
-//! this module compute each element of a tensor from the tensor's name and the element's position.
-//! The models are used by tests, and by `reprpo selftest` if no other model is available.
+//! `model/fixtures/make.py` writes the reference values. The weights are not stored: the script and
+//! this module compute each element from the tensor's name and the element's position. Tests use
+//! the models. `reprpo selftest` uses them if no other model is available.
 
 mod numbers;
 
@@ -35,7 +34,7 @@ struct Pair {
     rejected: Vec<i64>,
 }
 
-/// One architecture with one rope type, and the values that transformers computes for it.
+/// A model with one architecture and one rope type, and reference values from transformers.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Case {
     /// The `model_type` of the configuration.
@@ -47,8 +46,8 @@ pub struct Case {
     /// Σ log p of the chosen and of the rejected completion of each pair, computed one sequence at
     /// a time.
     pub scores: Vec<[f64; 2]>,
-    /// Tokens that greedy decoding with a cache generates from the first pair's prompt; `None` if
-    /// they are not stored for this case.
+    /// Tokens that the model generates from the first pair's prompt, by greedy decoding with a
+    /// cache. `None` if no tokens are stored for this case.
     pub generated: Option<Vec<i64>>,
 }
 
@@ -98,7 +97,8 @@ impl Fixture {
     }
 
     /// Returns the `model_type` of each supported architecture, with the configuration and the
-    /// float32 weights of its tiny model, or with an error if it has no tiny model.
+    /// float32 weights of its tiny model. An architecture without a tiny model has an error
+    /// instead.
     pub fn architectures(&self) -> impl Iterator<Item = (&'static str, Result<ConfigAndWeights>)> {
         ARCHITECTURES.iter().map(|(name, ..)| (*name, self.architecture(name)))
     }
@@ -108,8 +108,7 @@ impl Fixture {
     /// # Errors
     /// Fails if the architecture does not have a tiny model.
     pub fn architecture(&self, name: &str) -> Result<ConfigAndWeights> {
-        // The multimodal model contains the text model, and the tensors have the same names in
-        // both.
+        // The multimodal model contains the text model. Both models use the same tensor names.
         const MULTIMODAL: (&str, &str) = ("gemma3", "gemma3_text");
         if name == MULTIMODAL.0 {
             let (config, tensors) = self.architecture(MULTIMODAL.1)?;

@@ -33,7 +33,8 @@ pub struct Report {
     pub threads: i32,
     /// Number of pairs in a pass.
     pub pairs: usize,
-    /// Number of tokens in a pass. As in TRL, the prompt of a pair counts for both completions.
+    /// Number of tokens in a pass. As in TRL, the prompt of a pair counts twice, once for each
+    /// completion.
     pub tokens: usize,
     /// Number of optimiser steps in a pass.
     pub steps: usize,
@@ -45,14 +46,14 @@ pub struct Report {
     pub warmup: usize,
     /// Number of repetitions.
     pub repeat: usize,
-    /// Median number of rows of a micro-batch. Shared tokens are one row.
+    /// Median number of rows of a micro-batch. A shared token has one row.
     pub rows: i64,
     /// Median number of scored tokens of a micro-batch.
     pub scored: i64,
     /// Seconds from the start of the process to the first step.
     pub start_seconds: f64,
-    /// Peak memory in bytes: of the process on the CPU, or in the allocator of the GPU. `None` if
-    /// the system does not report it.
+    /// Peak memory in bytes, of the process or of the GPU's allocator. `None` if the system does
+    /// not report it.
     pub peak_bytes: Option<f64>,
     /// The pass that computes the outputs of the reference.
     pub first: Measured,
@@ -73,13 +74,13 @@ pub struct Measured {
     pub seconds: f64,
     /// Duration of the pass in seconds in each repetition.
     pub all_seconds: Vec<f64>,
-    /// Seconds of each phase, and of `other` work between them.
+    /// Seconds of each phase, and of `other` work between the phases.
     pub phases: IndexMap<&'static str, f64>,
     /// Number of floating-point operations: of products with frozen weights, of attention, of the
     /// adapter, and in total.
     pub operations: IndexMap<&'static str, f64>,
-    /// The machine's rate of products in operations per second, weighted by the operations of each
-    /// shape.
+    /// Rate of matrix products on this machine, in operations per second. The mean over the shapes,
+    /// weighted by their operations.
     pub matrix_rate: f64,
     /// All operations per second, divided by `matrix_rate`.
     pub share_of_matrix_rate: f64,
@@ -93,7 +94,8 @@ pub struct ShapeRate {
     pub shape: Shape,
     /// Number of rows of the measured product.
     pub rows: i64,
-    /// Share of the products with frozen weights in the first pass that have this shape.
+    /// Share of this shape in the operations of the first pass. Only products with frozen weights
+    /// count.
     pub share: f64,
     /// Operations per second. This is the median over the repetitions.
     pub rate: f64,
@@ -113,8 +115,8 @@ impl Rate {
         Self(all.first().map_or_else(BTreeMap::new, |rates| rates.keys().filter_map(of).collect()))
     }
 
-    /// The rate of products that are distributed over the shapes like `operations`. The time of
-    /// each shape adds up, so this is a harmonic mean.
+    /// The mean rate over the shapes, weighted by `operations`. This is a harmonic mean, because
+    /// the times of the shapes add up.
     fn weighted(&self, operations: &Operations) -> f64 {
         let (mut all, mut seconds) = (0.0, 0.0);
         for (shape, operations) in &operations.products {
@@ -275,7 +277,7 @@ impl Report {
         )
     }
 
-    /// The rate of the machine at each shape.
+    /// Formats the machine's rate at each shape.
     fn shapes(&self) -> String {
         let columns = ["at::linear", "rows", "share", "10⁹/s"].map(|name| (name, Align::Right));
         let mut grid = Grid::new(columns);

@@ -14,8 +14,8 @@ pub fn age() -> Option<Duration> {
 }
 
 fn age_of(stat: &str, uptime: &str) -> Option<Duration> {
-    // The name of the program may contain spaces. It ends with the last parenthesis, and the start
-    // is the twentieth field after it.
+    // The name of the program may contain spaces. It ends at the last parenthesis. The start time
+    // is the twentieth field after that parenthesis.
     let (_, fields) = stat.rsplit_once(") ")?;
     let start: f64 = fields.split(' ').nth(19)?.parse().ok()?;
     let now: f64 = uptime.split(' ').next()?.parse().ok()?;

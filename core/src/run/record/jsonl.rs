@@ -1,5 +1,5 @@
-//! Writes the run's results in a machine-readable form: a JSON line for each step and each
-//! validation, and the tables and scores of the evaluation.
+//! Writes the run's results in machine-readable form: a JSON line per step and per validation, and
+//! the tables and scores of the evaluation.
 
 use std::fs::File;
 use std::io::Write;

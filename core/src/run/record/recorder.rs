@@ -16,8 +16,8 @@ pub enum Note<'a> {
 
 /// Records a run. Each implementation is in its own file in this folder.
 pub trait Recorder {
-    /// Records the start of training. The run has `steps` steps in total, and the first `first` of
-    /// them are already finished.
+    /// Records the start of training. `steps` is the total number of steps, and `first` is the
+    /// number of finished steps.
     ///
     /// # Errors
     /// Fails if the record cannot be written.

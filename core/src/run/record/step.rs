@@ -25,7 +25,7 @@ pub struct StepRecord {
     /// Number of tokens trained on so far. The prompt of a pair counts twice, once per completion.
     pub num_tokens: usize,
     /// Name and value of each metric, averaged over the pairs of the step. The method's own metrics
-    /// come first, followed by those that all methods have.
+    /// come first, then the metrics that all methods have.
     pub metrics: Vec<(String, f64)>,
     /// The pairs left out of the loss; `None` if the method never leaves out pairs.
     pub left_out: Option<LeftOut>,
@@ -39,8 +39,8 @@ impl StepRecord {
         self.metrics.iter().find(|(n, _)| n == name).map(|(_, value)| *value)
     }
 
-    /// Returns the step's line in `metrics.jsonl`. It does not contain the speed, so that a
-    /// repeated run on the same machine writes the same bytes.
+    /// Returns the step's line in `metrics.jsonl`. The line omits the speed, so that a repeated run
+    /// on the same machine writes the same bytes.
     pub fn to_json(&self) -> Value {
         let mut line = Map::new();
         let mut put = |name: &str, value: Value| line.insert(name.to_owned(), value);

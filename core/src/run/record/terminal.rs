@@ -16,7 +16,7 @@ pub struct Terminal<'a, 'p> {
 }
 
 impl<'a, 'p> Terminal<'a, 'p> {
-    /// Creates a recorder that writes to `progress`, which other parts of the run also use.
+    /// Creates a recorder that writes to `progress`. Other parts of the run write there too.
     pub fn new(progress: &'a RefCell<&'p mut dyn Progress>) -> Self {
         Self { progress, accuracy: None }
     }
@@ -31,8 +31,8 @@ impl Recorder for Terminal<'_, '_> {
     }
 
     fn step(&mut self, record: &StepRecord) -> Result<()> {
-        // The progress bar only has room for either the accuracy or the margin. The accuracy on
-        // the held-out pairs is more informative than the margin on one batch.
+        // The progress bar has no room for both the accuracy and the margin. The accuracy on
+        // held-out pairs is more informative than the margin on one batch.
         let margin = || record.metric("rewards/margins").map(|margin| ("margin", margin));
         let preference = self.accuracy.map(|accuracy| ("val acc", accuracy)).or_else(margin);
         let fields: Vec<_> =

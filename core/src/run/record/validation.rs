@@ -11,11 +11,11 @@ use crate::train::LeftOut;
 pub struct ValidationRecord {
     /// Number of finished steps.
     pub step: usize,
-    /// Number of epochs completed before this validation, including the fraction of the current
+    /// Number of epochs completed before this validation, e.g. 1.5 halfway through the second
     /// epoch.
     pub epoch: f64,
-    /// The method's mean loss without dropout; `None` if all pairs were left out. If the formula of
-    /// the loss depends on the step, the formula of the run's last step is used.
+    /// The method's mean loss without dropout; `None` if all pairs were left out. A loss that
+    /// depends on the step is computed as in the run's last step.
     pub loss: Option<f64>,
     /// Fraction of pairs whose chosen completion has the higher score. A tie counts one half.
     pub accuracy: f64,
@@ -45,8 +45,7 @@ impl ValidationRecord {
             line.insert(format!("eval_{name}"), json!(value));
         }
         for (name, value) in &self.metrics {
-            // A metric of the method must not overwrite a field above, even if it has the same
-            // name.
+            // `or_insert` keeps a field above if a metric of the method has the same name.
             line.entry(format!("eval_{name}")).or_insert(json!(value));
         }
         if let Some(left_out) = &self.left_out {

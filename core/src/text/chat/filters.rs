@@ -13,10 +13,10 @@ use super::python::{
 };
 use super::rewrite;
 
-/// Filters of minijinja that Jinja2 does not have or implements differently. They are removed, so
-/// templates that use them fail.
+/// Filters of minijinja that Jinja2 lacks or implements differently. They are removed, so a
+/// template that uses one fails.
 const FOREIGN_FILTERS: [&str; 7] = ["attr", "bool", "chain", "lines", "pprint", "split", "zip"];
-/// Tests of minijinja that Jinja2 does not have. They are removed, so templates that use them fail.
+/// Tests of minijinja that Jinja2 lacks. They are removed, so a template that uses one fails.
 const FOREIGN_TESTS: [&str; 4] = ["endingwith", "int", "safe", "startingwith"];
 
 type ValueResult = Result<Value, Error>;
@@ -87,8 +87,8 @@ fn add_operators(environment: &mut Environment) {
     });
 }
 
-/// Collects the items of a value. The memory for the items consumes fuel, so that a template cannot
-/// create huge lists. The fuel is consumed in advance for a few items at a time.
+/// Collects the items of a value. Items consume fuel, so that a template cannot create huge lists.
+/// The fuel is consumed in advance, for a few items at a time.
 fn list(state: &State, x: &Value) -> Result<Vec<Value>, Error> {
     const AT_A_TIME: usize = 8;
     let mut items = Vec::new();
@@ -152,8 +152,8 @@ fn float(x: &Value) -> Result<f64, Error> {
     }
 }
 
-/// Implements Python's `text % values`. `whole` is the right operand, and `values` are its items if
-/// it is a tuple.
+/// Implements Python's `text % whole`. `values` are the items of `whole` if it is a tuple.
+/// Otherwise, the only value is `whole`.
 fn formatted(state: &mut State, text: &str, values: &[Value], whole: &Value) -> ValueResult {
     let (mut rest, mut width) = (text, 0usize);
     // The conversion type of each positional value. Named values come from a dict instead.
@@ -565,7 +565,7 @@ fn add_tests(environment: &mut Environment) {
     environment.add_test("iterable", |x: &Value| {
         !x.is_none() && (x.is_undefined() || (x.try_iter().is_ok() && !is_number(x)))
     });
-    // As in Jinja2, every value that has a length and can be indexed is a sequence, even a dict.
+    // As in Jinja2, a dict is a sequence too, because it has a length and can be indexed.
     environment.add_test("sequence", |x: &Value| {
         matches!(
             x.kind(),

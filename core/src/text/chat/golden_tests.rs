@@ -41,7 +41,7 @@ fn agrees(got: Result<String>, want: &Value, what: &str) {
     match (got, want["text"].as_str(), want["error"].as_str()) {
         (Ok(got), Some(want), _) => assert_eq!(got, want, "{what}"),
         (Err(e), None, Some(_)) => {
-            assert!(!e.message().contains("did not finish"), "{what}: {e:?}")
+            assert!(!e.message().contains("did not finish"), "{what}: error {e:?}")
         }
         (got, ..) => panic!("{what}: got {got:?}, but Python gives {want}"),
     }
@@ -57,7 +57,7 @@ fn templates_are_rendered_as_in_python() {
                 agrees(
                     render(source, conversation, add_generation_prompt),
                     &both[i],
-                    &format!("{name}, {conversation}, {add_generation_prompt}"),
+                    &format!("{name}, {conversation}, generation prompt {add_generation_prompt}"),
                 );
                 count += 1;
             }
@@ -83,7 +83,7 @@ fn constructs_behave_as_in_python() {
     }
 }
 
-/// An unknown filter, method, test, tag or function causes an error that names it.
+/// An error names the unknown filter, method, test, tag or function.
 #[test]
 fn unknown_names_are_errors() {
     for (template, name) in [
@@ -100,7 +100,7 @@ fn unknown_names_are_errors() {
         assert!(
             e.message().starts_with("the model's chat template failed: ")
                 && e.message().contains(name),
-            "{template}: {e:?}"
+            "template {template}: error {e:?}"
         );
     }
     for (template, name) in [
@@ -113,12 +113,12 @@ fn unknown_names_are_errors() {
         assert!(
             e.message().starts_with("the model's chat template is not valid: ")
                 && e.message().contains(name),
-            "{template}: {e:?}"
+            "template {template}: error {e:?}"
         );
     }
 }
 
-/// An error names the line of the original template, not of the rewritten one.
+/// An error names the line of the original template, not of the rewritten template.
 #[test]
 fn errors_name_the_line_of_the_template() {
     let template = "a\n{% for m in messages %}\n  \
@@ -128,8 +128,8 @@ fn errors_name_the_line_of_the_template() {
     assert!(e.message().ends_with("(in chat:9)"), "{e:?}");
 }
 
-/// If a template only accepts text, it receives a message's parts joined to one string. If it
-/// accepts lists, it receives the list of parts.
+/// A template that only accepts text receives the parts of a message as one string. A template that
+/// accepts lists receives the list of parts.
 #[test]
 fn parts_are_joined_if_the_template_only_accepts_text() {
     let parts = "{% for m in messages %}{{ m.role }}:{% if m.content is string %}{{ m.content \
@@ -161,7 +161,7 @@ fn parts_are_joined_if_the_template_only_accepts_text() {
     assert!(e.message().contains("type `thinking`"), "{e:?}");
 }
 
-/// A message's reasoning is available under the names that templates read, as in transformers.
+/// A message's reasoning has the same names in templates as in transformers.
 #[test]
 fn reasoning_is_available_under_every_name() {
     let template = "{% for m in messages %}{{ m }}{% endfor %}";

@@ -159,8 +159,8 @@ fn find(text: &str, args: &[Value], from_back: bool) -> Result<Option<usize>, Er
     Ok(byte.map(|byte| before + within[..byte].chars().count()))
 }
 
-/// Implements `startswith` and `endswith`. The argument is a string or a tuple of strings, any of
-/// which may match.
+/// Implements `startswith` and `endswith`. The argument is a string or a tuple of strings. One
+/// matching string is enough.
 fn edge(text: &str, args: &[Value], fits: fn(&str, &str) -> bool) -> Result<Value, Error> {
     let [wanted, start, end] = bind(args, [""; 3])?;
     let wanted = required(wanted, "prefix")?;
@@ -227,8 +227,8 @@ fn split(state: &State, text: &str, args: &[Value], from_back: bool) -> Result<V
         (None, false) => words(text, most),
         (None, true) => words_from_back(text, most),
     };
-    // Charge fuel before the parts are converted to values. minijinja only does so afterwards, and
-    // a string can have as many parts as characters.
+    // Charge fuel before the parts are converted to values. minijinja only charges fuel afterwards.
+    // A string can have as many parts as characters.
     state.consume_fuel(2 * pieces.len() as u64)?;
     Ok(pieces.into_iter().map(Value::from).collect())
 }

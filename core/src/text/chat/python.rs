@@ -1,4 +1,4 @@
-//! Compares, iterates over and prints values like Python, in the cases in which minijinja differs.
+//! Compares, iterates over and prints values like Python, where minijinja behaves differently.
 
 use std::sync::{Arc, Mutex};
 
@@ -41,7 +41,7 @@ pub fn is_number(x: &Value) -> bool {
     matches!(x.kind(), ValueKind::Number | ValueKind::Bool)
 }
 
-/// Checks that Python can order two values. It can order numbers, strings, and lists of these.
+/// Checks that Python can order two values. Python can order numbers, strings, and lists of these.
 ///
 /// # Errors
 /// Fails if Python would raise an exception. minijinja orders such values by their types instead.
@@ -124,12 +124,12 @@ impl Object for Generator {
     }
 }
 
-/// Formats a value like Python's `str(x)`. Functions and similar objects, which Python prints with
-/// their memory address, are rejected because no template prints them on purpose.
+/// Formats a value like Python's `str(x)`. Functions and similar objects are rejected. Python
+/// would print their memory addresses, which no template wants.
 ///
 /// # Errors
-/// Fails for functions and iterators, and for lists and dicts that contain them or an undefined
-/// value.
+/// Fails for functions and iterators. Also fails for lists and dicts that contain one of these or
+/// an undefined value.
 pub fn python_str(state: &State, x: &Value) -> Result<String, Error> {
     if let Some(text) = x.as_str() {
         super::use_fuel(state, text.len())?;
@@ -185,8 +185,8 @@ fn write_repr(out: &mut String, x: &Value) -> Result<(), Error> {
     Ok(())
 }
 
-/// Formats a number like Python. A float is written with the fewest digits that parse back to the
-/// same value, in scientific notation if its exponent is below -4 or above 15.
+/// Formats a number like Python. A float gets the fewest digits that parse back to the same value.
+/// Floats with an exponent below -4 or above 15 are in scientific notation.
 pub fn number(x: &Value) -> Result<String, Error> {
     if x.is_integer() {
         return Ok(x.to_string());

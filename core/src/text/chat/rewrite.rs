@@ -47,8 +47,8 @@ const ITERATING: [&str; 12] = [
 /// Filters that convert their input to a string.
 const TEXTUAL: [&str; 7] = ["capitalize", "lower", "replace", "safe", "title", "trim", "upper"];
 
-/// Rewrites a template with filters in place of operators. Whitespace control, such as `{%-`, has
-/// already been applied to the result.
+/// Rewrites a template with filters in place of operators. Whitespace control, such as `{%-`, is
+/// applied too.
 ///
 /// # Errors
 /// Fails if the template cannot be parsed, or if it imports, extends or includes another template.
@@ -74,8 +74,8 @@ impl Writer<'_> {
         statements.iter().try_for_each(|statement| self.statement(statement))
     }
 
-    /// Writes the start of a tag, followed by the line breaks that move the rest of the tag to its
-    /// line in the original template.
+    /// Writes the start of a tag. Then writes line breaks until the rest of the tag is on its
+    /// original line.
     fn open(&mut self, tag: &str, span: Span) {
         self.out.push_str(tag);
         while self.line < span.start_line {
@@ -306,8 +306,8 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Writes the filters of a filter block. They apply to the content of the block, so there is no
-    /// value in front of them.
+    /// Writes the filters of a filter block. They have no value in front of them, because they
+    /// apply to the content of the block.
     fn chain(&mut self, x: &Expr) -> WriteResult {
         let Expr::Filter(x) = x else {
             return Err(Error::new(ErrorKind::SyntaxError, "invalid filter block"));

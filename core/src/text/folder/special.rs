@@ -95,8 +95,8 @@ pub struct Tokens {
     pub own: IndexMap<String, TokenEntry>,
     /// Special tokens without a name.
     pub extra: Vec<TokenEntry>,
-    /// Added tokens by id. The tokenizer splits them off before the model is applied to the rest of
-    /// the text.
+    /// Added tokens by id. The tokenizer first splits the text at these tokens, and then applies
+    /// its model to the rest.
     added: BTreeMap<i64, AddedToken>,
 }
 
@@ -112,8 +112,8 @@ impl Tokens {
     pub fn read(files: &Files) -> Result<Self> {
         let mut fields: IndexMap<&str, (&Value, &'static str)> =
             files.config.iter().map(|(key, value)| (key.as_str(), (value, CONFIG))).collect();
-        // `additional_special_tokens` is the older name of `extra_special_tokens`. It is used if
-        // the newer field is missing or empty.
+        // `additional_special_tokens` is the older name of `extra_special_tokens`. The older field
+        // is used if the newer one is missing or empty.
         if !fields.get("extra_special_tokens").is_some_and(|(value, _)| is_truthy(value))
             && let Some(older) = fields.shift_remove("additional_special_tokens")
         {
@@ -199,9 +199,8 @@ impl Tokens {
                 },
             );
         }
-        // Tokens that are defined as objects with flags, and tokens from
-        // special_tokens_map.json, come before those that tokenizer_config.json defines as plain
-        // text.
+        // Tokens from special_tokens_map.json come first, and so do tokens that are objects with
+        // flags. Tokens that tokenizer_config.json defines as plain text follow.
         let mut first = 0;
         for (key, (value, file)) in fields.iter().filter(|(key, _)| has_own_name(key)) {
             if (value.is_object() || (value.is_string() && *file == MAP)) && !own.contains_key(*key)

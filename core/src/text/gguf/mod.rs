@@ -129,8 +129,8 @@ fn vocabulary(tokens: &[Token]) -> Result<Vocab> {
     Ok(vocab)
 }
 
-/// Reads the merges in the file; `None` if there are none. Checks that both parts and the result of
-/// each merge are in the vocabulary.
+/// Reads the merges; `None` if the file has none. Checks that both parts and the result of each
+/// merge are in the vocabulary.
 fn listed_merges(meta: &Metadata, vocab: &Vocab) -> Result<Option<Merges>> {
     let Some(listed) = meta.texts("tokenizer.ggml.merges")? else { return Ok(None) };
     if listed.len() > MAX_MERGES {
@@ -142,7 +142,7 @@ fn listed_merges(meta: &Metadata, vocab: &Vocab) -> Result<Option<Merges>> {
     let mut merges = Vec::with_capacity(listed.len());
     for merge in listed {
         // Tokens are not empty, so the first character belongs to the first token, even if it is a
-        // space. The separator is the first space after it.
+        // space. The separator is the first space after this character.
         let blank = merge.char_indices().skip(1).find(|(_, c)| *c == ' ').map(|(at, _)| at);
         let (a, b) = blank.map(|at| (&merge[..at], &merge[at + 1..])).ok_or_else(|| {
             Error::new(format!("the tokenizer's merge `{merge}` is not a pair of tokens"))
@@ -158,8 +158,8 @@ fn listed_merges(meta: &Metadata, vocab: &Vocab) -> Result<Option<Merges>> {
     Ok(Some(merges))
 }
 
-/// Adds the special and the user-defined tokens as added tokens, which the tokenizer splits off
-/// before the model is applied to the rest of the text.
+/// Adds the special and the user-defined tokens as added tokens. The tokenizer splits these tokens
+/// off before it applies the model to the rest of the text.
 fn add(ids: &mut Ids, tokens: &[Token]) -> Result<()> {
     let special = |t: &Token| matches!(t.token_type, CONTROL | UNKNOWN);
     let added = || {

@@ -2,10 +2,9 @@
 //! are merged if their concatenation is in the vocabulary, starting with the highest-scoring
 //! concatenation. Characters that are not in the vocabulary become byte tokens.
 //!
-//! A GGUF file usually stores the scores of the tokens instead of the merges, which are then
-//! computed from the scores. The file does not say how to handle spaces, so this depends on the
-//! architecture. In both respects, the tokenizer behaves as in transformers, so that the token ids
-//! match.
+//! A GGUF file usually stores scores of tokens instead of merges. The merges are then computed from
+//! the scores. The file does not say how to handle spaces, so this depends on the architecture. The
+//! token ids are the same as in transformers.
 
 use std::cmp::Ordering;
 
@@ -39,13 +38,13 @@ enum Family {
     /// Does not add a space. The vocabulary contains tokens for runs of spaces. The merges are
     /// ordered by the ids of the resulting tokens, not by their scores.
     Gemma,
-    /// Adds a space before every piece of text between special tokens, even if it begins with one.
-    /// Spaces after special tokens are removed.
+    /// Adds a space before every piece of text between special tokens, even if the piece begins
+    /// with a space. Spaces after special tokens are removed.
     Phi,
 }
 
-/// Builds the tokenizer from the merges that the file lists or, if it does not list any, from the
-/// scores of the tokens.
+/// Builds the tokenizer. If the file lists no merges, the merges are computed from the scores of
+/// the tokens.
 pub(super) fn build(meta: &Metadata, tokens: &mut [Token]) -> Result<BuiltTokenizer> {
     let family = match meta.text("general.architecture")?.unwrap_or_default() {
         "gemma" | "gemma2" | "gemma3" => Family::Gemma,
@@ -131,8 +130,8 @@ fn scores(meta: &Metadata, family: Family, count: usize) -> Result<Vec<f32>> {
     }
 }
 
-/// Returns all merges of two tokens into a third one, in descending order of the score of the
-/// resulting token. If the scores are equal, merges with a longer first part come first.
+/// Returns all merges of two tokens into a third token. The merges are sorted by the score of the
+/// third token, highest first. If scores are equal, merges with a longer first part come first.
 fn merges_of(tokens: &[Token], scores: &[f32], vocab: &Vocab) -> Result<Merges> {
     let work = tokens
         .iter()

@@ -102,7 +102,7 @@ fn every_type_of_tokenizer_gives_the_same_ids_as_in_transformers() {
             assert_eq!(
                 tokenizer.encode(text).unwrap(),
                 ids(expected),
-                "{}: {text:?}",
+                "tokenizer {}, text {text:?}",
                 case["name"]
             );
         }
@@ -174,8 +174,6 @@ fn encode_alone_adds_the_special_tokens_that_the_file_sets() {
     assert_eq!(alone("llama", vec![]), (vec![], vec![]), "no BOS token if the file sets none");
 }
 
-/// Like the tokenizer of a folder, a GGUF tokenizer adds the BOS to plain text if the file sets
-/// `add_bos_token`.
 #[test]
 fn pairs_of_plain_text_begin_with_the_bos_if_the_file_sets_it() {
     use crate::api::PreferencePair;
@@ -228,8 +226,7 @@ fn a_file_without_a_pre_tokenizer_causes_a_warning() {
     assert!(warnings.is_empty(), "{warnings:?}");
     let text = "What's 1234?\n\n  é";
     assert_eq!(assumed.encode(text).unwrap(), explicit.encode(text).unwrap());
-    // A SentencePiece tokenizer does not split text into words, so it does not need
-    // `tokenizer.ggml.pre`.
+    // SentencePiece tokenizers do not split text into words. They do not need `tokenizer.ggml.pre`.
     let (vocabulary, keys) = case(&fixture, "llama");
     assert!(
         testing::warnings::warnings(|| tokenizer_of(entries(vocabulary, keys)).unwrap())

@@ -70,8 +70,9 @@ fn rows(
     pairs.into_iter().enumerate().map(Ok)
 }
 
-/// Creates a tokenizer with a small byte-level vocabulary. It adds a BOS at the start of its input
-/// and an EOS at the end, and has merges for the words "the" and "B" with a leading space.
+/// Creates a tokenizer with a small byte-level vocabulary. The tokenizer adds a BOS at the start
+/// and an EOS at the end. It has merges for `" the"` and `" B"`, each with
+/// a leading space.
 fn tokenizer_with_bos_and_eos() -> Tokenizer {
     let mut vocabulary: BTreeMap<String, usize> =
         [("<s>", 0), ("</s>", 1)].map(|(token, id)| (token.to_owned(), id)).into();
@@ -131,8 +132,8 @@ fn a_token_that_merges_across_the_boundary_belongs_to_the_completion() {
     let bare = Limits { special_tokens: false, ..LIMITS };
     assert_eq!(parts(&t, &pair("Answer: ", "B", "the"), &bare), ["Answer:", " B</s>", " the</s>"]);
     assert_eq!(parts(&t, &pair("Answer:", " B", " the"), &bare), ["Answer:", " B</s>", " the</s>"]);
-    // If a token crosses the end of the prompt in only one completion, the prompt is shortened for
-    // both.
+    // If a token crosses the end of the prompt in only one completion, the prompt becomes shorter
+    // for both completions.
     assert_eq!(parts(&t, &pair("Answer: ", "A", "B"), &bare), ["Answer:", " A</s>", " B</s>"]);
     // If no tokens remain in the prompt, the prompt is the BOS.
     assert_eq!(parts(&t, &pair(" ", "B", "the"), &bare), ["<s>", " B</s>", " the</s>"]);
@@ -159,10 +160,10 @@ fn only_plain_text_gets_the_special_tokens_of_the_tokenizer() {
         turns(&[("assistant", "a")]),
         turns(&[("assistant", "tea")]),
     );
-    // The generation prompt ends with `think:`, which the two formatted conversations do not
-    // contain. The pair's prompt is the common prefix of the generation prompt and both
-    // conversations. It ends before the `t` that `tea` shares with `think`, because the other
-    // completion does not begin with `t`.
+    // The generation prompt ends with `think:`, but the two formatted conversations do not contain
+    // this text. The pair's prompt is the common prefix of the generation prompt and both
+    // conversations. `think` and `tea` begin with `t`, but the other completion does not. The
+    // prompt therefore ends before the `t`.
     assert_eq!(parts(&t, &chat, &LIMITS), [":user:hi</s>:assistant:", "a</s>", "tea</s>"]);
 }
 
@@ -278,7 +279,7 @@ fn an_empty_completion_is_dropped_with_its_reason() {
     assert_eq!(
         kept(&t, &pair("a", "", "b"), &LIMITS).chosen,
         [EOS],
-        "an empty completion to which an EOS is added must be kept"
+        "an empty completion must be kept if an EOS is added"
     );
     let empty_completion =
         PreferencePair::new(turns(&[("user", "hi")]), turns(&[]), turns(&[("assistant", "a")]));
@@ -357,8 +358,8 @@ fn real_pairs_have_the_same_ids_as_in_the_reference_values() {
         std::mem::take(found["pairs"].as_array_mut().unwrap())
     });
     let bare = Limits { add_eos: false, special_tokens: false, ..LIMITS };
-    // The expected values were computed with prompts and completions tokenised separately. If that
-    // gives different ids than tokenising them together, the log-probabilities differ as well.
+    // For the expected values, prompts and completions were tokenised separately. If this gives
+    // different ids than tokenising them together, the log-probabilities differ as well.
     let mut different = Vec::new();
     for (i, p) in pairs.enumerate() {
         let field = |key: &str| p[key].as_str().unwrap();

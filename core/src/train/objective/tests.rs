@@ -40,8 +40,8 @@ impl Fixture {
             .expect("a batch")
     }
 
-    /// Calls `of` to compute the loss over all pairs, and checks that a parameter of the adapter
-    /// receives a gradient.
+    /// Computes the loss over all pairs with `of`. Checks that a parameter of the adapter receives
+    /// a gradient.
     fn loss(
         &self,
         needs: Needs,
@@ -147,8 +147,11 @@ fn the_divergence_from_the_reference_is_the_sum_over_the_vocabulary() {
             .double_value(&[])
     };
     let expected = side(Side::Chosen) + side(Side::Rejected);
-    assert!(expected > 1e-3 && (ours - expected).abs() < 1e-9 * expected, "{ours}, not {expected}");
-    // The divergence is only available to a method that requests it and also needs
+    assert!(
+        expected > 1e-3 && (ours - expected).abs() < 1e-9 * expected,
+        "the divergence is {ours}, not {expected}"
+    );
+    // A method only receives the divergence if its needs include `reference_kl` and
     // log-probabilities.
     let refused = |needs| {
         fixture
@@ -197,7 +200,10 @@ fn a_method_that_reads_one_side_only_gets_that_side_and_a_smaller_batch() {
         let whole = fixture
             .loss(both, untransformed(&fixture, std::slice::from_ref(&site)), of)
             .expect("a loss");
-        assert!((one - whole).abs() < 1e-12 * whole, "{side:?}: {one} and {whole}");
+        assert!(
+            (one - whole).abs() < 1e-12 * whole,
+            "{side:?} side alone: {one}, with both sides: {whole}"
+        );
     }
     let tokens = |states| {
         fixture
@@ -238,7 +244,10 @@ fn log_probabilities_of_one_completion_equal_those_of_a_pass_over_both() {
             .expect("a loss")
     };
     let (one, both) = (loss(Completions::Rejected), loss(Completions::Both));
-    assert!((one - both).abs() < 1e-12 * both.abs(), "{one} and {both}");
+    assert!(
+        (one - both).abs() < 1e-12 * both.abs(),
+        "rejected completion alone: {one}, with both completions: {both}"
+    );
 }
 
 /// A method that updates a running mean each time its loss is computed.

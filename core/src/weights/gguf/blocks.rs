@@ -47,8 +47,8 @@ pub(super) fn q4_1(b: &[u8; 20], y: &mut [f32; 32]) {
     }
 }
 
-/// Returns the 5-bit numbers `j` and `j + 16` of a block. `low` contains the lower four bits of
-/// both, and bit i of `high` is the fifth bit of number i.
+/// Returns the 5-bit numbers `j` and `j + 16` of a block. The two halves of `low` are the lower
+/// four bits of the two numbers. Bit i of `high` is the fifth bit of number i.
 fn five_bits(low: u8, high: u32, j: usize) -> (i32, i32) {
     let a = u32::from(low & 15) | (high >> j & 1) << 4;
     let b = u32::from(low >> 4) | (high >> (j + 16) & 1) << 4;
@@ -127,8 +127,8 @@ pub(super) fn q3_k(b: &[u8; 110], y: &mut [f32; 256]) {
     }
 }
 
-/// Returns the 6-bit scale and minimum of one of the eight groups of a Q4_K or Q5_K block. They are
-/// packed into the 12 bytes `s`.
+/// Returns the 6-bit scale and minimum of one of the eight groups of a Q4_K or Q5_K block. The 12
+/// bytes `s` contain the scales and minima of all groups.
 fn scale_and_min(s: &[u8], group: usize) -> (f32, f32) {
     let (scale, min) = if group < 4 {
         (s[group] & 63, s[group + 4] & 63)

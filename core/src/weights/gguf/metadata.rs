@@ -1,8 +1,7 @@
 //! Reads the key-value metadata in the header of a GGUF file.
 //!
-//! A malicious file must not use much time or memory. Therefore, every length is checked against
-//! the remaining size of the file before it is used, and strings and arrays are only parsed when
-//! they are needed.
+//! A malicious file must not use much time or memory. Therefore, every length is first checked
+//! against the remaining size of the file. Strings and arrays are only parsed when they are needed.
 
 use std::ops::Range;
 use std::path::Path;
@@ -15,10 +14,9 @@ use crate::weights::memory::Mapped;
 
 /// Maximum number of keys.
 const MAX_ENTRIES: u64 = 1 << 16;
-/// Maximum length of a key in bytes.
 const MAX_KEY_BYTES: u64 = 1 << 16;
-/// Maximum size of the header in bytes. In current models, the header, which includes the
-/// vocabulary, is about a tenth of this size.
+/// Maximum size of the header in bytes. The header includes the vocabulary. In current models, its
+/// size is about a tenth of the maximum.
 const MAX_HEADER_BYTES: u64 = 1 << 26;
 /// Maximum nesting depth of arrays. The format allows nested arrays, but no known model has them.
 const MAX_DEPTH: usize = 4;
@@ -374,7 +372,7 @@ impl<'a> Cursor<'a> {
                 let start = self.at;
                 self.skip(of, len, 0)?;
                 // Each element takes at least one byte, so the length is at most the size of the
-                // file, and the conversion cannot fail.
+                // file. The conversion therefore cannot fail.
                 Value::Array { of, len: usize::try_from(len).unwrap_or(0), at: start..self.at }
             }
             10 => Value::Unsigned(self.u64()?),

@@ -32,8 +32,8 @@ use names::RopeFactors;
 use order::Order;
 use part::TensorInfo;
 
-/// Maximum number of rotary factors in a tensor. There is one for each pair of dimensions in a
-/// head. All known models have far fewer.
+/// Maximum number of rotary factors in a tensor. A tensor has one factor for each pair of
+/// dimensions in a head. All known models have far fewer factors.
 const MAX_ROPE_FACTORS: i64 = 1 << 14;
 
 /// A GGUF model, which may be split into several files. The files are memory-mapped and validated.
@@ -57,10 +57,10 @@ struct StoredTensor {
 
 impl Gguf {
     /// Maps a file into memory and validates its header. If the model is split into several files,
-    /// all of them are opened; `path` may be any of them.
+    /// opens all of them. `path` may be any of these files.
     ///
     /// # Errors
-    /// Fails if a file is missing, unreadable, incomplete or not a GGUF file, or if the
+    /// Fails if a file is missing, unreadable, incomplete or not a GGUF file. Also fails if the
     /// architecture, a setting or a number type is not supported.
     pub fn open(path: &Path) -> Result<Self> {
         let parts = split::open(path)?;
@@ -190,8 +190,8 @@ impl Gguf {
         self.files.len()
     }
 
-    /// Decodes one tensor into numbers of type `kind`, on the CPU. To save memory, most of the
-    /// file's pages that were read are released again.
+    /// Decodes one tensor into numbers of type `kind`, on the CPU. Then releases most of the file's
+    /// pages that were read, to save memory.
     ///
     /// # Errors
     /// Fails if the tensor does not exist, or if memory runs out.

@@ -1,12 +1,12 @@
-//! Describes how llama.cpp orders the rows of tensors, which may differ from Hugging Face's order.
+//! The order of tensor rows in llama.cpp. It may differ from Hugging Face's order.
 
 /// The order of a tensor's rows in the file, compared to Hugging Face's order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
     /// The order is the same.
     Same,
-    /// In each head, rows that are rotated together are adjacent: of the first `rotated` rows, row
-    /// i of the first half becomes row 2·i, and row i of the second half becomes row 2·i + 1. The
+    /// In each head, rows that are rotated together are adjacent. Among the first `rotated` rows,
+    /// row i of the first half becomes row 2·i. Row i of the second half becomes row 2·i + 1. The
     /// remaining rows keep their positions.
     Pairs {
         /// Number of heads.
@@ -32,8 +32,8 @@ impl Order {
         }
     }
 
-    /// Returns the number of heads if `rows` cannot be divided evenly into heads and their parts,
-    /// and `None` otherwise.
+    /// Returns `None` if `rows` can be divided evenly into heads and their parts. Otherwise,
+    /// returns the number of heads.
     pub fn misfit(self, rows: i64) -> Option<usize> {
         let (heads, parts) = self.groups()?;
         let groups = heads

@@ -10,7 +10,6 @@ use super::types::{self, Format};
 use crate::error::{Error, Result};
 use crate::weights::memory::Mapped;
 
-/// Maximum number of tensors in a file.
 const MAX_TENSORS: u64 = 1 << 16;
 /// Maximum length of a tensor name in bytes.
 const MAX_NAME_BYTES: u64 = 1 << 10;
@@ -139,7 +138,7 @@ fn infos(cursor: &mut Cursor, count: u64) -> Result<Vec<Info>> {
     Ok(infos)
 }
 
-/// Computes the byte range of each tensor, whose data is stored after the header. Checks that the
+/// Computes the byte range of each tensor. The data is stored after the header. Checks that the
 /// ranges are within the file and do not overlap.
 fn place(
     cursor: &mut Cursor,

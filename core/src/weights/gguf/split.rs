@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use super::part::Part;
 use crate::error::{Error, Result};
 
-/// Maximum number of parts, because part numbers in file names have five digits.
+/// Maximum number of parts. Part numbers in file names have five digits.
 const MAX_PARTS: u64 = 99_999;
 
 /// Opens a file. If it is a part of a split model, opens all parts and returns them in order.
@@ -86,13 +86,13 @@ pub fn open(path: &Path) -> Result<Vec<Part>> {
     Ok(parts)
 }
 
-/// True if the file is a part of a split model, but not the first part, and the first part exists.
+/// True if the file is part 2 or a later part of a split model, and part 1 exists.
 pub fn is_later_part(path: &Path) -> bool {
     PartName::of(path).is_some_and(|n| n.number > 1 && n.part(1).is_file())
 }
 
-/// Returns the paths of all parts if `path` is named like a part of a split model. Otherwise, only
-/// returns `path`.
+/// Returns the paths of all parts if `path` is named like a part of a split model. Otherwise,
+/// returns only `path`.
 pub fn names(path: &Path) -> Vec<PathBuf> {
     match PartName::of(path).filter(|n| n.count <= MAX_PARTS && (1..=n.count).contains(&n.number)) {
         Some(name) => (1..=name.count).map(|n| name.part(n)).collect(),

@@ -23,12 +23,12 @@ fn open(bytes: &[u8]) -> Result<Gguf> {
 
 fn refused(bytes: &[u8]) -> String {
     let (opened, seconds) = testing::seconds_of(|| open(bytes));
-    assert!(seconds < 1.0, "{seconds}");
+    assert!(seconds < 1.0, "it took {seconds} seconds");
     format!("{:?}", opened.expect_err("an invalid file must be refused"))
 }
 
-/// Returns pseudorandom bytes for `count` blocks. The half-precision scales, which are at the
-/// offsets `scales` in each block, are set to moderate values instead.
+/// Returns pseudorandom bytes for `count` blocks. `scales` contains the offsets of the
+/// half-precision scales in a block. These scales have moderate values.
 fn blocks(count: usize, size: usize, scales: &[usize]) -> Vec<u8> {
     let mut seed = 7u32;
     let mut bytes: Vec<u8> = (0..count * size)
@@ -239,7 +239,7 @@ fn an_endless_header_is_refused() {
     let (opened, seconds) = testing::seconds_of(|| Gguf::open(&path));
     let e = opened.unwrap_err();
     assert!(e.message().contains("has a header of more than"), "{e:?}");
-    assert!(seconds < 1.0, "{seconds}");
+    assert!(seconds < 1.0, "it took {seconds} seconds");
 }
 
 #[cfg(unix)]
@@ -341,8 +341,7 @@ fn overlapping_tensors_are_refused() {
     assert!(refused(&bytes).contains("has overlapping tensors"));
 }
 
-/// Writes a Llama model that is split into three files. The last file contains two of the four
-/// tensors.
+/// Writes a Llama model, split into three files. The last file contains two of the four tensors.
 fn parts(dir: &Path) -> Vec<PathBuf> {
     let values: Vec<u8> = (0..64).flat_map(|i| (i as f32).to_le_bytes()).collect();
     let empty =
@@ -611,7 +610,8 @@ fn yarn_has_hugging_faces_factors_regardless_of_the_converter() {
         let e = refused(&w().float(&format!("rope.scaling.{name}"), value).bytes());
         assert!(e.contains(&format!("`qwen3.rope.scaling.{name}` ({value})")), "{e}");
     }
-    // Without YaRN, the first two settings have no effect, and the third is rejected.
+    // Without YaRN, `yarn_log_multiplier` and `yarn_beta_fast` have no effect. `yarn_attn_factor`
+    // is rejected.
     assert!(
         Writer::of("qwen3")
             .float("rope.scaling.yarn_log_multiplier", 0.1)
@@ -658,13 +658,13 @@ fn every_architecture_can_rotate_only_a_part_of_each_head() {
                 Some(rotated) => rotated as f64,
                 None => rope["partial_rotary_factor"].as_f64().unwrap() * f64::from(width),
             };
-            assert_eq!(rotated, 4.0, "{architecture}: {rope}");
+            assert_eq!(rotated, 4.0, "{architecture}: rope parameters {rope}");
         }
         let whole = of(architecture).count("attention.head_count_kv2", 0);
         assert!(refused(&whole.bytes()).contains("attention.head_count_kv2"));
     }
-    // In float64, 30 / 88 * 88 is less than 30, which would be truncated to 29. The stored fraction
-    // must give 30.
+    // In float64, 30 / 88 * 88 is slightly less than 30 and would be truncated to 29. The stored
+    // fraction must give 30.
     let odd = rope(
         Writer::of("phi3").count("attention.key_length", 88).count("rope.dimension_count", 30),
     );
@@ -743,7 +743,7 @@ fn an_unsupported_setting_that_may_change_the_output_is_refused_by_name() {
         } else {
             Writer::llama().float(key, value)
         };
-        assert!(w.open().is_ok(), "{key}: {:?}", w.open());
+        assert!(w.open().is_ok(), "key {key}: result {:?}", w.open());
     }
     // Keys of another architecture are ignored.
     assert!(Writer::llama().entry("mistral.logit_scale", 6, &2f32.to_le_bytes()).open().is_ok());

@@ -1,9 +1,9 @@
 //! Implements `cargo xtask link`, which rustc calls instead of `cc` in a package build.
 //!
-//! It links two binaries. The first is the ordinary binary at the path that cargo expects. It uses
-//! the libtorch of this machine, so `target/release/reprpo` stays usable. The second is the
-//! packaged binary, with a RUNPATH that finds libtorch on the user's machine. Setting the RUNPATH
-//! at link time is safer than changing it afterwards, which would rearrange the ELF file.
+//! The command links two binaries. The ordinary binary is at the path that cargo expects. It uses
+//! the libtorch of this machine, so `target/release/reprpo` stays usable. The packaged binary has a
+//! RUNPATH that finds libtorch on the user's machine. The RUNPATH is set at link time, because a
+//! later change would rearrange the ELF file.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -44,13 +44,12 @@ pub struct Link {
 pub struct Plan<'a> {
     pub packed: &'a Path,
     pub compiler: &'a OsStr,
-    /// Path of zig, and path of the object file compiled from portable.cc; `None` to link with
-    /// `cc`.
+    /// Paths of zig and of the object file compiled from portable.cc. `None` to link with `cc`.
     pub portable: Option<(&'a Path, &'a Path)>,
 }
 
 impl Plan<'_> {
-    /// Writes a shell script that runs `cargo xtask link`. rustc calls it as its linker.
+    /// Writes a shell script that runs `cargo xtask link`. rustc calls this script as its linker.
     pub fn write_script(&self, script: &Path) -> Result<()> {
         let this = std::env::current_exe().context("cannot find the path of this program")?;
         let mut words: Vec<OsString> = vec![
@@ -84,7 +83,7 @@ fn quote(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 
-/// Links the ordinary binary and the packaged binary.
+/// Links the ordinary and the packaged binary.
 pub fn run(link: &Link) -> Result<ExitCode> {
     if link.args.iter().any(|arg| arg.as_encoded_bytes().starts_with(b"@")) {
         bail!("`cargo xtask link` does not support response files, but rustc passed one (`@FILE`)");
@@ -115,8 +114,8 @@ pub fn run(link: &Link) -> Result<ExitCode> {
 ///
 /// For `-lstdc++` and `-lgcc_s`, zig would use its own libc++ and its own unwinder. Exceptions
 /// could then not pass between libtorch and the binary. To prevent this, zig gets the paths of the
-/// compiler's libraries instead of the flags. The same applies to libgomp, which zig does not
-/// include.
+/// compiler's libraries instead of the flags. zig also gets the path of libgomp, because zig does
+/// not include libgomp.
 struct Libraries(Vec<(&'static str, Vec<PathBuf>)>);
 
 impl Libraries {
@@ -152,8 +151,8 @@ impl Libraries {
     }
 }
 
-/// Converts rustc's linker arguments to those for the packaged binary. If `libraries` is set, the
-/// result is for zig, and otherwise for `cc`.
+/// Converts rustc's linker arguments to arguments for the packaged binary. The result is for zig if
+/// `libraries` is set, and for `cc` otherwise.
 fn packed_arguments(
     args: &[OsString],
     packed: &Path,

@@ -1,5 +1,5 @@
-//! Determines the oldest manylinux platform on which a binary runs, from the libraries and symbol
-//! versions that it requires.
+//! Determines the oldest manylinux platform on which a binary runs. The platform follows from the
+//! libraries and symbol versions that the binary requires.
 //!
 //! The tag `manylinux_2_NN` (PEP 600) promises that a wheel runs on every system with glibc 2.NN or
 //! later. The libstdc++ and libgcc of such a system can be as old as that glibc, so the binary must
@@ -28,8 +28,8 @@ const SYSTEM: [&str; 10] = [
 /// torch, even of the CPU-only build.
 const TORCH: [&str; 2] = ["libc10.so", "libtorch_cpu.so"];
 
-/// A manylinux platform: a glibc version, and the newest symbol versions that the oldest
-/// distribution with this glibc provides.
+/// A manylinux platform: a glibc version, and the newest symbol versions in the oldest distribution
+/// with this glibc.
 struct Platform {
     /// The N of glibc 2.N.
     minor: u32,

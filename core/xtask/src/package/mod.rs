@@ -1,7 +1,7 @@
 //! Implements `cargo xtask wheel` and `cargo xtask dist`, which build the two binary packages.
 //!
-//! Both packages contain the same binary. `link` links it so that it runs on older Linux systems.
-//! `elf` and `manylinux` then check which libraries the linked binary requires.
+//! Both packages contain the same binary. The module `link` makes the binary run on older Linux
+//! systems. The modules `elf` and `manylinux` check which libraries the binary requires.
 
 mod elf;
 mod licences;
@@ -25,8 +25,8 @@ use crate::{Options, compiler, libtorch, paths, progress, run};
 use elf::Dynamic;
 use metadata::Metadata;
 
-/// C++ source with symbols that the portable binary must define itself, because older systems lack
-/// them.
+/// C++ source with symbols that older systems lack. The portable binary defines these symbols
+/// itself.
 const PORTABLE_SOURCE: &str = "core/xtask/src/package/portable.cc";
 
 /// Options for building a package.
@@ -108,7 +108,7 @@ fn announce(file: &Path, minor: u32) -> Result<()> {
 }
 
 impl PackageOptions {
-    /// Creates the output folder and checks that it is writable. Call this before the build, which
+    /// Creates the output folder and checks that it is writable. Call this first, because the build
     /// takes minutes.
     fn out(&self) -> Result<PathBuf> {
         let folder = self.out.clone().unwrap_or_else(|| paths::target().join("dist"));
@@ -181,9 +181,8 @@ impl Release {
 /// Checks the linked binary, and returns the oldest glibc minor version that it supports.
 ///
 /// # Errors
-/// Fails if the RUNPATH is wrong, because the installed binary would then not find libtorch. Also
-/// fails if the binary is meant to be portable, but needs newer libraries than its target platform
-/// provides.
+/// Fails if the RUNPATH is wrong, because the installed binary then does not find libtorch. Also
+/// fails if a portable binary needs newer libraries than its target platform has.
 fn examine(binary: &[u8], portable: bool) -> Result<u32> {
     let dynamic = Dynamic::read(binary).context("cannot read the linked binary")?;
     ensure!(

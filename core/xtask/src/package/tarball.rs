@@ -1,5 +1,5 @@
-//! Builds the tarball, which contains the binary and a launcher. The launcher uses libtorch from
-//! the folder in the environment variable `LIBTORCH`, or from an installed Python package `torch`.
+//! Builds the tarball with the binary and a launcher. The launcher takes libtorch from the folder
+//! `$LIBTORCH` or from an installed Python package `torch`.
 
 use std::io::Write;
 use std::path::Path;
@@ -12,7 +12,7 @@ use super::{Entry, Release, read_folder, write_whole};
 use crate::paths;
 use crate::version::LIBTORCH_VERSION;
 
-/// Maximum size of the tarball in bytes.
+/// Size limit in bytes. The tarball must be smaller.
 const LIMIT: usize = 40_000_000;
 
 /// Folder with the files that are in the tarball, but not in the wheel.
@@ -146,7 +146,7 @@ mod tests {
         {
             let text = String::from_utf8_lossy(&entry.bytes).into_owned();
             for mark in ["@VERSION@", "@TORCH@", "@GLIBC@"] {
-                assert!(!text.contains(mark), "{}: {mark}", entry.path);
+                assert!(!text.contains(mark), "{} contains {mark}", entry.path);
             }
         }
     }

@@ -10,8 +10,8 @@ use reprpo_downloads::{clear, fetch, lock, unpack};
 use crate::failure::at;
 use crate::{Options, paths, pins, progress};
 
-/// Minor version of the oldest glibc that the portable binary supports. It is glibc 2.28, which
-/// torch's wheels also require.
+/// Minor version of the oldest glibc that the portable binary supports. torch's wheels also require
+/// glibc 2.28.
 pub const GLIBC: u32 = 28;
 
 /// zig target triple with the glibc version.
@@ -19,9 +19,9 @@ pub const TARGET: &str = "x86_64-linux-gnu.2.28";
 
 /// Flags for linking with zig.
 ///
-/// The libstdc++ of the build machine may need a newer glibc than the target platform provides. The
-/// binary runs with the libstdc++ of the user's machine, so `--allow-shlib-undefined` tells the
-/// linker to ignore undefined symbols in shared libraries.
+/// `--allow-shlib-undefined` makes the linker ignore undefined symbols in shared libraries. The
+/// libstdc++ of the build machine may need a newer glibc than the target platform has. The binary
+/// does not use this libstdc++, but the one on the user's machine.
 pub const FLAGS: [&str; 2] = ["-Wl,--allow-shlib-undefined", "-fno-sanitize=all"];
 
 /// Name of the file that marks the zig folder as complete. It is written last.

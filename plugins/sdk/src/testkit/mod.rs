@@ -31,7 +31,8 @@ pub use worked_pairs::*;
 /// `--nocapture`, it prints one line per invariant.
 ///
 /// # Panics
-/// Panics if an invariant is violated, with a list of all violations, or if no plugin is linked in.
+/// Panics if an invariant is violated, or if no plugin is linked in. The message lists all
+/// violations.
 pub fn registered() {
     let registry = Registry::builtin().unwrap_or_else(|e| panic!("{e:?}"));
     let entries: Vec<Entry> = Kind::ALL.into_iter().flat_map(|kind| registry.of(kind)).collect();

@@ -13,9 +13,9 @@ pub fn tensor(values: &[f64], shape: &[i64]) -> Tensor {
     Tensor::from_slice(values).reshape(shape)
 }
 
-/// Returns normally distributed float64 values that differ between calls. Each thread has its own
-/// sequence, which is the same in every run. libtorch's global generator is not used, because its
-/// values would depend on tests that run in other threads.
+/// Returns normally distributed float64 values. Each call returns different values. Each thread has
+/// its own sequence of values, which is the same in every run. libtorch's global generator is not
+/// used, because tests in other threads would change its values.
 pub fn random(shape: &[i64]) -> Tensor {
     thread_local!(static DRAWN: Cell<u64> = const { Cell::new(0) });
     seeded(DRAWN.replace(DRAWN.get() + 1), shape)
@@ -113,7 +113,7 @@ pub fn logged(loss: &Loss, name: &str) -> f64 {
 /// Asserts that two numbers agree to about ten digits.
 ///
 /// # Panics
-/// Panics if they differ by more.
+/// Panics if `a` and `b` differ by more.
 pub fn near(a: f64, b: f64) {
     assert!((a - b).abs() < 1e-10 * b.abs().max(1.0), "{a} {b}");
 }
@@ -144,7 +144,7 @@ pub fn gradients_are_those_of_finite_differences(leaves: &[&Tensor], loss: impl 
     }
 }
 
-/// The description of a minimal model, for methods that do not read it.
+/// A minimal model, for methods that ignore the model.
 pub fn model() -> ModelInfo {
     ModelInfo {
         architecture: "llama".to_owned(),

@@ -28,7 +28,7 @@ pub struct Architecture {
     /// Returns the order in which the file stores the rows of a tensor. The first argument is
     /// the tensor's Hugging Face name.
     pub(super) order: fn(&str, &Shape) -> Order,
-    /// True if the norm weights in llama.cpp's files are larger by 1 than Hugging Face's.
+    /// True if llama.cpp's files store norm weights plus 1.
     pub(super) one_plus: bool,
     /// True if Hugging Face's configuration has the field `partial_rotary_factor`, the fraction of
     /// each head that is rotated.

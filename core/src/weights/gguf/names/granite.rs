@@ -9,8 +9,8 @@ pub const GRANITE: Architecture = Architecture {
     model_type: "granite",
     class: "GraniteForCausalLM",
     reads: &["attention.scale", "embedding_scale", "logit_scale", "residual_scale"],
-    // The converter writes these settings for all Granite 4 models, including those without Mamba
-    // layers or experts.
+    // The converter writes these settings for every Granite 4 model, even without Mamba layers or
+    // experts.
     harmless: &[
         "expert_shared_feed_forward_length",
         "ssm.conv_kernel",

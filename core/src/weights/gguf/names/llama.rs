@@ -3,7 +3,7 @@
 use super::{Architecture, GATED, OUTPUT, SEPARATE, TWO_NORMS};
 use crate::weights::gguf::order::Order;
 
-/// llama.cpp also uses this architecture for Mistral models, which have had no sliding window since
+/// llama.cpp also uses this architecture for Mistral models. They have had no sliding window since
 /// v0.2.
 pub const LLAMA: Architecture = Architecture {
     name: "llama",

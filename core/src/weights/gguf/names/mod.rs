@@ -2,7 +2,7 @@
 //! family of architectures.
 //!
 //! The names and layouts come from llama.cpp's `convert_hf_to_gguf.py`. The defaults for missing
-//! settings come from its loader (`src/models`).
+//! settings come from llama.cpp's loader (`src/models`).
 
 mod architecture;
 mod gemma;
@@ -145,8 +145,8 @@ impl Architecture {
     }
 
     /// Creates the configuration in the format of Hugging Face's config.json. `vocab` is the number
-    /// of rows in the embedding. `rows` returns the number of rows that a tensor has in the file,
-    /// given the tensor's Hugging Face name.
+    /// of rows in the embedding. `rows` maps a tensor's Hugging Face name to its number of rows in
+    /// the file.
     ///
     /// # Errors
     /// Fails if a setting is missing, or if the file has an unsupported setting that may change the

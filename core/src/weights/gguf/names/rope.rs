@@ -20,8 +20,8 @@ pub struct RopeFactors {
 }
 
 impl RopeFactors {
-    /// Returns the field for the factors in the tensor named `tensor`, or `None` if a tensor with
-    /// this name does not contain factors.
+    /// Returns the field for the factors in `tensor`; `None` if the tensor with this name does not
+    /// contain factors.
     pub fn of(&mut self, tensor: &str) -> Option<&mut Option<Vec<f64>>> {
         match tensor {
             "rope_freqs.weight" => Some(&mut self.all),
@@ -116,8 +116,8 @@ impl Settings<'_> {
         if self.architecture.partial {
             rope["partial_rotary_factor"] = json!(part(shape.rotated, shape.head));
         } else if shape.rotated != shape.head {
-            // In llama.cpp, any architecture may rotate only some of the dimensions of each head.
-            // transformers has no field for the number of rotated dimensions in this architecture.
+            // llama.cpp can rotate only a part of each head in any architecture. For this
+            // architecture, transformers has no field for the number of rotated dimensions.
             rope["dimension_count"] = json!(shape.rotated);
         }
         Ok(rope)
@@ -131,10 +131,9 @@ impl Settings<'_> {
         // A negative factor means 1.
         self.must_be("rope.scaling.yarn_ext_factor", |factor| factor == 1.0 || factor < 0.0)?;
         self.must_be("rope.scaling.yarn_log_multiplier", |factor| factor == 0.0)?;
-        // llama.cpp multiplies the default attention factor by `attn_factor`. However, in 2025 its
-        // converter wrote Hugging Face's `attention_factor` to this setting, and `attention_factor`
-        // replaces the default. Only accept the value for which both interpretations give the same
-        // result.
+        // llama.cpp multiplies the default attention factor by `attn_factor`. In 2025, however,
+        // llama.cpp's converter stored Hugging Face's `attention_factor` here. That factor replaces
+        // the default. Only accept the value for which both give the same result.
         let usual = if factor <= 1.0 { 1.0 } else { 0.1 * factor.ln() + 1.0 };
         self.must_be("rope.scaling.attn_factor", |factor| (factor - usual).abs() < 1e-5)?;
         let mut rope = json!({ "rope_type": "yarn", "factor": factor,

@@ -38,7 +38,7 @@ const HARMLESS: [&str; 6] = [
     "tensor_data_layout",
     // Only applies to embedding models.
     "pooling_type",
-    // Only affects Granite models, for which `granite.rs` checks it.
+    // Only affects Granite models. `granite.rs` checks it.
     "rope.scaling.finetuned",
     // The number of rows of the embedding is used instead.
     "vocab_size",
@@ -65,8 +65,8 @@ const NEUTRAL: [(&str, &[f64]); 14] = [
     ("use_parallel_residual", &[0.0]),
 ];
 
-/// Settings of sliding-window layers that have no effect on the output if they equal the setting
-/// for full-attention layers.
+/// Each entry names a setting for sliding-window layers and the same setting for full-attention
+/// layers. If the two values are equal, the first setting has no effect on the output.
 const EQUAL: [(&str, &str); 4] = [
     ("attention.key_length_swa", "attention.key_length"),
     ("attention.value_length_swa", "attention.value_length"),
@@ -74,8 +74,8 @@ const EQUAL: [(&str, &str); 4] = [
     ("rope.freq_base_swa", "rope.freq_base"),
 ];
 
-/// Maximum number of blocks. This limits the size of lists with an entry for each block. All known
-/// models have far fewer blocks.
+/// Maximum number of blocks, far above that of any known model. This limits the size of lists with
+/// an entry per block.
 const MAX_LAYERS: usize = 1 << 14;
 
 /// Reads architecture-specific settings from the metadata of a GGUF file. The keys of these
@@ -217,8 +217,7 @@ impl Settings<'_> {
         HARMLESS.contains(&name) || NEUTRAL.iter().any(at_neutral) || EQUAL.iter().any(at_equal)
     }
 
-    /// Rejects files with settings that would be ignored although they may affect the model's
-    /// output.
+    /// Rejects files with settings that are not read but may affect the model's output.
     ///
     /// # Errors
     /// Fails if a setting is neither read nor known to have no effect.
