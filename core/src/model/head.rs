@@ -75,8 +75,7 @@ impl Sizes {
 
 /// Returns the maximum size of the logits that are computed at once on `device`, in bytes.
 ///
-/// On the CPU, the size is slightly below a limit of glibc. The process keeps freed blocks below
-/// this limit. A GPU needs larger products.
+/// Larger products are not faster on a CPU, but they are on a GPU.
 pub fn logits_at_once(device: Device) -> i64 {
     if device.is_cuda() { 256 << 20 } else { 30 << 20 }
 }
