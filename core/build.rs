@@ -58,6 +58,7 @@ fn main() {
         .flag_if_supported("-Wno-psabi")
         .include(&include)
         .file("csrc/fused.cc")
+        .file("csrc/attention.cc")
         .compile("reprpo_fused");
     println!("cargo:rustc-env=REPRPO_LIBTORCH_VERSION={LIBTORCH_VERSION}");
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.canonicalize().unwrap_or(lib).display());

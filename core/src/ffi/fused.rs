@@ -49,7 +49,8 @@ fn supported(x: &Tensor, kinds: &[Kind]) -> bool {
         && unsafe { reprpo_fused() }
 }
 
-fn is_activation(x: &Tensor) -> bool {
+/// True if the kernels support x as an activation.
+pub(super) fn is_activation(x: &Tensor) -> bool {
     supported(x, &[Kind::Float, Kind::BFloat16])
 }
 

@@ -1,6 +1,7 @@
 //! Wrappers for libtorch functions that tch does not expose. All `unsafe` code in this crate that
 //! calls libtorch is in this module.
 
+mod attention;
 mod compute_capability;
 mod cuda;
 mod fused;
@@ -10,6 +11,7 @@ mod switches;
 
 use std::ffi::{CStr, c_char};
 
+pub use attention::{Segments, attention};
 pub use compute_capability::{bf16_supported, compute_capability};
 pub use cuda::{CudaLibrary, libtorch_folder, libtorch_hint, load_cuda};
 pub use fused::{fused_gate, fused_norm, fused_rotation};

@@ -120,6 +120,10 @@ pub struct Attention {
     options: AttentionOptions,
     /// True if a sliding window hides earlier tokens of the same sequence.
     windowed: bool,
+    /// Number of tokens to which a token attends at most, including itself.
+    window: i64,
+    /// The layout for our own kernel, which does not support a cache.
+    segments: Option<ffi::Segments>,
     tokens: i64,
 }
 
@@ -168,7 +172,16 @@ impl Attention {
             Strategy::Trees => Self::trees(layout, window, device)?,
             Strategy::Padded => Self::padded(layout, window, device)?,
         };
-        Ok(Self { calls, options, windowed, tokens: layout.tokens() as i64 })
+        let segments = (layout.past() == 0).then(|| {
+            let mut segments = ffi::Segments::default();
+            for (i, segment) in layout.segments().iter().enumerate() {
+                let chain = layout.chain(i);
+                segments.push(segment.len, &chain[..chain.len() - 1]);
+            }
+            segments
+        });
+        let (window, tokens) = (window as i64, layout.tokens() as i64);
+        Ok(Self { calls, options, windowed, window, segments, tokens })
     }
 
     fn cached(layout: &Layout, window: usize, device: Device) -> Result<Call> {
@@ -323,6 +336,12 @@ impl Attention {
     /// Fails if shapes do not match, or if memory runs out.
     pub fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, scores: Scores) -> Result<Tensor> {
         let (heads, d) = (q.size()[1], q.size()[2]);
+        if let (Kernel::Sdpa, None, Some(segments)) =
+            (self.options.kernel, scores.cap, &self.segments)
+            && let Some(out) = ffi::attention(q, k, v, segments, scores.scale, self.window)?
+        {
+            return Ok(out.f_flatten(1, 2)?);
+        }
         let group = heads / k.size()[1];
         // The backward pass uses the kernel that is chosen here.
         let differentiated = [q, k, v].iter().any(|t| t.requires_grad());
@@ -619,6 +638,60 @@ mod tests {
                     assert!(
                         (a - b).abs().max().double_value(&[]) < 1e-12,
                         "window {window:?}, cap {cap:?}"
+                    );
+                }
+            }
+        }
+    }
+
+    /// A stream with segments of several blocks, deep chains and segments of one token.
+    fn long_stream() -> Stream {
+        let mut b = StreamBuilder::default();
+        let p = b.push(&[0; 300], None).unwrap();
+        let c = b.push(&[0; 130], Some(p)).unwrap();
+        b.push(&[0; 1], Some(p)).unwrap();
+        b.push(&[0; 17], Some(c)).unwrap();
+        b.push(&[0; 1], None).unwrap();
+        b.finish(Device::Cpu).unwrap()
+    }
+
+    #[test]
+    fn our_kernel_equals_eager_attention_in_float64() {
+        let s = long_stream();
+        let n = s.layout.tokens() as i64;
+        tch::manual_seed(4);
+        let exact = [6, 2, 2].map(|h| Tensor::randn([n, h, 24], (Kind::Double, Device::Cpu)));
+        let weight = Tensor::randn([n, 6 * 24], (Kind::Double, Device::Cpu));
+        for (kind, tolerance) in [(Kind::Float, 2e-6), (Kind::BFloat16, 2e-2)] {
+            for window in [None, Some(1), Some(40), Some(200)] {
+                let run = |kind: Kind, kernel: Kernel, qkv: &[Tensor; 3]| {
+                    let qkv =
+                        qkv.each_ref().map(|t| t.to_kind(kind).copy().set_requires_grad(true));
+                    let options = AttentionOptions {
+                        strategy: Strategy::Segments,
+                        kernel,
+                        deterministic: true,
+                    };
+                    let attention =
+                        Attention::new(&s.layout, options, window, Device::Cpu).unwrap();
+                    let [q, k, v] = &qkv;
+                    let out = attention.attend(q, k, v, Scores::scaled_by(0.3)).unwrap();
+                    (&out * weight.to_kind(kind)).sum(Kind::Double).backward();
+                    let gradients = qkv.each_ref().map(Tensor::grad);
+                    std::iter::once(out.detach()).chain(gradients).collect::<Vec<_>>()
+                };
+                let rounded = exact.each_ref().map(|t| t.to_kind(kind).to_kind(Kind::Double));
+                let expected = run(Kind::Double, Kernel::Eager, &rounded);
+                let ours = run(kind, Kernel::Sdpa, &rounded);
+                for (name, (a, b)) in ["out", "gradient of q", "gradient of k", "gradient of v"]
+                    .into_iter()
+                    .zip(ours.iter().zip(&expected))
+                {
+                    let off = (a.to_kind(Kind::Double) - b).abs().max().double_value(&[]);
+                    let off = off / b.abs().max().double_value(&[]);
+                    assert!(
+                        off < tolerance,
+                        "{name}, {kind:?}, window {window:?}: relative error {off:e}"
                     );
                 }
             }
