@@ -123,8 +123,8 @@ INLINE float sum(Lanes v) {
   return v[0];
 }
 
-// eˣ with a relative error below 2e-7. Arguments beyond ±87 are clamped, which is accurate enough for
-// a sigmoid. NaN stays NaN.
+// eˣ with a relative error below 2e-7. Arguments beyond ±87 are clamped, which is accurate enough
+// for a sigmoid. NaN stays NaN.
 INLINE Lanes exponential(Lanes x) {
   const Lanes low = Lanes{} - 87.0f, high = Lanes{} + 87.0f;
   const Lanes clamped = x < low ? low : (x > high ? high : x);
@@ -276,9 +276,10 @@ template <typename T, bool twice>
 INLINE void norm_rows_backward(const NormArgs& a, int64_t begin, int64_t end) {
   typedef typename T::Value Value;
   for (int64_t i = begin; i < end; i++)
-    norm_row_backward<T, twice>(static_cast<const Value*>(a.x) + i * a.width, a.weight, a.scales[i],
-                                static_cast<const Value*>(a.gy) + i * a.width, a.width,
-                                static_cast<Value*>(a.y) + i * a.width);
+    norm_row_backward<T, twice>(
+        static_cast<const Value*>(a.x) + i * a.width, a.weight, a.scales[i],
+        static_cast<const Value*>(a.gy) + i * a.width, a.width,
+        static_cast<Value*>(a.y) + i * a.width);
 }
 
 template <typename T, bool>
