@@ -90,8 +90,8 @@ INLINE void gate_values_backward(const typename T::Value* gate, const typename T
   }
 }
 
-// Rotates one head of `width` values: y₁ = x₁·c₁ − x₂·s₁ and y₂ = x₂·c₂ + x₁·s₂ for both halves. All
-// products are rounded. With `back`, computes the gradient instead: y₁ = x₁·c₁ + x₂·s₂ and
+// Rotates one head of `width` values: y₁ = x₁·c₁ − x₂·s₁ and y₂ = x₂·c₂ + x₁·s₂ for both halves.
+// All products are rounded. With `back`, computes the gradient instead: y₁ = x₁·c₁ + x₂·s₂ and
 // y₂ = x₂·c₂ − x₁·s₁.
 template <typename T, bool back>
 INLINE void rotate_head(const typename T::Value* x, const typename T::Value* cosines,
@@ -140,9 +140,10 @@ template <typename T, bool twice>
 INLINE void norm_rows_backward(const NormArgs& a, int64_t begin, int64_t end) {
   typedef typename T::Value Value;
   for (int64_t i = begin; i < end; i++)
-    norm_row_backward<T, twice>(static_cast<const Value*>(a.x) + i * a.width, a.weight, a.scales[i],
-                                static_cast<const Value*>(a.gy) + i * a.width, a.width,
-                                static_cast<Value*>(a.y) + i * a.width);
+    norm_row_backward<T, twice>(
+        static_cast<const Value*>(a.x) + i * a.width, a.weight, a.scales[i],
+        static_cast<const Value*>(a.gy) + i * a.width, a.width,
+        static_cast<Value*>(a.y) + i * a.width);
 }
 
 template <typename T, bool>

@@ -89,8 +89,8 @@ INLINE float sum(Lanes v) {
   return v[0];
 }
 
-// eˣ with a relative error below 2e-7. Arguments beyond ±87 are clamped, which is accurate enough for
-// a sigmoid. NaN stays NaN.
+// eˣ with a relative error below 2e-7. Arguments beyond ±87 are clamped, which is accurate enough
+// for a sigmoid and a softmax. NaN stays NaN.
 INLINE Lanes exponential(Lanes x) {
   const Lanes low = Lanes{} - 87.0f, high = Lanes{} + 87.0f;
   const Lanes clamped = x < low ? low : (x > high ? high : x);

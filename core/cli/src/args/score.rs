@@ -25,9 +25,9 @@ pub struct ScoreArgs {
     /// Do not add the tokenizer's own special tokens, such as BOS, to plain text.
     #[arg(long, help_heading = "Data")]
     pub no_special_tokens: bool,
-    /// Print JSON Lines, one object per pair. Its fields are `split`, `index` (the row number in the
-    /// file), the scores `chosen` and `rejected`, and `truncated`. Truncated and dropped pairs also
-    /// have a `reason`. Dropped pairs have `dropped` instead of scores.
+    /// Print JSON Lines, one object per pair. Its fields are `split`, `index` (the row number in
+    /// the file), the scores `chosen` and `rejected`, and `truncated`. Truncated and dropped pairs
+    /// also have a `reason`. Dropped pairs have `dropped` instead of scores.
     #[arg(long, help_heading = "Output")]
     pub json: bool,
 }
