@@ -11,7 +11,7 @@ use crate::batch::Sharing;
 use crate::config::TrainConfig;
 use crate::error::{Context, Result};
 use crate::text::TokenPair;
-use crate::train::{AdamW, Group, accumulate};
+use crate::train::{AdamW, Group, TrainPass, accumulate};
 
 /// The invariants for interventions, adapters and transforms.
 pub const TRAINING: &[Invariant] = &[
@@ -52,7 +52,13 @@ fn loss_at(bench: &mut Bench, pairs: &[TokenPair]) -> Result<Tensor> {
     let batch = bench.objective.batch(&refs(pairs), &bench.model)?;
     Ok(bench
         .objective
-        .loss(&bench.model, &bench.adapted, &batch, STEP, 1.0 / pairs.len() as f64)?
+        .loss(
+            &bench.model,
+            &bench.adapted,
+            &batch,
+            STEP,
+            TrainPass::of_weight(1.0 / pairs.len() as f64),
+        )?
         .loss
         .value)
 }
@@ -68,7 +74,7 @@ fn finite(case: &Case) -> Result<Verdict> {
     for place in ["at the initial parameters", "at perturbed parameters"] {
         for (what, pair) in batches {
             let step =
-                accumulate(&mut bench.objective, &bench.model, &bench.adapted, &[pair], 1, STEP)
+                accumulate(&mut bench.objective, &bench.model, &bench.adapted, &[pair], 1, STEP, 0)
                     .within(|| format!("{place}, training on {what} failed"))?;
             if let Some((name, value)) = step.metrics.iter().find(|(_, value)| !value.is_finite()) {
                 return Ok(Verdict::Violated(format!(
@@ -104,7 +110,7 @@ fn twin_weight(case: &Case) -> Result<Verdict> {
             return Ok(None);
         }
         bench.disturb();
-        accumulate(&mut bench.objective, &bench.model, &bench.adapted, &[pair], 1, STEP)?;
+        accumulate(&mut bench.objective, &bench.model, &bench.adapted, &[pair], 1, STEP, 0)?;
         let squares: f64 = gradients_of(&bench.trained())
             .iter()
             .map(|g| g.square().sum(Kind::Double).double_value(&[]))
@@ -213,7 +219,7 @@ fn accumulation(case: &Case) -> Result<Verdict> {
         }
         bench.disturb();
         let pairs = pairs();
-        accumulate(&mut bench.objective, &bench.model, &bench.adapted, &refs(&pairs), batch, STEP)?;
+        accumulate(&mut bench.objective, &bench.model, &bench.adapted, &refs(&pairs), batch, STEP, 0)?;
         Ok(Some(gradients_of(&bench.trained())))
     };
     let (Some(whole), Some(single)) = (gradient(6)?, gradient(1)?) else { return Ok(UNTRAINED) };
@@ -274,10 +280,9 @@ pub(super) fn trained(
     let pairs = pairs();
     let mut losses = Vec::new();
     for _ in 0..steps {
-        tch::manual_seed(seed as i64);
         // Always pass the same step number to the objective, so that the losses can be compared.
         losses.push(
-            accumulate(&mut bench.objective, &bench.model, &bench.adapted, &refs(&pairs), 6, STEP)?
+            accumulate(&mut bench.objective, &bench.model, &bench.adapted, &refs(&pairs), 6, STEP, seed as i64)?
                 .loss,
         );
         optimiser.step(lr)?;

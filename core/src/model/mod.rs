@@ -33,6 +33,7 @@ mod norm;
 mod olmo2;
 mod olmo3;
 pub mod pass;
+mod pass_seed;
 pub mod peft;
 mod phi3;
 mod prelude;
@@ -55,6 +56,7 @@ use decoder::Decoder;
 pub use head::{Detail, PredictedTokens, TokenScores, TokenStats, logits_at_once};
 use linear::{Linear, Stored};
 use pass::{Pass, PassOutput, Request};
+pub use pass_seed::PassSeed;
 use stream::Stream;
 
 use crate::api::{Frozen, ModelInfo, Site};

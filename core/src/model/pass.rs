@@ -9,6 +9,7 @@ use super::adapted::Adapted;
 use super::block::{Block, BlockCx, Intercept, RequestedSite};
 use super::cache::Cache;
 use super::layer_kind::View;
+use super::pass_seed::PassSeed;
 use super::stream::Stream;
 use crate::api::{ModelInfo, PromptPlaces, Site};
 use crate::error::{Error, Result};
@@ -18,8 +19,9 @@ use crate::error::{Error, Result};
 pub struct Request<'a> {
     /// The adapter to apply; `None` to run the base model.
     pub adapted: Option<&'a Adapted>,
-    /// True during training, which enables dropout.
-    pub train: bool,
+    /// The seed of the random numbers of a training pass, such as dropout masks. `None` outside of
+    /// training, which disables dropout.
+    pub train: Option<PassSeed>,
     /// Sites whose states are returned.
     pub sites: &'a [Site],
     /// True if the final hidden state must be returned, for example to compute log-probabilities.

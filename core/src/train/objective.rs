@@ -18,7 +18,7 @@ use crate::batch::{BatchSpec, PairBatch, Sharing};
 use crate::error::{Error, Result};
 use crate::ffi::{HookErrors, register_hook};
 use crate::model::pass::Request;
-use crate::model::{Adapted, Detail, Model, TokenStats};
+use crate::model::{Adapted, Detail, Model, PassSeed, TokenStats};
 use crate::text::TokenPair;
 
 /// The training objective of a method on a model.
@@ -34,6 +34,15 @@ pub struct Objective {
     clock: PhaseClock,
 }
 
+/// The properties of a training pass over a micro-batch.
+#[derive(Clone, Copy, Debug)]
+pub struct TrainPass {
+    /// The weight of each pair in the optimiser step.
+    pub weight: f64,
+    /// The seed of the random numbers, such as dropout masks.
+    pub seed: PassSeed,
+}
+
 /// The loss of a batch and its metrics.
 #[derive(Debug)]
 pub struct Evaluated {
@@ -42,6 +51,13 @@ pub struct Evaluated {
     /// Metrics that are logged for every method that uses log-probabilities, under the same names
     /// as in TRL.
     pub metrics: Vec<(String, Tensor)>,
+}
+
+impl TrainPass {
+    /// A pass over the only micro-batch of a step, whose pairs have the given weight.
+    pub fn of_weight(weight: f64) -> Self {
+        Self { weight, seed: PassSeed::default() }
+    }
 }
 
 impl Objective {
@@ -145,8 +161,7 @@ impl Objective {
         result
     }
 
-    /// Computes the loss of a batch and records its autograd graph. `weight` is the weight of each
-    /// pair in the optimiser step.
+    /// Computes the loss of a batch and records its autograd graph.
     ///
     /// # Errors
     /// Fails if the method or libtorch returns an error, or if the loss does not depend on any
@@ -157,11 +172,11 @@ impl Objective {
         adapted: &Adapted,
         batch: &PairBatch,
         step: StepInfo,
-        weight: f64,
+        pass: TrainPass,
     ) -> Result<Evaluated> {
         let clock = self.clock.clone();
         let evaluated = clock
-            .measure(Phase::Forward, || self.evaluate(model, adapted, batch, step, Some(weight)))?;
+            .measure(Phase::Forward, || self.evaluate(model, adapted, batch, step, Some(pass)))?;
         if !evaluated.loss.value.requires_grad() {
             return Err(Error::new("the method's loss has no gradient")
                 .hint("compute the loss from the policy's log-probabilities or states"));
@@ -184,16 +199,16 @@ impl Objective {
         self.evaluate(model, adapted, batch, step, None)
     }
 
-    /// Computes the loss of a batch. `weight` is the weight of each pair in the optimiser step;
-    /// `None` if no gradient is needed.
+    /// Computes the loss of a batch. `pass` is `None` if no gradient is needed.
     fn evaluate(
         &mut self,
         model: &Model,
         adapted: &Adapted,
         batch: &PairBatch,
         step: StepInfo,
-        weight: Option<f64>,
+        pass: Option<TrainPass>,
     ) -> Result<Evaluated> {
+        let weight = pass.map(|pass| pass.weight);
         let directions_of =
             |whose| if weight.is_some() { self.directions.sites(whose) } else { &[] };
         let clock = self.clock.clone();
@@ -213,12 +228,11 @@ impl Objective {
             }
             Ok(y)
         };
-        let train = weight.is_some();
         let mut reached = model.forward(
             &batch.stream,
             Request {
                 adapted: Some(adapted),
-                train,
+                train: pass.map(|pass| pass.seed),
                 sites: &sites,
                 hidden,
                 intercept: Some(&hook),
@@ -277,6 +291,9 @@ impl Objective {
                 reference: -reference,
                 owner: rows.owner.shallow_clone(),
             });
+        }
+        if let Some(pass) = pass {
+            pass.seed.start("loss");
         }
         let loss = self.intervention.loss(&pairs, step)?;
         if loss.value.numel() != 1 {

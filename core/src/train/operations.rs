@@ -213,7 +213,7 @@ mod tests {
     use crate::api::{Completions, Intervention, Loss, Needs, Pairs, Pooling, States, StepInfo};
     use crate::conformance::{Bench, Case, pairs};
     use crate::run::AdapterChoice;
-    use crate::train::{Objective, Reference, Taps};
+    use crate::train::{Objective, Reference, Taps, TrainPass};
 
     /// A method that only has needs.
     struct Needy(Needs);
@@ -245,7 +245,7 @@ mod tests {
         let first = objective.work(&model, &adapted, &batch, &plan).unwrap();
         if needs.reference_logprobs {
             let step = StepInfo { step: 0, steps: 1 };
-            objective.loss(&model, &adapted, &batch, step, 1.0).unwrap();
+            objective.loss(&model, &adapted, &batch, step, TrainPass::of_weight(1.0)).unwrap();
         }
         [first, objective.work(&model, &adapted, &batch, &plan).unwrap()]
     }

@@ -4,11 +4,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tch::{Device, Kind, Tensor};
 
-use super::{Evaluated, Objective, Phase};
+use super::{Evaluated, Objective, Phase, TrainPass};
 use crate::api::{Partial, StepInfo};
 use crate::error::{Error, Result};
 use crate::guard::faults;
-use crate::model::{Adapted, Model};
+use crate::model::{Adapted, Model, PassSeed};
 use crate::text::TokenPair;
 
 /// The loss and metrics of a step, summed over its micro-batches. The gradients are accumulated in
@@ -35,7 +35,8 @@ pub struct LeftOut {
 /// The modes of [`sum`].
 #[derive(Clone, Copy)]
 enum Mode<'a> {
-    Train,
+    /// Computes gradients. The random numbers are a function of this seed.
+    Train(i64),
     /// Computes no gradients. Stops when the flag becomes true.
     Validate(&'a AtomicBool),
 }
@@ -59,6 +60,9 @@ impl Sums {
 /// micro-batches of `batch` pairs. Then lets the method modify the gradients. Each micro-batch is
 /// weighted by its fraction of the pairs that count, so the result does not depend on `batch`.
 ///
+/// Random numbers, such as dropout masks, are a function of `seed`, the index of the micro-batch and
+/// the module that draws them.
+///
 /// # Errors
 /// Fails if the method or libtorch returns an error, or if the loss is not finite.
 pub fn accumulate(
@@ -68,8 +72,9 @@ pub fn accumulate(
     pairs: &[&TokenPair],
     batch: usize,
     info: StepInfo,
+    seed: i64,
 ) -> Result<Accumulated> {
-    let (sums, factor) = sum(objective, model, adapted, pairs, batch, info, Mode::Train)?;
+    let (sums, factor) = sum(objective, model, adapted, pairs, batch, info, Mode::Train(seed))?;
     if !sums.loss.is_finite() {
         let e = Error::new(format!("the loss is {}", sums.loss));
         return Err(e.hint(
@@ -122,11 +127,14 @@ fn sum(
     let weight = 1.0 / pairs.len() as f64;
     let (mut losses, mut of_method, mut of_engine) = (Vec::new(), Sums::default(), Sums::default());
     let (mut counted, mut lacking) = (Vec::new(), None);
-    for micro in pairs.chunks(size) {
+    for (index, micro) in pairs.chunks(size).enumerate() {
         let fraction = micro.len() as f64 * weight;
         let batch = clock.measure(Phase::Data, || objective.batch(micro, model))?;
         let Evaluated { loss, metrics } = match mode {
-            Mode::Train => objective.loss(model, adapted, &batch, info, weight)?,
+            Mode::Train(seed) => {
+                let pass = TrainPass { weight, seed: PassSeed::new(seed, index) };
+                objective.loss(model, adapted, &batch, info, pass)?
+            }
             Mode::Validate(stop) if stop.load(Ordering::Relaxed) => {
                 return Err(Error::interrupted(format!(
                     "interrupted after {} of {} batches",
@@ -155,7 +163,7 @@ fn sum(
         let logged = |t: &Tensor| -> Result<Tensor> {
             Ok(t.f_detach()?.f_to_kind(Kind::Double)?.f_reshape([1])?)
         };
-        if matches!(mode, Mode::Train) {
+        if matches!(mode, Mode::Train(_)) {
             clock.measure(Phase::Backward, || -> Result<()> {
                 Ok(weighed(&loss.value)?.f_backward()?)
             })?;
