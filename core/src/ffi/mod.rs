@@ -1,6 +1,7 @@
 //! Wrappers for libtorch functions that tch does not expose. All `unsafe` code in this crate that
 //! calls libtorch is in this module.
 
+mod backward;
 mod compute_capability;
 mod cuda;
 mod hook;
@@ -9,6 +10,7 @@ mod switches;
 
 use std::ffi::{CStr, c_char};
 
+pub use backward::backward;
 pub use compute_capability::{bf16_supported, compute_capability};
 pub use cuda::{CudaLibrary, libtorch_folder, libtorch_hint, load_cuda};
 pub use hook::{HookErrors, register_hook};

@@ -37,7 +37,7 @@ pub struct Operations {
     /// Operations of the products of queries and keys, and of attention weights and values.
     pub attention: f64,
     /// Estimated operations of the adapter: each trained matrix is multiplied with all rows in the
-    /// forward pass, and twice in the backward pass.
+    /// forward pass, and twice in the backward pass. Activation checkpointing adds one forward pass.
     pub adapter: f64,
 }
 
@@ -69,10 +69,13 @@ pub struct Work {
     pub operations: Operations,
 }
 
-/// The modules whose input receives a gradient in a backward pass. The inputs of the modules below
-/// the first trained parameter do not.
+/// The modules whose input receives a gradient in a backward pass, and the blocks whose output does.
+/// Those below the first trained parameter do not.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GradientPlan(Vec<bool>);
+pub struct GradientPlan {
+    inputs: Vec<bool>,
+    blocks: Vec<bool>,
+}
 
 impl GradientPlan {
     /// Finds the modules with a forward pass over a single token.
@@ -82,12 +85,15 @@ impl GradientPlan {
     pub fn new(model: &Model, adapted: &Adapted) -> Result<Self> {
         let mut token = StreamBuilder::default();
         token.push_prompt(&[0], None)?;
-        let sites: Vec<Site> =
-            model.info().linears.iter().map(|linear| Site::Input(linear.name.clone())).collect();
+        let info = model.info();
+        let inputs = info.linears.iter().map(|linear| Site::Input(linear.name.clone()));
+        let sites: Vec<Site> = inputs.chain((0..info.layers).map(Site::Block)).collect();
         let request =
             Request { adapted: Some(adapted), sites: &sites, hidden: true, ..Request::default() };
-        let inputs = model.forward(&token.finish(model.device())?, request)?.states;
-        Ok(Self(inputs.iter().map(tch::Tensor::requires_grad).collect()))
+        let states = model.forward(&token.finish(model.device())?, request)?.states;
+        let mut inputs: Vec<bool> = states.iter().map(tch::Tensor::requires_grad).collect();
+        let blocks = inputs.split_off(info.linears.len());
+        Ok(Self { inputs, blocks })
     }
 }
 
@@ -116,13 +122,26 @@ impl<'a> Count<'a> {
         self.operations.attention += blocks as f64 * self.attention();
     }
 
+    /// Adds a second forward pass over those of the first `blocks` blocks whose output receives a
+    /// gradient, for activation checkpointing.
+    pub fn recomputation(&mut self, plan: &GradientPlan, blocks: usize) {
+        let again = |block: usize| block < blocks && plan.blocks[block];
+        for linear in &self.model.info().linears {
+            if linear.layer.is_some_and(again) {
+                self.product(linear.inputs, linear.outputs);
+            }
+        }
+        let count = (0..blocks).filter(|block| again(*block)).count();
+        self.operations.attention += count as f64 * self.attention();
+    }
+
     /// Adds the gradients of the inputs of frozen modules in the first `blocks` blocks. `ends` are
     /// the sites where the gradient enters the model, or `None` if it enters after the last block.
     pub fn backward(&mut self, plan: &GradientPlan, blocks: usize, ends: Option<&[Site]>) {
         let info = self.model.info();
         let last = ends.map_or(info.linears.len(), |ends| self.end(ends, blocks));
         let mut attending = vec![false; blocks];
-        for (linear, has_gradient) in info.linears.iter().zip(&plan.0).take(last) {
+        for (linear, has_gradient) in info.linears.iter().zip(&plan.inputs).take(last) {
             if let Some(block) = linear.layer.filter(|block| *block < blocks && *has_gradient) {
                 self.product(linear.inputs, linear.outputs);
                 attending[block] = true;
@@ -164,15 +183,16 @@ impl<'a> Count<'a> {
         self.add(shape, rows * times);
     }
 
-    /// Adds the estimate for the adapter, forward and backward.
-    pub fn adapter(&mut self, adapted: &Adapted) {
+    /// Adds the estimate for the adapter, forward and backward, with `times` products of each
+    /// trained matrix.
+    pub fn adapter(&mut self, adapted: &Adapted, times: i64) {
         let of_matrices: usize = adapted
             .changed()
             .flat_map(|target| target.parameters)
             .filter(|parameter| parameter.tensor.requires_grad() && parameter.tensor.dim() > 1)
             .map(|parameter| parameter.tensor.numel())
             .sum();
-        self.operations.adapter += 3.0 * 2.0 * (self.rows * of_matrices as i64) as f64;
+        self.operations.adapter += 2.0 * (times * self.rows * of_matrices as i64) as f64;
     }
 
     /// Ends the count. The batch has `scored` scored tokens.

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tch::{Device, Kind, Tensor};
 
-use super::{Evaluated, Objective, Phase, TrainPass};
+use super::{Objective, Phase, TrainPass};
 use crate::api::{Partial, StepInfo};
 use crate::error::{Error, Result};
 use crate::guard::faults;
@@ -130,7 +130,7 @@ fn sum(
     for (index, micro) in pairs.chunks(size).enumerate() {
         let fraction = micro.len() as f64 * weight;
         let batch = clock.measure(Phase::Data, || objective.batch(micro, model))?;
-        let Evaluated { loss, metrics } = match mode {
+        let mut evaluated = match mode {
             Mode::Train(seed) => {
                 let pass = TrainPass { weight, seed: PassSeed::new(seed, index) };
                 objective.loss(model, adapted, &batch, info, pass)?
@@ -145,7 +145,7 @@ fn sum(
             Mode::Validate(_) => objective.loss_without_gradient(model, adapted, &batch, info)?,
         };
         // Keep the fraction on the device, to avoid a synchronisation.
-        let counted_fraction = match loss.partial {
+        let counted_fraction = match evaluated.loss.partial.take() {
             None => None,
             Some(Partial { counts, lacking: what }) => {
                 lacking = Some(what);
@@ -163,16 +163,19 @@ fn sum(
         let logged = |t: &Tensor| -> Result<Tensor> {
             Ok(t.f_detach()?.f_to_kind(Kind::Double)?.f_reshape([1])?)
         };
+        let value = evaluated.loss.value.detach();
+        let metrics_of_loss = std::mem::take(&mut evaluated.loss.metrics);
+        let metrics = std::mem::take(&mut evaluated.metrics);
         if matches!(mode, Mode::Train(_)) {
             clock.measure(Phase::Backward, || -> Result<()> {
-                Ok(weighed(&loss.value)?.f_backward()?)
+                let loss = weighed(&evaluated.loss.value)?;
+                objective.backward(model, adapted, &batch, evaluated, &loss)
             })?;
-            objective.after_backward()?;
         }
         faults::check()?;
         clock.measure(Phase::Logging, || -> Result<()> {
-            losses.push(weighed(&logged(&loss.value)?)?);
-            for (name, value) in loss.metrics {
+            losses.push(weighed(&logged(&value)?)?);
+            for (name, value) in metrics_of_loss {
                 of_method.add(name, weighed(&logged(&value)?)?)?;
             }
             for (name, value) in metrics {

@@ -244,7 +244,8 @@ fn assert_losses_gradients_and_metrics(golden: &Path) {
         )
         .unwrap();
         let batch = objective.batch(&pairs, &model).unwrap();
-        let evaluated = objective.loss(&model, &adapted, &batch, STEP, TrainPass::of_weight(0.25)).unwrap();
+        let evaluated =
+            objective.loss(&model, &adapted, &batch, STEP, TrainPass::of_weight(0.25)).unwrap();
         evaluated.loss.value.backward();
         let norms: Vec<Tensor> = adapted
             .parameters()
