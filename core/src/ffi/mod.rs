@@ -42,7 +42,6 @@ fn checked(text: *mut c_char) -> Result<()> {
     let message = unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned();
     // SAFETY: this function owns the string, and there are no references to it.
     unsafe { reprpo_free(text) };
-    Err(Error::new(
-        message.lines().next().unwrap_or("libtorch failed without a message").to_owned(),
-    ))
+    let first = message.lines().next().unwrap_or("libtorch failed without a message");
+    Err(Error::new(first).of_libtorch(first))
 }

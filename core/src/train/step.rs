@@ -6,6 +6,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::{Objective, Phase, TrainPass};
 use crate::api::{Partial, StepInfo};
+use crate::batch::PairBatch;
 use crate::error::{Error, Result};
 use crate::guard::faults;
 use crate::model::{Adapted, Model, PassSeed};
@@ -130,10 +131,13 @@ fn sum(
     for (index, micro) in pairs.chunks(size).enumerate() {
         let fraction = micro.len() as f64 * weight;
         let batch = clock.measure(Phase::Data, || objective.batch(micro, model))?;
+        let place = MicroBatch { index, of: pairs.len().div_ceil(size), pairs: micro.len() };
+        let checkpoints = objective.checkpointing();
+        let explained = |e: Error| place.explain(e, &batch, model, checkpoints);
         let mut evaluated = match mode {
             Mode::Train(seed) => {
                 let pass = TrainPass { weight, seed: PassSeed::new(seed, index) };
-                objective.loss(model, adapted, &batch, info, pass)?
+                objective.loss(model, adapted, &batch, info, pass).map_err(explained)?
             }
             Mode::Validate(stop) if stop.load(Ordering::Relaxed) => {
                 return Err(Error::interrupted(format!(
@@ -142,7 +146,9 @@ fn sum(
                     pairs.len().div_ceil(size)
                 )));
             }
-            Mode::Validate(_) => objective.loss_without_gradient(model, adapted, &batch, info)?,
+            Mode::Validate(_) => {
+                objective.loss_without_gradient(model, adapted, &batch, info).map_err(explained)?
+            }
         };
         // Keep the fraction on the device, to avoid a synchronisation.
         let counted_fraction = match evaluated.loss.partial.take() {
@@ -163,19 +169,20 @@ fn sum(
         let logged = |t: &Tensor| -> Result<Tensor> {
             Ok(t.f_detach()?.f_to_kind(Kind::Double)?.f_reshape([1])?)
         };
-        let value = evaluated.loss.value.detach();
-        let metrics_of_loss = std::mem::take(&mut evaluated.loss.metrics);
+        let value = evaluated.loss.value.f_detach()?;
+        let own_metrics = std::mem::take(&mut evaluated.loss.metrics);
         let metrics = std::mem::take(&mut evaluated.metrics);
         if matches!(mode, Mode::Train(_)) {
-            clock.measure(Phase::Backward, || -> Result<()> {
+            let backward = || {
                 let loss = weighed(&evaluated.loss.value)?;
                 objective.backward(model, adapted, &batch, evaluated, &loss)
-            })?;
+            };
+            clock.measure(Phase::Backward, backward).map_err(explained)?;
         }
         faults::check()?;
         clock.measure(Phase::Logging, || -> Result<()> {
             losses.push(weighed(&logged(&value)?)?);
-            for (name, value) in metrics_of_loss {
+            for (name, value) in own_metrics {
                 of_method.add(name, weighed(&logged(&value)?)?)?;
             }
             for (name, value) in metrics {
@@ -186,6 +193,56 @@ fn sum(
     }
     let sums = MicroBatches { losses, of_method, of_engine, counted, lacking };
     clock.measure(Phase::Logging, || sums.collect(pairs.len()))
+}
+
+/// The place of a micro-batch in its step, for errors.
+#[derive(Clone, Copy)]
+struct MicroBatch {
+    /// Index of the micro-batch, counted from 0.
+    index: usize,
+    /// Number of micro-batches in the step.
+    of: usize,
+    /// Number of pairs in the micro-batch.
+    pairs: usize,
+}
+
+impl MicroBatch {
+    /// If `e` says that memory ran out, wraps it in an error that names the micro-batch, its size
+    /// and the settings that need less memory. Returns other errors unchanged.
+    fn explain(self, e: Error, batch: &PairBatch, model: &Model, checkpoints: bool) -> Error {
+        let Some(memory) = e.out_of_memory() else { return e };
+        let layout = &batch.stream.layout;
+        let mut explained = Error::new(format!(
+            "memory ran out in micro-batch {} of {}: {memory} for {} pair{}, which have {} tokens \
+                in all and up to {} in a sequence",
+            self.index + 1,
+            self.of,
+            self.pairs,
+            if self.pairs == 1 { "" } else { "s" },
+            layout.tokens(),
+            layout.longest(),
+        ))
+        .because(e);
+        if self.pairs > 1 {
+            explained = explained.hint(
+                "lower `train.batch`, and raise `train.accumulate` to keep the number of pairs per \
+                    step",
+            );
+        }
+        if !checkpoints {
+            explained = explained.hint(
+                "set `train.checkpointing=true`, which keeps fewer activations and takes longer",
+            );
+        }
+        explained = explained.hint(format!(
+            "lower `train.max_length`; the longest sequence has {} tokens",
+            layout.longest()
+        ));
+        if model.kind() == Kind::Float {
+            explained = explained.hint("compute in bfloat16 with `--dtype bf16`");
+        }
+        explained
+    }
 }
 
 /// The values of all micro-batches of a step, which are still on the device.
