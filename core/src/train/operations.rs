@@ -250,7 +250,7 @@ mod tests {
 
     /// Counts the operations on a pair with 4, 3 and 5 tokens. The adapter changes `v_proj` in the
     /// second of three blocks. Also returns the operations with cached reference values.
-    fn counted(needs: Needs, sites: Vec<Site>) -> [Work; 2] {
+    fn counted(needs: Needs, sites: Vec<Site>, checkpointing: bool) -> [Work; 2] {
         let case = Case::of_stand_ins();
         let Bench { model, .. } = Bench::new(&case, 0).unwrap();
         let json = r#"{"target_modules": ["v_proj"], "layers_to_transform": [1]}"#;
@@ -259,6 +259,7 @@ mod tests {
         let taps = Taps { sites, pooling: Pooling::Completion, ..Taps::default() };
         let mut objective =
             Objective::new(Box::new(Needy(needs)), taps, Reference::default(), &adapted).unwrap();
+        objective.set_checkpointing(checkpointing, &adapted).unwrap();
         let pairs = pairs();
         let batch = objective.batch(&[&pairs[0]], &model).unwrap();
         let plan = GradientPlan::new(&model, &adapted).unwrap();
@@ -285,7 +286,7 @@ mod tests {
     #[test]
     fn operations_with_log_probabilities_equal_a_count_by_hand() {
         let needs = Needs { logprobs: Completions::Both, reference_logprobs: true, ..Needs::NONE };
-        let [first, cached] = counted(needs, Vec::new());
+        let [first, cached] = counted(needs, Vec::new(), false);
         // No gradient flows below the outputs of `q_proj`, `k_proj` and `v_proj` of the second
         // block.
         let backward = ATTENTION[3] + MLP.iter().sum::<f64>() + BLOCK;
@@ -308,7 +309,7 @@ mod tests {
     fn operations_end_at_the_last_tap() {
         let needs = Needs { states: States::Pooled, ..Needs::NONE };
         let tap = Site::Output("model.layers.1.self_attn.o_proj".to_owned());
-        let [work, _] = counted(needs, vec![tap]);
+        let [work, _] = counted(needs, vec![tap], false);
         let Operations { products, attention, .. } = &work.operations;
         assert_eq!(
             products.values().sum::<f64>(),
@@ -316,6 +317,24 @@ mod tests {
             "{products:?}"
         );
         assert_eq!(*attention, (2.0 + 2.0) * ATTENDING);
+    }
+
+    #[test]
+    fn checkpointing_counts_the_blocks_that_run_again() {
+        let needs = Needs { logprobs: Completions::Both, ..Needs::NONE };
+        let [kept, again] =
+            [false, true].map(|on| counted(needs, Vec::new(), on)[0].operations.clone());
+        let products = |of: &Operations| of.products.values().sum::<f64>();
+        // The first of the three blocks is below the adapter.
+        assert_eq!(products(&again) - products(&kept), 2.0 * ROWS * 2.0 * BLOCK);
+        assert_eq!(again.attention - kept.attention, 2.0 * ATTENDING);
+        assert_eq!(again.adapter - kept.adapter, 2.0 * ROWS * 512.0);
+        // The blocks above the last tap do not run.
+        let needs = Needs { states: States::Pooled, ..Needs::NONE };
+        let sites = vec![Site::Residual(2)];
+        let [kept, again] =
+            [false, true].map(|on| counted(needs, sites.clone(), on)[0].operations.clone());
+        assert_eq!(products(&again) - products(&kept), 2.0 * ROWS * BLOCK);
     }
 
     #[test]

@@ -109,7 +109,7 @@ fn each_flaw_violates_exactly_the_expected_invariants() {
         (
             intervention,
             r#"{"flaw": "divides_by_deviation"}"#,
-            &[FINITE, TWIN, ACCUMULATION, CHECKPOINTING, SEED, LEARNT],
+            &[FINITE, TWIN, ACCUMULATION, SEED, LEARNT],
         ),
         (
             intervention,
