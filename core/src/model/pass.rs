@@ -181,9 +181,13 @@ impl<'a> Pass<'a> {
         states.extend(cx.states.into_inner());
         let h = match adapted.and_then(|a| a.block(k)).zip(self.places.as_ref()) {
             Some((adapter, places)) => {
+                let site = Site::Block(k);
+                if let Some(seed) = train {
+                    seed.start(&site.to_string());
+                }
                 let h = adapter.forward(&h, places)?;
                 match intercept {
-                    Some(intercept) => intercept(&Site::Block(k), h)?,
+                    Some(intercept) => intercept(&site, h)?,
                     None => h,
                 }
             }
