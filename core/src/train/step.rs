@@ -1,5 +1,6 @@
 //! Computes the gradient of one optimiser step.
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tch::{Device, Kind, Tensor};
@@ -137,7 +138,7 @@ fn sum(
         let mut evaluated = match mode {
             Mode::Train(seed) => {
                 let pass = TrainPass { weight, seed: PassSeed::new(seed, index) };
-                objective.loss(model, adapted, &batch, info, pass).map_err(explained)?
+                caught(|| objective.loss(model, adapted, &batch, info, pass)).map_err(explained)?
             }
             Mode::Validate(stop) if stop.load(Ordering::Relaxed) => {
                 return Err(Error::interrupted(format!(
@@ -147,7 +148,8 @@ fn sum(
                 )));
             }
             Mode::Validate(_) => {
-                objective.loss_without_gradient(model, adapted, &batch, info).map_err(explained)?
+                caught(|| objective.loss_without_gradient(model, adapted, &batch, info))
+                    .map_err(explained)?
             }
         };
         // Keep the fraction on the device, to avoid a synchronisation.
@@ -177,7 +179,7 @@ fn sum(
                 let loss = weighed(&evaluated.loss.value)?;
                 objective.backward(model, adapted, &batch, evaluated, &loss)
             };
-            clock.measure(Phase::Backward, backward).map_err(explained)?;
+            caught(|| clock.measure(Phase::Backward, backward)).map_err(explained)?;
         }
         faults::check()?;
         clock.measure(Phase::Logging, || -> Result<()> {
@@ -193,6 +195,15 @@ fn sum(
     }
     let sums = MicroBatches { losses, of_method, of_engine, counted, lacking };
     clock.measure(Phase::Logging, || sums.collect(pairs.len()))
+}
+
+/// Calls `work`, and turns a panic into an error if memory ran out. tch panics instead of returning
+/// an error if an operation with a number as its argument fails.
+fn caught<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let e = Error::panicked("a step", panic.as_ref());
+        if e.out_of_memory().is_some() { Err(e) } else { resume_unwind(panic) }
+    })
 }
 
 /// The place of a micro-batch in its step, for errors.
