@@ -3,6 +3,7 @@
 mod errors;
 mod interruption;
 mod learning;
+mod memory;
 mod saved_adapters;
 mod sweep;
 mod transforms;

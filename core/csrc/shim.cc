@@ -1,5 +1,6 @@
-// Functions of libtorch that tch does not offer: gradient hooks, memory statistics of the
-// allocator, global settings, and states of random number generators.
+// Functions of libtorch that tch does not offer: the backward pass from several tensors, gradient
+// hooks, memory statistics of the allocator, global settings, and states of random number
+// generators.
 //
 // Every function returns null on success, or the text of an error, which the caller frees with
 // reprpo_free. No exception leaves this file, and no callback may unwind into it.
@@ -8,6 +9,7 @@
 #include <ATen/Context.h>
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/CachingDeviceAllocator.h>
+#include <torch/csrc/autograd/autograd.h>
 
 #include <dlfcn.h>
 
@@ -41,6 +43,18 @@ char* reprpo_register_hook(at::Tensor* tensor, void* context, reprpo_call call, 
       std::unique_ptr<at::Tensor> mapped(call(owner.get(), new at::Tensor(grad)));
       return mapped ? *mapped : grad;
     });
+  });
+}
+
+// Runs the backward pass from `count` tensors with the given gradients.
+char* reprpo_backward(at::Tensor* const* tensors, at::Tensor* const* gradients, size_t count) {
+  return guarded([&] {
+    torch::autograd::variable_list roots, grads;
+    for (size_t i = 0; i < count; i++) {
+      roots.push_back(*tensors[i]);
+      grads.push_back(*gradients[i]);
+    }
+    torch::autograd::backward(roots, grads);
   });
 }
 

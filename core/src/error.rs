@@ -1,7 +1,11 @@
 //! The error type of this crate: a message, causes, and hints for the user.
 
+mod out_of_memory;
+
 use std::ffi::OsStr;
 use std::fmt;
+
+pub use out_of_memory::OutOfMemory;
 
 use crate::panics;
 
@@ -31,6 +35,7 @@ struct Inner {
     source: Option<Cause>,
     fault: Fault,
     panic: bool,
+    out_of_memory: Option<OutOfMemory>,
 }
 
 /// The cause of an error. [`Error::because`] downcasts the cause to this crate's type immediately,
@@ -59,6 +64,7 @@ impl Error {
             source: None,
             fault: Fault::Input,
             panic: false,
+            out_of_memory: None,
         }))
     }
 
@@ -86,7 +92,7 @@ impl Error {
                 format!("{first}{}", at.map_or_else(String::new, |place| format!(" ({place})")))
             }
         };
-        let cause = Self::internal(reason.as_str()).hint_of_determinism(&reason);
+        let cause = Self::internal(reason.as_str()).of_libtorch(&reason);
         let mut e = Self::internal(format!("{place} panicked")).because(cause);
         e.0.panic = true;
         e
@@ -155,9 +161,10 @@ impl Error {
         outer
     }
 
-    /// Adds a hint if the libtorch message `text` reports an operation without a deterministic
-    /// kernel.
-    fn hint_of_determinism(self, text: &str) -> Self {
+    /// Interprets the libtorch message `text`: notes a failed allocation, and adds a hint about an
+    /// operation without a deterministic kernel.
+    pub(crate) fn of_libtorch(mut self, text: &str) -> Self {
+        self.0.out_of_memory = OutOfMemory::in_message(text);
         const MARKS: [&str; 2] = [
             "does not have a deterministic implementation",
             "but this operation is not deterministic",
@@ -180,6 +187,15 @@ impl Error {
     /// True if this error or one of its causes is a panic that was caught.
     pub fn is_panic(&self) -> bool {
         self.0.panic || matches!(&self.0.source, Some(Cause::Ours(e)) if e.is_panic())
+    }
+
+    /// The failed allocation that caused this error; `None` if it has another cause.
+    pub fn out_of_memory(&self) -> Option<OutOfMemory> {
+        let of_cause = || match &self.0.source {
+            Some(Cause::Ours(e)) => e.out_of_memory(),
+            _ => None,
+        };
+        self.0.out_of_memory.or_else(of_cause)
     }
 
     /// The message, without causes and hints.
@@ -265,7 +281,7 @@ impl From<tch::TchError> for Error {
         };
         let first = text.lines().next().unwrap_or_default().trim().to_owned();
         tracing::debug!("libtorch: {text}");
-        Self::internal(format!("libtorch: {first}")).hint_of_determinism(&text)
+        Self::internal(format!("libtorch: {first}")).of_libtorch(&text)
     }
 }
 

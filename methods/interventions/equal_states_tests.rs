@@ -181,6 +181,7 @@ fn step(
         &pairs.iter().collect::<Vec<_>>(),
         batch,
         STEP,
+        0,
     )
     .unwrap();
     (

@@ -21,6 +21,10 @@ pub trait AdaptedLinear: Send {
     /// Computes the output `[n out]` of the base module with the adapter, for the input x `[n in]`.
     /// Parameters are float32. Cast them if x has a lower precision.
     ///
+    /// `train` is true in the passes of training, which apply dropout. Before each of them, the
+    /// engine sets libtorch's generator to a seed of this module, of the step and of the
+    /// micro-batch. A second call with the same seed must return the same values.
+    ///
     /// # Errors
     /// Fails if the shapes or dtypes do not match.
     fn forward(&self, x: &Tensor, base: &Frozen, train: bool) -> Result<Tensor>;

@@ -335,7 +335,8 @@ pub trait Intervention: Send {
     fn loss(&mut self, pairs: &Pairs, step: StepInfo) -> Result<Loss>;
 
     /// Returns a function that changes the gradient at the output of one adapted module. Called for
-    /// each batch, but only if [`Needs::output_grads`] is set.
+    /// each batch, but only if [`Needs::output_grads`] is set. With `train.checkpointing`, it is
+    /// called again when the block runs again, and only that function is used.
     ///
     /// # Errors
     /// Fails if the method does not support this module. The default implementation always fails.

@@ -108,7 +108,15 @@ fn off_switch(case: &Case) -> Result<Verdict> {
         return Ok(Verdict::Violated("the adapter has no effect".to_owned()));
     }
     if !bench.objective.needs().evaluate_only {
-        accumulate(&mut bench.objective, &bench.model, &bench.adapted, &refs(&pairs()), 6, STEP)?;
+        accumulate(
+            &mut bench.objective,
+            &bench.model,
+            &bench.adapted,
+            &refs(&pairs()),
+            6,
+            STEP,
+            0,
+        )?;
     }
     Ok(if logits(&bench, false)? == before {
         Verdict::Holds

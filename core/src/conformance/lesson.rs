@@ -16,7 +16,7 @@ use crate::eval::score_pairs;
 use crate::eval::statistics::SplitSummary;
 use crate::report::Silent;
 use crate::text::TokenPair;
-use crate::train::{AdamW, Group, accumulate, learning_rate, leave_flat_start};
+use crate::train::{AdamW, Group, TrainPass, accumulate, learning_rate, leave_flat_start};
 
 /// The invariant that training with the default settings and learning rate improves the model.
 pub const LESSON: &[Invariant] = &[Invariant {
@@ -99,7 +99,13 @@ fn loss(bench: &mut Bench, pairs: &[TokenPair]) -> Result<f64> {
     let batch = bench.objective.batch(&refs(pairs), &bench.model)?;
     let loss = bench
         .objective
-        .loss(&bench.model, &bench.adapted, &batch, STEP, 1.0 / pairs.len() as f64)?
+        .loss(
+            &bench.model,
+            &bench.adapted,
+            &batch,
+            STEP,
+            TrainPass::of_weight(1.0 / pairs.len() as f64),
+        )?
         .loss
         .value
         .f_double_value(&[])?;
@@ -135,7 +141,6 @@ fn lesson(case: &Case) -> Result<Option<Lesson>> {
             order.shuffle(&mut rng);
         }
         let now = order.split_off(order.len() - train.batch * train.accumulate);
-        tch::manual_seed(step as i64);
         accumulate(
             &mut bench.objective,
             &bench.model,
@@ -143,6 +148,7 @@ fn lesson(case: &Case) -> Result<Option<Lesson>> {
             &now,
             train.batch,
             StepInfo { step, steps: STEPS },
+            step as i64,
         )?;
         optimiser.clip(train.clip)?;
         optimiser.step(learning_rate(&train, step, STEPS))?;

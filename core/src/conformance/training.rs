@@ -11,7 +11,7 @@ use crate::batch::Sharing;
 use crate::config::TrainConfig;
 use crate::error::{Context, Result};
 use crate::text::TokenPair;
-use crate::train::{AdamW, Group, accumulate};
+use crate::train::{AdamW, Group, TrainPass, accumulate};
 
 /// The invariants for interventions, adapters and transforms.
 pub const TRAINING: &[Invariant] = &[
@@ -30,6 +30,10 @@ pub const TRAINING: &[Invariant] = &[
         check: accumulation,
     },
     Invariant { name: "shared and separate sequences have the same gradient", check: sharing },
+    Invariant {
+        name: "activation checkpointing gives the same loss and the same gradients",
+        check: checkpointing,
+    },
     Invariant { name: "the same seed gives the same bytes", check: determinism },
     Invariant { name: "training lowers the loss", check: learning },
 ];
@@ -52,7 +56,13 @@ fn loss_at(bench: &mut Bench, pairs: &[TokenPair]) -> Result<Tensor> {
     let batch = bench.objective.batch(&refs(pairs), &bench.model)?;
     Ok(bench
         .objective
-        .loss(&bench.model, &bench.adapted, &batch, STEP, 1.0 / pairs.len() as f64)?
+        .loss(
+            &bench.model,
+            &bench.adapted,
+            &batch,
+            STEP,
+            TrainPass::of_weight(1.0 / pairs.len() as f64),
+        )?
         .loss
         .value)
 }
@@ -68,7 +78,7 @@ fn finite(case: &Case) -> Result<Verdict> {
     for place in ["at the initial parameters", "at perturbed parameters"] {
         for (what, pair) in batches {
             let step =
-                accumulate(&mut bench.objective, &bench.model, &bench.adapted, &[pair], 1, STEP)
+                accumulate(&mut bench.objective, &bench.model, &bench.adapted, &[pair], 1, STEP, 0)
                     .within(|| format!("{place}, training on {what} failed"))?;
             if let Some((name, value)) = step.metrics.iter().find(|(_, value)| !value.is_finite()) {
                 return Ok(Verdict::Violated(format!(
@@ -104,7 +114,7 @@ fn twin_weight(case: &Case) -> Result<Verdict> {
             return Ok(None);
         }
         bench.disturb();
-        accumulate(&mut bench.objective, &bench.model, &bench.adapted, &[pair], 1, STEP)?;
+        accumulate(&mut bench.objective, &bench.model, &bench.adapted, &[pair], 1, STEP, 0)?;
         let squares: f64 = gradients_of(&bench.trained())
             .iter()
             .map(|g| g.square().sum(Kind::Double).double_value(&[]))
@@ -186,7 +196,6 @@ fn reach(case: &Case) -> Result<Verdict> {
     let frozen: Vec<(String, Tensor)> = base.chain(of_adapter).collect();
     let pairs = pairs();
     loss_at(&mut bench, &pairs)?.f_backward()?;
-    bench.objective.after_backward()?;
     for (name, tensor) in bench.named() {
         let gradient = tensor.grad();
         if !gradient.defined() || largest(&gradient) == 0.0 {
@@ -213,7 +222,15 @@ fn accumulation(case: &Case) -> Result<Verdict> {
         }
         bench.disturb();
         let pairs = pairs();
-        accumulate(&mut bench.objective, &bench.model, &bench.adapted, &refs(&pairs), batch, STEP)?;
+        accumulate(
+            &mut bench.objective,
+            &bench.model,
+            &bench.adapted,
+            &refs(&pairs),
+            batch,
+            STEP,
+            0,
+        )?;
         Ok(Some(gradients_of(&bench.trained())))
     };
     let (Some(whole), Some(single)) = (gradient(6)?, gradient(1)?) else { return Ok(UNTRAINED) };
@@ -249,6 +266,37 @@ fn sharing(case: &Case) -> Result<Verdict> {
     ))
 }
 
+/// Compares with equality, because a block that runs again computes the same bytes.
+fn checkpointing(case: &Case) -> Result<Verdict> {
+    let mut bench = Bench::new(case, 0)?;
+    if bench.objective.needs().evaluate_only {
+        return Ok(UNTRAINED);
+    }
+    if bench.adapted.shared_by_modules().is_some() {
+        return Ok(Verdict::DoesNotApply("several modules share a trained tensor"));
+    }
+    bench.disturb();
+    let pairs = fixture::pairs_with_common_beginnings();
+    let mut step = |on: bool| -> Result<(f64, Vec<Tensor>)> {
+        bench.trained().iter_mut().for_each(Tensor::zero_grad);
+        bench.objective.set_checkpointing(on, &bench.adapted)?;
+        let Bench { model, adapted, objective, .. } = &mut bench;
+        let sums = accumulate(objective, model, adapted, &refs(&pairs), 2, STEP, 0)?;
+        Ok((sums.loss, gradients_of(&bench.trained())))
+    };
+    // The reference's values must be the same, so compute them before both steps.
+    step(false)?;
+    let ((kept_loss, kept), (loss, again)) = (step(false)?, step(true)?);
+    let off = difference(&kept, &again);
+    if kept_loss.to_bits() != loss.to_bits() {
+        return Ok(Verdict::Violated(format!("the loss is {loss} instead of {kept_loss}")));
+    }
+    if off != 0.0 {
+        return Ok(Verdict::Violated(format!("a gradient differs by up to {off:.2e}")));
+    }
+    Ok(Verdict::Holds)
+}
+
 fn optimiser(bench: &Bench) -> AdamW {
     AdamW::new(vec![Group { parameters: bench.named(), scale: 1.0 }], &TrainConfig::default())
 }
@@ -274,11 +322,18 @@ pub(super) fn trained(
     let pairs = pairs();
     let mut losses = Vec::new();
     for _ in 0..steps {
-        tch::manual_seed(seed as i64);
         // Always pass the same step number to the objective, so that the losses can be compared.
         losses.push(
-            accumulate(&mut bench.objective, &bench.model, &bench.adapted, &refs(&pairs), 6, STEP)?
-                .loss,
+            accumulate(
+                &mut bench.objective,
+                &bench.model,
+                &bench.adapted,
+                &refs(&pairs),
+                6,
+                STEP,
+                seed as i64,
+            )?
+            .loss,
         );
         optimiser.step(lr)?;
     }

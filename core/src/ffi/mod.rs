@@ -2,6 +2,7 @@
 //! calls libtorch is in this module.
 
 mod attention;
+mod backward;
 mod compute_capability;
 mod cuda;
 mod fused;
@@ -12,6 +13,7 @@ mod switches;
 use std::ffi::{CStr, c_char};
 
 pub use attention::{Segments, attention};
+pub use backward::backward;
 pub use compute_capability::{bf16_supported, compute_capability};
 pub use cuda::{CudaLibrary, libtorch_folder, libtorch_hint, load_cuda};
 pub use fused::{fused_gate, fused_norm, fused_rotation};
@@ -44,7 +46,6 @@ fn checked(text: *mut c_char) -> Result<()> {
     let message = unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned();
     // SAFETY: this function owns the string, and there are no references to it.
     unsafe { reprpo_free(text) };
-    Err(Error::new(
-        message.lines().next().unwrap_or("libtorch failed without a message").to_owned(),
-    ))
+    let first = message.lines().next().unwrap_or("libtorch failed without a message");
+    Err(Error::new(first).of_libtorch(first))
 }

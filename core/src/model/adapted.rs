@@ -1,6 +1,7 @@
 //! An adapter that is attached to a model. The adapter can change linear modules, parts of fused
 //! modules, and blocks. Each of these targets has its own parameters.
 
+use std::collections::HashMap;
 use std::rc::Rc;
 
 use indexmap::IndexMap;
@@ -124,6 +125,24 @@ impl Adapted {
     /// True if all modules share the tensor `name`.
     pub fn is_shared(&self, name: &str) -> bool {
         self.shared.iter().any(|p| p.key == name)
+    }
+
+    /// Returns a trained tensor that several targets use, by name; `None` if there is no such
+    /// tensor.
+    pub fn shared_by_modules(&self) -> Option<String> {
+        if let Some(shared) = self.shared.iter().find(|p| p.tensor.requires_grad()) {
+            return Some(shared.key.clone());
+        }
+        let mut owners = HashMap::new();
+        for (owner, target) in self.changed().enumerate() {
+            for parameter in target.parameters.iter().filter(|p| p.tensor.requires_grad()) {
+                let first = *owners.entry(parameter.tensor.data_ptr()).or_insert(owner);
+                if first != owner {
+                    return Some(parameter.key.clone());
+                }
+            }
+        }
+        None
     }
 
     /// Overwrites every tensor with the tensor of the same name in `values`.

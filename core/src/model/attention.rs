@@ -512,6 +512,7 @@ fn repeat_heads(t: &Tensor, group: i64) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::Init;
     use crate::model::stream::{Stream, StreamBuilder};
 
     fn stream() -> Stream {
@@ -524,10 +525,11 @@ mod tests {
         b.finish(Device::Cpu).unwrap()
     }
 
+    /// Always returns the same values. They do not come from libtorch's generator, because tests in
+    /// other threads share it.
     fn qkv(n: i64) -> [Tensor; 3] {
-        tch::manual_seed(0);
-        [4, 2, 2]
-            .map(|h| Tensor::randn([n, h, 8], (Kind::Double, Device::Cpu)).set_requires_grad(true))
+        let mut init = Init::new(0, "qkv", Kind::Double, Device::Cpu);
+        [("q", 4), ("k", 2), ("v", 2)].map(|(key, heads)| init.normal(key, &[n, heads, 8], 1.0))
     }
 
     /// A reference implementation that follows the definition of attention, one sequence at a time.

@@ -15,6 +15,7 @@ use super::attention::Scores;
 use super::cache::Cache;
 use super::layer_kind::View;
 use super::linear::{Linear, Place};
+use super::pass_seed::PassSeed;
 use crate::api::{Frozen, Site};
 use crate::error::Result;
 
@@ -55,8 +56,9 @@ pub struct BlockCx<'a> {
     pub view: &'a View,
     /// The adapter to apply; `None` to run the base model.
     pub adapted: Option<&'a Adapted>,
-    /// True during training, which enables dropout.
-    pub train: bool,
+    /// The seed of the random numbers of a training pass. `None` outside of training, which
+    /// disables dropout.
+    pub train: Option<PassSeed>,
     /// Callback that may replace the outputs of adapted modules and module parts.
     pub intercept: Option<Intercept<'a>>,
     /// The cache with the keys and values of earlier tokens, and the index of the block.
@@ -100,7 +102,10 @@ impl BlockCx<'_> {
         let Some(adapter) = self.adapted.and_then(|a| a.get(&place.name)) else {
             return frozen.forward(x);
         };
-        let y = adapter.forward(x, frozen, self.train)?;
+        if let Some(seed) = self.train {
+            seed.start(&place.name);
+        }
+        let y = adapter.forward(x, frozen, self.train.is_some())?;
         match self.intercept {
             Some(intercept) => intercept(&place.output, y),
             None => Ok(y),

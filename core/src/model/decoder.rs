@@ -11,6 +11,7 @@ use tch::{Kind, Tensor};
 
 use super::attention::{Attention, AttentionOptions};
 use super::block::Layer;
+use super::checkpointing::SavedBlocks;
 use super::layer_kind::{LayerKind, View};
 use super::linear::Linear;
 use super::norm::Norm;
@@ -95,10 +96,30 @@ impl Decoder {
         for (k, (kind, block)) in self.layers.iter().take(pass.blocks()).enumerate() {
             h = pass.block(k, block.as_ref(), &h, &views[*kind])?;
         }
+        pass.after_blocks(&h)?;
         if pass.blocks() == self.layers.len() && pass.wants_norm() {
             h = self.norm.forward(&h)?;
         }
-        pass.finish(&h)
+        let mut output = pass.finish(&h)?;
+        if let Some(saved) = &mut output.saved {
+            saved.views = views;
+        }
+        Ok(output)
+    }
+
+    /// Runs the blocks of a pass again, from the last to the first, and passes the gradients of
+    /// their outputs on. `pass` must have the same request as the first pass.
+    ///
+    /// # Errors
+    /// Fails if an adapter fails, or if memory runs out.
+    pub fn backward(&self, saved: SavedBlocks, pass: &Pass<'_>) -> Result<()> {
+        let SavedBlocks { blocks, views } = saved;
+        let mut gradient = None;
+        for saved in blocks.into_iter().rev() {
+            let (kind, block) = &self.layers[saved.block];
+            gradient = pass.backward(&saved, gradient, block.as_ref(), &views[*kind])?;
+        }
+        Ok(())
     }
 
     /// Returns a number for each kind of layer with rotary positions. The number identifies the

@@ -12,6 +12,9 @@ mod block;
 pub mod cache;
 #[cfg(test)]
 mod checkpoint_tests;
+mod checkpointing;
+#[cfg(test)]
+mod checkpointing_tests;
 mod decoder;
 pub mod export;
 mod gemma2;
@@ -33,6 +36,7 @@ mod norm;
 mod olmo2;
 mod olmo3;
 pub mod pass;
+mod pass_seed;
 pub mod peft;
 mod phi3;
 mod prelude;
@@ -51,10 +55,12 @@ use tch::{Device, Kind, Tensor};
 
 pub use adapted::Adapted;
 use attention::{AttentionOptions, Kernel, Strategy};
+pub use checkpointing::SavedBlocks;
 use decoder::Decoder;
 pub use head::{Detail, PredictedTokens, TokenScores, TokenStats, logits_at_once};
 use linear::{Linear, Stored};
 use pass::{Pass, PassOutput, Request};
+pub use pass_seed::PassSeed;
 use stream::Stream;
 
 use crate::api::{Frozen, ModelInfo, Site};
@@ -315,6 +321,22 @@ impl Model {
             self.attention,
             Pass::new(request, stream, blocks, self.info())?,
         )
+    }
+
+    /// Continues the backward pass of a loss through the blocks of a pass with
+    /// [`Request::checkpointing`]. `stream` and `request` must be those of that pass. Call this
+    /// after the backward pass of the loss.
+    ///
+    /// # Errors
+    /// Fails if an adapter fails, or if memory runs out.
+    pub fn backward(
+        &self,
+        saved: SavedBlocks,
+        stream: &Stream,
+        request: Request<'_>,
+    ) -> Result<()> {
+        let blocks = self.depth(request.sites, request.hidden)?;
+        self.decoder.backward(saved, &Pass::new(request, stream, blocks, self.info())?)
     }
 
     /// Computes the logits, of shape `[m vocab]`, for final hidden states of shape `[m hidden]`.

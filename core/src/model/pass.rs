@@ -8,22 +8,29 @@ use tch::Tensor;
 use super::adapted::Adapted;
 use super::block::{Block, BlockCx, Intercept, RequestedSite};
 use super::cache::Cache;
+use super::checkpointing::{BlockRun, SavedBlock, SavedBlocks, gradient};
 use super::layer_kind::View;
+use super::pass_seed::PassSeed;
 use super::stream::Stream;
 use crate::api::{ModelInfo, PromptPlaces, Site};
 use crate::error::{Error, Result};
+use crate::ffi;
 
 /// Options of a forward pass, including which values it returns.
 #[derive(Default)]
 pub struct Request<'a> {
     /// The adapter to apply; `None` to run the base model.
     pub adapted: Option<&'a Adapted>,
-    /// True during training, which enables dropout.
-    pub train: bool,
+    /// The seed of the random numbers of a training pass, such as dropout masks. `None` outside of
+    /// training, which disables dropout.
+    pub train: Option<PassSeed>,
     /// Sites whose states are returned.
     pub sites: &'a [Site],
     /// True if the final hidden state must be returned, for example to compute log-probabilities.
     pub hidden: bool,
+    /// True to keep only the inputs of the blocks for the backward pass. The caller must then call
+    /// [`Model::backward`](super::Model::backward), which runs the blocks again.
+    pub checkpointing: bool,
     /// Called with the output of each adapted module, part and block; see `Intercept`.
     pub intercept: Option<Intercept<'a>>,
     /// Keys and values of the tokens before the stream. The pass appends the keys and values of the
@@ -38,6 +45,9 @@ pub struct PassOutput {
     pub states: Vec<Tensor>,
     /// The hidden state after the final norm, `[n hidden]`, if it was requested.
     pub hidden: Option<Tensor>,
+    /// The blocks that must run again in the backward pass, if the request has
+    /// [`checkpointing`](Request::checkpointing).
+    pub saved: Option<SavedBlocks>,
 }
 
 /// A pass in progress. It runs the blocks, applies block adapters, collects the states at the
@@ -50,6 +60,7 @@ pub struct Pass<'a> {
     between: Vec<RequestedSite<'a>>,
     found: Vec<Option<Tensor>>,
     hidden: Option<Tensor>,
+    saved: Option<SavedBlocks>,
     places: Option<PromptPlaces>,
     layers: usize,
     tokens: usize,
@@ -80,12 +91,14 @@ impl<'a> Pass<'a> {
         } else {
             None
         };
+        let saved = request.checkpointing.then(SavedBlocks::default);
         Ok(Self {
             request,
             within,
             between,
             found,
             hidden: None,
+            saved,
             places,
             layers: info.layers,
             tokens: stream.layout.tokens(),
@@ -109,7 +122,50 @@ impl<'a> Pass<'a> {
         h: &Tensor,
         view: &View,
     ) -> Result<Tensor> {
-        self.report(&Site::Residual(k), h)?;
+        let mut run = self.run(k, block, h, view)?;
+        if let Some(saved) = &mut self.saved
+            && run.requires_grad()
+        {
+            // The graph of the block is dropped together with the outputs that are not detached.
+            let (block, detached) = SavedBlock::detach(k, h, &run)?;
+            saved.blocks.push(block);
+            run = detached;
+        }
+        self.keep(run.states);
+        Ok(run.h)
+    }
+
+    /// Runs a block again and continues the backward pass through it. `above` is the gradient of
+    /// its output, including the part that comes from the loss directly; `None` if the block above
+    /// did not compute it. Returns the gradient of its input.
+    ///
+    /// # Errors
+    /// Fails if an adapter fails, or if memory runs out.
+    pub fn backward(
+        &self,
+        saved: &SavedBlock,
+        above: Option<Tensor>,
+        block: &dyn Block,
+        view: &View,
+    ) -> Result<Option<Tensor>> {
+        let at_output = above.or_else(|| saved.output_gradient());
+        if at_output.is_none() && !saved.has_state_gradients() {
+            return Ok(None);
+        }
+        let requires_grad = saved.input.requires_grad();
+        let h = saved.input.f_detach()?.set_requires_grad(requires_grad);
+        let run = self.run(saved.block, block, &h, view)?;
+        ffi::backward(&saved.roots(&run, &h, at_output))?;
+        Ok(gradient(&h))
+    }
+
+    /// Reads the residual stream `h` before block `k`, and runs the block with its adapters.
+    fn run(&self, k: usize, block: &dyn Block, h: &Tensor, view: &View) -> Result<BlockRun> {
+        let mut states = Vec::new();
+        if let Some(before) = k.checked_sub(1) {
+            states.extend(self.between(&Site::Block(before), h)?);
+        }
+        states.extend(self.between(&Site::Residual(k), h)?);
         let Request { adapted, train, intercept, cache, .. } = self.request;
         let cache = cache.map(|cache| (cache, k));
         let cx = BlockCx {
@@ -122,19 +178,34 @@ impl<'a> Pass<'a> {
             states: RefCell::default(),
         };
         let h = block.forward(h, &cx)?;
-        for (index, state) in cx.states.into_inner() {
-            self.found[index] = Some(state);
-        }
-        let site = Site::Block(k);
+        states.extend(cx.states.into_inner());
         let h = match adapted.and_then(|a| a.block(k)).zip(self.places.as_ref()) {
             Some((adapter, places)) => {
+                let site = Site::Block(k);
+                if let Some(seed) = train {
+                    seed.start(&site.to_string());
+                }
                 let h = adapter.forward(&h, places)?;
-                if let Some(intercept) = intercept { intercept(&site, h)? } else { h }
+                match intercept {
+                    Some(intercept) => intercept(&site, h)?,
+                    None => h,
+                }
             }
             None => h,
         };
-        self.report(&site, &h)?;
-        Ok(h)
+        Ok(BlockRun { h, states })
+    }
+
+    /// Reads the output `h` of the last block, before the final norm.
+    ///
+    /// # Errors
+    /// Fails if a site has columns that the residual stream lacks.
+    pub fn after_blocks(&mut self, h: &Tensor) -> Result<()> {
+        if let Some(last) = self.blocks().checked_sub(1) {
+            let states = self.between(&Site::Block(last), h)?;
+            self.keep(states);
+        }
+        Ok(())
     }
 
     /// True if the final norm must run, for the final hidden state or for a requested site.
@@ -149,7 +220,8 @@ impl<'a> Pass<'a> {
     /// # Errors
     /// Fails if a requested site was not reached.
     pub fn finish(mut self, h: &Tensor) -> Result<PassOutput> {
-        self.report(&Site::Residual(self.blocks()), h)?;
+        let states = self.between(&Site::Residual(self.blocks()), h)?;
+        self.keep(states);
         if self.request.hidden {
             self.hidden = Some(h.shallow_clone());
         }
@@ -160,13 +232,20 @@ impl<'a> Pass<'a> {
         let states = reached.map(|(t, site)| {
             t.ok_or_else(|| Error::internal(format!("the pass did not reach `{site}`")))
         });
-        Ok(PassOutput { states: states.collect::<Result<_>>()?, hidden: self.hidden })
+        let states = states.collect::<Result<_>>()?;
+        Ok(PassOutput { states, hidden: self.hidden, saved: self.saved })
     }
 
-    fn report(&mut self, site: &Site, h: &Tensor) -> Result<()> {
-        for wanted in self.between.iter().filter(|w| w.site.whole() == site) {
-            self.found[wanted.index] = Some(wanted.site.columns_of(h)?);
+    /// The states at the requested sites whose whole site is `site`, where the residual stream is
+    /// `h`, each with the index of its site.
+    fn between(&self, site: &Site, h: &Tensor) -> Result<Vec<(usize, Tensor)>> {
+        let wanted = self.between.iter().filter(|wanted| wanted.site.whole() == site);
+        wanted.map(|wanted| Ok((wanted.index, wanted.site.columns_of(h)?))).collect()
+    }
+
+    fn keep(&mut self, states: Vec<(usize, Tensor)>) {
+        for (index, state) in states {
+            self.found[index] = Some(state);
         }
-        Ok(())
     }
 }

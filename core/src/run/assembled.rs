@@ -73,8 +73,9 @@ impl Assembled {
             None
         };
         let optimiser = optimiser(&adapted, &taps, train);
-        let objective =
+        let mut objective =
             Objective::new(intervention, taps, Reference::new(reference, names), &adapted)?;
+        objective.set_checkpointing(train.checkpointing, &adapted)?;
         faults::check()?;
         Ok(Self { adapted, initial, objective, optimiser, noise })
     }

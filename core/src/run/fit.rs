@@ -79,10 +79,9 @@ pub fn fit(
             save(plan, run, folder, step, validation.as_mut())?;
         }
         let now = steps.pairs_of(step, pairs);
-        tch::manual_seed(steps.seed(step));
         let info = StepInfo { step, steps: steps.count };
         let lr = learning_rate(train, step, steps.count);
-        let (sums, grad_norm) = take_step(plan, run, &now, info, lr)
+        let (sums, grad_norm) = take_step(plan, run, &now, info, steps.seed(step), lr)
             .within(|| format!("step {} failed ({})", step + 1, plan.experiment.methods()))?;
         seen += now.len();
         tokens += now.iter().map(|pair| pair.tokens()).sum::<usize>();
@@ -121,7 +120,7 @@ pub fn fit(
     History::read(folder.path(), steps.pairs_in(step), lacking, outcome)
 }
 
-/// Takes one optimiser step on `pairs`. Returns the loss, the metrics and the gradient norm.
+/// Takes one optimiser step on `pairs`. Random numbers are a function of `seed`. Returns the loss, the metrics and the gradient norm.
 ///
 /// # Errors
 /// Fails if the method or libtorch returns an error, or if the loss or the gradient is not finite.
@@ -130,6 +129,7 @@ pub(super) fn take_step(
     run: &mut Assembled,
     pairs: &[&TokenPair],
     info: StepInfo,
+    seed: i64,
     lr: f64,
 ) -> Result<(Accumulated, f64)> {
     let train = &plan.experiment.train;
@@ -141,6 +141,7 @@ pub(super) fn take_step(
         pairs,
         train.batch,
         info,
+        seed,
     )?;
     let clock = run.objective.clock().clone();
     let norm = clock.measure(Phase::Optimiser, || run.optimiser.clip(train.clip))?;

@@ -229,6 +229,7 @@ impl Trainer {
                 &pairs.iter().collect::<Vec<_>>(),
                 batch,
                 info,
+                self.next as i64,
             )?;
             self.run.optimiser.clip(train.clip)?;
             self.run.optimiser.step(train.lr)?;

@@ -14,7 +14,7 @@ mod step;
 mod steps;
 mod taps;
 
-pub use objective::{Evaluated, Objective};
+pub use objective::{Evaluated, Objective, TrainPass};
 pub use operations::{GradientPlan, Operations, Shape, Work};
 pub use optimiser::{AdamW, Group};
 pub use phases::{Phase, PhaseClock, PhaseTimes};

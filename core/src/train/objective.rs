@@ -18,7 +18,7 @@ use crate::batch::{BatchSpec, PairBatch, Sharing};
 use crate::error::{Error, Result};
 use crate::ffi::{HookErrors, register_hook};
 use crate::model::pass::Request;
-use crate::model::{Adapted, Detail, Model, TokenStats};
+use crate::model::{Adapted, Detail, Model, PassSeed, SavedBlocks, TokenStats};
 use crate::text::TokenPair;
 
 /// The training objective of a method on a model.
@@ -30,9 +30,20 @@ pub struct Objective {
     /// Which sequences of a batch may share rows.
     sharing: Sharing,
     directions: ModuleDirections,
+    /// True if the backward pass runs each block again instead of keeping its activations.
+    checkpointing: bool,
     hook_errors: HookErrors,
     with_metrics: bool,
     clock: PhaseClock,
+}
+
+/// The properties of a training pass over a micro-batch.
+#[derive(Clone, Copy, Debug)]
+pub struct TrainPass {
+    /// The weight of each pair in the optimiser step.
+    pub weight: f64,
+    /// The seed of the random numbers, such as dropout masks.
+    pub seed: PassSeed,
 }
 
 /// The loss of a batch and its metrics.
@@ -43,6 +54,16 @@ pub struct Evaluated {
     /// Metrics of every method that uses log-probabilities. They have the same names as in TRL.
     /// Empty after [`Objective::set_metrics`] with `false`.
     pub metrics: Vec<(String, Tensor)>,
+    /// The training pass and the blocks that its backward pass runs again; `None` if there are
+    /// none.
+    saved: Option<(TrainPass, SavedBlocks)>,
+}
+
+impl TrainPass {
+    /// A pass over the only micro-batch of a step, whose pairs have the given weight.
+    pub fn of_weight(weight: f64) -> Self {
+        Self { weight, seed: PassSeed::default() }
+    }
 }
 
 impl Objective {
@@ -71,6 +92,7 @@ impl Objective {
             reference,
             sharing,
             directions,
+            checkpointing: false,
             hook_errors: HookErrors::default(),
             with_metrics: true,
             clock: PhaseClock::default(),
@@ -105,6 +127,29 @@ impl Objective {
     /// Selects whether the next losses include [`Evaluated::metrics`]. By default, they do.
     pub fn set_metrics(&mut self, with_metrics: bool) {
         self.with_metrics = with_metrics;
+    }
+
+    /// Chooses between activation checkpointing and keeping the activations of all blocks, which
+    /// needs more memory and less time. The gradients are the same.
+    ///
+    /// # Errors
+    /// Fails if several modules of `adapted` share a trained tensor, because its gradient would
+    /// be added up in another order.
+    pub fn set_checkpointing(&mut self, on: bool, adapted: &Adapted) -> Result<()> {
+        if on && let Some(name) = adapted.shared_by_modules() {
+            return Err(Error::new(format!(
+                "`train.checkpointing` does not support this adapter, because several modules \
+                    share its trained tensor `{name}`"
+            ))
+            .hint("set `train.checkpointing=false`, and lower `train.batch` to save memory"));
+        }
+        self.checkpointing = on;
+        Ok(())
+    }
+
+    /// True if the backward pass runs each block again.
+    pub fn checkpointing(&self) -> bool {
+        self.checkpointing
     }
 
     /// The clock that measures the phases of each step. It is off by default.
@@ -152,8 +197,9 @@ impl Objective {
         result
     }
 
-    /// Computes the loss of a batch and records its autograd graph. `weight` is the weight of each
-    /// pair in the optimiser step.
+    /// Computes the loss of a batch and records its autograd graph. With
+    /// [checkpointing](Self::set_checkpointing), the graph ends after the last block; call
+    /// [`backward`](Self::backward) to get the gradients.
     ///
     /// # Errors
     /// Fails if the method or libtorch returns an error, or if the loss does not depend on any
@@ -164,16 +210,40 @@ impl Objective {
         adapted: &Adapted,
         batch: &PairBatch,
         step: StepInfo,
-        weight: f64,
+        pass: TrainPass,
     ) -> Result<Evaluated> {
         let clock = self.clock.clone();
         let evaluated = clock
-            .measure(Phase::Forward, || self.evaluate(model, adapted, batch, step, Some(weight)))?;
+            .measure(Phase::Forward, || self.evaluate(model, adapted, batch, step, Some(pass)))?;
         if !evaluated.loss.value.requires_grad() {
             return Err(Error::new("the method's loss has no gradient")
                 .hint("compute the loss from the policy's log-probabilities or states"));
         }
         Ok(evaluated)
+    }
+
+    /// Adds the gradients of a loss to the trained tensors. `loss` is computed from the value of
+    /// `evaluated`, which [`loss`](Self::loss) returned for this batch.
+    ///
+    /// # Errors
+    /// Fails if a gradient hook, an adapter or libtorch fails.
+    pub fn backward(
+        &self,
+        model: &Model,
+        adapted: &Adapted,
+        batch: &PairBatch,
+        evaluated: Evaluated,
+        loss: &Tensor,
+    ) -> Result<()> {
+        loss.f_backward()?;
+        if let Some((pass, saved)) = evaluated.saved {
+            drop(evaluated.loss);
+            let sites: Vec<Site> = self.policy_sites(true).cloned().collect();
+            self.with_policy_request(adapted, batch, &sites, Some(pass), |request| {
+                model.backward(saved, &batch.stream, request)
+            })?;
+        }
+        self.hook_errors.check()
     }
 
     /// Computes the loss of a batch without an autograd graph, dropout or gradient hooks.
@@ -191,47 +261,31 @@ impl Objective {
         self.evaluate(model, adapted, batch, step, None)
     }
 
-    /// Computes the loss of a batch. `weight` is the weight of each pair in the optimiser step;
-    /// `None` if no gradient is needed.
+    /// Computes the loss of a batch. `pass` is `None` if no gradient is needed.
     fn evaluate(
         &mut self,
         model: &Model,
         adapted: &Adapted,
         batch: &PairBatch,
         step: StepInfo,
-        weight: Option<f64>,
+        pass: Option<TrainPass>,
     ) -> Result<Evaluated> {
-        let directions_of =
-            |whose| if weight.is_some() { self.directions.sites(whose) } else { &[] };
+        let weight = pass.map(|pass| pass.weight);
         let clock = self.clock.clone();
         let observed = clock.measure(Phase::Reference, || {
-            let modules = directions_of(Directions::Reference);
+            let modules = match pass {
+                Some(_) => self.directions.sites(Directions::Reference),
+                None => &[],
+            };
             self.reference.observe(model, batch, &self.needs, &self.taps, modules)
         })?;
-        let hidden = self.needs.logprobs.any() || self.needs.sequence_nll;
-        let sites: Vec<Site> =
-            self.taps.sites.iter().chain(directions_of(Directions::Policy)).cloned().collect();
+        let sites: Vec<Site> = self.policy_sites(pass.is_some()).cloned().collect();
         if let Some(weight) = weight {
             self.directions.read(Directions::Reference, &observed.at_modules, batch, weight)?;
         }
-        let hook = |site: &Site, y: Tensor| {
-            if let (true, Some(weight)) = (self.needs.output_grads, weight) {
-                self.hook(site, &y, batch, weight)?;
-            }
-            Ok(y)
-        };
-        let train = weight.is_some();
-        let mut reached = model.forward(
-            &batch.stream,
-            Request {
-                adapted: Some(adapted),
-                train,
-                sites: &sites,
-                hidden,
-                intercept: Some(&hook),
-                ..Request::default()
-            },
-        )?;
+        let mut reached = self.with_policy_request(adapted, batch, &sites, pass, |request| {
+            model.forward(&batch.stream, request)
+        })?;
         let at_modules = reached.states.split_off(self.taps.sites.len());
         if let Some(weight) = weight {
             self.directions.read(Directions::Policy, &at_modules, batch, weight)?;
@@ -281,6 +335,9 @@ impl Objective {
                 owner: rows.owner.shallow_clone(),
             });
         }
+        if let Some(pass) = pass {
+            pass.seed.start("loss");
+        }
         let loss = self.intervention.loss(&pairs, step)?;
         if loss.value.numel() != 1 {
             return Err(Error::new(format!(
@@ -290,7 +347,34 @@ impl Objective {
         }
         // The method's metrics replace built-in metrics with the same name.
         metrics.retain(|(name, _)| loss.metrics.iter().all(|(own, _)| own != name));
-        Ok(Evaluated { loss, metrics })
+        Ok(Evaluated { loss, metrics, saved: pass.zip(reached.saved) })
+    }
+
+    /// Calls `work` with the request of the policy's pass over a batch. `pass` is `None` if no
+    /// gradient is needed.
+    fn with_policy_request<T>(
+        &self,
+        adapted: &Adapted,
+        batch: &PairBatch,
+        sites: &[Site],
+        pass: Option<TrainPass>,
+        work: impl FnOnce(Request<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let hook = |site: &Site, y: Tensor| {
+            if let (true, Some(pass)) = (self.needs.output_grads, pass) {
+                self.hook(site, &y, batch, pass.weight)?;
+            }
+            Ok(y)
+        };
+        work(Request {
+            adapted: Some(adapted),
+            train: pass.map(|pass| pass.seed),
+            sites,
+            hidden: self.needs.logprobs.any() || self.needs.sequence_nll,
+            checkpointing: self.checkpointing && pass.is_some(),
+            intercept: Some(&hook),
+            ..Request::default()
+        })
     }
 
     /// Counts the products in [`loss`](Self::loss) and the backward pass on `batch`. Reference
@@ -316,10 +400,13 @@ impl Objective {
                 count.head(batch.predicted.ids.size()[0], 1);
             }
         }
-        let sites: Vec<Site> = self.policy_sites().cloned().collect();
+        let sites: Vec<Site> = self.policy_sites(true).cloned().collect();
         let blocks = model.depth(&sites, hidden)?;
         count.forward(blocks);
-        count.adapter(adapted);
+        count.adapter(adapted, if self.checkpointing { 4 } else { 3 });
+        if self.checkpointing {
+            count.recomputation(plan, blocks);
+        }
         count.backward(plan, blocks, if hidden { None } else { Some(&sites) });
         // The head computes the gradient of its input together with the logits. The divergence
         // from the reference needs the logits of both models, and two gradients.
@@ -335,17 +422,10 @@ impl Objective {
     }
 
     /// The sites to read in the policy's pass: first the taps, then the sites of the method's
-    /// directions.
-    fn policy_sites(&self) -> impl Iterator<Item = &Site> {
-        self.taps.sites.iter().chain(self.directions.sites(Directions::Policy))
-    }
-
-    /// Checks whether a gradient hook failed in the last backward pass.
-    ///
-    /// # Errors
-    /// Fails with the first error that a hook reported.
-    pub fn after_backward(&self) -> Result<()> {
-        self.hook_errors.check()
+    /// directions, which are only needed in training.
+    fn policy_sites(&self, train: bool) -> impl Iterator<Item = &Site> {
+        let directions = if train { self.directions.sites(Directions::Policy) } else { &[] };
+        self.taps.sites.iter().chain(directions)
     }
 
     /// Multiplies the gradients of all trained parameters by `factor`.

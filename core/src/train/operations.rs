@@ -36,7 +36,8 @@ pub struct Operations {
     /// Operations of the products of queries and keys, and of attention weights and values.
     pub attention: f64,
     /// Estimated operations of the adapter. Each trained matrix counts as one product with all rows
-    /// in the forward pass, and as two in the backward pass.
+    /// in the forward pass, and as two in the backward pass. Activation checkpointing adds one
+    /// forward pass.
     pub adapter: f64,
 }
 
@@ -68,10 +69,13 @@ pub struct Work {
     pub operations: Operations,
 }
 
-/// For each module, whether its input receives a gradient in a backward pass. Modules below the
-/// first trained parameter receive no gradient.
+/// The modules whose input receives a gradient in a backward pass, and the blocks whose output
+/// does. Modules and blocks below the first trained parameter receive no gradient.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GradientPlan(Vec<bool>);
+pub struct GradientPlan {
+    inputs: Vec<bool>,
+    blocks: Vec<bool>,
+}
 
 impl GradientPlan {
     /// Finds the modules with a forward pass over a single token.
@@ -81,12 +85,15 @@ impl GradientPlan {
     pub fn new(model: &Model, adapted: &Adapted) -> Result<Self> {
         let mut token = StreamBuilder::default();
         token.push_prompt(&[0], None)?;
-        let sites: Vec<Site> =
-            model.info().linears.iter().map(|linear| Site::Input(linear.name.clone())).collect();
+        let info = model.info();
+        let inputs = info.linears.iter().map(|linear| Site::Input(linear.name.clone()));
+        let sites: Vec<Site> = inputs.chain((0..info.layers).map(Site::Block)).collect();
         let request =
             Request { adapted: Some(adapted), sites: &sites, hidden: true, ..Request::default() };
-        let inputs = model.forward(&token.finish(model.device())?, request)?.states;
-        Ok(Self(inputs.iter().map(tch::Tensor::requires_grad).collect()))
+        let states = model.forward(&token.finish(model.device())?, request)?.states;
+        let mut inputs: Vec<bool> = states.iter().map(tch::Tensor::requires_grad).collect();
+        let blocks = inputs.split_off(info.linears.len());
+        Ok(Self { inputs, blocks })
     }
 }
 
@@ -115,13 +122,26 @@ impl<'a> Count<'a> {
         self.operations.attention += blocks as f64 * self.attention();
     }
 
+    /// Adds a second forward pass over those of the first `blocks` blocks whose output receives a
+    /// gradient, for activation checkpointing.
+    pub fn recomputation(&mut self, plan: &GradientPlan, blocks: usize) {
+        let again = |block: usize| block < blocks && plan.blocks[block];
+        for linear in &self.model.info().linears {
+            if linear.layer.is_some_and(again) {
+                self.product(linear.inputs, linear.outputs);
+            }
+        }
+        let count = (0..blocks).filter(|block| again(*block)).count();
+        self.operations.attention += count as f64 * self.attention();
+    }
+
     /// Adds a backward pass through the frozen modules of the first `blocks` blocks. The gradient
     /// enters at the sites `ends`, or after the last block if `ends` is `None`.
     pub fn backward(&mut self, plan: &GradientPlan, blocks: usize, ends: Option<&[Site]>) {
         let info = self.model.info();
         let last = ends.map_or(info.linears.len(), |ends| self.end(ends, blocks));
         let mut attending = vec![false; blocks];
-        for (linear, has_gradient) in info.linears.iter().zip(&plan.0).take(last) {
+        for (linear, has_gradient) in info.linears.iter().zip(&plan.inputs).take(last) {
             if let Some(block) = linear.layer.filter(|block| *block < blocks && *has_gradient) {
                 self.product(linear.inputs, linear.outputs);
                 attending[block] = true;
@@ -163,15 +183,16 @@ impl<'a> Count<'a> {
         self.add(shape, rows * times);
     }
 
-    /// Adds the estimate for the adapter, forward and backward.
-    pub fn adapter(&mut self, adapted: &Adapted) {
+    /// Adds the estimate for the adapter, forward and backward, with `times` products of each
+    /// trained matrix.
+    pub fn adapter(&mut self, adapted: &Adapted, times: i64) {
         let of_matrices: usize = adapted
             .changed()
             .flat_map(|target| target.parameters)
             .filter(|parameter| parameter.tensor.requires_grad() && parameter.tensor.dim() > 1)
             .map(|parameter| parameter.tensor.numel())
             .sum();
-        self.operations.adapter += 3.0 * 2.0 * (self.rows * of_matrices as i64) as f64;
+        self.operations.adapter += 2.0 * (times * self.rows * of_matrices as i64) as f64;
     }
 
     /// Ends the count. The batch has `scored` scored tokens.
@@ -212,7 +233,7 @@ mod tests {
     use crate::api::{Completions, Intervention, Loss, Needs, Pairs, Pooling, States, StepInfo};
     use crate::conformance::{Bench, Case, pairs};
     use crate::run::AdapterChoice;
-    use crate::train::{Objective, Reference, Taps};
+    use crate::train::{Objective, Reference, Taps, TrainPass};
 
     /// A method that only declares its needs.
     struct Needy(Needs);
@@ -230,7 +251,7 @@ mod tests {
     /// Counts the operations on a pair with a prompt of 4 tokens and completions of 3 and 5 tokens.
     /// The adapter changes `v_proj` in the second of three blocks. The second result is for cached
     /// reference values.
-    fn counted(needs: Needs, sites: Vec<Site>) -> [Work; 2] {
+    fn counted(needs: Needs, sites: Vec<Site>, checkpointing: bool) -> [Work; 2] {
         let case = Case::of_stand_ins();
         let Bench { model, .. } = Bench::new(&case, 0).unwrap();
         let json = r#"{"target_modules": ["v_proj"], "layers_to_transform": [1]}"#;
@@ -239,13 +260,14 @@ mod tests {
         let taps = Taps { sites, pooling: Pooling::Completion, ..Taps::default() };
         let mut objective =
             Objective::new(Box::new(Needy(needs)), taps, Reference::default(), &adapted).unwrap();
+        objective.set_checkpointing(checkpointing, &adapted).unwrap();
         let pairs = pairs();
         let batch = objective.batch(&[&pairs[0]], &model).unwrap();
         let plan = GradientPlan::new(&model, &adapted).unwrap();
         let first = objective.work(&model, &adapted, &batch, &plan).unwrap();
         if needs.reference_logprobs {
             let step = StepInfo { step: 0, steps: 1 };
-            objective.loss(&model, &adapted, &batch, step, 1.0).unwrap();
+            objective.loss(&model, &adapted, &batch, step, TrainPass::of_weight(1.0)).unwrap();
         }
         [first, objective.work(&model, &adapted, &batch, &plan).unwrap()]
     }
@@ -265,7 +287,7 @@ mod tests {
     #[test]
     fn operations_with_log_probabilities_equal_a_count_by_hand() {
         let needs = Needs { logprobs: Completions::Both, reference_logprobs: true, ..Needs::NONE };
-        let [first, cached] = counted(needs, Vec::new());
+        let [first, cached] = counted(needs, Vec::new(), false);
         // No gradient flows below the outputs of `q_proj`, `k_proj` and `v_proj` of the second
         // block.
         let backward = ATTENTION[3] + MLP.iter().sum::<f64>() + BLOCK;
@@ -288,7 +310,7 @@ mod tests {
     fn operations_end_at_the_last_tap() {
         let needs = Needs { states: States::Pooled, ..Needs::NONE };
         let tap = Site::Output("model.layers.1.self_attn.o_proj".to_owned());
-        let [work, _] = counted(needs, vec![tap]);
+        let [work, _] = counted(needs, vec![tap], false);
         let Operations { products, attention, .. } = &work.operations;
         assert_eq!(
             products.values().sum::<f64>(),
@@ -296,6 +318,24 @@ mod tests {
             "{products:?}"
         );
         assert_eq!(*attention, (2.0 + 2.0) * ATTENDING);
+    }
+
+    #[test]
+    fn checkpointing_counts_the_blocks_that_run_again() {
+        let needs = Needs { logprobs: Completions::Both, ..Needs::NONE };
+        let [kept, again] =
+            [false, true].map(|on| counted(needs, Vec::new(), on)[0].operations.clone());
+        let products = |of: &Operations| of.products.values().sum::<f64>();
+        // The first of the three blocks is below the adapter.
+        assert_eq!(products(&again) - products(&kept), 2.0 * ROWS * 2.0 * BLOCK);
+        assert_eq!(again.attention - kept.attention, 2.0 * ATTENDING);
+        assert_eq!(again.adapter - kept.adapter, 2.0 * ROWS * 512.0);
+        // The blocks above the last tap do not run.
+        let needs = Needs { states: States::Pooled, ..Needs::NONE };
+        let sites = vec![Site::Residual(2)];
+        let [kept, again] =
+            [false, true].map(|on| counted(needs, sites.clone(), on)[0].operations.clone());
+        assert_eq!(products(&again) - products(&kept), 2.0 * ROWS * BLOCK);
     }
 
     #[test]

@@ -1,14 +1,16 @@
 //! Computes the gradient of one optimiser step.
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tch::{Device, Kind, Tensor};
 
-use super::{Evaluated, Objective, Phase};
+use super::{Objective, Phase, TrainPass};
 use crate::api::{Partial, StepInfo};
+use crate::batch::PairBatch;
 use crate::error::{Error, Result};
 use crate::guard::faults;
-use crate::model::{Adapted, Model};
+use crate::model::{Adapted, Model, PassSeed};
 use crate::text::TokenPair;
 
 /// The loss and metrics of a step, summed over its micro-batches. The gradients are accumulated in
@@ -35,7 +37,8 @@ pub struct LeftOut {
 /// The modes of [`sum`].
 #[derive(Clone, Copy)]
 enum Mode<'a> {
-    Train,
+    /// Computes gradients. The random numbers are a function of this seed.
+    Train(i64),
     /// Computes no gradients. Stops when the flag becomes true.
     Validate(&'a AtomicBool),
 }
@@ -61,6 +64,9 @@ impl Sums {
 /// A micro-batch has `batch` pairs. Its weight is its share of the pairs that count, so the result
 /// does not depend on `batch`.
 ///
+/// Random numbers, such as dropout masks, are a function of `seed`, the index of the micro-batch
+/// and the module that draws them.
+///
 /// # Errors
 /// Fails if the method or libtorch returns an error, or if the loss is not finite.
 pub fn accumulate(
@@ -70,8 +76,9 @@ pub fn accumulate(
     pairs: &[&TokenPair],
     batch: usize,
     info: StepInfo,
+    seed: i64,
 ) -> Result<Accumulated> {
-    let (sums, factor) = sum(objective, model, adapted, pairs, batch, info, Mode::Train)?;
+    let (sums, factor) = sum(objective, model, adapted, pairs, batch, info, Mode::Train(seed))?;
     if !sums.loss.is_finite() {
         let e = Error::new(format!("the loss is {}", sums.loss));
         return Err(e.hint(
@@ -124,11 +131,17 @@ fn sum(
     let weight = 1.0 / pairs.len() as f64;
     let (mut losses, mut of_method, mut of_engine) = (Vec::new(), Sums::default(), Sums::default());
     let (mut counted, mut lacking) = (Vec::new(), None);
-    for micro in pairs.chunks(size) {
+    for (index, micro) in pairs.chunks(size).enumerate() {
         let fraction = micro.len() as f64 * weight;
         let batch = clock.measure(Phase::Data, || objective.batch(micro, model))?;
-        let Evaluated { loss, metrics } = match mode {
-            Mode::Train => objective.loss(model, adapted, &batch, info, weight)?,
+        let place = MicroBatch { index, of: pairs.len().div_ceil(size), pairs: micro.len() };
+        let checkpoints = objective.checkpointing();
+        let explained = |e: Error| place.explain(e, &batch, model, checkpoints);
+        let mut evaluated = match mode {
+            Mode::Train(seed) => {
+                let pass = TrainPass { weight, seed: PassSeed::new(seed, index) };
+                caught(|| objective.loss(model, adapted, &batch, info, pass)).map_err(explained)?
+            }
             Mode::Validate(stop) if stop.load(Ordering::Relaxed) => {
                 return Err(Error::interrupted(format!(
                     "interrupted after {} of {} batches",
@@ -136,10 +149,13 @@ fn sum(
                     pairs.len().div_ceil(size)
                 )));
             }
-            Mode::Validate(_) => objective.loss_without_gradient(model, adapted, &batch, info)?,
+            Mode::Validate(_) => {
+                caught(|| objective.loss_without_gradient(model, adapted, &batch, info))
+                    .map_err(explained)?
+            }
         };
         // Keep the fraction on the device, to avoid a synchronisation.
-        let counted_fraction = match loss.partial {
+        let counted_fraction = match evaluated.loss.partial.take() {
             None => None,
             Some(Partial { counts, lacking: what }) => {
                 lacking = Some(what);
@@ -157,16 +173,20 @@ fn sum(
         let logged = |t: &Tensor| -> Result<Tensor> {
             Ok(t.f_detach()?.f_to_kind(Kind::Double)?.f_reshape([1])?)
         };
-        if matches!(mode, Mode::Train) {
-            clock.measure(Phase::Backward, || -> Result<()> {
-                Ok(weighed(&loss.value)?.f_backward()?)
-            })?;
-            objective.after_backward()?;
+        let value = evaluated.loss.value.f_detach()?;
+        let own_metrics = std::mem::take(&mut evaluated.loss.metrics);
+        let metrics = std::mem::take(&mut evaluated.metrics);
+        if matches!(mode, Mode::Train(_)) {
+            let backward = || {
+                let loss = weighed(&evaluated.loss.value)?;
+                objective.backward(model, adapted, &batch, evaluated, &loss)
+            };
+            caught(|| clock.measure(Phase::Backward, backward)).map_err(explained)?;
         }
         faults::check()?;
         clock.measure(Phase::Logging, || -> Result<()> {
-            losses.push(weighed(&logged(&loss.value)?)?);
-            for (name, value) in loss.metrics {
+            losses.push(weighed(&logged(&value)?)?);
+            for (name, value) in own_metrics {
                 of_method.add(name, weighed(&logged(&value)?)?)?;
             }
             for (name, value) in metrics {
@@ -177,6 +197,65 @@ fn sum(
     }
     let sums = MicroBatches { losses, of_method, of_engine, counted, lacking };
     clock.measure(Phase::Logging, || sums.collect(pairs.len()))
+}
+
+/// Calls `work`, and turns a panic into an error if memory ran out. tch panics instead of returning
+/// an error if an operation with a number as its argument fails.
+fn caught<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let e = Error::panicked("a step", panic.as_ref());
+        if e.out_of_memory().is_some() { Err(e) } else { resume_unwind(panic) }
+    })
+}
+
+/// The place of a micro-batch in its step, for errors.
+#[derive(Clone, Copy)]
+struct MicroBatch {
+    /// Index of the micro-batch, counted from 0.
+    index: usize,
+    /// Number of micro-batches in the step.
+    of: usize,
+    /// Number of pairs in the micro-batch.
+    pairs: usize,
+}
+
+impl MicroBatch {
+    /// If `e` says that memory ran out, wraps it in an error that names the micro-batch, its size
+    /// and the settings that need less memory. Returns other errors unchanged.
+    fn explain(self, e: Error, batch: &PairBatch, model: &Model, checkpoints: bool) -> Error {
+        let Some(memory) = e.out_of_memory() else { return e };
+        let layout = &batch.stream.layout;
+        let mut explained = Error::new(format!(
+            "memory ran out in micro-batch {} of {}: {memory} for {} pair{}, which have {} tokens \
+                in all and up to {} in a sequence",
+            self.index + 1,
+            self.of,
+            self.pairs,
+            if self.pairs == 1 { "" } else { "s" },
+            layout.tokens(),
+            layout.longest(),
+        ))
+        .because(e);
+        if self.pairs > 1 {
+            explained = explained.hint(
+                "lower `train.batch`, and raise `train.accumulate` to keep the number of pairs per \
+                    step",
+            );
+        }
+        if !checkpoints {
+            explained = explained.hint(
+                "set `train.checkpointing=true`, which keeps fewer activations and takes longer",
+            );
+        }
+        explained = explained.hint(format!(
+            "lower `train.max_length`; the longest sequence has {} tokens",
+            layout.longest()
+        ));
+        if model.kind() == Kind::Float {
+            explained = explained.hint("compute in bfloat16 with `--dtype bf16`");
+        }
+        explained
+    }
 }
 
 /// The values of all micro-batches of a step. The tensors are still on the device.

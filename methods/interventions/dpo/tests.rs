@@ -5,7 +5,7 @@ use reprpo_core::model::peft::Saved;
 use reprpo_core::model::{Adapted, Model};
 use reprpo_core::registry::Registry;
 use reprpo_core::text::{Limits, TokenPair, tokenise};
-use reprpo_core::train::{Objective, Reference, Taps};
+use reprpo_core::train::{Objective, Reference, Taps, TrainPass};
 use reprpo_core::weights::{ModelFiles, read_safetensors};
 use reprpo_plugin::serde_json::{self, Value, json};
 use reprpo_plugin::tch::Device;
@@ -244,7 +244,8 @@ fn assert_losses_gradients_and_metrics(golden: &Path) {
         )
         .unwrap();
         let batch = objective.batch(&pairs, &model).unwrap();
-        let evaluated = objective.loss(&model, &adapted, &batch, STEP, 0.25).unwrap();
+        let evaluated =
+            objective.loss(&model, &adapted, &batch, STEP, TrainPass::of_weight(0.25)).unwrap();
         evaluated.loss.value.backward();
         let norms: Vec<Tensor> = adapted
             .parameters()

@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use reprpo_core::batch::{BatchSpec, PairBatch, Sharing};
 use reprpo_core::conformance::{model, pairs};
 use reprpo_core::model::pass::Request;
-use reprpo_core::model::{Adapted, Detail, Model};
+use reprpo_core::model::{Adapted, Detail, Model, PassSeed};
 use reprpo_core::registry::Registry;
 use reprpo_core::text::TokenPair;
 use reprpo_core::train::{Objective, Reference, Taps, accumulate};
@@ -50,7 +50,7 @@ fn hooked(config: &ProjBp, model: &Model, targets: &str) -> Vec<Tensor> {
     )
     .unwrap();
     let pairs = pairs();
-    accumulate(&mut objective, model, &adapted, &pairs.iter().collect::<Vec<_>>(), 6, STEP)
+    accumulate(&mut objective, model, &adapted, &pairs.iter().collect::<Vec<_>>(), 6, STEP, 0)
         .unwrap();
     gradients(&adapted)
 }
@@ -98,7 +98,7 @@ fn segmented(config: &ProjBp, model: &Model, targets: &str) -> Vec<Tensor> {
             &batch.stream,
             Request {
                 adapted: Some(&adapted),
-                train: true,
+                train: Some(PassSeed::default()),
                 hidden: true,
                 intercept: Some(&cut),
                 ..Request::default()
@@ -220,7 +220,7 @@ fn a_projection_that_keeps_everything_equals_dpo() {
     )
     .unwrap();
     let pairs = pairs();
-    accumulate(&mut objective, &model, &adapted, &pairs.iter().collect::<Vec<_>>(), 2, STEP)
+    accumulate(&mut objective, &model, &adapted, &pairs.iter().collect::<Vec<_>>(), 2, STEP, 0)
         .unwrap();
     for (plain, hooked) in gradients(&adapted).iter().zip(hooked(&keep, &model, r#""all-linear""#))
     {

@@ -148,7 +148,8 @@ fn assert_gradients_are_parallel(
         &adapted,
     )
     .unwrap();
-    accumulate(&mut objective, model, &adapted, &pairs, 2, StepInfo { step: 0, steps: 1 }).unwrap();
+    accumulate(&mut objective, model, &adapted, &pairs, 2, StepInfo { step: 0, steps: 1 }, 0)
+        .unwrap();
 
     let spec = BatchSpec::SCORED;
     let batch = PairBatch::of(&pairs, spec, model).unwrap();

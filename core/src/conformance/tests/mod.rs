@@ -31,6 +31,7 @@ const GRADIENTS: &str = "gradients agree with central finite differences";
 const REACH: &str = "every trained tensor receives a gradient, and no frozen tensor does";
 const ACCUMULATION: &str = "a batch of n gives the same gradient as n accumulated batches of one";
 const SHARING: &str = "shared and separate sequences have the same gradient";
+const CHECKPOINTING: &str = "activation checkpointing gives the same loss and the same gradients";
 const SEED: &str = "the same seed gives the same bytes";
 const LEARNING: &str = "training lowers the loss";
 const MISSING_VALUES: &str = "a batch that lacks the method's inputs is an error";
@@ -110,7 +111,11 @@ fn each_flaw_violates_exactly_the_expected_invariants() {
             r#"{"flaw": "divides_by_deviation"}"#,
             &[FINITE, TWIN, ACCUMULATION, SEED, LEARNT],
         ),
-        (intervention, r#"{"flaw": "counts_calls"}"#, &[GRADIENTS, ACCUMULATION, SHARING, SEED]),
+        (
+            intervention,
+            r#"{"flaw": "counts_calls"}"#,
+            &[GRADIENTS, ACCUMULATION, SHARING, CHECKPOINTING, SEED],
+        ),
         (intervention, r#"{"flaw": "wrong_sign"}"#, &[GRADIENTS, LEARNING, LEARNT]),
         (intervention, r#"{"flaw": "divides_by_reference_margin"}"#, &[TWIN]),
         (intervention, r#"{"flaw": "starts_flat"}"#, &[LEARNT]),
@@ -125,7 +130,7 @@ fn each_flaw_violates_exactly_the_expected_invariants() {
         (
             adapter,
             r#"{"flaw": "writes_to_the_base"}"#,
-            &[GRADIENTS, REACH, ACCUMULATION, SHARING, OFF],
+            &[GRADIENTS, REACH, ACCUMULATION, SHARING, CHECKPOINTING, OFF],
         ),
         (adapter, r#"{"flaw": "starts_changed"}"#, &[IDENTITY]),
         (adapter, r#"{"flaw": "claims_to_start_changed"}"#, &[IDENTITY]),

@@ -235,12 +235,12 @@ impl<'a> Trial<'a> {
             )));
         }
         let info = StepInfo { step: self.step, steps: self.steps.count };
-        tch::manual_seed(self.steps.seed(self.step));
+        let seed = self.steps.seed(self.step);
         let lr = learning_rate(&self.plan.experiment.train, self.step, self.steps.count);
         let clock = self.run.objective.clock().clone();
         let begin = Instant::now();
         let pairs = clock.measure(Phase::Data, || self.pairs_of(step));
-        take_step(self.plan, &mut self.run, &pairs, info, lr)
+        take_step(self.plan, &mut self.run, &pairs, info, seed, lr)
             .within(|| format!("step {} failed ({})", step + 1, self.plan.experiment.methods()))?;
         Ok((begin.elapsed(), pairs.len()))
     }

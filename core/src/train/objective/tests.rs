@@ -9,6 +9,9 @@ use crate::conformance::{self, Bench, Case};
 use crate::error::Fault;
 use crate::train::{accumulate, validate};
 
+/// The only step of a run.
+const FIRST: StepInfo = StepInfo { step: 0, steps: 1 };
+
 /// A method with the given needs. The closure computes its loss.
 struct Probe<F>(Needs, F);
 
@@ -53,7 +56,7 @@ impl Fixture {
             Objective::new(Box::new(Probe(needs, of)), taps, Reference::default(), adapted)?;
         let batch = objective.batch(&self.pairs.iter().collect::<Vec<_>>(), model)?;
         let value =
-            objective.loss(model, adapted, &batch, StepInfo { step: 0, steps: 1 }, 1.0)?.loss.value;
+            objective.loss(model, adapted, &batch, FIRST, TrainPass::of_weight(1.0))?.loss.value;
         value.backward();
         let has_gradient = |(_, p): &(String, Tensor)| {
             p.grad().defined() && p.grad().abs().max().double_value(&[]) > 0.0
@@ -277,14 +280,14 @@ fn a_validation_does_not_change_the_method_or_the_gradients() {
                 .expect("an objective");
         let (seen, held_out): (Vec<&TokenPair>, Vec<&TokenPair>) =
             fixture.pairs.iter().partition(|pair| pair.index % 2 == 0);
-        accumulate(&mut objective, model, adapted, &seen, 2, info).expect("a step");
+        accumulate(&mut objective, model, adapted, &seen, 2, info, 0).expect("a step");
         if validates {
             let validated = objective.with_method(Box::new(Running(1.0)), |objective| {
                 validate(objective, model, adapted, &held_out, 2, info, &AtomicBool::new(false))
             });
             assert!(validated.expect("a validation").loss.is_finite());
         }
-        accumulate(&mut objective, model, adapted, &seen, 2, info).expect("a step");
+        accumulate(&mut objective, model, adapted, &seen, 2, info, 0).expect("a step");
         adapted.parameters().into_iter().map(|(_, p)| p.grad().copy()).collect::<Vec<_>>()
     };
     assert_eq!(gradients(true), gradients(false));
