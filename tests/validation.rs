@@ -182,27 +182,36 @@ const UNSTEADY: [&str; 3] = ["train.lr=0.15", "train.schedule=constant", "train.
 fn keep_best_saves_the_state_with_the_lowest_validation_loss() {
     let tree = tree(40);
     for (i, method) in METHODS.into_iter().take(2).enumerate() {
-        let run = |name: &str, fields: &[&str]| {
+        let run_at = |rate: &str, name: &str, fields: &[&str]| {
+            let rate = format!("train.lr={rate}");
             let output = tree.run(
                 name,
                 &[
                     method,
                     &["--no-eval"],
                     &sets(&UNSTEADY),
-                    &sets(&["train.validate_every=3"]),
+                    &sets(&[&rate, "train.validate_every=3"]),
                     &sets(fields),
                 ]
                 .concat(),
             );
             (tree.path(name), transcript(&output))
         };
-        let (kept, text) = run(&format!("kept-{i}"), &["train.keep_best=true"]);
+        let steps = |outcome: &Value| {
+            ["best_step", "last_step"].map(|name| outcome[name].as_u64().expect("a step"))
+        };
+        // Rounding errors, which depend on the processor, decide where such a run ends. Use the
+        // first learning rate with which the last step is not the best.
+        let found = ["0.15", "3", "0.4", "1", "0.05"].into_iter().find_map(|rate| {
+            let (kept, text) = run_at(rate, &format!("kept-{i}-{rate}"), &["train.keep_best=true"]);
+            let [at, last] = steps(&outcome(&kept));
+            (at < last).then_some((rate, kept, text))
+        });
+        let (rate, kept, text) = found.expect("a run whose last step is not the best");
+        let run = |name: &str, fields: &[&str]| run_at(rate, name, fields);
         let best = outcome(&kept);
-        let (at, last) = (
-            best["best_step"].as_u64().expect("a step"),
-            best["last_step"].as_u64().expect("a step"),
-        );
-        assert!(at < last && best["adapter_step"] == best["best_step"], "{best}");
+        let [at, last] = steps(&best);
+        assert!(best["adapter_step"] == best["best_step"], "{best}");
         assert!(
             text.contains(&format!("the adapter is from step {at} (`train.keep_best`)")),
             "{text}"

@@ -102,7 +102,7 @@ fn side_out_reads_all_five_modules_that_read_the_residual_stream() {
         tap.sites(&model(false))
             .unwrap_err()
             .to_string()
-            .contains("has none of the modules that the tap reads (q_proj)")
+            .contains("has none of the modules that the tap reads (q_proj")
     );
 }
 
