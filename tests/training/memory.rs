@@ -75,9 +75,9 @@ fn the_dropout_of_a_module_does_not_depend_on_other_modules() {
         let found = tensors.iter().filter(last).max_by_key(|(name, _)| name);
         found.expect("a tensor").1.shallow_clone()
     };
-    let alone = first_step("alone", r#"["v_proj"]"#);
+    let only_v = first_step("only-v", r#"["v_proj"]"#);
     let together = first_step("together", r#"["k_proj", "v_proj"]"#);
-    assert!(alone.abs().max().double_value(&[]) > 0.0 && alone.equal(&together));
+    assert!(only_v.abs().max().double_value(&[]) > 0.0 && only_v.equal(&together));
 }
 
 /// A run that may use at most `limit` bytes of address space.

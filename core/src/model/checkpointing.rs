@@ -79,8 +79,8 @@ impl SavedBlock {
         self.output.states.iter().any(|(_, leaf)| gradient(leaf).is_some())
     }
 
-    /// Pairs each output of `run`, which is the same block run again, with its gradient. `at_output`
-    /// is the gradient of the residual stream after the block, and `input` is the input of `run`.
+    /// Pairs each output of `run` with its gradient. `run` is the same block, run again from
+    /// `input`. `at_output` is the gradient of the residual stream after the block.
     pub fn roots(
         &self,
         run: &BlockRun,

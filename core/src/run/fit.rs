@@ -120,7 +120,8 @@ pub fn fit(
     History::read(folder.path(), steps.pairs_in(step), lacking, outcome)
 }
 
-/// Takes one optimiser step on `pairs`. Random numbers are a function of `seed`. Returns the loss, the metrics and the gradient norm.
+/// Takes one optimiser step on `pairs`. Random numbers are a function of `seed`. Returns the loss,
+/// the metrics and the gradient norm.
 ///
 /// # Errors
 /// Fails if the method or libtorch returns an error, or if the loss or the gradient is not finite.
