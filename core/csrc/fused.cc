@@ -9,6 +9,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <limits>
 
 #include "guarded.h"
 #include "lanes.h"
@@ -44,7 +45,8 @@ INLINE float norm_row(const typename T::Value* x, const void* weight, float eps,
   return scale;
 }
 
-// ∂x = s·(g − x·s²·mean(g·x)), where g is the gradient of x·s and s the scale.
+// ∂x = s·(g − x·s²·mean(g·x)), where g is the gradient of x·s and s the scale. If the squares
+// overflowed, s is 0 and the gradient is NaN, so that training stops.
 template <typename T, bool twice>
 INLINE void norm_row_backward(const typename T::Value* x, const void* weight, float scale,
                               const typename T::Value* gy, int64_t width,
@@ -56,6 +58,7 @@ INLINE void norm_row_backward(const typename T::Value* x, const void* weight, fl
     else
       return g * load_block<Single>(static_cast<const float*>(weight) + j, n);
   };
+  if (scale == 0.0f) scale = std::numeric_limits<float>::quiet_NaN();
   Lanes products = {};
   FOR_BLOCKS(j, n, width) products += gradient(j, n) * load_block<T>(x + j, n);
   const float factor = sum(products) * scale * scale / static_cast<float>(width);

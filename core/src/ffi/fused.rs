@@ -208,6 +208,16 @@ mod tests {
     }
 
     #[test]
+    fn a_norm_whose_squares_overflow_has_no_gradient() {
+        let weight = Tensor::ones([32], (Kind::Float, Device::Cpu));
+        let x = (random(&[2, 32], Kind::Float) * 1e30).set_requires_grad(true);
+        let y = fused_norm(&x, &weight, 1e-5, true).unwrap().unwrap();
+        assert_eq!(y.abs().max().double_value(&[]), 0.0, "as with libtorch's operations");
+        y.sum(Kind::Float).backward();
+        assert!(bool::try_from(x.grad().isnan().all()).unwrap());
+    }
+
+    #[test]
     fn gates_equal_the_plain_chain() {
         tch::manual_seed(2);
         for shape in [[1, 5], [33, 48], [600, 1536]] {
