@@ -35,6 +35,7 @@ fn main() {
         .warnings(false)
         .include(&include)
         .file("csrc/shim.cc")
+        .file("csrc/node.cc")
         .compile("reprpo_shim");
     // Optimise this file in debug builds too, because it replaces an optimised libtorch function.
     // `-ffp-contract=fast` allows fused multiply-add instructions.

@@ -51,6 +51,18 @@ fn a_model_stored_in_half_precision_computes_in_float32() {
 }
 
 #[test]
+fn only_a_gguf_file_can_stay_as_it_is_stored() {
+    let tree = Tree::new();
+    let score = ["score", "--model", "./model", "--data", "pairs.jsonl", "--device", "cpu"];
+    let text = refused(&tree.reprpo("", &[&score[..], &["--quantize-base"]].concat()));
+    assert!(
+        text.contains("`quantize_base` needs a GGUF file, but")
+            && text.contains("leave out `--quantize-base`"),
+        "{text}"
+    );
+}
+
+#[test]
 fn computing_in_half_precision_is_rejected_with_a_reason() {
     let tree = Tree::new();
     for name in ["f16", "float16", "half"] {

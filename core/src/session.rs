@@ -90,7 +90,18 @@ impl LoadedModel {
         let fingerprint = fingerprint::of_model(&source, &files);
         experiment.sources.check_model(&experiment.model, &fingerprint)?;
         let tokenizer = files.tokenizer()?;
-        let mut model = Model::load(&files, kind, device)?;
+        let mut model = if experiment.quantize_base {
+            if device != Device::Cpu {
+                return Err(Error::new(format!(
+                    "`quantize_base` only works on the CPU, but the device is `{}`",
+                    device_name(device)
+                ))
+                .hint("leave out `--quantize-base`, or add `--device cpu`"));
+            }
+            Model::load_as_stored(&files, kind)?
+        } else {
+            Model::load(&files, kind, device)?
+        };
         model.set_attention_kernel(experiment.attention);
         model.set_deterministic(experiment.deterministic);
         let rows = model.info().vocab;
@@ -107,6 +118,9 @@ impl LoadedModel {
         }
         Ok(Self { model, tokenizer, stops, source, context, fingerprint, describes })
     }
+        if experiment.quantize_base {
+            describes += &format!("\n{}", model.kept_as_stored());
+        }
 }
 
 impl Session {

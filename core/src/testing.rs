@@ -3,6 +3,7 @@
 //! The real models are not part of the repository. A test whose model is missing prints a message
 //! and is skipped. In continuous integration, a missing SmolLM2 fails the test instead.
 
+pub mod blocks;
 pub mod gguf;
 #[path = "../../tests/golden.rs"]
 pub mod golden;

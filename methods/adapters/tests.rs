@@ -60,7 +60,7 @@ impl Place {
     fn forward(&self, x: &Tensor) -> Tensor {
         match self {
             Place::Linear(adapted, frozen) => {
-                adapted.forward(x, &frozen.to_kind(x.kind()), false).unwrap()
+                adapted.forward(x, &frozen.to_kind(x.kind()).unwrap(), false).unwrap()
             }
             Place::Block(adapted) => {
                 let n = x.size()[0];
@@ -179,7 +179,7 @@ fn every_merged_module_computes_the_same_as_the_adapted_one() {
         assert!(off(&merged.forward(&x).unwrap(), &place.forward(&x)) < 1e-10);
         assert!(off(&merged.dense().unwrap(), &before) > 1e-3, "nothing was merged");
         assert!(frozen.dense().unwrap().equal(&before), "the frozen weights changed");
-        let half = frozen.to_kind(Kind::BFloat16);
+        let half = frozen.to_kind(Kind::BFloat16).unwrap();
         let merged = adapted.merge(&half).unwrap();
         assert_eq!(
             (merged.kind(), merged.bias().unwrap().kind()),
@@ -214,7 +214,7 @@ fn copying_the_parameters_copies_the_adapter() {
         let other = match (&one, other) {
             // Both adapters use the same frozen module, so that only the adapters are compared.
             (Place::Linear(_, frozen), Place::Linear(adapted, _)) => {
-                Place::Linear(adapted, frozen.to_kind(Kind::Double))
+                Place::Linear(adapted, frozen.to_kind(Kind::Double).unwrap())
             }
             (_, other) => other,
         };

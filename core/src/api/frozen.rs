@@ -2,14 +2,14 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::{Rows, linear};
-use crate::error::Result;
+use super::{Rows, Weight};
+use crate::error::{Error, Result};
 
 /// A frozen linear module, which computes y = xWᵀ + b.
 #[derive(Debug)]
 pub struct Frozen {
     /// The weights W `[out in]`.
-    weight: Tensor,
+    weight: Weight,
     /// The bias b `[out]`.
     bias: Option<Tensor>,
 }
@@ -17,6 +17,11 @@ pub struct Frozen {
 impl Frozen {
     /// Creates a module from weights W `[out in]` and a bias b `[out]`.
     pub fn new(weight: Tensor, bias: Option<Tensor>) -> Self {
+        Self { weight: Weight::Dense(weight), bias }
+    }
+
+    /// Creates a module from weights that may consist of the blocks of a file.
+    pub(crate) fn from_weight(weight: Weight, bias: Option<Tensor>) -> Self {
         Self { weight, bias }
     }
 
@@ -50,7 +55,7 @@ impl Frozen {
     /// # Errors
     /// Fails if the shapes or dtypes do not match, or if memory runs out.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        linear(x, &self.weight, self.bias.as_ref())
+        self.weight.forward(x, self.bias.as_ref())
     }
 
     /// Computes xWᵀ `[n out]`, without the bias, from x `[n in]`.
@@ -58,16 +63,17 @@ impl Frozen {
     /// # Errors
     /// Fails if the shapes or dtypes do not match, or if memory runs out.
     pub fn product(&self, x: &Tensor) -> Result<Tensor> {
-        linear(x, &self.weight, None)
+        self.weight.forward(x, None)
     }
 
     /// The weights W `[out in]` as one matrix. The matrix may share the module's memory, so do not
-    /// write to the matrix.
+    /// write to the matrix. With `quantize_base`, each call decodes the weights again, so do not
+    /// keep the matrix.
     ///
     /// # Errors
     /// Fails if memory runs out.
     pub fn dense(&self) -> Result<Tensor> {
-        Ok(self.weight.shallow_clone())
+        self.weight.dense()
     }
 
     /// The Euclidean length of each row of W, `[out]`, computed in `kind`.
@@ -96,7 +102,7 @@ impl Frozen {
     #[must_use]
     pub fn with_weight(&self, weight: Tensor) -> Self {
         Self {
-            weight: weight.to_kind(self.kind()),
+            weight: Weight::Dense(weight.to_kind(self.kind())),
             bias: self.bias.as_ref().map(Tensor::shallow_clone),
         }
     }
@@ -109,12 +115,15 @@ impl Frozen {
     }
 
     /// Returns the module with its weights and bias converted to the dtype `kind`.
-    #[must_use]
-    pub fn to_kind(&self, kind: Kind) -> Self {
-        Self {
-            weight: self.weight.to_kind(kind),
-            bias: self.bias.as_ref().map(|b| b.to_kind(kind)),
-        }
+    ///
+    /// # Errors
+    /// Fails if memory runs out.
+    pub fn to_kind(&self, kind: Kind) -> Result<Self> {
+        let converted = |t: &Tensor| t.f_to_kind(kind);
+        Ok(Self {
+            weight: Weight::Dense(converted(&self.weight.dense()?)?),
+            bias: self.bias.as_ref().map(converted).transpose()?,
+        })
     }
 
     /// Returns a module that only computes the outputs selected by `rows`.
@@ -123,20 +132,22 @@ impl Frozen {
     /// Fails if the number of outputs is not the product of `groups` and `width` in `rows`.
     pub fn part(&self, rows: Rows) -> Result<Self> {
         Ok(Self {
-            weight: rows.of(&self.weight, 0)?,
+            weight: self.weight.part(rows)?,
             bias: self.bias.as_ref().map(|b| rows.of(b, 0)).transpose()?,
         })
     }
 
-    /// Returns a module that shares the memory of this module.
-    pub(crate) fn shared(&self) -> Self {
-        Self {
-            weight: self.weight.shallow_clone(),
-            bias: self.bias.as_ref().map(Tensor::shallow_clone),
-        }
+    /// The weights.
+    pub(crate) fn weight(&self) -> &Weight {
+        &self.weight
     }
 
-    /// Returns a copy that does not share memory with this module.
+    /// Returns a module that shares the memory of this module.
+    pub(crate) fn shared(&self) -> Self {
+        Self { weight: self.weight.shared(), bias: self.bias.as_ref().map(Tensor::shallow_clone) }
+    }
+
+    /// Returns a copy with dense weights that does not share memory with this module.
     ///
     /// # Errors
     /// Fails if memory runs out.
@@ -147,7 +158,10 @@ impl Frozen {
             Ok(copy)
         };
         Ok(Self {
-            weight: copied(&self.weight)?,
+            weight: Weight::Dense(match &self.weight {
+                Weight::Dense(t) => copied(t)?,
+                Weight::Stored(matrix) => matrix.dense()?,
+            }),
             bias: self.bias.as_ref().map(copied).transpose()?,
         })
     }
@@ -156,14 +170,17 @@ impl Frozen {
     /// biases of `part`.
     ///
     /// # Errors
-    /// Fails if the shapes do not match.
+    /// Fails if the shapes do not match, or if the weights are not dense.
     pub(crate) fn put(&mut self, rows: Rows, part: &Self) -> Result<()> {
-        rows.put(&self.weight, &part.weight)?;
+        let Weight::Dense(weight) = &self.weight else {
+            return Err(Error::internal("cannot write to weights that are stored in blocks"));
+        };
+        rows.put(weight, &part.weight.dense()?)?;
         let Some(bias) = &part.bias else { return Ok(()) };
         // An adapter may add a bias to a part of a module that has none.
         let all = match self.bias.take() {
             Some(all) => all,
-            None => self.weight.f_select(1, 0)?.f_zeros_like()?,
+            None => weight.f_select(1, 0)?.f_zeros_like()?,
         };
         rows.put(&all, bias)?;
         self.bias = Some(all);
@@ -209,6 +226,7 @@ mod tests {
         );
         let half = frozen
             .to_kind(Kind::BFloat16)
+            .unwrap()
             .with_weight(weight)
             .with_bias(&Tensor::from_slice(&[0.5f32, 0.5]));
         assert_eq!((half.kind(), half.bias().unwrap().kind()), (Kind::BFloat16, Kind::BFloat16));

@@ -21,6 +21,7 @@ mod side;
 mod tap;
 mod targets;
 mod transform;
+mod weight;
 
 pub use adapter::{
     AdaptedLinear, AdaptedPart, AdaptedResidual, Adapter, AdapterPlugin, Fused, FusedSite,
@@ -50,3 +51,4 @@ pub use tap::{Layers, Pooling, Tap, TapPlugin, TokenPooling};
 pub(crate) use targets::pattern_fits;
 pub use targets::{Patterns, Selected, Selection, Targets};
 pub use transform::{Around, Transform, TransformCx, TransformPlugin};
+pub(crate) use weight::Weight;

@@ -49,6 +49,16 @@ pub struct Experiment {
     pub dtype: Dtype,
     /// The implementation of attention.
     pub attention: Kernel,
+    /// Keep the frozen matrices of a GGUF file as the file stores them, and decode each matrix when
+    /// it is used. All results stay the same. The model takes less memory and more time. Only on
+    /// the CPU.
+    #[schemars(extend("flags" = [
+        Flag::switch(Group::Model, "quantize-base", "true").help(
+            "Keep the frozen matrices of a GGUF file as the file stores them. All results stay \
+             the same; the model takes less memory and more time. Only on the CPU.",
+        ),
+    ]))]
+    pub quantize_base: bool,
     /// Allow TF32 in float32 matrix products on a GPU, which is faster and less precise.
     pub tf32: bool,
     /// Use only deterministic kernels, which give the same bytes every time. An operation without a
@@ -120,6 +130,7 @@ impl Default for Experiment {
             tf32: false,
             deterministic: true,
             out: None,
+            quantize_base: false,
             init_adapter: None,
             init_transform: None,
             intervention: Choice::default(),

@@ -192,7 +192,7 @@ fn build(entry: Entry, json: &str) -> Result<()> {
         Entry::Adapter(entry) => entry.build(json).map(drop),
         Entry::Transform(entry) => {
             let site = Site::Residual(1);
-            let (embedding, unembedding) = model.embeddings();
+            let [embedding, unembedding] = &model.embeddings()?;
             let cx = TransformCx {
                 model: model.info(),
                 site: &site,

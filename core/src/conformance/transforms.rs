@@ -32,7 +32,7 @@ fn build(method: &Method<&'static TransformEntry>, seed: u64) -> Result<(Box<dyn
     let model = fixture::model(Kind::Double)?;
     let site = Site::Residual(2);
     let width = model.info().width(&site)?;
-    let (embedding, unembedding) = model.embeddings();
+    let [embedding, unembedding] = &model.embeddings()?;
     let cx = TransformCx { model: model.info(), site: &site, width, embedding, unembedding };
     Ok((
         method.entry.build(

@@ -7,6 +7,7 @@ mod compute_capability;
 mod cuda;
 mod fused;
 mod hook;
+mod node;
 mod row_product;
 mod switches;
 
@@ -18,6 +19,7 @@ pub use compute_capability::{bf16_supported, compute_capability};
 pub use cuda::{CudaLibrary, libtorch_folder, libtorch_hint, load_cuda};
 pub use fused::{fused_gate, fused_norm, fused_rotation};
 pub use hook::{HookErrors, register_hook};
+pub use node::attach_backward;
 pub use row_product::row_product;
 pub use switches::{
     CudaMemory, RngState, cuda_empty_cache, cuda_memory, cuda_reset_peak, is_deterministic,

@@ -203,12 +203,6 @@ impl Decoder {
     pub fn is_tied(&self) -> bool {
         self.vocabulary.is_tied()
     }
-
-    /// The embedding matrix and the output head's matrix, each of shape `[vocab hidden]`. If the
-    /// embedding and the output head are tied, both are the same tensor.
-    pub fn embeddings(&self) -> (&Tensor, &Tensor) {
-        self.vocabulary.matrices()
-    }
 }
 
 #[cfg(test)]

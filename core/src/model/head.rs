@@ -142,6 +142,8 @@ impl Model {
             let m = predicted.ids.size()[0];
             let row = self.info().vocab * self.kind().elt_size_in_bytes() as i64;
             let rows = (sizes.chunk / row).max(1);
+            // A stored head is decoded once for all chunks.
+            let head = self.decoder.vocabulary().head()?;
             let mut start = 0;
             while start < m {
                 let len = rows.min(m - start);
@@ -151,7 +153,7 @@ impl Model {
                     ids: part(&predicted.ids)?,
                     reference: reference.as_ref().map(part).transpose()?,
                 };
-                self.score_chunk(&chunk, detail, hidden.requires_grad(), sizes, &mut parts)?;
+                self.score_chunk(&chunk, &head, detail, hidden.requires_grad(), sizes, &mut parts)?;
                 start += len;
             }
         }
@@ -189,14 +191,16 @@ impl Model {
     fn score_chunk(
         &self,
         Chunk { hidden, ids, reference }: &Chunk,
+        head: &Tensor,
         detail: Detail,
         with_gradients: bool,
         sizes: Sizes,
         parts: &mut Parts,
     ) -> Result<()> {
         let kind = self.score_kind();
-        let logits = self.logits(hidden)?;
-        let others = reference.as_ref().map(|r| self.logits(r)).transpose()?;
+        let logits_of = |h: &Tensor| self.decoder.vocabulary().logits_with(head, h);
+        let logits = logits_of(hidden)?;
+        let others = reference.as_ref().map(logits_of).transpose()?;
         let c = ids.size()[0];
         let rows = match logits.device() {
             Device::Cpu => {
@@ -255,7 +259,7 @@ impl Model {
             start += len;
         }
         if with_gradients {
-            let back = |gradient: &Tensor| self.decoder.vocabulary().back_projected(gradient);
+            let back = |gradient: &Tensor| self.decoder.vocabulary().back_projected(head, gradient);
             parts.logprob_gradients.push(back(&logits)?);
             if let Some(others) = &others {
                 parts.kl_gradients.push(back(others)?);

@@ -46,6 +46,8 @@ mod rope;
 mod self_attention;
 mod settings;
 mod smollm3;
+#[cfg(test)]
+mod stored_tests;
 pub mod stream;
 pub mod tiny;
 mod vocabulary;
@@ -63,15 +65,43 @@ use pass::{Pass, PassOutput, Request};
 pub use pass_seed::PassSeed;
 use stream::Stream;
 
-use crate::api::{Frozen, ModelInfo, Site};
+use crate::api::{Frozen, ModelInfo, Site, Weight};
 use crate::error::{Context, Error, Result};
-use crate::weights::ModelFiles;
+use crate::weights::{Loaded, ModelFiles};
 
 /// The weights that [`Model::merge`] replaced. [`Model::unmerge`] restores these weights. Dropping
 /// this value makes the merge permanent.
 #[derive(Debug)]
 pub struct ReplacedWeights {
     originals: Vec<(String, Frozen)>,
+}
+
+/// The matrices of a model that stay as the file stores them: the embedding, the head and the
+/// weights of linear modules.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KeptAsStored {
+    /// Number of these matrices.
+    pub matrices: usize,
+    /// Their size in bytes.
+    pub bytes: usize,
+    /// Their size in bytes if they were decoded into the dtype of the model.
+    pub decoded: usize,
+    /// Number of the other matrices.
+    pub dense: usize,
+}
+
+impl std::fmt::Display for KeptAsStored {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mb = |bytes: usize| bytes as f64 / 1e6;
+        write!(
+            f,
+            "{} of {} matrices stay as the file stores them ({:.0} MB instead of {:.0} MB)",
+            self.matrices,
+            self.matrices + self.dense,
+            mb(self.bytes),
+            mb(self.decoded)
+        )
+    }
 }
 
 type Build = fn(&serde_json::Value, &weights::Weights<'_>) -> Result<Decoder>;
@@ -141,6 +171,18 @@ impl Model {
         Self::from_tensors(files.config(), files.load(kind, device)?, kind, device).within(within)
     }
 
+    /// Loads a GGUF model onto the CPU, and keeps its matrices as the file stores them. Each use of
+    /// a matrix decodes it into `kind`, so that all values are those of [`load`](Self::load).
+    ///
+    /// # Errors
+    /// Fails if the model is not a GGUF file, and in the same cases as [`load`](Self::load).
+    pub fn load_as_stored(files: &ModelFiles, kind: Kind) -> Result<Self> {
+        let within = || format!("cannot use the model in `{}`", files.path().display());
+        Self::accepts(files.config()).within(within)?;
+        let loaded = files.load_as_stored(kind).within(within)?;
+        Self::from_loaded(files.config(), loaded, kind, Device::Cpu).within(within)
+    }
+
     /// Checks that the architecture of a configuration is supported, without loading any weights.
     ///
     /// # Errors
@@ -156,6 +198,16 @@ impl Model {
     pub fn from_tensors(
         config: &serde_json::Value,
         tensors: indexmap::IndexMap<String, Tensor>,
+        kind: Kind,
+        device: Device,
+    ) -> Result<Self> {
+        let dense = tensors.into_iter().map(|(name, t)| (name, Loaded::Dense(t))).collect();
+        Self::from_loaded(config, dense, kind, device)
+    }
+
+    fn from_loaded(
+        config: &serde_json::Value,
+        tensors: indexmap::IndexMap<String, Loaded>,
         kind: Kind,
         device: Device,
     ) -> Result<Self> {
@@ -213,6 +265,25 @@ impl Model {
         })
     }
 
+    /// Counts the matrices that stay as the file stores them.
+    pub fn kept_as_stored(&self) -> KeptAsStored {
+        let mut kept = KeptAsStored::default();
+        let mut count = |weight: &Weight| match weight {
+            Weight::Dense(_) => kept.dense += 1,
+            Weight::Stored(matrix) => {
+                let [rows, columns] = matrix.size();
+                kept.matrices += 1;
+                kept.bytes += matrix.bytes();
+                kept.decoded += (rows * columns) as usize * matrix.kind().elt_size_in_bytes();
+            }
+        };
+        let (embedding, head) = self.decoder.vocabulary().weights();
+        count(embedding);
+        head.into_iter().for_each(&mut count);
+        self.decoder.linears().into_iter().for_each(|linear| count(linear.frozen().weight()));
+        kept
+    }
+
     /// The maximum length of a prompt and its completion together, in tokens. `None` for models
     /// without learned positions, because they have no limit.
     pub fn max_tokens(&self) -> Option<usize> {
@@ -233,8 +304,11 @@ impl Model {
 
     /// The embedding matrix and the output head's matrix, each of shape `[vocab hidden]`. In a tied
     /// model, the two matrices are the same tensor.
-    pub fn embeddings(&self) -> (&Tensor, &Tensor) {
-        self.decoder.embeddings()
+    ///
+    /// # Errors
+    /// Fails if memory runs out.
+    pub fn embeddings(&self) -> Result<[Tensor; 2]> {
+        self.decoder.vocabulary().matrices()
     }
 
     /// Merges `adapted` into the frozen weights. The outputs of the merged model equal the outputs

@@ -5,15 +5,15 @@ use tch::Tensor;
 
 use super::stream::Stream;
 use super::weights::Weights;
-use crate::api::linear;
+use crate::api::{Weight, linear};
 use crate::error::{Error, Result};
 
 /// The embedding and the output head, which may share one matrix.
 #[derive(Debug)]
 pub struct Vocabulary {
-    embedding: Tensor,
+    embedding: Weight,
     /// `None` if the embedding matrix is also the head.
-    head: Option<Tensor>,
+    head: Option<Weight>,
     /// Learned position embeddings `[positions hidden]`.
     positions: Option<Tensor>,
     /// Factor by which token embeddings are multiplied.
@@ -51,13 +51,16 @@ impl Vocabulary {
         // used for both modules.
         let first =
             if tied && !weights.has(&embedding) && weights.has(&head) { &head } else { &embedding };
-        let matrix = weights.tensor(first, &shape)?;
+        let matrix = weights.matrix(first, shape)?;
         let own = if !tied || (first != &head && weights.has(&head)) {
-            Some(weights.tensor(&head, &shape)?)
+            Some(weights.matrix(&head, shape)?)
         } else {
             None
         };
-        let own = own.filter(|own| !tied || !own.equal(&matrix));
+        let own = match own {
+            Some(own) if tied && own.equal(&matrix)? => None,
+            own => own,
+        };
         if tied && own.is_some() {
             tracing::warn!(
                 "`{head}` differs from `{embedding}`, although the model's config.json sets \
@@ -118,9 +121,7 @@ impl Vocabulary {
     /// # Errors
     /// Fails if a sequence is longer than the learned positions, or if memory runs out.
     pub fn embed(&self, stream: &Stream) -> Result<Tensor> {
-        let look_up =
-            |matrix: &Tensor, ids: &Tensor| Tensor::f_embedding(matrix, ids, -1, false, false);
-        let h = look_up(&self.embedding, &stream.ids)?;
+        let h = self.embedding.rows(&stream.ids)?;
         let h = match self.scale {
             Some(scale) => h.f_mul_scalar(scale)?,
             None => h,
@@ -135,7 +136,8 @@ impl Vocabulary {
                 "shorten the sequences to at most {most} tokens, prompt and completion together"
             )));
         }
-        Ok(h.f_add(&look_up(positions, &stream.positions)?)?)
+        let at = Tensor::f_embedding(positions, &stream.positions, -1, false, false)?;
+        Ok(h.f_add(&at)?)
     }
 
     /// The maximum sequence length in tokens. `None` for models without learned positions, which do
@@ -149,7 +151,19 @@ impl Vocabulary {
     /// # Errors
     /// Fails if shapes do not match, or if memory runs out.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        let logits = linear(hidden, self.matrices().1, None)?;
+        self.capped_logits(self.head_weight().forward(hidden, None)?)
+    }
+
+    /// Computes the same logits as [`logits`](Self::logits), without a gradient. `head` is the
+    /// matrix of [`head`](Self::head).
+    ///
+    /// # Errors
+    /// Fails if shapes do not match, or if memory runs out.
+    pub fn logits_with(&self, head: &Tensor, hidden: &Tensor) -> Result<Tensor> {
+        self.capped_logits(linear(hidden, head, None)?)
+    }
+
+    fn capped_logits(&self, logits: Tensor) -> Result<Tensor> {
         let logits = match self.divisor {
             Some(divisor) => logits.f_div_scalar(divisor)?,
             None => logits,
@@ -162,12 +176,12 @@ impl Vocabulary {
 
     /// Turns gradients `[m vocab]` of the final logits into gradients of the hidden states
     /// `[m hidden]`. `gradient` must have the dtype of the model, and must not depend on the
-    /// parameters.
+    /// parameters. `head` is the matrix of [`head`](Self::head).
     ///
     /// # Errors
     /// Fails if shapes do not match, or if memory runs out.
-    pub fn back_projected(&self, gradient: &Tensor) -> Result<Tensor> {
-        let hidden = gradient.f_matmul(self.matrices().1)?;
+    pub fn back_projected(&self, head: &Tensor, gradient: &Tensor) -> Result<Tensor> {
+        let hidden = gradient.f_matmul(head)?;
         Ok(match self.divisor {
             Some(divisor) => hidden.f_div_scalar(divisor)?,
             None => hidden,
@@ -184,8 +198,33 @@ impl Vocabulary {
         self.head.is_none()
     }
 
-    /// The matrix of the embedding and the matrix of the head. Tied matrices are the same tensor.
-    pub fn matrices(&self) -> (&Tensor, &Tensor) {
-        (&self.embedding, self.head.as_ref().unwrap_or(&self.embedding))
+    /// The weights of the embedding and of the head, which is `None` if they are tied.
+    pub fn weights(&self) -> (&Weight, Option<&Weight>) {
+        (&self.embedding, self.head.as_ref())
+    }
+
+    fn head_weight(&self) -> &Weight {
+        self.head.as_ref().unwrap_or(&self.embedding)
+    }
+
+    /// The matrix of the output head, `[vocab hidden]`. It may share the memory of the model.
+    ///
+    /// # Errors
+    /// Fails if memory runs out.
+    pub fn head(&self) -> Result<Tensor> {
+        self.head_weight().dense()
+    }
+
+    /// The matrices of the embedding and of the head, which are the same tensor if they are tied.
+    ///
+    /// # Errors
+    /// Fails if memory runs out.
+    pub fn matrices(&self) -> Result<[Tensor; 2]> {
+        let embedding = self.embedding.dense()?;
+        let head = match &self.head {
+            Some(head) => head.dense()?,
+            None => embedding.shallow_clone(),
+        };
+        Ok([embedding, head])
     }
 }

@@ -8,13 +8,14 @@ use indexmap::IndexMap;
 use tch::Tensor;
 
 use super::linear::{Linear, Stored};
-use crate::api::Frozen;
+use crate::api::{Frozen, Weight};
 use crate::error::{Error, Result};
+use crate::weights::Loaded;
 
 /// The tensors of a checkpoint that have not been used yet, by name.
 #[derive(Debug)]
 pub struct Checkpoint {
-    tensors: RefCell<IndexMap<String, Tensor>>,
+    tensors: RefCell<IndexMap<String, Loaded>>,
     /// `base_model_prefix` of transformers. Tensor names in a checkpoint may lack this prefix, or
     /// contain it twice.
     base: &'static str,
@@ -42,7 +43,7 @@ pub fn stored_name(name: &str, base: &str, has: impl Fn(&str) -> bool) -> Option
 
 impl Checkpoint {
     /// Wraps the tensors of a checkpoint. `base` is the `base_model_prefix` of the architecture.
-    pub fn new(tensors: IndexMap<String, Tensor>, base: &'static str) -> Self {
+    pub fn new(tensors: IndexMap<String, Loaded>, base: &'static str) -> Self {
         Self { tensors: RefCell::new(tensors), base }
     }
 
@@ -56,7 +57,7 @@ impl Checkpoint {
         stored_name(name, self.base, |name| tensors.contains_key(name))
     }
 
-    fn remove(&self, name: &str) -> Option<Tensor> {
+    fn remove(&self, name: &str) -> Option<Loaded> {
         self.stored_name(name).and_then(|stored| self.tensors.borrow_mut().swap_remove(&stored))
     }
 
@@ -138,6 +139,21 @@ impl<'a> Weights<'a> {
     /// # Errors
     /// Fails if the tensor is missing or has the wrong shape.
     pub fn tensor(&self, name: &str, shape: &[i64]) -> Result<Tensor> {
+        self.loaded(name, shape)?.dense()
+    }
+
+    /// Like [`tensor`](Self::tensor), for a matrix that may stay in the blocks of a file.
+    ///
+    /// # Errors
+    /// Fails if it is missing or has the wrong shape.
+    pub fn matrix(&self, name: &str, shape: [i64; 2]) -> Result<Weight> {
+        Ok(match self.loaded(name, &shape)? {
+            Loaded::Stored { matrix, transposed: false } => Weight::Stored(matrix),
+            loaded => Weight::Dense(loaded.dense()?),
+        })
+    }
+
+    fn loaded(&self, name: &str, shape: &[i64]) -> Result<Loaded> {
         let Some(tensor) = self.checkpoint.remove(&self.name(name)) else {
             return Err(self.missing(name));
         };
@@ -159,9 +175,9 @@ impl<'a> Weights<'a> {
     /// Fails if a tensor is missing or has the wrong shape.
     pub fn linear(&self, name: &str, inputs: i64, outputs: i64, bias: bool) -> Result<Linear> {
         let at = self.at(name);
-        let weight = at.tensor("weight", &[outputs, inputs])?;
+        let weight = at.matrix("weight", [outputs, inputs])?;
         let bias = if bias { Some(at.tensor("bias", &[outputs])?) } else { None };
-        Ok(Linear::new(self.name(name), Frozen::new(weight, bias), Stored::OutIn))
+        Ok(Linear::new(self.name(name), Frozen::from_weight(weight, bias), Stored::OutIn))
     }
 
     /// Builds a module that is a `Conv1D` in transformers, from `name.weight` `[inputs outputs]`
@@ -171,10 +187,14 @@ impl<'a> Weights<'a> {
     /// Fails if a tensor is missing or has the wrong shape.
     pub fn conv1d(&self, name: &str, inputs: i64, outputs: i64) -> Result<Linear> {
         let at = self.at(name);
-        let weight = at.tensor("weight", &[inputs, outputs])?.f_tr()?.f_contiguous()?;
+        let weight = match at.loaded("weight", &[inputs, outputs])? {
+            // GGUF stores `[outputs inputs]`, which is the matrix of the module.
+            Loaded::Stored { matrix, transposed: true } => Weight::Stored(matrix),
+            loaded => Weight::Dense(loaded.dense()?.f_tr()?.f_contiguous()?),
+        };
         Ok(Linear::new(
             self.name(name),
-            Frozen::new(weight, Some(at.tensor("bias", &[outputs])?)),
+            Frozen::from_weight(weight, Some(at.tensor("bias", &[outputs])?)),
             Stored::InOut,
         ))
     }

@@ -17,11 +17,12 @@ use crate::weights::type_name;
 
 /// Fields of the experiment that are not compared. They do not change the training steps, or their
 /// content has a separate fingerprint. New fields are compared by default.
-const NOT_COMPARED: [&str; 9] = [
+const NOT_COMPARED: [&str; 10] = [
     "recipe",
     "plugins",
     "model",
     "device",
+    "quantize_base",
     "out",
     "init_adapter",
     "init_transform",

@@ -47,12 +47,14 @@ impl Taps {
         build: impl Fn(&TransformCx<'_>, &mut Init) -> Result<Box<dyn Transform>>,
     ) -> Result<Self> {
         let kind = if model.kind() == Kind::Double { Kind::Double } else { Kind::Float };
-        let (embedding, unembedding) = model.embeddings();
         let (mut transforms, mut transform_of, mut by_width) =
             (Vec::new(), Vec::new(), HashMap::new());
         let sites =
             if needs.states == States::None { Vec::new() } else { tap.sites(model.info())? };
-        for site in &sites {
+        // A stored matrix is only decoded if a transform may read it.
+        let embeddings = if sites.is_empty() { None } else { Some(model.embeddings()?) };
+        let matrices = embeddings.iter().cycle();
+        for (site, [embedding, unembedding]) in sites.iter().zip(matrices) {
             let width = model.info().width(site)?;
             if let Some(shared) = by_width.get(&width).filter(|_| train.share_transform) {
                 transform_of.push(*shared);

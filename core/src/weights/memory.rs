@@ -172,6 +172,46 @@ pub fn copied(file: &Mapped, at: Range<usize>, shape: &[i64], kind: Kind) -> Res
     Ok(tensor)
 }
 
+/// Copies the rows in the byte range `at` of the file into a new uint8 tensor `[rows row]` on the
+/// CPU. Row r of the tensor is row `from(r)` of the range.
+///
+/// # Errors
+/// Fails if memory runs out.
+pub fn joined(
+    file: &Mapped,
+    at: Range<usize>,
+    row: usize,
+    from: impl Fn(usize) -> usize,
+) -> Result<Tensor> {
+    let rows = at.len() / row;
+    let tensor = Tensor::f_empty([rows as i64, row as i64], (Kind::Uint8, Device::Cpu))?;
+    let to = tensor.data_ptr().cast::<u8>();
+    // Rows move within a head or within the whole matrix, so pages are released at the end.
+    for r in 0..rows {
+        let start = at.start + from(r) * row;
+        let bytes = &file[at.clone()][start - at.start..][..row];
+        // SAFETY: the tensor is new and contiguous, is on the CPU, has `rows` rows of `row` bytes,
+        // and is not shared.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to.add(r * row), row) };
+    }
+    file.release(at);
+    Ok(tensor)
+}
+
+/// The content of a uint8 tensor.
+///
+/// # Errors
+/// Fails if the tensor has another dtype, is not contiguous or is not on the CPU.
+pub fn bytes_of(tensor: &Tensor) -> Result<&[u8]> {
+    if tensor.kind() != Kind::Uint8 || tensor.device() != Device::Cpu || !tensor.is_contiguous() {
+        return Err(Error::internal(format!("{tensor:?} is not a list of bytes")));
+    }
+    let at = tensor.data_ptr().cast::<u8>();
+    // SAFETY: the tensor has `numel` contiguous bytes on the CPU, and lives as long as the slice.
+    // Nothing writes to the blocks of a model after they were read.
+    Ok(if at.is_null() { &[] } else { unsafe { std::slice::from_raw_parts(at, tensor.numel()) } })
+}
+
 #[cfg(test)]
 mod tests {
     use half::bf16;

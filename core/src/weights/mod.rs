@@ -11,6 +11,7 @@ mod locate;
 mod memory;
 mod repository;
 mod safetensors;
+mod stored;
 
 use std::path::{Path, PathBuf};
 
@@ -18,12 +19,16 @@ use indexmap::IndexMap;
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
+#[cfg(test)]
+pub(crate) use gguf::{FORMATS, Format};
 pub use gguf::{Gguf, Metadata};
 pub use locate::{
     KnownModel, Located, fetch_adapter, fetch_repository, known_models, locate, locate_adapter,
 };
 pub use repository::Extent;
+pub(crate) use safetensors::write_safetensors_unsynced;
 pub use safetensors::{SafetensorsFile, read_safetensors, write_safetensors};
+pub use stored::{Loaded, StoredMatrix};
 
 use crate::error::{Error, Result};
 use crate::files::read_json;
@@ -115,6 +120,28 @@ impl ModelFiles {
             Source::Folder(c) => c.read(name, kind, device),
         };
         self.names().into_iter().map(|name| Ok((name.clone(), read(&name)?))).collect()
+    }
+
+    /// Reads all tensors of a GGUF file like [`load`](Self::load), but keeps a matrix as the file
+    /// stores it if this takes less memory. All of these matrices are on the CPU.
+    ///
+    /// # Errors
+    /// Fails if the model is not a GGUF file, and in the same cases as [`load`](Self::load).
+    pub fn load_as_stored(&self, kind: Kind) -> Result<IndexMap<String, Loaded>> {
+        let Source::Gguf(gguf) = &self.source else {
+            return Err(Error::new(format!(
+                "`quantize_base` needs a GGUF file, but `{}` is a folder in Hugging Face's layout",
+                self.path.display()
+            ))
+            .hint("leave out `--quantize-base`, or choose a GGUF file of the same model"));
+        };
+        let read = |name: &str| -> Result<Loaded> {
+            Ok(match gguf.read_stored(name, kind)? {
+                Some(stored) => stored,
+                None => Loaded::Dense(gguf.read(name, kind)?),
+            })
+        };
+        gguf.names().map(|name| Ok((name.to_owned(), read(name)?))).collect()
     }
 
     /// Ids of the tokens that end a completion. For a folder, these are the values of

@@ -18,7 +18,7 @@ use super::header::{KINDS, TensorEntry};
 use super::memory::{Mapped, copied, filled};
 use super::{gguf, header};
 use crate::error::{Error, Result};
-use crate::files::write_beside;
+use crate::files::{write_beside, write_unsynced};
 
 /// A safetensors file that is mapped into memory, with a checked header.
 #[derive(Debug)]
@@ -140,6 +140,25 @@ pub fn read_safetensors(path: &Path) -> Result<IndexMap<String, Tensor>> {
 /// Fails if the dtype of a tensor is not supported, if two tensors have the same name, or if the
 /// file cannot be written.
 pub fn write_safetensors(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
+    let (parts, format) = prepared(path, tensors)?;
+    write_beside(path, |temporary| safetensors::serialize_to_file(parts, format, temporary))
+}
+
+/// Writes tensors as [`write_safetensors`] does, but does not wait until the disk has stored them.
+/// The reader must check the content of the file.
+///
+/// # Errors
+/// Fails in the same cases as [`write_safetensors`].
+pub(crate) fn write_safetensors_unsynced(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
+    let (parts, format) = prepared(path, tensors)?;
+    write_unsynced(path, |temporary| safetensors::serialize_to_file(parts, format, temporary))
+}
+
+/// The tensors and the metadata of a file.
+type Prepared<'a> = (Vec<(&'a str, Part)>, Option<HashMap<String, String>>);
+
+/// Copies the tensors to the CPU, sorted by name.
+fn prepared<'a>(path: &Path, tensors: &'a [(String, Tensor)]) -> Result<Prepared<'a>> {
     let mut parts: Vec<(&str, Part)> = Vec::with_capacity(tensors.len());
     for (name, tensor) in tensors {
         parts.push((name, Part::of(name, tensor)?));
@@ -152,8 +171,7 @@ pub fn write_safetensors(path: &Path, tensors: &[(String, Tensor)]) -> Result<()
             path.display()
         )));
     }
-    let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    write_beside(path, |temporary| safetensors::serialize_to_file(parts, Some(format), temporary))
+    Ok((parts, Some(HashMap::from([("format".to_owned(), "pt".to_owned())]))))
 }
 
 struct Part {

@@ -51,7 +51,8 @@ pub fn measure<'s>(
 /// The weight of the first module with this shape, `[out in]`.
 fn weight(model: &Model, shape: &Shape) -> Result<Tensor> {
     if shape.head {
-        return Ok(model.embeddings().1.shallow_clone());
+        let [_, head] = model.embeddings()?;
+        return Ok(head);
     }
     let mut linears = model.info().linears.iter();
     let module = linears.find(|l| (l.inputs, l.outputs) == (shape.inputs, shape.outputs));

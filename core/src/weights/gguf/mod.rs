@@ -21,12 +21,15 @@ use indexmap::IndexMap;
 use serde_json::Value;
 use tch::{Kind, Tensor};
 
-pub use decode::in_order;
+pub use decode::{blocks, in_order};
 pub use metadata::Metadata;
 pub use split::{is_later_part, names};
-pub use types::plain;
+#[cfg(test)]
+pub use types::FORMATS;
+pub use types::{Format, plain};
 
-use super::memory::{Element, Mapped, filled};
+use super::memory::{Element, Mapped, filled, joined};
+use super::stored::{Loaded, StoredMatrix};
 use crate::error::{Error, Result};
 use names::RopeFactors;
 use order::Order;
@@ -196,9 +199,7 @@ impl Gguf {
     /// # Errors
     /// Fails if the tensor does not exist, or if memory runs out.
     pub fn read(&self, name: &str, kind: Kind) -> Result<Tensor> {
-        let stored = self.tensors.get(name).ok_or_else(|| {
-            Error::new(format!("no tensor `{name}` in `{}`", self.files[0].path().display()))
-        })?;
+        let stored = self.find(name)?;
         let (file, mut shape) = (&self.files[stored.file], stored.placed.shape.clone());
         if stored.order == Order::Transposed {
             shape.reverse();
@@ -209,6 +210,36 @@ impl Gguf {
             Kind::Half => filled::<f16>(&shape, |out| stored.decode(file, out)),
             other => Ok(filled::<f32>(&shape, |out| stored.decode(file, out))?.f_to_kind(other)?),
         }
+    }
+}
+
+impl Gguf {
+    fn find(&self, name: &str) -> Result<&StoredTensor> {
+        self.tensors.get(name).ok_or_else(|| {
+            Error::new(format!("no tensor `{name}` in `{}`", self.files[0].path().display()))
+        })
+    }
+
+    /// Reads the blocks of a matrix without decoding them. Returns `None` for a tensor whose
+    /// numbers must be decoded: one that is not a matrix, one whose numbers differ from Hugging
+    /// Face's by an offset, and one whose blocks take as much memory as numbers of type `kind`.
+    ///
+    /// # Errors
+    /// Fails if the tensor does not exist, or if memory runs out.
+    pub fn read_stored(&self, name: &str, kind: Kind) -> Result<Option<Loaded>> {
+        let StoredTensor { file, placed: TensorInfo { format, shape, at }, order, offset } =
+            self.find(name)?;
+        let &[rows, columns] = shape.as_slice() else { return Ok(None) };
+        let numel = usize::try_from(rows * columns).unwrap_or(0);
+        if *offset != 0.0 || at.len() >= numel * kind.elt_size_in_bytes() {
+            return Ok(None);
+        }
+        let (file, rows) = (&self.files[*file], rows as usize);
+        let row = at.len() / rows;
+        // A quantised block lies within one row, so that rows can be moved as they are.
+        let bytes = joined(file, at.clone(), row, |r| order.row_of(r, rows))?;
+        let matrix = StoredMatrix::new(format, bytes, columns, kind);
+        Ok(Some(Loaded::Stored { matrix, transposed: *order == Order::Transposed }))
     }
 }
 

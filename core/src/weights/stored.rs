@@ -1,0 +1,148 @@
+//! Matrices that stay in memory as a GGUF file stores them, in blocks of a few bits per number.
+
+use rayon::prelude::*;
+use tch::{Device, Kind, Tensor};
+
+use super::gguf::Format;
+use super::memory::{Element, bytes_of, filled};
+use crate::api::Rows;
+use crate::error::Result;
+
+/// Number of values that a thread decodes at a time.
+const RUN: usize = 1 << 15;
+
+/// A matrix on the CPU whose numbers are decoded when they are needed. Its values are those that
+/// [`ModelFiles::load`](super::ModelFiles::load) returns for the same tensor.
+#[derive(Debug)]
+pub struct StoredMatrix {
+    format: &'static Format,
+    /// The blocks of each row, uint8 `[rows bytes]`. Blocks never cross rows.
+    bytes: Tensor,
+    columns: i64,
+    kind: Kind,
+}
+
+impl StoredMatrix {
+    /// Creates a matrix from the blocks of its rows, which are uint8 `[rows bytes]` on the CPU.
+    /// `kind` is the dtype into which numbers are decoded.
+    pub(crate) fn new(format: &'static Format, bytes: Tensor, columns: i64, kind: Kind) -> Self {
+        Self { format, bytes, columns, kind }
+    }
+
+    /// Numbers of rows and columns.
+    pub fn size(&self) -> [i64; 2] {
+        [self.bytes.size()[0], self.columns]
+    }
+
+    /// The dtype into which numbers are decoded.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The device of the blocks.
+    pub fn device(&self) -> Device {
+        self.bytes.device()
+    }
+
+    /// Number of bytes in memory.
+    pub fn bytes(&self) -> usize {
+        self.bytes.numel()
+    }
+
+    /// Decodes the matrix.
+    ///
+    /// # Errors
+    /// Fails if memory runs out.
+    pub fn dense(&self) -> Result<Tensor> {
+        let (bytes, shape) = (self.bytes.f_contiguous()?, self.size());
+        let bytes = bytes_of(&bytes)?;
+        match self.kind {
+            Kind::Float => filled::<f32>(&shape, |out| self.decode(bytes, out)),
+            Kind::BFloat16 => filled::<half::bf16>(&shape, |out| self.decode(bytes, out)),
+            Kind::Half => filled::<half::f16>(&shape, |out| self.decode(bytes, out)),
+            kind => Ok(filled::<f32>(&shape, |out| self.decode(bytes, out))?.f_to_kind(kind)?),
+        }
+    }
+
+    fn decode<T: Element>(&self, bytes: &[u8], out: &mut [T]) {
+        let run = RUN.next_multiple_of(self.format.block);
+        out.par_chunks_mut(run)
+            .zip(bytes.par_chunks(run / self.format.block * self.format.bytes))
+            .for_each(|(out, bytes)| super::gguf::blocks(self.format, bytes, out, 0.0));
+    }
+
+    /// Decodes the rows `ids`, int64 `[n]`.
+    ///
+    /// # Errors
+    /// Fails if a row does not exist, or if memory runs out.
+    pub fn rows(&self, ids: &Tensor) -> Result<Tensor> {
+        self.with_bytes(self.bytes.f_index_select(0, ids)?).dense()
+    }
+
+    /// The matrix that consists of the rows `rows`.
+    ///
+    /// # Errors
+    /// Fails if the number of rows is not the product of `groups` and `width` in `rows`.
+    pub fn part(&self, rows: Rows) -> Result<Self> {
+        Ok(self.with_bytes(rows.of(&self.bytes, 0)?))
+    }
+
+    /// A matrix that shares the memory of this one.
+    #[must_use]
+    pub fn shared(&self) -> Self {
+        self.with_bytes(self.bytes.shallow_clone())
+    }
+
+    fn with_bytes(&self, bytes: Tensor) -> Self {
+        Self { format: self.format, bytes, columns: self.columns, kind: self.kind }
+    }
+
+    /// True if both matrices have the same blocks, and therefore the same numbers.
+    pub fn same_blocks(&self, other: &Self) -> bool {
+        std::ptr::eq(self.format, other.format)
+            && self.kind == other.kind
+            && self.size() == other.size()
+            && self.bytes.equal(&other.bytes)
+    }
+}
+
+/// A tensor of a checkpoint after loading.
+#[derive(Debug)]
+pub enum Loaded {
+    /// Numbers in the dtype of the model.
+    Dense(Tensor),
+    /// Blocks as they are in the file.
+    Stored {
+        /// The matrix in the file.
+        matrix: StoredMatrix,
+        /// True if the checkpoint's tensor is the transpose of the matrix in the file.
+        transposed: bool,
+    },
+}
+
+impl Loaded {
+    /// The shape of the checkpoint's tensor.
+    pub fn size(&self) -> Vec<i64> {
+        match self {
+            Self::Dense(t) => t.size(),
+            Self::Stored { matrix, transposed } => {
+                let [rows, columns] = matrix.size();
+                if *transposed { vec![columns, rows] } else { vec![rows, columns] }
+            }
+        }
+    }
+
+    /// The checkpoint's tensor in the dtype of the model.
+    ///
+    /// # Errors
+    /// Fails if memory runs out.
+    pub fn dense(self) -> Result<Tensor> {
+        match self {
+            Self::Dense(t) => Ok(t),
+            Self::Stored { matrix, transposed: false } => matrix.dense(),
+            Self::Stored { matrix, transposed: true } => {
+                Ok(matrix.dense()?.f_tr()?.f_contiguous()?)
+            }
+        }
+    }
+}
