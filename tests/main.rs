@@ -1,6 +1,7 @@
 //! Tests of the complete program, run in the way that users run it.
 
 mod bench;
+mod cache;
 mod command;
 #[cfg(target_os = "linux")]
 mod cuda;

@@ -336,19 +336,18 @@ fn an_input_that_changed_since_the_checkpoint_is_rejected_and_named() {
 }
 
 #[test]
-fn reference_values_are_recomputed_for_changed_pairs() {
+fn reference_values_in_the_checkpoint_of_an_earlier_version_are_ignored() {
     let tree = Tree::new();
-    // Every pair has been in a batch, so that the checkpoint contains all reference values.
     let args = ["--no-eval", "--set", "train.epochs=100", "--set", "train.checkpoint_every=5"];
     tree.killed_when("run", &args, |run| run.join("checkpoints/latest").is_file());
     tree.pairs("pairs.jsonl", 1);
-    copy(&tree.path("run"), &tree.path("fresh"));
-    let step = std::fs::read_to_string(tree.path("fresh/checkpoints/latest")).expect("a step");
-    let kept =
-        tree.path("fresh/checkpoints").join(format!("step-{}/reference.safetensors", step.trim()));
-    assert!(!reprpo_core::weights::read_safetensors(&kept).expect("values").is_empty());
-    write_safetensors(&kept, &[]).expect("the file is written");
-    for run in ["run", "fresh"] {
+    copy(&tree.path("run"), &tree.path("earlier"));
+    let step = std::fs::read_to_string(tree.path("run/checkpoints/latest")).expect("a step");
+    let file = format!("checkpoints/step-{}/reference.safetensors", step.trim());
+    assert!(!tree.path("run").join(&file).exists());
+    let value = ("x-0.0".to_owned(), Tensor::zeros([3], (Kind::Float, Device::Cpu)));
+    write_safetensors(&tree.path("earlier").join(&file), &[value]).expect("the file is written");
+    for run in ["run", "earlier"] {
         assert!(
             refused(&tree.reprpo("", &["run", "--resume", run])).contains("the data has changed")
         );
@@ -362,7 +361,7 @@ fn reference_values_are_recomputed_for_changed_pairs() {
         // From here on, the adapter and the data of the run match.
         assert!(tree.reprpo("", &["eval", run]).status.success());
     }
-    assert_eq!(metrics(&tree.path("run")), metrics(&tree.path("fresh")));
+    assert_eq!(metrics(&tree.path("run")), metrics(&tree.path("earlier")));
 }
 
 #[test]

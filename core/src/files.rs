@@ -33,6 +33,26 @@ pub(crate) fn write_beside<E: std::error::Error + Send + Sync + 'static>(
     path: &Path,
     write: impl FnOnce(&Path) -> Result<(), E>,
 ) -> Result<()> {
+    replace(path, true, write)
+}
+
+/// Writes a file as [`write_beside`] does, but does not wait until the disk has stored it. After a
+/// power failure, the file may be incomplete, so its reader must check its content.
+///
+/// # Errors
+/// Fails in the same cases as [`write_beside`].
+pub(crate) fn write_unsynced<E: std::error::Error + Send + Sync + 'static>(
+    path: &Path,
+    write: impl FnOnce(&Path) -> Result<(), E>,
+) -> Result<()> {
+    replace(path, false, write)
+}
+
+fn replace<E: std::error::Error + Send + Sync + 'static>(
+    path: &Path,
+    sync: bool,
+    write: impl FnOnce(&Path) -> Result<(), E>,
+) -> Result<()> {
     let within = || format!("cannot write `{}`", path.display());
     let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let temporary = tempfile::NamedTempFile::new_in(dir).within(within)?.into_temp_path();
@@ -41,7 +61,9 @@ pub(crate) fn write_beside<E: std::error::Error + Send + Sync + 'static>(
     // Only the owner can read a temporary file. Give the final file the usual permissions.
     #[cfg(unix)]
     file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644)).within(within)?;
-    file.sync_all().within(within)?;
+    if sync {
+        file.sync_all().within(within)?;
+    }
     temporary.persist(path).map_err(|e| e.error).within(within)
 }
 

@@ -3,7 +3,7 @@
 //! A checkpoint stores the fingerprints of everything that affects the training steps. The
 //! `config.toml` of a run stores the fingerprints of its model and its data.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::PathBuf;
@@ -63,7 +63,7 @@ impl Parts {
         self.0.update(bytes);
     }
 
-    fn ids(&mut self, ids: &[i64]) {
+    pub(crate) fn ids(&mut self, ids: &[i64]) {
         self.0.update((ids.len() as u64).to_le_bytes());
         for id in ids {
             self.0.update(id.to_le_bytes());
@@ -71,7 +71,11 @@ impl Parts {
     }
 
     pub(crate) fn hex(self) -> String {
-        hex(&self.0.finalize())
+        hex(&self.digest())
+    }
+
+    pub(crate) fn digest(self) -> [u8; 32] {
+        self.0.finalize().into()
     }
 
     pub(crate) fn describing(self, of: impl Into<String>) -> Fingerprint {
@@ -100,24 +104,12 @@ fn blocks(len: u64, block: u64) -> Vec<(u64, u64)> {
 }
 
 /// Hashes the token ids of a truncated pair.
-fn pair_digest(pair: &TokenPair) -> String {
+pub(crate) fn pair_digest(pair: &TokenPair) -> String {
     let mut parts = Parts::new("pair");
     for ids in [&pair.prompt, &pair.chosen, &pair.rejected] {
         parts.ids(ids);
     }
     parts.hex()
-}
-
-/// Returns a unique name for each pair, keyed by the pair's index. A name consists of a hash of the
-/// pair's tokens and a number. The number distinguishes pairs with the same tokens.
-pub fn pair_names<'p>(pairs: impl IntoIterator<Item = &'p TokenPair>) -> BTreeMap<usize, String> {
-    let mut seen: HashMap<String, usize> = HashMap::new();
-    let mut name = |pair| {
-        let digest = pair_digest(pair)[..32].to_owned();
-        let number = seen.entry(digest.clone()).and_modify(|n| *n += 1).or_default();
-        format!("{digest}-{number}")
-    };
-    pairs.into_iter().map(|pair| (pair.index, name(pair))).collect()
 }
 
 /// Computes the fingerprint of the tokens of truncated pairs. The fingerprint depends on the order
@@ -162,6 +154,28 @@ pub fn of_model(source: &Located, files: &ModelFiles) -> Fingerprint {
         names.join(" and ")
     };
     parts.describing(format!("{names} of {total} bytes"))
+}
+
+/// Extends the fingerprint of a model with the modification times of its weight files, because the
+/// fingerprint only covers a part of a large file. A file from the hub is identified by its commit.
+///
+/// # Errors
+/// Fails if the modification time of a file cannot be read.
+pub fn of_weights(
+    model: &Fingerprint,
+    source: &Located,
+    files: &ModelFiles,
+) -> Result<Fingerprint> {
+    let mut parts = Parts::new("weights");
+    parts.add(model.sha256.as_bytes());
+    if source.repository.is_none() {
+        for (path, ..) in files.parts() {
+            let modified = std::fs::metadata(path).and_then(|about| about.modified());
+            let modified = modified.within(|| format!("cannot read `{}`", path.display()))?;
+            parts.add(format!("{modified:?}").as_bytes());
+        }
+    }
+    Ok(parts.describing(model.of.clone()))
 }
 
 /// Computes the fingerprint of a tokenizer. Hashes the files that saving the tokenizer would write.
@@ -309,11 +323,6 @@ mod tests {
             rejected: vec![9],
         };
         assert_ne!(of_pairs(&[moved]), of_pairs(std::slice::from_ref(&a)));
-        // The index does not affect the digest, but pairs with the same tokens get different names.
-        let names = pair_names(&[a.clone(), b, pair(7, &[3, 4])]);
-        assert_eq!(names[&0][..33], names[&7][..33]);
-        assert_ne!(names[&0], names[&7]);
-        assert_ne!(names[&0], names[&1]);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The top-level modules of the crate, from the lowest to the highest layer.
-const ORDER: [&str; 28] = [
+const ORDER: [&str; 29] = [
     "panics",
     "error",
     "files",
@@ -21,6 +21,7 @@ const ORDER: [&str; 28] = [
     "batch",
     "fingerprint",
     "config",
+    "reference",
     "other_base",
     "report",
     "data",

@@ -22,6 +22,7 @@ pub mod model;
 pub mod other_base;
 pub mod panics;
 pub mod plugin;
+pub mod reference;
 pub mod registry;
 pub mod report;
 pub mod run;

@@ -17,6 +17,7 @@ use crate::files::read_json;
 use crate::fingerprint::{self, Fingerprint};
 use crate::generate::stops;
 use crate::model::Model;
+use crate::reference::Source;
 use crate::registry::Registry;
 use crate::text::{Limits, SkipReason, Tokenised, Tokenizer, tokenise};
 use crate::weights::checkpoint::configuration;
@@ -34,6 +35,8 @@ pub struct Session {
     pub source: Located,
     /// The model's fingerprint.
     pub fingerprint: Fingerprint,
+    /// The base model as a reference whose values can be cached.
+    pub reference: Source,
     /// The data set.
     pub dataset: Box<dyn Dataset>,
     /// Ids of the tokens that end generated text.
@@ -62,6 +65,8 @@ pub struct LoadedModel {
     pub context: Option<usize>,
     /// The model's fingerprint.
     pub fingerprint: Fingerprint,
+    /// The model as a reference whose values can be cached.
+    pub reference: Source,
     /// Description of the model, its precision and its device, for the log.
     pub describes: String,
 }
@@ -113,14 +118,16 @@ impl LoadedModel {
         let context = context(files.config());
         let mut describes =
             format!("{} as {} on {}", files.describe(), type_name(kind), device_name(device));
-        if let Some(remark) = remark {
-            describes += &format!("\n{remark}");
-        }
-        Ok(Self { model, tokenizer, stops, source, context, fingerprint, describes })
-    }
         if experiment.quantize_base {
             describes += &format!("\n{}", model.kept_as_stored());
         }
+        if let Some(remark) = remark {
+            describes += &format!("\n{remark}");
+        }
+        let weights = fingerprint::of_weights(&fingerprint, &source, &files)?;
+        let reference = Source::of_base(experiment, &model, &weights);
+        Ok(Self { model, tokenizer, stops, source, context, fingerprint, reference, describes })
+    }
 }
 
 impl Session {
@@ -138,14 +145,23 @@ impl Session {
         {
             tracing::warn!("the data has changed since the run recorded it: {change}");
         }
-        let LoadedModel { model, tokenizer, stops, source, context, fingerprint, describes } =
-            LoadedModel::open(experiment)?;
+        let LoadedModel {
+            model,
+            tokenizer,
+            stops,
+            source,
+            context,
+            fingerprint,
+            reference,
+            describes,
+        } = LoadedModel::open(experiment)?;
         Ok(Self {
             model,
             tokenizer,
             stops,
             source,
             fingerprint,
+            reference,
             dataset,
             add_eos: true,
             special_tokens: true,

@@ -132,6 +132,7 @@ fn dispatch(command: Command, app: &App<'_>) -> Result<()> {
         Command::Explain(args) => commands::explain::run(&args, app),
         Command::Config(args) => commands::config::run(&args, app),
         Command::Data(args) => commands::data::run(&args, app),
+        Command::Cache(args) => commands::cache::run(&args, app),
         Command::Model(args) => commands::model::run(&args, app),
         Command::New(args) => commands::new::run(&args, app),
         Command::Plugin(args) => commands::plugin::run(&args, app),

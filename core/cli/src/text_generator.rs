@@ -52,8 +52,9 @@ impl TextGenerator {
             .as_ref()
             .map(|trained| AdapterChoice::saved(&trained.adapter, &experiment, app.registry))
             .transpose()?;
-        let LoadedModel { model, tokenizer, stops, describes, context, source, fingerprint } =
-            LoadedModel::open(&experiment)?;
+        let LoadedModel {
+            model, tokenizer, stops, describes, context, source, fingerprint, ..
+        } = LoadedModel::open(&experiment)?;
         app.printer.note(&describes);
         if stops.is_empty() {
             app.printer.note(&endless(sampling.max_new_tokens));

@@ -317,13 +317,13 @@ impl PairBatch {
     /// Indices of one completion of pair `i` among the scored tokens, `[tokens]`.
     ///
     /// # Errors
-    /// Fails if the batch does not contain that side, or if memory runs out.
-    pub fn scored(&self, i: usize, side: Side) -> Result<Tensor> {
+    /// Fails if the batch does not contain that side or that pair.
+    pub fn scored(&self, i: usize, side: Side) -> Result<&[i64]> {
         let sequence = self
             .side(side)?
             .nth(i)
             .ok_or_else(|| Error::internal(format!("the batch has no pair {i}")))?;
-        Ok(Tensor::from_slice(&sequence.scored).f_to_device(self.stream.ids.device())?)
+        Ok(&sequence.scored)
     }
 
     /// The dtype of pooled states and of the log-probabilities: float64 for a float64 model, else

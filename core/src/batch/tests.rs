@@ -232,7 +232,7 @@ fn each_scored_token_is_predicted_by_the_token_before_it() {
         let integers = |t: &Tensor| Vec::<i64>::try_from(t).expect("integers");
         for (i, pair) in pairs.iter().enumerate() {
             for side in Side::BOTH {
-                let scored = batch.scored(i, side).expect("scored tokens");
+                let scored = Tensor::from_slice(batch.scored(i, side).expect("scored tokens"));
                 let own = pair.completion(side);
                 let whole = [&pair.prompt[..], own].concat();
                 let start = pair.prompt.len() - 1;

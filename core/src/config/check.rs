@@ -133,6 +133,7 @@ pub(super) fn check(e: &Experiment, origins: &Origins) -> Result<()> {
             e.eval.splits.as_ref().is_none_or(|s| !s.is_empty()),
             "name a split, or be `none`",
         ),
+        rule("cache.max_gb", e.cache.max_gb, positive(e.cache.max_gb), "be greater than 0"),
         rule("eval.tokens", e.eval.tokens, e.eval.tokens >= 1, "be 1 or more"),
         rule(
             "eval.completion_tokens",

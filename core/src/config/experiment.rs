@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::flag::{Flag, Group};
-use super::{Choice, Dtype, EvalConfig, Origins, PluginFile, Sources, TrainConfig, toml_text};
+use super::{
+    CacheConfig, Choice, Dtype, EvalConfig, Origins, PluginFile, Sources, TrainConfig, toml_text,
+};
 use crate::model::attention::Kernel;
 use crate::registry::Kind;
 
@@ -47,8 +49,6 @@ pub struct Experiment {
             `bf16`."),
     ]))]
     pub dtype: Dtype,
-    /// The implementation of attention.
-    pub attention: Kernel,
     /// Keep the frozen matrices of a GGUF file as the file stores them, and decode each matrix when
     /// it is used. All results stay the same. The model takes less memory and more time. Only on
     /// the CPU.
@@ -59,6 +59,8 @@ pub struct Experiment {
         ),
     ]))]
     pub quantize_base: bool,
+    /// The implementation of attention.
+    pub attention: Kernel,
     /// Allow TF32 in float32 matrix products on a GPU, which is faster and less precise.
     pub tf32: bool,
     /// Use only deterministic kernels, which give the same bytes every time. An operation without a
@@ -111,6 +113,8 @@ pub struct Experiment {
     pub train: TrainConfig,
     /// The settings of the evaluation.
     pub eval: EvalConfig,
+    /// The values that are kept for later runs.
+    pub cache: CacheConfig,
     /// The origins of the values, for error messages and fingerprint checks.
     #[serde(skip)]
     pub sources: Sources,
@@ -126,11 +130,11 @@ impl Default for Experiment {
             model: String::new(),
             device: "auto".to_owned(),
             dtype: Dtype::default(),
+            quantize_base: false,
             attention: Kernel::default(),
             tf32: false,
             deterministic: true,
             out: None,
-            quantize_base: false,
             init_adapter: None,
             init_transform: None,
             intervention: Choice::default(),
@@ -140,6 +144,7 @@ impl Default for Experiment {
             dataset: Choice::default(),
             train: TrainConfig::default(),
             eval: EvalConfig::default(),
+            cache: CacheConfig::default(),
             sources: Sources::default(),
         }
     }

@@ -21,6 +21,8 @@ pub enum Group {
     Training,
     /// The evaluation after training.
     Evaluation,
+    /// The values that are kept for later runs.
+    Cache,
     /// The files that a run writes.
     Output,
 }

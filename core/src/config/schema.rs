@@ -74,7 +74,7 @@ fn rename_references(schema: &mut Value, prefix: &str) {
 
 /// Removes the command-line flags from the schemas of the fields, because files do not use flags.
 fn remove_flags(root: &mut Value) {
-    let own = ["TrainConfig", "EvalConfig"].map(|name| format!("/$defs/{name}"));
+    let own = ["TrainConfig", "EvalConfig", "CacheConfig"].map(|name| format!("/$defs/{name}"));
     for table in std::iter::once("").chain(own.iter().map(String::as_str)) {
         let properties = root
             .pointer_mut(table)

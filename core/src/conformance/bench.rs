@@ -1,7 +1,5 @@
 //! Builds a small model with the methods of a `Case`. The invariants are checked on this model.
 
-use std::collections::BTreeMap;
-
 use tch::{Kind, Tensor};
 
 use super::stand_ins::Untransformed;
@@ -10,6 +8,7 @@ use crate::api::{Adapter, Init, ModelInfo, Pooling, Site, Tap, TransformCx};
 use crate::config::TrainConfig;
 use crate::error::Result;
 use crate::model::{Adapted, Model};
+use crate::reference::ReferenceCache;
 use crate::run::AdapterChoice;
 use crate::run::assembled::{Assembled, Parts};
 use crate::train::{Objective, Taps};
@@ -59,7 +58,7 @@ impl Bench {
             intervention,
             taps,
             adapter: &adapter,
-            names: BTreeMap::new(),
+            cache: ReferenceCache::default(),
             leaves_flat_start: false,
         };
         let Assembled { adapted, objective, .. } = Assembled::new(&model, parts, &train)?;

@@ -16,7 +16,7 @@ mod fixture;
 mod interventions;
 mod lesson;
 mod measure;
-mod stand_ins;
+pub(crate) mod stand_ins;
 mod taps;
 #[cfg(test)]
 mod tests;

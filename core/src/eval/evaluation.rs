@@ -7,14 +7,15 @@ use serde_json::{Map, Value, json};
 
 use super::completions::completions;
 use super::samples::SampleCompletions;
-use super::score_pairs;
 use super::statistics::{PairScore, SplitSummary};
 use super::table::Table;
+use super::{score_pairs, score_reference};
 use crate::api::{Dataset, SplitInfo};
 use crate::config::{EvalConfig, Experiment};
 use crate::data;
 use crate::error::{Context, Error, Fault, Result};
 use crate::model::Adapted;
+use crate::reference::ReferenceCache;
 use crate::registry::Registry;
 use crate::report::Progress;
 use crate::session::Session;
@@ -283,6 +284,7 @@ pub fn evaluate(
     progress: &mut dyn Progress,
 ) -> Result<Evaluation> {
     let config = &experiment.eval;
+    let mut cache = ReferenceCache::new(session.reference.clone(), &experiment.cache);
     let (mut summaries, mut scores) = (Vec::new(), Vec::new());
     let completions = if config.completions > 0 {
         let infos: Vec<SplitInfo> = splits.iter().map(|split| split.info.clone()).collect();
@@ -306,7 +308,15 @@ pub fn evaluate(
         let pairs = &data.pairs;
         let passes = if adapted.is_some() { 2 } else { 1 };
         progress.stage(&format!("eval {}", split.name), Some(passes * pairs.len() as u64));
-        let base = score_pairs(&session.model, None, pairs, config.tokens, stop, progress)?;
+        let base = score_reference(
+            &mut cache,
+            &session.model,
+            None,
+            pairs,
+            config.tokens,
+            stop,
+            progress,
+        )?;
         let policy = match adapted {
             Some(a) => {
                 Some(score_pairs(&session.model, Some(a), pairs, config.tokens, stop, progress)?)

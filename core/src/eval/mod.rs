@@ -9,5 +9,5 @@ pub mod table;
 
 pub use evaluation::{EvalSplit, Evaluation, ScoreRow, SplitScores, evaluate, read, splits};
 pub use samples::{Sample, SampleCompletions, SampledPrompt, StartedFrom};
-pub use scoring::score_pairs;
+pub use scoring::{score_pairs, score_reference};
 pub use table::{PERPLEXITY_NOTE, Table, perplexity_mark};

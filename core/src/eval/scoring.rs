@@ -1,15 +1,13 @@
 //! Computes the log-probabilities of preference pairs for evaluation.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use tch::Kind;
-
 use super::statistics::{CompletionScore, PairScore};
-use crate::api::{Side, Sides};
-use crate::batch::{BatchSpec, PairBatch, Sharing, passes};
+use crate::api::Side;
 use crate::error::{Error, Result};
-use crate::model::pass::Request;
-use crate::model::{Adapted, Detail, Model};
+use crate::model::{Adapted, Model};
+use crate::reference::{Quantity, ReferenceCache, Values, blocks, compute};
 use crate::report::Progress;
 use crate::text::TokenPair;
 
@@ -27,9 +25,43 @@ pub fn score_pairs(
     stop: &AtomicBool,
     progress: &mut dyn Progress,
 ) -> Result<Vec<PairScore>> {
-    let _guard = tch::no_grad_guard();
+    let logprobs = |block: &[TokenPair]| {
+        Ok(compute(model, adapted, block, &[Quantity::Logprobs])?
+            .into_iter()
+            .map(Arc::new)
+            .collect())
+    };
+    scores(logprobs, pairs, tokens, stop, progress)
+}
+
+/// Computes the same scores as [`score_pairs`], and takes the log-probabilities from `cache`, which
+/// must be the cache of this model and adapter.
+///
+/// # Errors
+/// Fails in the same cases as [`score_pairs`].
+pub fn score_reference(
+    cache: &mut ReferenceCache,
+    model: &Model,
+    adapted: Option<&Adapted>,
+    pairs: &[TokenPair],
+    tokens: usize,
+    stop: &AtomicBool,
+    progress: &mut dyn Progress,
+) -> Result<Vec<PairScore>> {
+    let logprobs = |block: &[TokenPair]| cache.values(model, adapted, block, &[Quantity::Logprobs]);
+    scores(logprobs, pairs, tokens, stop, progress)
+}
+
+/// Scores every pair with the log-probabilities of its block, which `logprobs` returns.
+fn scores(
+    mut logprobs: impl FnMut(&[TokenPair]) -> Result<Vec<Arc<Values>>>,
+    pairs: &[TokenPair],
+    tokens: usize,
+    stop: &AtomicBool,
+    progress: &mut dyn Progress,
+) -> Result<Vec<PairScore>> {
     let mut scores = Vec::with_capacity(pairs.len());
-    for now in passes(pairs, tokens) {
+    for block in blocks(pairs, tokens) {
         if stop.load(Ordering::Relaxed) {
             return Err(Error::interrupted(format!(
                 "interrupted after scoring {} of {} pairs",
@@ -37,27 +69,20 @@ pub fn score_pairs(
                 pairs.len()
             )));
         }
-        let spec = BatchSpec { sharing: Sharing::for_adapted(adapted), ..BatchSpec::SCORED };
-        let batch = PairBatch::of(&now.iter().collect::<Vec<_>>(), spec, model)?;
-        let reached = model
-            .forward(&batch.stream, Request { adapted, hidden: true, ..Request::default() })?;
-        if let Some(hidden) = &reached.hidden {
-            let logps = model.score_tokens(hidden, &batch.predicted, Detail::NONE, None)?.logprobs;
-            let sums = |side: Side| -> Result<Vec<f64>> {
-                Ok(Vec::<f64>::try_from(
-                    batch.tokens_of(&logps, side)?.sum().to_kind(Kind::Double),
-                )?)
-            };
-            let Sides { chosen, rejected } = Sides::try_of(sums)?;
-            for ((pair, chosen), rejected) in now.iter().zip(chosen).zip(rejected) {
+        for values in logprobs(block)? {
+            for (i, pair) in block.iter().enumerate() {
+                let score = |side| -> Result<CompletionScore> {
+                    let tokens = pair.completion(side).len();
+                    Ok(CompletionScore { logp_sum: values.sum(i, side)?, tokens })
+                };
                 scores.push(PairScore {
                     index: pair.row,
-                    chosen: CompletionScore { logp_sum: chosen, tokens: pair.chosen.len() },
-                    rejected: CompletionScore { logp_sum: rejected, tokens: pair.rejected.len() },
+                    chosen: score(Side::Chosen)?,
+                    rejected: score(Side::Rejected)?,
                 });
             }
         }
-        progress.advance(now.len() as u64, &[]);
+        progress.advance(block.len() as u64, &[]);
     }
     Ok(scores)
 }

@@ -1,7 +1,6 @@
 //! Assembles the adapter, objective and optimiser that train a model, both for runs and for
 //! conformance checks.
 
-use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use tch::Tensor;
@@ -12,6 +11,7 @@ use crate::config::{ReferenceModel, TrainConfig};
 use crate::error::Result;
 use crate::guard::faults;
 use crate::model::{Adapted, Model};
+use crate::reference::ReferenceCache;
 use crate::train::{AdamW, Group, Objective, Reference, Taps, leave_flat_start};
 
 /// The adapter, objective and optimiser of a run, ready for the first step.
@@ -24,6 +24,8 @@ pub struct Assembled {
     pub objective: Objective,
     /// The optimiser for all trained parameters.
     pub optimiser: AdamW,
+    /// True if the policy equals the reference until its first update.
+    pub starts_at_reference: bool,
     /// Standard deviation of the noise that was added to the adapter; `None` if no noise was added.
     /// Noise is added if the loss has zero gradient at the adapter's initial values.
     pub noise: Option<f64>,
@@ -37,8 +39,8 @@ pub struct Parts<'a> {
     pub taps: Taps,
     /// The adapter.
     pub adapter: &'a AdapterChoice,
-    /// Names under which checkpoints store the reference values of the pairs, by pair index.
-    pub names: BTreeMap<usize, String>,
+    /// The cache of the reference's values.
+    pub cache: ReferenceCache,
     /// True if noise is added to the adapter when the loss has zero gradient at the adapter's
     /// initial values.
     pub leaves_flat_start: bool,
@@ -51,7 +53,7 @@ impl Assembled {
     /// Fails if the needs that the method declares contradict each other, if the adapter does not
     /// fit the model, or if a plugin returns an error.
     pub fn new(model: &Model, parts: Parts<'_>, train: &TrainConfig) -> Result<Self> {
-        let Parts { intervention, taps, adapter, names, leaves_flat_start } = parts;
+        let Parts { intervention, taps, adapter, cache, leaves_flat_start } = parts;
         let needs = intervention.needs();
         let blocks = depth(&needs, &taps.sites, model)?;
         let adapted = adapter.attach(model, blocks, train.seed)?;
@@ -74,10 +76,11 @@ impl Assembled {
         };
         let optimiser = optimiser(&adapted, &taps, train);
         let mut objective =
-            Objective::new(intervention, taps, Reference::new(reference, names), &adapted)?;
+            Objective::new(intervention, taps, Reference::new(reference, cache), &adapted)?;
         objective.set_checkpointing(train.checkpointing, &adapted)?;
         faults::check()?;
-        Ok(Self { adapted, initial, objective, optimiser, noise })
+        let starts_at_reference = at_reference && noise.is_none();
+        Ok(Self { adapted, initial, objective, optimiser, starts_at_reference, noise })
     }
 
     /// All trained parameters of the adapter and the transforms, by name.

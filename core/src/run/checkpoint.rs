@@ -1,8 +1,10 @@
 //! Checkpoints, from which a run can be resumed. A checkpoint contains the parameters, the
-//! optimiser state, cached values of the reference, and the step.
+//! optimiser state, and the step.
 //!
 //! Everything else that a step depends on, such as the order of the pairs and dropout, is derived
-//! from the seed and the step.
+//! from the seed and the step. The values of the reference are computed again, in the same blocks
+//! and thus with the same bytes. Checkpoints of earlier versions contain them in
+//! `reference.safetensors`, which is ignored.
 
 use std::path::{Path, PathBuf};
 
@@ -55,10 +57,6 @@ pub fn save(
         .within(|| format!("cannot create the folder `{}`", here.display()))?;
     write_safetensors(&here.join(PARAMETERS), &host(&run.parameters())?)?;
     write_safetensors(&here.join("optimiser.safetensors"), &host(&run.optimiser.state())?)?;
-    write_safetensors(
-        &here.join("reference.safetensors"),
-        &host(&run.objective.reference().state())?,
-    )?;
     fingerprints.write(&here.join(FINGERPRINTS))?;
     if let Some(best) = best {
         let text = serde_json::to_string(best).map_err(|e| Error::internal(e.to_string()))?;
@@ -171,7 +169,7 @@ pub fn check(run: &Path, step: usize, now: &Fingerprints, inexact: bool) -> Resu
     let given_up = |e: Error| {
         e.hint(
             "use `--inexact-resume` to resume anyway; the result can then differ from that of an \
-            uninterrupted run, and outdated reference values are computed again",
+            uninterrupted run",
         )
     };
     let Some(then) = Fingerprints::read(&dir(run).join(format!("step-{step}")).join(FINGERPRINTS))?
@@ -202,27 +200,13 @@ pub fn check(run: &Path, step: usize, now: &Fingerprints, inexact: bool) -> Resu
     Err(given_up(e.hint("restore the original inputs, or start a new run")))
 }
 
-/// Restores the checkpoint of `step`. `now` contains the fingerprints of the resumed run.
+/// Restores the checkpoint of `step`.
 ///
 /// # Errors
 /// Fails if a file is damaged, or if it does not contain the parameters that this run trains.
-pub fn restore(
-    folder: &Path,
-    step: usize,
-    run: &mut Assembled,
-    device: Device,
-    now: &Fingerprints,
-) -> Result<()> {
+pub fn restore(folder: &Path, step: usize, run: &mut Assembled) -> Result<()> {
     let here = dir(folder).join(format!("step-{step}"));
     run.optimiser.restore(read_safetensors(&here.join("optimiser.safetensors"))?)?;
-    // If the reference has changed, its cached values are invalid and must be computed again.
-    if Fingerprints::read(&here.join(FINGERPRINTS))?
-        .is_some_and(|then| then.of_reference() == now.of_reference())
-    {
-        run.objective
-            .reference()
-            .restore(read_safetensors(&here.join("reference.safetensors"))?, device)?;
-    }
     copy_into_parameters(read_safetensors(&here.join(PARAMETERS))?, run)
 }
 

@@ -17,7 +17,7 @@ use crate::weights::type_name;
 
 /// Fields of the experiment that are not compared. They do not change the training steps, or their
 /// content has a separate fingerprint. New fields are compared by default.
-const NOT_COMPARED: [&str; 10] = [
+const NOT_COMPARED: [&str; 11] = [
     "recipe",
     "plugins",
     "model",
@@ -28,6 +28,7 @@ const NOT_COMPARED: [&str; 10] = [
     "init_transform",
     "dataset",
     "eval",
+    "cache",
 ];
 const NOT_COMPARED_IN_TRAIN: [&str; 1] = ["checkpoint_every"];
 /// Fields that only matter if the run has validation.
@@ -83,6 +84,8 @@ pub struct StartFingerprints {
     pub start: Vec<Fingerprint>,
     /// The adapter of the reference; `None` if the reference is the base model.
     pub reference: Option<Fingerprint>,
+    /// The saved adapter that the run starts from, if there is one.
+    pub adapter: Option<Fingerprint>,
 }
 
 impl Fingerprints {
@@ -143,23 +146,6 @@ impl Fingerprints {
             (format!("`{path}`"), format!("`{path}`: {} then, {} now", shown(&then), shown(&now)))
         });
         parts.chain(held_out).chain(fields).collect()
-    }
-
-    /// Returns a digest of all inputs that determine the cached values of the reference, except the
-    /// tokens of the pairs. Fields that only affect the training of the policy are excluded.
-    pub fn of_reference(&self) -> String {
-        let mut parts = Parts::new("reference values");
-        parts.add(self.model.sha256.as_bytes());
-        parts.add(self.reference.sha256.as_bytes());
-        for (path, value) in self
-            .configuration
-            .iter()
-            .filter(|(path, _)| !path.starts_with("train.") && !path.starts_with("adapter."))
-        {
-            parts.add(path.as_bytes());
-            parts.add(value.to_string().as_bytes());
-        }
-        parts.hex()
     }
 
     /// Reads the fingerprints of a checkpoint. Returns `None` for a checkpoint from an old version

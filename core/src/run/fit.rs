@@ -44,6 +44,10 @@ pub fn fit(
         (0..first).flat_map(|step| steps.pairs_of(step, pairs)).map(TokenPair::tokens).sum();
     let mut validation = Validation::new(plan)?;
     let mut step = first;
+    // The learning rate is 0 in the first step of a warm-up, which then changes nothing.
+    let mut is_at_reference = run.starts_at_reference
+        && (0..first).all(|step| learning_rate(train, step, steps.count) == 0.0);
+    run.objective.reference().set_equals_policy(is_at_reference);
     loop {
         if let Some(validation) =
             validation.as_mut().filter(|validation| validation.is_due(step, &steps))
@@ -83,6 +87,10 @@ pub fn fit(
         let lr = learning_rate(train, step, steps.count);
         let (sums, grad_norm) = take_step(plan, run, &now, info, steps.seed(step), lr)
             .within(|| format!("step {} failed ({})", step + 1, plan.experiment.methods()))?;
+        if is_at_reference && lr > 0.0 {
+            is_at_reference = false;
+            run.objective.reference().set_equals_policy(false);
+        }
         seen += now.len();
         tokens += now.iter().map(|pair| pair.tokens()).sum::<usize>();
         lacking = lacking.or(sums.left_out.map(|left_out| left_out.lacking));

@@ -22,6 +22,7 @@ mod held_out;
 mod judge;
 mod marks;
 mod plan;
+mod preparation;
 mod prior;
 pub mod record;
 mod saved_transforms;
@@ -43,6 +44,7 @@ use folder::Folder;
 use judge::judge;
 pub use judge::judge_trained;
 use plan::Plan;
+use preparation::prepare;
 pub use prior::{Prior, clear};
 use record::{Recorder, Recorders, Terminal};
 pub use start::Start;
@@ -54,8 +56,9 @@ use crate::error::{Fault, Result};
 use crate::eval::{EvalSplit, Evaluation};
 use crate::ffi::{self, RngState};
 use crate::model::peft::{self, Base};
+use crate::reference::cached_bytes;
 use crate::registry::Registry;
-use crate::report::Progress;
+use crate::report::{Progress, size};
 use crate::session::device;
 use crate::text::{Findings, show_example};
 
@@ -92,7 +95,11 @@ pub fn run(
             "nothing is trained{unvalidated}, because the method has no training steps"
         ))?;
     } else {
-        let trained = fit(&plan, &mut run, &mut folder, &mut recorders, stop);
+        let prepared = prepare(&plan, &mut run, stop, &mut **progress.borrow_mut());
+        let trained = prepared.and_then(|line| {
+            line.map_or(Ok(()), |line| recorders.message(&line))?;
+            fit(&plan, &mut run, &mut folder, &mut recorders, stop)
+        });
         history = Some(trained.map_err(|e| {
             if e.fault() == Fault::Interrupted { e } else { e.hint(folder.remains()) }
         })?);
@@ -103,7 +110,7 @@ pub fn run(
     if let Some(evaluation) = &evaluation {
         recorders.evaluation(evaluation)?;
     }
-    recorders.message(&costs(&plan)?)?;
+    recorders.message(&costs(&plan, &mut run)?)?;
     let table = evaluation.as_ref().map(|e| &e.table);
     for line in
         history.into_iter().flat_map(|history| history.verdict(&plan.experiment.train, table))
@@ -244,8 +251,9 @@ fn save(plan: &Plan<'_>, run: &Assembled, folder: &mut Folder) -> Result<()> {
     Ok(())
 }
 
-/// The last line of the run's output: the duration and the peak memory.
-fn costs(plan: &Plan<'_>) -> Result<String> {
+/// The last line of the run's output, which shows the run's duration, its peak memory, and the size
+/// of the values of the reference that are kept in memory.
+fn costs(plan: &Plan<'_>, run: &mut Assembled) -> Result<String> {
     let mut line = format!("{:.0} s in total", plan.begin.elapsed().as_secs_f64());
     if let Some(peak) = peak_memory() {
         line += &format!(", peak memory {peak:.2} GB");
@@ -258,6 +266,12 @@ fn costs(plan: &Plan<'_>) -> Result<String> {
             card.peak_allocated as f64 / 1e9,
             card.peak_reserved as f64 / 1e9
         );
+    }
+    // The cache shares its values with the run. A value that the cache has removed is still kept by
+    // the run.
+    let kept = run.objective.reference().bytes().max(cached_bytes());
+    if kept > 0 {
+        line += &format!(", {} of reference values", size(kept as u64));
     }
     Ok(line)
 }

@@ -19,12 +19,13 @@ use crate::config::{Experiment, Origin, ReferenceModel};
 use crate::error::{Error, Result};
 use crate::eval::{self, EvalSplit};
 use crate::ffi;
-use crate::fingerprint;
+use crate::fingerprint::{self, Fingerprint};
 use crate::guard::faults;
 use crate::model::Model;
 use crate::model::attach::unmatched;
 use crate::model::peft::Saved;
 use crate::other_base;
+use crate::reference::ReferenceCache;
 use crate::registry::Registry;
 use crate::report::Progress;
 use crate::session::Session;
@@ -64,6 +65,8 @@ pub struct Plan<'a> {
     pub held_out: Vec<TokenPair>,
     /// The pairs to evaluate on; empty if the run has no evaluation.
     pub eval_splits: Vec<EvalSplit>,
+    /// Fingerprint of the adapter in `init_adapter`; `None` if the run starts from the base model.
+    pub starts_from: Option<Fingerprint>,
     /// Fingerprints of everything that the training steps depend on.
     pub fingerprints: Fingerprints,
     /// The run's folder.
@@ -183,6 +186,7 @@ impl<'a> Plan<'a> {
             pairs,
             held_out,
             eval_splits,
+            starts_from: start_fingerprints.adapter,
             fingerprints,
             folder,
             checkpoint,
@@ -195,6 +199,21 @@ impl<'a> Plan<'a> {
     /// Number of steps that were finished before this process; 0 for a new run.
     pub fn first_step(&self) -> usize {
         self.checkpoint.as_ref().map_or(0, |resumed| resumed.step)
+    }
+
+    /// All pairs of the training split, in the order of the data set: those to train on and the
+    /// held-out pairs.
+    pub fn all_pairs(&self) -> Vec<&TokenPair> {
+        let mut all: Vec<&TokenPair> = self.pairs.pairs.iter().chain(&self.held_out).collect();
+        all.sort_by_key(|pair| pair.index);
+        all
+    }
+
+    /// Creates the cache of a reference: the base model with the adapter, or without an adapter.
+    pub fn cache(&self, adapter: Option<&Fingerprint>) -> ReferenceCache {
+        let base = &self.session.reference;
+        let source = adapter.map_or_else(|| base.clone(), |adapter| base.with_adapter(adapter));
+        ReferenceCache::new(source, &self.experiment.cache)
     }
 
     /// Builds another instance of the training objective.
@@ -334,5 +353,6 @@ fn start_fingerprints(
         .map(|t| fingerprint::of_tensors("saved transforms", &Value::Null, t.values()))
         .transpose()?;
     let reference = adapter.clone().filter(|_| experiment.train.reference == ReferenceModel::Start);
-    Ok(StartFingerprints { start: adapter.into_iter().chain(transforms).collect(), reference })
+    let start = adapter.iter().cloned().chain(transforms).collect();
+    Ok(StartFingerprints { start, reference, adapter })
 }

@@ -31,7 +31,8 @@ pub enum Prior {
 }
 
 /// Fields in which a command line may differ from the run that it continues.
-const MAY_DIFFER: [&str; 4] = ["device", "out", "plugins", "train.checkpoint_every"];
+const MAY_DIFFER: [&str; 6] =
+    ["device", "out", "plugins", "train.checkpoint_every", "cache.reference", "cache.max_gb"];
 
 impl Prior {
     /// Determines the progress of the run in `folder`. `asked` is the experiment on the command
@@ -59,9 +60,10 @@ impl Prior {
         let _lock = lock(folder)?;
         let mut recorded = Experiment::read(&config, registry)?;
         compare(folder, &recorded, asked, registry)?;
-        // The command line determines the device and how often a checkpoint is written.
+        // The command line determines the device, how often a checkpoint is written, and the cache.
         recorded.device.clone_from(&asked.device);
         recorded.train.checkpoint_every = asked.train.checkpoint_every;
+        recorded.cache = asked.cache.clone();
         let recorded = Box::new(recorded);
         Ok(if trained(folder) {
             if !recorded.eval.enabled || folder.join("eval").join("summary.json").is_file() {

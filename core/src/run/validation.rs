@@ -18,10 +18,9 @@ use super::record::ValidationRecord;
 use crate::api::StepInfo;
 use crate::config::{BestMetric, TrainConfig};
 use crate::error::{Error, Result};
-use crate::eval::score_pairs;
 use crate::eval::statistics::{PairScore, SplitSummary};
+use crate::eval::{score_pairs, score_reference};
 use crate::files::write_whole;
-use crate::model::Adapted;
 use crate::report::Silent;
 use crate::text::TokenPair;
 use crate::train::{Steps, validate};
@@ -110,12 +109,20 @@ impl<'a> Validation<'a> {
         let plan = self.plan;
         let (session, eval) = (&plan.session, &plan.experiment.eval);
         let (train, pairs) = (self.train(), self.pairs());
-        let score = |adapted: Option<&Adapted>| {
-            score_pairs(&session.model, adapted, pairs, eval.tokens, stop, &mut Silent)
-        };
-        let policy = score(Some(&run.adapted))?;
+        let adapted = Some(&run.adapted);
+        let policy = score_pairs(&session.model, adapted, pairs, eval.tokens, stop, &mut Silent)?;
         if self.base.is_none() {
-            self.base = Some(score(run.initial.as_deref())?);
+            let initial = run.initial.as_deref();
+            let mut cache = plan.cache(plan.starts_from.as_ref());
+            self.base = Some(score_reference(
+                &mut cache,
+                &session.model,
+                initial,
+                pairs,
+                eval.tokens,
+                stop,
+                &mut Silent,
+            )?);
         }
         let summary = SplitSummary::compare(
             "held-out",

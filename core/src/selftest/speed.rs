@@ -1,7 +1,6 @@
 //! Measures the speed and the memory use of training with the program's default methods. The models
 //! have random weights and the shapes of real models.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -22,6 +21,7 @@ use crate::doctor;
 use crate::error::{Error, Result};
 use crate::ffi;
 use crate::model::{Model, peft};
+use crate::reference::ReferenceCache;
 use crate::run::AdapterChoice;
 use crate::run::assembled::{Assembled, Parts};
 use crate::session;
@@ -192,7 +192,7 @@ impl Trainer {
             intervention,
             taps,
             adapter: &adapter,
-            names: BTreeMap::new(),
+            cache: ReferenceCache::default(),
             leaves_flat_start: true,
         };
         let run = Assembled::new(&model, parts, &experiment.train)?;

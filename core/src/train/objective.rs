@@ -6,7 +6,7 @@ mod tests;
 use tch::{Kind, Tensor};
 
 use super::directions::ModuleDirections;
-use super::operations::{Count, GradientPlan, Work};
+use super::operations::{Count, GradientPlan, Operations, Work};
 use super::phases::{Phase, PhaseClock};
 use super::reference::{Reference, ReferenceValues};
 use super::taps::Taps;
@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::ffi::{HookErrors, register_hook};
 use crate::model::pass::Request;
 use crate::model::{Adapted, Detail, Model, PassSeed, SavedBlocks, TokenStats};
+use crate::reference::Quantity;
 use crate::text::TokenPair;
 
 /// The training objective of a method on a model.
@@ -114,7 +115,7 @@ impl Objective {
         &self.taps
     }
 
-    /// The reference, with the cached values that checkpoints save.
+    /// The reference and its kept outputs.
     pub fn reference(&mut self) -> &mut Reference {
         &mut self.reference
     }
@@ -179,6 +180,41 @@ impl Objective {
             BatchSpec { logprobs: needs.logprobs, states, sharing: self.sharing },
             model,
         )
+    }
+
+    /// The outputs of the reference that are kept for the method.
+    pub fn reference_quantities(&self) -> Vec<Quantity> {
+        Reference::quantities(&self.needs, &self.taps)
+    }
+
+    /// Computes the outputs of the reference that are kept for the pairs of a block, or reads them
+    /// from the cache. The steps do not compute them again.
+    ///
+    /// # Errors
+    /// Fails if memory runs out.
+    pub fn prepare(&mut self, model: &Model, block: &[&TokenPair]) -> Result<()> {
+        let clock = self.clock.clone();
+        clock.measure(Phase::Reference, || {
+            self.reference.prepare(model, block, &self.needs, &self.taps)
+        })
+    }
+
+    /// Counts the products that [`prepare`](Self::prepare) computes if the block is not cached.
+    ///
+    /// # Errors
+    /// Fails if the model does not have a site, or if memory runs out.
+    pub fn preparation_work(&self, model: &Model, block: &[&TokenPair]) -> Result<Operations> {
+        let quantities = self.reference_quantities();
+        let batch = PairBatch::of(block, self.reference.block_spec(), model)?;
+        let mut count = Count::new(model, &batch);
+        let sites: Vec<Site> = quantities.iter().filter_map(Quantity::site).cloned().collect();
+        let scored = batch.predicted.ids.size()[0];
+        let hidden = quantities.contains(&Quantity::Logprobs);
+        count.forward(model.depth(&sites, hidden)?);
+        if hidden {
+            count.head(scored, 1);
+        }
+        Ok(count.finish(scored).operations)
     }
 
     /// Calls `work` with `method` in place of the current method. The state of the current method
@@ -312,13 +348,15 @@ impl Objective {
             _ => None,
         };
         let reference = if self.needs.reference_logprobs {
-            let kept = clock.measure(Phase::Reference, || self.reference.logprobs(batch, model))?;
+            let kept = clock.measure(Phase::Reference, || {
+                self.reference.logprobs(batch, self.needs.logprobs, model)
+            })?;
             Some(self.logprobs(batch, &kept, None, None)?)
         } else {
             None
         };
         let taps = (0..self.taps.sites.len())
-            .map(|tap| self.tap_states(tap, &reached.states, &observed, batch))
+            .map(|tap| self.tap_states(tap, &reached.states, &observed, batch, model))
             .collect::<Result<_>>()?;
         let mut pairs = Pairs::new(batch.len(), taps, policy, reference);
         if let (true, Some(hidden), Some(reference)) =
@@ -377,8 +415,9 @@ impl Objective {
         })
     }
 
-    /// Counts the products in [`loss`](Self::loss) and the backward pass on `batch`. Reference
-    /// values that are already cached need no products. `plan` must belong to the same adapter.
+    /// Counts the products in [`loss`](Self::loss) and the backward pass on `batch`. Outputs of
+    /// the reference that are already kept need no products. `plan` must belong to the same
+    /// adapter.
     ///
     /// # Errors
     /// Fails if the model does not have a site, or if memory runs out.
@@ -479,6 +518,7 @@ impl Objective {
         policy: &[Tensor],
         observed: &ReferenceValues,
         batch: &PairBatch,
+        model: &Model,
     ) -> Result<TapStates> {
         let (taps, needs) = (&self.taps, &self.needs);
         let pooled =
@@ -488,9 +528,9 @@ impl Objective {
         };
         let tokens =
             |states: &[Tensor]| per_side(needs, |side| taps.tokens(tap, states, batch, side));
-        // If the reference did not run on this batch, use its cached states.
+        // If the reference did not run on this batch, use its kept states.
         let live = (!observed.states.is_empty()).then_some(&observed.states[..]);
-        let kept = |side| self.reference.pooled(tap, batch, side);
+        let kept = |side| self.reference.pooled(tap, batch, side, model);
         let of_reference = |of: &dyn Fn() -> Result<PerSide>| {
             if needs.reference_states { of().map(Some) } else { Ok(None) }
         };

@@ -1,60 +1,58 @@
-//! Computes the outputs of the reference model. Small outputs are computed once per pair and
-//! cached.
+//! Outputs of the reference model, for methods that compare them with the policy's outputs. Small
+//! outputs are computed once per pair and kept on the host.
+//!
+//! A run computes them before its first step, in blocks that do not depend on its batches
+//! ([`Reference::prepare`]). Outputs of other pairs are computed with the first batch that contains
+//! them.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::Arc;
 
-use indexmap::IndexMap;
-use tch::{Device, Tensor};
+use tch::{Kind, Tensor};
 
 use super::taps::Taps;
-use crate::api::{Needs, Pooling, Side, Sides, Site, States};
-use crate::batch::PairBatch;
+use crate::api::{Completions, Needs, Pooling, Side, Site, States};
+use crate::batch::{BatchSpec, PairBatch};
 use crate::error::{Error, Result};
 use crate::model::pass::Request;
 use crate::model::{Adapted, Detail, Model};
+use crate::reference::{Quantity, ReferenceCache, Usage, Values, block_spec};
+use crate::text::TokenPair;
 
-/// The cached outputs for one pair, a few kilobytes in total. Outputs that the method does not need
-/// are empty tensors.
-#[derive(Debug)]
+/// The kept outputs of a pair, which are the outputs number `pair` of the batch or block that they
+/// were computed with. Outputs that the method does not need are missing.
+#[derive(Clone, Debug)]
 struct KeptPair {
-    /// Log-probabilities of the tokens of each completion. Each tensor is `[m]`.
-    logprobs: Sides,
-    /// Pooled states at each tap, before the transform. Each tensor is `[w]`.
-    taps: Vec<Sides>,
+    pair: usize,
+    logprobs: Option<Arc<Values>>,
+    /// Pooled states at each tap, before the transform.
+    taps: Rc<[Arc<Values>]>,
 }
 
 impl KeptPair {
-    /// The tensors in the order in which a checkpoint numbers them.
-    fn tensors(&self) -> impl Iterator<Item = &Tensor> {
-        std::iter::once(&self.logprobs)
-            .chain(&self.taps)
-            .flat_map(|sides| sides.as_ref().into_iter().map(|(_, value)| value))
-    }
-
-    /// Restores the outputs from the tensors of a checkpoint. Returns `None` if the number of
-    /// tensors is zero or odd.
-    fn of_tensors(tensors: Vec<Tensor>) -> Option<Self> {
-        let mut sides = Vec::new();
-        let mut tensors = tensors.into_iter();
-        while let Some(chosen) = tensors.next() {
-            sides.push(Sides { chosen, rejected: tensors.next()? });
-        }
-        let mut sides = sides.into_iter();
-        Some(Self { logprobs: sides.next()?, taps: sides.collect() })
+    /// The outputs of all pairs of a batch or block, in their order.
+    fn of_batch(
+        logprobs: Option<Arc<Values>>,
+        taps: Vec<Arc<Values>>,
+    ) -> impl Iterator<Item = Self> {
+        let taps: Rc<[Arc<Values>]> = taps.into();
+        let kept = move |pair| Self { pair, logprobs: logprobs.clone(), taps: Rc::clone(&taps) };
+        (0..).map(kept)
     }
 }
 
-/// The reference model and its cached outputs. The keys of the maps are the indices of the pairs.
+/// The reference model and its kept outputs. The keys of the map are the indices of the pairs.
 #[derive(Debug, Default)]
 pub struct Reference {
     adapted: Option<Rc<Adapted>>,
+    cache: ReferenceCache,
     kept: BTreeMap<usize, KeptPair>,
-    /// Names of the pairs in checkpoints. A name is a digest of the pair's tokens.
-    names: BTreeMap<usize, String>,
+    /// Outputs that replace the kept ones while the policy equals the reference.
+    of_equal_policy: Option<BTreeMap<usize, KeptPair>>,
 }
 
-/// The reference's outputs for one batch, except for cached outputs. Outputs that the method does
+/// The reference's outputs for one batch, except for kept outputs. Outputs that the method does
 /// not need are empty.
 #[derive(Debug, Default)]
 pub struct ReferenceValues {
@@ -68,28 +66,91 @@ pub struct ReferenceValues {
     pub hidden: Option<Tensor>,
 }
 
-/// A forward pass of the reference over a batch with outputs that are not cached.
+/// A pass of the reference over a batch that cannot be replaced by kept outputs.
 pub(super) struct Due {
-    /// True if the outputs of some pairs must be added to the cache.
+    /// True if the outputs of some pairs must be kept.
     pub new: bool,
-    /// True if the method reads states that are too large for the cache.
+    /// True if the method reads states that are too large to be kept.
     pub live: bool,
     /// True if the pass must reach the final hidden state.
     pub hidden: bool,
-    /// Number of sites that belong to taps. The sites of taps come first.
+    /// Number of sites that belong to taps; they come first.
     pub taps: usize,
     /// The sites to read.
     pub sites: Vec<Site>,
 }
 
 impl Reference {
-    /// Creates a reference from the base model and the adapter `adapted`, if any. `names` maps the
-    /// index of each pair to the pair's name in checkpoints.
-    pub fn new(adapted: Option<Rc<Adapted>>, names: BTreeMap<usize, String>) -> Self {
-        Self { adapted, kept: BTreeMap::new(), names }
+    /// Creates a reference: the base model with the adapter `adapted`, or without an adapter if
+    /// `adapted` is `None`. `cache` is the cache of this reference.
+    pub fn new(adapted: Option<Rc<Adapted>>, cache: ReferenceCache) -> Self {
+        Self { adapted, cache, kept: BTreeMap::new(), of_equal_policy: None }
     }
 
-    /// Runs the reference on the batch, unless everything that the method needs is cached.
+    /// Sets whether the policy equals the reference, as before its first update. Until then, the
+    /// reference runs on each batch of the policy, so that their outputs are bitwise equal. With
+    /// the kept outputs, the difference would be a rounding error. Its direction is random, and a
+    /// loss with the length of the difference would follow this direction.
+    pub fn set_equals_policy(&mut self, equal: bool) {
+        self.of_equal_policy = equal.then(BTreeMap::new);
+    }
+
+    /// The outputs that are kept for a method with these needs.
+    pub(super) fn quantities(needs: &Needs, taps: &Taps) -> Vec<Quantity> {
+        let logprobs = needs.reference_logprobs.then_some(Quantity::Logprobs);
+        let keeps_states = needs.reference_states && !is_live(needs, taps);
+        let states = |site: &Site| Quantity::State(site.clone(), taps.pooling);
+        let sites = taps.sites.iter().filter(|_| keeps_states).map(states);
+        logprobs.into_iter().chain(sites).collect()
+    }
+
+    /// Reads the kept outputs of all pairs of a block from the cache. Computes those that are not
+    /// cached.
+    ///
+    /// # Errors
+    /// Fails if memory runs out.
+    pub fn prepare(
+        &mut self,
+        model: &Model,
+        block: &[&TokenPair],
+        needs: &Needs,
+        taps: &Taps,
+    ) -> Result<()> {
+        let quantities = Self::quantities(needs, taps);
+        if quantities.is_empty() {
+            return Ok(());
+        }
+        let adapted = self.adapted.as_deref();
+        let mut values = self.cache.values(model, adapted, block, &quantities)?;
+        let logprobs = needs.reference_logprobs.then(|| values.remove(0));
+        let indices = block.iter().map(|pair| pair.index);
+        self.kept.extend(indices.zip(KeptPair::of_batch(logprobs, values)));
+        Ok(())
+    }
+
+    /// The numbers of pairs whose outputs were computed or found in the cache by
+    /// [`prepare`](Self::prepare).
+    pub fn usage(&self) -> Usage {
+        self.cache.usage()
+    }
+
+    /// The layout of a block's batch.
+    pub(super) fn block_spec(&self) -> BatchSpec {
+        block_spec(self.adapted.as_deref())
+    }
+
+    /// Number of bytes of the kept outputs.
+    pub fn bytes(&self) -> usize {
+        let mut all = BTreeMap::new();
+        for kept in self.kept.values() {
+            for values in kept.logprobs.iter().chain(kept.taps.iter()) {
+                all.insert(Arc::as_ptr(values), values.bytes());
+            }
+        }
+        all.into_values().sum()
+    }
+
+    /// Runs the reference on the batch, unless everything that the method needs is kept.
     ///
     /// # Errors
     /// Fails if memory runs out.
@@ -118,14 +179,23 @@ impl Reference {
         )?;
         let at_modules = reached.states.split_off(tapped);
         if new {
-            self.keep(
-                model,
-                batch,
-                needs,
-                if live { &[] } else { &reached.states },
-                reached.hidden.as_ref(),
-                taps.pooling,
-            )?;
+            let logprobs = match &reached.hidden {
+                Some(hidden) if needs.reference_logprobs => {
+                    let scores =
+                        model.score_tokens(hidden, &batch.predicted, Detail::NONE, None)?;
+                    let values = Values::of_logprobs(batch, &scores.logprobs, needs.logprobs)?;
+                    Some(Arc::new(values))
+                }
+                _ => None,
+            };
+            let states = if live { &[] } else { &reached.states[..] };
+            let pooled = states
+                .iter()
+                .map(|state| Values::of_states(batch, state, taps.pooling, needs.states_of()))
+                .map(|values| values.map(Arc::new))
+                .collect::<Result<_>>()?;
+            let outputs = batch.indices.iter().copied().zip(KeptPair::of_batch(logprobs, pooled));
+            self.of_equal_policy.as_mut().unwrap_or(&mut self.kept).extend(outputs);
         }
         let own_logprobs = match (&reached.hidden, needs.sequence_nll) {
             (Some(hidden), true) => {
@@ -145,7 +215,7 @@ impl Reference {
     }
 
     /// Returns the pass that [`observe`](Self::observe) would run on the batch. Returns `None` if
-    /// everything that the method needs is cached.
+    /// everything that the method needs is kept.
     pub(super) fn due(
         &self,
         batch: &PairBatch,
@@ -153,10 +223,10 @@ impl Reference {
         taps: &Taps,
         modules: &[Site],
     ) -> Option<Due> {
-        let live =
-            needs.reference_states && (needs.states == States::PerToken || !taps.pool_first());
+        let live = is_live(needs, taps);
         let keeps = needs.reference_logprobs || (needs.reference_states && !live);
-        let new = keeps && !batch.indices.iter().all(|i| self.kept.contains_key(i));
+        let is_kept = |i| self.of_equal_policy.is_none() && self.kept.contains_key(i);
+        let new = keeps && !batch.indices.iter().all(is_kept);
         if !(new || live || !modules.is_empty() || needs.sequence_nll || needs.reference_kl) {
             return None;
         }
@@ -170,152 +240,74 @@ impl Reference {
         })
     }
 
-    /// Removes all cached outputs, so that they are computed again.
+    /// Removes all kept outputs, so that they are computed again.
     pub fn clear(&mut self) {
         self.kept.clear();
     }
 
-    fn keep(
-        &mut self,
-        model: &Model,
-        batch: &PairBatch,
-        needs: &Needs,
-        states: &[Tensor],
-        hidden: Option<&Tensor>,
-        pooling: Pooling,
-    ) -> Result<()> {
-        let logps = match hidden {
-            Some(hidden) if needs.reference_logprobs => {
-                Some(model.score_tokens(hidden, &batch.predicted, Detail::NONE, None)?.logprobs)
-            }
-            _ => None,
-        };
-        let of_side = |state: &Tensor, side| {
-            if needs.states_of().has(side) {
-                batch.pool(state, pooling, side).map(Some)
-            } else {
-                Ok(None)
-            }
-        };
-        let pooled = states
-            .iter()
-            .map(|state| Sides::try_of(|side| of_side(state, side)))
-            .collect::<Result<Vec<_>>>()?;
-        let nothing = || Tensor::from_slice::<f32>(&[]).to_device(model.device());
-        for (i, index) in batch.indices.iter().enumerate() {
-            // A view would keep the tensor of the whole batch in memory, so copy the row.
-            let row = |pooled: Option<&Tensor>| -> Result<Tensor> {
-                Ok(pooled
-                    .map(|t| t.f_get(i as i64))
-                    .transpose()?
-                    .map_or_else(nothing, |t| t.copy()))
-            };
-            let logprobs = Sides::try_of(|side| -> Result<Tensor> {
-                let Some(all) = logps.as_ref().filter(|_| needs.logprobs.has(side)) else {
-                    return Ok(nothing());
-                };
-                Ok(all.f_index_select(0, &batch.scored(i, side)?)?)
-            })?;
-            let taps = pooled
-                .iter()
-                .map(|sides| sides.as_ref().try_map(|t| row(t.as_ref())))
-                .collect::<Result<_>>()?;
-            self.kept.insert(*index, KeptPair { logprobs, taps });
-        }
-        Ok(())
-    }
-
     fn of(&self, index: usize) -> Result<&KeptPair> {
-        self.kept.get(&index).ok_or_else(|| {
+        self.of_equal_policy.as_ref().unwrap_or(&self.kept).get(&index).ok_or_else(|| {
             Error::internal(format!("the reference was not evaluated on pair {index}"))
         })
     }
 
-    /// Returns the cached pooled states of one side at a tap, before the transform. The result has
+    /// Returns the kept pooled states of one side at a tap, before the transform. The result has
     /// shape `[b w]`.
     ///
     /// # Errors
-    /// Fails if a pair in the batch is not cached.
-    pub fn pooled(&self, tap: usize, batch: &PairBatch, side: Side) -> Result<Tensor> {
-        let row = |index: &usize| {
-            let states = self.of(*index)?.taps.get(tap).ok_or_else(|| {
-                Error::internal(format!("the reference's states at tap {tap} are not cached"))
+    /// Fails if the outputs of a pair in the batch are not kept.
+    pub fn pooled(
+        &self,
+        tap: usize,
+        batch: &PairBatch,
+        side: Side,
+        model: &Model,
+    ) -> Result<Tensor> {
+        let mut bytes = Vec::new();
+        for index in &batch.indices {
+            let kept = self.of(*index)?;
+            let values = kept.taps.get(tap).ok_or_else(|| {
+                Error::internal(format!("the reference's states at tap {tap} are not kept"))
             })?;
-            Ok(states.get(side))
-        };
-        let rows = batch.indices.iter().map(row).collect::<Result<Vec<_>>>()?;
-        Ok(Tensor::f_stack(&rows, 0)?)
+            bytes.extend_from_slice(values.row(kept.pair, side)?);
+        }
+        let width = bytes.len() / batch.len() / batch.kind().elt_size_in_bytes();
+        let rows =
+            Tensor::f_from_data_size(&bytes, &[batch.len() as i64, width as i64], batch.kind())?;
+        Ok(rows.f_to_device(model.device())?)
     }
 
-    /// Returns the cached log-probabilities of the scored tokens in the batch, in the same order as
-    /// the policy's log-probabilities. The result has shape `[m]`.
+    /// Returns the kept log-probabilities of the scored tokens in the batch, in the same order as
+    /// the policy's log-probabilities. `sides` are the scored sides of the batch. The result has
+    /// shape `[m]`.
     ///
     /// # Errors
-    /// Fails if a pair in the batch is not cached.
-    pub fn logprobs(&self, batch: &PairBatch, model: &Model) -> Result<Tensor> {
-        let mut all =
-            Tensor::f_zeros([batch.predicted.ids.size()[0]], (batch.kind(), model.device()))?;
+    /// Fails if the outputs of a pair in the batch are not kept.
+    pub fn logprobs(&self, batch: &PairBatch, sides: Completions, model: &Model) -> Result<Tensor> {
+        let n = batch.predicted.ids.size()[0];
+        let mut all: Option<(Kind, Vec<u8>)> = None;
         for (i, index) in batch.indices.iter().enumerate() {
-            for (side, values) in
-                self.of(*index)?.logprobs.as_ref().into_iter().filter(|(_, v)| v.numel() > 0)
-            {
-                let _ = all.f_index_copy_(0, &batch.scored(i, side)?, values)?;
+            let kept = self.of(*index)?;
+            let values = kept
+                .logprobs
+                .as_ref()
+                .ok_or_else(|| Error::internal("the reference's log-probabilities are not kept"))?;
+            let (kind, size) = (values.kind(), values.kind().elt_size_in_bytes());
+            let (_, all) = all.get_or_insert_with(|| (kind, vec![0; n as usize * size]));
+            for side in sides.sides() {
+                let row = values.row(kept.pair, side)?.chunks_exact(size);
+                for (at, value) in batch.scored(i, side)?.iter().zip(row) {
+                    let at = *at as usize * size;
+                    all[at..at + size].copy_from_slice(value);
+                }
             }
         }
-        Ok(all)
+        let (kind, bytes) = all.unwrap_or((batch.kind(), Vec::new()));
+        Ok(Tensor::f_from_data_size(&bytes, &[n], kind)?.f_to_device(model.device())?)
     }
+}
 
-    /// Returns everything in the cache, for a checkpoint. The tensors are named `PAIR.NUMBER`,
-    /// where PAIR is the name of the pair. Checkpoints include the cache because recomputing an
-    /// output in a different batch could change its last bits.
-    pub fn state(&self) -> Vec<(String, Tensor)> {
-        let of = |(name, kept): (&String, &KeptPair)| {
-            kept.tensors()
-                .enumerate()
-                .map(|(k, t)| (format!("{name}.{k}"), t.shallow_clone()))
-                .collect::<Vec<_>>()
-        };
-        self.kept
-            .iter()
-            .filter_map(|(i, kept)| Some((self.names.get(i)?, kept)))
-            .flat_map(of)
-            .collect()
-    }
-
-    /// Restores the tensors that [`state`](Self::state) returned. Ignores pairs that are not part
-    /// of this run.
-    ///
-    /// # Errors
-    /// Fails if a name does not have the form `PAIR.NUMBER`, if a tensor is missing, or if memory
-    /// runs out.
-    pub fn restore(&mut self, state: IndexMap<String, Tensor>, device: Device) -> Result<()> {
-        let rows: BTreeMap<&str, usize> =
-            self.names.iter().map(|(index, name)| (name.as_str(), *index)).collect();
-        let mut sorted = BTreeMap::<usize, BTreeMap<usize, Tensor>>::new();
-        for (name, tensor) in state {
-            let place =
-                name.split_once('.').and_then(|(pair, k)| Some((pair, k.parse::<usize>().ok()?)));
-            let (pair, k) = place.ok_or_else(|| {
-                Error::new(format!(
-                    "the reference outputs in the checkpoint include the unexpected name `{name}`"
-                ))
-            })?;
-            if let Some(index) = rows.get(pair) {
-                sorted.entry(*index).or_default().insert(k, tensor.f_to_device(device)?);
-            }
-        }
-        let kept = |(index, tensors): (usize, BTreeMap<usize, Tensor>)| {
-            let kept = KeptPair::of_tensors(tensors.into_values().collect());
-            Ok((
-                index,
-                kept.ok_or_else(|| {
-                    Error::new(format!(
-                        "the checkpoint does not contain all reference outputs of pair {index}"
-                    ))
-                })?,
-            ))
-        };
-        self.kept = sorted.into_iter().map(kept).collect::<Result<_>>()?;
-        Ok(())
-    }
+/// True if the method reads states of the reference that are too large to be kept.
+fn is_live(needs: &Needs, taps: &Taps) -> bool {
+    needs.reference_states && (needs.states == States::PerToken || !taps.pool_first())
 }

@@ -1,6 +1,7 @@
 //! Divides a run into steps and selects the pairs for each step.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 
 use super::learning_rate;
 use super::order::Order;
@@ -48,6 +49,16 @@ impl<'a> Steps<'a> {
             .iter()
             .map(|i| &pairs[*i])
             .collect()
+    }
+
+    /// The indices of all pairs that the steps from step `first` on use.
+    pub fn used_from(&self, first: usize, pairs: &[TokenPair]) -> BTreeSet<usize> {
+        if first.next_multiple_of(self.per_epoch) + self.per_epoch <= self.count {
+            // These steps contain a whole epoch.
+            return pairs.iter().map(|pair| pair.index).collect();
+        }
+        let used = (first..self.count).flat_map(|step| self.pairs_of(step, pairs));
+        used.map(|pair| pair.index).collect()
     }
 
     /// Total number of pairs in the first `steps` steps. A pair is counted again in every epoch.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::data_flags::{DataFlags, EvalData};
-use super::fields::{FieldFlags, ModelFlags};
+use super::fields::{CacheFlags, FieldFlags, ModelFlags};
 
 /// Evaluate runs, saved adapters or a base model on preference pairs.
 #[derive(Args)]
@@ -23,6 +23,8 @@ pub struct EvalArgs {
     pub model: FieldFlags<ModelFlags>,
     #[command(flatten)]
     pub data: DataFlags<EvalData>,
+    #[command(flatten)]
+    pub cache: FieldFlags<CacheFlags>,
     /// Print a JSON list with the table and the completions of each target.
     #[arg(long, help_heading = "Output")]
     pub json: bool,

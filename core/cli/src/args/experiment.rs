@@ -8,7 +8,8 @@ use reprpo_core::config::{Layering, Resolved};
 
 use super::data_flags::{DataFlags, RunData};
 use super::fields::{
-    EvaluationFlags, FieldFlags, MethodFlags, ModelFlags, OutputFlags, StartFlags, TrainingFlags,
+    CacheFlags, EvaluationFlags, FieldFlags, MethodFlags, ModelFlags, OutputFlags, StartFlags,
+    TrainingFlags,
 };
 use super::{CONFIGURATION, layers};
 use crate::App;
@@ -30,6 +31,8 @@ pub struct ExperimentArgs {
     evaluation: FieldFlags<EvaluationFlags>,
     #[command(flatten)]
     pub output: FieldFlags<OutputFlags>,
+    #[command(flatten)]
+    cache: FieldFlags<CacheFlags>,
     #[command(flatten)]
     pub fields: ConfigurationFlags,
 }
@@ -62,6 +65,7 @@ impl ExperimentArgs {
             self.training.apply(layers);
             self.evaluation.apply(layers);
             self.output.apply(layers);
+            self.cache.apply(layers);
             Ok(())
         })
     }

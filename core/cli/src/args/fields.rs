@@ -57,6 +57,8 @@ group! {
     TrainingFlags = of_group(Group::Training);
     /// The settings of the evaluation after training.
     EvaluationFlags = of_group(Group::Evaluation);
+    /// The values that are kept for later runs.
+    CacheFlags = of_group(Group::Cache);
     /// The files that a run writes.
     OutputFlags = of_group(Group::Output);
     /// The base model of a run or an adapter.

@@ -4,6 +4,7 @@
 //! command lists the groups of flags that it accepts.
 
 mod bench;
+mod cache;
 mod config;
 mod data;
 mod data_flags;
@@ -33,6 +34,7 @@ use reprpo_core::config::PluginFile;
 use reprpo_core::registry::{Kind, Registry};
 
 pub use bench::BenchArgs;
+pub use cache::{CacheArgs, CacheCommand, ClearArgs};
 pub use config::{ConfigArgs, ConfigCommand, ShowArgs};
 pub use data::{DataArgs, DataCommand, FetchDataArgs, InspectArgs, PairsArgs, TokensArgs};
 pub use data_flags::PairReader;
@@ -117,6 +119,7 @@ pub enum Command {
     List(ListArgs),
     Explain(ExplainArgs),
     Model(ModelArgs),
+    Cache(CacheArgs),
     // Training.
     Run(Box<RunArgs>),
     Sweep(Box<SweepArgs>),

@@ -71,6 +71,7 @@ fn resolve(
     layers::environment(&mut layers);
     args.model.apply(&mut layers);
     args.data.apply(&mut layers)?;
+    args.cache.apply(&mut layers);
     let resolved = layers.resolve()?;
     let length_limit = LengthLimit::of(&resolved);
     Ok((resolved.experiment, length_limit))

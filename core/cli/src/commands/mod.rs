@@ -2,6 +2,7 @@
 //! the results.
 
 pub mod bench;
+pub mod cache;
 pub mod chat;
 pub mod config;
 pub mod data;

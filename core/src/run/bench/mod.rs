@@ -20,9 +20,10 @@ use super::plan::Plan;
 use super::start::Start;
 use super::{ForeignRng, peak_memory};
 use crate::api::StepInfo;
-use crate::config::Experiment;
+use crate::config::{CacheMode, Experiment};
 use crate::error::{Context, Error, Result};
 use crate::ffi;
+use crate::reference::{BLOCK_TOKENS, blocks};
 use crate::registry::Registry;
 use crate::report::Progress;
 use crate::session::device;
@@ -53,8 +54,8 @@ struct Pass {
 }
 
 /// Measures the training of `experiment`. Each repetition has two passes over the same batches. The
-/// first pass computes the outputs of the reference. The second pass reads these outputs from the
-/// cache. After each repetition, the rate of the machine is measured.
+/// first pass computes the outputs of the reference before its first step, as a run does. The
+/// second pass uses the kept outputs. After each repetition, the rate of the machine is measured.
 ///
 /// # Errors
 /// Fails if an input is invalid, if the method takes no steps, or if a step fails. Returns
@@ -90,6 +91,8 @@ pub fn bench(
 fn measured(experiment: &Experiment, options: Options) -> Experiment {
     let mut experiment = experiment.clone();
     experiment.eval.enabled = false;
+    // Outputs of another process would replace the work that is measured.
+    experiment.cache.reference = CacheMode::Off;
     let train = &mut experiment.train;
     (train.validate_every, train.keep_best, train.patience) = (None, false, None);
     train.epochs = (2 * options.repeat) as f64;
@@ -135,6 +138,8 @@ struct Trial<'a> {
     start: Duration,
     /// Peak memory after the first repetition, in GB.
     peak: Option<f64>,
+    /// Size of the kept outputs of the reference, in bytes.
+    kept: usize,
     /// The two passes of each repetition. The first pass computes the outputs of the reference.
     passes: Vec<[Pass; 2]>,
     rates: Vec<rate::Rates>,
@@ -157,6 +162,7 @@ impl<'a> Trial<'a> {
             sizes: Vec::new(),
             start: start_time::age().unwrap_or_else(|| plan.begin.elapsed()),
             peak: None,
+            kept: 0,
             passes: Vec::new(),
             rates: Vec::new(),
         })
@@ -172,9 +178,10 @@ impl<'a> Trial<'a> {
         }
         for _ in 0..self.options.repeat {
             self.run.objective.reference().clear();
-            let passes = [self.pass(stop, progress)?, self.pass(stop, progress)?];
+            let passes = [self.pass(true, stop, progress)?, self.pass(false, stop, progress)?];
             if self.peak.is_none() {
                 self.peak = self.peak_memory()?;
+                self.kept = self.run.objective.reference().bytes();
             }
             self.passes.push(passes);
             let [rows, scored] = self.median_sizes();
@@ -190,11 +197,20 @@ impl<'a> Trial<'a> {
         Ok(())
     }
 
-    /// Takes one step on each batch.
-    fn pass(&mut self, stop: &AtomicBool, progress: &mut dyn Progress) -> Result<Pass> {
+    /// Takes one step on each batch. If `prepares` is true, first computes the outputs of the
+    /// reference.
+    fn pass(
+        &mut self,
+        prepares: bool,
+        stop: &AtomicBool,
+        progress: &mut dyn Progress,
+    ) -> Result<Pass> {
         let (mut time, mut pairs) = (Duration::ZERO, 0);
         let (mut operations, mut sizes) = (Operations::default(), Vec::new());
         self.run.objective.clock().take();
+        if prepares {
+            (time, operations) = self.prepare()?;
+        }
         for step in 0..self.per_pass {
             for work in self.work(step)? {
                 operations += &work.operations;
@@ -207,6 +223,23 @@ impl<'a> Trial<'a> {
         }
         self.sizes = sizes;
         Ok(Pass { time, phases: self.run.objective.clock().take(), operations })
+    }
+
+    /// Computes the outputs of the reference for all pairs. Returns the duration, and the number of
+    /// operations.
+    fn prepare(&mut self) -> Result<(Duration, Operations)> {
+        let (plan, objective) = (self.plan, &mut self.run.objective);
+        let (mut time, mut operations) = (Duration::ZERO, Operations::default());
+        if objective.reference_quantities().is_empty() {
+            return Ok((time, operations));
+        }
+        for block in blocks(&plan.all_pairs(), BLOCK_TOKENS) {
+            operations += &objective.preparation_work(&plan.session.model, block)?;
+            let begin = Instant::now();
+            objective.prepare(&plan.session.model, block)?;
+            time += begin.elapsed();
+        }
+        Ok((time, operations))
     }
 
     /// The pairs of a step. Every pass has the order of the first epoch.

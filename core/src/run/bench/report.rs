@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::rate::Rates;
 use super::{Pass, Trial};
 use crate::error::{Error, Result};
-use crate::report::{Align, Grid};
+use crate::report::{Align, Grid, size};
 use crate::session::device_name;
 use crate::train::{Operations, Phase, Shape};
 use crate::weights::type_name;
@@ -55,9 +55,11 @@ pub struct Report {
     /// Peak memory in bytes, of the process or of the GPU's allocator. `None` if the system does
     /// not report it.
     pub peak_bytes: Option<f64>,
+    /// Size in bytes of the outputs of the reference that are kept in memory.
+    pub reference_bytes: usize,
     /// The pass that computes the outputs of the reference.
     pub first: Measured,
-    /// The pass that reads the outputs of the reference from the cache.
+    /// The pass that uses the kept outputs of the reference.
     pub cached: Measured,
     /// The rate of the machine at each shape.
     pub shapes: Vec<ShapeRate>,
@@ -215,6 +217,7 @@ impl Trial<'_> {
             scored,
             start_seconds: self.start.as_secs_f64(),
             peak_bytes: self.peak.map(|gb| gb * 1e9),
+            reference_bytes: self.kept,
             first,
             cached,
             shapes: shapes.collect(),
@@ -296,7 +299,11 @@ impl Report {
         let memory = self
             .peak_bytes
             .map_or_else(String::new, |bytes| format!(", peak memory {:.2} GB", bytes / 1e9));
-        format!("{:.1} s until the first step{memory}\n", self.start_seconds)
+        let kept = match self.reference_bytes {
+            0 => String::new(),
+            bytes => format!(", {} of reference values", size(bytes as u64)),
+        };
+        format!("{:.1} s until the first step{memory}{kept}\n", self.start_seconds)
     }
 }
 

@@ -221,6 +221,92 @@ fn a_method_that_reads_one_side_only_gets_that_side_and_a_smaller_batch() {
     );
 }
 
+/// Needs of a method that reads log-probabilities and pooled states of the reference.
+fn needs_of_kept() -> Needs {
+    Needs {
+        logprobs: Completions::Both,
+        reference_logprobs: true,
+        states: States::Pooled,
+        reference_states: true,
+        ..Needs::NONE
+    }
+}
+
+/// The values of the reference for all pairs, in a row, and whether its outputs are kept.
+fn reference_values(prepared: &[&[&TokenPair]], equal: bool, needs: Needs) -> (Vec<f64>, bool) {
+    let fixture = Fixture::new();
+    let Bench { model, adapted, .. } = &fixture.bench;
+    let (send, receive) = std::sync::mpsc::channel();
+    let probe = move |pairs: &Pairs| {
+        let mut values = Vec::new();
+        for side in needs.logprobs.sides() {
+            let reference = pairs.reference()?;
+            let tokens = match side {
+                Side::Chosen => reference.chosen()?,
+                Side::Rejected => reference.rejected()?,
+            };
+            values.push(tokens.per_token.shallow_clone());
+        }
+        for tap in &pairs.taps {
+            let states = tap.reference()?;
+            values.extend([&states.chosen, &states.rejected].map(|t| t.flatten(0, -1)));
+        }
+        let _ = send.send(Vec::<f64>::try_from(Tensor::cat(&values, 0))?);
+        Ok(pairs.policy()?.chosen()?.sum().mean(None::<Kind>))
+    };
+    let taps = untransformed(&fixture, &[Site::Residual(1), Site::Block(1)]);
+    let mut objective =
+        Objective::new(Box::new(Probe(needs, probe)), taps, Reference::default(), adapted)
+            .expect("an objective");
+    for block in prepared {
+        objective.prepare(model, block).expect("values");
+    }
+    objective.reference().set_equals_policy(equal);
+    let batch = objective.batch(&fixture.pairs.iter().collect::<Vec<_>>(), model).expect("a batch");
+    let plan = GradientPlan::new(model, adapted).expect("a plan");
+    let work = |objective: &Objective| {
+        objective.work(model, adapted, &batch, &plan).expect("a count").operations.total()
+    };
+    let before = work(&objective);
+    let step = StepInfo { step: 0, steps: 1 };
+    objective.loss(model, adapted, &batch, step, TrainPass::of_weight(1.0)).expect("a loss");
+    objective.reference().set_equals_policy(false);
+    (receive.recv().expect("values"), before < work(&objective) + 1.0)
+}
+
+#[test]
+fn values_that_were_prepared_in_blocks_equal_those_of_the_batch() {
+    let pairs = conformance::pairs();
+    let pairs: Vec<&TokenPair> = pairs.iter().collect();
+    let (expected, is_kept) = reference_values(&[], false, needs_of_kept());
+    assert!(!is_kept);
+    for blocks in [
+        vec![&pairs[..]],
+        vec![&pairs[..2], &pairs[2..]],
+        pairs.iter().map(std::slice::from_ref).collect(),
+    ] {
+        let (found, is_kept) = reference_values(&blocks, false, needs_of_kept());
+        assert!(is_kept, "the step ran the reference again");
+        assert_eq!(found.len(), expected.len());
+        let off = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        assert!(off < 1e-12, "{off}");
+        // While the policy equals the reference, the values belong to the batch of the policy.
+        let (of_batch, is_kept) = reference_values(&blocks, true, needs_of_kept());
+        assert!(!is_kept && of_batch == expected);
+    }
+}
+
+#[test]
+fn prepared_values_of_both_sides_serve_a_method_that_needs_one() {
+    let pairs = conformance::pairs();
+    let pairs: Vec<&TokenPair> = pairs.iter().collect();
+    let needs = Needs { logprobs: Completions::Chosen, ..needs_of_kept() };
+    let (expected, _) = reference_values(&[], false, needs);
+    let (found, is_kept) = reference_values(&[&pairs[..3], &pairs[3..]], false, needs);
+    let off = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    assert!(is_kept && off < 1e-12, "{off}");
+}
+
 #[test]
 fn token_states_of_the_policy_do_not_require_those_of_the_reference() {
     let fixture = Fixture::new();
