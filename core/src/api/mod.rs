@@ -51,4 +51,4 @@ pub use tap::{Layers, Pooling, Tap, TapPlugin, TokenPooling};
 pub(crate) use targets::pattern_fits;
 pub use targets::{Patterns, Selected, Selection, Targets};
 pub use transform::{Around, Transform, TransformCx, TransformPlugin};
-pub(crate) use weight::Weight;
+pub(crate) use weight::{Encoded, Weight};

@@ -1,19 +1,53 @@
 //! A frozen matrix, which is a tensor or consists of the blocks of a file.
 
+use std::fmt::Debug;
+
 use tch::{Device, Kind, Tensor};
 
 use super::{Rows, linear};
 use crate::error::Result;
 use crate::ffi::attach_backward;
-use crate::weights::StoredMatrix;
+
+/// A matrix on the CPU that is stored in a compact form and decoded whenever it is used.
+pub(crate) trait Encoded: Debug + Send {
+    /// Numbers of rows and columns.
+    fn size(&self) -> [i64; 2];
+
+    /// The dtype into which numbers are decoded.
+    fn kind(&self) -> Kind;
+
+    /// The name of the form, and the bytes of each row, uint8 `[rows bytes]`.
+    fn encoded(&self) -> (&'static str, &Tensor);
+
+    /// Decodes the matrix.
+    ///
+    /// # Errors
+    /// Fails if memory runs out.
+    fn dense(&self) -> Result<Tensor>;
+
+    /// Decodes the rows `ids`, int64 `[n]`.
+    ///
+    /// # Errors
+    /// Fails if a row does not exist, or if memory runs out.
+    fn rows(&self, ids: &Tensor) -> Result<Tensor>;
+
+    /// A matrix that shares the memory of this one.
+    fn shared(&self) -> Box<dyn Encoded>;
+
+    /// The matrix that consists of the rows `rows`, in the same form.
+    ///
+    /// # Errors
+    /// Fails if the number of rows is not the product of `groups` and `width` in `rows`.
+    fn part(&self, rows: Rows) -> Result<Box<dyn Encoded>>;
+}
 
 /// A frozen matrix W `[out in]`.
 #[derive(Debug)]
 pub(crate) enum Weight {
     /// A tensor.
     Dense(Tensor),
-    /// Blocks of a GGUF file, which each use decodes again.
-    Stored(StoredMatrix),
+    /// Blocks of a file, which each use decodes again.
+    Stored(Box<dyn Encoded>),
 }
 
 impl Weight {
@@ -40,7 +74,7 @@ impl Weight {
     pub fn device(&self) -> Device {
         match self {
             Self::Dense(t) => t.device(),
-            Self::Stored(matrix) => matrix.device(),
+            Self::Stored(_) => Device::Cpu,
         }
     }
 
@@ -79,26 +113,28 @@ impl Weight {
     /// True if both matrices have the same numbers.
     pub fn equal(&self, other: &Self) -> Result<bool> {
         if let (Self::Stored(one), Self::Stored(other)) = (self, other)
-            && one.same_blocks(other)
+            && one.encoded().0 == other.encoded().0
+            && one.kind() == other.kind()
+            && one.size() == other.size()
+            && one.encoded().1.f_equal(other.encoded().1)?
         {
             return Ok(true);
         }
         Ok(self.dense()?.f_equal(&other.dense()?)?)
     }
 
-    /// Computes y = xWᵀ + b `[n out]` from x `[n in]`.
+    /// Computes y = xWᵀ + b `[... out]` from x `[... in]`.
     pub fn forward(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        if x.dim() != 2 {
+            let [outputs, inputs] = self.size();
+            let mut size = x.size();
+            size.pop();
+            size.push(outputs);
+            return Ok(self.forward(&x.f_reshape([-1, inputs])?, bias)?.f_reshape(size)?);
+        }
         match self {
             Self::Dense(t) => linear(x, t, bias),
-            Self::Stored(matrix) if x.dim() == 2 => Product::of(x, matrix).forward(x, bias),
-            Self::Stored(matrix) => {
-                let mut size = x.size();
-                let rows = x.f_reshape([-1, matrix.size()[1]])?;
-                let y = Product::of(&rows, matrix).forward(&rows, bias)?;
-                size.pop();
-                size.push(matrix.size()[0]);
-                Ok(y.f_reshape(size)?)
-            }
+            Self::Stored(matrix) => Product::of(x, matrix.as_ref()).forward(x, bias),
         }
     }
 }
@@ -106,14 +142,14 @@ impl Weight {
 /// A product with a stored matrix W. The autograd graph keeps the blocks of W, and its backward
 /// pass decodes them again.
 struct Product {
-    matrix: StoredMatrix,
+    matrix: Box<dyn Encoded>,
     /// True if the input x is stored by columns. libtorch then computes the gradient of x in the
     /// same layout, and the order of the additions depends on it.
     by_columns: bool,
 }
 
 impl Product {
-    fn of(x: &Tensor, matrix: &StoredMatrix) -> Self {
+    fn of(x: &Tensor, matrix: &dyn Encoded) -> Self {
         let (sizes, strides) = (x.size(), x.stride());
         Self { matrix: matrix.shared(), by_columns: strides[0] == 1 && strides[1] == sizes[0] }
     }
@@ -175,15 +211,15 @@ mod tests {
     use super::*;
     use crate::api::Frozen;
     use crate::testing::blocks::random_blocks;
-    use crate::weights::{FORMATS, Format};
+    use crate::weights::{FORMATS, Format, StoredMatrix};
 
     const ROWS: i64 = 24;
     const COLUMNS: i64 = 512;
 
-    fn matrix(format: &'static Format, kind: Kind) -> StoredMatrix {
+    fn matrix(format: &'static Format, kind: Kind) -> Box<dyn Encoded> {
         let bytes = random_blocks(format, (ROWS * COLUMNS) as usize, 1);
         let bytes = Tensor::from_slice(&bytes).reshape([ROWS, -1]);
-        StoredMatrix::new(format, bytes, COLUMNS, kind)
+        Box::new(StoredMatrix::new(format, bytes, COLUMNS, kind))
     }
 
     /// A leaf of random numbers with the gradient that `weight` and `bias` give it, and that of the

@@ -273,7 +273,7 @@ impl Model {
             Weight::Stored(matrix) => {
                 let [rows, columns] = matrix.size();
                 kept.matrices += 1;
-                kept.bytes += matrix.bytes();
+                kept.bytes += matrix.encoded().1.numel();
                 kept.decoded += (rows * columns) as usize * matrix.kind().elt_size_in_bytes();
             }
         };

@@ -148,7 +148,7 @@ impl<'a> Weights<'a> {
     /// Fails if it is missing or has the wrong shape.
     pub fn matrix(&self, name: &str, shape: [i64; 2]) -> Result<Weight> {
         Ok(match self.loaded(name, &shape)? {
-            Loaded::Stored { matrix, transposed: false } => Weight::Stored(matrix),
+            Loaded::Stored { matrix, transposed: false } => Weight::Stored(Box::new(matrix)),
             loaded => Weight::Dense(loaded.dense()?),
         })
     }
@@ -189,7 +189,7 @@ impl<'a> Weights<'a> {
         let at = self.at(name);
         let weight = match at.loaded("weight", &[inputs, outputs])? {
             // GGUF stores `[outputs inputs]`, which is the matrix of the module.
-            Loaded::Stored { matrix, transposed: true } => Weight::Stored(matrix),
+            Loaded::Stored { matrix, transposed: true } => Weight::Stored(Box::new(matrix)),
             loaded => Weight::Dense(loaded.dense()?.f_tr()?.f_contiguous()?),
         };
         Ok(Linear::new(

@@ -1,11 +1,10 @@
 //! Matrices that stay in memory as a GGUF file stores them, in blocks of a few bits per number.
-
 use rayon::prelude::*;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use super::gguf::Format;
 use super::memory::{Element, bytes_of, filled};
-use crate::api::Rows;
+use crate::api::{Encoded, Rows};
 use crate::error::Result;
 
 /// Number of values that a thread decodes at a time.
@@ -29,31 +28,32 @@ impl StoredMatrix {
         Self { format, bytes, columns, kind }
     }
 
-    /// Numbers of rows and columns.
-    pub fn size(&self) -> [i64; 2] {
+    fn decode<T: Element>(&self, bytes: &[u8], out: &mut [T]) {
+        let run = RUN.next_multiple_of(self.format.block);
+        out.par_chunks_mut(run)
+            .zip(bytes.par_chunks(run / self.format.block * self.format.bytes))
+            .for_each(|(out, bytes)| super::gguf::blocks(self.format, bytes, out, 0.0));
+    }
+
+    fn with_bytes(&self, bytes: Tensor) -> Self {
+        Self { format: self.format, bytes, columns: self.columns, kind: self.kind }
+    }
+}
+
+impl Encoded for StoredMatrix {
+    fn size(&self) -> [i64; 2] {
         [self.bytes.size()[0], self.columns]
     }
 
-    /// The dtype into which numbers are decoded.
-    pub fn kind(&self) -> Kind {
+    fn kind(&self) -> Kind {
         self.kind
     }
 
-    /// The device of the blocks.
-    pub fn device(&self) -> Device {
-        self.bytes.device()
+    fn encoded(&self) -> (&'static str, &Tensor) {
+        (self.format.name, &self.bytes)
     }
 
-    /// Number of bytes in memory.
-    pub fn bytes(&self) -> usize {
-        self.bytes.numel()
-    }
-
-    /// Decodes the matrix.
-    ///
-    /// # Errors
-    /// Fails if memory runs out.
-    pub fn dense(&self) -> Result<Tensor> {
+    fn dense(&self) -> Result<Tensor> {
         let (bytes, shape) = (self.bytes.f_contiguous()?, self.size());
         let bytes = bytes_of(&bytes)?;
         match self.kind {
@@ -64,45 +64,16 @@ impl StoredMatrix {
         }
     }
 
-    fn decode<T: Element>(&self, bytes: &[u8], out: &mut [T]) {
-        let run = RUN.next_multiple_of(self.format.block);
-        out.par_chunks_mut(run)
-            .zip(bytes.par_chunks(run / self.format.block * self.format.bytes))
-            .for_each(|(out, bytes)| super::gguf::blocks(self.format, bytes, out, 0.0));
-    }
-
-    /// Decodes the rows `ids`, int64 `[n]`.
-    ///
-    /// # Errors
-    /// Fails if a row does not exist, or if memory runs out.
-    pub fn rows(&self, ids: &Tensor) -> Result<Tensor> {
+    fn rows(&self, ids: &Tensor) -> Result<Tensor> {
         self.with_bytes(self.bytes.f_index_select(0, ids)?).dense()
     }
 
-    /// The matrix that consists of the rows `rows`.
-    ///
-    /// # Errors
-    /// Fails if the number of rows is not the product of `groups` and `width` in `rows`.
-    pub fn part(&self, rows: Rows) -> Result<Self> {
-        Ok(self.with_bytes(rows.of(&self.bytes, 0)?))
+    fn shared(&self) -> Box<dyn Encoded> {
+        Box::new(self.with_bytes(self.bytes.shallow_clone()))
     }
 
-    /// A matrix that shares the memory of this one.
-    #[must_use]
-    pub fn shared(&self) -> Self {
-        self.with_bytes(self.bytes.shallow_clone())
-    }
-
-    fn with_bytes(&self, bytes: Tensor) -> Self {
-        Self { format: self.format, bytes, columns: self.columns, kind: self.kind }
-    }
-
-    /// True if both matrices have the same blocks, and therefore the same numbers.
-    pub fn same_blocks(&self, other: &Self) -> bool {
-        std::ptr::eq(self.format, other.format)
-            && self.kind == other.kind
-            && self.size() == other.size()
-            && self.bytes.equal(&other.bytes)
+    fn part(&self, rows: Rows) -> Result<Box<dyn Encoded>> {
+        Ok(Box::new(self.with_bytes(rows.of(&self.bytes, 0)?)))
     }
 }
 
