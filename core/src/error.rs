@@ -6,6 +6,7 @@ use std::ffi::OsStr;
 use std::fmt;
 
 pub use out_of_memory::OutOfMemory;
+pub(crate) use out_of_memory::catch_out_of_memory;
 
 use crate::panics;
 

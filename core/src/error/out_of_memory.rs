@@ -1,6 +1,9 @@
 //! Recognises libtorch's errors about missing memory.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+use super::{Error, Result};
 
 /// A failed allocation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +25,15 @@ impl OutOfMemory {
         ];
         MARKS.iter().any(|mark| text.contains(mark)).then(|| Self { bytes: requested(text) })
     }
+}
+
+/// Calls `work`, and turns a panic into an error if memory ran out. tch panics instead of returning
+/// an error if an operation with a number as its argument fails.
+pub(crate) fn catch_out_of_memory<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let e = Error::panicked("libtorch", panic.as_ref());
+        if e.out_of_memory().is_some() { Err(e) } else { resume_unwind(panic) }
+    })
 }
 
 /// Reads the size from `tried to allocate 4096 bytes` or `Tried to allocate 2.50 GiB`.
@@ -55,7 +67,6 @@ impl fmt::Display for OutOfMemory {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Error;
 
     #[test]
     fn the_messages_of_both_allocators_are_recognised() {

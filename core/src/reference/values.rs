@@ -7,7 +7,7 @@ use tch::{Device, Kind, Tensor};
 use super::Quantity;
 use crate::api::{Completions, Pooling, Side, Sides, Site};
 use crate::batch::{BatchSpec, PairBatch, Sharing};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, catch_out_of_memory};
 use crate::model::pass::Request;
 use crate::model::{Adapted, Detail, Model};
 use crate::text::TokenPair;
@@ -178,9 +178,19 @@ pub fn compute<P: Borrow<TokenPair>>(
     pairs: &[P],
     quantities: &[Quantity],
 ) -> Result<Vec<Values>> {
-    let _guard = tch::no_grad_guard();
     let pairs: Vec<&TokenPair> = pairs.iter().map(Borrow::borrow).collect();
-    let batch = PairBatch::of(&pairs, block_spec(adapted), model)?;
+    catch_out_of_memory(|| computed(model, adapted, &pairs, quantities))
+        .map_err(|e| explain(e, &pairs, model))
+}
+
+fn computed(
+    model: &Model,
+    adapted: Option<&Adapted>,
+    pairs: &[&TokenPair],
+    quantities: &[Quantity],
+) -> Result<Vec<Values>> {
+    let _guard = tch::no_grad_guard();
+    let batch = PairBatch::of(pairs, block_spec(adapted), model)?;
     let sites: Vec<Site> = quantities.iter().filter_map(Quantity::site).cloned().collect();
     let hidden = quantities.contains(&Quantity::Logprobs);
     let request = Request { adapted, sites: &sites, hidden, ..Request::default() };
@@ -202,6 +212,26 @@ pub fn compute<P: Borrow<TokenPair>>(
         }
     };
     quantities.iter().map(&mut values).collect()
+}
+
+/// If `e` says that memory ran out, wraps it in an error that names the size of the block and the
+/// settings that need less memory. Returns other errors unchanged.
+fn explain(e: Error, pairs: &[&TokenPair], model: &Model) -> Error {
+    let Some(memory) = e.out_of_memory() else { return e };
+    let tokens = pairs.iter().map(|pair| pair.tokens());
+    let longest = tokens.clone().max().unwrap_or_default();
+    let explained = Error::new(format!(
+        "memory ran out in a pass without gradients: {memory} for {} pair{} with {} tokens in all",
+        pairs.len(),
+        if pairs.len() == 1 { "" } else { "s" },
+        tokens.sum::<usize>()
+    ))
+    .because(e)
+    .hint(format!("lower `train.max_length`; the longest pair has {longest} tokens"));
+    if model.kind() == Kind::Float {
+        return explained.hint("compute in bfloat16 with `--dtype bf16`");
+    }
+    explained
 }
 
 /// The layout of a block's batch.

@@ -1,6 +1,5 @@
 //! Computes the gradient of one optimiser step.
 
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tch::{Device, Kind, Tensor};
@@ -8,7 +7,7 @@ use tch::{Device, Kind, Tensor};
 use super::{Objective, Phase, TrainPass};
 use crate::api::{Partial, StepInfo};
 use crate::batch::PairBatch;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, catch_out_of_memory};
 use crate::guard::faults;
 use crate::model::{Adapted, Model, PassSeed};
 use crate::text::TokenPair;
@@ -140,7 +139,8 @@ fn sum(
         let mut evaluated = match mode {
             Mode::Train(seed) => {
                 let pass = TrainPass { weight, seed: PassSeed::new(seed, index) };
-                caught(|| objective.loss(model, adapted, &batch, info, pass)).map_err(explained)?
+                catch_out_of_memory(|| objective.loss(model, adapted, &batch, info, pass))
+                    .map_err(explained)?
             }
             Mode::Validate(stop) if stop.load(Ordering::Relaxed) => {
                 return Err(Error::interrupted(format!(
@@ -149,10 +149,10 @@ fn sum(
                     pairs.len().div_ceil(size)
                 )));
             }
-            Mode::Validate(_) => {
-                caught(|| objective.loss_without_gradient(model, adapted, &batch, info))
-                    .map_err(explained)?
-            }
+            Mode::Validate(_) => catch_out_of_memory(|| {
+                objective.loss_without_gradient(model, adapted, &batch, info)
+            })
+            .map_err(explained)?,
         };
         // Keep the fraction on the device, to avoid a synchronisation.
         let counted_fraction = match evaluated.loss.partial.take() {
@@ -181,7 +181,7 @@ fn sum(
                 let loss = weighed(&evaluated.loss.value)?;
                 objective.backward(model, adapted, &batch, evaluated, &loss)
             };
-            caught(|| clock.measure(Phase::Backward, backward)).map_err(explained)?;
+            catch_out_of_memory(|| clock.measure(Phase::Backward, backward)).map_err(explained)?;
         }
         faults::check()?;
         clock.measure(Phase::Logging, || -> Result<()> {
@@ -197,15 +197,6 @@ fn sum(
     }
     let sums = MicroBatches { losses, of_method, of_engine, counted, lacking };
     clock.measure(Phase::Logging, || sums.collect(pairs.len()))
-}
-
-/// Calls `work`, and turns a panic into an error if memory ran out. tch panics instead of returning
-/// an error if an operation with a number as its argument fails.
-fn caught<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-        let e = Error::panicked("a step", panic.as_ref());
-        if e.out_of_memory().is_some() { Err(e) } else { resume_unwind(panic) }
-    })
 }
 
 /// The place of a micro-batch in its step, for errors.
