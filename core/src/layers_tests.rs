@@ -5,11 +5,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The top-level modules of the crate, from the lowest to the highest layer.
-const ORDER: [&str; 29] = [
+const ORDER: [&str; 30] = [
     "panics",
     "error",
     "files",
     "ffi",
+    "memory",
     "api",
     "hub",
     "guard",

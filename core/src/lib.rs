@@ -18,6 +18,7 @@ pub mod fingerprint;
 pub mod generate;
 pub mod guard;
 pub mod hub;
+pub mod memory;
 pub mod model;
 pub mod other_base;
 pub mod panics;

@@ -52,7 +52,7 @@ fn every_recipe_resolves_and_is_the_origin_of_its_values() {
                 t.lr,
                 t.warmup,
                 t.clip,
-                t.batch * t.accumulate,
+                t.step_pairs(),
                 t.max_pairs,
                 t.max_length,
                 t.max_prompt_length

@@ -69,6 +69,9 @@ pub struct Needs {
     /// Declares that the gradient of the loss is zero if the policy equals the reference. The
     /// engine then adds a little noise to the adapter before the first step.
     pub flat_start: bool,
+    /// Declares that the loss of a pair depends on the other pairs of its micro-batch. The engine
+    /// then never chooses the size of the micro-batches itself.
+    pub depends_on_batch: bool,
     /// Declares that the method trains nothing, so that the run only evaluates.
     pub evaluate_only: bool,
 }
@@ -89,6 +92,7 @@ impl Needs {
         output_grads: false,
         parameter_grads: false,
         flat_start: false,
+        depends_on_batch: false,
         evaluate_only: false,
     };
 
@@ -193,6 +197,9 @@ impl Needs {
             words.push(
                 "noise on the initial adapter, because the loss has no gradient at the reference",
             );
+        }
+        if self.depends_on_batch {
+            words.push("a fixed size of the micro-batches");
         }
         if words.is_empty() { "nothing".to_owned() } else { words.join("; ") }
     }

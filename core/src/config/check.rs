@@ -1,6 +1,6 @@
 //! Range checks for all settings outside plugins. A plugin checks its own settings in `build`.
 
-use super::{Experiment, Origins, Schedule};
+use super::{Batch, Experiment, Origins, Schedule};
 use crate::error::{Error, Result};
 
 /// The value of a field, and the result of its range check.
@@ -49,7 +49,7 @@ pub(super) fn check(e: &Experiment, origins: &Origins) -> Result<()> {
             t.schedule != Schedule::Wsd || (t.decay > 0.0 && t.decay <= 1.0),
             "be a fraction of the steps, greater than 0 and at most 1",
         ),
-        rule("train.batch", t.batch, t.batch >= 1, "be 1 or more"),
+        rule("train.batch", t.batch, t.batch != Batch::Pairs(0), "be 1 or more, or `auto`"),
         rule("train.accumulate", t.accumulate, t.accumulate >= 1, "be 1 or more"),
         rule("train.epochs", t.epochs, positive(t.epochs), "be greater than 0"),
         rule("train.clip", t.clip, not_negative(t.clip), "be 0 (no clipping) or more"),

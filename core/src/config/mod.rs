@@ -7,6 +7,7 @@
 //! layers have been merged. The fields of a plugin's section are read from the plugin's schema, so
 //! a new plugin needs no code here.
 
+mod batch;
 mod cache;
 mod changes;
 mod check;
@@ -35,6 +36,7 @@ mod toml_text;
 mod train;
 mod value;
 
+pub use batch::Batch;
 pub use cache::{CacheConfig, CacheMode};
 pub(crate) use changes::{changed_fields, flat, shown};
 pub use choice::Choice;

@@ -714,7 +714,7 @@ fn a_recipe_overrides_the_defaults_and_nothing_else() {
     });
     assert_eq!(
         (none.experiment.recipe, none.experiment.train.lr, none.experiment.train.batch),
-        (None, 5e-4, 8)
+        (None, 5e-4, Batch::Pairs(8))
     );
     assert_eq!(good(|l| environment(l, "REPRPO_RECIPE", "mild_mix")).experiment.train.lr, 1.5);
 }

@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::Batch;
 use super::flag::{Flag, Group};
 
 /// The learning-rate schedule after the warm-up.
@@ -74,8 +75,11 @@ pub struct TrainConfig {
     pub warmup: f64,
     /// Fraction of all steps over which `wsd` decays. Other schedules ignore it.
     pub decay: f64,
-    /// Number of pairs in a micro-batch.
-    pub batch: usize,
+    /// Number of pairs in a micro-batch, or `auto` for the largest number that fits into memory.
+    /// With `auto`, a step has 4 · `accumulate` pairs, and the run measures into how few
+    /// micro-batches they can be divided. The result stays the same up to rounding. The run's
+    /// `config.toml` contains both numbers.
+    pub batch: Batch,
     /// Number of micro-batches in an optimiser step.
     pub accumulate: usize,
     /// Keep only the inputs of the model's blocks for the backward pass, which then computes each
@@ -156,7 +160,7 @@ impl Default for TrainConfig {
             schedule: Schedule::Linear,
             warmup: 0.03,
             decay: 0.15,
-            batch: 4,
+            batch: Batch::default(),
             accumulate: 2,
             checkpointing: false,
             epochs: 1.0,
@@ -188,6 +192,11 @@ impl Default for TrainConfig {
 }
 
 impl TrainConfig {
+    /// Number of pairs in an optimiser step.
+    pub fn step_pairs(&self) -> usize {
+        self.batch.pairs() * self.accumulate
+    }
+
     /// True if the metrics that are only logged are computed at step `step`, counted from 0, of
     /// `steps`.
     pub fn logs_metrics(&self, step: usize, steps: usize) -> bool {

@@ -140,13 +140,13 @@ fn lesson(case: &Case) -> Result<Option<Lesson>> {
             order = refs(&pairs);
             order.shuffle(&mut rng);
         }
-        let now = order.split_off(order.len() - train.batch * train.accumulate);
+        let now = order.split_off(order.len() - train.step_pairs());
         accumulate(
             &mut bench.objective,
             &bench.model,
             &bench.adapted,
             &now,
-            train.batch,
+            train.batch.pairs(),
             StepInfo { step, steps: STEPS },
             step as i64,
         )?;

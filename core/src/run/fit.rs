@@ -148,7 +148,7 @@ pub(super) fn take_step(
         &plan.session.model,
         &run.adapted,
         pairs,
-        train.batch,
+        train.batch.pairs(),
         info,
         seed,
     )?;

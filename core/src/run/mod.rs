@@ -11,6 +11,7 @@
 mod adapter;
 mod assemble;
 pub mod assembled;
+mod batch_size;
 pub mod bench;
 mod best;
 mod checkpoint;
@@ -55,6 +56,7 @@ use crate::data;
 use crate::error::{Fault, Result};
 use crate::eval::{EvalSplit, Evaluation};
 use crate::ffi::{self, RngState};
+use crate::memory;
 use crate::model::peft::{self, Base};
 use crate::reference::cached_bytes;
 use crate::registry::Registry;
@@ -155,6 +157,7 @@ fn opening(plan: &Plan<'_>, run: &Assembled, recorders: &mut Recorders<'_>) -> R
             resumed.differences.join(", ")
         ));
     }
+    lines.extend(plan.batch_size.clone());
     lines.extend(plan.base_warning.iter().map(|why| format!("warning: {why}")));
     lines.push(session.describes.clone());
     lines.push(format!(
@@ -255,8 +258,8 @@ fn save(plan: &Plan<'_>, run: &Assembled, folder: &mut Folder) -> Result<()> {
 /// of the values of the reference that are kept in memory.
 fn costs(plan: &Plan<'_>, run: &mut Assembled) -> Result<String> {
     let mut line = format!("{:.0} s in total", plan.begin.elapsed().as_secs_f64());
-    if let Some(peak) = peak_memory() {
-        line += &format!(", peak memory {peak:.2} GB");
+    if let Some(peak) = memory::process_peak() {
+        line += &format!(", peak memory {:.2} GB", peak / 1e9);
     }
     let device = plan.session.model.device();
     if device.is_cuda() {
@@ -274,21 +277,6 @@ fn costs(plan: &Plan<'_>, run: &mut Assembled) -> Result<String> {
         line += &format!(", {} of reference values", size(kept as u64));
     }
     Ok(line)
-}
-
-/// Peak resident memory of this process in GB; `None` if the system does not report it.
-fn peak_memory() -> Option<f64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let kib: f64 = status
-        .lines()
-        .find_map(|l| l.strip_prefix("VmHWM:"))?
-        .trim()
-        .strip_suffix("kB")?
-        .trim()
-        .parse()
-        .ok()?;
-    // The system writes `kB`, but counts units of 1024 bytes.
-    Some(kib * 1024.0 / 1e9)
 }
 
 /// The state of libtorch's random number generator on the CPU before the run. The run seeds the

@@ -8,6 +8,7 @@ use std::time::Instant;
 use serde_json::Value;
 
 use super::adapter::AdapterChoice;
+use super::batch_size::Trial;
 use super::fingerprints::{Fingerprints, StartFingerprints};
 use super::folder::is_empty;
 use super::held_out;
@@ -15,7 +16,7 @@ use super::saved_transforms::SavedTransforms;
 use super::start::Start;
 use super::{checkpoint, marks};
 use crate::api::{Intervention, ModelInfo, RunInfo, Transform};
-use crate::config::{Experiment, Origin, ReferenceModel};
+use crate::config::{Batch, Experiment, Origin, ReferenceModel};
 use crate::error::{Error, Result};
 use crate::eval::{self, EvalSplit};
 use crate::ffi;
@@ -75,6 +76,8 @@ pub struct Plan<'a> {
     pub checkpoint: Option<Resumed>,
     /// A warning if the adapter in `init_adapter` was trained on a different base model.
     pub base_warning: Option<String>,
+    /// How the number of pairs in a micro-batch was chosen, if it was chosen for this run.
+    pub batch_size: Option<String>,
     /// Other warnings for the user.
     pub warnings: Vec<String>,
     /// When the run began.
@@ -159,6 +162,20 @@ impl<'a> Plan<'a> {
             session.model.info(),
             &Steps::new(&pairs.pairs, train),
         )?);
+        let mut batch_size = None;
+        if experiment.train.batch == Batch::Auto && !intervention.needs().evaluate_only {
+            let choice = Trial {
+                model: &session.model,
+                adapter: &adapter,
+                pairs: &pairs.pairs,
+                train: &experiment.train,
+                method: || method(&experiment, &session.model, registry),
+            }
+            .choose(progress)?;
+            batch_size = Some(choice.describe());
+            (experiment.train.batch, experiment.train.accumulate) =
+                (Batch::Pairs(choice.batch), choice.accumulate);
+        }
         let tokenizer = fingerprint::of_tokenizer(&session.tokenizer)?;
         let data = [&pairs.pairs[..], &held_out];
         let fingerprints = Fingerprints::new(
@@ -191,6 +208,7 @@ impl<'a> Plan<'a> {
             folder,
             checkpoint,
             base_warning,
+            batch_size,
             warnings,
             begin,
         })

@@ -148,7 +148,7 @@ impl<'a> Validation<'a> {
         let info = StepInfo { step: steps.count - 1, steps: steps.count };
         objective.set_metrics(true);
         let sums = objective.with_method(method, |objective| {
-            validate(objective, &session.model, adapted, &all, train.batch, info, stop)
+            validate(objective, &session.model, adapted, &all, train.batch.pairs(), info, stop)
         })?;
 
         let mut record = ValidationRecord {

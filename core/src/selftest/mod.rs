@@ -7,7 +7,6 @@
 
 mod attention;
 mod determinism;
-mod memory;
 mod methods;
 mod models;
 mod pairs;
@@ -227,7 +226,10 @@ impl Selftest<'_> {
             Err(e) if cannot_write(&e) => return Err(self.workshop.explain(e)),
             // These sections use models of realistic size. If a model does not fit in memory, skip
             // the check instead of failing it.
-            Err(e) if [Section::Speed, Section::Peer].contains(&section) && memory::ran_out(&e) => {
+            Err(e)
+                if [Section::Speed, Section::Peer].contains(&section)
+                    && e.out_of_memory().is_some() =>
+            {
                 vec![Row::new(section, name, Outcome::Skipped, e.in_a_line())]
             }
             Err(e) => vec![Row::error(section, name, &e)],

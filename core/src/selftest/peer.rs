@@ -15,7 +15,6 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tch::Kind;
 
-use super::memory::Memory;
 use super::report::{Outcome, Row};
 use super::shapes::{LARGE, SMALL, Shape};
 use super::speed::{Plan, TOKENS, Trainer};
@@ -23,6 +22,7 @@ use super::{Section, Selftest, kind_name};
 use crate::error::{Context, Error, Result};
 use crate::ffi::libtorch_folder;
 use crate::files::write_whole;
+use crate::memory::Memory;
 use crate::session::device_name;
 
 const SCRIPT: &str = include_str!("peer.py");

@@ -10,7 +10,6 @@ use rand_chacha::ChaCha8Rng;
 use serde_json::json;
 use tch::{Cuda, Device, Kind};
 
-use super::memory::{self, Memory};
 use super::report::{Outcome, Row};
 use super::shapes::{LARGE, SMALL, Shape};
 use super::trial::{Way, Workshop};
@@ -20,6 +19,7 @@ use crate::config::Experiment;
 use crate::doctor;
 use crate::error::{Error, Result};
 use crate::ffi;
+use crate::memory::{self, Memory};
 use crate::model::{Model, peft};
 use crate::reference::ReferenceCache;
 use crate::run::AdapterChoice;

@@ -30,7 +30,7 @@ impl Order {
         } else {
             (0..pairs.len()).map(|i| vec![i]).collect()
         };
-        Self { seed: train.seed, shuffle: train.shuffle, batch: train.batch, groups }
+        Self { seed: train.seed, shuffle: train.shuffle, batch: train.batch.pairs(), groups }
     }
 
     /// Returns the indices of all pairs in the order of epoch `epoch`. If `train.shuffle` is true,
@@ -110,6 +110,7 @@ fn pack(groups: &[Vec<usize>], size: usize) -> Vec<Vec<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Batch;
 
     /// A pair for each number. Pairs with the same number have the same prompt.
     fn pairs(prompts: &[i64]) -> Vec<TokenPair> {
@@ -119,7 +120,12 @@ mod tests {
     }
 
     fn train(shuffle: bool, group_by_prompt: bool, batch: usize) -> TrainConfig {
-        TrainConfig { shuffle, group_by_prompt, batch, ..TrainConfig::default() }
+        TrainConfig {
+            shuffle,
+            group_by_prompt,
+            batch: Batch::Pairs(batch),
+            ..TrainConfig::default()
+        }
     }
 
     #[test]

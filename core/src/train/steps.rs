@@ -29,7 +29,7 @@ impl<'a> Steps<'a> {
     pub fn new(pairs: &[TokenPair], train: &'a TrainConfig) -> Self {
         let order = Order::new(pairs, train);
         let pairs = pairs.len();
-        let step_pairs = train.batch * train.accumulate;
+        let step_pairs = train.step_pairs();
         let per_epoch = pairs.div_ceil(step_pairs);
         let steps = ((per_epoch as f64 * train.epochs).ceil() as usize).max(1);
         let current = RefCell::default();
@@ -79,7 +79,7 @@ impl<'a> Steps<'a> {
     /// As in the Trainer of transformers, the fraction counts batches. The last step of an epoch
     /// may have fewer batches than the others.
     pub fn epoch(&self, step: usize) -> f64 {
-        let batches = self.pairs.div_ceil(self.train.batch);
+        let batches = self.pairs.div_ceil(self.train.batch.pairs());
         let seen = ((step % self.per_epoch + 1) * self.train.accumulate).min(batches);
         (step / self.per_epoch) as f64 + seen as f64 / batches as f64
     }
@@ -101,13 +101,15 @@ impl<'a> Steps<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Batch;
 
     /// The expected values were logged by the Trainer of transformers 5.23 with the same
     /// `per_device_train_batch_size`, `gradient_accumulation_steps` and `num_train_epochs`.
     #[test]
     fn the_epoch_is_the_fraction_of_batches_processed() {
         let logged = |pairs: usize, batch: usize, accumulate: usize, steps: usize| -> Vec<f64> {
-            let train = TrainConfig { batch, accumulate, ..TrainConfig::default() };
+            let train =
+                TrainConfig { batch: Batch::Pairs(batch), accumulate, ..TrainConfig::default() };
             let pairs: Vec<TokenPair> = (0..pairs).map(TokenPair::short).collect();
             (0..steps).map(|step| Steps::new(&pairs, &train).epoch(step)).collect()
         };
@@ -122,7 +124,12 @@ mod tests {
 
     #[test]
     fn every_epoch_has_every_pair_once() {
-        let train = TrainConfig { batch: 2, accumulate: 2, epochs: 2.5, ..TrainConfig::default() };
+        let train = TrainConfig {
+            batch: Batch::Pairs(2),
+            accumulate: 2,
+            epochs: 2.5,
+            ..TrainConfig::default()
+        };
         let pairs: Vec<TokenPair> = (0..10).map(TokenPair::short).collect();
         let steps = Steps::new(&pairs, &train);
         assert_eq!((steps.count, steps.pairs_in(steps.count), steps.pairs_in(2)), (8, 28, 8));

@@ -122,6 +122,11 @@ impl LossType {
         matches!(self, LossType::Aot | LossType::AotUnpaired)
     }
 
+    /// Returns true if the loss of a pair depends on the other pairs of its micro-batch.
+    fn mixes_pairs(self) -> bool {
+        self.sorts() || self == LossType::Sft
+    }
+
     /// Returns the name that selects this loss type in the configuration.
     fn name(self) -> String {
         reprpo_plugin::serde_json::to_value(self)
@@ -309,6 +314,7 @@ impl Dpo {
             logprobs: Completions::Both,
             reference_logprobs: true,
             collision: self.use_weighting,
+            depends_on_batch: self.loss_type.list().iter().any(|loss| loss.mixes_pairs()),
             ..Needs::default()
         }
     }

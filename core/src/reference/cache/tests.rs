@@ -142,7 +142,7 @@ fn another_reference_does_not_find_the_values() {
     // These settings do not change the reference.
     for change in [
         (|e| e.train.seed = 9) as fn(&mut Experiment),
-        |e| e.train.batch = 7,
+        |e| e.train.batch = crate::config::Batch::Pairs(7),
         |e| e.eval.tokens = 7,
         |e| e.cache.max_gb = 7.0,
         |e| e.out = Some("x".into()),

@@ -13,16 +13,17 @@ use std::time::{Duration, Instant};
 pub use report::{Measured, Rate, Report, ShapeRate};
 use tch::Device;
 
+use super::ForeignRng;
 use super::assemble::assemble;
 use super::assembled::Assembled;
 use super::fit::take_step;
 use super::plan::Plan;
 use super::start::Start;
-use super::{ForeignRng, peak_memory};
 use crate::api::StepInfo;
 use crate::config::{CacheMode, Experiment};
 use crate::error::{Context, Error, Result};
 use crate::ffi;
+use crate::memory;
 use crate::reference::{BLOCK_TOKENS, blocks};
 use crate::registry::Registry;
 use crate::report::Progress;
@@ -153,7 +154,7 @@ impl<'a> Trial<'a> {
         let steps = Steps::new(&plan.pairs.pairs, train);
         Ok(Self {
             gradients: GradientPlan::new(model, &run.adapted)?,
-            per_pass: steps.pairs.div_ceil(train.batch * train.accumulate),
+            per_pass: steps.pairs.div_ceil(train.step_pairs()),
             plan,
             run,
             options,
@@ -251,7 +252,7 @@ impl<'a> Trial<'a> {
     fn work(&self, step: usize) -> Result<Vec<Work>> {
         let (model, objective) = (&self.plan.session.model, &self.run.objective);
         self.pairs_of(step)
-            .chunks(self.plan.experiment.train.batch)
+            .chunks(self.plan.experiment.train.batch.pairs())
             .map(|pairs| {
                 let batch = objective.batch(pairs, model)?;
                 objective.work(model, &self.run.adapted, &batch, &self.gradients)
@@ -291,7 +292,7 @@ impl<'a> Trial<'a> {
     /// process, or `None` if the system does not report it.
     fn peak_memory(&self) -> Result<Option<f64>> {
         match self.plan.session.model.device() {
-            Device::Cpu => Ok(peak_memory()),
+            Device::Cpu => Ok(memory::process_peak().map(|bytes| bytes / 1e9)),
             card => Ok(Some(ffi::cuda_memory(card)?.peak_reserved as f64 / 1e9)),
         }
     }
