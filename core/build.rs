@@ -36,6 +36,7 @@ fn main() {
         .include(&include)
         .file("csrc/shim.cc")
         .file("csrc/node.cc")
+        .file("csrc/product.cc")
         .compile("reprpo_shim");
     // Optimise this file in debug builds too, because it replaces an optimised libtorch function.
     // `-ffp-contract=fast` allows fused multiply-add instructions.

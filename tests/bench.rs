@@ -82,6 +82,8 @@ fn the_report_is_complete_and_consistent() {
         assert!(close(sum(operations), 2.0 * total), "{operations}");
         let share = total / seconds / number(&measured["matrix_rate"]);
         assert!(close(share, number(&measured["share_of_matrix_rate"])), "{measured:#}");
+        let share = total / seconds / number(&measured["product_rate"]);
+        assert!(close(share, number(&measured["share_of_product_rate"])), "{measured:#}");
     }
     // Only the first pass runs the reference, which has no adapter.
     let operations = |pass: &str, part: &str| number(&report[pass]["operations"][part]);

@@ -3,17 +3,22 @@
 use tch::Tensor;
 
 use crate::error::Result;
-use crate::ffi::row_product;
+use crate::ffi::{float_product, row_product};
 
 /// Computes y = xWᵀ + b `[n out]` from x `[n in]`, W `[out in]` and an optional bias b `[out]`.
 ///
 /// # Errors
 /// Fails if the shapes or dtypes do not match.
 pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    Ok(match (row_product(x, weight)?, bias) {
-        (Some(y), Some(bias)) => y.f_add(bias)?,
-        (Some(y), None) => y,
-        (None, bias) => x.f_linear(weight, bias)?,
+    if let Some(y) = row_product(x, weight)? {
+        return Ok(match bias {
+            Some(bias) => y.f_add(bias)?,
+            None => y,
+        });
+    }
+    Ok(match float_product(x, weight, bias)? {
+        Some(y) => y,
+        None => x.f_linear(weight, bias)?,
     })
 }
 

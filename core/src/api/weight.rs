@@ -6,7 +6,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::{Rows, linear};
 use crate::error::Result;
-use crate::ffi::attach_backward;
+use crate::ffi::{attach_backward, float_product};
 
 /// A matrix on the CPU that is stored in a compact form and decoded whenever it is used.
 pub(crate) trait Encoded: Debug + Send {
@@ -181,6 +181,9 @@ impl Product {
     fn backward(&self, g: &Tensor) -> Result<Tensor> {
         let gradient = without_gradient(|| {
             let weight = self.matrix.dense()?;
+            if let Some(gradient) = float_product(g, &weight.f_tr()?, None)? {
+                return Ok(gradient);
+            }
             Ok(if self.by_columns {
                 weight.f_tr()?.f_mm(&g.f_tr()?)?.f_tr()?
             } else {
@@ -192,7 +195,10 @@ impl Product {
         // the fast product of a single row.
         let second = move |_, g: &Tensor| -> Result<Tensor> {
             let weight = back.matrix.dense()?;
-            let y = without_gradient(|| Ok(g.f_linear(&weight, None::<&Tensor>)?))?;
+            let y = without_gradient(|| match float_product(g, &weight, None)? {
+                Some(y) => Ok(y),
+                None => Ok(g.f_linear(&weight, None::<&Tensor>)?),
+            })?;
             back.attached(y, g, None)
         };
         attach_backward(&gradient, &[g], Box::new(second))?;

@@ -8,12 +8,11 @@
 //! would need the second one fails.
 
 use std::ffi::c_char;
-use std::ptr;
 
 use tch::{Device, Kind, Tensor};
 use torch_sys::C_tensor;
 
-use super::checked;
+use super::created;
 use crate::error::Result;
 
 unsafe extern "C" {
@@ -54,14 +53,6 @@ pub(super) fn is_activation(x: &Tensor) -> bool {
     supported(x, &[Kind::Float, Kind::BFloat16])
 }
 
-/// Calls a function of the shim that creates a tensor.
-fn created(create: impl FnOnce(*mut *mut C_tensor) -> *mut c_char) -> Result<Option<Tensor>> {
-    let mut out = ptr::null_mut();
-    checked(create(&mut out))?;
-    // SAFETY: the shim has written a pointer to a new tensor, which nothing else owns.
-    Ok(Some(unsafe { Tensor::from_ptr(out) }))
-}
-
 /// Computes w ⊙ x / √(mean(x²) + ε) over the last axis of x `[... width]`, with float32 statistics.
 /// `weight` has the shape `[width]`.
 ///
@@ -91,6 +82,7 @@ pub fn fused_norm(
         let (x, weight) = (x.as_ptr().cast_mut(), weight.as_ptr().cast_mut());
         reprpo_fused_norm(x, weight, eps, round_twice, out)
     })
+    .map(Some)
 }
 
 /// Computes silu(gate) ⊙ up. Both have the same shape and dtype, and silu(gate) is rounded to this
@@ -107,6 +99,7 @@ pub fn fused_gate(gate: &Tensor, up: &Tensor) -> Result<Option<Tensor>> {
     created(|out| unsafe {
         reprpo_fused_gate(gate.as_ptr().cast_mut(), up.as_ptr().cast_mut(), out)
     })
+    .map(Some)
 }
 
 /// Rotates x `[n heads d]`: x ⊙ cos + (−x₂, x₁) ⊙ sin, where x₁ and x₂ are the halves of each head.
@@ -130,6 +123,7 @@ pub fn fused_rotation(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Option<T
             (x.as_ptr().cast_mut(), cos.as_ptr().cast_mut(), sin.as_ptr().cast_mut());
         reprpo_fused_rotation(x, cos, sin, out)
     })
+    .map(Some)
 }
 
 #[cfg(test)]
@@ -144,8 +138,8 @@ mod tests {
 
     /// Checks a fused function against the chain of operations that it replaces: the result, and
     /// the gradients of all `inputs` at a random gradient of the result. In bfloat16, almost all
-    /// values must be equal, because both round at the same places. The others may differ by the
-    /// rounding of one value.
+    /// values must be equal, because both round at the same places. The others, at most 2 % or a
+    /// single one, may differ by the rounding of one value.
     fn check(
         what: &str,
         inputs: &[Tensor],
@@ -170,11 +164,12 @@ mod tests {
             let [a, b] = [a, b].map(|t| t.to_kind(Kind::Double));
             let off = (&a - &b).abs();
             let worst = (&off / (b.abs() + 0.1)).max().double_value(&[]);
-            let equal = a.eq_tensor(&b).to_kind(Kind::Double).mean(Kind::Double).double_value(&[]);
+            let unequal = a.not_equal_tensor(&b).sum(Kind::Int64).int64_value(&[]);
             let bound = if kind == Kind::Float { 2e-6 } else { 1.0 / 64.0 };
             assert!(worst <= bound, "{what}, {kind:?}: result {i} is off by {worst:e}");
             if kind == Kind::BFloat16 {
-                assert!(equal > 0.98, "{what}: only {equal} of result {i} is equal");
+                let most = (a.numel() as i64 / 50).max(1);
+                assert!(unequal <= most, "{what}: {unequal} values of result {i} are not equal");
             }
         }
     }

@@ -5,6 +5,7 @@ mod attention;
 mod backward;
 mod compute_capability;
 mod cuda;
+mod float_product;
 mod fused;
 mod hook;
 mod node;
@@ -12,11 +13,13 @@ mod row_product;
 mod switches;
 
 use std::ffi::{CStr, c_char};
+use std::ptr;
 
 pub use attention::{Segments, attention};
 pub use backward::backward;
 pub use compute_capability::{bf16_supported, compute_capability};
 pub use cuda::{CudaLibrary, libtorch_folder, libtorch_hint, load_cuda};
+pub use float_product::float_product;
 pub use fused::{fused_gate, fused_norm, fused_rotation};
 pub use hook::{HookErrors, register_hook};
 pub use node::attach_backward;
@@ -26,6 +29,9 @@ pub use switches::{
     set_attention_kernels, set_deterministic, set_tf32,
 };
 
+use tch::Tensor;
+use torch_sys::C_tensor;
+
 use crate::error::{Error, Result};
 
 /// The libtorch release this crate was built against.
@@ -33,6 +39,17 @@ pub const LIBTORCH_VERSION: &str = env!("REPRPO_LIBTORCH_VERSION");
 
 unsafe extern "C" {
     fn reprpo_free(text: *mut c_char);
+}
+
+/// Calls a function of the shim that creates a tensor.
+///
+/// # Errors
+/// Fails with the first line of the function's message.
+fn created(create: impl FnOnce(*mut *mut C_tensor) -> *mut c_char) -> Result<Tensor> {
+    let mut out = ptr::null_mut();
+    checked(create(&mut out))?;
+    // SAFETY: the shim has written a pointer to a new tensor, which nothing else owns.
+    Ok(unsafe { Tensor::from_ptr(out) })
 }
 
 /// Converts the return value of a shim function to a `Result`. The value is null on success.

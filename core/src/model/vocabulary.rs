@@ -181,7 +181,7 @@ impl Vocabulary {
     /// # Errors
     /// Fails if shapes do not match, or if memory runs out.
     pub fn back_projected(&self, head: &Tensor, gradient: &Tensor) -> Result<Tensor> {
-        let hidden = gradient.f_matmul(head)?;
+        let hidden = linear(gradient, &head.f_tr()?, None)?;
         Ok(match self.divisor {
             Some(divisor) => hidden.f_div_scalar(divisor)?,
             None => hidden,

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use tch::{Cuda, Device, Tensor};
 
+use crate::api::linear;
 use crate::error::{Error, Result};
 use crate::model::{Model, logits_at_once};
 use crate::train::Shape;
@@ -17,14 +18,17 @@ const LEAST: Duration = Duration::from_millis(200);
 pub struct Measurement {
     /// Number of rows.
     pub rows: i64,
-    /// Operations per second.
+    /// Operations per second of `at::linear`.
     pub rate: f64,
+    /// Operations per second of the engine's own product.
+    pub product: f64,
 }
 
 /// The rate of each shape.
 pub type Rates = BTreeMap<Shape, Measurement>;
 
-/// Measures `at::linear` with the weights of the model, in its dtype and on its device. The head
+/// Measures `at::linear` and the engine's product with the weights of the model, in its dtype and
+/// on its device. They only differ where the product of libtorch is slow on the processor. The head
 /// has `scored` rows, and all other shapes have `rows` rows.
 ///
 /// # Errors
@@ -42,8 +46,13 @@ pub fn measure<'s>(
             let row = shape.outputs * model.kind().elt_size_in_bytes() as i64;
             // The engine computes logits in chunks.
             let rows = if shape.head { scored.min((logits / row).max(1)) } else { rows };
-            let rate = rate(&weight(model, shape)?, rows)?;
-            Ok((*shape, Measurement { rows, rate }))
+            let weight = weight(model, shape)?;
+            let x = Tensor::f_randn([rows, shape.inputs], (weight.kind(), weight.device()))?;
+            let operations = (2 * rows * shape.inputs * shape.outputs) as f64;
+            let libtorch = per_second(&x, || Ok(x.f_linear(&weight, None::<&Tensor>)?))?;
+            let own = per_second(&x, || linear(&x, &weight, None))?;
+            let [rate, product] = [libtorch, own].map(|times| times * operations);
+            Ok((*shape, Measurement { rows, rate, product }))
         })
         .collect()
 }
@@ -60,13 +69,10 @@ fn weight(model: &Model, shape: &Shape) -> Result<Tensor> {
     model.frozen(&module.name)?.dense()
 }
 
-/// Returns the operations per second of products of `rows` rows with `weight` `[out in]`.
-fn rate(weight: &Tensor, rows: i64) -> Result<f64> {
-    let (outputs, inputs) = weight.size2()?;
-    let x = Tensor::f_randn([rows, inputs], (weight.kind(), weight.device()))?;
-    let product = || x.f_linear(weight, None::<&Tensor>);
+/// Returns how often `product` can be computed per second. It reads `x`.
+fn per_second(x: &Tensor, product: impl Fn() -> Result<Tensor>) -> Result<f64> {
     let wait = || {
-        if let Device::Cuda(index) = weight.device() {
+        if let Device::Cuda(index) = x.device() {
             Cuda::synchronize(index as i64);
         }
     };
@@ -81,5 +87,5 @@ fn rate(weight: &Tensor, rows: i64) -> Result<f64> {
         wait();
         products += 3;
     }
-    Ok(2.0 * (rows * inputs * outputs * products) as f64 / begin.elapsed().as_secs_f64())
+    Ok(f64::from(products) / begin.elapsed().as_secs_f64())
 }

@@ -6,7 +6,7 @@ use indexmap::IndexMap;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::rate::Rates;
+use super::rate::{Measurement, Rates};
 use super::{Pass, Trial};
 use crate::error::{Error, Result};
 use crate::report::{Align, Grid, size};
@@ -81,14 +81,18 @@ pub struct Measured {
     /// Number of floating-point operations: of products with frozen weights, of attention, of the
     /// adapter, and in total.
     pub operations: IndexMap<&'static str, f64>,
-    /// Rate of matrix products on this machine, in operations per second. The mean over the shapes,
+    /// Rate of `at::linear` on this machine, in operations per second. The mean over the shapes,
     /// weighted by their operations.
     pub matrix_rate: f64,
     /// All operations per second, divided by `matrix_rate`.
     pub share_of_matrix_rate: f64,
+    /// Like `matrix_rate`, for the engine's own product.
+    pub product_rate: f64,
+    /// All operations per second, divided by `product_rate`.
+    pub share_of_product_rate: f64,
 }
 
-/// The rate of `at::linear` at one shape.
+/// The rate of matrix products at one shape.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct ShapeRate {
     /// The shape of the matrix.
@@ -99,31 +103,34 @@ pub struct ShapeRate {
     /// Share of this shape in the operations of the first pass. Only products with frozen weights
     /// count.
     pub share: f64,
-    /// Operations per second. This is the median over the repetitions.
+    /// Operations per second of `at::linear`. This is the median over the repetitions.
     pub rate: f64,
+    /// Like `rate`, for the engine's own product.
+    pub product: f64,
 }
 
 /// The rate of each shape, as the median over the repetitions.
 #[derive(Clone, Debug)]
-pub struct Rate(BTreeMap<Shape, (i64, f64)>);
+pub struct Rate(BTreeMap<Shape, Measurement>);
 
 impl Rate {
     fn new(all: &[Rates]) -> Self {
         let of = |shape: &Shape| {
             let found: Vec<_> = all.iter().filter_map(|rates| rates.get(shape)).collect();
-            let rows = found.first()?.rows;
-            Some((*shape, (rows, median(found.iter().map(|one| one.rate)))))
+            let all = |of: fn(&Measurement) -> f64| median(found.iter().map(|one| of(one)));
+            let (rate, product) = (all(|one| one.rate), all(|one| one.product));
+            Some((*shape, Measurement { rows: found.first()?.rows, rate, product }))
         };
         Self(all.first().map_or_else(BTreeMap::new, |rates| rates.keys().filter_map(of).collect()))
     }
 
-    /// The mean rate over the shapes, weighted by `operations`. This is a harmonic mean, because
-    /// the times of the shapes add up.
-    fn weighted(&self, operations: &Operations) -> f64 {
+    /// The mean of the rate `of` over the shapes, weighted by `operations`. It is a harmonic mean,
+    /// because the times of the shapes add up.
+    fn weighted(&self, operations: &Operations, of: fn(&Measurement) -> f64) -> f64 {
         let (mut all, mut seconds) = (0.0, 0.0);
         for (shape, operations) in &operations.products {
-            if let Some((_, rate)) = self.0.get(shape) {
-                (all, seconds) = (all + operations, seconds + operations / rate);
+            if let Some(measured) = self.0.get(shape) {
+                (all, seconds) = (all + operations, seconds + operations / of(measured));
             }
         }
         all / seconds
@@ -156,7 +163,8 @@ impl Measured {
             ("adapter", counted.adapter),
             ("total", counted.total()),
         ]);
-        let matrix_rate = rate.weighted(counted);
+        let matrix_rate = rate.weighted(counted, |one| one.rate);
+        let product_rate = rate.weighted(counted, |one| one.product);
         Ok(Self {
             pairs_per_second: pairs as f64 / seconds,
             tokens_per_second: tokens as f64 / seconds,
@@ -166,6 +174,8 @@ impl Measured {
             operations,
             matrix_rate,
             share_of_matrix_rate: counted.total() / seconds / matrix_rate,
+            product_rate,
+            share_of_product_rate: counted.total() / seconds / product_rate,
         })
     }
 }
@@ -190,11 +200,12 @@ impl Trial<'_> {
         let (first, cached) = (measured(0)?, measured(1)?);
         let products = &self.passes[0][0].operations.products;
         let all: f64 = products.values().sum();
-        let shapes = rate.0.iter().map(|(shape, (rows, rate))| ShapeRate {
+        let shapes = rate.0.iter().map(|(shape, one)| ShapeRate {
             shape: *shape,
-            rows: *rows,
+            rows: one.rows,
             share: products.get(shape).copied().unwrap_or_default() / all,
-            rate: *rate,
+            rate: one.rate,
+            product: one.product,
         });
         let [rows, scored] = self.median_sizes();
         let (experiment, train) = (&plan.experiment, &plan.experiment.train);
@@ -209,7 +220,7 @@ impl Trial<'_> {
             pairs: pairs.len(),
             tokens,
             steps: self.per_pass,
-            batch: train.batch,
+            batch: train.batch.pairs(),
             max_length: train.max_length,
             warmup: self.options.warmup,
             repeat: self.options.repeat,
@@ -251,6 +262,8 @@ impl Report {
         });
         row("matrix rate, 10⁹/s", &|pass| format!("{:.1}", pass.matrix_rate / 1e9));
         row("share of it", &|pass| percent(pass.share_of_matrix_rate));
+        row("product rate, 10⁹/s", &|pass| format!("{:.1}", pass.product_rate / 1e9));
+        row("share of it", &|pass| percent(pass.share_of_product_rate));
         for name in Phase::ALL.into_iter().map(Phase::name).chain([OTHER]) {
             row(name, &|pass| {
                 let seconds = pass.phases[name];
@@ -282,7 +295,8 @@ impl Report {
 
     /// Formats the machine's rate at each shape.
     fn shapes(&self) -> String {
-        let columns = ["at::linear", "rows", "share", "10⁹/s"].map(|name| (name, Align::Right));
+        let columns = ["shape", "rows", "share", "at::linear, 10⁹/s", "product, 10⁹/s"]
+            .map(|name| (name, Align::Right));
         let mut grid = Grid::new(columns);
         for one in &self.shapes {
             grid.row([
@@ -290,6 +304,7 @@ impl Report {
                 one.rows.to_string(),
                 percent(one.share),
                 format!("{:.1}", one.rate / 1e9),
+                format!("{:.1}", one.product / 1e9),
             ]);
         }
         grid.plain()
@@ -314,12 +329,11 @@ fn percent(share: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::run::bench::rate::Measurement;
 
     #[test]
     fn rates_are_weighted_by_the_time_of_each_shape() {
         let shape = |outputs| Shape { inputs: 2, outputs, head: false };
-        let one = |rate| Measurement { rows: 3, rate };
+        let one = |rate| Measurement { rows: 3, rate, product: 2.0 * rate };
         let rates = |a, b| Rates::from([(shape(1), one(a)), (shape(2), one(b))]);
         let rate = Rate::new(&[rates(1.0, 9.0), rates(2.0, 10.0), rates(30.0, 11.0)]);
         let operations = Operations {
@@ -327,7 +341,8 @@ mod tests {
             ..Operations::default()
         };
         // 20 operations take 10 s, and 100 operations take 10 s.
-        assert_eq!(rate.weighted(&operations), 6.0);
-        assert_eq!(rate.0[&shape(1)].0, 3);
+        assert_eq!(rate.weighted(&operations, |one| one.rate), 6.0);
+        assert_eq!(rate.weighted(&operations, |one| one.product), 12.0);
+        assert_eq!(rate.0[&shape(1)].rows, 3);
     }
 }
