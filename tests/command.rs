@@ -81,6 +81,28 @@ fn doctor_finds_a_working_libtorch() {
     assert!(stdout(&reprpo(&["doctor"])).starts_with("✔ libtorch"));
 }
 
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+#[test]
+fn waiting_threads_sleep_unless_the_user_chose_otherwise() {
+    let doctor = |variables: &[(&str, &str)]| {
+        let mut command = reprpo_command(&["doctor"]);
+        for name in ["OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"] {
+            command.env_remove(name);
+        }
+        let output = command.envs(variables.iter().copied()).output();
+        stdout(&output.expect("the command runs"))
+    };
+    for (variables, expected) in [
+        (&[][..], "a waiting thread sleeps after 1000 turns (GOMP_SPINCOUNT)"),
+        (&[("GOMP_SPINCOUNT", "7")], "a waiting thread sleeps after 7 turns"),
+        (&[("OMP_WAIT_POLICY", "active")], "waiting threads are active (OMP_WAIT_POLICY)"),
+        (&[("OMP_NUM_THREADS", "1")], "waiting threads follow OpenMP's defaults"),
+    ] {
+        let text = doctor(variables);
+        assert!(text.contains(expected), "{variables:?}: {text}");
+    }
+}
+
 #[test]
 fn a_reader_that_closes_stdout_early_causes_no_error() {
     use std::process::{Command, Stdio};
@@ -218,7 +240,8 @@ fn known_models_are_listed_with_their_path_and_the_command_that_fetches_them() {
 fn a_value_of_the_wrong_type_is_reported_in_plain_words() {
     for (set, expected) in [
         ("train.lr=abc", "expected a number"),
-        ("train.batch=1.5", "expected a whole number"),
+        ("train.batch=1.5", "expected a whole number or `auto`"),
+        ("train.accumulate=1.5", "expected a whole number"),
         ("train.shuffle=3", "expected true or false"),
     ] {
         let output = reprpo(&["config", "show", "--set", set]);

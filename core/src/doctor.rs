@@ -89,13 +89,23 @@ fn threads() -> Check {
     let check = Check::new(
         "threads",
         State::Good,
-        format!("libtorch uses {used} threads on {cores} cores"),
+        format!("libtorch uses {used} threads on {cores} cores; {}", waiting()),
     );
     if used > cores as i32 {
         Check { state: State::Limited, ..check }
             .hint("set `OMP_NUM_THREADS` to at most the number of cores; more threads are slower")
     } else {
         check
+    }
+}
+
+/// Describes what a thread does that waits for the others.
+fn waiting() -> String {
+    let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    match (set("GOMP_SPINCOUNT"), set("OMP_WAIT_POLICY")) {
+        (Some(turns), _) => format!("a waiting thread sleeps after {turns} turns (GOMP_SPINCOUNT)"),
+        (None, Some(policy)) => format!("waiting threads are {policy} (OMP_WAIT_POLICY)"),
+        (None, None) => "waiting threads follow OpenMP's defaults".to_owned(),
     }
 }
 

@@ -12,6 +12,7 @@ mod allocator;
 mod args;
 mod commands;
 mod engine;
+mod idle_threads;
 mod interrupt;
 mod printer;
 mod progress;
@@ -75,6 +76,7 @@ pub fn main(defaults: &str) -> ExitCode {
             );
         }
     };
+    idle_threads::let_sleep(&cli.command);
     let printer = Printer::new(&cli.global);
     log(&cli.global, &printer);
     if cli.global.offline {
@@ -168,12 +170,17 @@ fn broken_pipe(error: &Error) -> bool {
     false
 }
 
-/// Runs `work` and converts a panic to an internal error.
+/// Runs `work` and converts a panic to an internal error. A panic because of missing memory is the
+/// fault of the input.
 fn guarded(work: impl FnOnce() -> Result<()>) -> Result<()> {
     panics::install_hook();
     let outcome = catch_unwind(AssertUnwindSafe(work));
     outcome.unwrap_or_else(|payload| {
-        Err(Error::panicked("reprpo", payload.as_ref()).hint(
+        let e = Error::panicked("reprpo", payload.as_ref());
+        if let Some(memory) = e.out_of_memory() {
+            return Err(Error::new(format!("memory ran out: {memory}")).because(e));
+        }
+        Err(e.hint(
             "this is a bug in reprpo: please report it together with the command and its output \
                 with `REPRPO_LOG=debug`",
         ))
