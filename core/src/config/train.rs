@@ -76,9 +76,9 @@ pub struct TrainConfig {
     /// Fraction of all steps over which `wsd` decays. Other schedules ignore it.
     pub decay: f64,
     /// Number of pairs in a micro-batch, or `auto` for the largest number that fits into memory.
-    /// With `auto`, a step has 4 · `accumulate` pairs, and the run measures into how few
-    /// micro-batches they can be divided. The result stays the same up to rounding. The run's
-    /// `config.toml` contains both numbers.
+    /// With `auto`, a step has 4 · `accumulate` pairs. The run measures how many of them fit at
+    /// once, and chooses both numbers. The result stays the same up to rounding. The run's
+    /// `config.toml` contains the numbers.
     pub batch: Batch,
     /// Number of micro-batches in an optimiser step.
     pub accumulate: usize,

@@ -99,11 +99,10 @@ impl ReferenceCache {
         let block = block_digest(pairs);
         let mut found: Vec<Option<(Arc<Values>, Place)>> =
             quantities.iter().map(|quantity| shared.find(quantity, &block, pairs)).collect();
-        let is_missing = found.iter().map(Option::is_none);
         let missing: Vec<Quantity> = quantities
             .iter()
-            .zip(is_missing)
-            .filter(|(_, is_missing)| *is_missing)
+            .zip(&found)
+            .filter(|(_, found)| found.is_none())
             .map(|(quantity, _)| quantity.clone())
             .collect();
         if missing.is_empty() {

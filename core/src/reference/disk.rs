@@ -272,7 +272,7 @@ fn tensors(key: &str, values: &Values) -> Result<Vec<(String, Tensor)>> {
     ])
 }
 
-/// A digest of the key and the values of a file.
+/// Hashes the key and the values of a file.
 fn checksum(key: &str, kind: Kind, chosen: &[u8], rejected: &[u8]) -> [u8; 32] {
     let mut parts = Parts::new("cached values");
     parts.add(key.as_bytes());

@@ -12,7 +12,7 @@ use crate::model::pass::Request;
 use crate::model::{Adapted, Detail, Model};
 use crate::text::TokenPair;
 
-/// The values of one side, as the bytes of all pairs one after the other.
+/// The values of one side: the bytes of all pairs, one pair after the other.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Rows {
     pub(super) bytes: Vec<u8>,
