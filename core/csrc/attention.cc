@@ -3,8 +3,8 @@
 // libtorch's fused attention computes the products of bfloat16 with a library that is slow on some
 // processors, and needs every key head once for each query head. Here, the query heads that share a
 // key head are rows of one product. The products of a block of queries with all of its keys are one
-// batched product of libtorch, and a kernel computes the softmax in float32. The backward pass
-// computes the weights again, so they are not stored.
+// product for each key head, or one batched product if they are small, and a kernel computes the
+// softmax in float32. The backward pass computes the weights again, so they are not stored.
 //
 // Only called from core/src/ffi/attention.rs, which checks dtypes, shapes and strides.
 
@@ -18,6 +18,7 @@
 
 #include "guarded.h"
 #include "lanes.h"
+#include "product.h"
 #include "rows.h"
 
 namespace {
@@ -26,15 +27,20 @@ using torch::autograd::AutogradContext;
 using torch::autograd::Variable;
 using torch::autograd::variable_list;
 
-// Maximum number of queries in a block. The scores of a block should fit into the cache.
+// Maximum number of queries in a block. The scores of one key head should fit into the cache.
 constexpr int64_t BLOCK = 128;
+
+// Key heads with at least this many scores are processed one at a time, so that the scores stay in
+// the cache. Otherwise, calling libtorch once for each key head would take longer.
+constexpr int64_t LARGE = 1 << 16;
 
 // The rows of one softmax: `rows` score rows of `keys` values. Row i belongs to query i / group,
 // which sees the keys [seen + 1 − window, seen], where seen = before + query.
 struct SoftmaxArgs {
-  const float* scores;
-  // Softmax: the weights are written here. Gradient: the weights, and then the gradients of the
-  // scores.
+  // Overwritten by the softmax; null for the gradient.
+  float* scores;
+  // Softmax: the weights are written here, possibly over the scores. Gradient: the weights, and
+  // then the gradients of the scores.
   void* weights;
   // Gradient of the weights; null for the softmax.
   const void* gradients;
@@ -55,7 +61,7 @@ INLINE void softmax_rows(const SoftmaxArgs& a, int64_t first, int64_t last) {
   for (int64_t row = first; row < last; row++) {
     int64_t begin, end;
     visible(a, row, begin, end);
-    const float* s = a.scores + row * a.keys;
+    float* s = a.scores + row * a.keys;
     Value* w = static_cast<Value*>(a.weights) + row * a.keys;
     const int64_t count = end - begin;
     float highest = -std::numeric_limits<float>::infinity();
@@ -73,13 +79,12 @@ INLINE void softmax_rows(const SoftmaxArgs& a, int64_t first, int64_t last) {
       Lanes e = exponential((load_block<Single>(s + begin + j, n) - highest) * a.scale);
       for (int64_t i = n; i < LANES; i++) e[i] = 0.0f;
       sums += e;
+      store_block<Single>(s + begin + j, e, n);
     }
     const float factor = 1.0f / sum(sums);
     std::fill(w, w + begin, Value(0));
-    FOR_BLOCKS(j, n, count) {
-      const Lanes e = exponential((load_block<Single>(s + begin + j, n) - highest) * a.scale);
-      store_block<T>(w + begin + j, e * factor, n);
-    }
+    FOR_BLOCKS(j, n, count)
+    store_block<T>(w + begin + j, load_block<Single>(s + begin + j, n) * factor, n);
     std::fill(w + end, w + a.keys, Value(0));
   }
 }
@@ -150,9 +155,11 @@ at::Tensor by_key_head(const at::Tensor& t, const Heads& h) {
       .reshape({h.key_heads, t.size(0) * h.group, h.width});
 }
 
-// The inverse of `by_key_head`, as a view with four axes: [len key_heads group d].
-at::Tensor by_row(const at::Tensor& t, int64_t len, const Heads& h) {
-  return t.view({h.key_heads, len, h.group, h.width}).permute({1, 0, 2, 3});
+// The rows of a block in a contiguous tensor [n heads d], as a view [key_heads len group d].
+at::Tensor by_key_head_view(const at::Tensor& t, const Block& block, const Heads& h) {
+  return t.narrow(0, block.start, block.len)
+      .view({block.len, h.key_heads, h.group, h.width})
+      .permute({1, 0, 2, 3});
 }
 
 // The keys of a block: [n key_heads d] → [key_heads keys d]
@@ -163,14 +170,22 @@ at::Tensor keys_of(const at::Tensor& t, const Block& block) {
   return all.permute({1, 0, 2}).contiguous();
 }
 
+// abᵀ for each head: [heads n k], [heads m k] → [heads n m]
+at::Tensor products(const at::Tensor& a, const at::Tensor& b) {
+  if (a.size(0) == 1 && a.scalar_type() == at::kFloat)
+    return float_product(a[0], b[0]).unsqueeze(0);
+  return at::bmm(a, b.transpose(1, 2));
+}
+
 // Softmax of the products of all queries in a block with its keys. `q` and `k` are ordered by key
 // head. The products are computed in float32, because a rounding error of a score is an error of
 // the same size in the exponent.
 at::Tensor weights_of(const at::Tensor& q, const at::Tensor& k, const Block& block,
                       const Heads& h, double scale, int64_t window) {
-  const auto scores = at::bmm(q.to(at::kFloat), k.to(at::kFloat).transpose(1, 2));
-  auto weights = at::empty(scores.sizes(), q.options());
-  const SoftmaxArgs args{scores.const_data_ptr<float>(),
+  const auto scores = products(q.to(at::kFloat), k.to(at::kFloat));
+  auto weights =
+      q.scalar_type() == at::kFloat ? scores : at::empty(scores.sizes(), q.options());
+  const SoftmaxArgs args{scores.mutable_data_ptr<float>(),
                          weights.mutable_data_ptr(),
                          nullptr,
                          scores.size(1),
@@ -183,6 +198,13 @@ at::Tensor weights_of(const at::Tensor& q, const at::Tensor& k, const Block& blo
   return weights;
 }
 
+// Calls f(first, count) for the key heads of a block, with all of them or one at a time.
+template <typename F>
+void for_heads(const Block& block, const Heads& h, int64_t keys, F f) {
+  if (block.len * h.group * keys < LARGE) return f(0, h.key_heads);
+  for (int64_t head = 0; head < h.key_heads; head++) f(head, 1);
+}
+
 struct Attention : torch::autograd::Function<Attention> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& q, const at::Tensor& k,
                             const at::Tensor& v, std::vector<int64_t> segments, double scale,
@@ -191,11 +213,14 @@ struct Attention : torch::autograd::Function<Attention> {
     auto out = at::empty_like(q);
     for (const auto& block : blocks_of(segments)) {
       const auto queries = by_key_head(q.narrow(0, block.start, block.len), h);
-      const auto weights = weights_of(queries, keys_of(k, block), block, h, scale, window);
-      const auto values = at::bmm(weights, keys_of(v, block));
-      out.narrow(0, block.start, block.len)
-          .view({block.len, h.key_heads, h.group, h.width})
-          .copy_(by_row(values, block.len, h));
+      const auto keys = keys_of(k, block), values = keys_of(v, block);
+      const auto out_of_block = by_key_head_view(out, block, h);
+      for_heads(block, h, keys.size(1), [&](int64_t first, int64_t count) {
+        const auto of = [&](const at::Tensor& t) { return t.narrow(0, first, count); };
+        const auto weights = weights_of(of(queries), of(keys), block, h, scale, window);
+        const auto product = products(weights, of(values).transpose(1, 2));
+        of(out_of_block).copy_(product.view({count, block.len, h.group, h.width}));
+      });
     }
     ctx->save_for_backward({q, k, v});
     ctx->saved_data["segments"] = segments;
@@ -215,36 +240,40 @@ struct Attention : torch::autograd::Function<Attention> {
     // Sums over many queries, so they are not rounded until the end.
     auto gk = at::zeros(k.sizes(), k.options().dtype(at::kFloat));
     auto gv = at::zeros_like(gk);
-    const auto add = [](at::Tensor& sums, const Block& block, const at::Tensor& of_keys) {
-      const auto by_key = of_keys.permute({1, 0, 2});
-      int64_t at = 0;
-      for (const auto& [start, len] : block.keys) {
-        sums.narrow(0, start, len).add_(by_key.narrow(0, at, len));
-        at += len;
-      }
-    };
     for (const auto& block : blocks_of(ctx->saved_data["segments"].toIntVector())) {
       const auto queries = by_key_head(q.narrow(0, block.start, block.len), h);
       const auto keys = keys_of(k, block), values = keys_of(v, block);
-      auto weights = weights_of(queries, keys, block, h, scale, window);
       const auto gout = by_key_head(grads[0].narrow(0, block.start, block.len), h);
-      add(gv, block, at::bmm(weights.transpose(1, 2), gout));
-      const auto gweights = at::bmm(gout, values.transpose(1, 2));
-      const SoftmaxArgs args{nullptr,
-                             weights.mutable_data_ptr(),
-                             gweights.const_data_ptr(),
-                             weights.size(1),
-                             weights.size(2),
-                             h.group,
-                             block.before,
-                             window,
-                             static_cast<float>(scale)};
-      RUN(softmax_rows_backward, weights, false, args, weights.size(0) * weights.size(1),
-          2 * weights.size(2));
-      add(gk, block, at::bmm(weights.transpose(1, 2), queries));
-      gq.narrow(0, block.start, block.len)
-          .view({block.len, h.key_heads, h.group, h.width})
-          .copy_(by_row(at::bmm(weights, keys), block.len, h));
+      const auto gq_of_block = by_key_head_view(gq, block, h);
+      for_heads(block, h, keys.size(1), [&](int64_t first, int64_t count) {
+        const auto of = [&](const at::Tensor& t) { return t.narrow(0, first, count); };
+        // Adds values [count keys d] to the sums of the keys.
+        const auto add = [&](at::Tensor& sums, const at::Tensor& of_keys) {
+          const auto by_key = of_keys.permute({1, 0, 2});
+          int64_t at = 0;
+          for (const auto& [start, len] : block.keys) {
+            sums.narrow(0, start, len).narrow(1, first, count).add_(by_key.narrow(0, at, len));
+            at += len;
+          }
+        };
+        auto weights = weights_of(of(queries), of(keys), block, h, scale, window);
+        add(gv, products(weights.transpose(1, 2), of(gout).transpose(1, 2)));
+        const auto gweights = products(of(gout), of(values));
+        const SoftmaxArgs args{nullptr,
+                               weights.mutable_data_ptr(),
+                               gweights.const_data_ptr(),
+                               weights.size(1),
+                               weights.size(2),
+                               h.group,
+                               block.before,
+                               window,
+                               static_cast<float>(scale)};
+        RUN(softmax_rows_backward, weights, false, args, weights.size(0) * weights.size(1),
+            2 * weights.size(2));
+        add(gk, products(weights.transpose(1, 2), of(queries).transpose(1, 2)));
+        const auto product = products(weights, of(keys).transpose(1, 2));
+        of(gq_of_block).copy_(product.view({count, block.len, h.group, h.width}));
+      });
     }
     return {gq,         gk.to(k.scalar_type()), gv.to(v.scalar_type()),
             Variable(), Variable(),             Variable()};
