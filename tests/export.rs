@@ -220,3 +220,39 @@ fn an_exported_tokenizer_gives_the_same_ids_and_chats() {
     let chat = [reprpo_core::api::Message::new("user", "Hello")];
     assert_eq!(tokenizer.render_chat(&chat, true).ok(), again.render_chat(&chat, true).ok());
 }
+
+#[test]
+fn a_model_that_stays_as_stored_trains_and_exports_the_same_bytes() {
+    if !crate::docs::has_smollm2() {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a folder");
+    let pairs = golden::own().join("trl/pairs.jsonl").display().to_string();
+    let run = [
+        ["run", "--no-eval"],
+        ["--device", "cpu"],
+        ["--dtype", "bf16"],
+        ["--model", "smollm2-135m-instruct"],
+        ["--dataset", &pairs],
+        ["--intervention", "dpo"],
+        ["--adapter", "lora"],
+        ["--set", "train.max_pairs=4"],
+        ["--set", "train.batch=2"],
+        ["--set", "train.warmup=0"],
+    ]
+    .concat();
+    let [dense, stored] =
+        [("dense", None), ("stored", Some("--quantize-base"))].map(|(out, flag)| {
+            let extra = ["--out", out].into_iter().chain(flag);
+            stdout_of(dir.path(), &run.iter().copied().chain(extra).collect::<Vec<_>>());
+            let merged = format!("{out}-merged");
+            stdout_of(dir.path(), &["export", out, "--merge", "--dtype", "bf16", "--out", &merged]);
+            [
+                format!("{out}/adapter/adapter_model.safetensors"),
+                format!("{merged}/model.safetensors"),
+            ]
+            .map(|file| std::fs::read(dir.path().join(file)).expect("a file"))
+        });
+    assert!(dense[0] == stored[0], "the adapters differ");
+    assert!(dense[1] == stored[1], "the merged models differ");
+}

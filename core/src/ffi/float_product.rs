@@ -116,6 +116,15 @@ mod tests {
     }
 
     #[test]
+    fn the_number_of_kept_kernels_is_limited_unless_the_user_sets_it() {
+        let set = |name: &str| std::env::var_os(name).is_some();
+        assert!(
+            set("ONEDNN_PRIMITIVE_CACHE_CAPACITY") || set("DNNL_PRIMITIVE_CACHE_CAPACITY"),
+            "the initialiser in product.cc did not run"
+        );
+    }
+
+    #[test]
     fn unsupported_inputs_are_left_to_libtorch() {
         let zeros = |shape: &[i64], kind| Tensor::zeros(shape, (kind, Device::Cpu));
         let (x, weight) = (zeros(&[2, 3], Kind::Float), zeros(&[4, 3], Kind::Float));
