@@ -117,3 +117,54 @@ fn counted(predictions: &[Prediction]) -> Vec<Bin> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `n` predictions of `probability`, of which `labels` are true.
+    fn predictions(groups: &[(usize, f64, usize)]) -> Vec<Prediction> {
+        groups
+            .iter()
+            .flat_map(|&(n, probability, labels)| {
+                (0..n).map(move |i| Prediction { probability, label: i < labels })
+            })
+            .collect()
+    }
+
+    #[test]
+    fn errors_equal_values_computed_with_numpy() {
+        let groups =
+            [(25, 0.1, 5), (20, 0.3, 8), (19, 0.5, 10), (30, 0.7, 18), (40, 0.9, 38), (20, 1.0, 20)];
+        let c = Calibration::of(&predictions(&groups)).expect("probabilities");
+        let close = |a: Option<f64>, b: f64| assert!((a.expect("bins") - b).abs() < 1e-12, "{a:?}");
+        // numpy.digitize with numpy.linspace(0, 1, 6); the bin of 0.5 has fewer than 20 predictions.
+        assert_eq!(c.bins.iter().map(|b| b.count).collect::<Vec<_>>(), [25, 20, 30, 60]);
+        assert_eq!(c.not_counted, 19);
+        close(c.rms, 0.08819171036881965);
+        close(c.expected, 0.07037037037037033);
+        // The last bin has no probabilities of 1, and all bins use the frequency of all labels.
+        close(c.published, 0.3469987943283177);
+    }
+
+    #[test]
+    fn both_orders_of_a_pair_are_predictions() {
+        let both = both_orders(&[0.75]);
+        assert_eq!(both, predictions(&[(1, 0.75, 1), (1, 0.25, 0)]));
+        // 60 % of the chosen completions have a probability of 0.9, and 40 % one of 0.1.
+        let mut chosen = vec![0.9; 60];
+        chosen.resize(100, 0.1);
+        let c = Calibration::of(&both_orders(&chosen)).expect("probabilities");
+        assert!((c.rms.expect("bins") - 0.3).abs() < 1e-12);
+        assert!((c.published.expect("bins") - 0.4).abs() < 1e-12);
+    }
+
+    #[test]
+    fn without_enough_predictions_there_is_no_error() {
+        let c = Calibration::of(&predictions(&[(19, 0.5, 9)])).expect("probabilities");
+        assert_eq!((c.rms, c.expected, c.published, c.not_counted), (None, None, None, 19));
+        assert_eq!(Calibration::of(&[]).expect("probabilities").rms, None);
+        assert_eq!(Calibration::of(&predictions(&[(1, 1.5, 0)])), None);
+        assert_eq!(Calibration::of(&predictions(&[(1, f64::NAN, 0)])), None);
+    }
+}

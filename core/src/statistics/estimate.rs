@@ -13,6 +13,12 @@ use super::table::Table;
 /// coverage of the intervals depends on the distribution of the values; see `docs/statistics.md`.
 pub const MIN_EFFECTIVE_CLUSTERS: f64 = 8.0;
 
+/// Ratios of the seed to the interaction mean square, between which the effect of the seeds enters
+/// the width of the interval. Without an effect of the seeds, the expected ratio is 1. The width
+/// changes gradually, so that a small change of the data has a small effect.
+const RAMP_START: f64 = 0.9;
+const RAMP_END: f64 = 1.4;
+
 /// Error rate of the intervals.
 pub(super) const LEVEL: f64 = 0.05;
 
@@ -165,27 +171,34 @@ impl Components {
         v * v / (a * a / self.clusters_df + b * b / self.seeds_df() + i * i / interaction_df)
     }
 
+    /// Position of B between [`RAMP_START`]·I and [`RAMP_END`]·I, from 0 to 1.
+    fn seed_share(&self) -> f64 {
+        if self.seeds <= RAMP_START * self.interaction {
+            return 0.0;
+        }
+        let ratio = self.seeds / self.interaction;
+        ((ratio - RAMP_START) / (RAMP_END - RAMP_START)).min(1.0)
+    }
+
     /// Half the width of the interval with the error rate `p`.
     pub(super) fn half_width(&self, p: f64) -> f64 {
         let t_clusters = two_sided_t(p, self.clusters_df).powi(2);
         let without_seeds = t_clusters * self.clusters;
-        if self.seeds <= self.interaction {
+        let share = self.seed_share();
+        if share == 0.0 {
             return without_seeds.sqrt();
         }
         let satterthwaite = two_sided_t(p, self.df()).powi(2) * self.variance();
         let banerjee = t_clusters * (self.clusters - self.interaction).max(0.0)
             + two_sided_t(p, self.seeds_df()).powi(2) * self.seeds;
         let with_seeds = without_seeds.max(0.5 * (satterthwaite + banerjee));
-        // Between B = I and B = 2I, the squared width changes linearly, so that a small change of
-        // the data has a small effect.
-        let ramp = ((self.seeds - self.interaction) / self.interaction).min(1.0);
-        (without_seeds + ramp * (with_seeds - without_seeds)).sqrt()
+        (without_seeds + share * (with_seeds - without_seeds)).sqrt()
     }
 
     /// The smallest error rate for which the interval around `mean` does not contain 0.
     pub(super) fn p_value(&self, mean: f64) -> f64 {
         let distance = mean.abs();
-        if self.seeds <= self.interaction {
+        if self.seed_share() == 0.0 {
             return two_sided_p(distance / self.clusters.sqrt(), self.clusters_df);
         }
         // The half-width decreases as the error rate increases. Bisect the logarithm of the rate.
@@ -218,8 +231,21 @@ fn cluster_df(weights: &[f64], squares: f64) -> f64 {
 }
 
 impl Estimate {
-    /// Computes the mean over the pairs of a table, and its 95 % confidence interval.
+    /// Computes the mean over the pairs of a table, and its 95 % confidence interval. The interval is
+    /// symmetric.
     pub fn of(table: &Table) -> Self {
+        Self::with(table, Bounds::around)
+    }
+
+    /// Computes the mean of values between 0 and 1, for example an accuracy. The interval is
+    /// symmetric on the logit scale, so it lies between 0 and 1. Returns `None` if the mean of a cell
+    /// is not between 0 and 1.
+    pub fn of_share(table: &Table) -> Option<Self> {
+        let is_share = |c| table.cell_means(c).all(|y| (0.0..=1.0).contains(&y));
+        (0..table.clusters()).all(is_share).then(|| Self::with(table, Bounds::around_share))
+    }
+
+    fn with(table: &Table, bounds: fn(f64, &Components) -> Bounds) -> Self {
         let weights = table.weights();
         let seeds = table.seeds().len();
         let cluster_mean = |c| table.cell_means(c).sum::<f64>() / seeds as f64;
@@ -240,7 +266,7 @@ impl Estimate {
             }
             Some(c) => Interval::Given {
                 scope: if seeds > 1 { Scope::ClustersAndSeeds } else { Scope::ClustersOnly },
-                bounds: Bounds::around(mean, &c),
+                bounds: bounds(mean, &c),
             },
         };
         Self {
@@ -272,5 +298,229 @@ impl Bounds {
             low: mean - half,
             high: mean + half,
         }
+    }
+
+    /// The interval of [`Bounds::around`], symmetric on the logit scale instead: its half-width there
+    /// is divided by m(1 − m), the inverse of the derivative of the logit.
+    fn around_share(mean: f64, components: &Components) -> Self {
+        let spread = mean * (1.0 - mean);
+        let half = components.half_width(LEVEL) / spread;
+        let logit = (mean / (1.0 - mean)).ln();
+        let share = |x: f64| 1.0 / (1.0 + (-x).exp());
+        Self {
+            low: share(logit - half),
+            high: share(logit + half),
+            ..Self::around(mean, components)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::comparison::compare;
+    use super::super::power::{CannotPlan, Plan, smallest_detectable_difference};
+    use super::*;
+
+    /// Ten clusters of five pairs, three seeds.
+    const EQUAL: [[f64; 3]; 10] = [
+        [1.0, 2.0, 3.0],
+        [0.0, 1.0, 1.0],
+        [2.0, 2.0, 4.0],
+        [1.0, 0.0, 2.0],
+        [3.0, 3.0, 3.0],
+        [0.0, 0.0, 2.0],
+        [2.0, 1.0, 3.0],
+        [1.0, 2.0, 2.0],
+        [0.0, 1.0, 0.0],
+        [2.0, 3.0, 4.0],
+    ];
+
+    fn table(sizes: &[usize], sums: &[[f64; 3]]) -> Table {
+        let sums: Vec<Vec<f64>> = sums.iter().map(|row| row.to_vec()).collect();
+        Table::from_sums(sizes, &sums).expect("complete")
+    }
+
+    /// The first seed of [`EQUAL`].
+    fn one_seed() -> Table {
+        let sums: Vec<Vec<f64>> = EQUAL.iter().map(|row| vec![row[0]]).collect();
+        Table::from_sums(&[5; 10], &sums).expect("complete")
+    }
+
+    fn close(found: f64, expected: f64) {
+        assert!((found / expected - 1.0).abs() < 1e-7, "{found} {expected}");
+    }
+
+    fn p_value(table: &Table) -> f64 {
+        let sums = vec![vec![0.0; table.seeds().len()]; table.clusters()];
+        let sizes: Vec<usize> = vec![5; table.clusters()];
+        let zero = Table::from_sums(&sizes, &sums).expect("complete");
+        compare(table, &zero).expect("same pairs").p.expect("a p value")
+    }
+
+    // The expected values of these tests come from matrix formulas in numpy: with
+    // M = 1 − 1wᵀ, d = diag(MMᵀ) and Q = Mᵀ diag(w²/d) M, the cluster mean square is ȳᵀQȳ with
+    // (tr Q)²/tr(Q²) degrees of freedom. The quantiles are scipy.stats.t.isf, and the p value is the
+    // root of half_width(p) = |mean| by scipy.optimize.brentq.
+
+    #[test]
+    fn mean_squares_of_equal_clusters_are_those_of_an_analysis_of_variance() {
+        let estimate = Estimate::of(&table(&[5; 10], &EQUAL));
+        let c = estimate.components.expect("two clusters");
+        // MS/(CS) of the two-way analysis of variance without replication.
+        close(c.clusters, 0.003995061728395062);
+        close(c.seeds, 0.0052);
+        close(c.interaction, 0.0005580246913580247);
+        close(c.clusters_df, 9.0);
+        close(c.variance(), c.clusters + c.seeds - c.interaction);
+        close(estimate.mean, 0.34);
+        close(estimate.effective_clusters, 10.0);
+        let Interval::Given { scope, bounds } = estimate.interval else { panic!("no interval") };
+        assert_eq!(scope, Scope::ClustersAndSeeds);
+        close(bounds.standard_error, 0.09293566073922883);
+        close(bounds.df, 4.872308603866628);
+        close(bounds.low, 0.04688137320411262);
+        close(bounds.high, 0.6331186267958873);
+        close(p_value(&table(&[5; 10], &EQUAL)), 0.035559578177710834);
+    }
+
+    #[test]
+    fn the_interval_of_a_share_is_symmetric_on_the_logit_scale() {
+        let bounds = Estimate::of_share(&table(&[5; 10], &EQUAL)).and_then(|e| e.bounds());
+        let bounds = bounds.expect("an interval");
+        close(bounds.low, 0.12243970536068376);
+        close(bounds.high, 0.6554174151836756);
+        let too_large = table(&[1; 10], &EQUAL);
+        assert_eq!(Estimate::of_share(&too_large), None);
+    }
+
+    #[test]
+    fn clusters_weigh_by_their_number_of_pairs() {
+        let sizes = [1, 3, 3, 2, 6, 1, 3, 4, 3, 9, 2, 3];
+        let sums = [
+            [1.0, 0.0, 1.0],
+            [2.0, 3.0, 3.0],
+            [1.0, 1.0, 2.0],
+            [0.0, 1.0, 0.0],
+            [4.0, 5.0, 6.0],
+            [1.0, 1.0, 1.0],
+            [0.0, 0.0, 1.0],
+            [3.0, 2.0, 4.0],
+            [3.0, 3.0, 3.0],
+            [5.0, 7.0, 8.0],
+            [1.0, 1.0, 2.0],
+            [2.0, 1.0, 2.0],
+        ];
+        let estimate = Estimate::of(&table(&sizes, &sums));
+        let c = estimate.components.expect("two clusters");
+        close(estimate.mean, 0.675);
+        close(estimate.effective_clusters, 8.51063829787234);
+        close(c.clusters, 0.0048967600969207345);
+        close(c.clusters_df, 3.5481036418511698);
+        close(c.seeds, 0.005833333333333327);
+        close(c.interaction, 0.0006819731452247197);
+        let bounds = estimate.bounds().expect("an interval");
+        close(bounds.df, 4.2355453528059845);
+        close(bounds.low, 0.3447557065717185);
+        close(bounds.high, 1.0052442934282815);
+    }
+
+    #[test]
+    fn without_an_effect_of_the_seeds_the_interval_is_over_clusters() {
+        let sums = [
+            [1.0, 2.0, 1.0],
+            [2.0, 0.0, 2.0],
+            [3.0, 3.0, 2.0],
+            [1.0, 1.0, 1.0],
+            [2.0, 3.0, 4.0],
+            [0.0, 1.0, 0.0],
+            [3.0, 2.0, 3.0],
+            [2.0, 2.0, 1.0],
+            [0.0, 0.0, 1.0],
+            [4.0, 4.0, 4.0],
+        ];
+        let estimate = Estimate::of(&table(&[5; 10], &sums));
+        let c = estimate.components.expect("two clusters");
+        assert!(c.seeds < c.interaction);
+        assert_eq!(c.variance(), c.clusters);
+        let bounds = estimate.bounds().expect("an interval");
+        close(bounds.df, 9.0);
+        close(bounds.low, 0.19361753056884362);
+        close(bounds.high, 0.5397158027644897);
+        close(p_value(&table(&[5; 10], &sums)), 0.000983008092620768);
+    }
+
+    #[test]
+    fn with_one_seed_the_interval_is_the_t_interval_over_clusters() {
+        let estimate = Estimate::of(&one_seed());
+        let Interval::Given { scope, bounds } = estimate.interval else { panic!("no interval") };
+        assert_eq!(scope, Scope::ClustersOnly);
+        // scipy.stats.t.interval and scipy.stats.ttest_1samp of the cluster means.
+        close(bounds.low, 0.09223651288432805);
+        close(bounds.high, 0.38776348711567193);
+        close(p_value(&one_seed()), 0.0051210727642726425);
+    }
+
+    #[test]
+    fn the_p_value_agrees_with_the_interval() {
+        let c = Estimate::of(&table(&[5; 10], &EQUAL)).components.expect("two clusters");
+        close(c.p_value(c.half_width(LEVEL)), LEVEL);
+        close(c.p_value(c.half_width(1e-4)), 1e-4);
+        assert!(c.p_value(0.0) > 0.999);
+    }
+
+    #[test]
+    fn an_interval_that_cannot_be_computed_is_absent_with_its_reason() {
+        let absent = |t: Table| match Estimate::of(&t).interval {
+            Interval::Absent(reason) => reason,
+            Interval::Given { .. } => panic!("an interval"),
+        };
+        assert_eq!(absent(table(&[5], &EQUAL[..1])), NoInterval::OneCluster);
+        assert_eq!(absent(table(&[5; 4], &EQUAL[..4])), NoInterval::FewClusters);
+        // Four of the ten clusters contain nearly all pairs.
+        let large = [100, 100, 100, 100, 5, 5, 5, 5, 5, 5];
+        assert_eq!(absent(table(&large, &EQUAL)), NoInterval::FewClusters);
+        let correct = table(&[3; 20], &[[3.0; 3]; 20]);
+        assert_eq!(absent(correct.clone()), NoInterval::NoVariation);
+        let same = compare(&correct, &correct).expect("same pairs");
+        assert_eq!((same.difference.mean, same.p), (0.0, None));
+        // The mean of 0.1 over three pairs is rounded.
+        assert_eq!(absent(table(&[3; 20], &[[0.1; 3]; 20])), NoInterval::NoVariation);
+    }
+
+    #[test]
+    fn the_detectable_difference_of_one_seed_is_that_of_a_t_test() {
+        let estimate = Estimate::of(&one_seed());
+        let repeated = smallest_detectable_difference(&estimate, None).expect("an interval");
+        // The root of P(|T'| > t) = 0.8, where T' is scipy.stats.nct with 9 degrees of freedom.
+        assert!((repeated / 0.20573315863715633 - 1.0).abs() < 0.005, "{repeated}");
+        let plan = Some(Plan { clusters: 40, seeds: 1 });
+        let larger = smallest_detectable_difference(&estimate, plan).expect("an interval");
+        // The same with 36 degrees of freedom and half the standard error.
+        assert!((larger / 0.09403248979576853 - 1.0).abs() < 0.005, "{larger}");
+    }
+
+    #[test]
+    fn more_seeds_and_more_clusters_detect_smaller_differences() {
+        let estimate = Estimate::of(&table(&[5; 10], &EQUAL));
+        let of = |clusters, seeds| {
+            smallest_detectable_difference(&estimate, Some(Plan { clusters, seeds }))
+                .expect("an interval")
+        };
+        assert!(of(10, 5) < of(10, 3) && of(40, 3) < of(10, 3) && of(10, 3) < of(10, 2));
+        assert_eq!(smallest_detectable_difference(&estimate, None), Ok(of(10, 3)));
+    }
+
+    #[test]
+    fn a_plan_without_known_variances_is_refused() {
+        let plan = |clusters, seeds| Some(Plan { clusters, seeds });
+        let three = Estimate::of(&table(&[5; 10], &EQUAL));
+        let one = Estimate::of(&one_seed());
+        let none = Estimate::of(&table(&[5], &EQUAL[..1]));
+        let of = |e: &Estimate, p| smallest_detectable_difference(e, p);
+        assert_eq!(of(&three, plan(10, 1)), Err(CannotPlan::OtherScope));
+        assert_eq!(of(&one, plan(10, 3)), Err(CannotPlan::OtherScope));
+        assert_eq!(of(&one, plan(1, 1)), Err(CannotPlan::TooSmall));
+        assert_eq!(of(&one, plan(5, 0)), Err(CannotPlan::TooSmall));
+        assert_eq!(of(&none, None), Err(CannotPlan::NoInterval));
     }
 }

@@ -236,7 +236,10 @@ fn coverage(s: &Scenario, seed: u64) -> Coverage {
     let mut coverage = Coverage::default();
     for _ in 0..STUDIES {
         let study = simulate(s, 1, 0.0, 0.0, &mut normal).remove(0);
-        let estimate = Estimate::of(&study.table);
+        let estimate = match s.binary {
+            true => Estimate::of_share(&study.table).expect("shares"),
+            false => Estimate::of(&study.table),
+        };
         coverage.effective += estimate.effective_clusters / STUDIES as f64;
         let (low, high) = study.over_pairs;
         coverage.covered_over_pairs += usize::from(low <= truth && truth <= high);
