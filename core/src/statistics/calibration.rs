@@ -134,8 +134,14 @@ mod tests {
 
     #[test]
     fn errors_equal_values_computed_with_numpy() {
-        let groups =
-            [(25, 0.1, 5), (20, 0.3, 8), (19, 0.5, 10), (30, 0.7, 18), (40, 0.9, 38), (20, 1.0, 20)];
+        let groups = [
+            (25, 0.1, 5),
+            (20, 0.3, 8),
+            (19, 0.5, 10),
+            (30, 0.7, 18),
+            (40, 0.9, 38),
+            (20, 1.0, 20),
+        ];
         let c = Calibration::of(&predictions(&groups)).expect("probabilities");
         let close = |a: Option<f64>, b: f64| assert!((a.expect("bins") - b).abs() < 1e-12, "{a:?}");
         // numpy.digitize with numpy.linspace(0, 1, 6); the bin of 0.5 has fewer than 20 predictions.

@@ -9,7 +9,8 @@ use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::comparison::compare;
-use super::estimate::Estimate;
+use super::estimate::{Components, Estimate};
+use super::power::smallest_detectable_difference;
 use super::quantiles::normal_cdf;
 use super::table::Table;
 
@@ -253,16 +254,16 @@ fn coverage(s: &Scenario, seed: u64) -> Coverage {
     coverage
 }
 
-/// Percentage of the studies in which two equal methods differ with p < 0.05.
-fn level(s: &Scenario, seed: u64) -> f64 {
-    rejections(s, 0.0, seed)
-}
+/// Standard deviation of the additional effect of the clusters on each of two compared methods.
+const EXTRA: f64 = 0.5;
 
+/// Percentage of the studies in which two methods differ significantly. `shift` is added to the
+/// latent values of the first method; without it, the methods are equal.
 fn rejections(s: &Scenario, shift: f64, seed: u64) -> f64 {
     let mut normal = Normal::new(seed);
     let (mut rejected, mut tested) = (0_usize, 0_usize);
     for _ in 0..STUDIES {
-        let studies = simulate(s, 2, 0.5, shift, &mut normal);
+        let studies = simulate(s, 2, EXTRA, shift, &mut normal);
         let result = compare(&studies[0].table, &studies[1].table).expect("same pairs");
         if let Some(bounds) = result.difference.bounds() {
             tested += 1;
@@ -270,6 +271,28 @@ fn rejections(s: &Scenario, shift: f64, seed: u64) -> f64 {
         }
     }
     100.0 * rejected as f64 / tested as f64
+}
+
+/// The estimate of a difference in one study, with the mean squares of all studies on average.
+fn average_difference(s: &Scenario, seed: u64) -> Estimate {
+    let mut normal = Normal::new(seed);
+    let estimates: Vec<Estimate> = (0..STUDIES)
+        .map(|_| {
+            let studies = simulate(s, 2, EXTRA, 0.0, &mut normal);
+            compare(&studies[0].table, &studies[1].table).expect("same pairs").difference
+        })
+        .collect();
+    let mean = |of: fn(&Components) -> f64| {
+        estimates.iter().filter_map(|e| e.components.as_ref()).map(of).sum::<f64>() / STUDIES as f64
+    };
+    let components = Components {
+        clusters: mean(|c| c.clusters),
+        clusters_df: mean(|c| c.clusters_df),
+        seeds: mean(|c| c.seeds),
+        interaction: mean(|c| c.interaction),
+        seed_count: s.seeds,
+    };
+    Estimate { components: Some(components), ..estimates[0] }
 }
 
 fn scenarios() -> Vec<Scenario> {
@@ -302,11 +325,78 @@ fn scenarios() -> Vec<Scenario> {
     all
 }
 
+/// Scenarios of the default test.
+fn few_scenarios() -> Vec<Scenario> {
+    let of = |binary, sizes, seeds, seed_effect| Scenario {
+        binary,
+        sizes,
+        seeds,
+        seed_effect,
+        ..Scenario::DEFAULT
+    };
+    vec![
+        of(true, Sizes::Three, 3, Seeds::Zero),
+        of(true, Sizes::Three, 3, Seeds::Variance(1.0)),
+        of(true, Sizes::Three, 3, Seeds::Variance(4.0)),
+        of(true, Sizes::Three, 5, Seeds::Contribution(1.0)),
+        of(true, Sizes::Mixed, 3, Seeds::Zero),
+        of(true, Sizes::Mixed, 3, Seeds::Variance(1.0)),
+        of(false, Sizes::One, 3, Seeds::Contribution(5.0)),
+        of(false, Sizes::Mixed, 5, Seeds::Variance(4.0)),
+    ]
+}
+
+#[test]
+fn intervals_cover_the_true_mean_in_93_to_97_percent_of_studies() {
+    for (i, s) in few_scenarios().iter().enumerate() {
+        let c = coverage(s, i as u64);
+        assert_eq!(c.intervals, STUDIES, "{s:?}");
+        assert!((93.0..=97.0).contains(&c.percent()), "{s:?} {c:?}");
+    }
+}
+
+#[test]
+fn intervals_over_pairs_are_too_short() {
+    // Pairs of the same cluster are dependent, and so are all pairs of the same seed.
+    for (i, s) in few_scenarios().iter().enumerate() {
+        let c = coverage(s, i as u64);
+        assert!(c.percent_over_pairs() < 90.0, "{s:?} {c:?}");
+    }
+}
+
+#[test]
+fn equal_methods_rarely_differ_significantly() {
+    for (i, s) in few_scenarios().iter().enumerate() {
+        let level = rejections(s, 0.0, 1000 + i as u64);
+        assert!((2.5..=7.0).contains(&level), "{s:?} {level}");
+    }
+}
+
+#[test]
+fn the_smallest_detectable_difference_is_found_in_80_percent_of_studies() {
+    for seeds in [3, 5] {
+        for share in [0.0, 0.5, 5.0] {
+            let s = Scenario {
+                binary: false,
+                seeds,
+                seed_effect: Seeds::Contribution(share),
+                ..Scenario::DEFAULT
+            };
+            let difference = average_difference(&s, 1);
+            let shift = smallest_detectable_difference(&difference, None).expect("an interval");
+            let power = rejections(&s, shift, 2);
+            assert!((76.0..=84.0).contains(&power), "{s:?} {power}");
+        }
+    }
+}
+
 #[test]
 #[ignore = "takes minutes; prints the coverage of all scenarios"]
 fn table_of_all_scenarios() {
     for (i, s) in scenarios().iter().enumerate() {
-        let c = coverage(s, i as u64);
+        // The rule for the width was chosen with other seeds.
+        let seed = 1_000_000 + i as u64;
+        let c = coverage(s, seed);
         println!(
             "{} {:?} C={} S={} {:?}: {:.1} {} width {:.3} pairs {:.1} level {:.1} eff {:.0}",
             if s.binary { "binary" } else { "continuous" },
@@ -318,7 +408,7 @@ fn table_of_all_scenarios() {
             c.intervals,
             c.width,
             c.percent_over_pairs(),
-            level(s, 1000 + i as u64),
+            rejections(s, 0.0, seed + 1_000_000),
             c.effective,
         );
     }
