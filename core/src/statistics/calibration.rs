@@ -49,8 +49,8 @@ pub struct Bin {
     pub frequency: f64,
 }
 
-/// Calibration errors over [`BINS`] bins of equal width. Bins with fewer than [`MIN_BIN`] predictions
-/// are not counted.
+/// Calibration errors over [`BINS`] bins of equal width. Bins with fewer than [`MIN_BIN`]
+/// predictions are not counted.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Calibration {
     /// The counted bins, by increasing probability.
@@ -63,9 +63,9 @@ pub struct Calibration {
     /// |frequency − probability|. `None` without bins.
     pub expected: Option<f64>,
     /// Root mean square error as published by GENIES. Every bin is compared with the frequency of
-    /// all labels instead of its own, and a probability of exactly 1 is in no bin. It mainly measures
-    /// the distance of the probabilities from ½, so it only serves to reproduce published numbers.
-    /// `None` without bins.
+    /// all labels instead of its own, and a probability of exactly 1 is in no bin. It mainly
+    /// measures the distance of the probabilities from ½, so it only serves to reproduce published
+    /// numbers. `None` without bins.
     pub published: Option<f64>,
 }
 
@@ -144,7 +144,8 @@ mod tests {
         ];
         let c = Calibration::of(&predictions(&groups)).expect("probabilities");
         let close = |a: Option<f64>, b: f64| assert!((a.expect("bins") - b).abs() < 1e-12, "{a:?}");
-        // numpy.digitize with numpy.linspace(0, 1, 6); the bin of 0.5 has fewer than 20 predictions.
+        // numpy.digitize with numpy.linspace(0, 1, 6); the bin of 0.5 has fewer than 20
+        // predictions.
         assert_eq!(c.bins.iter().map(|b| b.count).collect::<Vec<_>>(), [25, 20, 30, 60]);
         assert_eq!(c.not_counted, 19);
         close(c.rms, 0.08819171036881965);

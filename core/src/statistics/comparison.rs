@@ -11,8 +11,8 @@ pub struct Comparison {
     /// Mean over pairs of the first method's value minus the second method's value, with its 95 %
     /// confidence interval.
     pub difference: Estimate,
-    /// Two-sided p value of the hypothesis that the difference is 0. It is below 0.05 if and only if
-    /// the interval does not contain 0. `None` if there is no interval.
+    /// Two-sided p value of the hypothesis that the difference is 0. It is below 0.05 if and only
+    /// if the interval does not contain 0. `None` if there is no interval.
     pub p: Option<f64>,
 }
 

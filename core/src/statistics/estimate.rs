@@ -1,8 +1,8 @@
 //! The mean over pairs, with an interval over clusters and seeds.
 //!
-//! Notation: w_c = n_c/Σn is the share of the pairs that are in cluster c, y_cs is the mean value of
-//! these pairs under seed s, and a dot is a mean over seeds. There are C clusters and S seeds. The
-//! estimate is μ̂ = Σ_c w_c y_c·.
+//! Notation: w_c = n_c/Σn is the share of the pairs that are in cluster c, y_cs is the mean value
+//! of these pairs under seed s, and a dot is a mean over seeds. There are C clusters and S seeds.
+//! The estimate is μ̂ = Σ_c w_c y_c·.
 
 use serde::{Deserialize, Serialize};
 
@@ -33,8 +33,8 @@ pub struct Components {
     pub clusters: f64,
     /// Degrees of freedom of A; C − 1 if all clusters have the same size.
     pub clusters_df: f64,
-    /// B, the variance of μ̂ over seeds, with the clusters held fixed, with S − 1 degrees of freedom.
-    /// It is the sample variance of the seeds' means, divided by S. 0 for a single seed.
+    /// B, the variance of μ̂ over seeds, with the clusters held fixed, with S − 1 degrees of
+    /// freedom. It is the sample variance of the seeds' means, divided by S. 0 for a single seed.
     pub seeds: f64,
     /// I, the interaction: the part that A and B have in common. 0 for a single seed.
     pub interaction: f64,
@@ -231,15 +231,15 @@ fn cluster_df(weights: &[f64], squares: f64) -> f64 {
 }
 
 impl Estimate {
-    /// Computes the mean over the pairs of a table, and its 95 % confidence interval. The interval is
-    /// symmetric.
+    /// Computes the mean over the pairs of a table, and its 95 % confidence interval. The interval
+    /// is symmetric.
     pub fn of(table: &Table) -> Self {
         Self::with(table, Bounds::around)
     }
 
     /// Computes the mean of values between 0 and 1, for example an accuracy. The interval is
-    /// symmetric on the logit scale, so it lies between 0 and 1. Returns `None` if the mean of a cell
-    /// is not between 0 and 1.
+    /// symmetric on the logit scale, so it lies between 0 and 1. Returns `None` if the mean of a
+    /// cell is not between 0 and 1.
     pub fn of_share(table: &Table) -> Option<Self> {
         let is_share = |c| table.cell_means(c).all(|y| (0.0..=1.0).contains(&y));
         (0..table.clusters()).all(is_share).then(|| Self::with(table, Bounds::around_share))
@@ -300,8 +300,8 @@ impl Bounds {
         }
     }
 
-    /// The interval of [`Bounds::around`], symmetric on the logit scale instead: its half-width there
-    /// is divided by m(1 − m), the inverse of the derivative of the logit.
+    /// The interval of [`Bounds::around`], symmetric on the logit scale instead: its half-width
+    /// there is divided by m(1 − m), the inverse of the derivative of the logit.
     fn around_share(mean: f64, components: &Components) -> Self {
         let spread = mean * (1.0 - mean);
         let half = components.half_width(LEVEL) / spread;
@@ -357,10 +357,10 @@ mod tests {
         compare(table, &zero).expect("same pairs").p.expect("a p value")
     }
 
-    // The expected values of these tests come from matrix formulas in numpy: with
-    // M = 1 − 1wᵀ, d = diag(MMᵀ) and Q = Mᵀ diag(w²/d) M, the cluster mean square is ȳᵀQȳ with
-    // (tr Q)²/tr(Q²) degrees of freedom. The quantiles are scipy.stats.t.isf, and the p value is the
-    // root of half_width(p) = |mean| by scipy.optimize.brentq.
+    // The expected values of these tests come from matrix formulas in numpy: with M = 1 − 1wᵀ, d =
+    // diag(MMᵀ) and Q = Mᵀ diag(w²/d) M, the cluster mean square is ȳᵀQȳ with (tr Q)²/tr(Q²)
+    // degrees of freedom. The quantiles are scipy.stats.t.isf, and the p value is the root of
+    // half_width(p) = |mean| by scipy.optimize.brentq.
 
     #[test]
     fn mean_squares_of_equal_clusters_are_those_of_an_analysis_of_variance() {

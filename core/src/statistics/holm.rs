@@ -12,8 +12,8 @@ pub struct InvalidPValue {
 
 /// Adjusts p values by Holm's step-down method (Holm 1979), in the order of the input.
 ///
-/// Rejecting all hypotheses with an adjusted value of at most α keeps the probability of one or more
-/// false rejections at α or below, for any dependence between the tests.
+/// Rejecting all hypotheses with an adjusted value of at most α keeps the probability of one or
+/// more false rejections at α or below, for any dependence between the tests.
 ///
 /// # Errors
 /// Fails if a value is not between 0 and 1.

@@ -5,8 +5,8 @@
 //! pairs. This module computes intervals for this crossed design, and the metrics that are defined
 //! on scored pairs. `docs/statistics.md` describes the method, its assumptions and its limits.
 //!
-//! The module only computes: it reads no files, prints nothing, and uses neither models nor tensors.
-//! All results are deterministic.
+//! The module only computes: it reads no files, prints nothing, and uses neither models nor
+//! tensors. All results are deterministic.
 
 mod accuracy;
 mod calibration;

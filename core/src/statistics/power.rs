@@ -38,9 +38,9 @@ pub enum CannotPlan {
 /// Computes the true difference for which the test of [`super::compare`] is significant with a
 /// probability of 80 %, at a two-sided level of 5 %.
 ///
-/// `difference` is the estimate of a difference. Its variance components are taken as the true ones.
-/// The plan scales the contribution of the clusters with 1/C, of the seeds with 1/S, and of the
-/// interaction with 1/(CS). Without a plan, the result is for a repetition of the same study.
+/// `difference` is the estimate of a difference. Its variance components are taken as the true
+/// ones. The plan scales the contribution of the clusters with 1/C, of the seeds with 1/S, and of
+/// the interaction with 1/(CS). Without a plan, the result is for a repetition of the same study.
 ///
 /// # Errors
 /// Fails if the estimate has no interval, if the plan has less than 2 clusters or no seeds, or if

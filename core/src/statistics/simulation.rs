@@ -1,9 +1,9 @@
 //! Simulated studies, which show that the intervals have the coverage that they claim.
 //!
-//! In every study, the clusters, their sizes, the pairs and the seeds are new random draws. The value
-//! of pair p of cluster c under seed s has the latent value
-//! m + a_c + b_s + e_cp + g_cs + u_cps, a sum of independent normal variables. The outcome is the
-//! latent value itself, or 1 if it is positive and 0 otherwise.
+//! In every study, the clusters, their sizes, the pairs and the seeds are new random draws. The
+//! value of pair p of cluster c under seed s has the latent value m + a_c + b_s + e_cp + g_cs +
+//! u_cps, a sum of independent normal variables. The outcome is the latent value itself, or 1 if it
+//! is positive and 0 otherwise.
 
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;

@@ -165,8 +165,8 @@ impl Table {
     /// under seed s. Clusters, pairs and seeds are named by their number, from 0.
     ///
     /// # Errors
-    /// Fails if there are no clusters or no seeds, if a size is 0, if a cell is missing, or if a sum
-    /// is not finite.
+    /// Fails if there are no clusters or no seeds, if a size is 0, if a cell is missing, or if a
+    /// sum is not finite.
     pub fn from_sums(sizes: &[usize], sums: &[Vec<f64>]) -> Result<Self, TableError> {
         let seeds = sums.iter().map(Vec::len).max().unwrap_or(0);
         let missing = |cluster: usize, seed: usize| TableError::MissingCell {
@@ -208,7 +208,8 @@ impl Table {
         Ok(Self { clusters, seeds, sums })
     }
 
-    /// Subtracts the values of `other` from the values of this table, pair by pair and seed by seed.
+    /// Subtracts the values of `other` from the values of this table, pair by pair and seed by
+    /// seed.
     ///
     /// # Errors
     /// Fails if a pair or a seed only occurs in one table (this one is the first, `other` is the
