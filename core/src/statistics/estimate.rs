@@ -10,8 +10,8 @@ use super::quantiles::{two_sided_p, two_sided_t};
 use super::table::Table;
 
 /// Effective number of clusters below which there is no interval. In simulations with fewer
-/// clusters, the intervals of an accuracy contain the true value in 98 to 100 % of studies, but they
-/// are longer than 0.5, so they say little.
+/// clusters, the intervals of an accuracy contain the true value in 98 to 100 % of studies, but
+/// they are longer than 0.5, so they say little.
 pub const MIN_EFFECTIVE_CLUSTERS: f64 = 8.0;
 
 /// Ratios of the seed to the interaction mean square, between which the effect of the seeds enters
