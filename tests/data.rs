@@ -191,6 +191,9 @@ fn a_run_trains_on_the_selected_part_and_counts_pairs_without_effect() {
         "train[1:]",
         "--set",
         "eval.splits=[\"train[:1]\"]",
+        // The first pair also occurs among the others.
+        "--set",
+        "eval.overlap=keep",
         "--set",
         "train.batch=1",
         "--set",

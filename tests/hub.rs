@@ -85,7 +85,8 @@ impl Fixture {
 
     /// Trains the model briefly; `extra` selects the model and the data.
     fn run(&self, out: &str, extra: &[&str]) -> Output {
-        let sets = ["train.max_pairs=4", "train.batch=2", "eval.max_pairs=2"];
+        // All splits contain the same pairs.
+        let sets = ["train.max_pairs=4", "train.batch=2", "eval.max_pairs=2", "eval.overlap=keep"];
         let mut args = vec!["run", "--dtype", "f32", "--device", "cpu", "--out", out];
         args.extend(sets.iter().flat_map(|set| ["--set", set]).chain(extra.iter().copied()));
         self.reprpo(&args).output().expect("the command runs")

@@ -2,6 +2,7 @@
 
 mod bench;
 mod cache;
+mod clusters;
 mod command;
 #[cfg(target_os = "linux")]
 mod cuda;

@@ -754,8 +754,8 @@ fn a_resumed_run_finds_its_initial_adapter_and_data_folder() {
         };
         Value::Array((0..8).map(row).collect()).to_string()
     };
-    for split in ["train", "test"] {
-        std::fs::write(tree.path(&format!("data/sums/{split}.json")), rows(3))
+    for (split, shift) in [("train", 3), ("test", 6)] {
+        std::fs::write(tree.path(&format!("data/sums/{split}.json")), rows(shift))
             .expect("the file is written");
     }
     let long = ["--set", "train.epochs=100", "--set", "train.checkpoint_every=1"];

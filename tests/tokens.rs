@@ -372,7 +372,8 @@ fn dropped_and_truncated_pairs_are_listed_with_a_reason() {
     let reason = "the prompt leaves no room for a completion in 10 tokens";
     assert_eq!(
         found[0],
-        json!({"index": 0, "split": "train", "dropped": "prompt_too_long", "reason": reason})
+        json!({"index": 0, "split": "train", "cluster": found[0]["cluster"],
+            "dropped": "prompt_too_long", "reason": reason})
     );
     assert_eq!(
         (&found[1]["index"], &found[1]["truncated"], found.len()),
@@ -577,6 +578,9 @@ fn a_run_checks_every_pair_that_it_will_score_before_it_starts() {
         "eval.completions=0",
         "--set",
         "dataset.test=test.jsonl",
+        // The files contain the same pair.
+        "--set",
+        "eval.overlap=keep",
     ];
     let output = reprpo(here, &[&run[..], &more].concat());
     assert_eq!(output.status.code(), Some(1));

@@ -81,6 +81,7 @@ fn a_run_validates_at_every_interval_and_after_the_last_step() {
         "eval_loss",
         "eval_accuracy",
         "eval_margin",
+        "eval_log_sigmoid",
         "eval_rewards/accuracies",
         "eval_rewards/margins",
         "eval_logps/chosen",
@@ -488,4 +489,18 @@ fn a_sweep_validates_only_the_runs_that_train() {
     assert!(lines.last().is_some_and(|line| line["eval_accuracy"].is_f64()
         && line["eval_margin"].is_f64()
         && line.get("eval_logps/chosen").is_none()));
+}
+
+#[test]
+fn the_best_step_can_be_chosen_by_the_mean_log_sigmoid() {
+    let tree = tree(40);
+    tree.run("run", &sets(&["train.validate_every=4", "train.best_metric=log_sigmoid"]));
+    let run = tree.path("run");
+    let values: Vec<f64> =
+        metrics(&run).iter().filter_map(|line| line["eval_log_sigmoid"].as_f64()).collect();
+    let best = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let outcome = outcome(&run);
+    assert_eq!(outcome["metric"], "log_sigmoid");
+    assert!((outcome["best_value"].as_f64().expect("a value") - best).abs() < 1e-12, "{outcome}");
+    assert!(values.len() == 5 && values.iter().all(|value| *value < 0.0), "{values:?}");
 }

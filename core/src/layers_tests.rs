@@ -5,10 +5,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The top-level modules of the crate, from the lowest to the highest layer.
-const ORDER: [&str; 30] = [
+const ORDER: [&str; 31] = [
     "panics",
     "error",
     "files",
+    "statistics",
     "ffi",
     "memory",
     "api",

@@ -16,6 +16,10 @@ pub struct Format {
     pub chosen_column: String,
     /// Column of the rejected completion.
     pub rejected_column: String,
+    /// Column that names the cluster of a pair; pairs of the same cluster count as dependent in
+    /// confidence intervals. Default: `example_id` if it exists, otherwise the prompt. `--cluster`
+    /// sets it.
+    pub cluster_column: Option<String>,
     /// Field delimiter. With `none`, it is a comma in `.csv` files and a tab in `.tsv` files.
     pub delimiter: Option<char>,
     /// How to handle a row that is not a valid pair, for example because a completion is missing.
@@ -36,11 +40,12 @@ pub enum BadRows {
 
 impl Default for Format {
     fn default() -> Self {
-        let Columns { prompt, chosen, rejected } = Columns::default();
+        let Columns { prompt, chosen, rejected, cluster } = Columns::default();
         Self {
             prompt_column: prompt,
             chosen_column: chosen,
             rejected_column: rejected,
+            cluster_column: cluster,
             delimiter: None,
             bad_rows: BadRows::default(),
             max_row_mib: Reading::default().longest >> 20,
@@ -82,7 +87,7 @@ impl Format {
             return Err(Error::new(format!("the column `{twice}` is used twice"))
                 .hint("set three different columns for prompt, chosen and rejected"));
         }
-        let columns = Columns { prompt, chosen, rejected };
+        let columns = Columns { prompt, chosen, rejected, cluster: self.cluster_column.clone() };
         Ok(Reading {
             columns,
             delimiter: delimiter.transpose()?,

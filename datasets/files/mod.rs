@@ -1,5 +1,6 @@
 //! The `file` data set, which reads preference pairs from local files.
 
+pub(crate) mod cluster;
 mod csv;
 mod flaws;
 mod format;
@@ -68,6 +69,10 @@ system, tool, observation and function_call (whose value is JSON with name and a
 there is no column `prompt`, the prompt is the text in the column `system`, if there is one,
 followed by the column `conversations`. As in LLaMA-Factory, chosen and rejected can each be a
 single message.
+
+The metrics of a run have confidence intervals over clusters: pairs of the same cluster count as
+dependent. The column `example_id` names the cluster of a pair, if it exists; otherwise, pairs with
+the same prompt are a cluster. `--cluster COLUMN` chooses another column.
 
 Reading stops with an error that names the line if a column is missing or has another type, if a
 completion in a .csv or .tsv is an empty field, or if conversations are mixed with plain texts.

@@ -1,6 +1,7 @@
 //! Reads parquet files row by row. Arrow would be faster, but preference data is too small to
 //! justify the dependency.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -39,12 +40,18 @@ impl Table {
             columns.find(root(&reader).get_fields().iter().map(|f| f.name())).within(cannot)?;
         let there: Vec<&str> = root(&reader).get_fields().iter().map(|f| f.name()).collect();
         let template_columns = template_columns(&reader, columns).within(cannot)?;
+        let cluster = columns.cluster_column(there.iter().copied()).within(cannot)?;
+        // `example_id` is optional, so ignore it if its type is not supported.
+        let cluster = cluster.filter(|name| columns.cluster.is_some() || is_read(&reader, name));
         let pair = prompt.into_iter().chain([columns.chosen.as_str(), columns.rejected.as_str()]);
         let wanted = pair
             .chain(template_columns)
             .chain(extra.iter().copied())
+            .chain(cluster)
             .chain(sharegpt::columns(|name| there.contains(&name), columns));
-        let wanted: Vec<String> = wanted.map(str::to_owned).collect();
+        let mut known = HashSet::new();
+        let wanted: Vec<String> =
+            wanted.filter(|name| known.insert(*name)).map(str::to_owned).collect();
         let left_out = projection(&reader, &wanted, columns).within(cannot)?.1;
         if !left_out.is_empty() {
             let fields =
@@ -151,6 +158,12 @@ fn template_columns(
         }
     }
     Ok(TemplateArgs::COLUMNS.into_iter().filter(there).collect())
+}
+
+/// True if values of the column can be read.
+fn is_read(reader: &SerializedFileReader<File>, column: &str) -> bool {
+    let field = root(reader).get_fields().iter().find(|field| field.name() == column);
+    field.is_some_and(|field| plain(field, column, &mut Vec::new()).is_some())
 }
 
 fn root(reader: &SerializedFileReader<File>) -> &Type {

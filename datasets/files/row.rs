@@ -16,6 +16,9 @@ pub struct Columns {
     pub chosen: String,
     /// Column of the rejected completion.
     pub rejected: String,
+    /// Column that names the cluster of a pair. If it is `None`, this is the column `example_id`
+    /// if it exists; otherwise, the pairs with the same prompt form a cluster.
+    pub cluster: Option<String>,
 }
 
 const PROMPT: &str = "prompt";
@@ -26,6 +29,7 @@ impl Default for Columns {
             prompt: Some(PROMPT.to_owned()),
             chosen: "chosen".to_owned(),
             rejected: "rejected".to_owned(),
+            cluster: None,
         }
     }
 }
@@ -109,8 +113,15 @@ const PROMPTS: [&str; 8] =
 /// # Errors
 /// Fails if a column is missing, if a column is neither text nor a list of messages, if the columns
 /// have different types, or if there is no prompt column and the completions have no common prefix.
-pub fn pairs(mut row: Row, columns: &Columns) -> Result<Vec<PreferencePair>> {
+pub fn pairs(row: Row, columns: &Columns) -> Result<Vec<PreferencePair>> {
     row.check(columns)?;
+    let cluster = columns.cluster_of(&row)?;
+    let mut pairs = without_cluster(row, columns)?;
+    pairs.iter_mut().for_each(|pair| pair.cluster.clone_from(&cluster));
+    Ok(pairs)
+}
+
+fn without_cluster(mut row: Row, columns: &Columns) -> Result<Vec<PreferencePair>> {
     sharegpt::convert(&mut row, columns)?;
     refuse_other_modalities(&row, columns)?;
     if !row.contains_key(&columns.chosen)
@@ -318,6 +329,7 @@ mod tests {
             prompt: Some("question".into()),
             chosen: "best".into(),
             rejected: "worst".into(),
+            cluster: None,
         };
         let got = pairs(
             row(json!({"question": "p", "best": "c", "worst": "r", "prompt": "another"})),

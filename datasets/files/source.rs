@@ -131,8 +131,9 @@ impl Source {
     /// Checks the columns in the header, so that a missing column is reported once and not for
     /// every row.
     fn check_header(&self, header: &[String], delimiter: u8) -> Result<()> {
-        let Err(e) = self.reading.columns.find(header.iter().map(String::as_str)) else {
-            return Ok(());
+        let columns = || header.iter().map(String::as_str);
+        let Err(e) = self.reading.columns.find(columns()) else {
+            return self.reading.columns.cluster_column(columns()).map(drop);
         };
         // If there is only one column and its name contains a different delimiter, the file
         // probably uses that delimiter.

@@ -10,7 +10,8 @@ use reprpo_plugin::prelude::*;
 use reprpo_plugin::tracing;
 
 use self::folder::Folder;
-use crate::files::{Place, Reading, Row, Source, pairs};
+use crate::files::cluster::EXAMPLE_ID;
+use crate::files::{Columns, Place, Reading, Row, Source, pairs};
 
 /// Default distribution of the `rnd` split.
 const UNRELATED: &str = "ranking_logic";
@@ -55,6 +56,10 @@ pub struct Genies {
     /// Use only the first pair of each instruction (one per `example_id`) in every split. By
     /// default, an instruction with k rejected responses has k pairs.
     pub one_per_instruction: bool,
+    /// Column that names the cluster of a pair; pairs of the same cluster count as dependent in
+    /// confidence intervals. Default: `example_id` if it exists, otherwise the prompt. `--cluster`
+    /// sets it.
+    pub cluster_column: Option<String>,
 }
 
 impl DatasetPlugin for Genies {
@@ -116,11 +121,13 @@ impl DatasetPlugin for Genies {
         }
 
         let extra: &[&str] = if self.one_per_instruction { &[INSTRUCTION] } else { &[] };
+        let columns = Columns { cluster: self.cluster_column.clone(), ..Columns::default() };
+        let reading = Reading { columns, ..Reading::default() };
         let opened = wanted.into_iter().map(|(name, distribution, part)| {
             let sources = folder
                 .files(&distribution, part)?
                 .iter()
-                .map(|path| Source::open(path, Reading::default(), extra))
+                .map(|path| Source::open(path, reading.clone(), extra))
                 .collect::<Result<_>>()?;
             Ok(Split { name, describes: format!("{distribution} ({part})"), sources })
         });
@@ -132,7 +139,7 @@ impl DatasetPlugin for Genies {
 }
 
 /// Column with the id of the instruction. Several pairs can have the same id.
-const INSTRUCTION: &str = "example_id";
+const INSTRUCTION: &str = EXAMPLE_ID;
 
 struct Split {
     name: &'static str,

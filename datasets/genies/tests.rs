@@ -196,9 +196,30 @@ fn without_a_listed_shift_there_is_only_an_oos_split_if_it_is_set() {
         data_dir: Some(dir.path().to_owned()),
         oos: Some("cats".into()),
         rnd: Some("cats".into()),
-        one_per_instruction: false,
+        ..Genies::default()
     };
     assert_eq!(table(config.build().unwrap().as_ref())[2..], [entry("oos", "cats (test)", 4)]);
+}
+
+#[test]
+fn the_pairs_of_an_instruction_are_a_cluster() {
+    let dir = data_folder();
+    let config = |cluster_column: Option<&str>| Genies {
+        distribution: "cats".into(),
+        data_dir: Some(dir.path().to_owned()),
+        cluster_column: cluster_column.map(str::to_owned),
+        ..Genies::default()
+    };
+    let clusters = |column| -> Vec<Option<String>> {
+        let data = config(column).build().unwrap();
+        read(data.as_ref(), "train").into_iter().map(|pair| pair.cluster).collect()
+    };
+    let names = ["0", "0", "1", "1", "2", "2"].map(|name| Some(name.to_owned()));
+    assert_eq!(clusters(None), names);
+    assert_eq!(clusters(Some("chosen"))[1].as_deref(), Some("chosen 1"));
+    let e = error(config(Some("example_ids")).build());
+    assert!(e.contains("there is no column `example_ids` for the clusters"), "{e}");
+    assert!(e.contains("did you mean `example_id`? set it with `--cluster example_id`"), "{e}");
 }
 
 #[test]

@@ -23,8 +23,10 @@ def read_run(path, frames=None):
       the line of a validation has `eval_…`, but no `loss`. Missing values are NaN in a data frame.
     - `validation`: the best step and its values, a dictionary; None without validation
     - `summary`: the evaluation as a dictionary, whose `splits` is a table with a row for each
-      split; None before the end
-    - `pairs`: table with the scores of each evaluated pair; None before the end
+      split; None before the end. A metric has the keys `value`, `low` and `high`; both ends are
+      None if the metric has no interval, and `no_interval` is then the reason.
+    - `pairs`: table with the scores of each pair of the evaluation; None before the end. `cluster`
+      is the pair's cluster. A pair with `dropped`, or with `overlap` and a `reason`, has no scores.
 
     Raises FileNotFoundError if `path` is not the folder of a run, and ValueError if one of its
     files is damaged.

@@ -6,10 +6,11 @@ use std::sync::atomic::AtomicBool;
 
 use reprpo_core::Result;
 use reprpo_core::config::{Experiment, Origin, Resolved};
-use reprpo_core::eval::{self, EvalSplit, Evaluation, SplitScores};
+use reprpo_core::data;
+use reprpo_core::eval::{self, EvalSplit, Evaluation, SplitScores, TrainingPairs};
 use reprpo_core::model::Adapted;
 use reprpo_core::report::Progress;
-use reprpo_core::run::{AdapterChoice, attach_saved};
+use reprpo_core::run::{self, AdapterChoice, attach_saved};
 use reprpo_core::session::Session;
 use reprpo_core::text::Findings;
 
@@ -54,7 +55,8 @@ impl LengthLimit {
 }
 
 /// Evaluates the experiment's model on its data set. With `adapter`, compares the model with and
-/// without it.
+/// without it. `trained` is the experiment of the run that trained the adapter, if it is known; its
+/// training data is compared with the evaluated pairs.
 ///
 /// # Errors
 /// Fails if the model, the adapter or the data cannot be loaded, or if libtorch fails. Returns
@@ -63,13 +65,24 @@ pub fn evaluate(
     experiment: &Experiment,
     length_limit: &LengthLimit,
     adapter: Option<&Path>,
+    trained: Option<&Experiment>,
     stop: &AtomicBool,
     progress: &mut dyn Progress,
     app: &App<'_>,
 ) -> Result<Evaluation> {
-    let (session, adapted) = open(experiment, adapter, app)?;
+    let (mut session, adapted) = open(experiment, adapter, app)?;
+    let training = trained.and_then(|trained| {
+        training_pairs(&mut session, experiment, trained, app)
+            .inspect_err(|e| {
+                app.printer.note(&format!(
+                    "warning: cannot compare the pairs with the training data: {}",
+                    e.in_a_line()
+                ));
+            })
+            .ok()
+    });
     let (experiment, limit) = length_limit.apply(experiment);
-    let splits = eval::read(&session, &experiment)?;
+    let splits = eval::read(&session, &experiment, training.as_ref())?;
     app.printer.note(&limit);
     describe(&splits, app);
     eval::evaluate(
@@ -83,9 +96,22 @@ pub fn evaluate(
     )
 }
 
-/// True if some pairs of the split are dropped or truncated.
-fn is_reduced(split: &EvalSplit) -> bool {
-    split.data.dropped() + split.data.truncated() > 0
+/// Reads the pairs that the run `trained` was trained on. If they are not in the data set that is
+/// evaluated, opens the run's own data set.
+fn training_pairs(
+    session: &mut Session,
+    experiment: &Experiment,
+    trained: &Experiment,
+    app: &App<'_>,
+) -> Result<TrainingPairs> {
+    if trained.dataset == experiment.dataset {
+        return run::training_pairs(session, trained, app.registry);
+    }
+    let own = data::open(trained, app.registry)?;
+    let evaluated = std::mem::replace(&mut session.dataset, own);
+    let pairs = run::training_pairs(session, trained, app.registry);
+    session.dataset = evaluated;
+    Ok(pairs?.of_other_data_set())
 }
 
 /// Prints how many pairs are dropped or truncated, and warnings about the pairs that are scored.
@@ -93,7 +119,7 @@ pub fn describe(splits: &[EvalSplit], app: &App<'_>) {
     let mut findings = Findings::default();
     for split in splits {
         findings.merge(&split.data.findings);
-        if is_reduced(split) {
+        if split.is_reduced() {
             app.printer.note(&split.describe());
         }
     }
@@ -137,14 +163,18 @@ pub fn score(
     let splits = eval::splits(session.dataset.as_ref(), &experiment.eval)?;
     let splits = splits
         .into_iter()
-        .map(|info| Ok(EvalSplit { data: session.tokenise_all(&info.name, train, None)?, info }))
+        .map(|info| {
+            let data = session.tokenise_all(&info.name, train, None)?;
+            Ok(EvalSplit::new(info, data))
+        })
         .collect::<Result<Vec<_>>>()?;
-    if splits.iter().any(is_reduced) {
+    if splits.iter().any(EvalSplit::is_reduced) {
         app.printer.note(&limit);
     }
     describe(&splits, app);
     let mut scores = Vec::new();
-    for EvalSplit { info, data } in &splits {
+    for split in &splits {
+        let EvalSplit { info, data, .. } = split;
         progress.stage(&format!("score {}", info.name), Some(data.pairs.len() as u64));
         let scored = eval::score_pairs(
             &session.model,
@@ -154,7 +184,7 @@ pub fn score(
             stop,
             progress,
         )?;
-        scores.push(SplitScores::new(&info.name, train.max_length, data, scored, None));
+        scores.push(SplitScores::new(split, train.max_length, scored, None));
         progress.finish();
     }
     Ok(scores)

@@ -73,6 +73,11 @@ impl TrainedAdapter {
         Ok(Self { adapter: folder.to_owned(), base })
     }
 
+    /// True if the folder is that of a run.
+    pub fn is_run(&self) -> bool {
+        matches!(self.base, Base::Config(_))
+    }
+
     /// Adds the settings of the run or the adapter to `layers`, below the user's own settings.
     ///
     /// # Errors

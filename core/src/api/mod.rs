@@ -27,7 +27,9 @@ pub use adapter::{
     AdaptedLinear, AdaptedPart, AdaptedResidual, Adapter, AdapterPlugin, Fused, FusedSite,
     LinearSite, PeftFile, PromptPlaces, TargetModules,
 };
-pub use dataset::{Dataset, DatasetPlugin, PairIter, PreferencePair, RowIter, SplitInfo, Text};
+pub use dataset::{
+    Dataset, DatasetPlugin, PairIdentity, PairIter, PreferencePair, RowIter, SplitInfo, Text,
+};
 pub use frozen::Frozen;
 pub use init::Init;
 pub use intervention::{

@@ -16,6 +16,18 @@ pub enum Score {
     Sum,
 }
 
+/// How to handle pairs of a held-out split that also occur in the training data, with the same
+/// prompt and the same completions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OverlapRule {
+    /// Does not score them, because the model was trained on them.
+    #[default]
+    Exclude,
+    /// Scores them like all other pairs.
+    Keep,
+}
+
 /// The settings of the evaluation, which compares the trained model with the base model on each
 /// split.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -41,6 +53,12 @@ pub struct EvalConfig {
     pub splits: Option<Vec<String>>,
     /// Maximum number of tokens in one forward pass.
     pub tokens: usize,
+    /// How to handle pairs of a held-out split that also occur in the training data. Pairs of the
+    /// training split itself are always scored.
+    pub overlap: OverlapRule,
+    /// Compute KL(trained ‖ base) on the chosen completions. This runs the base model once more, so
+    /// an evaluation whose base scores are cached takes about twice as long.
+    pub kl: bool,
     /// Number of completions to generate before and after training, as a check that the model still
     /// writes coherent text; 0 = none. Sweeps generate none by default.
     pub completions: usize,
@@ -56,6 +74,8 @@ impl Default for EvalConfig {
             score: Score::Mean,
             splits: None,
             tokens: 2048,
+            overlap: OverlapRule::default(),
+            kl: false,
             completions: 2,
             completion_tokens: 48,
         }

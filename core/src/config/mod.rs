@@ -42,7 +42,7 @@ pub(crate) use changes::{changed_fields, flat, shown};
 pub use choice::Choice;
 pub use command_line::flags;
 pub use dtype::Dtype;
-pub use eval::{EvalConfig, Score};
+pub use eval::{EvalConfig, OverlapRule, Score};
 pub use example::Example;
 pub use experiment::Experiment;
 pub use fields::{Field, Word, fields, plugin_fields};

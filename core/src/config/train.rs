@@ -48,6 +48,11 @@ pub enum BestMetric {
     /// The mean increase of log p(chosen) − log p(rejected) since the start of training, in nats
     /// (`margin gain` in the evaluation's table).
     Margin,
+    /// The mean log σ of the difference between the scores of the chosen and the rejected
+    /// completion; higher is better. Unlike the accuracy, it has no ties, and unlike the margin, it
+    /// does not grow with pairs that are already correct by far.
+    #[serde(rename = "log_sigmoid")]
+    LogSigmoid,
 }
 
 impl BestMetric {
@@ -57,6 +62,7 @@ impl BestMetric {
             BestMetric::Loss => "loss",
             BestMetric::Accuracy => "accuracy",
             BestMetric::Margin => "margin",
+            BestMetric::LogSigmoid => "log_sigmoid",
         }
     }
 }

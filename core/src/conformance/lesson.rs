@@ -13,7 +13,7 @@ use crate::api::StepInfo;
 use crate::config::{Score, TrainConfig, default_learning_rate};
 use crate::error::{Error, Result};
 use crate::eval::score_pairs;
-use crate::eval::statistics::SplitSummary;
+use crate::eval::statistics::{Clusters, SplitSummary};
 use crate::report::Silent;
 use crate::text::TokenPair;
 use crate::train::{AdamW, Group, TrainPass, accumulate, learning_rate, leave_flat_start};
@@ -65,7 +65,13 @@ fn accuracy(bench: &Bench, on: bool, pairs: &[TokenPair]) -> Result<f64> {
         &AtomicBool::new(false),
         &mut Silent,
     )?;
-    let summary = SplitSummary::of_base("train", "", &scores, Score::Mean, 0);
+    let summary = SplitSummary::of_base(
+        "train",
+        "",
+        &scores,
+        &Clusters::of_single_pairs(scores.len()),
+        Score::Mean,
+    );
     Ok(summary.base_accuracy.ok_or_else(|| Error::internal("no pair has a score"))?.value)
 }
 

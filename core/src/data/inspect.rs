@@ -2,7 +2,7 @@
 //! which pairs a run would use, truncate or drop.
 
 use std::collections::hash_map::DefaultHasher;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{Hash, Hasher};
 use std::time::{Duration, Instant};
 
@@ -60,6 +60,10 @@ pub struct SplitReport {
     pub conversations: usize,
     /// Number of distinct prompts.
     pub prompts: usize,
+    /// Number of clusters. Confidence intervals treat pairs of the same cluster as dependent.
+    pub clusters: usize,
+    /// Number of pairs in the largest cluster.
+    pub largest_cluster: usize,
     /// Number of pairs that are identical to an earlier pair.
     pub repeated: usize,
     /// Number of pairs that equal an earlier pair after swapping chosen and rejected.
@@ -214,6 +218,7 @@ fn split(
 
 /// The lengths of a pair and the outcome of tokenising it.
 struct Measured {
+    cluster: String,
     lengths: [u64; 3],
     outcome: Option<Outcome>,
     example: Option<Example>,
@@ -226,6 +231,7 @@ fn measure(
     spec: &InspectSpec<'_>,
 ) -> Result<Measured> {
     let (shown, index) = (number < spec.examples, row);
+    let cluster = pair.identity().cluster;
     let Some(tokenizer) = spec.tokenizer else {
         let texts = [&pair.prompt, &pair.chosen, &pair.rejected];
         let plain =
@@ -237,12 +243,13 @@ fn measure(
             chosen: plain(&pair.chosen),
             rejected: plain(&pair.rejected),
         });
-        return Ok(Measured { lengths: texts.map(characters), outcome: None, example });
+        return Ok(Measured { cluster, lengths: texts.map(characters), outcome: None, example });
     };
     let (whole, prompt) = match whole_pair(tokenizer, number, row, pair, &spec.limits)? {
         Ok(whole) => whole,
         Err(why) => {
             return Ok(Measured {
+                cluster,
                 lengths: [0; 3],
                 outcome: Some(Outcome::Dropped(why)),
                 example: None,
@@ -270,7 +277,7 @@ fn measure(
         (Outcome::Kept { pair, .. }, Some(_)) => Some(example(pair, None)?),
         (Outcome::Dropped(why), Some(uncut)) => Some(example(&uncut, Some(*why))?),
     };
-    Ok(Measured { lengths, outcome: Some(outcome), example })
+    Ok(Measured { cluster, lengths, outcome: Some(outcome), example })
 }
 
 /// Formats a prompt or completion for display, without a chat template.
@@ -335,6 +342,8 @@ struct Tally {
     prompt_repeated: usize,
     in_first: usize,
     prompts: HashSet<u64>,
+    /// Number of pairs in each cluster.
+    clusters: HashMap<String, usize>,
     pair_hashes: HashSet<u64>,
     lengths: [Vec<u64>; 4],
     used: Option<TokenReport>,
@@ -350,7 +359,7 @@ impl Tally {
         spec: &InspectSpec<'_>,
     ) {
         let whole = pair;
-        let PreferencePair { prompt, chosen, rejected, template_args: args } = pair;
+        let PreferencePair { prompt, chosen, rejected, template_args: args, .. } = pair;
         self.pairs += 1;
         self.conversations += usize::from(matches!(chosen, Text::Messages(_)));
         self.identical += usize::from(chosen == rejected);
@@ -370,6 +379,7 @@ impl Tally {
         let prompt = hash(&(prompt, args));
         self.in_first += usize::from(first.is_some_and(|first| first.contains(&prompt)));
         self.prompts.insert(prompt);
+        *self.clusters.entry(measured.cluster).or_default() += 1;
         let [p, c, r] = measured.lengths;
         self.lengths
             .iter_mut()
@@ -399,6 +409,8 @@ impl Tally {
             pairs: self.pairs,
             conversations: self.conversations,
             prompts: self.prompts.len(),
+            clusters: self.clusters.len(),
+            largest_cluster: self.clusters.values().copied().max().unwrap_or_default(),
             repeated: self.repeated,
             contradicted: self.contradicted,
             identical: self.identical,

@@ -1,15 +1,17 @@
 //! Evaluates the base model and the trained model on the splits of a data set.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::completions::completions;
 use super::samples::SampleCompletions;
-use super::statistics::{PairScore, SplitSummary};
+use super::split_scores::SplitScores;
+use super::statistics::{Clusters, Overlap, PairScore, SplitSummary};
 use super::table::Table;
-use super::{score_pairs, score_reference};
+use super::{TrainingPairs, score_pairs, score_reference, score_with_kl};
 use crate::api::{Dataset, SplitInfo};
 use crate::config::{EvalConfig, Experiment};
 use crate::data;
@@ -19,7 +21,7 @@ use crate::reference::ReferenceCache;
 use crate::registry::Registry;
 use crate::report::Progress;
 use crate::session::Session;
-use crate::text::{Cut, DroppedPair, SkipReason, Tokenised};
+use crate::text::Tokenised;
 
 /// A split to score, with its tokenised pairs.
 #[derive(Debug)]
@@ -27,129 +29,61 @@ pub struct EvalSplit {
     /// The name and the description of the split. The name may be an expression such as
     /// `train[750:]`.
     pub info: SplitInfo,
-    /// The tokenised pairs.
+    /// The tokenised pairs to score.
     pub data: Tokenised,
+    /// Overlap with the training data. `None` for the training data itself, and if the training
+    /// data is unknown.
+    pub overlap: Option<Overlap>,
+    /// Indices of the pairs that also occur in the training data; see [`TokenPair::index`].
+    ///
+    /// [`TokenPair::index`]: crate::text::TokenPair::index
+    pub known: HashSet<usize>,
+    /// Index and row number of each pair that is not scored because it also occurs in the training
+    /// data.
+    pub excluded: Vec<(usize, usize)>,
 }
 
 impl EvalSplit {
+    /// All pairs of a split, which are not compared with training data.
+    pub fn new(info: SplitInfo, data: Tokenised) -> Self {
+        Self { info, data, overlap: None, known: HashSet::new(), excluded: Vec::new() }
+    }
+
+    /// Number of distinct prompts of the pairs to score.
+    fn prompts(&self) -> usize {
+        let data = &self.data;
+        let prompts = data.pairs.iter().map(|pair| data.identities[pair.index].prompt);
+        prompts.collect::<HashSet<_>>().len()
+    }
+
+    /// The clusters of the pairs to score.
+    fn clusters(&self) -> Clusters {
+        let data = &self.data;
+        Clusters::new(data.pairs.iter().map(|pair| data.identities[pair.index].cluster.as_str()))
+    }
+
+    /// True if some pairs are dropped, truncated or excluded.
+    pub fn is_reduced(&self) -> bool {
+        self.data.dropped() + self.data.truncated() + self.excluded.len() > 0
+    }
+
     /// Describes in one line how many pairs will be scored, dropped and truncated.
     pub fn describe(&self) -> String {
         let data = &self.data;
+        let known = match self.excluded.len() {
+            0 => String::new(),
+            n => format!("; {n} not scored because they also occur in the training data"),
+        };
         let reasons: Vec<String> =
             data.reasons().iter().map(|(why, n)| format!("; dropped {n}: {why}")).collect();
         format!(
-            "pairs to score in `{}`: {}, {} dropped, {} truncated{}",
+            "pairs to score in `{}`: {}, {} dropped, {} truncated{}{known}",
             self.info.name,
             data.pairs.len(),
             data.dropped(),
             data.truncated(),
             reasons.concat()
         )
-    }
-}
-
-/// Scores of the pairs of one split.
-#[derive(Debug)]
-pub struct SplitScores {
-    /// Name of the split.
-    pub split: String,
-    /// Maximum total number of tokens in a prompt and its completion.
-    pub max_length: usize,
-    /// Scores from the base model.
-    pub base: Vec<PairScore>,
-    /// Scores from the trained model, if there is one.
-    pub trained: Option<Vec<PairScore>>,
-    /// How each scored pair was truncated.
-    pub cuts: Vec<Cut>,
-    /// Position of each scored pair among all pairs of the split, including dropped pairs.
-    pub order: Vec<usize>,
-    /// Pairs without a score.
-    pub dropped: Vec<DroppedPair>,
-}
-
-/// A pair of [`SplitScores`].
-#[derive(Clone, Copy, Debug)]
-pub enum ScoreRow<'a> {
-    /// A scored pair: the score from the base model, the score from the trained model (if there is
-    /// one), and how the pair was truncated.
-    Scored(&'a PairScore, Option<&'a PairScore>, Cut),
-    /// A pair without a score.
-    Dropped(DroppedPair),
-}
-
-impl SplitScores {
-    /// Combines the tokenised pairs of a split with their scores.
-    pub fn new(
-        split: &str,
-        max_length: usize,
-        data: &Tokenised,
-        base: Vec<PairScore>,
-        trained: Option<Vec<PairScore>>,
-    ) -> Self {
-        let order = data.pairs.iter().map(|pair| pair.index).collect();
-        Self {
-            split: split.to_owned(),
-            max_length,
-            base,
-            trained,
-            cuts: data.cuts.clone(),
-            order,
-            dropped: data.dropped.clone(),
-        }
-    }
-
-    /// Returns all pairs in the order of the data set, including the dropped pairs.
-    pub fn rows(&self) -> Vec<ScoreRow<'_>> {
-        let trained = |i: usize| self.trained.as_ref().map(|scores| &scores[i]);
-        let scored = self
-            .base
-            .iter()
-            .enumerate()
-            .map(|(i, base)| (self.order[i], ScoreRow::Scored(base, trained(i), self.cuts[i])));
-        let mut rows: Vec<(usize, ScoreRow<'_>)> =
-            scored.chain(self.dropped.iter().map(|d| (d.index, ScoreRow::Dropped(*d)))).collect();
-        rows.sort_by_key(|(order, _)| *order);
-        rows.into_iter().map(|(_, row)| row).collect()
-    }
-
-    /// Number of pairs that were truncated.
-    pub fn truncated(&self) -> usize {
-        self.cuts.iter().filter(|cut| cut.any()).count()
-    }
-}
-
-impl ScoreRow<'_> {
-    /// Returns JSON fields about dropping and truncation. A dropped pair has `dropped` and
-    /// `reason`. A scored pair has `truncated`, and also `reason` if it was truncated.
-    pub fn remarks(&self, split: &SplitScores) -> Map<String, Value> {
-        let mut fields = Map::new();
-        match self {
-            ScoreRow::Dropped(DroppedPair { why, .. }) => {
-                fields.insert("dropped".to_owned(), json!(why));
-            }
-            ScoreRow::Scored(_, _, cut) => {
-                fields.insert("truncated".to_owned(), json!(cut.any()));
-            }
-        }
-        if let Some(reason) = self.reason(split) {
-            fields.insert("reason".to_owned(), json!(reason));
-        }
-        fields
-    }
-
-    /// Explains why the pair was dropped or how it was truncated. Returns `None` if the whole pair
-    /// was scored.
-    pub fn reason(&self, split: &SplitScores) -> Option<String> {
-        match self {
-            ScoreRow::Dropped(DroppedPair { why: why @ SkipReason::PromptTooLong, .. }) => {
-                Some(format!("{why} in {} tokens", split.max_length))
-            }
-            ScoreRow::Dropped(DroppedPair { why, .. }) => Some(why.to_string()),
-            ScoreRow::Scored(_, _, cut) if cut.any() => {
-                Some(format!("cut to {} tokens: {cut}", split.max_length))
-            }
-            ScoreRow::Scored(..) => None,
-        }
     }
 }
 
@@ -167,9 +101,16 @@ pub struct Evaluation {
 impl Evaluation {
     /// Formats the table and the completions for a terminal.
     pub fn plain(&self) -> String {
-        let completions =
-            self.completions.as_ref().map_or_else(String::new, |c| format!("\n{}", c.plain()));
-        self.table.plain() + &completions
+        self.table.plain() + &self.plain_completions()
+    }
+
+    /// Formats the table, the table of further metrics and the completions for a terminal.
+    pub fn plain_with_details(&self) -> String {
+        format!("{}\n{}{}", self.table.plain(), self.table.details(), self.plain_completions())
+    }
+
+    fn plain_completions(&self) -> String {
+        self.completions.as_ref().map_or_else(String::new, |c| format!("\n{}", c.plain()))
     }
 
     /// Formats the table and the completions as Markdown, for `eval/table.md`.
@@ -214,17 +155,7 @@ impl Evaluation {
         let mut rows = String::new();
         for split in &self.scores {
             for row in split.rows() {
-                let mut line = match row {
-                    ScoreRow::Scored(base, trained, _) => {
-                        json!({"split": split.split, "index": base.index, "base": base,
-                            "trained": trained})
-                    }
-                    ScoreRow::Dropped(pair) => json!({"split": split.split, "index": pair.row}),
-                };
-                if let Some(fields) = line.as_object_mut() {
-                    fields.extend(row.remarks(split));
-                }
-                rows += &format!("{line}\n");
+                rows += &format!("{}\n", row.comparison(split));
             }
         }
         crate::files::write_whole(&dir.join("pairs.jsonl"), rows.as_bytes())?;
@@ -250,20 +181,27 @@ pub fn splits(dataset: &dyn Dataset, config: &EvalConfig) -> Result<Vec<SplitInf
 }
 
 /// Reads and tokenises the splits to evaluate. This is a separate step so that errors in the data
-/// are found before any computation starts.
+/// are found before any computation starts. If the pairs that the model was trained on are known,
+/// pairs of held-out splits that also occur there are counted, and excluded as `eval.overlap` says.
 ///
 /// # Errors
 /// Fails if a split does not exist, cannot be read, or has no pair that can be scored.
-pub fn read(session: &Session, experiment: &Experiment) -> Result<Vec<EvalSplit>> {
+pub fn read(
+    session: &Session,
+    experiment: &Experiment,
+    training: Option<&TrainingPairs>,
+) -> Result<Vec<EvalSplit>> {
     let config = &experiment.eval;
     let splits = splits(session.dataset.as_ref(), config)?;
     splits
         .into_iter()
         .map(|info| {
-            Ok(EvalSplit {
-                data: session.tokenise(&info.name, &experiment.train, config.max_pairs)?,
-                info,
-            })
+            let data = session.tokenise(&info.name, &experiment.train, config.max_pairs)?;
+            let mut split = EvalSplit::new(info, data);
+            if let Some(training) = training {
+                training.compare(&mut split, session.dataset.as_ref(), config.overlap)?;
+            }
+            Ok(split)
         })
         .collect()
 }
@@ -304,49 +242,43 @@ pub fn evaluate(
     } else {
         None
     };
-    for EvalSplit { info: split, data } in splits {
-        let pairs = &data.pairs;
+    for split in splits {
+        let EvalSplit { info, data, .. } = split;
+        let (pairs, clusters) = (&data.pairs, split.clusters());
         let passes = if adapted.is_some() { 2 } else { 1 };
-        progress.stage(&format!("eval {}", split.name), Some(passes * pairs.len() as u64));
-        let base = score_reference(
-            &mut cache,
-            &session.model,
-            None,
-            pairs,
-            config.tokens,
-            stop,
-            progress,
-        )?;
-        let policy = match adapted {
-            Some(a) => {
-                Some(score_pairs(&session.model, Some(a), pairs, config.tokens, stop, progress)?)
+        progress.stage(&format!("eval {}", info.name), Some(passes * pairs.len() as u64));
+        let (model, tokens) = (&session.model, config.tokens);
+        let base = score_reference(&mut cache, model, None, pairs, tokens, stop, progress)?;
+        let (policy, kl): (Option<Vec<PairScore>>, Option<Vec<f64>>) = match adapted {
+            None => (None, None),
+            Some(a) if config.kl => {
+                let scored = score_with_kl(model, a, pairs, tokens, stop, progress)?;
+                let (scores, kl) = scored.iter().map(|pair| (pair.score, pair.kl)).unzip();
+                (Some(scores), Some(kl))
             }
-            None => None,
+            Some(a) => (Some(score_pairs(model, Some(a), pairs, tokens, stop, progress)?), None),
         };
         progress.finish();
-        let summary = match &policy {
-            Some(policy) => SplitSummary::compare(
-                &split.name,
-                &split.describes,
-                &base,
-                policy,
-                config.score,
-                experiment.train.seed,
-            )?,
-            None => SplitSummary::of_base(
-                &split.name,
-                &split.describes,
-                &base,
-                config.score,
-                experiment.train.seed,
-            ),
+        let (name, describes, score) = (&info.name, &info.describes, config.score);
+        let mut summary = match &policy {
+            Some(policy) => {
+                SplitSummary::compare(name, describes, &base, policy, &clusters, score)?
+            }
+            None => SplitSummary::of_base(name, describes, &base, &clusters, score),
         };
+        if let (Some(change), Some(kl)) = (&mut summary.change, &kl) {
+            let finite = |kl: &f64| Some(*kl).filter(|kl| kl.is_finite());
+            change.kl = clusters.mean(kl.iter().map(finite));
+        }
         summaries.push(SplitSummary {
             dropped: data.dropped(),
             truncated: data.truncated(),
+            overlap: split.overlap,
+            prompts: Some(split.prompts()),
             ..summary
         });
-        scores.push(SplitScores::new(&split.name, experiment.train.max_length, data, base, policy));
+        let split = SplitScores::new(split, experiment.train.max_length, base, policy);
+        scores.push(SplitScores { kl, ..split });
     }
     let table = Table::new(Table::title_of(experiment, registry), summaries)
         .limited_to(experiment.train.max_length);

@@ -1,13 +1,21 @@
 //! Evaluation of a model on preference pairs, compared with the base model.
 
 mod completions;
+mod details;
+mod divergence;
 mod evaluation;
+mod notes;
+mod overlap;
 mod samples;
 mod scoring;
+mod split_scores;
 pub mod statistics;
 pub mod table;
 
-pub use evaluation::{EvalSplit, Evaluation, ScoreRow, SplitScores, evaluate, read, splits};
+pub use divergence::{DivergedPair, score_with_kl};
+pub use evaluation::{EvalSplit, Evaluation, evaluate, read, splits};
+pub use overlap::TrainingPairs;
 pub use samples::{Sample, SampleCompletions, SampledPrompt, StartedFrom};
 pub use scoring::{score_pairs, score_reference};
+pub use split_scores::{PairOutcome, ScoreRow, SplitScores};
 pub use table::{PERPLEXITY_NOTE, Table, perplexity_mark};

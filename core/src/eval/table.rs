@@ -3,7 +3,9 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::statistics::{Estimate, SplitSummary};
+use super::details;
+use super::notes;
+use super::statistics::{Metric, SplitSummary};
 use crate::config::Experiment;
 use crate::hub::short;
 use crate::registry::Registry;
@@ -19,6 +21,10 @@ pub struct Table {
     /// Maximum total number of tokens in a prompt and its completion. `None` if the length was
     /// unlimited or is unknown.
     pub max_length: Option<usize>,
+    /// Loss on unrelated text: the mean increase of −log p per token of the chosen completions of
+    /// the split `rnd`, in nats. `None` without this split or without a trained model.
+    #[serde(default)]
+    pub forgetting: Option<Metric>,
 }
 
 impl Table {
@@ -29,7 +35,11 @@ impl Table {
             ["train", "test", "oos", "rnd"].iter().position(|n| *n == s.split).unwrap_or(usize::MAX)
         };
         splits.sort_by_key(place);
-        Self { title: title.into(), splits, max_length: None }
+        let forgetting = splits
+            .iter()
+            .find(|split| split.split == "rnd")
+            .and_then(|split| split.change.as_ref()?.loss_change);
+        Self { title: title.into(), splits, max_length: None, forgetting }
     }
 
     /// Sets the maximum total number of tokens in a prompt and its completion. `usize::MAX` means
@@ -70,9 +80,21 @@ impl Table {
         format!("{}\n\n{}\n{}", self.title, self.grid().plain(), self.legend("\n"))
     }
 
-    /// Formats the table as Markdown, for `eval/table.md`.
+    /// Formats the further metrics of each split for a terminal.
+    pub fn details(&self) -> String {
+        format!("{}\n{}", details::grid(self).plain(), details::legend(self, "\n"))
+    }
+
+    /// Formats the table and the further metrics as Markdown, for `eval/table.md`.
     pub fn markdown(&self) -> String {
-        format!("**{}**\n\n{}\n{}", self.title, self.grid().markdown(), self.legend("  \n"))
+        format!(
+            "**{}**\n\n{}\n{}\n{}\n{}",
+            self.title,
+            self.grid().markdown(),
+            self.legend("  \n"),
+            details::grid(self).markdown(),
+            details::legend(self, "  \n")
+        )
     }
 
     /// Converts the table to JSON, for `eval/summary.json`.
@@ -81,7 +103,8 @@ impl Table {
         serde_json::to_value(self).unwrap_or_default()
     }
 
-    fn compares(&self) -> bool {
+    /// True if the table compares a trained model with its base model.
+    pub(super) fn compares(&self) -> bool {
         self.splits.iter().any(|s| s.change.is_some())
     }
 
@@ -90,6 +113,7 @@ impl Table {
             ("split", Align::Left),
             ("data", Align::Left),
             ("n", Align::Right),
+            ("clusters", Align::Right),
             ("base acc", Align::Right),
         ];
         if self.compares() {
@@ -104,13 +128,17 @@ impl Table {
                 s.split.clone(),
                 s.data.clone(),
                 s.n.to_string(),
+                s.clusters.map_or_else(dash, |clusters| clusters.to_string()),
                 value(s.base_accuracy, |v| format!("{v:.3}")),
             ];
             if let Some(c) = &s.change {
                 row.push(value(c.accuracy, |v| format!("{v:.3}")));
                 row.push(value(c.ratio, |v| format!("{v:.2}")));
-                row.push(c.points.map_or_else(dash, |e| {
-                    format!("{} [{}, {}]", signed(e.value, 1), signed(e.low, 1), signed(e.high, 1))
+                row.push(c.points.map_or_else(dash, |e| match e.interval() {
+                    Some((low, high)) => {
+                        format!("{} [{}, {}]", signed(e.value, 1), signed(low, 1), signed(high, 1))
+                    }
+                    None => signed(e.value, 1),
                 }));
                 row.push(value(c.margin_gain, |v| signed(v, 2)));
                 row.push(self.perplexity(c.perplexity_ratio));
@@ -122,8 +150,8 @@ impl Table {
 
     /// Formats a perplexity ratio, and marks it with `*` if it is low. If the column has a mark,
     /// cells without a mark end in a space, so that the digits align.
-    fn perplexity(&self, ratio: Option<Estimate>) -> String {
-        let marked = |ratio: Option<Estimate>| perplexity_mark(ratio).len();
+    fn perplexity(&self, ratio: Option<Metric>) -> String {
+        let marked = |ratio: Option<Metric>| perplexity_mark(ratio).len();
         let widest = self
             .splits
             .iter()
@@ -150,6 +178,7 @@ impl Table {
                     .to_owned(),
             );
         }
+        lines.extend(notes::intervals(self));
         if self
             .splits
             .iter()
@@ -164,6 +193,8 @@ impl Table {
                 "pairs with an infinite or NaN score (only acc includes them): {broken}"
             ));
         }
+        lines.extend(self.splits.iter().filter_map(notes::shared_prompts));
+        lines.extend(self.splits.iter().filter_map(notes::overlap));
         lines.extend(
             self.splits
                 .iter()
@@ -195,21 +226,23 @@ pub const PERPLEXITY_NOTE: &str = "*: ppl ratio below 0.5 or unknown: the chosen
     twice as perplexing as before, so the accuracy may be that of a model whose text is broken";
 
 /// Returns `*` if a perplexity ratio is below 0.5 or unknown, and an empty string otherwise.
-pub fn perplexity_mark(ratio: Option<Estimate>) -> &'static str {
+pub fn perplexity_mark(ratio: Option<Metric>) -> &'static str {
     // Do not write `r.value < …`, because that would not mark NaN.
     if ratio.is_some_and(|r| r.value >= LOW_PERPLEXITY_RATIO) { "" } else { "*" }
 }
 
-fn value(estimate: Option<Estimate>, show: impl Fn(f64) -> String) -> String {
-    estimate.map_or_else(dash, |e| show(e.value))
+/// Formats the value of a metric, or a dash if there is none.
+pub(super) fn value(metric: Option<Metric>, show: impl Fn(f64) -> String) -> String {
+    metric.map_or_else(dash, |m| show(m.value))
 }
 
-fn dash() -> String {
+/// Stands for a missing value.
+pub(super) fn dash() -> String {
     "–".to_owned()
 }
 
 /// Formats a number with its sign, or without a sign if it rounds to zero.
-fn signed(v: f64, digits: usize) -> String {
+pub(super) fn signed(v: f64, digits: usize) -> String {
     let text = format!("{v:+.digits$}");
     if text.bytes().any(|b| b.is_ascii_digit() && b != b'0') {
         text
@@ -219,101 +252,4 @@ fn signed(v: f64, digits: usize) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::eval::statistics::Change;
-
-    fn estimate(value: f64, low: f64, high: f64) -> Option<Estimate> {
-        Some(Estimate { value, low, high })
-    }
-
-    fn split(name: &str, data: &str, change: Option<Change>) -> SplitSummary {
-        SplitSummary {
-            split: name.into(),
-            data: data.into(),
-            n: 100,
-            not_finite: 0,
-            dropped: 0,
-            truncated: 0,
-            base_accuracy: estimate(0.5, 0.4, 0.6),
-            change,
-        }
-    }
-
-    fn change() -> Change {
-        Change {
-            accuracy: estimate(0.62, 0.5, 0.7),
-            ratio: None,
-            points: estimate(12.0, -0.01, 24.0),
-            margin_gain: estimate(-3.456, -4.0, -3.0),
-            perplexity_ratio: estimate(0.934, 0.9, 1.0),
-        }
-    }
-
-    #[test]
-    fn rows_are_sorted_by_distribution_and_numbers_align() {
-        let table = Table::new(
-            "a × b on c, m",
-            vec![
-                split("other", "x", Some(change())),
-                split("oos", "easy|hard", Some(change())),
-                split("train", "math", Some(change())),
-            ],
-        );
-        let lines: Vec<String> = table.plain().lines().map(str::to_owned).collect();
-        assert_eq!(
-            lines[..6],
-            [
-                "a × b on c, m",
-                "",
-                "split  data         n  base acc    acc  ratio    points (95 % CI)  margin gain  \
-                    ppl ratio",
-                "train  math       100     0.500  0.620      –  +12.0 [0.0, +24.0]        \
-                    -3.46       0.93",
-                "oos    easy|hard  100     0.500  0.620      –  +12.0 [0.0, +24.0]        \
-                    -3.46       0.93",
-                "other  x          100     0.500  0.620      –  +12.0 [0.0, +24.0]        \
-                    -3.46       0.93",
-            ]
-        );
-        assert!(table.markdown().contains("| oos   | easy\\|hard | 100 |"), "{}", table.markdown());
-    }
-
-    #[test]
-    fn a_perplexity_ratio_below_a_half_is_marked_and_explained() {
-        let ratio = |r: Option<f64>| Change {
-            perplexity_ratio: r.and_then(|r| estimate(r, r, r)),
-            ..change()
-        };
-        let table = |ratios: &[Option<f64>]| {
-            Table::new("t", ratios.iter().map(|r| split("s", "d", Some(ratio(*r)))).collect())
-        };
-        let marked = table(&[Some(0.31), Some(1.05), None]);
-        for text in [marked.plain(), marked.markdown()] {
-            assert!(
-                text.contains("0.31*") && text.contains("1.05") && text.contains("–*"),
-                "{text}"
-            );
-            assert!(text.contains("*: ppl ratio below 0.5 or unknown"), "{text}");
-        }
-        // Ratios with and without a mark must end in the same column.
-        let ends: Vec<usize> = marked
-            .plain()
-            .lines()
-            .filter_map(|l| Some(l.find("0.31").or(l.find("1.05"))? + 4))
-            .collect();
-        assert!(ends.len() == 2 && ends[0] == ends[1], "{}", marked.plain());
-        let fine = table(&[Some(0.5), Some(1.05)]).plain();
-        assert!(!fine.contains('*'), "{fine}");
-    }
-
-    #[test]
-    fn without_a_trained_model_there_are_no_columns_of_changes() {
-        let text = Table::new("m", vec![split("test", "math", None)]).plain();
-        assert_eq!(
-            text,
-            "m\n\nsplit  data    n  base acc\ntest   math  100     0.500\n\nacc: fraction of \
-                pairs whose chosen completion scores higher, with ties counted as one half\n"
-        );
-    }
-}
+mod tests;

@@ -94,14 +94,22 @@ impl History {
             t.splits.iter().find(|s| s.split == trained_on)?.change.as_ref()?.margin_gain
         });
         if let Some(gain) = gain {
-            return (gain.low <= 0.0 && gain.high >= 0.0).then(|| {
-                format!(
-                    "warning: the margin did not move on `{trained_on}`: log p(chosen) − log \
-                        p(rejected) changed by {:+.3} nats, with a 95 % interval of {:+.3} to \
-                        {:+.3}",
-                    gain.value, gain.low, gain.high
-                )
-            });
+            let changed = format!(
+                "warning: the margin did not move on `{trained_on}`: log p(chosen) − log \
+                    p(rejected) changed by {:+.3} nats",
+                gain.value
+            );
+            match gain.interval() {
+                Some((low, high)) if low <= 0.0 && high >= 0.0 => {
+                    return Some(format!(
+                        "{changed}, with a 95 % interval of {low:+.3} to {high:+.3}"
+                    ));
+                }
+                None if gain.value == 0.0 => return Some(changed),
+                Some(_) => return None,
+                // Without an interval, compare the margins of the first and the last steps.
+                None => {}
+            }
         }
         let (first, last) = ends(&self.margins)?;
         ((last - first).abs() < SMALLEST_MARGIN).then(|| {
@@ -127,34 +135,22 @@ fn ends(values: &[f64]) -> Option<(f64, f64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::eval::statistics::{Change, Estimate, SplitSummary};
+    use crate::config::Score;
+    use crate::eval::statistics::{Change, Clusters, Metric, SplitSummary};
+    use crate::statistics::NoInterval;
 
     fn of(losses: &[f64], margins: &[f64]) -> History {
         History { losses: losses.to_vec(), margins: margins.to_vec(), ..History::default() }
     }
 
     fn table(low: f64, value: f64, high: f64) -> Table {
-        let gain = Some(Estimate { value, low, high });
-        let change = Some(Change {
-            accuracy: None,
-            ratio: None,
-            points: None,
-            margin_gain: gain,
-            perplexity_ratio: None,
-        });
-        Table::new(
-            "t",
-            vec![SplitSummary {
-                split: "train".into(),
-                data: String::new(),
-                n: 9,
-                dropped: 0,
-                truncated: 0,
-                not_finite: 0,
-                base_accuracy: None,
-                change,
-            }],
-        )
+        with_gain(Metric { value, low: Some(low), high: Some(high), no_interval: None })
+    }
+
+    fn with_gain(gain: Metric) -> Table {
+        let change = Some(Change { margin_gain: Some(gain), ..Change::default() });
+        let none = SplitSummary::of_base("train", "", &[], &Clusters::default(), Score::Mean);
+        Table::new("t", vec![SplitSummary { change, ..none }])
     }
 
     #[test]
@@ -190,6 +186,18 @@ mod tests {
             verdict(&[0.0, 0.1, 0.2, 0.3], Some(&table(-0.1, 0.3, 0.4)))[0]
                 .contains("+0.300 nats, with a 95 % interval of -0.100 to +0.400")
         );
+    }
+
+    #[test]
+    fn without_an_interval_the_margins_of_the_steps_are_compared() {
+        let few = Some(NoInterval::FewClusters);
+        let of = |value, margins: &[f64]| {
+            let gain = Metric { value, low: None, high: None, no_interval: few };
+            of(&[], margins).verdict(&TrainConfig::default(), Some(&with_gain(gain)))
+        };
+        assert!(of(0.3, &[0.0, 0.1, 0.2, 0.3]).is_empty());
+        assert!(of(0.3, &[0.0; 4])[0].contains("`rewards/margins` was"));
+        assert!(of(0.0, &[0.0, 0.1, 0.2, 0.3])[0].ends_with("changed by +0.000 nats"));
     }
 
     #[test]

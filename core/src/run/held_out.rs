@@ -1,5 +1,5 @@
 //! Holds out pairs of the training split for validation. Pairs with the same prompt are either all
-//! trained on or all held out.
+//! trained on or all held out, and so are pairs of the same cluster.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -89,9 +89,9 @@ fn divide(all: Tokenised, train: &TrainConfig) -> Result<(Tokenised, Vec<TokenPa
     for pair in chosen.into_iter().flat_map(|group| &groups[group]) {
         is_held_out[*pair] = true;
     }
-    let Tokenised { pairs, cuts, prompts, dropped, findings } = all;
+    let Tokenised { pairs, cuts, prompts, identities, dropped, findings } = all;
     let (mut training, mut held_out) =
-        (Tokenised { dropped, findings, ..Tokenised::default() }, Vec::new());
+        (Tokenised { identities, dropped, findings, ..Tokenised::default() }, Vec::new());
     for (((pair, cut), prompt), is_held_out) in
         pairs.into_iter().zip(cuts).zip(prompts).zip(is_held_out)
     {
@@ -106,13 +106,14 @@ fn divide(all: Tokenised, train: &TrainConfig) -> Result<(Tokenised, Vec<TokenPa
     Ok((training, held_out))
 }
 
-/// Groups the pairs so that no prompt occurs in two groups. Returns the indices of the pairs in
-/// each group, in ascending order. Two prompts are considered equal if they have the same text, or
-/// the same tokens after truncation.
+/// Groups the pairs so that no prompt and no cluster occurs in two groups. Returns the indices of
+/// the pairs in each group, in ascending order. Two prompts are considered equal if they have the
+/// same text, or the same tokens after truncation.
 fn groups(all: &Tokenised) -> Vec<Vec<usize>> {
     let mut parent: Vec<usize> = (0..all.pairs.len()).collect();
     join(&mut parent, all.prompts.iter());
     join(&mut parent, all.pairs.iter().map(|pair| &pair.prompt));
+    join(&mut parent, all.pairs.iter().map(|pair| &all.identities[pair.index].cluster));
     let mut group_of = HashMap::new();
     let mut groups: Vec<Vec<usize>> = Vec::new();
     for pair in 0..parent.len() {
@@ -182,7 +183,8 @@ fn choose(sizes: &[usize], wanted: usize) -> Result<Vec<usize>, usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::text::{Cut, Findings};
+    use crate::api::PreferencePair;
+    use crate::text::Cut;
 
     /// Creates one pair for each prompt.
     fn pairs(prompts: &[i64]) -> Tokenised {
@@ -194,8 +196,11 @@ mod tests {
             pairs: prompts.iter().enumerate().map(pair).collect(),
             cuts: vec![Cut::default(); prompts.len()],
             prompts: prompts.iter().map(|prompt| *prompt as u64).collect(),
-            dropped: Vec::new(),
-            findings: Findings::default(),
+            identities: prompts
+                .iter()
+                .map(|prompt| PreferencePair::new(prompt.to_string(), "c", "r").identity())
+                .collect(),
+            ..Tokenised::default()
         }
     }
 
@@ -235,6 +240,13 @@ mod tests {
         let mut all = pairs(&[10, 11, 11, 12]);
         all.prompts = vec![5, 5, 6, 7];
         assert_eq!(groups(&all), [vec![0, 1, 2], vec![3]]);
+    }
+
+    #[test]
+    fn pairs_of_a_cluster_stay_together() {
+        let mut all = pairs(&[10, 11, 12, 13]);
+        all.identities[2].cluster = all.identities[0].cluster.clone();
+        assert_eq!(groups(&all), [vec![0, 2], vec![1], vec![3]]);
     }
 
     #[test]

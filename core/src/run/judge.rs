@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 use super::adapter::{AdapterChoice, attach_saved};
 use super::assembled::Assembled;
 use super::plan::Plan;
+use super::training_pairs::training_pairs;
 use super::{checkpoint, marks};
 use crate::config::Experiment;
 use crate::error::{Fault, Result, quoted};
@@ -66,7 +67,8 @@ pub fn judge_trained(
     let attach = |dir: &Path| attach_saved(&AdapterChoice::read(dir, registry)?, &session.model);
     let initial = experiment.init_adapter.as_deref().map(attach).transpose()?;
     let adapted = attach(&folder.join("adapter"))?;
-    let splits = eval::read(&session, experiment)?;
+    let training = training_pairs(&session, experiment, registry)?;
+    let splits = eval::read(&session, experiment, Some(&training))?;
     let evaluation = evaluate(
         &session,
         &splits,

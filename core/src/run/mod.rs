@@ -29,6 +29,7 @@ pub mod record;
 mod saved_transforms;
 mod start;
 mod states;
+mod training_pairs;
 mod validation;
 
 use std::cell::RefCell;
@@ -50,6 +51,7 @@ pub use prior::{Prior, clear};
 use record::{Recorder, Recorders, Terminal};
 pub use start::Start;
 pub use states::{StatesIndex, StatesSource, StatesSpec, write_states};
+pub use training_pairs::training_pairs;
 
 use crate::config::{Experiment, Record, paths};
 use crate::data;
@@ -175,10 +177,7 @@ fn opening(plan: &Plan<'_>, run: &Assembled, recorders: &mut Recorders<'_>) -> R
     }
     lines.extend(data.reasons().iter().map(|(why, n)| format!("dropped {n}: {why}")));
     lines.extend(
-        plan.eval_splits
-            .iter()
-            .filter(|split| split.data.dropped() + split.data.truncated() > 0)
-            .map(EvalSplit::describe),
+        plan.eval_splits.iter().filter(|split| split.is_reduced()).map(EvalSplit::describe),
     );
     if data.findings.identical > 0 {
         lines.push(format!(

@@ -11,14 +11,13 @@ use super::adapter::AdapterChoice;
 use super::batch_size::Trial;
 use super::fingerprints::{Fingerprints, StartFingerprints};
 use super::folder::is_empty;
-use super::held_out;
 use super::saved_transforms::SavedTransforms;
 use super::start::Start;
-use super::{checkpoint, marks};
+use super::{checkpoint, marks, training_pairs};
 use crate::api::{Intervention, ModelInfo, RunInfo, Transform};
 use crate::config::{Batch, Experiment, Origin, ReferenceModel};
 use crate::error::{Error, Result};
-use crate::eval::{self, EvalSplit};
+use crate::eval::{self, EvalSplit, TrainingPairs};
 use crate::ffi;
 use crate::fingerprint::{self, Fingerprint};
 use crate::guard::faults;
@@ -145,17 +144,16 @@ impl<'a> Plan<'a> {
         let mut warnings = adapter.warnings(&session.model)?;
 
         let train = &experiment.train;
-        // A method that is only evaluated is not trained, so it has no validation.
-        let (pairs, held_out) =
-            if train.validate_every.is_some() && !intervention.needs().evaluate_only {
-                held_out::read(&session, train)?
-            } else {
-                (session.tokenise(&train.split, train, train.max_pairs)?, Vec::new())
-            };
+        let evaluate_only = intervention.needs().evaluate_only;
+        let (pairs, held_out) = training_pairs::read(&session, &experiment, evaluate_only)?;
         // Read the evaluation pairs before training, so that a bad row is reported immediately
         // instead of after hours of training.
-        let eval_splits =
-            if experiment.eval.enabled { eval::read(&session, &experiment)? } else { Vec::new() };
+        let eval_splits = if experiment.eval.enabled {
+            let training = TrainingPairs::new(&train.split, &pairs);
+            eval::read(&session, &experiment, Some(&training))?
+        } else {
+            Vec::new()
+        };
         warnings.extend(validate(
             intervention.as_ref(),
             &taps,
@@ -283,7 +281,11 @@ fn pin(experiment: &mut Experiment, session: &Session) -> Result<()> {
     Ok(())
 }
 
-fn intervention(
+/// Builds the training objective.
+///
+/// # Errors
+/// Fails if there is no such intervention, or if the plugin rejects its configuration.
+pub(super) fn intervention(
     experiment: &Experiment,
     model: &Model,
     registry: &Registry,

@@ -18,7 +18,7 @@ use super::record::ValidationRecord;
 use crate::api::StepInfo;
 use crate::config::{BestMetric, TrainConfig};
 use crate::error::{Error, Result};
-use crate::eval::statistics::{PairScore, SplitSummary};
+use crate::eval::statistics::{Clusters, PairScore, SplitSummary, mean_log_sigmoid};
 use crate::eval::{score_pairs, score_reference};
 use crate::files::write_whole;
 use crate::report::Silent;
@@ -129,8 +129,9 @@ impl<'a> Validation<'a> {
             "",
             self.base.as_deref().unwrap_or_default(),
             &policy,
+            // Only the values are used, and they do not depend on the clusters.
+            &Clusters::of_single_pairs(pairs.len()),
             eval.score,
-            train.seed,
         )?;
         self.base_accuracy = summary.base_accuracy.map(|accuracy| accuracy.value);
         let change = summary
@@ -159,6 +160,7 @@ impl<'a> Validation<'a> {
                 .filter(|_| sums.left_out.is_none_or(|left_out| left_out.pairs < pairs.len())),
             accuracy: change.accuracy.map_or(0.0, |accuracy| accuracy.value),
             margin: change.margin_gain.map(|margin| margin.value),
+            log_sigmoid: mean_log_sigmoid(&policy, eval.score),
             metrics: sums.metrics,
             left_out: sums.left_out,
             best: false,
@@ -168,6 +170,7 @@ impl<'a> Validation<'a> {
             BestMetric::Loss => record.loss,
             BestMetric::Accuracy => Some(record.accuracy),
             BestMetric::Margin => record.margin,
+            BestMetric::LogSigmoid => record.log_sigmoid,
         };
         let before = self.best.step();
         record.best = self.best.observe(train.best_metric, step, self.latest);
@@ -245,7 +248,11 @@ impl<'a> Validation<'a> {
             ));
         }
         let number = |value: f64| {
-            if metric == BestMetric::Loss { format!("{value:.4}") } else { format!("{value:.3}") }
+            if matches!(metric, BestMetric::Loss | BestMetric::LogSigmoid) {
+                format!("{value:.4}")
+            } else {
+                format!("{value:.3}")
+            }
         };
         let Some(best) = self.best.best else {
             lines.push(format!(

@@ -4,6 +4,9 @@
 //! of these pairs under seed s, and a dot is a mean over seeds. There are C clusters and S seeds.
 //! The estimate is μ̂ = Σ_c w_c y_c·.
 
+use std::collections::BTreeMap;
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use super::quantiles::{two_sided_p, two_sided_t};
@@ -78,6 +81,18 @@ pub enum NoInterval {
     /// All clusters have the same mean under all seeds, for example an accuracy of 1. The variance
     /// cannot be estimated from such values.
     NoVariation,
+}
+
+impl fmt::Display for NoInterval {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NoInterval::OneCluster => f.write_str("all pairs are in one cluster"),
+            NoInterval::FewClusters => {
+                write!(f, "fewer than {MIN_EFFECTIVE_CLUSTERS} effective clusters")
+            }
+            NoInterval::NoVariation => f.write_str("all clusters have the same value"),
+        }
+    }
 }
 
 /// A 95 % confidence interval, or the reason why there is none.
@@ -226,11 +241,16 @@ fn cluster_df(weights: &[f64], squares: f64) -> f64 {
     // With q_c = w_c²/d_c, tr Q = Σ q_c d_c = Σ w². The off-diagonal elements of the covariance
     // matrix of the residuals are Σw² − w_c − w_d.
     let q = |w: f64| w * w / (1.0 - 2.0 * w + squares);
+    // Clusters of the same size have equal terms, so sum over sizes. There are few sizes.
+    let mut sizes: BTreeMap<u64, (f64, f64)> = BTreeMap::new();
+    for &w in weights {
+        sizes.entry(w.to_bits()).or_insert((w, 0.0)).1 += 1.0;
+    }
     let mut trace = 0.0;
-    for (c, &a) in weights.iter().enumerate() {
-        trace += (a * a) * (a * a);
-        let others: f64 = weights[..c].iter().map(|&b| q(b) * (squares - a - b).powi(2)).sum();
-        trace += 2.0 * q(a) * others;
+    for &(a, count) in sizes.values() {
+        let product = |b: f64| q(a) * q(b) * (squares - a - b).powi(2);
+        let all: f64 = sizes.values().map(|&(b, count)| count * product(b)).sum();
+        trace += count * ((a * a) * (a * a) + all - product(a));
     }
     squares * squares / trace
 }

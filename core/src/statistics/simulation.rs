@@ -155,6 +155,21 @@ struct Study {
     /// End points of the usual interval over pairs, which ignores clusters and seeds. An interval
     /// from resampled pairs approaches it as the number of resamples grows.
     over_pairs: (f64, f64),
+    /// Mean of each pair over the seeds.
+    pair_means: Vec<f64>,
+}
+
+impl Study {
+    /// The percentile interval from `resamples` resamples of the pairs.
+    fn from_resampled_pairs(&self, resamples: usize, rng: &mut impl Rng) -> (f64, f64) {
+        let n = self.pair_means.len();
+        let mut means: Vec<f64> = (0..resamples)
+            .map(|_| (0..n).map(|_| self.pair_means[rng.random_range(0..n)]).sum::<f64>())
+            .map(|sum| sum / n as f64)
+            .collect();
+        means.sort_by(f64::total_cmp);
+        (means[resamples / 40], means[resamples - 1 - resamples / 40])
+    }
 }
 
 /// Simulates the studies of `methods` methods on the same pairs. If there are several, every method
@@ -179,7 +194,7 @@ fn simulate(
         .map(|method| {
             let shift = if method == 0 { shift } else { 0.0 };
             let seeds = normal.draws(s.seeds, s.seed_sd());
-            let (mut pairs, mut sum, mut squares) = (0.0, 0.0, 0.0);
+            let mut pair_means = Vec::new();
             let mut sums = Vec::with_capacity(s.clusters);
             for latent in &shared {
                 let a = shift + if extra > 0.0 { extra * normal.draw() } else { 0.0 };
@@ -194,17 +209,16 @@ fn simulate(
                         *y += value;
                         total += value;
                     }
-                    let mean = total / s.seeds as f64;
-                    pairs += 1.0;
-                    sum += mean;
-                    squares += mean * mean;
+                    pair_means.push(total / s.seeds as f64);
                 }
                 sums.push(row);
             }
-            let mean = sum / pairs;
+            let pairs = pair_means.len() as f64;
+            let mean = pair_means.iter().sum::<f64>() / pairs;
+            let squares = pair_means.iter().map(|y| y * y).sum::<f64>();
             let half = 1.96 * ((squares / pairs - mean * mean) / (pairs - 1.0)).sqrt();
             let table = Table::from_sums(&sizes, &sums).expect("complete");
-            Study { table, over_pairs: (mean - half, mean + half) }
+            Study { table, over_pairs: (mean - half, mean + half), pair_means }
         })
         .collect()
 }
@@ -343,6 +357,9 @@ fn few_scenarios() -> Vec<Scenario> {
         of(true, Sizes::Mixed, 3, Seeds::Variance(1.0)),
         of(false, Sizes::One, 3, Seeds::Contribution(5.0)),
         of(false, Sizes::Mixed, 5, Seeds::Variance(4.0)),
+        // A single run, whose interval is over clusters only.
+        of(true, Sizes::Three, 1, Seeds::Zero),
+        of(true, Sizes::Mixed, 1, Seeds::Zero),
     ]
 }
 
@@ -361,6 +378,24 @@ fn intervals_over_pairs_are_too_short() {
     for (i, s) in few_scenarios().iter().enumerate() {
         let c = coverage(s, i as u64);
         assert!(c.percent_over_pairs() < 90.0, "{s:?} {c:?}");
+    }
+}
+
+#[test]
+fn resampling_pairs_gives_intervals_that_are_too_short() {
+    let scenarios = few_scenarios();
+    let (single_run, study) = (&scenarios[8], &scenarios[1]);
+    for s in [single_run, study] {
+        let (mut normal, truth, studies) = (Normal::new(5), s.truth(0.0), 400);
+        let mut covered = 0;
+        for _ in 0..studies {
+            let study = simulate(s, 1, 0.0, 0.0, &mut normal).remove(0);
+            let (low, high) = study.from_resampled_pairs(400, &mut normal.rng);
+            covered += usize::from(low <= truth && truth <= high);
+        }
+        // The same bound as for intervals over clusters is 93 %.
+        let percent = 100.0 * covered as f64 / studies as f64;
+        assert!(percent < 90.0, "{s:?} {percent}");
     }
 }
 

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::token_pair::{Prompt, TokenPair};
 use super::{Findings, Tokenizer};
-use crate::api::{Message, PreferencePair, TemplateArgs, Text};
+use crate::api::{Message, PairIdentity, PreferencePair, TemplateArgs, Text};
 use crate::error::{Error, Result};
 
 /// Settings for tokenising pairs.
@@ -141,6 +141,9 @@ pub struct Tokenised {
     pub cuts: Vec<Cut>,
     /// Hash of the whole prompt of each kept pair. Equal prompts have equal hashes.
     pub prompts: Vec<u64>,
+    /// Cluster and digests of each pair that was read, including dropped pairs. Its position is
+    /// [`TokenPair::index`].
+    pub identities: Vec<PairIdentity>,
     /// The dropped pairs.
     pub dropped: Vec<DroppedPair>,
     /// Counts of kept pairs with unusual properties, for warnings.
@@ -337,6 +340,7 @@ pub fn tokenise(
 ) -> Result<Tokenised> {
     let mut all = Tokenised::default();
     each(tokenizer, rows, limits, max_pairs, |(index, row, pair), outcome| {
+        all.identities.push(pair.identity());
         match outcome {
             Outcome::Dropped(why) => all.dropped.push(DroppedPair { index, row, why }),
             Outcome::Kept { pair: kept, cut, prompt } => {

@@ -23,6 +23,8 @@ pub struct DataFlagSpec {
     /// Last part of the help of `--max-length`. `{default}` is replaced by the field's default.
     /// `None` if the command does not have the flag.
     max_length: Option<&'static str>,
+    /// True if the command has `--cluster`, because its output depends on the clusters.
+    clusters: bool,
     /// The example in the help of `--set`; `None` if another group of flags contains `--set`.
     set: Option<&'static str>,
 }
@@ -74,6 +76,7 @@ impl PairReader for RunData {
         source: Source::Dataset(None),
         split: Some(Split::Train),
         max_length: None,
+        clusters: true,
         set: None,
     };
 }
@@ -89,6 +92,7 @@ impl PairReader for EvalData {
             ". Defaults to the run's `train.max_length`, or to no limit without a run. Longer \
                 completions are truncated at the end and counted below the table.",
         ),
+        clusters: true,
         set: Some("eval.max_pairs=none"),
     };
 }
@@ -102,6 +106,7 @@ impl PairReader for ScoreData {
                 how many pairs are truncated or dropped. A warning counts the pairs that exceed \
                 the model's context.",
         ),
+        clusters: true,
         set: Some("dataset.bad_rows=skip"),
     };
 }
@@ -117,6 +122,7 @@ impl PairReader for StatesData {
         max_length: Some(
             ". Defaults to the run's `train.max_length`, or to no limit without a run.",
         ),
+        clusters: false,
         set: Some("tap.pooling=last"),
     };
 }
@@ -126,6 +132,7 @@ impl PairReader for InspectData {
         source: Source::First,
         split: Some(Split::Read),
         max_length: Some(". Pairs are cut as in a run. Defaults to {default}."),
+        clusters: true,
         set: Some("dataset.test=FILE"),
     };
 }
@@ -135,6 +142,7 @@ impl PairReader for TokensData {
         source: Source::First,
         split: Some(Split::Read),
         max_length: Some(". Pairs are cut as in a run. Defaults to no limit."),
+        clusters: false,
         set: Some("dataset.test=FILE"),
     };
 }
@@ -144,6 +152,7 @@ impl PairReader for FetchData {
         source: Source::First,
         split: None,
         max_length: None,
+        clusters: false,
         set: Some("dataset.oos=org/other:test"),
     };
 }
@@ -202,6 +211,7 @@ impl DataFlagSpec {
 
 const DATA_DIR: &str = "dataset.data_dir";
 const COLUMNS: &str = "columns";
+const CLUSTER: &str = "cluster";
 const SET: &str = "set";
 
 /// The values given for the data flags of the command `C`.
@@ -210,6 +220,7 @@ pub struct DataFlags<C> {
     source: Option<String>,
     given: Vec<(Flag, String)>,
     columns: Option<String>,
+    cluster: Option<String>,
     /// The `FIELD=VALUE` assignments of `--set`, which can set any field.
     pub set: Vec<String>,
     command: PhantomData<C>,
@@ -239,6 +250,9 @@ impl<C: PairReader> DataFlags<C> {
             .iter()
             .for_each(|(flag, text)| apply(layers, &format!("--{}", flag.name), flag, text));
         columns(layers, self.columns.as_deref())?;
+        if let Some(column) = &self.cluster {
+            layers.flag("--cluster", "dataset.cluster_column", column);
+        }
         self.set.iter().try_for_each(|assignment| layers.set(assignment))
     }
 }
@@ -248,6 +262,14 @@ impl<C: PairReader> Args for DataFlags<C> {
         let spec = C::SPEC;
         let columns =
             Arg::new(COLUMNS).long("columns").value_name("PART=COLUMN").help_heading("Data");
+        let cluster = spec.clusters.then(|| {
+            let cluster = Arg::new(CLUSTER).long("cluster").value_name("COLUMN");
+            cluster.help_heading("Data").help(
+                "Column that names the cluster of a pair, e.g. `question_id`. Pairs of the same \
+                    cluster count as dependent in confidence intervals. Defaults to `example_id` \
+                    if it exists, otherwise to the prompt",
+            )
+        });
         let set = |example: &str| {
             let set = Arg::new(SET)
                 .long("set")
@@ -265,6 +287,7 @@ impl<C: PairReader> Args for DataFlags<C> {
                     "Names of the columns, e.g. `prompt=question,chosen=best,rejected=worst`",
                 ),
             )
+            .args(cluster)
             .args(spec.max_length().iter().map(argument))
             .args(spec.set.map(set))
     }
@@ -291,6 +314,7 @@ impl<C: PairReader> FromArgMatches for DataFlags<C> {
                 .filter_map(|flag| given(matches, &flag).map(|text| (flag, text)))
                 .collect(),
             columns: matches.get_one(COLUMNS).cloned(),
+            cluster: C::SPEC.clusters.then(|| matches.get_one(CLUSTER).cloned()).flatten(),
             set,
             command: PhantomData,
         })

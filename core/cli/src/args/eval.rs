@@ -25,6 +25,10 @@ pub struct EvalArgs {
     pub data: DataFlags<EvalData>,
     #[command(flatten)]
     pub cache: FieldFlags<CacheFlags>,
+    /// Also print the table of further metrics: margins, log σ, calibration, accuracy by length,
+    /// loss and KL.
+    #[arg(long, help_heading = "Output", conflicts_with = "json")]
+    pub long: bool,
     /// Print a JSON list with the table and the completions of each target.
     #[arg(long, help_heading = "Output")]
     pub json: bool,

@@ -230,6 +230,18 @@ fn split_text(split: &SplitReport, found: &Inspection, first: &str) -> String {
         count(split.pairs, "pair"),
         count(split.prompts, "different prompt")
     )];
+    lines.push(format!(
+        "{}, the largest with {}",
+        count(split.clusters, "cluster"),
+        count(split.largest_cluster, "pair")
+    ));
+    if split.prompts < split.clusters {
+        lines.push(
+            "warning: pairs with the same prompt are in different clusters; to treat them as \
+                dependent, name the column of the prompt with `--cluster`"
+                .to_owned(),
+        );
+    }
     if let Some(used) = &split.used {
         lines.extend(used_lines(used, found));
     }

@@ -22,7 +22,7 @@ pub fn run(args: &EvalArgs, app: &App<'_>) -> Result<()> {
                 Ok(())
             })?;
             let adapter = experiment.init_adapter.clone();
-            vec![(experiment, length_limit, adapter)]
+            vec![Target { experiment, length_limit, adapter, trained: None }]
         }
         _ => args
             .targets
@@ -32,33 +32,49 @@ pub fn run(args: &EvalArgs, app: &App<'_>) -> Result<()> {
     };
     let stop = interrupt::watch()?;
     let mut found = Vec::with_capacity(targets.len());
-    for (experiment, length_limit, adapter) in &targets {
+    for target in &targets {
         let evaluation = engine::evaluate(
-            experiment,
-            length_limit,
-            adapter.as_deref(),
+            &target.experiment,
+            &target.length_limit,
+            target.adapter.as_deref(),
+            target.trained.as_ref(),
             &stop,
             app.printer.progress().as_mut(),
             app,
         )?;
         if !args.json {
-            app.printer.data(&evaluation.plain())?;
+            let text = if args.long { evaluation.plain_with_details() } else { evaluation.plain() };
+            app.printer.data(&text)?;
         }
         found.push(evaluation.json());
     }
     if args.json { app.printer.json(&Value::Array(found)) } else { Ok(()) }
 }
 
-/// Finds the adapter in `folder`, the folder of a run or of a PEFT adapter. Returns the experiment,
-/// the length limit for the evaluation, and the path of the adapter.
-fn target(
-    folder: &Path,
-    args: &EvalArgs,
-    app: &App<'_>,
-) -> Result<(Experiment, LengthLimit, Option<PathBuf>)> {
-    let trained = TrainedAdapter::find(folder, args.model.get("model"))?;
-    let (experiment, length_limit) = resolve(args, app, |layers| trained.apply(layers))?;
-    Ok((experiment, length_limit, Some(trained.adapter)))
+/// What to evaluate.
+struct Target {
+    experiment: Experiment,
+    length_limit: LengthLimit,
+    /// Folder of the adapter; `None` to evaluate the base model only.
+    adapter: Option<PathBuf>,
+    /// The experiment of the run that trained the adapter, without the settings of this command.
+    /// `None` if it is not known.
+    trained: Option<Experiment>,
+}
+
+/// Finds the adapter in `folder`, the folder of a run or of a PEFT adapter.
+fn target(folder: &Path, args: &EvalArgs, app: &App<'_>) -> Result<Target> {
+    let adapter = TrainedAdapter::find(folder, args.model.get("model"))?;
+    let (experiment, length_limit) = resolve(args, app, |layers| adapter.apply(layers))?;
+    let trained = if adapter.is_run() {
+        let mut layers = layers::defaults(app)?;
+        adapter.apply(&mut layers)?;
+        // The run's own data may be missing if other data is evaluated.
+        layers.resolve().ok().map(|resolved| resolved.experiment)
+    } else {
+        None
+    };
+    Ok(Target { experiment, length_limit, adapter: Some(adapter.adapter), trained })
 }
 
 fn resolve(

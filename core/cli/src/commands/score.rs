@@ -1,9 +1,8 @@
 //! `reprpo score`.
 
 use reprpo_core::Result;
-use reprpo_core::eval::{ScoreRow, SplitScores, table::dropped_and_cut};
+use reprpo_core::eval::{PairOutcome, SplitScores, table::dropped_and_cut};
 use reprpo_core::report::{Align, Grid};
-use serde_json::json;
 
 use crate::App;
 use crate::args::{ScoreArgs, layers};
@@ -36,18 +35,7 @@ pub fn run(args: &ScoreArgs, app: &App<'_>) -> Result<()> {
 
 /// Formats the scores of a split as JSON Lines, with one object per pair.
 fn json_lines(split: &SplitScores) -> String {
-    let line = |row: ScoreRow<'_>| {
-        let mut line = match row {
-            ScoreRow::Scored(score, ..) => json!(score),
-            ScoreRow::Dropped(pair) => json!({ "index": pair.row }),
-        };
-        if let Some(fields) = line.as_object_mut() {
-            fields.insert("split".to_owned(), json!(split.split));
-            fields.extend(row.remarks(split));
-        }
-        format!("{line}\n")
-    };
-    split.rows().into_iter().map(line).collect()
+    split.rows().iter().map(|row| format!("{}\n", row.score(split))).collect()
 }
 
 /// Formats the scores as a table with one row per pair. After the table, one line per split gives
@@ -62,14 +50,14 @@ fn table(scores: &[SplitScores]) -> String {
     let mut grid = Grid::new(before.into_iter().chain(numbers).chain(behind));
     for split in scores {
         for row in split.rows() {
-            let mut cells = match row {
-                ScoreRow::Scored(score, ..) => {
-                    let (chosen, rejected) = (score.chosen, score.rejected);
+            let mut cells = match row.outcome {
+                PairOutcome::Scored { base, .. } => {
+                    let (chosen, rejected) = (base.chosen, base.rejected);
                     let logp = |v: f64| format!("{v:.3}");
                     let margin = format!("{:+.3}", chosen.logp_sum - rejected.logp_sum);
                     let (n, m) = (chosen.tokens.to_string(), rejected.tokens.to_string());
                     vec![
-                        score.index.to_string(),
+                        row.index.to_string(),
                         logp(chosen.logp_sum),
                         n,
                         logp(rejected.logp_sum),
@@ -77,14 +65,15 @@ fn table(scores: &[SplitScores]) -> String {
                         margin,
                     ]
                 }
-                ScoreRow::Dropped(pair) => {
-                    [&[pair.row.to_string()][..], &vec!["–".to_owned(); 5]].concat()
+                PairOutcome::Dropped(_) | PairOutcome::Excluded => {
+                    [&[row.index.to_string()][..], &vec!["–".to_owned(); 5]].concat()
                 }
             };
             if several {
                 cells.insert(0, split.split.clone());
             }
-            let dropped = if matches!(row, ScoreRow::Dropped(_)) { "dropped: " } else { "" };
+            let dropped =
+                if matches!(row.outcome, PairOutcome::Dropped(_)) { "dropped: " } else { "" };
             cells.extend(row.reason(split).map(|reason| format!("{dropped}{reason}")));
             grid.row(cells);
         }

@@ -45,7 +45,7 @@ pub fn run(args: &StatesArgs, app: &App<'_>) -> Result<()> {
     }
     let adapted = saved.map(|saved| attach_saved(&saved, &session.model)).transpose()?;
     app.printer.note(&session.describes);
-    let splits = eval::read(&session, &experiment)?;
+    let splits = eval::read(&session, &experiment, None)?;
     app.printer.note(&limit);
     engine::describe(&splits, app);
 

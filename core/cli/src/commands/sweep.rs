@@ -248,7 +248,7 @@ pub fn run(args: &SweepArgs, app: &App<'_>) -> Result<()> {
 fn legend(rows: &[Row], line_end: &str) -> String {
     let mut lines = vec![
         "loss: mean over the first and over the last quarter of the steps; points: 100·(acc − \
-            base acc), with a 95 % interval",
+            base acc), with a 95 % interval over clusters of pairs, if there is one",
         "ppl ratio: of the split on its left; below 1 means that the chosen text became less \
             likely",
     ];
@@ -353,11 +353,10 @@ fn grid_of(axes: &[Axis], rows: &[Row]) -> Grid {
             let dash = || "–".to_owned();
             let change =
                 row.splits.iter().find(|s| s.split == *split).and_then(|s| s.change.as_ref());
-            cells.push(
-                change.and_then(|c| c.points).map_or_else(dash, |p| {
-                    format!("{:+.1} [{:+.1}, {:+.1}]", p.value, p.low, p.high)
-                }),
-            );
+            cells.push(change.and_then(|c| c.points).map_or_else(dash, |p| match p.interval() {
+                Some((low, high)) => format!("{:+.1} [{low:+.1}, {high:+.1}]", p.value),
+                None => format!("{:+.1}", p.value),
+            }));
             // Show the perplexity ratio next to the change in accuracy, because a higher accuracy
             // means little if the model no longer writes coherent text.
             cells.push(change.map_or_else(dash, |c| {
@@ -386,27 +385,15 @@ mod tests {
 
     #[test]
     fn a_perplexity_ratio_below_one_half_is_marked_and_explained() {
-        use reprpo_core::eval::statistics::{Change, Estimate};
+        use reprpo_core::config::Score;
+        use reprpo_core::eval::statistics::{Change, Clusters, Metric};
 
         let row = |ratio: f64| {
-            let at = |value| Some(Estimate { value, low: value, high: value });
-            let change = Change {
-                accuracy: at(0.9),
-                ratio: at(1.8),
-                points: at(40.0),
-                margin_gain: at(3.0),
-                perplexity_ratio: at(ratio),
-            };
-            let split = SplitSummary {
-                split: "oos".into(),
-                data: String::new(),
-                n: 9,
-                dropped: 0,
-                truncated: 0,
-                not_finite: 0,
-                base_accuracy: at(0.5),
-                change: Some(change),
-            };
+            let at = |value| Some(Metric { value, low: None, high: None, no_interval: None });
+            let change =
+                Change { points: at(40.0), perplexity_ratio: at(ratio), ..Change::default() };
+            let split = SplitSummary::of_base("oos", "", &[], &Clusters::default(), Score::Mean);
+            let split = SplitSummary { change: Some(change), ..split };
             Row {
                 values: vec![("a".into(), "1".into())],
                 run: PathBuf::new(),

@@ -64,6 +64,7 @@ fn repeated_contradicting_and_empty_pairs_are_counted() {
     assert_eq!((found.unit, found.splits.len()), ("characters", 2));
     let t = &found.splits[0];
     assert_eq!((t.pairs, t.conversations, t.prompts), (7, 1, 5));
+    assert_eq!((t.clusters, t.largest_cluster), (5, 3));
     assert_eq!(
         (t.repeated, t.contradicted, t.identical, t.without_prompt, t.prompt_repeated),
         (1, 1, 1, 1, 1)

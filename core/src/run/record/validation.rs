@@ -22,6 +22,9 @@ pub struct ValidationRecord {
     /// Mean increase of log p(chosen) − log p(rejected) since the start of training, in nats;
     /// `None` if no pair has finite scores.
     pub margin: Option<f64>,
+    /// Mean log σ of the score difference on the held-out pairs, in nats; `None` if a score is not
+    /// finite. See `mean_log_sigmoid` in `eval::statistics`.
+    pub log_sigmoid: Option<f64>,
     /// Name and value of each metric, averaged over the pairs. The method's own metrics come first,
     /// followed by those that all methods have.
     pub metrics: Vec<(String, f64)>,
@@ -39,9 +42,12 @@ impl ValidationRecord {
         let mut line = Map::new();
         line.insert("step".to_owned(), json!(self.step));
         line.insert("epoch".to_owned(), json!(self.epoch));
-        for (name, value) in
-            [("loss", self.loss), ("accuracy", Some(self.accuracy)), ("margin", self.margin)]
-        {
+        for (name, value) in [
+            ("loss", self.loss),
+            ("accuracy", Some(self.accuracy)),
+            ("margin", self.margin),
+            ("log_sigmoid", self.log_sigmoid),
+        ] {
             line.insert(format!("eval_{name}"), json!(value));
         }
         for (name, value) in &self.metrics {
@@ -81,6 +87,7 @@ mod tests {
             loss: Some(0.625),
             accuracy: 0.75,
             margin: Some(-1.5),
+            log_sigmoid: Some(-0.5),
             metrics: vec![
                 ("rewards/margins".to_owned(), 0.25),
                 ("accuracy".to_owned(), 9.0),
@@ -90,7 +97,7 @@ mod tests {
             best: true,
             last: false,
         };
-        let line = r#"{"step":20,"epoch":0.5,"eval_loss":0.625,"eval_accuracy":0.75,"eval_margin":-1.5,"eval_rewards/margins":0.25,"eval_logps/chosen":null,"eval_pairs_left_out":2}"#;
+        let line = r#"{"step":20,"epoch":0.5,"eval_loss":0.625,"eval_accuracy":0.75,"eval_margin":-1.5,"eval_log_sigmoid":-0.5,"eval_rewards/margins":0.25,"eval_logps/chosen":null,"eval_pairs_left_out":2}"#;
         assert_eq!(record.to_json().to_string(), line);
         assert_eq!(
             record.to_text(),
