@@ -6,4 +6,5 @@
 pub mod files;
 pub mod genies;
 pub mod hub;
+mod suites;
 pub mod synthetic;

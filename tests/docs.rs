@@ -91,7 +91,7 @@ fn every_documented_command_is_valid() {
                 }
                 let words = words(command);
                 // Only the existence of the example's files is checked, so they can be empty.
-                for word in words.iter().flat_map(|word| word.split('=')) {
+                for word in words.iter().flat_map(|word| word.split(['=', '#'])) {
                     if word.ends_with(".jsonl") {
                         std::fs::write(here.path().join(word), "").expect("the file is written");
                     }
@@ -134,7 +134,8 @@ fn reduced(words: &[String], folder: &Path) -> Option<Vec<String>> {
     let golden = crate::golden::own();
     let model = golden.join("models/llama").display().to_string();
     let pairs = golden.join("trl/pairs.jsonl");
-    for name in words.iter().flat_map(|word| word.split('=')).filter(|w| w.ends_with(".jsonl")) {
+    let parts = words.iter().flat_map(|word| word.split(['=', '#']));
+    for name in parts.filter(|word| word.ends_with(".jsonl")) {
         if !folder.join(name).exists() {
             std::fs::copy(&pairs, folder.join(name)).expect("the pairs are copied");
         }

@@ -153,6 +153,10 @@ fn variants_of_the_methods_satisfy_the_invariants() {
             r#"{"source": "policy", "sign": "pos", "mag_clip": 0.5, "scale_orth": true}"#,
         ),
         (Kind::Intervention, "projbp", r#"{"keep_norm": false, "mag_clip": null}"#),
+        (Kind::Intervention, "prefvec", r#"{"direction": "random", "lambda_angle": 0.5}"#),
+        (Kind::Intervention, "mse", r#"{"direction": "random"}"#),
+        (Kind::Intervention, "projgrad", r#"{"direction": "random", "mag_clip": 0.5}"#),
+        (Kind::Intervention, "projbp", r#"{"direction": "random"}"#),
     ];
     let cases: Vec<Case> = variants
         .iter()

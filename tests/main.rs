@@ -4,6 +4,7 @@ mod bench;
 mod cache;
 mod clusters;
 mod command;
+mod controls;
 #[cfg(target_os = "linux")]
 mod cuda;
 mod data;
@@ -24,6 +25,7 @@ mod signals;
 #[cfg(unix)]
 mod slurm;
 mod states;
+mod suites;
 mod tokenizer;
 mod tokens;
 mod training;

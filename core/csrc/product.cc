@@ -12,10 +12,10 @@
 
 namespace {
 
-// oneDNN compiles a kernel for each shape of a product, and keeps 1,024 of them. Every batch has new
-// shapes, so a run would fill 200 to 300 MB with kernels that it never uses again. One step needs
-// fewer than 64. oneDNN reads the variable at its first product. It is set before `main`, because
-// no other thread can read the environment then.
+// oneDNN compiles a kernel for each shape of a product, and keeps 1,024 of them. Every batch has
+// new shapes, so a run would fill 200 to 300 MB with kernels that it never uses again. One step
+// needs fewer than 64. oneDNN reads the variable at its first product. It is set before `main`,
+// because no other thread can read the environment then.
 const bool limited = [] {
   const char* const older_name = "DNNL_PRIMITIVE_CACHE_CAPACITY";
   return std::getenv(older_name) != nullptr ||

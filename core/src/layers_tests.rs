@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The top-level modules of the crate, from the lowest to the highest layer.
-const ORDER: [&str; 31] = [
+const ORDER: [&str; 32] = [
     "panics",
     "error",
     "files",
@@ -30,6 +30,7 @@ const ORDER: [&str; 31] = [
     "generate",
     "session",
     "eval",
+    "shifts",
     "train",
     "run",
     "doctor",

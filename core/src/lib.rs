@@ -29,6 +29,7 @@ pub mod report;
 pub mod run;
 pub mod selftest;
 pub mod session;
+pub mod shifts;
 pub mod statistics;
 pub mod text;
 pub mod train;

@@ -19,7 +19,7 @@ use crate::generate::stops;
 use crate::model::Model;
 use crate::reference::Source;
 use crate::registry::Registry;
-use crate::text::{Limits, SkipReason, Tokenised, Tokenizer, tokenise};
+use crate::text::{Limits, SkipReason, TokenPair, Tokenised, Tokenizer, instructed, tokenise};
 use crate::weights::checkpoint::configuration;
 use crate::weights::{Extent, Located, ModelFiles, locate, type_name};
 
@@ -193,22 +193,59 @@ impl Session {
         train: &TrainConfig,
         max_pairs: Option<usize>,
     ) -> Result<Tokenised> {
-        let rows = data::rows(self.dataset.as_ref(), split)?;
+        self.tokenise_of(self.dataset.as_ref(), split, train, max_pairs)
+    }
+
+    /// Does the same as [`tokenise_all`](Self::tokenise_all) for another data set.
+    ///
+    /// # Errors
+    /// Fails in the same cases as [`tokenise_all`](Self::tokenise_all).
+    pub fn tokenise_of(
+        &self,
+        dataset: &dyn Dataset,
+        split: &str,
+        train: &TrainConfig,
+        max_pairs: Option<usize>,
+    ) -> Result<Tokenised> {
+        let rows = data::rows(dataset, split)?;
         let within = || format!("cannot use the split `{split}`");
         let tokenised =
             tokenise(&self.tokenizer, rows, &self.limits(train), max_pairs).within(within)?;
-        if let Some(most) = self.model.max_tokens()
-            && let Some(pair) = tokenised.pairs.iter().find(|pair| pair.longest() > most)
-        {
-            let text = format!(
-                "the pair in row {} has {} tokens, but the model supports at most {most}",
-                pair.row,
-                pair.longest()
-            );
-            return Err(Error::new(text).hint(format!("set `train.max_length={most}`")))
-                .within(within);
-        }
+        self.check_lengths(&tokenised.pairs).within(within)?;
         Ok(tokenised)
+    }
+
+    /// Adds the instruction to the prompts of `base`, the tokenised pairs of a split of `dataset`.
+    ///
+    /// # Errors
+    /// Fails if the split cannot be read, if a pair cannot be used with the instruction, or if it
+    /// then has more tokens than the model supports.
+    pub fn instructed(
+        &self,
+        dataset: &dyn Dataset,
+        split: &str,
+        train: &TrainConfig,
+        base: &Tokenised,
+        instruction: &str,
+    ) -> Result<Vec<TokenPair>> {
+        let within = || format!("cannot use `eval.instruction` with the split `{split}`");
+        let rows = data::rows(dataset, split)?;
+        let pairs = instructed(&self.tokenizer, rows, &self.limits(train), base, instruction)
+            .within(within)?;
+        self.check_lengths(&pairs).within(within)?;
+        Ok(pairs)
+    }
+
+    /// Checks that the model supports the lengths of the pairs.
+    fn check_lengths(&self, pairs: &[TokenPair]) -> Result<()> {
+        let Some(most) = self.model.max_tokens() else { return Ok(()) };
+        let Some(pair) = pairs.iter().find(|pair| pair.longest() > most) else { return Ok(()) };
+        let text = format!(
+            "the pair in row {} has {} tokens, but the model supports at most {most}",
+            pair.row,
+            pair.longest()
+        );
+        Err(Error::new(text).hint(format!("set `train.max_length={most}`")))
     }
 
     /// Tokenises the first `max_pairs` usable pairs of a split or of a slice such as `train[:750]`.

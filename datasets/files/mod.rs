@@ -1,5 +1,6 @@
 //! The `file` data set, which reads preference pairs from local files.
 
+mod answers;
 pub(crate) mod cluster;
 mod csv;
 mod flaws;
@@ -45,6 +46,11 @@ variables in the column `chat_template_kwargs`. Other columns are ignored; image
 are an error. If the prompt is a list of messages and the completions are plain text, each
 completion is one assistant turn. The content of a message can also be a list of {type: \"text\",
 text}.
+
+The columns chosen and rejected can each contain a list of answers, as in RewardBench 2: a list of
+texts, or a list of conversations. The row then has one pair for each chosen and each rejected
+answer, in training as well. The evaluation also counts the rows in which every chosen answer scores
+higher than every rejected one.
 
 If there is no column `prompt`, the prompt is the common prefix of chosen and rejected, as in TRL:
 the same characters, without a space before the first difference, or the same messages. This also

@@ -26,6 +26,8 @@ pub struct Table {
     wanted: Vec<String>,
     texts: Columns,
     rows: usize,
+    /// True if a column of the pair contains lists of answers.
+    has_answers: bool,
 }
 
 impl Table {
@@ -94,12 +96,18 @@ impl Table {
                 damaged(path, "the row counts in the footer and in the columns differ")
             })?;
         }
-        Ok(Self { path: path.to_owned(), wanted, texts: columns.clone(), rows })
+        let has_answers = [&columns.chosen, &columns.rejected].iter().any(|name| {
+            root(&reader)
+                .get_fields()
+                .iter()
+                .any(|f| f.name() == name.as_str() && is_list_of_answers(f))
+        });
+        Ok(Self { path: path.to_owned(), wanted, texts: columns.clone(), rows, has_answers })
     }
 
-    /// Number of rows according to the footer.
-    pub fn rows(&self) -> usize {
-        self.rows
+    /// Number of pairs according to the footer; `None` if a row may have several pairs.
+    pub fn pairs(&self) -> Option<usize> {
+        (!self.has_answers).then_some(self.rows)
     }
 
     /// Returns the rows in order. If a row cannot be decoded, the iterator yields an error and
@@ -268,6 +276,22 @@ fn holds_text(field: &TypePtr) -> bool {
     converted == ConvertedType::LIST
         || (has("from") && has("value"))
         || (has("role") && has("content"))
+}
+
+/// True if a column contains lists of texts or lists of lists, and not lists of messages.
+fn is_list_of_answers(field: &TypePtr) -> bool {
+    if field.is_primitive() || field.get_basic_info().converted_type() != ConvertedType::LIST {
+        return false;
+    }
+    // The group of a list has one repeated field. In files of today, it is a group with one field,
+    // the element; in older files, it is the element.
+    let Some(repeated) = field.get_fields().first() else { return false };
+    let element = match repeated.is_primitive() {
+        true => repeated,
+        false if repeated.get_fields().len() == 1 => &repeated.get_fields()[0],
+        false => repeated,
+    };
+    element.is_primitive() || element.get_basic_info().converted_type() == ConvertedType::LIST
 }
 
 /// Removes the fields of a column whose types JSON cannot represent, and adds their names to

@@ -5,7 +5,7 @@ use reprpo_plugin::prelude::*;
 use reprpo_plugin::serde_json::Value;
 
 pub use super::flaws::Row;
-use super::{implicit, sharegpt};
+use super::{answers, implicit, sharegpt};
 
 /// Names of the columns of a pair.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,8 +107,9 @@ impl Columns {
 const PROMPTS: [&str; 8] =
     ["instruction", "question", "query", "input", "prompts", "context", "problem", "user"];
 
-/// Returns the pairs in a row. In GENIES' format, there is one pair for each worse response. In all
-/// other formats, there is exactly one pair. Unrelated columns are ignored.
+/// Returns the pairs in a row. In GENIES' format, there is one pair for each worse response. If a
+/// column is a list of answers, there is one pair for each chosen and rejected answer. In all other
+/// formats, there is exactly one pair. Unrelated columns are ignored.
 ///
 /// # Errors
 /// Fails if a column is missing, if a column is neither text nor a list of messages, if the columns
@@ -116,7 +117,13 @@ const PROMPTS: [&str; 8] =
 pub fn pairs(row: Row, columns: &Columns) -> Result<Vec<PreferencePair>> {
     row.check(columns)?;
     let cluster = columns.cluster_of(&row)?;
-    let mut pairs = without_cluster(row, columns)?;
+    let mut pairs = match answers::rows(&row, columns)? {
+        None => without_cluster(row, columns)?,
+        Some(rows) => {
+            let each = rows.into_iter().map(|row| without_cluster(row, columns));
+            each.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect()
+        }
+    };
     pairs.iter_mut().for_each(|pair| pair.cluster.clone_from(&cluster));
     Ok(pairs)
 }

@@ -187,7 +187,7 @@ impl Source {
     /// Returns the number of pairs, or `None` if the rows must be read to count them.
     pub fn count(&self) -> Option<usize> {
         match &self.format {
-            Format::Parquet(table) if !self.reading.skip => Some(table.rows()),
+            Format::Parquet(table) if !self.reading.skip => table.pairs(),
             _ => None,
         }
     }

@@ -438,3 +438,23 @@ fn the_error_names_a_parquet_column_of_the_wrong_type() {
     let got = error(&path);
     assert!(got.contains("column `chosen` is nested, not text"), "{got}");
 }
+
+#[test]
+fn the_number_of_pairs_is_unknown_if_a_column_contains_lists_of_answers() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("pairs.parquet");
+    let count = || Source::open(&path, Reading::default(), &[]).unwrap().count();
+    write_columns(
+        &path,
+        "optional binary prompt (STRING); optional binary chosen (STRING); optional group rejected \
+            (LIST) { repeated group list { optional binary element (STRING); } }",
+    );
+    assert_eq!(count(), None);
+    let source = Source::open(&path, Reading::default(), &[]).unwrap();
+    let pairs: Vec<_> = source.pairs().unwrap().map(|pair| pair.unwrap().1).collect();
+    assert_eq!(pairs, [PreferencePair::new("prompt", "chosen", "rejected")]);
+    write_conversation(&path, &[]);
+    assert_eq!(count(), Some(1), "a list of messages is one completion");
+    write(&path, &pair_columns(3), Compression::UNCOMPRESSED);
+    assert_eq!(count(), Some(3));
+}

@@ -5,6 +5,7 @@
 //! states need a higher learning rate. For losses on log-probabilities, the general default is
 //! suitable.
 
+mod direction;
 mod dpo;
 mod mse;
 mod none;

@@ -73,8 +73,16 @@ fn measure(adapter: &str) {
     let mut seconds = Vec::new();
     for step in 0..=STEPS {
         let begin = Instant::now();
-        accumulate(&mut objective, &model, &adapted, &pairs, 4, StepInfo { step, steps: STEPS }, 0)
-            .expect("a step");
+        accumulate(
+            &mut objective,
+            &model,
+            &adapted,
+            &pairs,
+            4,
+            StepInfo { step, steps: STEPS, seed: 0 },
+            0,
+        )
+        .expect("a step");
         optimiser.step(1e-4).expect("a step");
         seconds.push(begin.elapsed().as_secs_f64());
     }

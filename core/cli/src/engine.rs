@@ -12,6 +12,7 @@ use reprpo_core::model::Adapted;
 use reprpo_core::report::Progress;
 use reprpo_core::run::{self, AdapterChoice, attach_saved};
 use reprpo_core::session::Session;
+use reprpo_core::shifts;
 use reprpo_core::text::Findings;
 
 use crate::App;
@@ -82,7 +83,7 @@ pub fn evaluate(
             .ok()
     });
     let (experiment, limit) = length_limit.apply(experiment);
-    let splits = eval::read(&session, &experiment, training.as_ref())?;
+    let splits = shifts::read(&session, &experiment, training.as_ref(), app.registry)?;
     app.printer.note(&limit);
     describe(&splits, app);
     eval::evaluate(

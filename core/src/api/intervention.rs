@@ -219,6 +219,23 @@ pub struct OutputGrad {
     pub owner: Tensor,
     /// Weight of one pair in the loss of the optimiser step: 1 / number of pairs in the step.
     pub weight: f64,
+    /// The optimiser step.
+    pub step: StepInfo,
+}
+
+/// The arguments of [`Intervention::parameter_grad`], for one adapter parameter.
+#[derive(Debug)]
+pub struct ParameterGrad<'a> {
+    /// The input or the output of the parameter's module, depending on the axis.
+    pub site: &'a Site,
+    /// The axis of the parameter that lies in the space of `site`.
+    pub axis: Axis,
+    /// Mean of the preference directions d at `site`, `[w]`. The mean is over the pairs of the step
+    /// whose two states differ there. It is 0 if no pair's states differ, or if the directions
+    /// cancel.
+    pub direction: &'a Tensor,
+    /// The optimiser step.
+    pub step: StepInfo,
 }
 
 /// Maps the gradient at the output of a module to its replacement. The shape of both gradients is
@@ -232,6 +249,9 @@ pub struct StepInfo {
     pub step: usize,
     /// Number of steps in the run.
     pub steps: usize,
+    /// The seed of the run, `train.seed`. Random numbers that must stay the same in all steps have
+    /// to be derived from it.
+    pub seed: u64,
 }
 
 /// A loss and the metrics to log with it.
@@ -358,15 +378,10 @@ pub trait Intervention: Send {
     /// optimiser step. Only called if [`Needs::parameter_grads`] is set, and only for parameters
     /// with an [`Axis`].
     ///
-    /// `direction` is a mean of preference directions d, with shape `[w]`. `axis` says whether they
-    /// are the directions at the module's inputs or at its outputs. The mean is over the pairs of
-    /// the step whose two states differ there. It is 0 if no pair's states differ, or if the
-    /// directions cancel.
-    ///
     /// # Errors
     /// Fails if the shapes do not match, or if memory runs out.
-    fn parameter_grad(&self, grad: &Tensor, axis: Axis, direction: &Tensor) -> Result<Tensor> {
-        let _ = (axis, direction);
+    fn parameter_grad(&self, grad: &Tensor, at: ParameterGrad<'_>) -> Result<Tensor> {
+        let _ = at;
         Ok(grad.shallow_clone())
     }
 }

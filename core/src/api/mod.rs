@@ -33,8 +33,8 @@ pub use dataset::{
 pub use frozen::Frozen;
 pub use init::Init;
 pub use intervention::{
-    Directions, GradMap, Intervention, InterventionPlugin, Loss, Needs, OutputGrad, Partial,
-    RunInfo, States, StepInfo,
+    Directions, GradMap, Intervention, InterventionPlugin, Loss, Needs, OutputGrad, ParameterGrad,
+    Partial, RunInfo, States, StepInfo,
 };
 pub use message::{Message, TemplateArgs, json_kind};
 pub use model::{LinearInfo, ModelInfo, PartInfo, Site};

@@ -70,6 +70,12 @@ pub(super) fn check(e: &Experiment, origins: &Origins) -> Result<()> {
             at_least_one(t.max_pairs),
             "be 1 or more, or `none`",
         ),
+        rule(
+            "train.swap_labels",
+            t.swap_labels,
+            (0.0..=1.0).contains(&t.swap_labels),
+            "be a fraction from 0 to 1",
+        ),
         // Runs store their configuration as TOML. TOML integers go up to 2⁶³ − 1.
         rule("train.seed", t.seed, i64::try_from(t.seed).is_ok(), "be at most 9223372036854775807"),
         rule(
@@ -132,6 +138,12 @@ pub(super) fn check(e: &Experiment, origins: &Origins) -> Result<()> {
             "empty",
             e.eval.splits.as_ref().is_none_or(|s| !s.is_empty()),
             "name a split, or be `none`",
+        ),
+        rule(
+            "eval.instruction",
+            "empty",
+            e.eval.instruction.as_ref().is_none_or(|text| !text.trim().is_empty()),
+            "contain text, or be `none`",
         ),
         rule("cache.max_gb", e.cache.max_gb, positive(e.cache.max_gb), "be greater than 0"),
         rule("eval.tokens", e.eval.tokens, e.eval.tokens >= 1, "be 1 or more"),

@@ -51,6 +51,31 @@ pub struct EvalConfig {
         ),
     ]))]
     pub splits: Option<Vec<String>>,
+    /// More data to score, in addition to `splits`: a list of `DATASET`, `DATASET#SPLIT` or
+    /// `NAME=DATASET#SPLIT`. `DATASET` is written as for `--dataset`, and can be followed by fields
+    /// of the data set: `DATASET?FIELD=VALUE&FIELD=VALUE`. The split defaults to `test`. Each entry
+    /// is a row of the table.
+    #[schemars(extend("flags" = [
+        Flag::new(Group::Evaluation, "DATA").named("shift").repeated().help(
+            "Also score other data: `DATASET`, `DATASET#SPLIT` or `NAME=DATASET#SPLIT`, e.g. \
+             `genies:us_history` or `law=pairs.jsonl#train[:100]`; may be repeated.",
+        ),
+    ]))]
+    pub shifts: Vec<String>,
+    /// Suite of shifts to score: a name of `reprpo list suites`, or a TOML file. The suite selects
+    /// the shifts of the data set that the run trains on. They replace the splits `oos` and `rnd`.
+    #[schemars(extend("flags" = [
+        Flag::new(Group::Evaluation, "NAME|FILE").help(
+            "Score the shifts that a suite lists for the data set: a name of `reprpo list suites`, \
+             or a TOML file.",
+        ),
+    ]))]
+    pub suite: Option<String>,
+    /// Instruction for the model, as a control that needs no training. The trained model reads it
+    /// before each prompt, and the base model does not: as the system message of a conversation (or
+    /// before the first user message, if the chat template has no system messages), or as a
+    /// paragraph before a plain prompt. The completions that are scored stay the same.
+    pub instruction: Option<String>,
     /// Maximum number of tokens in one forward pass.
     pub tokens: usize,
     /// How to handle pairs of a held-out split that also occur in the training data. Pairs of the
@@ -73,6 +98,9 @@ impl Default for EvalConfig {
             max_pairs: Some(100),
             score: Score::Mean,
             splits: None,
+            shifts: Vec::new(),
+            suite: None,
+            instruction: None,
             tokens: 2048,
             overlap: OverlapRule::default(),
             kl: false,

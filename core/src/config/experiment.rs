@@ -167,6 +167,20 @@ impl Experiment {
         format!("intervention `{}` and adapter `{}`", self.intervention.name, self.adapter.name)
     }
 
+    /// Describes the controls in the experiment that change the labels or the prompts, for the
+    /// title of its tables.
+    pub fn controls(&self) -> Vec<String> {
+        let mut controls = Vec::new();
+        if self.train.swap_labels > 0.0 {
+            let percent = 100.0 * self.train.swap_labels;
+            controls.push(format!("labels of {percent} % of the training pairs swapped"));
+        }
+        if self.eval.instruction.is_some() {
+            controls.push("with an instruction in the prompts".to_owned());
+        }
+        controls
+    }
+
     /// Mutable version of [`choice`](Self::choice).
     pub(super) fn choice_mut(&mut self, kind: Kind) -> &mut Choice {
         match kind {

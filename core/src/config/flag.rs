@@ -50,6 +50,8 @@ pub struct Flag {
     pub number: bool,
     /// True if the field takes a list. The value of the flag then becomes a list with one item.
     pub list: bool,
+    /// True if the flag can be given several times, and its values form a list.
+    pub repeats: bool,
     /// The field of the chosen plugin that the flag sets, e.g. `data_dir` for `--data-dir`. Empty
     /// for other flags.
     pub(super) field: String,
@@ -70,6 +72,7 @@ impl Flag {
             hyphens: false,
             number: false,
             list: false,
+            repeats: false,
             field: String::new(),
         }
     }
@@ -97,6 +100,11 @@ impl Flag {
     /// Makes the flag set a field of the chosen plugin, e.g. `data_dir` of the data set.
     pub(super) fn of(self, field: &str) -> Self {
         Self { field: field.to_owned(), ..self }
+    }
+
+    /// Allows the flag to be given several times.
+    pub(super) fn repeated(self) -> Self {
+        Self { repeats: true, ..self }
     }
 
     /// Allows values that begin with a hyphen.

@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::path_fields::{STDIN, in_section};
 use super::place::{physical, stored};
 use super::record::SECTION;
-use super::{Experiment, Origins, Record, toml_text};
+use super::{Experiment, Origins, Record, data_source, toml_text};
 use crate::registry::{Kind, Registry};
 
 fn map_paths(experiment: &mut Experiment, registry: &Registry, change: &dyn Fn(&str) -> String) {
@@ -25,6 +25,10 @@ fn map_paths(experiment: &mut Experiment, registry: &Registry, change: &dyn Fn(&
     }
     for path in [&mut experiment.init_transform, &mut experiment.out].into_iter().flatten() {
         *path = owned(path);
+    }
+    data_source::map_paths(&mut experiment.eval.shifts, change);
+    if let Some(suite) = experiment.eval.suite.as_mut().filter(|text| Path::new(text).exists()) {
+        *suite = change(suite);
     }
     for plugin in &mut experiment.plugins {
         plugin.path = owned(&plugin.path);

@@ -5,6 +5,7 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::data_source;
 use super::path_fields::{PATHS, PATHS_OR_NAMES, STDIN, in_section};
 use super::place::{absolute, lexical, physical};
 use crate::api::Dataset;
@@ -83,6 +84,18 @@ impl Record {
         for field in PATHS.iter().chain(&PATHS_OR_NAMES) {
             if let Some(value) = table.get_mut(*field) {
                 self.resolve_value(value, file, PATHS_OR_NAMES.contains(field));
+            }
+        }
+        if let Some(eval) = table.get_mut("eval").and_then(toml::Value::as_table_mut) {
+            if let Some(suite) = eval.get_mut("suite") {
+                self.resolve_value(suite, file, true);
+            }
+            for entry in
+                eval.get_mut("shifts").and_then(toml::Value::as_array_mut).into_iter().flatten()
+            {
+                if let toml::Value::String(text) = entry {
+                    *text = data_source::with_path(text, |path| self.found(path, file, true));
+                }
             }
         }
         for kind in Kind::ALL {

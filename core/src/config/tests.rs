@@ -460,8 +460,9 @@ fn the_error_for_an_unknown_field_names_the_nearest_field() {
     assert_eq!(
         set("eval.token=1"),
         "unknown configuration field `eval.token` (--set)\n  hint: did you mean `eval.tokens`?\n  \
-            hint: valid: eval.completion_tokens, eval.completions, eval.enabled, eval.kl, \
-            eval.max_pairs, eval.overlap, eval.score, eval.splits, eval.tokens"
+            hint: valid: eval.completion_tokens, eval.completions, eval.enabled, eval.instruction, \
+            eval.kl, eval.max_pairs, eval.overlap, eval.score, eval.shifts, eval.splits, \
+            eval.suite, eval.tokens"
     );
     assert!(set("lr=1").contains("hint: did you mean `train.lr`?"));
     assert!(set("trian.lr=1").contains("hint: did you mean `train.lr`?"));

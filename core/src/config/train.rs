@@ -122,6 +122,11 @@ pub struct TrainConfig {
     /// Maximum number of pairs to train on, from the start of the split; none = all pairs.
     /// Validation pairs do not count towards this limit if the split has enough pairs for both.
     pub max_pairs: Option<usize>,
+    /// Fraction of the training pairs whose chosen and rejected completions are swapped, as a
+    /// control. With 0.5, the labels contain no information. Each pair is swapped with this
+    /// probability, which depends only on `seed` and on the pair's position in the split. Held-out
+    /// pairs and the evaluation keep the true labels.
+    pub swap_labels: f64,
     /// Seed for initial values, pair order and dropout.
     #[schemars(extend("flags" = [Flag::new(Group::Training, "N").hyphens()]))]
     pub seed: u64,
@@ -181,6 +186,7 @@ impl Default for TrainConfig {
             max_prompt_length: None,
             split: "train".to_owned(),
             max_pairs: None,
+            swap_labels: 0.0,
             seed: 0,
             transform: true,
             transform_lr: None,

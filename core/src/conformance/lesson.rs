@@ -115,7 +115,7 @@ fn loss(bench: &mut Bench, pairs: &[TokenPair]) -> Result<f64> {
         .loss
         .value
         .f_double_value(&[])?;
-    bench.objective.map_gradients(&bench.adapted)?;
+    bench.objective.map_gradients(&bench.adapted, STEP)?;
     Ok(loss)
 }
 
@@ -153,7 +153,7 @@ fn lesson(case: &Case) -> Result<Option<Lesson>> {
             &bench.adapted,
             &now,
             train.batch.pairs(),
-            StepInfo { step, steps: STEPS },
+            StepInfo { step, steps: STEPS, seed: 0 },
             step as i64,
         )?;
         optimiser.clip(train.clip)?;

@@ -38,7 +38,7 @@ pub const TRAINING: &[Invariant] = &[
     Invariant { name: "training lowers the loss", check: learning },
 ];
 
-pub(super) const STEP: StepInfo = StepInfo { step: 3, steps: 10 };
+pub(super) const STEP: StepInfo = StepInfo { step: 3, steps: 10, seed: 0 };
 pub(super) const UNTRAINED: Verdict = Verdict::DoesNotApply("the method trains nothing");
 
 pub(super) fn refs(pairs: &[TokenPair]) -> Vec<&TokenPair> {

@@ -14,13 +14,15 @@ use crate::generate::{Generator, Sampling, endless};
 use crate::model::Adapted;
 use crate::report::Progress;
 use crate::session::Session;
-use crate::text::{Outcome, tokenise_pair};
+use crate::text::{Outcome, tokenise_pair, whole_pair, with_instruction};
 
 /// A prompt and its tokens as the model receives them.
 struct PromptTokens {
     index: usize,
     text: Text,
     ids: Vec<i64>,
+    /// The tokens with `eval.instruction`, if there is one.
+    instructed: Option<Vec<i64>>,
 }
 
 /// Continues the first few distinct prompts of one of `splits` with greedy decoding. Each prompt is
@@ -45,7 +47,8 @@ pub fn completions(
     let prompts = prompts(session, split, experiment)?;
     let most = experiment.eval.completion_tokens;
     let sampling = Sampling { max_new_tokens: most, ..Sampling::default() };
-    let models = if adapted.is_some() { 2 } else { 1 };
+    let instructed = experiment.eval.instruction.is_some();
+    let models = if adapted.is_some() || instructed { 2 } else { 1 };
     let (all, mut done) = (prompts.len() * models, 0);
     if session.stops.is_empty() {
         progress.message(&endless(most));
@@ -53,7 +56,7 @@ pub fn completions(
     progress.stage("completions", Some((all * most) as u64));
     let (start, mut tokens) = (Instant::now(), 0);
     let rate = |tokens: usize| [("tokens/s", tokens as f64 / start.elapsed().as_secs_f64())];
-    let mut sample = |adapted: Option<&Adapted>, prompt: &PromptTokens| -> Result<Sample> {
+    let mut sample = |adapted: Option<&Adapted>, ids: &[i64]| -> Result<Sample> {
         let generator = Generator {
             model: &session.model,
             tokenizer: &session.tokenizer,
@@ -61,7 +64,7 @@ pub fn completions(
             adapted,
         };
         let mut reported = 0;
-        let answer = generator.answer(&prompt.ids, sampling, &mut |_| {
+        let answer = generator.answer(ids, sampling, &mut |_| {
             // After the last token, `answer` may call this closure once more with the remaining
             // text. Do not count that call as a token.
             if reported < most {
@@ -81,8 +84,13 @@ pub fn completions(
     };
     let mut sampled = Vec::with_capacity(prompts.len());
     for prompt in prompts {
-        let before = sample(initial, &prompt)?;
-        let after = adapted.map(|adapted| sample(Some(adapted), &prompt)).transpose()?;
+        let before = sample(initial, &prompt.ids)?;
+        let after = match (adapted, &prompt.instructed) {
+            (None, None) => None,
+            (adapted, instructed) => {
+                Some(sample(adapted, instructed.as_deref().unwrap_or(&prompt.ids))?)
+            }
+        };
         sampled.push(SampledPrompt { index: prompt.index, prompt: prompt.text, before, after });
     }
     progress.finish();
@@ -91,6 +99,7 @@ pub fn completions(
         split: split.name.clone(),
         max_new_tokens: most,
         started_from,
+        instructed,
         prompts: sampled,
     }))
 }
@@ -142,7 +151,13 @@ fn prompts(
         let mut ids = if prompt.ids.is_empty() { kept.prompt } else { prompt.ids };
         ids.drain(..limits.max_prompt_length.map_or(0, |most| ids.len().saturating_sub(most)));
         if known.insert(ids.clone()) {
-            prompts.push(PromptTokens { index, text: pair.prompt, ids });
+            let with = config.instruction.as_ref().map(|text| -> Result<Vec<i64>> {
+                let pair = with_instruction(&session.tokenizer, &pair, text)?;
+                let whole = whole_pair(&session.tokenizer, number, index, &pair, &limits)?;
+                Ok(whole.map_or_else(|_| ids.clone(), |(_, prompt)| prompt.ids))
+            });
+            let instructed = with.transpose()?;
+            prompts.push(PromptTokens { index, text: pair.prompt, ids, instructed });
         }
     }
     Ok(prompts)

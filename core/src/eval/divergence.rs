@@ -103,8 +103,7 @@ mod tests {
         let adapted = on.then_some(&bench.adapted);
         let request = Request { adapted, hidden: true, ..Request::default() };
         let hidden = bench.model.forward(&batch.stream, request).unwrap().hidden.unwrap();
-        let scored: Vec<i64> =
-            batch.scored(0, Side::Chosen).unwrap().iter().map(|k| *k as i64).collect();
+        let scored: Vec<i64> = batch.scored(0, Side::Chosen).unwrap().to_vec();
         let rows = batch.predicted.rows.index_select(0, &tch::Tensor::from_slice(&scored));
         bench.model.logits(&hidden.index_select(0, &rows)).unwrap().log_softmax(-1, Kind::Double)
     }

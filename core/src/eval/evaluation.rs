@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::completions::completions;
 use super::samples::SampleCompletions;
 use super::split_scores::SplitScores;
-use super::statistics::{Clusters, Overlap, PairScore, SplitSummary};
+use super::statistics::{BestOf, Clusters, Overlap, PairScore, SplitSummary};
 use super::table::Table;
 use super::{TrainingPairs, score_pairs, score_reference, score_with_kl};
 use crate::api::{Dataset, SplitInfo};
@@ -21,7 +21,7 @@ use crate::reference::ReferenceCache;
 use crate::registry::Registry;
 use crate::report::Progress;
 use crate::session::Session;
-use crate::text::Tokenised;
+use crate::text::{TokenPair, Tokenised};
 
 /// A split to score, with its tokenised pairs.
 #[derive(Debug)]
@@ -31,22 +31,44 @@ pub struct EvalSplit {
     pub info: SplitInfo,
     /// The tokenised pairs to score.
     pub data: Tokenised,
+    /// The same pairs with `eval.instruction` in their prompts, which the trained model scores;
+    /// `None` if there is no instruction.
+    pub instructed: Option<Vec<TokenPair>>,
+    /// True if the pairs come from `eval.shifts` or from a suite instead of the run's data set.
+    pub is_shift: bool,
     /// Overlap with the training data. `None` for the training data itself, and if the training
     /// data is unknown.
     pub overlap: Option<Overlap>,
     /// Indices of the pairs that also occur in the training data; see [`TokenPair::index`].
-    ///
-    /// [`TokenPair::index`]: crate::text::TokenPair::index
     pub known: HashSet<usize>,
     /// Index and row number of each pair that is not scored because it also occurs in the training
     /// data.
     pub excluded: Vec<(usize, usize)>,
+    /// Rows that may have more pairs than were read, because `eval.max_pairs` was reached.
+    pub cut_rows: Vec<usize>,
 }
 
 impl EvalSplit {
     /// All pairs of a split, which are not compared with training data.
     pub fn new(info: SplitInfo, data: Tokenised) -> Self {
-        Self { info, data, overlap: None, known: HashSet::new(), excluded: Vec::new() }
+        Self {
+            info,
+            data,
+            instructed: None,
+            is_shift: false,
+            overlap: None,
+            known: HashSet::new(),
+            excluded: Vec::new(),
+            cut_rows: Vec::new(),
+        }
+    }
+
+    /// The rows of which some pairs are not scored: dropped and excluded pairs, and
+    /// [`cut_rows`](Self::cut_rows).
+    fn incomplete_rows(&self) -> HashSet<usize> {
+        let dropped = self.data.dropped.iter().map(|pair| pair.row);
+        let excluded = self.excluded.iter().map(|(_, row)| *row);
+        dropped.chain(excluded).chain(self.cut_rows.iter().copied()).collect()
     }
 
     /// Number of distinct prompts of the pairs to score.
@@ -196,14 +218,27 @@ pub fn read(
     splits
         .into_iter()
         .map(|info| {
-            let data = session.tokenise(&info.name, &experiment.train, config.max_pairs)?;
-            let mut split = EvalSplit::new(info, data);
+            let (dataset, train) = (session.dataset.as_ref(), &experiment.train);
+            let data = session.tokenise(&info.name, train, config.max_pairs)?;
+            let instructed = config
+                .instruction
+                .as_ref()
+                .map(|text| session.instructed(dataset, &info.name, train, &data, text));
+            let mut split =
+                EvalSplit { instructed: instructed.transpose()?, ..EvalSplit::new(info, data) };
+            split.cut_rows.extend(cut_row(&split.data, config.max_pairs));
             if let Some(training) = training {
-                training.compare(&mut split, session.dataset.as_ref(), config.overlap)?;
+                training.compare(&mut split, dataset, config.overlap)?;
             }
             Ok(split)
         })
         .collect()
+}
+
+/// The row of the last pair, if reading stopped there because `max_pairs` was reached.
+pub(crate) fn cut_row(data: &Tokenised, max_pairs: Option<usize>) -> Option<usize> {
+    let last = data.pairs.last().map(|pair| pair.row);
+    last.filter(|_| max_pairs.is_some_and(|most| data.pairs.len() >= most))
 }
 
 /// Scores the splits from [`read`] with the base model and with `adapted`. Also generates sample
@@ -225,7 +260,8 @@ pub fn evaluate(
     let mut cache = ReferenceCache::new(session.reference.clone(), &experiment.cache);
     let (mut summaries, mut scores) = (Vec::new(), Vec::new());
     let completions = if config.completions > 0 {
-        let infos: Vec<SplitInfo> = splits.iter().map(|split| split.info.clone()).collect();
+        let own = splits.iter().filter(|split| !split.is_shift);
+        let infos: Vec<SplitInfo> = own.map(|split| split.info.clone()).collect();
         match completions(session, &infos, [initial, adapted], experiment, stop, progress) {
             Err(e) if e.fault() != Fault::Interrupted => {
                 // Only people read the completions. If generating them fails, for example because
@@ -243,20 +279,24 @@ pub fn evaluate(
         None
     };
     for split in splits {
-        let EvalSplit { info, data, .. } = split;
+        let EvalSplit { info, data, instructed, .. } = split;
         let (pairs, clusters) = (&data.pairs, split.clusters());
-        let passes = if adapted.is_some() { 2 } else { 1 };
+        let passes = if adapted.is_some() || instructed.is_some() { 2 } else { 1 };
         progress.stage(&format!("eval {}", info.name), Some(passes * pairs.len() as u64));
         let (model, tokens) = (&session.model, config.tokens);
         let base = score_reference(&mut cache, model, None, pairs, tokens, stop, progress)?;
-        let (policy, kl): (Option<Vec<PairScore>>, Option<Vec<f64>>) = match adapted {
-            None => (None, None),
-            Some(a) if config.kl => {
+        let (policy, kl): (Option<Vec<PairScore>>, Option<Vec<f64>>) = match (adapted, instructed) {
+            (None, None) => (None, None),
+            // The divergence between two different prompts is not defined.
+            (adapted, Some(pairs)) => {
+                (Some(score_pairs(model, adapted, pairs, tokens, stop, progress)?), None)
+            }
+            (Some(a), None) if config.kl => {
                 let scored = score_with_kl(model, a, pairs, tokens, stop, progress)?;
                 let (scores, kl) = scored.iter().map(|pair| (pair.score, pair.kl)).unzip();
                 (Some(scores), Some(kl))
             }
-            Some(a) => (Some(score_pairs(model, Some(a), pairs, tokens, stop, progress)?), None),
+            (a, None) => (Some(score_pairs(model, a, pairs, tokens, stop, progress)?), None),
         };
         progress.finish();
         let (name, describes, score) = (&info.name, &info.describes, config.score);
@@ -275,6 +315,13 @@ pub fn evaluate(
             truncated: data.truncated(),
             overlap: split.overlap,
             prompts: Some(split.prompts()),
+            best_of: BestOf::of(
+                &base,
+                policy.as_deref(),
+                &clusters,
+                &split.incomplete_rows(),
+                config.score,
+            ),
             ..summary
         });
         let split = SplitScores::new(split, experiment.train.max_length, base, policy);

@@ -13,6 +13,7 @@ pub mod statistics;
 pub mod table;
 
 pub use divergence::{DivergedPair, score_with_kl};
+pub(crate) use evaluation::cut_row;
 pub use evaluation::{EvalSplit, Evaluation, evaluate, read, splits};
 pub use overlap::TrainingPairs;
 pub use samples::{Sample, SampleCompletions, SampledPrompt, StartedFrom};

@@ -1,7 +1,7 @@
 //! Notes below the evaluation table, about intervals and about overlap with the training data.
 
 use super::statistics::{Metric, SplitSummary};
-use super::table::Table;
+use super::table::{Table, signed, value};
 use crate::statistics::NoInterval;
 
 /// Explains the intervals in the table, and why some splits have none. Returns no lines if the
@@ -65,4 +65,31 @@ pub(super) fn overlap(split: &SplitSummary) -> Option<String> {
         "{}: pairs with a prompt of the training data: {}, also with both completions: {}{scored}",
         split.split, overlap.prompts, overlap.pairs
     ))
+}
+
+/// Describes the accuracy over rows with several pairs. Returns `None` if there are none.
+pub(super) fn best_of(split: &SplitSummary) -> Option<String> {
+    let best = split.best_of.as_ref()?;
+    let pairs = match (best.fewest_pairs, best.most_pairs) {
+        (fewest, most) if fewest == most => most.to_string(),
+        (fewest, most) => format!("{fewest} to {most}"),
+    };
+    let share = |metric: Option<Metric>| value(metric, |v| format!("{v:.3}"));
+    let mut line = format!(
+        "{}: chosen above every rejected answer in {} of {} rows with {pairs} pairs",
+        split.split,
+        share(best.base),
+        best.rows
+    );
+    if let Some(points) = best.points {
+        let interval = points.interval().map_or_else(String::new, |(low, high)| {
+            format!(" [{}, {}]", signed(low, 1), signed(high, 1))
+        });
+        line += &format!(
+            ", after training {} ({} points{interval})",
+            share(best.trained),
+            signed(points.value, 1)
+        );
+    }
+    Some(line)
 }

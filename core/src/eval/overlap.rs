@@ -50,7 +50,7 @@ impl TrainingPairs {
     /// # Errors
     /// Fails if no pairs of a split of the run's own data set are left, or if the name of the split
     /// is not valid.
-    pub(super) fn compare(
+    pub(crate) fn compare(
         &self,
         split: &mut EvalSplit,
         dataset: &dyn Dataset,
@@ -84,6 +84,10 @@ impl TrainingPairs {
                     `eval.splits`",
             ));
         }
+        if let Some(instructed) = &mut split.instructed {
+            let mut known = is_known.iter();
+            instructed.retain(|_| known.next() != Some(&true));
+        }
         let data = &mut split.data;
         let mut keep = is_known.iter().map(|known| !known);
         let all = std::mem::take(&mut data.pairs);
@@ -103,7 +107,9 @@ impl TrainingPairs {
 
     /// True if rows of the split were trained on.
     fn trained_on(&self, split: &EvalSplit, dataset: &dyn Dataset) -> Result<bool> {
-        let Some((trained, rows)) = &self.source else { return Ok(false) };
+        let Some((trained, rows)) = self.source.as_ref().filter(|_| !split.is_shift) else {
+            return Ok(false);
+        };
         let names = data::named(dataset, trained)?;
         let evaluated = data::named(dataset, &split.info.name)?;
         Ok(evaluated.iter().any(|name| names.contains(name))

@@ -17,6 +17,9 @@ pub struct SampleCompletions {
     pub max_new_tokens: usize,
     /// The model at the start of training. This model generated the completions `before`.
     pub started_from: StartedFrom,
+    /// True if the prompts of the completions `after` contain `eval.instruction`.
+    #[serde(default)]
+    pub instructed: bool,
     /// The prompts with their completions, in the order of the split.
     pub prompts: Vec<SampledPrompt>,
 }
@@ -72,13 +75,14 @@ impl SampleCompletions {
             self.split, self.max_new_tokens
         );
         let trained = self.prompts.iter().any(|p| p.after.is_some());
+        let and = if self.instructed { " and the instruction" } else { "" };
         let who = match (trained, self.started_from) {
             (false, _) => String::new(),
             (true, StartedFrom::Base) => {
-                "before: the base model; after: with the adapter\n".to_owned()
+                format!("before: the base model; after: with the adapter{and}\n")
             }
             (true, StartedFrom::InitAdapter) => {
-                "before: with the initial adapter; after: with the trained adapter\n".to_owned()
+                format!("before: with the initial adapter; after: with the trained adapter{and}\n")
             }
         };
         let mut text = format!("{of}\n{who}");
@@ -164,6 +168,7 @@ mod tests {
             split: "test".to_owned(),
             max_new_tokens: 3,
             started_from: StartedFrom::Base,
+            instructed: false,
             prompts: vec![SampledPrompt {
                 index: 4,
                 prompt,

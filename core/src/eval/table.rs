@@ -72,7 +72,11 @@ impl Table {
         let part = argument
             .filter(|a| !a.is_empty())
             .map_or_else(String::new, |a| format!(":{}", last(a)));
-        format!("{} on {}{part}, {}", method.join(" × "), data.name, last(&experiment.model))
+        let controls = experiment.controls();
+        let controls =
+            if controls.is_empty() { String::new() } else { format!(" ({})", controls.join("; ")) };
+        let (method, model) = (method.join(" × "), last(&experiment.model));
+        format!("{method} on {}{part}, {model}{controls}", data.name)
     }
 
     /// Formats the table for a terminal.
@@ -194,6 +198,7 @@ impl Table {
             ));
         }
         lines.extend(self.splits.iter().filter_map(notes::shared_prompts));
+        lines.extend(self.splits.iter().filter_map(notes::best_of));
         lines.extend(self.splits.iter().filter_map(notes::overlap));
         lines.extend(
             self.splits

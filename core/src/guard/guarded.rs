@@ -14,9 +14,9 @@ use tch::Tensor;
 
 use super::{faults, host_link};
 use crate::api::{
-    AdaptedLinear, AdaptedResidual, Adapter, Axis, Dataset, Frozen, Fused, FusedSite, GradMap,
-    Init, Intervention, LinearInfo, LinearSite, Loss, ModelInfo, Needs, OutputGrad, PairIter,
-    Pairs, Parameter, Pooling, PromptPlaces, RowIter, RunInfo, Selection, Site, SplitInfo,
+    AdaptedLinear, AdaptedResidual, Adapter, Dataset, Frozen, Fused, FusedSite, GradMap, Init,
+    Intervention, LinearInfo, LinearSite, Loss, ModelInfo, Needs, OutputGrad, PairIter, Pairs,
+    Parameter, ParameterGrad, Pooling, PromptPlaces, RowIter, RunInfo, Selection, Site, SplitInfo,
     StepInfo, Tap, TargetModules, Targets, TokenPooling, TokenStates, Transform,
 };
 use crate::error::{Error, Fault, Result};
@@ -139,8 +139,8 @@ impl Intervention for Guarded<dyn Intervention> {
         Ok(Box::new(move |grad| map.run_mut("output_grad", |map| map(grad))))
     }
 
-    fn parameter_grad(&self, grad: &Tensor, axis: Axis, direction: &Tensor) -> Result<Tensor> {
-        self.run("parameter_grad", |i| i.parameter_grad(grad, axis, direction))
+    fn parameter_grad(&self, grad: &Tensor, at: ParameterGrad<'_>) -> Result<Tensor> {
+        self.run("parameter_grad", |i| i.parameter_grad(grad, at))
     }
 }
 
@@ -351,7 +351,7 @@ mod tests {
         let mut method: Box<dyn Intervention> =
             Box::new(Guarded::<dyn Intervention>::new(METHOD, Box::new(Bad)));
         let e = method
-            .loss(&Pairs::new(0, Vec::new(), None, None), StepInfo { step: 0, steps: 1 })
+            .loss(&Pairs::new(0, Vec::new(), None, None), StepInfo { step: 0, steps: 1, seed: 0 })
             .unwrap_err();
         assert_eq!(
             format!("{e:?}"),
@@ -362,6 +362,7 @@ mod tests {
             direction: Tensor::new(),
             owner: Tensor::new(),
             weight: 1.0,
+            step: StepInfo { step: 0, steps: 1, seed: 0 },
         };
         let mut map = method.output_grad(at).unwrap();
         let e = map(&Tensor::new()).unwrap_err();

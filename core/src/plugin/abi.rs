@@ -209,6 +209,7 @@ const LAYOUT: u64 = {
         api::StepInfo,
         api::Loss,
         api::OutputGrad,
+        api::ParameterGrad<'static>,
         api::GradMap,
         api::Frozen,
         api::LinearSite<'static>,

@@ -173,7 +173,7 @@ impl<M: Fn() -> Result<(Box<dyn Intervention>, Taps)>> Trial<'_, M> {
             leaves_flat_start: true,
         };
         let mut run = Assembled::new(self.model, parts, self.train)?;
-        let info = StepInfo { step: 0, steps: 1 };
+        let info = StepInfo { step: 0, steps: 1, seed: self.train.seed };
         run.objective.set_metrics(true);
         accumulate(
             &mut run.objective,

@@ -83,7 +83,7 @@ pub fn fit(
             save(plan, run, folder, step, validation.as_mut())?;
         }
         let now = steps.pairs_of(step, pairs);
-        let info = StepInfo { step, steps: steps.count };
+        let info = StepInfo { step, steps: steps.count, seed: train.seed };
         let lr = learning_rate(train, step, steps.count);
         let (sums, grad_norm) = take_step(plan, run, &now, info, steps.seed(step), lr)
             .within(|| format!("step {} failed ({})", step + 1, plan.experiment.methods()))?;

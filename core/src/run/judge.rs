@@ -10,10 +10,11 @@ use super::training_pairs::training_pairs;
 use super::{checkpoint, marks};
 use crate::config::Experiment;
 use crate::error::{Fault, Result, quoted};
-use crate::eval::{self, Evaluation, evaluate};
+use crate::eval::{Evaluation, evaluate};
 use crate::registry::Registry;
 use crate::report::Progress;
 use crate::session::Session;
+use crate::shifts;
 
 /// Evaluates the trained adapter. Returns `None` if `eval.enabled` is false.
 ///
@@ -68,7 +69,7 @@ pub fn judge_trained(
     let initial = experiment.init_adapter.as_deref().map(attach).transpose()?;
     let adapted = attach(&folder.join("adapter"))?;
     let training = training_pairs(&session, experiment, registry)?;
-    let splits = eval::read(&session, experiment, Some(&training))?;
+    let splits = shifts::read(&session, experiment, Some(&training), registry)?;
     let evaluation = evaluate(
         &session,
         &splits,

@@ -21,6 +21,7 @@ mod fit;
 mod folder;
 mod held_out;
 mod judge;
+mod labels;
 mod marks;
 mod plan;
 mod preparation;
@@ -168,6 +169,14 @@ fn opening(plan: &Plan<'_>, run: &Assembled, recorders: &mut Recorders<'_>) -> R
         data.dropped(),
         data.truncated()
     ));
+    if plan.experiment.train.swap_labels > 0.0 {
+        lines.push(format!(
+            "chosen and rejected are swapped in {} of the {} pairs to train on \
+                (`train.swap_labels`); held-out pairs and the evaluation keep the true labels",
+            plan.swapped_labels,
+            data.pairs.len()
+        ));
+    }
     if !plan.held_out.is_empty() {
         lines.push(format!(
             "{} more pairs of `{}` are held out for validation, selected with `train.seed`",
@@ -220,8 +229,8 @@ fn findings(plan: &Plan<'_>) -> Result<Findings> {
     let trained = data::named(dataset, &plan.experiment.train.split)?;
     let mut all = data.findings.clone();
     for split in &plan.eval_splits {
-        let both =
-            data::named(dataset, &split.info.name)?.iter().any(|name| trained.contains(name));
+        let both = !split.is_shift
+            && data::named(dataset, &split.info.name)?.iter().any(|name| trained.contains(name));
         if !both || data.findings.lines().is_empty() {
             all.merge(&split.data.findings);
         }

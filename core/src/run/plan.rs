@@ -11,13 +11,14 @@ use super::adapter::AdapterChoice;
 use super::batch_size::Trial;
 use super::fingerprints::{Fingerprints, StartFingerprints};
 use super::folder::is_empty;
+use super::labels::swap_labels;
 use super::saved_transforms::SavedTransforms;
 use super::start::Start;
 use super::{checkpoint, marks, training_pairs};
 use crate::api::{Intervention, ModelInfo, RunInfo, Transform};
 use crate::config::{Batch, Experiment, Origin, ReferenceModel};
 use crate::error::{Error, Result};
-use crate::eval::{self, EvalSplit, TrainingPairs};
+use crate::eval::{EvalSplit, TrainingPairs};
 use crate::ffi;
 use crate::fingerprint::{self, Fingerprint};
 use crate::guard::faults;
@@ -29,6 +30,7 @@ use crate::reference::ReferenceCache;
 use crate::registry::Registry;
 use crate::report::Progress;
 use crate::session::Session;
+use crate::shifts;
 use crate::text::{TokenPair, Tokenised};
 use crate::train::{Steps, Taps};
 
@@ -61,6 +63,8 @@ pub struct Plan<'a> {
     pub adapter: AdapterChoice,
     /// The pairs to train on.
     pub pairs: Tokenised,
+    /// Number of pairs in `pairs` whose completions were swapped.
+    pub swapped_labels: usize,
     /// The held-out pairs to validate on; empty if the run has no validation.
     pub held_out: Vec<TokenPair>,
     /// The pairs to evaluate on; empty if the run has no evaluation.
@@ -145,12 +149,14 @@ impl<'a> Plan<'a> {
 
         let train = &experiment.train;
         let evaluate_only = intervention.needs().evaluate_only;
-        let (pairs, held_out) = training_pairs::read(&session, &experiment, evaluate_only)?;
+        let (mut pairs, held_out) = training_pairs::read(&session, &experiment, evaluate_only)?;
+        // The held-out pairs keep their labels, so that validation measures the true preference.
+        let swapped_labels = swap_labels(&mut pairs, train.swap_labels, train.seed);
         // Read the evaluation pairs before training, so that a bad row is reported immediately
         // instead of after hours of training.
         let eval_splits = if experiment.eval.enabled {
             let training = TrainingPairs::new(&train.split, &pairs);
-            eval::read(&session, &experiment, Some(&training))?
+            shifts::read(&session, &experiment, Some(&training), registry)?
         } else {
             Vec::new()
         };
@@ -199,6 +205,7 @@ impl<'a> Plan<'a> {
             method: Some((intervention, taps)),
             adapter,
             pairs,
+            swapped_labels,
             held_out,
             eval_splits,
             starts_from: start_fingerprints.adapter,

@@ -32,7 +32,7 @@ pub fn read(
 /// session's data set must be the one that the run trained on.
 ///
 /// # Errors
-/// Fails in the same cases as [`read`], or if the intervention cannot be built.
+/// Fails if the pairs cannot be read or tokenised, or if the intervention cannot be built.
 pub fn training_pairs(
     session: &Session,
     experiment: &Experiment,

@@ -146,7 +146,7 @@ impl<'a> Validation<'a> {
         let all: Vec<&TokenPair> = pairs.iter().collect();
         // Some losses depend on the step. Always validate with the loss of the last step, so that
         // validations at different steps are comparable.
-        let info = StepInfo { step: steps.count - 1, steps: steps.count };
+        let info = StepInfo { step: steps.count - 1, steps: steps.count, seed: train.seed };
         objective.set_metrics(true);
         let sums = objective.with_method(method, |objective| {
             validate(objective, &session.model, adapted, &all, train.batch.pairs(), info, stop)

@@ -220,7 +220,7 @@ impl Trainer {
                 return Err(Error::interrupted("interrupted"));
             }
             let pairs: Vec<TokenPair> = (0..batch).map(|_| self.pair()).collect();
-            let info = StepInfo { step: self.next / batch, steps: 1000 };
+            let info = StepInfo { step: self.next / batch, steps: 1000, seed: 0 };
             let train = &self.experiment.train;
             accumulate(
                 &mut self.run.objective,

@@ -161,7 +161,7 @@ struct Study {
 
 impl Study {
     /// The percentile interval from `resamples` resamples of the pairs.
-    fn from_resampled_pairs(&self, resamples: usize, rng: &mut impl Rng) -> (f64, f64) {
+    fn resampled_pairs_interval(&self, resamples: usize, rng: &mut impl Rng) -> (f64, f64) {
         let n = self.pair_means.len();
         let mut means: Vec<f64> = (0..resamples)
             .map(|_| (0..n).map(|_| self.pair_means[rng.random_range(0..n)]).sum::<f64>())
@@ -390,7 +390,7 @@ fn resampling_pairs_gives_intervals_that_are_too_short() {
         let mut covered = 0;
         for _ in 0..studies {
             let study = simulate(s, 1, 0.0, 0.0, &mut normal).remove(0);
-            let (low, high) = study.from_resampled_pairs(400, &mut normal.rng);
+            let (low, high) = study.resampled_pairs_interval(400, &mut normal.rng);
             covered += usize::from(low <= truth && truth <= high);
         }
         // The same bound as for intervals over clusters is 93 %.

@@ -8,6 +8,7 @@ mod chat;
 mod findings;
 mod folder;
 mod gguf;
+mod instruction;
 mod model_files;
 mod pairs;
 mod token_pair;
@@ -20,6 +21,7 @@ use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, Tokenizer as Ids};
 
 pub use findings::{Findings, repeats};
+pub use instruction::{instructed, with_instruction};
 pub use pairs::{
     Cut, DroppedPair, Limits, Outcome, SkipReason, Tokenised, each, fit, show_example, tokenise,
     tokenise_pair, whole_pair,

@@ -4,7 +4,8 @@
 use tch::{Kind, Tensor};
 
 use crate::api::{
-    Axis, Directions, Intervention, Needs, Pooling, ROUNDING, Sides, Site, precision,
+    Axis, Directions, Intervention, Needs, ParameterGrad, Pooling, ROUNDING, Sides, Site, StepInfo,
+    precision,
 };
 use crate::batch::PairBatch;
 use crate::error::{Error, Result};
@@ -151,7 +152,12 @@ impl ModuleDirections {
     ///
     /// # Errors
     /// Fails if the method fails or returns a gradient of the wrong shape.
-    pub fn map_gradients(&self, method: &dyn Intervention, adapted: &Adapted) -> Result<()> {
+    pub fn map_gradients(
+        &self,
+        method: &dyn Intervention,
+        adapted: &Adapted,
+        step: StepInfo,
+    ) -> Result<()> {
         let _guard = tch::no_grad_guard();
         for changed in adapted.changed() {
             for parameter in &changed.parameters {
@@ -165,7 +171,8 @@ impl ModuleDirections {
                     if matches!(axis, Axis::Input(_)) { &changed.input } else { &changed.output };
                 let direction =
                     self.at(site, &self.step)?.mean(self.pairs)?.f_to_kind(grad.kind())?;
-                let mapped = method.parameter_grad(&grad, axis, &direction)?;
+                let at = ParameterGrad { site, axis, direction: &direction, step };
+                let mapped = method.parameter_grad(&grad, at)?;
                 if mapped.size() != grad.size() {
                     return Err(Error::internal(format!(
                         "the method returned a gradient of shape {:?} for `{}`, expected {:?}",

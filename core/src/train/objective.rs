@@ -55,9 +55,9 @@ pub struct Evaluated {
     /// Metrics of every method that uses log-probabilities. They have the same names as in TRL.
     /// Empty after [`Objective::set_metrics`] with `false`.
     pub metrics: Vec<(String, Tensor)>,
-    /// The training pass and the blocks that its backward pass runs again; `None` if there are
-    /// none.
-    saved: Option<(TrainPass, SavedBlocks)>,
+    /// The training pass, its step, and the blocks that its backward pass runs again; `None` if
+    /// there are none.
+    saved: Option<(TrainPass, StepInfo, SavedBlocks)>,
 }
 
 impl TrainPass {
@@ -272,10 +272,10 @@ impl Objective {
         loss: &Tensor,
     ) -> Result<()> {
         loss.f_backward()?;
-        if let Some((pass, saved)) = evaluated.saved {
+        if let Some((pass, step, saved)) = evaluated.saved {
             drop(evaluated.loss);
             let sites: Vec<Site> = self.policy_sites(true).cloned().collect();
-            self.with_policy_request(adapted, batch, &sites, Some(pass), |request| {
+            self.with_policy_request(adapted, batch, &sites, step, Some(pass), |request| {
                 model.backward(saved, &batch.stream, request)
             })?;
         }
@@ -319,9 +319,10 @@ impl Objective {
         if let Some(weight) = weight {
             self.directions.read(Directions::Reference, &observed.at_modules, batch, weight)?;
         }
-        let mut reached = self.with_policy_request(adapted, batch, &sites, pass, |request| {
-            model.forward(&batch.stream, request)
-        })?;
+        let mut reached =
+            self.with_policy_request(adapted, batch, &sites, step, pass, |request| {
+                model.forward(&batch.stream, request)
+            })?;
         let at_modules = reached.states.split_off(self.taps.sites.len());
         if let Some(weight) = weight {
             self.directions.read(Directions::Policy, &at_modules, batch, weight)?;
@@ -385,7 +386,11 @@ impl Objective {
         }
         // The method's metrics replace built-in metrics with the same name.
         metrics.retain(|(name, _)| loss.metrics.iter().all(|(own, _)| own != name));
-        Ok(Evaluated { loss, metrics, saved: pass.zip(reached.saved) })
+        Ok(Evaluated {
+            loss,
+            metrics,
+            saved: pass.zip(reached.saved).map(|(pass, saved)| (pass, step, saved)),
+        })
     }
 
     /// Calls `work` with the request of the policy's pass over a batch. `pass` is `None` if no
@@ -395,12 +400,13 @@ impl Objective {
         adapted: &Adapted,
         batch: &PairBatch,
         sites: &[Site],
+        step: StepInfo,
         pass: Option<TrainPass>,
         work: impl FnOnce(Request<'_>) -> Result<T>,
     ) -> Result<T> {
         let hook = |site: &Site, y: Tensor| {
             if let (true, Some(pass)) = (self.needs.output_grads, pass) {
-                self.hook(site, &y, batch, pass.weight)?;
+                self.hook(site, &y, batch, step, pass.weight)?;
             }
             Ok(y)
         };
@@ -487,9 +493,9 @@ impl Objective {
     ///
     /// # Errors
     /// Fails if the method returns an error.
-    pub fn map_gradients(&mut self, adapted: &Adapted) -> Result<()> {
+    pub fn map_gradients(&mut self, adapted: &Adapted, step: StepInfo) -> Result<()> {
         if self.needs.parameter_grads {
-            self.directions.map_gradients(self.intervention.as_ref(), adapted)?;
+            self.directions.map_gradients(self.intervention.as_ref(), adapted, step)?;
         }
         self.directions.reset();
         Ok(())
@@ -497,13 +503,21 @@ impl Objective {
 
     /// Registers a hook on the output `y` of an adapted module. The hook lets the method modify the
     /// gradient of `y`.
-    fn hook(&self, site: &Site, y: &Tensor, batch: &PairBatch, weight: f64) -> Result<()> {
+    fn hook(
+        &self,
+        site: &Site,
+        y: &Tensor,
+        batch: &PairBatch,
+        step: StepInfo,
+        weight: f64,
+    ) -> Result<()> {
         let direction = self.directions.of_batch(site)?;
         let mut map = self.intervention.output_grad(OutputGrad {
             site: site.clone(),
             direction,
             owner: batch.row_owner()?,
             weight,
+            step,
         })?;
         let clock = self.clock.clone();
         let timed = move |grad: &Tensor| clock.measure(Phase::Hooks, || map(grad));

@@ -266,7 +266,7 @@ mod tests {
         let plan = GradientPlan::new(&model, &adapted).unwrap();
         let first = objective.work(&model, &adapted, &batch, &plan).unwrap();
         if needs.reference_logprobs {
-            let step = StepInfo { step: 0, steps: 1 };
+            let step = StepInfo { step: 0, steps: 1, seed: 0 };
             objective.loss(&model, &adapted, &batch, step, TrainPass::of_weight(1.0)).unwrap();
         }
         [first, objective.work(&model, &adapted, &batch, &plan).unwrap()]

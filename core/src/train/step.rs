@@ -88,7 +88,7 @@ pub fn accumulate(
         objective.scale_gradients(adapted, factor)?;
     }
     let clock = objective.clock().clone();
-    clock.measure(Phase::Hooks, || objective.map_gradients(adapted))?;
+    clock.measure(Phase::Hooks, || objective.map_gradients(adapted, info))?;
     Ok(sums)
 }
 

@@ -3,6 +3,7 @@
 
 use reprpo_plugin::prelude::*;
 
+use super::direction::Direction;
 use super::original::{self, OriginalTap, Variant};
 use super::ranges::zero_or_more;
 use super::vectors::{EPS, NO_DIRECTION, mean, norm, safe};
@@ -32,6 +33,9 @@ lowering the loss by shrinking the states. A pair is left out at a tap where it 
 direction, which means that s is 0 up to rounding, for example because both completions are equal.
 A T that keeps lengths (ortho, hra) does not change this loss. Another T can lower it without the
 adapter, by losing rank if `log` is set, or by shrinking if transform_in = reroute.
+With direction = random, a control, the rejected states move to a random target instead of r⁺:
+L = ‖p⁻ − (r⁻ + ‖r⁺ − r⁻‖·u)‖²/s² + α‖p⁺ − r⁺‖²/s². The target has the same distance from r⁻. Each
+tap has one random unit vector u for all pairs and steps, drawn from train.seed.
 The first recipes of the original project used log = true, transform_in = reroute, a tap with
 pooling = common, and α = 0.1 or 0.01.
 Differences of original: it pools over prompt and completion, leaving out tokens whose states are
@@ -43,6 +47,10 @@ gradient, and its gradient grows as p⁺ approaches r⁺.",
 pub struct Mse {
     /// Objective to use: this project's or the original one.
     pub variant: Variant,
+    /// Direction from r⁻ to the target of the rejected states: the preference direction, so that
+    /// the target is r⁺, or, as a control, a random one. Only the default variant supports
+    /// `random`.
+    pub direction: Direction,
     /// α: weight of the distance between the policy's and the reference's chosen states, at least
     /// 0; dimensionless.
     #[default(0.6)]
@@ -67,6 +75,7 @@ pub enum TransformIn {
 impl InterventionPlugin for Mse {
     fn build(self, _: &ModelInfo) -> Result<Box<dyn Intervention>> {
         zero_or_more("alpha", self.alpha)?;
+        self.direction.check(self.variant)?;
         Ok(Box::new(self))
     }
 }
@@ -87,10 +96,10 @@ impl Intervention for Mse {
         }
     }
 
-    fn loss(&mut self, pairs: &Pairs, _: StepInfo) -> Result<Loss> {
+    fn loss(&mut self, pairs: &Pairs, step: StepInfo) -> Result<Loss> {
         match self.variant {
             Variant::Default => {
-                let pairs = pairs.mean_over_counting_taps(|tap| self.terms(tap))?;
+                let pairs = pairs.mean_over_counting_taps(|tap| self.terms(tap, step.seed))?;
                 let loss = Loss::over(pairs.mean(&self.sum(&pairs.values)), &pairs, NO_DIRECTION);
                 Ok(logged(loss, &pairs.values))
             }
@@ -118,7 +127,7 @@ impl Mse {
 
     /// Returns the reroute and retain terms at one tap, stacked to shape `[2 b]`. Also returns a
     /// mask `[b]` of the pairs with a preference direction at this tap.
-    fn terms(&self, tap: &TapStates) -> Result<(Tensor, Tensor)> {
+    fn terms(&self, tap: &TapStates, seed: u64) -> Result<(Tensor, Tensor)> {
         let (p, r) = (tap.policy()?, tap.reference()?);
         let (p_ret, r_ret) = match self.transform_in {
             TransformIn::All => (p, r),
@@ -126,7 +135,11 @@ impl Mse {
         };
         let counts = r_ret.differ();
         let s2 = safe(&(mean_square(&r_ret.chosen, &r_ret.rejected) + EPS * EPS), &counts);
-        let reroute = mean_square(&p.rejected, &r.chosen) / &s2;
+        let target = match self.direction {
+            Direction::Preference => r.chosen.shallow_clone(),
+            random => &r.rejected + random.of(&(&r.chosen - &r.rejected), &tap.site, seed),
+        };
+        let reroute = mean_square(&p.rejected, &target) / &s2;
         let retain = mean_square(&p_ret.chosen, &r_ret.chosen) / &s2;
         let terms = Tensor::stack(&[reroute, retain], 0);
         Ok((if self.log { (terms + LOG_EPS).log() } else { terms }, counts))

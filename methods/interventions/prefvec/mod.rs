@@ -3,6 +3,7 @@
 
 use reprpo_plugin::prelude::*;
 
+use super::direction::Direction;
 use super::dpo::losses;
 use super::original::{self, OriginalTap, Variant};
 use super::ranges::{above_zero, zero_or_more};
@@ -36,6 +37,10 @@ but T does: this keeps T from lowering the loss by shrinking the states. A pair 
 tap where it has no preference direction, which means that d is 0 up to rounding, for example
 because both completions are equal. A T that keeps lengths and angles (ortho, hra) does not change
 this loss.
+With direction = random, a control, a random direction takes the place of d everywhere in the
+formula: d = ‖r⁺ − r⁻‖·u. Each tap has one random unit vector u for all pairs and steps, drawn
+from train.seed, in the space of the transformed states. Targets, lengths and the pairs that count
+stay the same. What remains of the effect does not come from the preference direction.
 Differences of original: it pools over prompt and completion, leaving out tokens whose states are
 unusually long. mean(proj) is ⟨a, v̂⟩ times the mean of the components of v̂, so its sign has no
 meaning; the absolute value turns it into a penalty. log σ(−θ) has no lower bound; `dpo` with
@@ -48,6 +53,9 @@ pub struct PrefVec {
     /// Objective to use: this project's or the original one. `original` only uses the fields with
     /// the prefix `original_` and, for the logged rewards, `beta`.
     pub variant: Variant,
+    /// Direction in which the states are moved: the preference direction, or, as a control, a
+    /// random one. Only the default variant supports `random`.
+    pub direction: Direction,
     /// τ: target distance along v̂, as a multiple of the preference vector's length; greater than
     /// 0.
     #[default(1.0)]
@@ -92,6 +100,7 @@ pub struct PrefVec {
 impl InterventionPlugin for PrefVec {
     fn build(self, _: &ModelInfo) -> Result<Box<dyn Intervention>> {
         let c = &self;
+        c.direction.check(c.variant)?;
         for (field, value) in [("tau", c.tau), ("beta", c.beta)] {
             above_zero(field, value)?;
         }
@@ -139,21 +148,21 @@ impl Intervention for PrefVec {
         }
     }
 
-    fn loss(&mut self, pairs: &Pairs, _: StepInfo) -> Result<Loss> {
+    fn loss(&mut self, pairs: &Pairs, step: StepInfo) -> Result<Loss> {
         match self.variant {
-            Variant::Default => self.trust_region(pairs),
+            Variant::Default => self.trust_region(pairs, step.seed),
             Variant::Original => self.original(&OriginalTap::all(pairs)?, pairs),
         }
     }
 }
 
 impl PrefVec {
-    fn trust_region(&self, pairs: &Pairs) -> Result<Loss> {
+    fn trust_region(&self, pairs: &Pairs, seed: u64) -> Result<Loss> {
         // The terms at one tap: along, orth, angle, a⁺ and a⁻. Each has shape [b], with a value per
         // pair.
         let directed = pairs.mean_over_counting_taps(|tap| {
             let (p, r) = (tap.policy()?, tap.reference()?);
-            let d = &r.chosen - &r.rejected;
+            let d = self.direction.of(&(&r.chosen - &r.rejected), &tap.site, seed);
             let counts = r.differ();
             let s = safe(&norm(&d), &counts).unsqueeze(-1) + EPS;
             let v = &d / &s;

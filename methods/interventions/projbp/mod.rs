@@ -2,6 +2,7 @@
 
 use reprpo_plugin::prelude::*;
 
+use super::direction::Direction;
 use super::dpo::Dpo;
 use super::original::Variant;
 use super::projection::{Sign, check, excess, length, unit};
@@ -27,6 +28,8 @@ h_r is the output of the module in the base model. lrelu(c) is c if `sign` lets 
 neg_slope·c otherwise. At prompt tokens, g is the sum over both completions, so a prompt may be
 shared within a pair but not between pairs. A pair whose reference states are equal has no v̂
 there, so its c_t is 0.
+With direction = random, a control, d = ‖pool(h_r on y⁺) − pool(h_r on y⁻)‖·u for a random unit
+vector u. Each output has one u for all pairs and steps, drawn from train.seed.
 Differences of original: it always uses sign = pos. A descent step moves against g, so this passes
 steps towards the rejected completion and scales down the others: the loss rises.
 The map is not linear, so the result is not the gradient of any loss, and finite differences do
@@ -37,6 +40,9 @@ pub struct ProjBp {
     /// Which of the gradient's coefficients along the preference direction to keep: those that
     /// `sign` selects (`default`), or only positive ones (`original`).
     pub variant: Variant,
+    /// Direction of the projection: the preference direction of each pair, or, as a control, a
+    /// random one.
+    pub direction: Direction,
     /// β: factor for the gradient's component orthogonal to the direction, at least 0.
     #[default(0.2)]
     pub beta: f64,
@@ -93,8 +99,8 @@ impl Intervention for Projected {
     fn output_grad(&self, at: OutputGrad) -> Result<GradMap> {
         let config = self.config.clone();
         let pairs = at.direction.size()[0];
-        let (v, limit) =
-            (unit(&at.direction), length(&at.direction) * config.mag_clip.unwrap_or(f64::INFINITY));
+        let d = config.direction.of(&at.direction, &at.site, at.step.seed);
+        let (v, limit) = (unit(&d), length(&d) * config.mag_clip.unwrap_or(f64::INFINITY));
         Ok(Box::new(move |grad| {
             // The gradient of each pair's unweighted loss, `[n out]`, converted to the dtype of
             // `v`.

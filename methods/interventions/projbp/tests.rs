@@ -15,7 +15,7 @@ use reprpo_plugin::tch::{self, Device};
 
 use super::*;
 
-const STEP: StepInfo = StepInfo { step: 0, steps: 1 };
+const STEP: StepInfo = StepInfo { step: 0, steps: 1, seed: 0 };
 
 fn adapter(targets: &str) -> Box<dyn Adapter> {
     let lora = Registry::builtin().unwrap().adapter("lora").unwrap();
@@ -142,6 +142,7 @@ fn segmented(config: &ProjBp, model: &Model, targets: &str) -> Vec<Tensor> {
             direction: direction(place),
             owner: batch.row_owner().unwrap(),
             weight: 1.0 / batch.len() as f64,
+            step: STEP,
         };
         let mapped = method.output_grad(at).unwrap()(&sums[i]).unwrap();
         accumulate_from(&mut sums, &(y * mapped).sum(Kind::Double));

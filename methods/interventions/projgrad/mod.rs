@@ -2,6 +2,7 @@
 
 use reprpo_plugin::prelude::*;
 
+use super::direction::Direction;
 use super::dpo::Dpo;
 use super::projection::{Sign, check, excess, unit};
 
@@ -26,10 +27,15 @@ G ← lrelu(c)⊗u + β·rest
 lrelu(c) is c if `sign` lets it pass, and neg_slope·c otherwise. With sign = \"both\", nothing is
 clipped. u is accumulated along with the gradient, so the result does not depend on micro-batches.
 Parameters without such an axis (rotations, the inner vector of vera) keep their gradient. β = 1
-with sign = \"both\" changes nothing. β = 0 only keeps the part along u.",
+with sign = \"both\" changes nothing. β = 0 only keeps the part along u.
+With direction = random, a control, u is a random unit vector instead. Each input or output of a
+module has its own u, which is drawn from train.seed and is the same in all steps. The loss stays
+the same.",
     example(source = "policy", mag_clip = 0.5)
 )]
 pub struct ProjGrad {
+    /// Direction of the projection: the preference direction, or, as a control, a random one.
+    pub direction: Direction,
     /// β: factor for the gradient's component orthogonal to the direction, at least 0. With β = 1
     /// and `sign = "both"`, the method equals DPO.
     #[default(0.8)]
@@ -87,9 +93,10 @@ impl Intervention for Projected {
         self.loss.loss(pairs, step)
     }
 
-    fn parameter_grad(&self, grad: &Tensor, axis: Axis, direction: &Tensor) -> Result<Tensor> {
-        let config = &self.config;
-        let u = unit(direction);
+    fn parameter_grad(&self, grad: &Tensor, at: ParameterGrad<'_>) -> Result<Tensor> {
+        let (config, axis) = (&self.config, at.axis);
+        let direction = config.direction.of(at.direction, at.site, at.step.seed);
+        let u = unit(&direction);
         // Move the axis to the end, so that `g` has the shape [… w].
         let mut g = grad.movedim_int(axis.dim() as i64, -1);
         if let Some(kappa) = config.mag_clip {

@@ -1,10 +1,15 @@
 use reprpo_plugin::tch::Device;
-use reprpo_plugin::testkit::random;
+use reprpo_plugin::testkit::{self, random};
 
 use super::*;
 
 fn projected(config: ProjGrad) -> Projected {
     Projected { config, loss: Box::new(Dpo::default()) }
+}
+
+/// Returns the arguments of `parameter_grad` for the output of the first block.
+fn at(axis: Axis, direction: &Tensor) -> ParameterGrad<'_> {
+    ParameterGrad { site: &Site::Block(0), axis, direction, step: testkit::STEP }
 }
 
 fn off(a: &Tensor, b: &Tensor) -> f64 {
@@ -22,7 +27,7 @@ fn with_beta_one_and_no_clipping_the_gradient_does_not_change() {
         (&[2, 7, 3], Axis::Input(1)),
     ] {
         let (g, d) = (random(shape), random(&[7]));
-        assert!(off(&method.parameter_grad(&g, axis, &d).unwrap(), &g) < 1e-10, "{shape:?}");
+        assert!(off(&method.parameter_grad(&g, at(axis, &d)).unwrap(), &g) < 1e-10, "{shape:?}");
     }
 }
 
@@ -31,7 +36,7 @@ fn with_beta_zero_a_gradient_is_parallel_to_the_direction() {
     let method = projected(ProjGrad { beta: 0.0, ..ProjGrad::default() });
     let (g, d) = (random(&[7, 5]), random(&[7]));
     let u = &d / d.norm();
-    let p = method.parameter_grad(&g, Axis::Output(0), &d).unwrap();
+    let p = method.parameter_grad(&g, at(Axis::Output(0), &d)).unwrap();
     assert!(off(&p, &u.outer(&u.unsqueeze(0).matmul(&g).squeeze_dim(0))) < 1e-10);
 }
 
@@ -41,7 +46,7 @@ fn a_sign_clips_the_coefficient_but_not_the_vector() {
     let g = Tensor::from_slice(&[2.0f64, 1.0, -4.0, 1.0]).reshape([2, 2]);
     let with = |sign| {
         projected(ProjGrad { beta: 0.5, sign, neg_slope: 0.25, ..ProjGrad::default() })
-            .parameter_grad(&g, Axis::Input(1), &d)
+            .parameter_grad(&g, at(Axis::Input(1), &d))
             .unwrap()
     };
     assert!(
@@ -59,7 +64,7 @@ fn scale_orth_gives_the_orthogonal_part_the_length_of_the_parallel_part() {
     let method = projected(ProjGrad { beta: 1.0, scale_orth: true, ..ProjGrad::default() });
     let (g, d) = (random(&[5, 7]), random(&[7]));
     let u = &d / d.norm();
-    let p = method.parameter_grad(&g, Axis::Input(1), &d).unwrap();
+    let p = method.parameter_grad(&g, at(Axis::Input(1), &d)).unwrap();
     let along = p.matmul(&u).unsqueeze(1) * &u;
     assert!(((&p - &along).norm() - along.norm()).abs().double_value(&[]) < 1e-9);
 }
@@ -68,7 +73,7 @@ fn scale_orth_gives_the_orthogonal_part_the_length_of_the_parallel_part() {
 fn a_gradient_longer_than_the_limit_is_scaled_down() {
     let method = projected(ProjGrad { beta: 1.0, mag_clip: Some(0.5), ..ProjGrad::default() });
     let (g, d) = (random(&[5, 7]), random(&[7]) * 0.1);
-    let p = method.parameter_grad(&g, Axis::Input(1), &d).unwrap();
+    let p = method.parameter_grad(&g, at(Axis::Input(1), &d)).unwrap();
     assert!((p.norm() - d.norm() * 0.5).abs().double_value(&[]) < 1e-9);
 }
 
@@ -148,8 +153,16 @@ fn assert_gradients_are_parallel(
         &adapted,
     )
     .unwrap();
-    accumulate(&mut objective, model, &adapted, &pairs, 2, StepInfo { step: 0, steps: 1 }, 0)
-        .unwrap();
+    accumulate(
+        &mut objective,
+        model,
+        &adapted,
+        &pairs,
+        2,
+        StepInfo { step: 0, steps: 1, seed: 0 },
+        0,
+    )
+    .unwrap();
 
     let spec = BatchSpec::SCORED;
     let batch = PairBatch::of(&pairs, spec, model).unwrap();

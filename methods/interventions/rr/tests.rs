@@ -11,7 +11,7 @@ fn loss(policy: &Sides, reference: &Sides, step: usize) -> Loss {
         None,
         None,
     );
-    Rr::default().loss(&pairs, StepInfo { step, steps: 10 }).unwrap()
+    Rr::default().loss(&pairs, StepInfo { step, steps: 10, seed: 0 }).unwrap()
 }
 
 #[test]
@@ -26,7 +26,10 @@ fn the_retain_term_is_relative_to_the_reference_state_except_in_the_original() {
     let retain = |variant| {
         let pairs = Pairs::new(1, vec![tap_of_tokens(&policy, &reference, 1)], None, None);
         let config = Rr { variant, ..Rr::default() };
-        logged(&config.clone().loss(&pairs, StepInfo { step: 4, steps: 10 }).unwrap(), "rr/retain")
+        logged(
+            &config.clone().loss(&pairs, StepInfo { step: 4, steps: 10, seed: 0 }).unwrap(),
+            "rr/retain",
+        )
     };
     assert!(
         (retain(Variant::Default) - 1.25).abs() < 1e-6

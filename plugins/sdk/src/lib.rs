@@ -8,7 +8,7 @@ pub mod testkit;
 pub use reprpo_core::files::{is_lfs_pointer, lfs_pointer};
 #[doc(hidden)]
 pub use reprpo_core::inventory;
-pub use reprpo_core::{api, error, export_plugin, hub, plugin, recipe, registry};
+pub use reprpo_core::{api, error, export_plugin, hub, plugin, recipe, registry, suite};
 pub use reprpo_macros::{adapter, choice, dataset, intervention, tap, transform};
 pub use {schemars, serde, serde_json, tch, tracing};
 

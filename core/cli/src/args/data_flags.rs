@@ -20,6 +20,8 @@ pub struct DataFlagSpec {
     source: Source,
     /// `None` if the command has no `--split`.
     split: Option<Split>,
+    /// True if the command has `--shift` and `--suite`, and no other group of flags contains them.
+    shifts: bool,
     /// Last part of the help of `--max-length`. `{default}` is replaced by the field's default.
     /// `None` if the command does not have the flag.
     max_length: Option<&'static str>,
@@ -75,6 +77,7 @@ impl PairReader for RunData {
     const SPEC: DataFlagSpec = DataFlagSpec {
         source: Source::Dataset(None),
         split: Some(Split::Train),
+        shifts: false,
         max_length: None,
         clusters: true,
         set: None,
@@ -88,6 +91,7 @@ impl PairReader for EvalData {
                 repository such as `org/name`. Defaults to the run's own data.",
         )),
         split: Some(Split::Score),
+        shifts: true,
         max_length: Some(
             ". Defaults to the run's `train.max_length`, or to no limit without a run. Longer \
                 completions are truncated at the end and counted below the table.",
@@ -101,6 +105,7 @@ impl PairReader for ScoreData {
     const SPEC: DataFlagSpec = DataFlagSpec {
         source: Source::Data,
         split: Some(Split::Score),
+        shifts: false,
         max_length: Some(
             ". Defaults to no limit. Longer completions are truncated at the end. The output shows \
                 how many pairs are truncated or dropped. A warning counts the pairs that exceed \
@@ -119,6 +124,7 @@ impl PairReader for StatesData {
                 data.",
         )),
         split: Some(Split::Read),
+        shifts: false,
         max_length: Some(
             ". Defaults to the run's `train.max_length`, or to no limit without a run.",
         ),
@@ -131,6 +137,7 @@ impl PairReader for InspectData {
     const SPEC: DataFlagSpec = DataFlagSpec {
         source: Source::First,
         split: Some(Split::Read),
+        shifts: false,
         max_length: Some(". Pairs are cut as in a run. Defaults to {default}."),
         clusters: true,
         set: Some("dataset.test=FILE"),
@@ -141,6 +148,7 @@ impl PairReader for TokensData {
     const SPEC: DataFlagSpec = DataFlagSpec {
         source: Source::First,
         split: Some(Split::Read),
+        shifts: false,
         max_length: Some(". Pairs are cut as in a run. Defaults to no limit."),
         clusters: false,
         set: Some("dataset.test=FILE"),
@@ -151,6 +159,7 @@ impl PairReader for FetchData {
     const SPEC: DataFlagSpec = DataFlagSpec {
         source: Source::First,
         split: None,
+        shifts: false,
         max_length: None,
         clusters: false,
         set: Some("dataset.oos=org/other:test"),
@@ -203,13 +212,23 @@ impl DataFlagSpec {
         Some(flag.help(&help))
     }
 
+    fn shift_flags(&self) -> Vec<Flag> {
+        if self.shifts { vec![of_field(SHIFTS), of_field(SUITE)] } else { Vec::new() }
+    }
+
     /// The flags that set a field, except the argument that selects the data set.
     fn flags(&self) -> Vec<Flag> {
-        [Some(of_field(DATA_DIR)), self.split(), self.max_length()].into_iter().flatten().collect()
+        [Some(of_field(DATA_DIR)), self.split(), self.max_length()]
+            .into_iter()
+            .flatten()
+            .chain(self.shift_flags())
+            .collect()
     }
 }
 
 const DATA_DIR: &str = "dataset.data_dir";
+const SHIFTS: &str = "eval.shifts";
+const SUITE: &str = "eval.suite";
 const COLUMNS: &str = "columns";
 const CLUSTER: &str = "cluster";
 const SET: &str = "set";
@@ -282,6 +301,7 @@ impl<C: PairReader> Args for DataFlags<C> {
             .arg(spec.source_argument(&of_field("dataset")))
             .arg(argument(&of_field(DATA_DIR)))
             .args(spec.split().iter().map(argument))
+            .args(spec.shift_flags().iter().map(argument))
             .arg(
                 columns.help(
                     "Names of the columns, e.g. `prompt=question,chosen=best,rejected=worst`",

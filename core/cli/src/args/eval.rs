@@ -13,7 +13,10 @@ use super::fields::{CacheFlags, FieldFlags, ModelFlags};
 Examples:
   reprpo eval runs/dpo-lora-synthetic-1
   reprpo eval runs/a runs/b --dataset genies:math --set eval.max_pairs=none --json
-  reprpo eval --model smollm2-135m-instruct --dataset pairs.jsonl")]
+  reprpo eval runs/a --shift genies:us_history --shift law=pairs.jsonl#train[:100]
+  reprpo eval runs/a --suite genies-probing --data-dir DATA
+  reprpo eval --model smollm2-135m-instruct --dataset pairs.jsonl
+  reprpo eval --model smollm2-135m-instruct --set eval.instruction='Follow the evidence.'")]
 pub struct EvalArgs {
     /// Folders of runs, or adapters in PEFT format (folders or Hugging Face repositories). If none
     /// are given, evaluate the base model given by `--model`.

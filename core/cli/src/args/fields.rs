@@ -100,7 +100,7 @@ impl<S> FieldFlags<S> {
 
 /// Adds the value `text` of a flag to `layers`. `shown` is the flag's name in error messages.
 pub fn apply(layers: &mut Layering<'_>, shown: &str, flag: &Flag, text: &str) {
-    if flag.list {
+    if flag.list && !flag.repeats {
         layers.flag(shown, &flag.path, &serde_json::json!([text]).to_string());
     } else {
         layers.flag(shown, &flag.path, text);
@@ -119,16 +119,22 @@ pub fn argument(flag: &Flag) -> Arg {
         Some(_) => arg.action(ArgAction::SetTrue),
         None => {
             let arg = arg.value_name(flag.value.clone());
+            let arg = if flag.repeats { arg.action(ArgAction::Append) } else { arg };
             arg.allow_negative_numbers(flag.hyphens && flag.number)
                 .allow_hyphen_values(flag.hyphens && !flag.number)
         }
     }
 }
 
-/// Returns the value given for a flag on the command line, if any.
+/// Returns the value given for a flag on the command line, if any. The values of a flag that can be
+/// repeated are a JSON list.
 pub fn given(matches: &ArgMatches, flag: &Flag) -> Option<String> {
     if matches.value_source(&flag.path) != Some(ValueSource::CommandLine) {
         return None;
+    }
+    if flag.repeats {
+        let all: Vec<&String> = matches.get_many(&flag.path)?.collect();
+        return Some(serde_json::json!(all).to_string());
     }
     flag.switch.clone().or_else(|| matches.get_one(&flag.path).cloned())
 }

@@ -3,13 +3,14 @@
 use clap::{Args, ValueEnum};
 use reprpo_core::registry::Kind;
 
-/// List interventions, adapters, transforms, taps, data sets, recipes and models.
+/// List interventions, adapters, transforms, taps, data sets, recipes, suites and models.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
   reprpo list
   reprpo list adapters
   reprpo list --long
+  reprpo list suites --long
   reprpo list models --json")]
 pub struct ListArgs {
     /// List only one kind.
@@ -32,12 +33,14 @@ pub enum ListKind {
     Datasets,
     /// Published settings for `--recipe`.
     Recipes,
+    /// Sets of shifts for `--suite`.
+    Suites,
     /// Models that can be chosen by a short name.
     Models,
 }
 
 impl ListKind {
-    /// The kind of plugin; `None` for recipes and models.
+    /// The kind of plugin; `None` for recipes, suites and models.
     pub fn plugin(self) -> Option<Kind> {
         match self {
             ListKind::Interventions => Some(Kind::Intervention),
@@ -45,7 +48,7 @@ impl ListKind {
             ListKind::Transforms => Some(Kind::Transform),
             ListKind::Taps => Some(Kind::Tap),
             ListKind::Datasets => Some(Kind::Dataset),
-            ListKind::Recipes | ListKind::Models => None,
+            ListKind::Recipes | ListKind::Suites | ListKind::Models => None,
         }
     }
 }

@@ -17,6 +17,8 @@ Examples:
   reprpo run --intervention prefvec --adapter hra --dataset genies:math --data-dir DATA
   reprpo run --dataset pairs.jsonl --model ./my-model --set train.lr=3e-5 --set train.epochs=2
   reprpo run --config experiment.toml --out runs/mine --seed 1
+  reprpo run --dataset genies:math --data-dir DATA --suite genies-probing
+  reprpo run --intervention prefvec --set intervention.direction=random
   reprpo run --recipe reprpo_hra --dataset genies:math --data-dir DATA
   reprpo run --resume runs/dpo-lora-synthetic-1
   reprpo run --resume auto --out runs/mine --dataset pairs.jsonl --set train.checkpoint_every=50

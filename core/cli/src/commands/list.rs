@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use reprpo_core::Result;
+use reprpo_core::config::Suite;
 use reprpo_core::registry::PluginLibrary;
 use reprpo_core::registry::{Entry, Kind, Recipe, Registry};
 use reprpo_core::report::{Align, Grid};
@@ -24,6 +25,10 @@ pub fn run(args: &ListArgs, app: &App<'_>) -> Result<()> {
         None | Some(ListKind::Recipes) => app.registry.recipes().collect(),
         _ => Vec::new(),
     };
+    let suites = match args.kind {
+        None | Some(ListKind::Suites) => Suite::all()?,
+        _ => Vec::new(),
+    };
     if args.json {
         let plugins = kinds
             .iter()
@@ -31,14 +36,15 @@ pub fn run(args: &ListArgs, app: &App<'_>) -> Result<()> {
             .map(|entry| described(entry, app.registry));
         let all: Vec<Value> = plugins
             .chain(recipes.iter().map(|r| recipe(r, app.registry)))
+            .chain(suites.iter().map(suite))
             .chain(models.iter().map(model))
             .collect();
         return app.printer.json(&Value::Array(all));
     }
     let text = if args.long {
-        long_text(&kinds, &recipes, &models, app.registry)
+        long_text(&kinds, &recipes, &suites, &models, app.registry)
     } else {
-        short_text(&kinds, &recipes, &models, app.registry)
+        short_text(&kinds, &recipes, &suites, &models, app.registry)
     };
     app.printer.data(&text)
 }
@@ -50,6 +56,7 @@ const WIDTH: usize = 100;
 fn short_text(
     kinds: &[Kind],
     recipes: &[&Recipe],
+    suites: &[Suite],
     models: &[KnownModel],
     registry: &Registry,
 ) -> String {
@@ -69,6 +76,8 @@ fn short_text(
         .map(|kind| (kind.plural(), registry.of(*kind).map(plugin).collect()))
         .collect();
     groups.push(("recipes".to_owned(), recipes.iter().map(recipe).collect()));
+    let suite = |suite: &Suite| line(&suite.name, &suite.summary, "");
+    groups.push(("suites".to_owned(), suites.iter().map(suite).collect()));
     groups.push(("models".to_owned(), models.iter().map(model).collect()));
     groups.retain(|(_, lines)| !lines.is_empty());
     let mut text = String::new();
@@ -133,6 +142,7 @@ fn shortened(summary: &str, room: usize) -> String {
 fn long_text(
     kinds: &[Kind],
     recipes: &[&Recipe],
+    suites: &[Suite],
     models: &[KnownModel],
     registry: &Registry,
 ) -> String {
@@ -154,6 +164,9 @@ fn long_text(
     let mut text: Vec<String> = sections.collect();
     if !recipes.is_empty() {
         text.push(recipes_text(recipes, registry));
+    }
+    if !suites.is_empty() {
+        text.push(suites_text(suites));
     }
     if !models.is_empty() {
         text.push(models_text(models));
@@ -211,6 +224,36 @@ pub fn recipe(recipe: &Recipe, registry: &Registry) -> Value {
         "reference": recipe.reference,
         "published": recipe.published, "origin": recipe.origin, "version": recipe.version,
         "file": registry.file_of_recipe(&recipe.name).map(|f| &f.path),
+    })
+}
+
+/// The suites with their training sets and shifts.
+fn suites_text(suites: &[Suite]) -> String {
+    let mut grid = Grid::new(["suites", "trained on", "shifts"].map(|c| (c, Align::Left)));
+    for suite in suites {
+        grid.row([suite.name.as_str(), "", &suite.summary]);
+        grid.row(["", "", &format!("({})", suite.reference.trim())]);
+        for set in &suite.training_sets {
+            let shifts: Vec<&str> = set.shifts.iter().map(|shift| shift.name.as_str()).collect();
+            grid.row(["", &set.datasets[0].to_string(), &shifts.join(", ")]);
+        }
+        if !suite.others.is_empty() {
+            let shifts: Vec<&str> = suite.others.iter().map(|shift| shift.name.as_str()).collect();
+            grid.row(["", "anything else", &shifts.join(", ")]);
+        }
+    }
+    format!(
+        "{}\n`--suite` also takes a TOML file; `reprpo list suites --json` shows the data of each \
+            shift\n",
+        grid.plain()
+    )
+}
+
+/// A suite as an item of `reprpo list --json`. `pairs` has one item per training set and shift.
+fn suite(suite: &Suite) -> Value {
+    json!({
+        "kind": "suite", "name": suite.name, "aliases": [], "summary": suite.summary,
+        "reference": suite.reference.trim(), "pairs": suite.pairs(),
     })
 }
 

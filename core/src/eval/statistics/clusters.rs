@@ -1,6 +1,7 @@
 //! The clusters of the scored pairs, and means over pairs with intervals over clusters.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 
 use super::metric::Metric;
 use crate::statistics::{Estimate, Table};
@@ -17,10 +18,14 @@ pub struct Clusters {
 impl Clusters {
     /// Numbers the clusters of pairs, given the name of each pair's cluster.
     pub fn new<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
+        Self::numbered(names)
+    }
+
+    fn numbered<K: Hash + Eq>(keys: impl IntoIterator<Item = K>) -> Self {
         let mut numbers = HashMap::new();
         let mut clusters = Self::default();
-        for name in names {
-            let number = *numbers.entry(name).or_insert(clusters.sizes.len());
+        for key in keys {
+            let number = *numbers.entry(key).or_insert(clusters.sizes.len());
             if number == clusters.sizes.len() {
                 clusters.sizes.push(0);
             }
@@ -33,6 +38,11 @@ impl Clusters {
     /// Puts each of `n` pairs into a cluster of its own.
     pub fn of_single_pairs(n: usize) -> Self {
         Self { of_pairs: (0..n).collect(), sizes: vec![1; n] }
+    }
+
+    /// The clusters of some of the pairs, given by their positions.
+    pub(super) fn of_some(&self, pairs: &[usize]) -> Self {
+        Self::numbered(pairs.iter().map(|pair| self.of_pairs[*pair]))
     }
 
     /// Number of clusters.

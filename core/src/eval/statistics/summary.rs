@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::best_of::BestOf;
 use super::clusters::Clusters;
 use super::metric::Metric;
 use super::model_metrics::ModelMetrics;
@@ -79,6 +80,9 @@ pub struct SplitSummary {
     /// data is unknown.
     #[serde(default)]
     pub overlap: Option<Overlap>,
+    /// Accuracy over rows, if some rows have several pairs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub best_of: Option<BestOf>,
     /// Fraction of pairs for which the base model scores the chosen completion higher.
     pub base_accuracy: Option<Metric>,
     /// Comparison of the trained model with the base model. `None` if only the base model was
@@ -156,6 +160,7 @@ impl SplitSummary {
             dropped: 0,
             truncated: 0,
             overlap: None,
+            best_of: None,
             base_accuracy: base.accuracy,
             change: None,
             base: Some(base),

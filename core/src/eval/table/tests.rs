@@ -23,6 +23,7 @@ fn split(name: &str, data: &str, change: Option<Change>) -> SplitSummary {
         dropped: 0,
         truncated: 0,
         overlap: None,
+        best_of: None,
         base_accuracy: estimate(0.5, 0.4, 0.6),
         change,
         base: None,
@@ -100,7 +101,8 @@ fn without_a_trained_model_there_are_no_columns_of_changes() {
     assert_eq!(
         text,
         "m\n\nsplit  data    n  clusters  base acc\ntest   math  100        33     0.500\n\nacc: \
-            fraction of pairs whose chosen completion scores higher, with ties counted as one half\n"
+            fraction of pairs whose chosen completion scores higher, with ties counted as one \
+            half\n"
     );
 }
 

@@ -268,7 +268,8 @@ impl<'a> Trial<'a> {
                 self.step
             )));
         }
-        let info = StepInfo { step: self.step, steps: self.steps.count };
+        let seed = self.plan.experiment.train.seed;
+        let info = StepInfo { step: self.step, steps: self.steps.count, seed };
         let seed = self.steps.seed(self.step);
         let lr = learning_rate(&self.plan.experiment.train, self.step, self.steps.count);
         let clock = self.run.objective.clock().clone();

@@ -10,7 +10,7 @@ use crate::error::Fault;
 use crate::train::{accumulate, validate};
 
 /// The only step of a run.
-const FIRST: StepInfo = StepInfo { step: 0, steps: 1 };
+const FIRST: StepInfo = StepInfo { step: 0, steps: 1, seed: 0 };
 
 /// A method with the given needs. The closure computes its loss.
 struct Probe<F>(Needs, F);
@@ -268,7 +268,7 @@ fn reference_values(prepared: &[&[&TokenPair]], equal: bool, needs: Needs) -> (V
         objective.work(model, adapted, &batch, &plan).expect("a count").operations.total()
     };
     let before = work(&objective);
-    let step = StepInfo { step: 0, steps: 1 };
+    let step = StepInfo { step: 0, steps: 1, seed: 0 };
     objective.loss(model, adapted, &batch, step, TrainPass::of_weight(1.0)).expect("a loss");
     objective.reference().set_equals_policy(false);
     (receive.recv().expect("values"), before < work(&objective) + 1.0)
@@ -356,7 +356,7 @@ impl Intervention for Running {
 
 #[test]
 fn a_validation_does_not_change_the_method_or_the_gradients() {
-    let info = StepInfo { step: 0, steps: 2 };
+    let info = StepInfo { step: 0, steps: 2, seed: 0 };
     // Computes the gradients after two steps, optionally with a validation in between.
     let gradients = |validates: bool| {
         let fixture = Fixture::new();

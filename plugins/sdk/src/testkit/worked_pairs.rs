@@ -6,7 +6,7 @@ use crate::prelude::*;
 use crate::tch::{self, Device};
 
 /// The first of ten steps.
-pub const STEP: StepInfo = StepInfo { step: 0, steps: 10 };
+pub const STEP: StepInfo = StepInfo { step: 0, steps: 10, seed: 0 };
 
 /// A float64 tensor of the given shape.
 pub fn tensor(values: &[f64], shape: &[i64]) -> Tensor {
