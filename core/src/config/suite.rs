@@ -97,7 +97,7 @@ enum OneOrMore {
 /// A training distribution and one of its shifts.
 #[derive(Clone, Debug, Serialize)]
 pub struct SuitePair {
-    /// The training data, as for `--dataset`, with its fields.
+    /// Training data, as text: a data set and its fields; see `DataSource`.
     pub train: String,
     /// Name of the shift.
     pub shift: String,

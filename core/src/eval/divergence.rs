@@ -1,14 +1,15 @@
 //! Computes the KL divergence of the trained model from the base model.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
-use super::statistics::{CompletionScore, PairScore};
+use super::scoring::{by_block, pair_score};
+use super::statistics::PairScore;
 use crate::api::{Completions, Side};
 use crate::batch::PairBatch;
 use crate::error::{Error, Result};
 use crate::model::pass::Request;
 use crate::model::{Adapted, Detail, Model};
-use crate::reference::{Values, block_spec, blocks};
+use crate::reference::{Values, block_spec};
 use crate::report::Progress;
 use crate::text::TokenPair;
 
@@ -38,19 +39,7 @@ pub fn score_with_kl(
     stop: &AtomicBool,
     progress: &mut dyn Progress,
 ) -> Result<Vec<DivergedPair>> {
-    let mut all = Vec::with_capacity(pairs.len());
-    for block in blocks(pairs, tokens) {
-        if stop.load(Ordering::Relaxed) {
-            return Err(Error::interrupted(format!(
-                "interrupted after scoring {} of {} pairs",
-                all.len(),
-                pairs.len()
-            )));
-        }
-        all.extend(of_block(model, adapted, block)?);
-        progress.advance(block.len() as u64, &[]);
-    }
-    Ok(all)
+    by_block(pairs, tokens, stop, progress, |block| of_block(model, adapted, block))
 }
 
 fn of_block(model: &Model, adapted: &Adapted, pairs: &[TokenPair]) -> Result<Vec<DivergedPair>> {
@@ -68,15 +57,7 @@ fn of_block(model: &Model, adapted: &Adapted, pairs: &[TokenPair]) -> Result<Vec
     let logprobs = Values::of_logprobs(&batch, &scores.logprobs, Completions::Both)?;
     let kl = Values::of_logprobs(&batch, &kl, Completions::Chosen)?;
     let of_pair = |(i, pair): (usize, &TokenPair)| {
-        let score = |side| -> Result<CompletionScore> {
-            let tokens = pair.completion(side).len();
-            Ok(CompletionScore { logp_sum: logprobs.sum(i, side)?, tokens })
-        };
-        let score = PairScore {
-            index: pair.row,
-            chosen: score(Side::Chosen)?,
-            rejected: score(Side::Rejected)?,
-        };
+        let score = pair_score(&logprobs, i, pair)?;
         Ok(DivergedPair { score, kl: kl.sum(i, Side::Chosen)? / pair.chosen.len() as f64 })
     };
     pairs.iter().enumerate().map(of_pair).collect()

@@ -60,6 +60,28 @@ fn scores(
     stop: &AtomicBool,
     progress: &mut dyn Progress,
 ) -> Result<Vec<PairScore>> {
+    by_block(pairs, tokens, stop, progress, |block| {
+        let mut scores = Vec::with_capacity(block.len());
+        for values in logprobs(block)? {
+            for (i, pair) in block.iter().enumerate() {
+                scores.push(pair_score(&values, i, pair)?);
+            }
+        }
+        Ok(scores)
+    })
+}
+
+/// Calls `score` for each block of pairs and returns all results in the order of the pairs.
+///
+/// # Errors
+/// Returns the error of `score`, or `Error::interrupted` when `stop` becomes true.
+pub(super) fn by_block<T>(
+    pairs: &[TokenPair],
+    tokens: usize,
+    stop: &AtomicBool,
+    progress: &mut dyn Progress,
+    mut score: impl FnMut(&[TokenPair]) -> Result<Vec<T>>,
+) -> Result<Vec<T>> {
     let mut scores = Vec::with_capacity(pairs.len());
     for block in blocks(pairs, tokens) {
         if stop.load(Ordering::Relaxed) {
@@ -69,20 +91,21 @@ fn scores(
                 pairs.len()
             )));
         }
-        for values in logprobs(block)? {
-            for (i, pair) in block.iter().enumerate() {
-                let score = |side| -> Result<CompletionScore> {
-                    let tokens = pair.completion(side).len();
-                    Ok(CompletionScore { logp_sum: values.sum(i, side)?, tokens })
-                };
-                scores.push(PairScore {
-                    index: pair.row,
-                    chosen: score(Side::Chosen)?,
-                    rejected: score(Side::Rejected)?,
-                });
-            }
-        }
+        scores.extend(score(block)?);
         progress.advance(block.len() as u64, &[]);
     }
     Ok(scores)
+}
+
+/// The score of the pair at position `i` of a block, from the log-probabilities of the block.
+pub(super) fn pair_score(logprobs: &Values, i: usize, pair: &TokenPair) -> Result<PairScore> {
+    let score = |side| -> Result<CompletionScore> {
+        let tokens = pair.completion(side).len();
+        Ok(CompletionScore { logp_sum: logprobs.sum(i, side)?, tokens })
+    };
+    Ok(PairScore {
+        index: pair.row,
+        chosen: score(Side::Chosen)?,
+        rejected: score(Side::Rejected)?,
+    })
 }

@@ -16,7 +16,7 @@ pub struct Comparison {
     pub p: Option<f64>,
 }
 
-/// Compares two methods by the differences of their values, pair by pair and seed by seed.
+/// Compares two methods by the difference of their values for each pair and seed.
 ///
 /// # Errors
 /// Fails if a pair or a seed only occurs in one table, or if a pair is in different clusters. The

@@ -90,8 +90,8 @@ impl Clusters {
         Some(Metric { value: ratio, ..linear })
     }
 
-    /// Returns the sums of the values over clusters, and the mean of all values. The mean is a
-    /// single division, so the mean of 0 and 1 values is rounded only once.
+    /// Returns the sum of the values in each cluster, and the mean of all values. The mean divides
+    /// their total by their number, so a mean of zeros and ones is rounded only once.
     fn table(&self, values: impl IntoIterator<Item = Option<f64>>) -> Option<(Table, f64)> {
         let (mut sizes, mut sums) = (vec![0; self.sizes.len()], vec![0.0; self.sizes.len()]);
         for (cluster, value) in self.of_pairs.iter().zip(values) {
