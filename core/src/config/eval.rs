@@ -87,6 +87,9 @@ pub struct EvalConfig {
     /// Number of completions to generate before and after training, as a check that the model still
     /// writes coherent text; 0 = none. Sweeps generate none by default.
     pub completions: usize,
+    /// Measure how far training moved the hidden states along and across the preference vector, for
+    /// `eval/states.json` and the report; none = only if the method reads states.
+    pub states: Option<bool>,
     /// Maximum number of tokens in each of these completions.
     pub completion_tokens: usize,
 }
@@ -105,6 +108,7 @@ impl Default for EvalConfig {
             overlap: OverlapRule::default(),
             kl: false,
             completions: 2,
+            states: None,
             completion_tokens: 48,
         }
     }

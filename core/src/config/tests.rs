@@ -462,7 +462,7 @@ fn the_error_for_an_unknown_field_names_the_nearest_field() {
         "unknown configuration field `eval.token` (--set)\n  hint: did you mean `eval.tokens`?\n  \
             hint: valid: eval.completion_tokens, eval.completions, eval.enabled, eval.instruction, \
             eval.kl, eval.max_pairs, eval.overlap, eval.score, eval.shifts, eval.splits, \
-            eval.suite, eval.tokens"
+            eval.states, eval.suite, eval.tokens"
     );
     assert!(set("lr=1").contains("hint: did you mean `train.lr`?"));
     assert!(set("trian.lr=1").contains("hint: did you mean `train.lr`?"));

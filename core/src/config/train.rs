@@ -145,6 +145,8 @@ pub struct TrainConfig {
     /// Number of optimiser steps between checkpoints; none = only save a checkpoint when
     /// interrupted.
     pub checkpoint_every: Option<usize>,
+    /// Also write the metrics to `tb/` in the run's folder, as events for TensorBoard.
+    pub tensorboard: bool,
     /// Number of optimiser steps between validations, which use held-out pairs of `split`. The last
     /// step is always followed by a validation; none = no validation, train on all pairs.
     pub validate_every: Option<usize>,
@@ -194,6 +196,7 @@ impl Default for TrainConfig {
             reference: ReferenceModel::default(),
             metrics_every: 1,
             checkpoint_every: None,
+            tensorboard: false,
             validate_every: None,
             validation_pairs: None,
             keep_best: false,

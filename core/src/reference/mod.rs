@@ -24,6 +24,7 @@ pub use cache::{ReferenceCache, Usage};
 pub use listing::{Collection, clear, collections, folder};
 pub use memory::cached_bytes;
 pub use quantity::Quantity;
+pub(crate) use source::describe as described_device;
 pub use source::{About, Source};
 pub(crate) use values::block_spec;
 pub use values::{Values, compute};

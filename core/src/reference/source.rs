@@ -126,7 +126,7 @@ impl Source {
 }
 
 /// The device, with the properties that decide which kernels it runs.
-fn describe(device: Device) -> String {
+pub(crate) fn describe(device: Device) -> String {
     match device {
         Device::Cuda(_) => {
             let capability = compute_capability(device);

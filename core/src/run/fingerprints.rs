@@ -30,7 +30,7 @@ const NOT_COMPARED: [&str; 11] = [
     "eval",
     "cache",
 ];
-const NOT_COMPARED_IN_TRAIN: [&str; 1] = ["checkpoint_every"];
+const NOT_COMPARED_IN_TRAIN: [&str; 2] = ["checkpoint_every", "tensorboard"];
 /// Fields that only matter if the run has validation.
 const VALIDATION: [&str; 5] = [
     "train.validate_every",

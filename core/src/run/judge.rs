@@ -7,7 +7,7 @@ use super::adapter::{AdapterChoice, attach_saved};
 use super::assembled::Assembled;
 use super::plan::Plan;
 use super::training_pairs::training_pairs;
-use super::{checkpoint, marks};
+use super::{checkpoint, marks, motion};
 use crate::config::Experiment;
 use crate::error::{Fault, Result, quoted};
 use crate::eval::{Evaluation, evaluate};
@@ -49,6 +49,35 @@ pub fn judge(
     })
 }
 
+/// Measures the motion of the hidden states, if it is due; see [`motion`].
+///
+/// # Errors
+/// Fails if libtorch fails or if the file cannot be written. Returns `Error::interrupted` if `stop`
+/// became true.
+pub fn measure_motion(
+    plan: &Plan<'_>,
+    run: &Assembled,
+    stop: &AtomicBool,
+    progress: &mut dyn Progress,
+) -> Result<()> {
+    let needs = run.objective.needs();
+    if !plan.experiment.eval.enabled
+        || needs.evaluate_only
+        || !motion::is_due(&plan.experiment, needs.states)
+    {
+        return Ok(());
+    }
+    motion::record(
+        &plan.session.model,
+        &plan.eval_splits,
+        [run.initial.as_deref(), Some(&run.adapted)],
+        plan.experiment.eval.tokens,
+        &plan.folder.join("eval"),
+        stop,
+        progress,
+    )
+}
+
 /// Evaluates the run in `folder` after its training. The result is the same as if the run had
 /// included the evaluation.
 ///
@@ -70,6 +99,20 @@ pub fn judge_trained(
     let adapted = attach(&folder.join("adapter"))?;
     let training = training_pairs(&session, experiment, registry)?;
     let splits = shifts::read(&session, experiment, Some(&training), registry)?;
+    let choice = &experiment.intervention;
+    let needs =
+        registry.intervention(&choice.name)?.build(&choice.json(), session.model.info())?.needs();
+    if !needs.evaluate_only && motion::is_due(experiment, needs.states) {
+        motion::record(
+            &session.model,
+            &splits,
+            [initial.as_ref(), Some(&adapted)],
+            experiment.eval.tokens,
+            &folder.join("eval"),
+            stop,
+            progress,
+        )?;
+    }
     let evaluation = evaluate(
         &session,
         &splits,

@@ -16,6 +16,7 @@ pub mod bench;
 mod best;
 mod checkpoint;
 mod closing;
+mod environment;
 mod fingerprints;
 mod fit;
 mod folder;
@@ -23,6 +24,7 @@ mod held_out;
 mod judge;
 mod labels;
 mod marks;
+mod motion;
 mod plan;
 mod preparation;
 mod prior;
@@ -42,14 +44,15 @@ use tch::Device;
 pub use adapter::{AdapterChoice, attach_saved};
 use assemble::assemble;
 use assembled::Assembled;
+pub use environment::Environment;
 use fit::fit;
 use folder::Folder;
-use judge::judge;
 pub use judge::judge_trained;
+use judge::{judge, measure_motion};
 use plan::Plan;
 use preparation::prepare;
 pub use prior::{Prior, clear};
-use record::{Recorder, Recorders, Terminal};
+use record::{Recorder, Recorders, TensorBoard, Terminal};
 pub use start::Start;
 pub use states::{StatesIndex, StatesSource, StatesSpec, write_states};
 pub use training_pairs::training_pairs;
@@ -90,6 +93,9 @@ pub fn run(
     let mut recorders = Recorders::default();
     recorders.add(files.log);
     recorders.add(files.jsonl);
+    if plan.experiment.train.tensorboard {
+        recorders.add(TensorBoard::create(folder.path())?);
+    }
     recorders.add(Terminal::new(&progress));
     opening(&plan, &run, &mut recorders)?;
 
@@ -111,6 +117,8 @@ pub fn run(
     }
     save(&plan, &run, &mut folder)?;
 
+    // The summary marks the evaluation as complete, so the states are written before it.
+    measure_motion(&plan, &run, stop, &mut **progress.borrow_mut())?;
     let evaluation = judge(&plan, &run, stop, &mut **progress.borrow_mut())?;
     if let Some(evaluation) = &evaluation {
         recorders.evaluation(evaluation)?;
@@ -135,7 +143,11 @@ fn open_folder(plan: &mut Plan<'_>) -> Result<(Folder, folder::Files)> {
         paths::recorded(&plan.experiment, folder, &record, plan.registry)
     };
     match &plan.checkpoint {
-        None => Folder::create(&plan.folder, config),
+        None => {
+            let opened = Folder::create(&plan.folder, config)?;
+            Environment::current(plan.session.model.device()).write(opened.0.path())?;
+            Ok(opened)
+        }
         Some(resumed) => {
             let opened = Folder::resume(&plan.folder, resumed.step, lock)?;
             if !resumed.differences.is_empty() {

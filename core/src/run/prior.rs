@@ -31,8 +31,15 @@ pub enum Prior {
 }
 
 /// Fields in which a command line may differ from the run that it continues.
-const MAY_DIFFER: [&str; 6] =
-    ["device", "out", "plugins", "train.checkpoint_every", "cache.reference", "cache.max_gb"];
+const MAY_DIFFER: [&str; 7] = [
+    "train.tensorboard",
+    "device",
+    "out",
+    "plugins",
+    "train.checkpoint_every",
+    "cache.reference",
+    "cache.max_gb",
+];
 
 impl Prior {
     /// Determines the progress of the run in `folder`. `asked` is the experiment on the command
@@ -94,6 +101,8 @@ pub fn clear(folder: &Path) -> Result<()> {
             || [
                 "config.toml",
                 "metrics.jsonl",
+                "environment.json",
+                "tb",
                 "log.txt",
                 "checkpoints",
                 "adapter",

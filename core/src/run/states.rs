@@ -214,6 +214,28 @@ fn read(
     Ok(Read { states, ids })
 }
 
+/// Computes the pooled states of the pairs at the sites, with or without an adapter. Each side has
+/// one tensor `[pairs width]` per site.
+pub(super) fn pooled(
+    model: &Model,
+    adapted: Option<&Adapted>,
+    sites: &[Site],
+    pairs: &[TokenPair],
+    pooling: Pooling,
+) -> Result<Sides<Vec<Tensor>>> {
+    let spec = BatchSpec {
+        logprobs: Completions::None,
+        sharing: Sharing::for_adapted(adapted),
+        ..BatchSpec::SCORED
+    };
+    let batch = PairBatch::of(&pairs.iter().collect::<Vec<_>>(), spec, model)?;
+    let request = Request { adapted, sites, ..Request::default() };
+    let reached = model.forward(&batch.stream, request)?;
+    Sides::try_of(|side| {
+        reached.states.iter().map(|state| batch.pool(state, pooling, side)).collect()
+    })
+}
+
 /// Collects rows, and writes them to a file once they reach the size limit.
 struct Writer<'a> {
     folder: &'a Path,

@@ -5,6 +5,7 @@ mod jsonl;
 mod log_file;
 mod recorder;
 mod step;
+mod tensorboard;
 mod terminal;
 mod validation;
 
@@ -12,5 +13,6 @@ pub use jsonl::JsonLines;
 pub use log_file::LogFile;
 pub use recorder::{Note, Recorder, Recorders};
 pub use step::{LEFT_OUT, StepRecord};
+pub use tensorboard::TensorBoard;
 pub use terminal::Terminal;
 pub use validation::ValidationRecord;
