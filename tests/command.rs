@@ -55,8 +55,8 @@ fn the_help_lists_the_commands_by_topic() {
         .collect();
     assert_eq!(
         names.join(" "),
-        "doctor selftest bench list explain model cache run sweep config eval score generate chat \
-            states export data new plugin help"
+        "doctor selftest bench list explain model cache run sweep config compare \
+            eval score generate chat states export data new plugin help"
     );
 }
 

@@ -26,6 +26,7 @@ pub mod plugin;
 pub mod reference;
 pub mod registry;
 pub mod report;
+pub mod results;
 pub mod run;
 pub mod selftest;
 pub mod session;

@@ -41,6 +41,7 @@ fn computes(command: &Command) -> bool {
         | Command::Explain(_)
         | Command::Model(_)
         | Command::Cache(_)
+        | Command::Compare(_)
         | Command::Config(_)
         | Command::Data(_)
         | Command::New(_)

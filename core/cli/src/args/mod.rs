@@ -5,6 +5,7 @@
 
 mod bench;
 mod cache;
+mod compare;
 mod config;
 mod data;
 mod data_flags;
@@ -35,6 +36,7 @@ use reprpo_core::registry::{Kind, Registry};
 
 pub use bench::BenchArgs;
 pub use cache::{CacheArgs, CacheCommand, ClearArgs};
+pub use compare::{CompareArgs, ComparisonArgs};
 pub use config::{ConfigArgs, ConfigCommand, ShowArgs};
 pub use data::{DataArgs, DataCommand, FetchDataArgs, InspectArgs, PairsArgs, TokensArgs};
 pub use data_flags::PairReader;
@@ -125,6 +127,7 @@ pub enum Command {
     Sweep(Box<SweepArgs>),
     Config(ConfigArgs),
     // Looking at results.
+    Compare(CompareArgs),
     Eval(EvalArgs),
     Score(ScoreArgs),
     Generate(GenerateArgs),
