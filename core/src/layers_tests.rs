@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The top-level modules of the crate, from the lowest to the highest layer.
-const ORDER: [&str; 33] = [
+const ORDER: [&str; 34] = [
     "panics",
     "error",
     "files",
@@ -34,6 +34,7 @@ const ORDER: [&str; 33] = [
     "train",
     "run",
     "results",
+    "page",
     "doctor",
     "conformance",
     "selftest",

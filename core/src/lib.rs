@@ -21,6 +21,7 @@ pub mod hub;
 pub mod memory;
 pub mod model;
 pub mod other_base;
+pub mod page;
 pub mod panics;
 pub mod plugin;
 pub mod reference;

@@ -42,6 +42,7 @@ fn computes(command: &Command) -> bool {
         | Command::Model(_)
         | Command::Cache(_)
         | Command::Compare(_)
+        | Command::Report(_)
         | Command::Config(_)
         | Command::Data(_)
         | Command::New(_)

@@ -125,6 +125,7 @@ fn dispatch(command: Command, app: &App<'_>) -> Result<()> {
         Command::Run(args) => commands::run::run(&args, app),
         Command::Sweep(args) => commands::sweep::run(&args, app),
         Command::Compare(args) => commands::compare::run(&args, app),
+        Command::Report(args) => commands::report::run(&args, app),
         Command::Eval(args) => commands::eval::run(&args, app),
         Command::Score(args) => commands::score::run(&args, app),
         Command::States(args) => commands::states::run(&args, app),

@@ -21,6 +21,7 @@ mod model;
 mod names;
 mod new;
 mod plugin;
+mod report;
 mod run;
 mod score;
 mod selftest;
@@ -50,6 +51,7 @@ pub use model::{FetchArgs, ModelArgs, ModelCommand};
 use names::Names;
 pub use new::NewArgs;
 pub use plugin::{CheckArgs, PluginArgs, PluginCommand};
+pub use report::ReportArgs;
 pub use run::{RunArgs, check_resume};
 pub use score::ScoreArgs;
 pub use selftest::SelftestArgs;
@@ -128,6 +130,7 @@ pub enum Command {
     Config(ConfigArgs),
     // Looking at results.
     Compare(CompareArgs),
+    Report(ReportArgs),
     Eval(EvalArgs),
     Score(ScoreArgs),
     Generate(GenerateArgs),

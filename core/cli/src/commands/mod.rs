@@ -16,6 +16,7 @@ pub mod list;
 pub mod model;
 pub mod new;
 pub mod plugin;
+pub mod report;
 pub mod run;
 pub mod score;
 pub mod selftest;
