@@ -55,7 +55,7 @@ fn the_help_lists_the_commands_by_topic() {
         .collect();
     assert_eq!(
         names.join(" "),
-        "doctor selftest bench list explain model cache run sweep config compare report \
+        "doctor selftest bench list explain model cache run sweep reproduce config compare report \
             eval score generate chat states export data new plugin help"
     );
 }

@@ -17,6 +17,7 @@ mod hub;
 mod invariants;
 mod plugins;
 mod precision;
+mod reproduce;
 mod results;
 mod resume;
 mod score;

@@ -31,6 +31,7 @@ fn computes(command: &Command) -> bool {
         | Command::Bench(_)
         | Command::Run(_)
         | Command::Sweep(_)
+        | Command::Reproduce(_)
         | Command::Eval(_)
         | Command::Score(_)
         | Command::Generate(_)

@@ -134,6 +134,7 @@ fn dispatch(command: Command, app: &App<'_>) -> Result<()> {
         Command::Chat(args) => commands::chat::run(&args, app),
         Command::List(args) => commands::list::run(&args, app),
         Command::Explain(args) => commands::explain::run(&args, app),
+        Command::Reproduce(args) => commands::reproduce::run(&args, app),
         Command::Config(args) => commands::config::run(&args, app),
         Command::Data(args) => commands::data::run(&args, app),
         Command::Cache(args) => commands::cache::run(&args, app),

@@ -22,6 +22,7 @@ mod names;
 mod new;
 mod plugin;
 mod report;
+mod reproduce;
 mod run;
 mod score;
 mod selftest;
@@ -52,6 +53,7 @@ use names::Names;
 pub use new::NewArgs;
 pub use plugin::{CheckArgs, PluginArgs, PluginCommand};
 pub use report::ReportArgs;
+pub use reproduce::ReproduceArgs;
 pub use run::{RunArgs, check_resume};
 pub use score::ScoreArgs;
 pub use selftest::SelftestArgs;
@@ -127,6 +129,7 @@ pub enum Command {
     // Training.
     Run(Box<RunArgs>),
     Sweep(Box<SweepArgs>),
+    Reproduce(ReproduceArgs),
     Config(ConfigArgs),
     // Looking at results.
     Compare(CompareArgs),
@@ -194,6 +197,7 @@ impl Cli {
             Command::Chat(args) => {
                 (args.generation.target.as_deref().and_then(of_run).into_iter().collect(), &[])
             }
+            Command::Reproduce(args) => (of_run(&args.run).into_iter().collect(), &[]),
             Command::Export(args) => (of_run(&args.target).into_iter().collect(), &[]),
             Command::Eval(args) => {
                 (args.targets.iter().filter_map(|target| of_run(target)).collect(), &args.data.set)

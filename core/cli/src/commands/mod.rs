@@ -17,6 +17,7 @@ pub mod model;
 pub mod new;
 pub mod plugin;
 pub mod report;
+pub mod reproduce;
 pub mod run;
 pub mod score;
 pub mod selftest;
