@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use crate::{reprpo, reprpo_command, reprpo_in, stdout};
 
 /// Pages that contain commands.
-const PAGES: [&str; 10] = [
+const PAGES: [&str; 11] = [
     "README.md",
     "docs/adapters-elsewhere.md",
     "docs/benchmarks.md",
@@ -21,6 +21,7 @@ const PAGES: [&str; 10] = [
     "docs/install.md",
     "docs/methods.md",
     "docs/plugins.md",
+    "docs/results.md",
     "docs/selftest.md",
     "CONTRIBUTING.md",
 ];

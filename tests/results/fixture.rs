@@ -110,7 +110,7 @@ impl Run<'_> {
         };
         let right = (i * 37 + self.seed as usize * 11) % 100 < percent;
         let mut line = json!({
-            "split": split, "index": i, "base": of(-2.0, i % 2 == 0),
+            "split": split, "index": i, "base": of(-2.0, i.is_multiple_of(2)),
             "trained": of(-2.0 + self.log_ratio, right), "truncated": false,
         });
         if self.clusters {
