@@ -1,6 +1,8 @@
 //! The settings of the cache of reference values. `reprpo config schema` prints the doc comments of
 //! the fields.
 
+use std::path::PathBuf;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +34,8 @@ pub struct CacheConfig {
         ),
     ]))]
     pub reference: CacheMode,
+    /// Folder of the values on disk; none = the folder `reference` in reprpo's cache folder.
+    pub folder: Option<PathBuf>,
     /// Maximum size of the values in memory, and of all values on disk, in units of 10⁹ bytes. If
     /// there are more, those that were not used for the longest time are removed.
     pub max_gb: f64,
@@ -46,6 +50,6 @@ impl CacheConfig {
 
 impl Default for CacheConfig {
     fn default() -> Self {
-        Self { reference: CacheMode::default(), max_gb: 4.0 }
+        Self { reference: CacheMode::default(), folder: None, max_gb: 4.0 }
     }
 }

@@ -64,7 +64,10 @@ impl ReferenceCache {
         let folder = match config.reference {
             CacheMode::Off => return Self::default(),
             CacheMode::Memory => None,
-            CacheMode::Disk => Some(Folder::new(Folder::within(&cache_dir()), config.bytes())),
+            CacheMode::Disk => {
+                let own = || Folder::within(&cache_dir());
+                Some(Folder::new(config.folder.clone().unwrap_or_else(own), config.bytes()))
+            }
         };
         let shared = Shared { source, most_bytes: config.bytes(), folder };
         Self { shared: Some(shared), usage: Usage::default() }
@@ -99,12 +102,21 @@ impl ReferenceCache {
         let block = block_digest(pairs);
         let mut found: Vec<Option<(Arc<Values>, Place)>> =
             quantities.iter().map(|quantity| shared.find(quantity, &block, pairs)).collect();
-        let missing: Vec<Quantity> = quantities
-            .iter()
-            .zip(&found)
-            .filter(|(_, found)| found.is_none())
-            .map(|(quantity, _)| quantity.clone())
-            .collect();
+        let mut missing = missing_of(quantities, &found);
+        // If another process is computing this block, wait for its values instead of computing them
+        // a second time.
+        let turn = match &shared.folder {
+            Some(folder) if !missing.is_empty() => folder.turn(&block),
+            _ => None,
+        };
+        if turn.is_some() {
+            for (quantity, place) in quantities.iter().zip(&mut found) {
+                if place.is_none() {
+                    *place = shared.find(quantity, &block, pairs);
+                }
+            }
+            missing = missing_of(quantities, &found);
+        }
         if missing.is_empty() {
             match found.iter().flatten().map(|(_, place)| *place).max() {
                 Some(Place::Disk) => self.usage.from_disk += pairs.len(),
@@ -122,8 +134,15 @@ impl ReferenceCache {
                 }
             }
         }
+        drop(turn);
         Ok(found.into_iter().flatten().map(|(values, _)| values).collect())
     }
+}
+
+/// The quantities whose values were not found.
+fn missing_of(quantities: &[Quantity], found: &[Option<(Arc<Values>, Place)>]) -> Vec<Quantity> {
+    let pairs = quantities.iter().zip(found);
+    pairs.filter(|(_, found)| found.is_none()).map(|(quantity, _)| quantity.clone()).collect()
 }
 
 impl Shared {

@@ -27,6 +27,9 @@ const FOLDER: &str = "reference";
 pub(super) const ABOUT: &str = "about.json";
 /// Name of the file that a process locks while it removes old values.
 const LOCK: &str = ".lock";
+/// Start of the names of the files that a process locks while it computes values. The rest of the
+/// name is the beginning of the digest of the block, so that few blocks share a file.
+const TURN: &str = ".computing-";
 /// Names of the tensors in a file.
 const CHOSEN: &str = "chosen";
 const REJECTED: &str = "rejected";
@@ -161,6 +164,16 @@ impl Folder {
         parts.add(source.digest.as_bytes());
         parts.add(format!("{quantity:?}").as_bytes());
         self.root.join(&parts.hex()[..KEY_LENGTH])
+    }
+
+    /// Waits until no other process computes values of the block with the digest `block`, and keeps
+    /// other processes waiting until the returned file is dropped. Returns `None` if the file
+    /// system does not support locks. The lock of a process ends with the process.
+    pub(super) fn turn(&self, block: &str) -> Option<File> {
+        fs::create_dir_all(&self.root).ok()?;
+        let file = File::create(self.root.join(format!("{TURN}{}", &block[..2]))).ok()?;
+        file.lock().ok()?;
+        Some(file)
     }
 
     /// Number of bytes of all files.
