@@ -36,7 +36,7 @@ mod suite;
 mod tests;
 mod toml_text;
 mod train;
-mod value;
+pub(crate) mod value;
 
 pub use batch::Batch;
 pub use cache::{CacheConfig, CacheMode};
@@ -50,8 +50,8 @@ pub use example::Example;
 pub use experiment::Experiment;
 pub use fields::{Field, Word, fields, plugin_fields};
 pub use flag::{Flag, Group};
-pub use layering::Layering;
 pub(crate) use layering::default_learning_rate;
+pub use layering::{Assignment, Layering, is_setting};
 pub use origin::{Origin, Origins};
 pub use plugins::PluginFile;
 pub use record::Record;

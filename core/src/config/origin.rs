@@ -17,6 +17,13 @@ pub enum Origin {
     Adapter(PathBuf),
     /// A configuration file.
     File(PathBuf),
+    /// A part of a study file, e.g. `[methods.dpo]`.
+    Study {
+        /// The study file.
+        file: PathBuf,
+        /// The table, as written in the file, e.g. `methods.dpo`.
+        table: String,
+    },
     /// The named environment variable.
     Environment(String),
     /// The named flag, including its dashes.
@@ -37,6 +44,7 @@ impl fmt::Display for Origin {
             Origin::Recipe(name) => write!(f, "recipe {name}"),
             Origin::Adapter(path) => write!(f, "adapter {}", path.display()),
             Origin::File(path) => write!(f, "file {}", path.display()),
+            Origin::Study { file, table } => write!(f, "`[{table}]` in {}", file.display()),
             Origin::Environment(name) => write!(f, "environment {name}"),
             Origin::Flag(flag) => write!(f, "flag {flag}"),
             Origin::Base(path) => write!(f, "`base_model_name_or_path` in file {}", path.display()),

@@ -76,7 +76,7 @@ pub(super) fn parse(text: &str) -> Option<Value> {
 
 /// Converts TOML to JSON. Dates, infinities and NaN become strings, because JSON has no syntax for
 /// them.
-pub(super) fn json(value: toml::Value) -> Value {
+pub(crate) fn json(value: toml::Value) -> Value {
     match value {
         toml::Value::String(s) => Value::String(s),
         toml::Value::Integer(i) => i.into(),

@@ -13,15 +13,15 @@ pub(super) const OTHER_VARIABLES: [&str; 6] = [
     "REPRPO_PLUGIN_DIR",
 ];
 
+/// True if the environment variable is a setting of the experiment.
+pub fn is_setting(name: &str) -> bool {
+    name.starts_with("REPRPO_") && !OTHER_VARIABLES.contains(&name)
+}
+
 /// Extracts the settings from environment variables. For example, `REPRPO_TRAIN__LR` sets
 /// `train.lr`.
 pub(super) fn settings(variables: impl IntoIterator<Item = (String, String)>) -> Vec<Setting> {
-    let mut ours: Vec<_> = variables
-        .into_iter()
-        .filter(|(name, _)| {
-            name.starts_with("REPRPO_") && !OTHER_VARIABLES.contains(&name.as_str())
-        })
-        .collect();
+    let mut ours: Vec<_> = variables.into_iter().filter(|(name, _)| is_setting(name)).collect();
     // Sort the variables, because the order of a process's environment is arbitrary.
     ours.sort();
     let setting = |(name, value): (String, String)| {

@@ -5,6 +5,7 @@
 //! with different fields.
 
 mod assembly;
+mod assignment;
 mod choices;
 mod environment;
 mod learning_rate;
@@ -18,6 +19,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use assembly::Assembly;
+pub use assignment::Assignment;
+pub use environment::is_setting;
 pub(crate) use learning_rate::default_learning_rate;
 use setting::{RawValue, Setting};
 
@@ -129,6 +132,11 @@ impl<'r> Layering<'r> {
             RawValue::Text(text.to_owned()),
             Origin::Flag(flag.to_owned()),
         );
+    }
+
+    /// Adds an assignment of a study.
+    pub fn assign(&mut self, assignment: &Assignment) {
+        self.settings.push(assignment.setting());
     }
 
     /// Adds an assignment of the form `a.b=value`, as given by `--set`.
