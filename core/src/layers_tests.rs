@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The top-level modules of the crate, from the lowest to the highest layer.
-const ORDER: [&str; 34] = [
+const ORDER: [&str; 35] = [
     "panics",
     "error",
     "files",
@@ -33,6 +33,7 @@ const ORDER: [&str; 34] = [
     "shifts",
     "train",
     "run",
+    "study",
     "results",
     "page",
     "doctor",

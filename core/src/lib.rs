@@ -33,6 +33,7 @@ pub mod selftest;
 pub mod session;
 pub mod shifts;
 pub mod statistics;
+pub mod study;
 pub mod text;
 pub mod train;
 pub mod weights;

@@ -51,7 +51,7 @@ pub use judge::judge_trained;
 use judge::{judge, measure_motion};
 use plan::Plan;
 use preparation::prepare;
-pub use prior::{Prior, clear};
+pub use prior::{Prior, clear, in_use};
 use record::{Recorder, Recorders, TensorBoard, Terminal};
 pub use start::Start;
 pub use states::{StatesIndex, StatesSource, StatesSpec, write_states};

@@ -31,13 +31,14 @@ pub enum Prior {
 }
 
 /// Fields in which a command line may differ from the run that it continues.
-const MAY_DIFFER: [&str; 7] = [
+const MAY_DIFFER: [&str; 8] = [
     "train.tensorboard",
     "device",
     "out",
     "plugins",
     "train.checkpoint_every",
     "cache.reference",
+    "cache.folder",
     "cache.max_gb",
 ];
 
@@ -84,6 +85,11 @@ impl Prior {
             Self::Begun
         })
     }
+}
+
+/// True if another process is writing to the run in `folder`.
+pub fn in_use(folder: &Path) -> bool {
+    lock(folder).is_err()
 }
 
 /// Deletes the files of a run that was killed before its first checkpoint.
