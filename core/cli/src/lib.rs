@@ -16,9 +16,11 @@ mod idle_threads;
 mod interrupt;
 mod printer;
 mod progress;
+mod study_view;
 mod text_generator;
 mod trained;
 mod transfer;
+mod worker;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -42,6 +44,8 @@ struct App<'a> {
     /// The default configuration of this binary, as TOML.
     defaults: &'a str,
     printer: &'a Printer,
+    /// True if `--offline` was given.
+    offline: bool,
 }
 
 /// Parses the command-line arguments of this process and runs the command. `defaults` is the
@@ -79,7 +83,8 @@ pub fn main(defaults: &str) -> ExitCode {
     idle_threads::let_sleep(&cli.command);
     let printer = Printer::new(&cli.global);
     log(&cli.global, &printer);
-    if cli.global.offline {
+    let offline = cli.global.offline;
+    if offline {
         hub::stay_offline();
     }
     transfer::show(&printer);
@@ -92,8 +97,10 @@ pub fn main(defaults: &str) -> ExitCode {
         for plugin in cli.plugins()? {
             plugin.load(&mut registry)?;
         }
-        let outcome =
-            dispatch(cli.command, &App { registry: &registry, defaults, printer: &printer });
+        let outcome = dispatch(
+            cli.command,
+            &App { registry: &registry, defaults, printer: &printer, offline },
+        );
         match (outcome, faults::check()) {
             (Ok(()), fault) => fault,
             (Err(e), Ok(())) => Err(e),

@@ -5,10 +5,11 @@ use std::io::{IsTerminal, Write};
 
 use anstream::ColorChoice;
 use reprpo_core::report::{Progress, Silent};
+use reprpo_core::study::runner::Monitor;
 use reprpo_core::{Error, Result};
 
 use crate::args::{Color, Global};
-use crate::progress;
+use crate::{progress, study_view};
 
 const RED: &str = "\x1b[1;31m";
 const CYAN: &str = "\x1b[1;36m";
@@ -93,6 +94,17 @@ impl Printer {
         }
         // If stderr is closed, the error cannot be reported anywhere else.
         let _ = anstream::stderr().lock().write_all(text.as_bytes());
+    }
+
+    /// Returns the view of a study. It follows the same rules as [`progress`](Self::progress), but
+    /// `--quiet` keeps the messages about failed runs.
+    pub fn monitor(&self) -> Box<dyn Monitor> {
+        let silenced = std::env::var_os("REPRPO_NO_PROGRESS").is_some_and(|v| !v.is_empty());
+        let bars = std::io::stderr().is_terminal() && !self.verbose && !self.quiet && !silenced;
+        match bars {
+            true => Box::new(study_view::Bars::default()),
+            false => Box::new(study_view::Lines::new(self.quiet, silenced)),
+        }
     }
 
     /// Returns the progress display: a bar if stderr is a terminal and `--verbose` is not set, and

@@ -135,7 +135,7 @@ impl Lines {
     }
 }
 
-fn time(duration: Duration) -> String {
+pub fn time(duration: Duration) -> String {
     match duration.as_secs_f64().round() as u64 {
         s if s < 60 => format!("{s} s"),
         s if s < 3600 => format!("{} min {:02} s", s / 60, s % 60),
@@ -145,7 +145,7 @@ fn time(duration: Duration) -> String {
 
 /// Formats fields as text, e.g. `loss 0.5000`. The name of a rate is its unit, so it follows the
 /// value, e.g. `2.81 pairs/s`.
-fn shown(fields: &[(&str, f64)]) -> String {
+pub fn shown(fields: &[(&str, f64)]) -> String {
     let field = |(name, value): &(&str, f64)| {
         if name.ends_with("/s") {
             format!("{value:.2} {name}")

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use reprpo_core::Result;
-use reprpo_core::config::{Layering, Resolved};
+use reprpo_core::config::{Assignment, Layering, Resolved};
 
 use super::data_flags::{DataFlags, RunData};
 use super::fields::{
@@ -57,7 +57,22 @@ impl ExperimentArgs {
     /// # Errors
     /// Fails if a configuration file cannot be read, or if a name, field or value is not valid.
     pub fn resolve(&self, app: &App<'_>) -> Result<Resolved> {
-        self.fields.resolve(app, |layers| {
+        self.resolve_within(app, &[], &[])
+    }
+
+    /// Resolves the experiment of a run of a study. Like [`resolve`](Self::resolve), but `base` is
+    /// a layer between the configuration files and the environment, and `over` overrides
+    /// everything.
+    ///
+    /// # Errors
+    /// Fails in the same cases as [`resolve`](Self::resolve).
+    pub fn resolve_within(
+        &self,
+        app: &App<'_>,
+        base: &[Assignment],
+        over: &[Assignment],
+    ) -> Result<Resolved> {
+        self.fields.resolve_within(app, base, over, |layers| {
             self.model.apply(layers);
             self.start.apply(layers);
             self.data.apply(layers)?;
@@ -82,15 +97,27 @@ impl ConfigurationFlags {
         app: &App<'_>,
         flags: impl FnOnce(&mut Layering<'_>) -> Result<()>,
     ) -> Result<Resolved> {
+        self.resolve_within(app, &[], &[], flags)
+    }
+
+    fn resolve_within(
+        &self,
+        app: &App<'_>,
+        base: &[Assignment],
+        over: &[Assignment],
+        flags: impl FnOnce(&mut Layering<'_>) -> Result<()>,
+    ) -> Result<Resolved> {
         let mut layers = layers::defaults(app)?;
         for file in &self.config {
             layers.file(file)?;
         }
+        base.iter().for_each(|assignment| layers.assign(assignment));
         layers::environment(&mut layers);
         flags(&mut layers)?;
         for assignment in &self.set {
             layers.set(assignment)?;
         }
+        over.iter().for_each(|assignment| layers.assign(assignment));
         layers.start_from_adapter();
         layers.resolve()
     }

@@ -58,7 +58,7 @@ pub use run::{RunArgs, check_resume};
 pub use score::ScoreArgs;
 pub use selftest::SelftestArgs;
 pub use states::StatesArgs;
-pub use sweep::SweepArgs;
+pub use sweep::{Launcher, SweepArgs};
 
 /// Train language models from preference pairs through their hidden states and gradients.
 #[derive(Parser)]
@@ -173,7 +173,8 @@ impl Cli {
             ),
             Command::Bench(args) => (args.fields.config.clone(), &args.fields.set),
             Command::Sweep(args) => {
-                (args.experiment.fields.config.clone(), &args.experiment.fields.set)
+                let configs = args.experiment.fields.config.iter().chain(&args.study);
+                (configs.cloned().collect(), &args.experiment.fields.set)
             }
             Command::Config(ConfigArgs { command: ConfigCommand::Show(args) }) => {
                 (args.experiment.fields.config.clone(), &args.experiment.fields.set)

@@ -36,6 +36,10 @@ pub struct RunArgs {
     /// checkpoint. The result may then differ from that of an uninterrupted run.
     #[arg(long, requires = "resume", help_heading = "Training")]
     pub inexact_resume: bool,
+    /// Write the progress as JSON lines to stdout, and stop when stdin is closed. Only for the
+    /// processes that `reprpo sweep --jobs` starts.
+    #[arg(long, value_name = "DIR", hide = true)]
+    pub worker: Option<PathBuf>,
     /// Print the result as JSON, including the folder of the run.
     #[arg(long, help_heading = "Output")]
     pub json: bool,

@@ -5,15 +5,25 @@ use std::path::{Path, PathBuf};
 use reprpo_core::config::Experiment;
 use reprpo_core::error::quoted;
 use reprpo_core::eval::Evaluation;
+use reprpo_core::report::Progress;
 use reprpo_core::run::{self, Prior, Start};
+use reprpo_core::study::lock_as_worker;
 use reprpo_core::{Error, Result};
 use serde_json::json;
 
 use crate::App;
 use crate::args::RunArgs;
-use crate::interrupt;
+use crate::{interrupt, worker};
 
 pub fn run(args: &RunArgs, app: &App<'_>) -> Result<()> {
+    let _lock = match &args.worker {
+        None => None,
+        Some(study) => {
+            let lock = lock_as_worker(study)?;
+            worker::stop_with_stdin(interrupt::watch()?)?;
+            Some(lock)
+        }
+    };
     let inexact = args.inexact_resume;
     let (experiment, start) = match &args.resume {
         Some(_) if args.resumes_automatically() => match resume_auto(args, app)? {
@@ -29,8 +39,16 @@ pub fn run(args: &RunArgs, app: &App<'_>) -> Result<()> {
     };
     let stop = interrupt::watch()?;
     let evaluation =
-        run::run(&experiment, &start, app.registry, &stop, app.printer.progress().as_mut())?;
+        run::run(&experiment, &start, app.registry, &stop, progress(args, app).as_mut())?;
     result(start.folder(), evaluation, args, app)
+}
+
+fn progress(args: &RunArgs, app: &App<'_>) -> Box<dyn Progress> {
+    if args.worker.is_some() {
+        Box::new(worker::Reports::default())
+    } else {
+        app.printer.progress()
+    }
 }
 
 /// Prints the result of the run in `folder`.
@@ -40,6 +58,9 @@ fn result(
     args: &RunArgs,
     app: &App<'_>,
 ) -> Result<()> {
+    if args.worker.is_some() {
+        return Ok(());
+    }
     app.printer.note(&format!("the run is in `{}`", folder.display()));
     match (evaluation, args.json) {
         (Some(evaluation), true) => {
@@ -82,7 +103,7 @@ fn resume_auto(args: &RunArgs, app: &App<'_>) -> Result<Option<(Experiment, Star
                 &folder,
                 app.registry,
                 &stop,
-                app.printer.progress().as_mut(),
+                progress(args, app).as_mut(),
             )?;
             result(&folder, Some(evaluation), args, app)?;
             None
