@@ -27,6 +27,8 @@ mod signals;
 #[cfg(unix)]
 mod slurm;
 mod states;
+#[cfg(unix)]
+mod study;
 mod suites;
 mod tokenizer;
 mod tokens;
