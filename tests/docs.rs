@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use crate::{reprpo, reprpo_command, reprpo_in, stdout};
 
 /// Pages that contain commands.
-const PAGES: [&str; 11] = [
+const PAGES: [&str; 12] = [
     "README.md",
     "docs/adapters-elsewhere.md",
     "docs/benchmarks.md",
