@@ -1,9 +1,9 @@
 //! Studies: many runs that belong together, planned, searched and resumed as one.
 //!
-//! A study file names the methods, the grid, the seeds and the searched fields ([`file`]). The plan
-//! derives the experiments from it ([`plan`]), a sampler chooses the points of the search
-//! ([`sampler`]), and the engine asks a runner for the runs that are missing ([`engine`],
-//! [`runner`]). The runs are ordinary run folders. This module neither prints nor parses arguments.
+//! A study file names the methods, the grid, the seeds and the searched fields ([`mod@file`]). The
+//! plan derives the experiments from it ([`plan`]), a sampler chooses the points of the search
+//! ([`sampler`]), and the engine ([`Study`]) asks a [`runner`] for the runs that are missing. The
+//! runs are ordinary run folders. This module neither prints nor parses arguments.
 
 mod engine;
 pub mod file;
