@@ -144,8 +144,8 @@ shifts = ["law.jsonl", "rnd=more/verse.jsonl"]
     std::fs::write(tree.path("mine.toml"), suite).expect("a suite");
     tree.run("run", &["--suite", "mine.toml", "--set", "dataset.rnd=law.jsonl"]);
     let table = summary(&tree.path("run"));
-    assert_eq!(rows(&table), expected(&[("train", 8), ("rnd", 9), ("law", 7)]));
-    assert!(table["splits"][1]["data"].as_str().expect("text").contains("verse"), "{table}");
+    assert_eq!(rows(&table), expected(&[("train", 8), ("law", 7), ("rnd", 9)]));
+    assert!(table["splits"][2]["data"].as_str().expect("text").contains("verse"), "{table}");
     let output = tree.reprpo("", &["eval", "run", "--suite", "mine.toml", "--json"]);
     assert_eq!(rows(&json(&output)[0]), rows(&table));
     // The paths in the suite file are relative to its folder.
@@ -355,7 +355,7 @@ fn missing_data_of_a_suite_is_an_error_that_says_how_to_get_it() {
     with.extend(["--set", "eval.max_pairs=1", "--set", "eval.completions=0"].map(str::to_owned));
     let output = tree.reprpo("", &with.iter().map(String::as_str).collect::<Vec<_>>());
     let names: Vec<String> = rows(&json(&output)[0]).into_iter().map(|(name, _)| name).collect();
-    assert_eq!(names, ["train", "test", "rnd", "change_my_view"]);
+    assert_eq!(names, ["train", "test", "change_my_view", "rnd"]);
 
     let without = args(&["--dataset", "pairs.jsonl", "--shift", "genies:math"]);
     let output = tree.reprpo("", &without.iter().map(String::as_str).collect::<Vec<_>>());

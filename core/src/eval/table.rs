@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use super::details;
 use super::notes;
+use super::split_role::SplitRole;
 use super::statistics::{Metric, SplitSummary};
 use crate::config::Experiment;
 use crate::hub::short;
@@ -22,22 +23,19 @@ pub struct Table {
     /// unlimited or is unknown.
     pub max_length: Option<usize>,
     /// Loss on unrelated text: the mean increase of −log p per token of the chosen completions of
-    /// the split `rnd`, in nats. `None` without this split or without a trained model.
+    /// the split `rnd` or a part of it, in nats. `None` without this split or without a trained model.
     #[serde(default)]
     pub forgetting: Option<Metric>,
 }
 
 impl Table {
-    /// Creates a table. The splits train, test, oos and rnd come first. The other splits follow in
-    /// the given order.
+    /// Creates a table. The rows are sorted by [`SplitRole`]; splits with the same role keep the
+    /// given order.
     pub fn new(title: impl Into<String>, mut splits: Vec<SplitSummary>) -> Self {
-        let place = |s: &SplitSummary| {
-            ["train", "test", "oos", "rnd"].iter().position(|n| *n == s.split).unwrap_or(usize::MAX)
-        };
-        splits.sort_by_key(place);
+        splits.sort_by_key(|split| SplitRole::of(&split.split));
         let forgetting = splits
             .iter()
-            .find(|split| split.split == "rnd")
+            .find(|split| SplitRole::of(&split.split) == SplitRole::Unrelated)
             .and_then(|split| split.change.as_ref()?.loss_change);
         Self { title: title.into(), splits, max_length: None, forgetting }
     }

@@ -1,7 +1,8 @@
 //! The answer to the question, in sentences.
 
 use super::html::{escape, section as section_of, tag};
-use crate::results::{PairedTest, SplitRole, Summary, p_value, signed};
+use crate::eval::SplitRole;
+use crate::results::{PairedTest, Summary, p_value, signed};
 
 /// The section with one paragraph per shift.
 pub fn section(summary: &Summary) -> String {

@@ -13,7 +13,8 @@ mod results;
 
 use html::{Ids, escape, tag};
 
-use crate::results::{SplitRole, Summary};
+use crate::eval::SplitRole;
+use crate::results::Summary;
 
 /// The style sheet, with the colours of both themes.
 const STYLE: &str = include_str!("style.css");

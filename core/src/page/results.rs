@@ -1,9 +1,10 @@
 //! The tables of the page.
 
 use super::html::{escape, prose, section as section_of, table as table_of, tag};
+use crate::eval::SplitRole;
 use crate::results::{
-    Figure, Figures, LOW_RATIO, PairedTest, SplitFigures, SplitInfo, SplitRole, Summary, number,
-    p_value, signed,
+    Figure, Figures, LOW_RATIO, PairedTest, SplitFigures, SplitInfo, Summary, number, p_value,
+    signed,
 };
 
 /// The section with one table per split, and the table of the paired tests.

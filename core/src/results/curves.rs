@@ -9,9 +9,10 @@ use serde::Serialize;
 
 use super::collect::Collection;
 use super::methods::{Method, MethodPoint};
-use super::pairs::{PairRecord, SplitRole};
+use super::pairs::PairRecord;
 use super::recorded::RecordedRun;
 use crate::error::{Error, Result};
+use crate::eval::SplitRole;
 use crate::statistics::{AtTarget, Point, at_target};
 
 /// Name of the field with the learning rate.

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::methods::Row;
-use super::pairs::{PairRecord, SplitRole};
+use super::pairs::PairRecord;
 use super::recorded::RecordedRun;
 use crate::config::Score;
+use crate::eval::SplitRole;
 use crate::statistics::{
     AccuracyByLength, Calibration, Estimate, Interval, NoInterval, Observation, Scope, ScoredPair,
     Table, accuracy_by_length, both_orders, differential_elicitation, elicitation,

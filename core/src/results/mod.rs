@@ -27,7 +27,7 @@ pub use figures::{Figure, Figures, SplitFigures};
 pub use format::{number, p_value, signed};
 pub use methods::{Method, MethodPoint, Row, Tuned};
 pub use paired::{PairedTest, PairedTests};
-pub use pairs::{PairRecord, ScoredSplit, SplitRole};
+pub use pairs::{PairRecord, ScoredSplit};
 pub use recorded::RecordedRun;
 pub use reproduction::Reproduction;
 pub use states::{LayerMotion, StatesRecord};

@@ -5,9 +5,9 @@ use serde::Serialize;
 use super::collect::Collection;
 use super::figures::{Figure, NO_CLUSTERS, table};
 use super::methods::Row;
-use super::pairs::SplitRole;
 use super::recorded::RecordedRun;
 use crate::error::{Error, Result};
+use crate::eval::SplitRole;
 use crate::statistics::{compare, holm, smallest_detectable_difference};
 
 /// The difference between a method and the baseline on one split.

@@ -11,10 +11,11 @@ use super::curves::{self, Curves};
 use super::figures::{self, Capabilities, Figures};
 use super::methods::{self, Method, Row, Tuned};
 use super::paired::{self, PairedTests};
-use super::pairs::{ScoredSplit, SplitRole};
+use super::pairs::ScoredSplit;
 use super::recorded::RecordedRun;
 use super::study_file::SelectedOn;
 use crate::error::{Error, Result};
+use crate::eval::SplitRole;
 use crate::statistics::{AccuracyByLength, Calibration, accuracy_by_length};
 
 /// The options of a comparison.

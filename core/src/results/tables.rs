@@ -3,9 +3,9 @@
 use super::figures::SplitFigures;
 use super::format::{MISSING, number, optional, p_value, rate, signed, with_interval};
 use super::methods::described;
-use super::pairs::SplitRole;
 use super::summary::{SplitInfo, Summary};
 use crate::eval::PERPLEXITY_NOTE;
+use crate::eval::SplitRole;
 use crate::report::{Align, Grid};
 
 /// Perplexity ratios below this value are marked.

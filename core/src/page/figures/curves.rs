@@ -1,9 +1,10 @@
 //! The gains against the perplexity ratio, over all points of the search.
 
 use super::methods;
+use crate::eval::SplitRole;
 use crate::page::html::{Ids, escape, figure, section as section_of, table as table_of};
 use crate::page::plot::{Axis, Frame, Series};
-use crate::results::{SplitInfo, SplitRole, Summary, number, signed};
+use crate::results::{SplitInfo, Summary, number, signed};
 
 /// The section with one panel per split, and the table at the matched ratio.
 pub fn section(summary: &Summary, ids: &mut Ids) -> String {

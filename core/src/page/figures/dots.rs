@@ -1,9 +1,10 @@
 //! The accuracy on each split, as dots with whiskers.
 
 use super::methods;
+use crate::eval::SplitRole;
 use crate::page::html::{Ids, escape, figure, section as section_of};
 use crate::page::plot::{Anchor, Axis, Series, Svg};
-use crate::results::{Figure, SplitInfo, SplitRole, Summary, number};
+use crate::results::{Figure, SplitInfo, Summary, number};
 
 /// Size of a panel, and of its parts.
 const WIDTH: f64 = 360.0;

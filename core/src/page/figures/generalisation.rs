@@ -1,9 +1,10 @@
 //! The gain on shifted data against the gain on the training distribution, for every run.
 
 use super::methods;
+use crate::eval::SplitRole;
 use crate::page::html::{Ids, escape, figure, section as section_of};
 use crate::page::plot::{Axis, Frame, Series};
-use crate::results::{RecordedRun, SplitRole, Summary, signed};
+use crate::results::{RecordedRun, Summary, signed};
 
 /// The section with one panel per shift. Empty without a shift or without test data.
 pub fn section(summary: &Summary, ids: &mut Ids) -> String {
