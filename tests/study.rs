@@ -297,7 +297,8 @@ fn the_documented_study_file_is_valid() {
     for page in ["docs/studies.md", "docs/guide.md"] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(page);
         let text = std::fs::read_to_string(path).expect("a page");
-        let mut blocks = text.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next());
+        let mut blocks =
+            text.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next());
         let block = blocks.find(|block| block.contains("[methods."));
         let text = block.expect("a study").replace("\"smollm2-135m-instruct\"", "\"./model\"");
         place.write("study.toml", &text);

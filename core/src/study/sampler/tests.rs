@@ -62,15 +62,16 @@ fn best(kind: Kind, seed: u64) -> f64 {
 }
 
 /// A paired t test over 20 seeds. The critical value of t with 19 degrees of freedom at a one-sided
-/// level of 0.01 is 2.539.
+/// level of 0.01 is 2.539. The estimator was adjusted with seeds below 20, so other seeds are used.
 #[test]
 fn tpe_finds_significantly_better_points_than_random_search() {
     let differences: Vec<f64> =
-        (0..20).map(|seed| best(Kind::Tpe, seed) - best(Kind::Random, seed)).collect();
+        (1000..1020).map(|seed| best(Kind::Tpe, seed) - best(Kind::Random, seed)).collect();
     let n = differences.len() as f64;
     let mean = differences.iter().sum::<f64>() / n;
     let variance = differences.iter().map(|d| (d - mean).powi(2)).sum::<f64>() / (n - 1.0);
     let t = mean / (variance / n).sqrt();
+    println!("t = {t:.2}, mean difference {mean:.4}");
     assert!(t > 2.539, "t = {t:.2}, mean difference {mean:.4}");
 }
 
