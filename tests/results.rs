@@ -268,6 +268,7 @@ fn the_page_is_well_formed_and_needs_no_network() {
     // Both commands are named.
     assert!(page.contains("reprpo sweep &#39;small study.toml&#39;"), "{page}");
     assert!(page.contains("reprpo report . --out page.html"), "{page}");
+    assert!(page.contains("# model: sha256 ab12") && !page.contains("secret"), "{page}");
     // The same command writes the same bytes.
     stdout(&reprpo_in(at.path(), &["report", ".", "--out", "page.html"]));
     assert_eq!(std::fs::read_to_string(at.path().join("page.html")).expect("a page"), page);

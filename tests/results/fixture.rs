@@ -52,7 +52,8 @@ impl Run<'_> {
             format!(
                 "model = \"m\"\ndtype = \"f32\"\n[intervention]\nname = \"{}\"\n[adapter]\nname = \
                  \"lora\"\n[transform]\nname = \"none\"\n[train]\nlr = {:?}\nseed = {}\nmax_length \
-                 = {}\n[eval]\nscore = \"mean\"\n",
+                 = {}\n[eval]\nscore = \"mean\"\n\n# A comment.\n[record]\nfolder = \"/secret\"\nmodel = \
+                 {{ sha256 = \"ab12\", of = \"a file\" }}\ndata = {{}}\n",
                 self.intervention, self.lr, self.seed, self.max_length
             ),
         );

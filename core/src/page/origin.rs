@@ -2,7 +2,7 @@
 
 use super::html::{escape, section as section_of, tag};
 use crate::error::quoted;
-use crate::results::Summary;
+use crate::results::{RecordedRun, Summary};
 
 /// The section with the commands, the runs and their configurations.
 pub fn section(summary: &Summary, command: &[String]) -> String {
@@ -49,7 +49,7 @@ pub fn section(summary: &Summary, command: &[String]) -> String {
              <pre>{}</pre></details>\n",
             escape(&row.name),
             run.seed,
-            escape(&run.toml)
+            escape(&configuration(run))
         );
     }
     if !summary.left_out.is_empty() {
@@ -69,4 +69,18 @@ pub fn section(summary: &Summary, command: &[String]) -> String {
     let version = env!("CARGO_PKG_VERSION");
     text += &tag("p", "small", &format!("Written by reprpo {version}."));
     section_of("origin", "Commands and configurations", &text)
+}
+
+/// The configuration of a run without its section `record`, which contains a path of the machine.
+/// Its fingerprints follow as comments. The text is a valid configuration file.
+fn configuration(run: &RecordedRun) -> String {
+    let fields = run.toml.split("\n[record]").next().unwrap_or_default();
+    let mut lines: Vec<&str> = fields.lines().collect();
+    while lines.last().is_some_and(|line| line.is_empty() || line.starts_with('#')) {
+        lines.pop();
+    }
+    let model = run.model.iter().map(|digest| format!("# model: sha256 {digest}"));
+    let data = run.data.iter().map(|(split, digest)| format!("# data, {split}: sha256 {digest}"));
+    let fingerprints: Vec<String> = model.chain(data).collect();
+    format!("{}\n\n{}\n", lines.join("\n"), fingerprints.join("\n"))
 }
