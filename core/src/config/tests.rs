@@ -385,6 +385,29 @@ fn a_data_set_is_chosen_by_name_text_or_file() {
 }
 
 #[test]
+fn another_plugin_than_that_of_a_run_ignores_the_fields_in_the_runs_file() {
+    let text = "[dataset]\nname = \"lines\"\npath = \"x\"\n";
+    let record =
+        "[record]\nfolder = \".\"\ndata = {}\n[record.model]\nsha256 = \"00\"\nof = \"m\"\n";
+    let chosen = |text: &str, name: &str| {
+        let config = file(text);
+        resolve(|l| {
+            l.file(config.path())?;
+            l.flag("--dataset", "dataset", name);
+            Ok(())
+        })
+    };
+    let of_run = format!("{text}{record}");
+    let other = chosen(&of_run, "fixed").expect("it resolves").experiment.dataset;
+    assert_eq!((other.name.as_str(), other.json().as_str()), ("fixed", "{}"));
+    let same = chosen(&of_run, "lines").expect("it resolves").experiment.dataset;
+    assert!(same.config["path"].as_str().is_some_and(|path| path.ends_with('x')));
+    // The user's own file is not ignored.
+    let e = format!("{:?}", chosen(text, "fixed").expect_err("an error"));
+    assert!(e.contains("dataset `fixed` has no field `path`"), "{e}");
+}
+
+#[test]
 fn errors_about_data_sets_explain_the_choices() {
     let of = |text: &str| {
         bad(|l| {

@@ -26,7 +26,7 @@ use setting::{RawValue, Setting};
 
 use super::{Experiment, Origin, PluginFile, Record, Resolved, Sources};
 use crate::error::{Error, Result};
-use crate::registry::Registry;
+use crate::registry::{Kind, Registry};
 
 /// The layers added so far. Later layers override earlier ones.
 #[derive(Debug)]
@@ -61,13 +61,31 @@ impl<'r> Layering<'r> {
         Ok(())
     }
 
-    /// Adds a configuration file.
+    /// Adds a configuration file. If a run wrote the file and a higher layer chooses another plugin,
+    /// the fields of the run's plugin are ignored, because the user did not write them.
     ///
     /// # Errors
     /// Fails if the file cannot be read or is not TOML.
     pub fn file(&mut self, path: &Path) -> Result<()> {
         let table = self.resolved(path)?;
-        self.table(table, &Origin::File(path.to_owned()));
+        let mut settings = Setting::of_table(table, &Origin::File(path.to_owned()));
+        if self.records.contains_key(path) {
+            for kind in Kind::ALL {
+                let chosen = settings.iter().find(|s| s.is_name_of(kind.name()));
+                let Some(name) = chosen.and_then(|s| s.given.text().ok()) else { continue };
+                // An unknown name is an error later, unless a higher layer replaces it.
+                let only_for = self.registry.get(kind, &name).ok().map(|e| e.about().name);
+                for setting in &mut settings {
+                    if setting.path.len() == 2
+                        && setting.path[0] == kind.name()
+                        && setting.path[1] != "name"
+                    {
+                        setting.only_for = only_for;
+                    }
+                }
+            }
+        }
+        self.settings.extend(settings);
         Ok(())
     }
 

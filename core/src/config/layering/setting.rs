@@ -12,7 +12,7 @@ pub(super) struct Setting {
     pub given: RawValue,
     pub origin: Origin,
     /// If set, the setting only applies if this plugin is chosen. Used for plugin settings in a
-    /// recipe, and for the text in `--dataset NAME:TEXT`.
+    /// recipe and in the configuration of a run, and for the text in `--dataset NAME:TEXT`.
     pub only_for: Option<&'static str>,
 }
 
