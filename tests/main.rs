@@ -70,6 +70,19 @@ fn reprpo_in(folder: &Path, args: &[&str]) -> Output {
     isolated_command(folder, args).output().expect("the command runs")
 }
 
+/// Returns the Python that has `package`: that of the environment variable `TEST_PYTHON`, or
+/// `python3`. Returns `None`, and the caller skips its test, if it does not have the package.
+fn python_with(package: &str) -> Option<String> {
+    let python = std::env::var("TEST_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    let import = format!("import {package}");
+    let found = std::process::Command::new(&python).args(["-c", &import]).output();
+    let has_package = found.is_ok_and(|output| output.status.success());
+    if !has_package {
+        eprintln!("skipped: `{python}` cannot import {package} (`pip install {package}`)");
+    }
+    has_package.then_some(python)
+}
+
 /// Checks that a command succeeded and returns its stdout.
 fn stdout(output: &Output) -> String {
     assert!(output.status.success(), "{}", stderr(output));

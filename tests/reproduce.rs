@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::metrics;
 use crate::resume::Tree;
-use crate::{json, stderr, stdout, transcript};
+use crate::{json, python_with, stderr, stdout, transcript};
 
 fn read(path: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(path).expect("a file")).expect("JSON")
@@ -115,12 +115,9 @@ fn tensorboard_reads_the_events_of_a_run() {
         events.Reload()\n\
         print(json.dumps({tag: [[e.step, e.value] for e in events.Scalars(tag)] \
         for tag in events.Tags()['scalars']}))\n";
-    let output = Command::new("python3").args(["-c", script]).arg(&folder).output();
-    let Some(output) = output.ok().filter(|o| o.status.success()) else {
-        eprintln!("skipped: the Python package tensorboard is not installed");
-        return;
-    };
-    let found = json(&output);
+    let Some(python) = python_with("tensorboard") else { return };
+    let output = Command::new(python).args(["-c", script]).arg(&folder).output();
+    let found = json(&output.expect("Python runs"));
     for (tag, name) in
         [("train/loss", "loss"), ("train/grad_norm", "grad_norm"), ("eval/loss", "eval_loss")]
     {

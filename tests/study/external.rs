@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::Stdio;
 
 use super::*;
+use crate::python_with;
 
 const SEARCH: &str = "[search]\nsampler = \"external\"\ntrials = 3\n[search.fields]\n\
     \"train.lr\" = { low = 1e-4, high = 1e-1, log = true }\n";
@@ -78,12 +79,7 @@ fn an_external_program_drives_a_study_and_continues_it() {
 
 #[test]
 fn optuna_drives_a_study() {
-    let python = std::env::var("OPTUNA_PYTHON").unwrap_or_else(|_| "python3".to_owned());
-    let found = std::process::Command::new(&python).args(["-c", "import optuna"]).output();
-    if !found.is_ok_and(|output| output.status.success()) {
-        eprintln!("skipped: `{python}` cannot import optuna (`pip install optuna`)");
-        return;
-    }
+    let Some(python) = python_with("optuna") else { return };
     let place = Place::new();
     place.write("e.toml", &format!("seeds = [1]\n{BASE}{METHODS}{SEARCH}"));
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/optuna_study.py");
