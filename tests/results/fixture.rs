@@ -51,9 +51,10 @@ impl Run<'_> {
             "config.toml",
             format!(
                 "model = \"m\"\ndtype = \"f32\"\n[intervention]\nname = \"{}\"\n[adapter]\nname = \
-                 \"lora\"\n[transform]\nname = \"none\"\n[train]\nlr = {:?}\nseed = {}\nmax_length \
-                 = {}\n[eval]\nscore = \"mean\"\n\n# A comment.\n[record]\nfolder = \"/secret\"\nmodel = \
-                 {{ sha256 = \"ab12\", of = \"a file\" }}\ndata = {{}}\n",
+                 \"lora\"\n[transform]\nname = \"none\"\n[train]\nlr = {:?}\nseed = {}\n\
+                 max_length = {}\n[eval]\nscore = \"mean\"\n\n# A comment.\n[record]\n\
+                 folder = \"/secret\"\nmodel = {{ sha256 = \"ab12\", of = \"a file\" }}\n\
+                 data = {{}}\n",
                 self.intervention, self.lr, self.seed, self.max_length
             ),
         );

@@ -23,7 +23,8 @@ pub struct Table {
     /// unlimited or is unknown.
     pub max_length: Option<usize>,
     /// Loss on unrelated text: the mean increase of −log p per token of the chosen completions of
-    /// the split `rnd` or a part of it, in nats. `None` without this split or without a trained model.
+    /// the split `rnd` or a part of it, in nats. `None` without this split or without a trained
+    /// model.
     #[serde(default)]
     pub forgetting: Option<Metric>,
 }

@@ -61,8 +61,8 @@ impl<'r> Layering<'r> {
         Ok(())
     }
 
-    /// Adds a configuration file. If a run wrote the file and a higher layer chooses another plugin,
-    /// the fields of the run's plugin are ignored, because the user did not write them.
+    /// Adds a configuration file. If a run wrote the file, and a higher layer chooses another
+    /// plugin, the fields of the run's plugin are ignored, because the user did not write them.
     ///
     /// # Errors
     /// Fails if the file cannot be read or is not TOML.
