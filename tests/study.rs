@@ -165,7 +165,7 @@ fn a_study_tunes_each_method_by_validation_and_runs_the_tuned_point_with_all_see
     assert_eq!(place.runs("runs/mine").len(), 8);
     let summary = std::fs::read_to_string(place.path("runs/mine/summary.md")).expect("a summary");
     assert!(summary.contains("| dpo ") && !summary.contains("SHIFTED"), "{summary}");
-    // Both learning rates are at an end of the list.
+    // Of two learning rates, the best one is always at an end of the list.
     assert!(summary.contains("warning: the tuned `train.lr` of dpo"), "{summary}");
     assert!(stderr(&output).contains("[8 of 8]"), "{}", stderr(&output));
 

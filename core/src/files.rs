@@ -3,9 +3,26 @@
 use std::fs::File;
 use std::path::Path;
 
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::error::{Context, Error, Result, quoted};
+
+/// Reads a JSON file that this program wrote. Returns `None` if there is no such file.
+///
+/// # Errors
+/// Fails if the file cannot be read. If it does not have the expected format, the message is the
+/// file and `complaint`.
+pub fn read_record<T: DeserializeOwned>(path: &Path, complaint: &str) -> Result<Option<T>> {
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let text =
+        std::fs::read_to_string(path).within(|| format!("cannot read `{}`", path.display()))?;
+    serde_json::from_str(&text)
+        .map(Some)
+        .map_err(|e| Error::new(format!("`{}` {complaint}", path.display())).because(e))
+}
 
 /// Maximum size of a JSON file in bytes. The weight index of Llama 3.1 405B is about 40 times
 /// smaller.

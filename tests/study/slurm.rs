@@ -42,7 +42,7 @@ impl Cluster {
         self.environment(self.0.command(&args)).output().expect("the command runs")
     }
 
-    /// The arguments of all calls of `sbatch`.
+    /// The arguments of each call of `sbatch`.
     fn submitted(&self) -> Vec<String> {
         let text = std::fs::read_to_string(self.0.path("sbatch.log")).unwrap_or_default();
         text.lines().map(str::to_owned).collect()
@@ -53,8 +53,7 @@ impl Cluster {
         let mut command = self.environment(Command::new("bash"));
         command
             .arg(self.0.path("runs/s/slurm").join(script))
-            // Slurm starts a job in the folder of its submission, but the script does not rely on
-            // it.
+            // Slurm starts a job in the folder of its submission. The script must not need that.
             .current_dir("/")
             .env("OMP_NUM_THREADS", "1")
             .env("NO_COLOR", "1")

@@ -23,7 +23,7 @@ const LEARNING_RATE: &str = "train.lr";
 pub struct CurvePoint {
     /// Name of the method.
     pub method: String,
-    /// The searched values.
+    /// The values of the searched fields.
     pub values: BTreeMap<String, String>,
     /// Peak learning rate.
     pub learning_rate: Option<f64>,

@@ -134,8 +134,8 @@ fn entries_of(all: &Collection, study: usize, method: &str) -> Vec<Entry> {
         .collect()
 }
 
-/// Groups the runs that are not part of a study by the fields in which they differ, except the seed
-/// and the learning rate.
+/// Groups the runs that are not part of a study. Runs that only differ in the seed and the learning
+/// rate are in one group.
 fn group_singles(all: &Collection, left_out: &mut Vec<LeftOut>) -> Vec<Method> {
     let singles: Vec<(usize, &Member)> =
         all.members.iter().enumerate().filter(|(_, m)| m.place.is_none()).collect();

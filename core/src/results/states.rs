@@ -4,10 +4,11 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Context, Error, Result};
+use crate::error::Result;
+use crate::files::read_record;
 
-/// The motion of the pooled states at one site, averaged over pairs. A length is relative to the
-/// length of the preference vector d = h_r(y⁺) − h_r(y⁻) of the pair.
+/// The motion of the pooled states at one site, averaged over pairs. All lengths are multiples
+/// of ‖d‖, where d = h_r(y⁺) − h_r(y⁻) is the preference vector of the pair.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LayerMotion {
     /// Name of the site, e.g. `layers.10`.
@@ -41,14 +42,6 @@ impl StatesRecord {
     /// # Errors
     /// Fails if the file cannot be read or does not have the expected format.
     pub fn read(folder: &Path) -> Result<Option<Self>> {
-        let path = folder.join("eval").join("states.json");
-        if !path.is_file() {
-            return Ok(None);
-        }
-        let text = std::fs::read_to_string(&path)
-            .within(|| format!("cannot read `{}`", path.display()))?;
-        serde_json::from_str(&text)
-            .map(Some)
-            .map_err(|e| Error::new(format!("`{}` is damaged", path.display())).because(e))
+        read_record(&folder.join("eval").join("states.json"), "is damaged")
     }
 }

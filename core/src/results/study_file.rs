@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::error::{Context, Error, Result};
+use crate::error::Result;
+use crate::files::read_record;
 
 /// Name of the file.
 pub(super) const FILE: &str = "study.json";
@@ -107,14 +108,6 @@ impl StudyFile {
     /// # Errors
     /// Fails if the file cannot be read or does not have the expected format.
     pub fn read(folder: &Path) -> Result<Option<Self>> {
-        let path = folder.join(FILE);
-        if !path.is_file() {
-            return Ok(None);
-        }
-        let text = std::fs::read_to_string(&path)
-            .within(|| format!("cannot read `{}`", path.display()))?;
-        serde_json::from_str(&text).map(Some).map_err(|e| {
-            Error::new(format!("`{}` does not describe a study", path.display())).because(e)
-        })
+        read_record(&folder.join(FILE), "does not describe a study")
     }
 }

@@ -6,9 +6,9 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use tch::Device;
 
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
 use crate::ffi::LIBTORCH_VERSION;
-use crate::files::write_whole;
+use crate::files::{read_record, write_whole};
 use crate::plugin;
 use crate::reference::described_device;
 
@@ -48,15 +48,7 @@ impl Environment {
     /// # Errors
     /// Fails if the file cannot be read or is damaged.
     pub fn read(folder: &Path) -> Result<Option<Self>> {
-        let path = folder.join(FILE);
-        if !path.is_file() {
-            return Ok(None);
-        }
-        let text = std::fs::read_to_string(&path)
-            .within(|| format!("cannot read `{}`", path.display()))?;
-        serde_json::from_str(&text)
-            .map(Some)
-            .map_err(|e| Error::new(format!("`{}` is damaged", path.display())).because(e))
+        read_record(&folder.join(FILE), "is damaged")
     }
 
     /// Writes the environment to the run in `folder`.

@@ -209,14 +209,15 @@ fn describe(plan: &Plan, experiments: &[Experiment], out: &Path) -> String {
             };
             (format!("{runs} runs of the search{cost}, "), points)
         });
+        let finals = points * group.seeds.len();
         let steps = most_steps(experiment).map_or_else(
             || "a number of steps that depends on the data".to_owned(),
             |steps| format!("at most {steps} steps"),
         );
         lines.push(format!(
-            "  {}: {search}{} final runs, each with {steps}; {} and `{}` on `{}`",
+            "  {}: {search}{finals} final run{}, each with {steps}; {} and `{}` on `{}`",
             group.name,
-            points * group.seeds.len(),
+            if finals == 1 { "" } else { "s" },
             experiment.methods(),
             experiment.dataset.name,
             experiment.model,

@@ -110,7 +110,7 @@ struct Density<'a> {
 }
 
 impl Density<'_> {
-    /// The width of the kernels (Scott's rule).
+    /// The width of the kernels, by Scott's rule.
     fn width(&self) -> f64 {
         let (n, d) = (self.points.len().max(1) as f64, self.space.len() as f64);
         (WIDTH * n.powf(-1.0 / (d + 4.0))).max(LEAST_WIDTH)
