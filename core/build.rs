@@ -34,10 +34,13 @@ fn main() {
         .pic(true)
         .warnings(false)
         .include(&include)
+        .include(include.join("torch/csrc/api/include"))
         .file("csrc/shim.cc")
         .file("csrc/node.cc")
         .file("csrc/product.cc")
+        .file("csrc/world.cc")
         .compile("reprpo_shim");
+    gloo(&include, &lib);
     // Optimise this file in debug builds too, because it replaces an optimised libtorch function.
     // `-ffp-contract=fast` allows fused multiply-add instructions.
     cc::Build::new()
@@ -64,6 +67,35 @@ fn main() {
         .compile("reprpo_fused");
     println!("cargo:rustc-env=REPRPO_LIBTORCH_VERSION={LIBTORCH_VERSION}");
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.canonicalize().unwrap_or(lib).display());
+}
+
+/// Builds the library of gloo's process group, which the crate embeds. Without gloo's headers, the
+/// library is an empty file.
+fn gloo(include: &Path, lib: &Path) {
+    println!("cargo:rerun-if-env-changed=GLOO_INCLUDE");
+    let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets `OUT_DIR`"));
+    let library = out.join("libreprpo_gloo.so");
+    println!("cargo:rustc-env=REPRPO_GLOO={}", library.display());
+    let places = [std::env::var_os("GLOO_INCLUDE").map(PathBuf::from), Some("/usr/include".into())];
+    let found = places.into_iter().flatten().find(|place| place.join("gloo/context.h").is_file());
+    let Some(headers) = found else {
+        std::fs::write(library, []).expect("the output folder is writable");
+        return;
+    };
+    let mut build = cc::Build::new();
+    build
+        .cpp(true)
+        .std("c++17")
+        .pic(true)
+        .warnings(false)
+        .include(include)
+        .include(include.join("torch/csrc/api/include"))
+        .include(headers);
+    let mut command = build.get_compiler().to_command();
+    command.args(["-shared", "-fvisibility=hidden", "csrc/gloo.cc", "-o"]).arg(&library);
+    command.arg("-L").arg(lib).args(["-ltorch_cpu", "-lc10"]);
+    let status = command.status().expect("the C++ compiler starts");
+    assert!(status.success(), "the library of gloo cannot be built; see the errors above");
 }
 
 fn check_version(root: &Path) {

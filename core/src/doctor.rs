@@ -7,7 +7,9 @@ use std::time::Instant;
 use serde::Serialize;
 use tch::{Device, Kind, Tensor};
 
-use crate::ffi::{CudaLibrary, LIBTORCH_VERSION, libtorch_folder, libtorch_hint, load_cuda};
+use crate::ffi::{
+    CudaLibrary, LIBTORCH_VERSION, has_gloo, libtorch_folder, libtorch_hint, load_cuda,
+};
 use crate::hub::{Hub, Settings, cache_dir};
 use crate::plugin;
 use crate::weights::known_models;
@@ -58,6 +60,7 @@ pub fn checks() -> Vec<Check> {
     vec![
         libtorch(),
         threads(),
+        ranks(),
         cpu_speed(),
         cuda(driver.as_deref()),
         card(driver),
@@ -96,6 +99,17 @@ fn threads() -> Check {
             .hint("set `OMP_NUM_THREADS` to at most the number of cores; more threads are slower")
     } else {
         check
+    }
+}
+
+/// Checks whether this program can run in several processes.
+fn ranks() -> Check {
+    match has_gloo() {
+        Ok(()) => Check::new("ranks", State::Good, "several processes connect through gloo"),
+        Err(e) => {
+            let check = Check::new("ranks", State::Absent, e.in_a_line());
+            e.hints().first().map_or(check.clone(), |hint| check.hint(hint))
+        }
     }
 }
 

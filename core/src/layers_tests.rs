@@ -5,12 +5,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The top-level modules of the crate, from the lowest to the highest layer.
-const ORDER: [&str; 35] = [
+const ORDER: [&str; 36] = [
     "panics",
     "error",
     "files",
     "statistics",
     "ffi",
+    "world",
     "memory",
     "api",
     "hub",

@@ -37,6 +37,7 @@ pub mod study;
 pub mod text;
 pub mod train;
 pub mod weights;
+pub mod world;
 
 #[cfg(test)]
 pub(crate) mod testing;

@@ -7,6 +7,7 @@ pub mod blocks;
 pub mod gguf;
 #[path = "../../tests/golden.rs"]
 pub mod golden;
+pub mod ranks;
 pub mod warnings;
 
 use std::path::PathBuf;

@@ -11,6 +11,7 @@ mod hook;
 mod node;
 mod row_product;
 mod switches;
+mod world;
 
 use std::ffi::{CStr, c_char};
 use std::ptr;
@@ -28,6 +29,7 @@ pub use switches::{
     CudaMemory, RngState, cuda_empty_cache, cuda_memory, cuda_reset_peak, is_deterministic,
     set_attention_kernels, set_deterministic, set_tf32,
 };
+pub use world::{Group, Store, Work, has_gloo};
 
 use tch::Tensor;
 use torch_sys::C_tensor;
