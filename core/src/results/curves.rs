@@ -218,7 +218,7 @@ fn at_ratio(method: &Method, all: &[CurvePoint], target: f64, splits: &[&str]) -
             }
             Ok(AtTarget::NotBracketed { min, max }) => {
                 return none(format!(
-                    "not bracketed: the ratios are between {:.2} and {:.2}",
+                    "not bracketed: the ratios are between {:.3} and {:.3}",
                     min.exp(),
                     max.exp()
                 ));
