@@ -22,6 +22,7 @@ use crate::registry::Registry;
 use crate::text::{Limits, SkipReason, TokenPair, Tokenised, Tokenizer, instructed, tokenise};
 use crate::weights::checkpoint::configuration;
 use crate::weights::{Extent, Located, ModelFiles, locate, type_name};
+use crate::world;
 
 pub use precision::precision;
 
@@ -94,6 +95,7 @@ impl LoadedModel {
         let files = ModelFiles::open(&source.path).map_err(explained)?;
         let fingerprint = fingerprint::of_model(&source, &files);
         experiment.sources.check_model(&experiment.model, &fingerprint)?;
+        world::current().agree("the model", fingerprint.sha256.clone())?;
         let tokenizer = files.tokenizer()?;
         let mut model = if experiment.quantize_base {
             if device != Device::Cpu {
@@ -103,7 +105,13 @@ impl LoadedModel {
                 ))
                 .hint("leave out `--quantize-base`, or add `--device cpu`"));
             }
+            if experiment.shard_base {
+                return Err(Error::new("`quantize_base` and `shard_base` cannot be combined")
+                    .hint("leave out `--quantize-base` or `--shard-base`"));
+            }
             Model::load_as_stored(&files, kind)?
+        } else if experiment.shard_base {
+            Model::load_sharded(&files, kind, device)?
         } else {
             Model::load(&files, kind, device)?
         };
@@ -119,7 +127,24 @@ impl LoadedModel {
         let mut describes =
             format!("{} as {} on {}", files.describe(), type_name(kind), device_name(device));
         if experiment.quantize_base {
-            describes += &format!("\n{}", model.kept_as_stored());
+            let kept = model.stored_matrices();
+            describes += &format!(
+                "\n{} of {} matrices stay as the file stores them ({})",
+                kept.matrices,
+                kept.all(),
+                kept.memory()
+            );
+        }
+        if experiment.shard_base {
+            describes += &match model.is_sharded() {
+                true => format!(
+                    "\nthe {} matrices are divided among {} ranks ({} on each rank)",
+                    model.stored_matrices().matrices,
+                    model.world().size(),
+                    model.stored_matrices().memory()
+                ),
+                false => "\n`shard_base` has no effect on a single rank".to_owned(),
+            };
         }
         if let Some(remark) = remark {
             describes += &format!("\n{remark}");
@@ -329,7 +354,7 @@ pub fn device_name(device: Device) -> String {
 }
 
 /// Parses the name of a device: `auto`, `cpu`, `cuda` or `cuda:N`. Loads libtorch's CUDA library
-/// unless the name is `cpu`.
+/// unless the name is `cpu`. With `auto` and `cuda`, the ranks on a machine use its cards in turn.
 ///
 /// # Errors
 /// Fails if the name is not valid, or if the GPU is not available.
@@ -341,9 +366,10 @@ pub fn device(name: &str) -> Result<Device> {
     static WARNED: Once = Once::new();
     WARNED.call_once(|| library.warning().into_iter().for_each(|text| tracing::warn!("{text}")));
     let cards = if Cuda::is_available() { Cuda::device_count() } else { 0 };
+    let own = world::current().local_rank() as i64 % cards.max(1);
     let index = match name {
-        "auto" => return Ok(if cards > 0 { Device::Cuda(0) } else { Device::Cpu }),
-        "cuda" => Some(0),
+        "auto" => return Ok(if cards > 0 { Device::Cuda(own as usize) } else { Device::Cpu }),
+        "cuda" => Some(own),
         other => other.strip_prefix("cuda:").and_then(|n| n.parse::<i64>().ok()),
     };
     let valid = || {

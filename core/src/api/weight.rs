@@ -1,4 +1,4 @@
-//! A frozen matrix, which is a tensor or consists of the blocks of a file.
+//! A frozen matrix: a tensor, blocks of a file, or rows that are divided among the ranks.
 
 use std::fmt::Debug;
 
@@ -8,27 +8,35 @@ use super::{Rows, linear};
 use crate::error::Result;
 use crate::ffi::{attach_backward, float_product};
 
-/// A matrix on the CPU that is stored in a compact form and decoded whenever it is used.
+/// A matrix that is kept in another form than a tensor. Each use computes the tensor again.
 pub(crate) trait Encoded: Debug + Send {
     /// Numbers of rows and columns.
     fn size(&self) -> [i64; 2];
 
-    /// The dtype into which numbers are decoded.
+    /// The dtype of the numbers.
     fn kind(&self) -> Kind;
 
-    /// The name of the form, and the bytes of each row, uint8 `[rows bytes]`.
-    fn encoded(&self) -> (&'static str, &Tensor);
+    /// The device of the numbers.
+    fn device(&self) -> Device;
 
-    /// Decodes the matrix.
+    /// Number of bytes that this process keeps.
+    fn kept(&self) -> usize;
+
+    /// The name of the form, and the bytes of each row, uint8 `[rows bytes]`. Two matrices of the
+    /// same form, dtype and size are equal if their bytes are. `None` if this process does not have
+    /// all bytes.
+    fn encoded(&self) -> Option<(&'static str, &Tensor)>;
+
+    /// The matrix as a tensor.
     ///
     /// # Errors
-    /// Fails if memory runs out.
+    /// Fails if memory runs out, or if another rank has ended.
     fn dense(&self) -> Result<Tensor>;
 
-    /// Decodes the rows `ids`, int64 `[n]`.
+    /// The rows `ids`, int64 `[n]`.
     ///
     /// # Errors
-    /// Fails if a row does not exist, or if memory runs out.
+    /// Fails if a row does not exist, if memory runs out, or if another rank has ended.
     fn rows(&self, ids: &Tensor) -> Result<Tensor>;
 
     /// A matrix that shares the memory of this one.
@@ -46,7 +54,7 @@ pub(crate) trait Encoded: Debug + Send {
 pub(crate) enum Weight {
     /// A tensor.
     Dense(Tensor),
-    /// Blocks of a file, which each use decodes again.
+    /// Another form, from which each use computes the tensor again.
     Stored(Box<dyn Encoded>),
 }
 
@@ -62,7 +70,7 @@ impl Weight {
         }
     }
 
-    /// The dtype of the decoded numbers.
+    /// The dtype of the numbers.
     pub fn kind(&self) -> Kind {
         match self {
             Self::Dense(t) => t.kind(),
@@ -74,7 +82,7 @@ impl Weight {
     pub fn device(&self) -> Device {
         match self {
             Self::Dense(t) => t.device(),
-            Self::Stored(_) => Device::Cpu,
+            Self::Stored(matrix) => matrix.device(),
         }
     }
 
@@ -113,10 +121,12 @@ impl Weight {
     /// True if both matrices have the same numbers.
     pub fn equal(&self, other: &Self) -> Result<bool> {
         if let (Self::Stored(one), Self::Stored(other)) = (self, other)
-            && one.encoded().0 == other.encoded().0
+            && let (Some((form, bytes)), Some((other_form, other_bytes))) =
+                (one.encoded(), other.encoded())
+            && form == other_form
             && one.kind() == other.kind()
             && one.size() == other.size()
-            && one.encoded().1.f_equal(other.encoded().1)?
+            && bytes.f_equal(other_bytes)?
         {
             return Ok(true);
         }
@@ -139,8 +149,8 @@ impl Weight {
     }
 }
 
-/// A product with a stored matrix W. The autograd graph keeps the blocks of W, and its backward
-/// pass decodes them again.
+/// A product with a stored matrix W. The autograd graph keeps the stored form of W, and its
+/// backward pass computes the tensor again.
 struct Product {
     matrix: Box<dyn Encoded>,
     /// True if the input x is stored by columns. libtorch then computes the gradient of x in the

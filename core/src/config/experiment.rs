@@ -59,6 +59,16 @@ pub struct Experiment {
         ),
     ]))]
     pub quantize_base: bool,
+    /// Divide the frozen matrices among the ranks, so that each rank keeps a part of them. A matrix
+    /// is gathered from all ranks while the ones before it are used. All results stay the same; the
+    /// model needs less memory on each rank, and more communication. Has no effect on one rank.
+    #[schemars(extend("flags" = [
+        Flag::switch(Group::Model, "shard-base", "true").help(
+            "Divide the frozen matrices among the ranks of torchrun or srun. All results stay the \
+             same; the model takes less memory on each rank and more time.",
+        ),
+    ]))]
+    pub shard_base: bool,
     /// The implementation of attention.
     pub attention: Kernel,
     /// Allow TF32 in float32 matrix products on a GPU, which is faster and less precise.
@@ -131,6 +141,7 @@ impl Default for Experiment {
             device: "auto".to_owned(),
             dtype: Dtype::default(),
             quantize_base: false,
+            shard_base: false,
             attention: Kernel::default(),
             tf32: false,
             deterministic: true,

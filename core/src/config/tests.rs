@@ -478,7 +478,7 @@ fn the_error_for_an_unknown_field_names_the_nearest_field() {
         "unknown configuration field `modle` (--set)\n  hint: did you mean `model`?\n  hint: \
             valid: adapter, attention, cache, dataset, deterministic, device, dtype, eval, \
             init_adapter, init_transform, intervention, model, out, plugins, quantize_base, \
-            recipe, tap, tf32, train, transform"
+            recipe, shard_base, tap, tf32, train, transform"
     );
     assert_eq!(
         set("eval.token=1"),

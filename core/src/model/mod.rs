@@ -53,6 +53,9 @@ pub mod tiny;
 mod vocabulary;
 mod weights;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use tch::{Device, Kind, Tensor};
 
 pub use adapted::Adapted;
@@ -67,7 +70,8 @@ use stream::Stream;
 
 use crate::api::{Frozen, ModelInfo, Site, Weight};
 use crate::error::{Context, Error, Result};
-use crate::weights::{Loaded, ModelFiles};
+use crate::weights::{Loaded, ModelFiles, Shards};
+use crate::world::{self, World};
 
 /// The weights that [`Model::merge`] replaced. [`Model::unmerge`] restores these weights. Dropping
 /// this value makes the merge permanent.
@@ -76,31 +80,30 @@ pub struct ReplacedWeights {
     originals: Vec<(String, Frozen)>,
 }
 
-/// The matrices of a model that stay as the file stores them: the embedding, the head and the
-/// weights of linear modules.
+/// The matrices of a model that it keeps in another form than as a tensor: the embedding, the head
+/// and the weights of linear modules.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct KeptAsStored {
+pub struct StoredMatrices {
     /// Number of these matrices.
     pub matrices: usize,
-    /// Their size in bytes.
+    /// The bytes that this process keeps of them.
     pub bytes: usize,
-    /// Their size in bytes if they were decoded into the dtype of the model.
+    /// Their size in bytes as tensors in the dtype of the model.
     pub decoded: usize,
     /// Number of the other matrices.
     pub dense: usize,
 }
 
-impl std::fmt::Display for KeptAsStored {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl StoredMatrices {
+    /// Number of matrices in all.
+    pub fn all(&self) -> usize {
+        self.matrices + self.dense
+    }
+
+    /// The memory that this process keeps, compared with tensors.
+    pub fn memory(&self) -> String {
         let mb = |bytes: usize| bytes as f64 / 1e6;
-        write!(
-            f,
-            "{} of {} matrices stay as the file stores them ({:.0} MB instead of {:.0} MB)",
-            self.matrices,
-            self.matrices + self.dense,
-            mb(self.bytes),
-            mb(self.decoded)
-        )
+        format!("{:.0} MB instead of {:.0} MB", mb(self.bytes), mb(self.decoded))
     }
 }
 
@@ -157,9 +160,34 @@ pub struct Model {
     attention: AttentionOptions,
     kind: Kind,
     device: Device,
+    /// The ranks that compute with this model.
+    world: Arc<World>,
+    /// True if the matrices are divided among the ranks.
+    sharded: bool,
 }
 
 impl Model {
+    /// The ranks that compute with this model.
+    pub fn world(&self) -> &World {
+        &self.world
+    }
+
+    /// True if the matrices are divided among the ranks. All ranks must then run the same passes in
+    /// the same order.
+    pub fn is_sharded(&self) -> bool {
+        self.sharded
+    }
+
+    /// True if this rank should stop before its next pass. If the model is sharded, all ranks get
+    /// the same answer: true if `stop` is true on one of them.
+    ///
+    /// # Errors
+    /// Fails if another rank has ended.
+    pub fn stops(&self, stop: &AtomicBool) -> Result<bool> {
+        let stop = stop.load(Ordering::Relaxed);
+        if self.sharded { self.world.any(stop) } else { Ok(stop) }
+    }
+
     /// Loads a model onto `device`, with its weights converted to `kind`.
     ///
     /// # Errors
@@ -180,7 +208,25 @@ impl Model {
         let within = || format!("cannot use the model in `{}`", files.path().display());
         Self::accepts(files.config()).within(within)?;
         let loaded = files.load_as_stored(kind).within(within)?;
-        Self::from_loaded(files.config(), loaded, kind, Device::Cpu).within(within)
+        Self::from_loaded(files.config(), loaded, kind, Device::Cpu, None).within(within)
+    }
+
+    /// Loads a model onto `device`, and divides its matrices among the ranks. All ranks must run
+    /// the same passes in the same order from now on, because each use of a matrix gathers it. All
+    /// values are those of [`load`](Self::load). On a single rank, this is the same as `load`.
+    ///
+    /// # Errors
+    /// Fails if another rank has ended, and in the same cases as [`load`](Self::load).
+    pub fn load_sharded(files: &ModelFiles, kind: Kind, device: Device) -> Result<Self> {
+        let world = world::current();
+        if world.size() == 1 {
+            return Self::load(files, kind, device);
+        }
+        let within = || format!("cannot use the model in `{}`", files.path().display());
+        Self::accepts(files.config()).within(within)?;
+        let shards = Shards::new(world);
+        let loaded = files.load_sharded(kind, device, &shards).within(within)?;
+        Self::from_loaded(files.config(), loaded, kind, device, Some(shards)).within(within)
     }
 
     /// Checks that the architecture of a configuration is supported, without loading any weights.
@@ -202,7 +248,7 @@ impl Model {
         device: Device,
     ) -> Result<Self> {
         let dense = tensors.into_iter().map(|(name, t)| (name, Loaded::Dense(t))).collect();
-        Self::from_loaded(config, dense, kind, device)
+        Self::from_loaded(config, dense, kind, device, None)
     }
 
     fn from_loaded(
@@ -210,9 +256,11 @@ impl Model {
         tensors: indexmap::IndexMap<String, Loaded>,
         kind: Kind,
         device: Device,
+        shards: Option<Arc<Shards>>,
     ) -> Result<Self> {
         let (build, base) = architecture(config)?;
-        let checkpoint = weights::Checkpoint::new(tensors, base);
+        let sharded = shards.is_some();
+        let checkpoint = weights::Checkpoint::new(tensors, base, shards);
         let decoder = build(config, &checkpoint.weights())?;
         checkpoint.finish()?;
         let attention = AttentionOptions {
@@ -220,7 +268,7 @@ impl Model {
             kernel: Kernel::default(),
             deterministic: true,
         };
-        Ok(Self { decoder, base, attention, kind, device })
+        Ok(Self { decoder, base, attention, kind, device, world: world::current(), sharded })
     }
 
     /// The sizes of the model, and the names and shapes of its linear modules.
@@ -265,15 +313,15 @@ impl Model {
         })
     }
 
-    /// Counts the matrices that stay as the file stores them.
-    pub fn kept_as_stored(&self) -> KeptAsStored {
-        let mut kept = KeptAsStored::default();
+    /// Counts the matrices that are not kept as tensors.
+    pub fn stored_matrices(&self) -> StoredMatrices {
+        let mut kept = StoredMatrices::default();
         let mut count = |weight: &Weight| match weight {
             Weight::Dense(_) => kept.dense += 1,
             Weight::Stored(matrix) => {
                 let [rows, columns] = matrix.size();
                 kept.matrices += 1;
-                kept.bytes += matrix.encoded().1.numel();
+                kept.bytes += matrix.kept();
                 kept.decoded += (rows * columns) as usize * matrix.kind().elt_size_in_bytes();
             }
         };

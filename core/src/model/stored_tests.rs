@@ -1,5 +1,7 @@
-//! Tests that a model whose matrices stay as the file stores them gives the same values and
-//! gradients as the model with dense matrices.
+//! Tests that a model whose matrices stay as the file stores them, or are divided among ranks,
+//! gives the same values and gradients as the model with dense matrices.
+
+use std::path::Path;
 
 use serde_json::json;
 use tch::{Device, Kind};
@@ -10,6 +12,7 @@ use crate::conformance::stand_ins::FullChange;
 use crate::model::stream::StreamBuilder;
 use crate::testing::blocks::random_blocks;
 use crate::testing::gguf::Writer;
+use crate::testing::ranks::on_ranks;
 use crate::weights::{FORMATS, Format};
 
 const HIDDEN: u64 = 256;
@@ -118,12 +121,17 @@ impl Models {
         self
     }
 
+    /// Writes the file to `folder`, and opens it.
+    fn files(&self, folder: &Path) -> ModelFiles {
+        let path = folder.join("x.gguf");
+        std::fs::write(&path, self.writer.bytes()).unwrap();
+        ModelFiles::open(&path).unwrap()
+    }
+
     /// Writes the file, and loads it with dense and with stored matrices.
     fn load(&self, kind: Kind) -> [Model; 2] {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("x.gguf");
-        std::fs::write(&path, self.writer.bytes()).unwrap();
-        let files = ModelFiles::open(&path).unwrap();
+        let files = self.files(folder.path());
         [
             Model::load(&files, kind, Device::Cpu).unwrap(),
             Model::load_as_stored(&files, kind).unwrap(),
@@ -164,8 +172,8 @@ fn assert_same(models: &Models, kind: Kind, targets: &[&str], place: &str) {
     let differ = expected.iter().filter(|t| t.abs().max().double_value(&[]) > 0.0).count();
     assert!(2 * differ > expected.len(), "{place}: {differ} of {} differ from 0", expected.len());
     let smaller = models.format.bytes < models.format.block * kind.elt_size_in_bytes();
-    assert_eq!(stored.kept_as_stored().matrices > 0, smaller, "{place}");
-    assert_eq!(dense.kept_as_stored().matrices, 0, "{place}");
+    assert_eq!(stored.stored_matrices().matrices > 0, smaller, "{place}");
+    assert_eq!(dense.stored_matrices().matrices, 0, "{place}");
 }
 
 #[test]
@@ -194,14 +202,49 @@ fn transposed_and_fused_modules_equal_the_dense_ones() {
 }
 
 #[test]
+fn values_and_gradients_of_a_sharded_model_equal_those_of_the_dense_one() {
+    let format = FORMATS.iter().find(|f| f.name == "F16").unwrap();
+    for (models, fused) in [
+        (Models::llama(format), None),
+        (Models::gpt2(format), Some("c_attn")),
+        (Models::gpt_neox(format), Some("query_key_value")),
+    ] {
+        let parts: Vec<String> =
+            fused.iter().flat_map(|m| ["q_proj", "v_proj"].map(|p| format!("{m}.{p}"))).collect();
+        let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+        for (kind, targets) in
+            [(Kind::Float, &[][..]), (Kind::BFloat16, &[]), (Kind::Float, &parts)]
+        {
+            let folder = tempfile::tempdir().unwrap();
+            let files = models.files(folder.path());
+            let expected = values(&Model::load(&files, kind, Device::Cpu).unwrap(), targets);
+            let of_ranks = on_ranks(3, |_| {
+                let files = ModelFiles::open(&folder.path().join("x.gguf")).unwrap();
+                let model = Model::load_sharded(&files, kind, Device::Cpu).unwrap();
+                let stored = model.stored_matrices();
+                assert!(model.is_sharded() && stored.dense == 0 && stored.matrices > 8);
+                assert!((stored.bytes as f64) < 0.35 * stored.decoded as f64);
+                // Twice, so that the second time uses what was predicted.
+                [values(&model, targets), values(&model, targets)]
+            });
+            for ours in of_ranks.into_iter().flatten().flatten() {
+                assert_eq!(ours.len(), expected.len());
+                let equal = ours.iter().zip(&expected).all(|(a, b)| a.equal(b));
+                assert!(equal, "{fused:?}, {kind:?}, {targets:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn merging_replaces_stored_matrices_and_unmerging_restores_them() {
     let format = FORMATS.iter().find(|f| f.name == "Q4_K").unwrap();
     let [_, mut stored] = Models::llama(format).load(Kind::Float);
-    let before = stored.kept_as_stored();
+    let before = stored.stored_matrices();
     assert_eq!((before.matrices, before.dense), (16, 0));
     let adapted = Adapted::attach(&FullChange::default(), &stored, 2, 0).unwrap();
     let merged = stored.merge(&adapted).unwrap();
-    assert_eq!(stored.kept_as_stored().matrices, 2);
+    assert_eq!(stored.stored_matrices().matrices, 2);
     stored.unmerge(merged);
-    assert_eq!(stored.kept_as_stored().bytes, before.bytes);
+    assert_eq!(stored.stored_matrices().bytes, before.bytes);
 }

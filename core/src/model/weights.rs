@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 use std::fmt::Display;
+use std::sync::Arc;
 
 use indexmap::IndexMap;
 use tch::Tensor;
@@ -10,7 +11,7 @@ use tch::Tensor;
 use super::linear::{Linear, Stored};
 use crate::api::{Frozen, Weight};
 use crate::error::{Error, Result};
-use crate::weights::Loaded;
+use crate::weights::{Loaded, Shards};
 
 /// The tensors of a checkpoint that have not been used yet, by name.
 #[derive(Debug)]
@@ -19,6 +20,8 @@ pub struct Checkpoint {
     /// `base_model_prefix` of transformers. Tensor names in a checkpoint may lack this prefix, or
     /// contain it twice.
     base: &'static str,
+    /// Divides matrices among the ranks; `None` if each rank keeps them whole.
+    shards: Option<Arc<Shards>>,
 }
 
 /// The tensors of a checkpoint under one path: `weights.at("layers").at(0)` reads `layers.0.…`.
@@ -43,8 +46,13 @@ pub fn stored_name(name: &str, base: &str, has: impl Fn(&str) -> bool) -> Option
 
 impl Checkpoint {
     /// Wraps the tensors of a checkpoint. `base` is the `base_model_prefix` of the architecture.
-    pub fn new(tensors: IndexMap<String, Loaded>, base: &'static str) -> Self {
-        Self { tensors: RefCell::new(tensors), base }
+    /// `shards` divides matrices that are created from the tensors.
+    pub fn new(
+        tensors: IndexMap<String, Loaded>,
+        base: &'static str,
+        shards: Option<Arc<Shards>>,
+    ) -> Self {
+        Self { tensors: RefCell::new(tensors), base, shards }
     }
 
     /// All tensors, under their full names.
@@ -149,6 +157,7 @@ impl<'a> Weights<'a> {
     pub fn matrix(&self, name: &str, shape: [i64; 2]) -> Result<Weight> {
         Ok(match self.loaded(name, &shape)? {
             Loaded::Stored { matrix, transposed: false } => Weight::Stored(Box::new(matrix)),
+            Loaded::Sharded(matrix) => Weight::Stored(Box::new(matrix)),
             loaded => Weight::Dense(loaded.dense()?),
         })
     }
@@ -190,7 +199,13 @@ impl<'a> Weights<'a> {
         let weight = match at.loaded("weight", &[inputs, outputs])? {
             // GGUF stores `[outputs inputs]`, which is the matrix of the module.
             Loaded::Stored { matrix, transposed: true } => Weight::Stored(Box::new(matrix)),
-            loaded => Weight::Dense(loaded.dense()?.f_tr()?.f_contiguous()?),
+            loaded => {
+                let matrix = loaded.dense()?.f_tr()?.f_contiguous()?;
+                match &self.checkpoint.shards {
+                    Some(shards) => Weight::Stored(Box::new(shards.divide(&matrix)?)),
+                    None => Weight::Dense(matrix),
+                }
+            }
         };
         Ok(Linear::new(
             self.name(name),

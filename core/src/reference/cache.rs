@@ -91,7 +91,8 @@ impl ReferenceCache {
         pairs: &[P],
         quantities: &[Quantity],
     ) -> Result<Vec<Arc<Values>>> {
-        let Some(shared) = &mut self.shared else {
+        // The ranks of a sharded model must run the same passes, but may find different values.
+        let Some(shared) = self.shared.as_mut().filter(|_| !model.is_sharded()) else {
             self.usage.computed += pairs.len();
             let computed = compute(model, adapted, pairs, quantities)?;
             return Ok(computed.into_iter().map(Arc::new).collect());

@@ -17,12 +17,13 @@ use crate::weights::type_name;
 
 /// Fields of the experiment that are not compared. They do not change the training steps, or their
 /// content has a separate fingerprint. New fields are compared by default.
-const NOT_COMPARED: [&str; 11] = [
+const NOT_COMPARED: [&str; 12] = [
     "recipe",
     "plugins",
     "model",
     "device",
     "quantize_base",
+    "shard_base",
     "out",
     "init_adapter",
     "init_transform",

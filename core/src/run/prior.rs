@@ -31,7 +31,9 @@ pub enum Prior {
 }
 
 /// Fields in which a command line may differ from the run that it continues.
-const MAY_DIFFER: [&str; 8] = [
+const MAY_DIFFER: [&str; 10] = [
+    "shard_base",
+    "train.ranks",
     "train.tensorboard",
     "device",
     "out",

@@ -11,9 +11,11 @@ mod locate;
 mod memory;
 mod repository;
 mod safetensors;
+mod sharded;
 mod stored;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use indexmap::IndexMap;
 use serde_json::Value;
@@ -28,6 +30,7 @@ pub use locate::{
 pub use repository::Extent;
 pub(crate) use safetensors::write_safetensors_unsynced;
 pub use safetensors::{SafetensorsFile, read_safetensors, write_safetensors};
+pub use sharded::{ShardedMatrix, Shards};
 pub use stored::{Loaded, StoredMatrix};
 
 use crate::error::{Error, Result};
@@ -112,14 +115,46 @@ impl ModelFiles {
     /// # Errors
     /// Fails if `kind` is not a floating-point type, or if memory runs out.
     pub fn load(&self, kind: Kind, device: Device) -> Result<IndexMap<String, Tensor>> {
+        let read = |name: String| {
+            let tensor = self.read(&name, kind, device)?;
+            Ok((name, tensor))
+        };
+        self.names().into_iter().map(read).collect()
+    }
+
+    /// Reads all tensors like [`load`](Self::load), and divides the matrices among the ranks. One
+    /// whole matrix at a time is in memory.
+    ///
+    /// # Errors
+    /// Fails in the same cases as [`load`](Self::load).
+    pub fn load_sharded(
+        &self,
+        kind: Kind,
+        device: Device,
+        shards: &Arc<Shards>,
+    ) -> Result<IndexMap<String, Loaded>> {
+        let read = |name: String| -> Result<(String, Loaded)> {
+            let tensor = self.read(&name, kind, device)?;
+            Ok((
+                name,
+                if tensor.dim() == 2 && tensor.is_floating_point() {
+                    Loaded::Sharded(shards.divide(&tensor)?)
+                } else {
+                    Loaded::Dense(tensor)
+                },
+            ))
+        };
+        self.names().into_iter().map(read).collect()
+    }
+
+    fn read(&self, name: &str, kind: Kind, device: Device) -> Result<Tensor> {
         if !matches!(kind, Kind::Float | Kind::BFloat16 | Kind::Half | Kind::Double) {
             return Err(Error::internal(format!("cannot load weights as {kind:?}")));
         }
-        let read = |name: &str| match &self.source {
+        match &self.source {
             Source::Gguf(g) => Ok(g.read(name, kind)?.f_to_device(device)?),
             Source::Folder(c) => c.read(name, kind, device),
-        };
-        self.names().into_iter().map(|name| Ok((name.clone(), read(&name)?))).collect()
+        }
     }
 
     /// Reads all tensors of a GGUF file like [`load`](Self::load), but keeps a matrix as the file

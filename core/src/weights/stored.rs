@@ -1,9 +1,10 @@
 //! Matrices that stay in memory as a GGUF file stores them, in blocks of a few bits per number.
 use rayon::prelude::*;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::gguf::Format;
 use super::memory::{Element, bytes_of, filled};
+use super::sharded::ShardedMatrix;
 use crate::api::{Encoded, Rows};
 use crate::error::Result;
 
@@ -49,8 +50,16 @@ impl Encoded for StoredMatrix {
         self.kind
     }
 
-    fn encoded(&self) -> (&'static str, &Tensor) {
-        (self.format.name, &self.bytes)
+    fn device(&self) -> Device {
+        Device::Cpu
+    }
+
+    fn kept(&self) -> usize {
+        self.bytes.numel()
+    }
+
+    fn encoded(&self) -> Option<(&'static str, &Tensor)> {
+        Some((self.format.name, &self.bytes))
     }
 
     fn dense(&self) -> Result<Tensor> {
@@ -89,6 +98,8 @@ pub enum Loaded {
         /// True if the checkpoint's tensor is the transpose of the matrix in the file.
         transposed: bool,
     },
+    /// Rows of a matrix in the dtype of the model, which is divided among the ranks.
+    Sharded(ShardedMatrix),
 }
 
 impl Loaded {
@@ -96,6 +107,7 @@ impl Loaded {
     pub fn size(&self) -> Vec<i64> {
         match self {
             Self::Dense(t) => t.size(),
+            Self::Sharded(matrix) => matrix.size().to_vec(),
             Self::Stored { matrix, transposed } => {
                 let [rows, columns] = matrix.size();
                 if *transposed { vec![columns, rows] } else { vec![rows, columns] }
@@ -110,6 +122,7 @@ impl Loaded {
     pub fn dense(self) -> Result<Tensor> {
         match self {
             Self::Dense(t) => Ok(t),
+            Self::Sharded(matrix) => matrix.dense(),
             Self::Stored { matrix, transposed: false } => matrix.dense(),
             Self::Stored { matrix, transposed: true } => {
                 Ok(matrix.dense()?.f_tr()?.f_contiguous()?)
