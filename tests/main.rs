@@ -17,6 +17,8 @@ mod hub;
 mod invariants;
 mod plugins;
 mod precision;
+#[cfg(target_os = "linux")]
+mod ranks;
 mod reproduce;
 mod results;
 mod resume;

@@ -1,6 +1,7 @@
 //! Generates text token by token.
 
 use std::cell::RefCell;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use rand::{RngExt, SeedableRng};
@@ -246,7 +247,8 @@ pub fn generate(
             model.logits(&hidden.f_narrow(0, -1, 1)?)?.f_squeeze_dim(0)?.f_to_kind(Kind::Float)?;
         let id = choose(&logits, sampling, &mut rng)?;
         new.push(id);
-        if stops.contains(&id) || !on_token(id) {
+        let stopped = AtomicBool::new(stops.contains(&id) || !on_token(id));
+        if model.stops(&stopped)? {
             break;
         }
         next = vec![id];

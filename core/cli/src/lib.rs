@@ -16,6 +16,7 @@ mod idle_threads;
 mod interrupt;
 mod printer;
 mod progress;
+mod ranks;
 mod study_view;
 mod text_generator;
 mod trained;
@@ -24,6 +25,7 @@ mod worker;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::FromArgMatches;
 use reprpo_core::error::{Fault, quoted};
@@ -32,6 +34,7 @@ use reprpo_core::hub;
 use reprpo_core::panics;
 use reprpo_core::plugin;
 use reprpo_core::registry::Registry;
+use reprpo_core::world::World;
 use reprpo_core::{Error, Result};
 
 use args::{Cli, Command};
@@ -46,6 +49,8 @@ struct App<'a> {
     printer: &'a Printer,
     /// True if `--offline` was given.
     offline: bool,
+    /// The ranks that execute this command together.
+    world: Arc<World>,
 }
 
 /// Parses the command-line arguments of this process and runs the command. `defaults` is the
@@ -83,6 +88,11 @@ pub fn main(defaults: &str) -> ExitCode {
     idle_threads::let_sleep(&cli.command);
     let printer = Printer::new(&cli.global);
     log(&cli.global, &printer);
+    let world = match ranks::join(&cli.command) {
+        Ok(world) => world,
+        Err(e) => return fail(&printer, &e),
+    };
+    let printer = printer.of_rank(&world);
     let offline = cli.global.offline;
     if offline {
         hub::stay_offline();
@@ -99,7 +109,13 @@ pub fn main(defaults: &str) -> ExitCode {
         }
         let outcome = dispatch(
             cli.command,
-            &App { registry: &registry, defaults, printer: &printer, offline },
+            &App {
+                registry: &registry,
+                defaults,
+                printer: &printer,
+                offline,
+                world: Arc::clone(&world),
+            },
         );
         match (outcome, faults::check()) {
             (Ok(()), fault) => fault,
@@ -107,7 +123,9 @@ pub fn main(defaults: &str) -> ExitCode {
             (Err(e), Err(fault)) => Err(e.hint(format!("another error occurred: {fault}"))),
         }
     };
-    match guarded(work) {
+    let outcome = guarded(work);
+    world.leave(outcome.as_ref().err());
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => fail(&printer, &e),
     }

@@ -6,6 +6,7 @@ use std::io::{IsTerminal, Write};
 use anstream::ColorChoice;
 use reprpo_core::report::{Progress, Silent};
 use reprpo_core::study::runner::Monitor;
+use reprpo_core::world::World;
 use reprpo_core::{Error, Result};
 
 use crate::args::{Color, Global};
@@ -25,6 +26,8 @@ pub fn line(text: &str) {
 pub struct Printer {
     quiet: bool,
     verbose: bool,
+    /// True on all ranks but the first, which print only errors and warnings.
+    silent: bool,
 }
 
 impl Printer {
@@ -36,7 +39,15 @@ impl Printer {
             Color::Never => ColorChoice::Never,
         };
         choice.write_global();
-        Self { quiet: global.quiet, verbose: global.verbose > 0 }
+        Self { quiet: global.quiet, verbose: global.verbose > 0, silent: false }
+    }
+
+    /// The printer of a rank. Only rank 0 prints results and progress.
+    pub fn of_rank(self, world: &World) -> Self {
+        match world.is_first() {
+            true => self,
+            false => Self { quiet: true, silent: true, ..self },
+        }
     }
 
     /// Prints data to stdout. A newline is added unless `text` ends with one.
@@ -44,6 +55,9 @@ impl Printer {
     /// # Errors
     /// Fails if stdout cannot be written to.
     pub fn data(&self, text: &str) -> Result<()> {
+        if self.silent {
+            return Ok(());
+        }
         let end = if text.ends_with('\n') { "" } else { "\n" };
         let mut out = anstream::stdout().lock();
         write!(out, "{text}{end}")
@@ -56,6 +70,9 @@ impl Printer {
     /// # Errors
     /// Fails if stdout cannot be written to.
     pub fn piece(&self, text: &str) -> Result<()> {
+        if self.silent {
+            return Ok(());
+        }
         let mut out = anstream::stdout().lock();
         write!(out, "{text}")
             .and_then(|()| out.flush())

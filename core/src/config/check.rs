@@ -51,6 +51,7 @@ pub(super) fn check(e: &Experiment, origins: &Origins) -> Result<()> {
         ),
         rule("train.batch", t.batch, t.batch != Batch::Pairs(0), "be 1 or more, or `auto`"),
         rule("train.accumulate", t.accumulate, t.accumulate >= 1, "be 1 or more"),
+        rule("train.ranks", t.ranks, t.ranks >= 1, "be 1 or more"),
         rule("train.epochs", t.epochs, positive(t.epochs), "be greater than 0"),
         rule("train.clip", t.clip, not_negative(t.clip), "be 0 (no clipping) or more"),
         rule("train.weight_decay", t.weight_decay, not_negative(t.weight_decay), "be 0 or more"),

@@ -88,6 +88,10 @@ pub struct TrainConfig {
     pub batch: Batch,
     /// Number of micro-batches in an optimiser step.
     pub accumulate: usize,
+    /// Number of processes that a step is planned for: it has `batch` · `accumulate` · `ranks`
+    /// pairs. By default, the number of processes that torchrun or srun started. A run that is
+    /// resumed with another number of processes keeps its steps.
+    pub ranks: usize,
     /// Keep only the inputs of the model's blocks for the backward pass, which then computes each
     /// block again (activation checkpointing). This needs much less memory, takes about a third
     /// longer, and gives the same results.
@@ -175,6 +179,7 @@ impl Default for TrainConfig {
             decay: 0.15,
             batch: Batch::default(),
             accumulate: 2,
+            ranks: 1,
             checkpointing: false,
             epochs: 1.0,
             clip: 1.0,
@@ -209,7 +214,7 @@ impl Default for TrainConfig {
 impl TrainConfig {
     /// Number of pairs in an optimiser step.
     pub fn step_pairs(&self) -> usize {
-        self.batch.pairs() * self.accumulate
+        self.batch.pairs() * self.accumulate * self.ranks
     }
 
     /// True if the metrics that are only logged are computed at step `step`, counted from 0, of

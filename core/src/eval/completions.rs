@@ -73,7 +73,7 @@ pub fn completions(
             }
             !stop.load(Ordering::Relaxed)
         })?;
-        if stop.load(Ordering::Relaxed) {
+        if session.model.stops(stop)? {
             return Err(Error::interrupted(format!(
                 "interrupted after {done} of {all} completions"
             )));

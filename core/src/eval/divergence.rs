@@ -2,6 +2,8 @@
 
 use std::sync::atomic::AtomicBool;
 
+use serde::{Deserialize, Serialize};
+
 use super::scoring::{by_block, pair_score};
 use super::statistics::PairScore;
 use crate::api::{Completions, Side};
@@ -14,7 +16,7 @@ use crate::report::Progress;
 use crate::text::TokenPair;
 
 /// The scores of a pair from the adapted model, and its divergence from the base model.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DivergedPair {
     /// The same scores as those of [`super::score_pairs`].
     pub score: PairScore,
@@ -39,7 +41,9 @@ pub fn score_with_kl(
     stop: &AtomicBool,
     progress: &mut dyn Progress,
 ) -> Result<Vec<DivergedPair>> {
-    by_block(pairs, tokens, stop, progress, |block| of_block(model, adapted, block))
+    by_block(model, Some(adapted), pairs, tokens, stop, progress, |block| {
+        of_block(model, adapted, block)
+    })
 }
 
 fn of_block(model: &Model, adapted: &Adapted, pairs: &[TokenPair]) -> Result<Vec<DivergedPair>> {

@@ -114,6 +114,37 @@ impl Values {
         Some(Self { kind, sides: Sides { chosen, rejected: rows((Side::Rejected, rejected))? } })
     }
 
+    /// Appends the values to `out`, for [`read`](Self::read).
+    pub fn write(&self, out: &mut Vec<u8>) {
+        let Sides { chosen, rejected } = &self.sides;
+        out.push(u8::from(self.kind == Kind::Double));
+        for rows in [chosen, rejected] {
+            out.extend((rows.bytes.len() as u64).to_le_bytes());
+            out.extend(&rows.bytes);
+        }
+    }
+
+    /// Reads values of `quantity` for `pairs` from the start of `bytes`, and removes them from
+    /// `bytes`. Returns `None` if the bytes do not fit to the quantity and the pairs.
+    pub fn read<P: Borrow<TokenPair>>(
+        bytes: &mut &[u8],
+        quantity: &Quantity,
+        pairs: &[P],
+    ) -> Option<Self> {
+        let (double, rest) = bytes.split_first()?;
+        *bytes = rest;
+        let kind = if *double == 1 { Kind::Double } else { Kind::Float };
+        let mut side = || {
+            let (size, rest) = bytes.split_first_chunk::<8>()?;
+            let size = usize::try_from(u64::from_le_bytes(*size)).ok()?;
+            let (side, rest) = rest.split_at_checked(size)?;
+            *bytes = rest;
+            Some(side.to_vec())
+        };
+        let sides = Sides { chosen: side()?, rejected: side()? };
+        Self::of_bytes(kind, sides, quantity, pairs)
+    }
+
     /// The dtype of the values: float64 for a float64 model, else float32.
     pub fn kind(&self) -> Kind {
         self.kind

@@ -32,7 +32,9 @@ pub fn fit(
 ) -> Result<History> {
     let (train, pairs) = (&plan.experiment.train, &plan.pairs.pairs);
     let steps = Steps::new(pairs, train);
+    let world = plan.session.model.world();
     let first = plan.first_step();
+    world.at_step(first);
     if let Some(warning) = steps.warning() {
         recorders.message(&warning)?;
     }
@@ -75,7 +77,8 @@ pub fn fit(
         if step == steps.count {
             break;
         }
-        if stop.load(Ordering::Relaxed) {
+        // All ranks stop before the same step.
+        if world.any(stop.load(Ordering::Relaxed))? {
             save(plan, run, folder, step, validation.as_mut())?;
             return Err(interrupted(folder.path(), step, steps.count));
         }
@@ -108,6 +111,7 @@ pub fn fit(
         };
         recorders.step(&record)?;
         step += 1;
+        world.at_step(step);
     }
     let seconds = (begin.elapsed() - validating).as_secs_f64();
     let mut speed =
@@ -182,6 +186,9 @@ fn save(
     step: usize,
     validation: Option<&mut Validation<'_>>,
 ) -> Result<()> {
+    if !plan.session.model.world().is_first() {
+        return Ok(());
+    }
     checkpoint::save(
         folder.path(),
         step,

@@ -9,12 +9,13 @@ use super::plan::Plan;
 use super::training_pairs::training_pairs;
 use super::{checkpoint, marks, motion};
 use crate::config::Experiment;
-use crate::error::{Fault, Result, quoted};
+use crate::error::{Context, Fault, Result, quoted};
 use crate::eval::{Evaluation, evaluate};
 use crate::registry::Registry;
 use crate::report::Progress;
 use crate::session::Session;
 use crate::shifts;
+use crate::world;
 
 /// Evaluates the trained adapter. Returns `None` if `eval.enabled` is false.
 ///
@@ -91,7 +92,8 @@ pub fn judge_trained(
     stop: &AtomicBool,
     progress: &mut dyn Progress,
 ) -> Result<Evaluation> {
-    let _lock = marks::lock(folder)?;
+    let world = world::current();
+    let _lock = if world.is_first() { marks::lock(folder)? } else { None };
     progress.message(&format!("loading {}", experiment.model));
     let session = Session::open(experiment, registry)?;
     let attach = |dir: &Path| attach_saved(&AdapterChoice::read(dir, registry)?, &session.model);
@@ -102,13 +104,21 @@ pub fn judge_trained(
     let choice = &experiment.intervention;
     let needs =
         registry.intervention(&choice.name)?.build(&choice.json(), session.model.info())?.needs();
-    if !needs.evaluate_only && motion::is_due(experiment, needs.states) {
+    // All ranks of a sharded model measure the motion, but only rank 0 writes to the folder.
+    let measures = world.is_first() || session.model.is_sharded();
+    if measures && !needs.evaluate_only && motion::is_due(experiment, needs.states) {
+        let temporary =
+            tempfile::tempdir().within(|| "cannot create a temporary folder".to_owned())?;
+        let eval = match world.is_first() {
+            true => folder.join("eval"),
+            false => temporary.path().to_owned(),
+        };
         motion::record(
             &session.model,
             &splits,
             [initial.as_ref(), Some(&adapted)],
             experiment.eval.tokens,
-            &folder.join("eval"),
+            &eval,
             stop,
             progress,
         )?;
@@ -122,7 +132,9 @@ pub fn judge_trained(
         stop,
         progress,
     )?;
-    evaluation.write(&folder.join("eval"))?;
-    checkpoint::discard(folder);
+    if world.is_first() {
+        evaluation.write(&folder.join("eval"))?;
+        checkpoint::discard(folder);
+    }
     Ok(evaluation)
 }

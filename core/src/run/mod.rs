@@ -28,6 +28,7 @@ mod motion;
 mod plan;
 mod preparation;
 mod prior;
+mod ranks;
 pub mod record;
 mod saved_transforms;
 mod start;
@@ -69,6 +70,7 @@ use crate::registry::Registry;
 use crate::report::{Progress, size};
 use crate::session::device;
 use crate::text::{Findings, show_example};
+use crate::world;
 
 /// Trains an adapter, writes the run's folder, and evaluates the result if `eval.enabled` is true.
 ///
@@ -85,7 +87,11 @@ pub fn run(
     // `device` loads CUDA. This must happen before the first operation of libtorch.
     device(&experiment.device)?;
     let _rng = ForeignRng::keep()?;
-    let mut plan = Plan::new(experiment, start, registry, progress)?;
+    let world = world::current();
+    ranks::check(experiment, &world)?;
+    let (start, _temporary) = ranks::place(start, &world)?;
+    let mut plan = Plan::new(experiment, &start, registry, progress)?;
+    ranks::agree(&plan.fingerprints, &world)?;
     let mut run = assemble(&mut plan)?;
 
     let (mut folder, files) = open_folder(&mut plan)?;
@@ -162,6 +168,7 @@ fn open_folder(plan: &mut Plan<'_>) -> Result<(Folder, folder::Files)> {
 fn opening(plan: &Plan<'_>, run: &Assembled, recorders: &mut Recorders<'_>) -> Result<()> {
     let (session, data) = (&plan.session, &plan.pairs);
     let mut lines = Vec::new();
+    lines.extend(ranks::describe(&plan.experiment.train, session.model.world()));
     if let Some(resumed) =
         plan.checkpoint.as_ref().filter(|resumed| !resumed.differences.is_empty())
     {

@@ -4,7 +4,7 @@
 //! data. It takes two forward passes over a few pairs.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use serde_json::json;
 use tch::{Kind, Tensor};
@@ -60,7 +60,7 @@ pub fn record(
     let mut sums = vec![[0.0; 4]; sites.len()];
     let mut counts = vec![0usize; sites.len()];
     for pass in passes(pairs, tokens) {
-        if stop.load(Ordering::Relaxed) {
+        if model.stops(stop)? {
             return Err(Error::interrupted("interrupted while reading the states"));
         }
         let reference = pooled(model, initial, &sites, pass, Pooling::Completion)?;

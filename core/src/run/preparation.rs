@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::assembled::Assembled;
 use super::plan::Plan;
 use crate::error::{Context, Result};
-use crate::reference::{BLOCK_TOKENS, blocks};
+use crate::reference::{BLOCK_TOKENS, Usage, blocks};
 use crate::report::Progress;
 use crate::text::TokenPair;
 use crate::train::Steps;
@@ -42,8 +42,9 @@ pub fn prepare(
         .collect();
     let total: usize = needed.iter().map(|block| block.len()).sum();
     let (mut done, mut is_shown) = (0, false);
-    for block in needed {
-        if stop.load(Ordering::Relaxed) {
+    let world = plan.session.model.world();
+    for round in needed.chunks(world.size()) {
+        if world.any(stop.load(Ordering::Relaxed))? {
             break;
         }
         if !is_shown && begin.elapsed() > SHOWN_AFTER {
@@ -52,17 +53,24 @@ pub fn prepare(
             is_shown = true;
         }
         run.objective
-            .prepare(&plan.session.model, block)
+            .prepare(&plan.session.model, round)
             .within(|| "cannot compute the values of the reference".to_owned())?;
-        done += block.len();
+        let pairs: usize = round.iter().map(|block| block.len()).sum();
+        done += pairs;
         if is_shown {
-            progress.advance(block.len() as u64, &[]);
+            progress.advance(pairs as u64, &[]);
         }
     }
     if is_shown {
         progress.finish();
     }
-    let usage = run.objective.reference().usage();
+    let own = run.objective.reference().usage();
+    let mut usage = Usage::default();
+    for [computed, memory, disk] in world.gather([own.computed, own.from_memory, own.from_disk])? {
+        usage.computed += computed;
+        usage.from_memory += memory;
+        usage.from_disk += disk;
+    }
     let found = match (usage.from_disk, usage.from_memory) {
         (0, 0) => String::new(),
         (0, n) => format!(", {n} were in memory"),

@@ -1,7 +1,7 @@
 //! Preference directions at the inputs and outputs of adapted modules, for methods that modify
 //! gradients.
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::api::{
     Axis, Directions, Intervention, Needs, ParameterGrad, Pooling, ROUNDING, Sides, Site, StepInfo,
@@ -10,6 +10,7 @@ use crate::api::{
 use crate::batch::PairBatch;
 use crate::error::{Error, Result};
 use crate::model::Adapted;
+use crate::world::World;
 
 /// Accumulates preference directions at each site. The direction of a pair is the difference
 /// between the pooled states of its completions: d = pool(y⁺) − pool(y⁻).
@@ -22,6 +23,13 @@ pub struct ModuleDirections {
     /// For each site, the sums over all pairs in the current optimiser step.
     step: Vec<Sum>,
     /// Number of pairs in the sums, including pairs without a direction.
+    pairs: usize,
+}
+
+/// The sums of a step so far.
+#[derive(Debug)]
+pub struct StepDirections {
+    step: Vec<Sum>,
     pairs: usize,
 }
 
@@ -127,6 +135,60 @@ impl ModuleDirections {
         }
         (self.batch, self.step) = (batch_directions, sums);
         self.pairs += batch.len();
+        Ok(())
+    }
+
+    /// Removes the sums of the step so far, so that [`restore_sums`](Self::restore_sums) can undo
+    /// the effect of a batch.
+    pub fn take_sums(&mut self) -> StepDirections {
+        StepDirections { step: std::mem::take(&mut self.step), pairs: self.pairs }
+    }
+
+    /// Restores the sums.
+    pub fn restore_sums(&mut self, StepDirections { step, pairs }: StepDirections) {
+        (self.step, self.pairs) = (step, pairs);
+    }
+
+    /// Adds the sums of all ranks.
+    ///
+    /// # Errors
+    /// Fails if another rank has ended.
+    pub fn reduce(&mut self, world: &World) -> Result<()> {
+        if world.size() == 1 || self.sites.is_empty() {
+            return Ok(());
+        }
+        let _guard = tch::no_grad_guard();
+        // A rank without a micro-batch has no sums, and does not know the widths.
+        let widths: Vec<i64> = self.step.iter().map(|sum| sum.directions.numel() as i64).collect();
+        let of_all = world.gather((self.pairs, widths))?;
+        self.pairs = of_all.iter().map(|(pairs, _)| pairs).sum();
+        let widths = of_all.into_iter().map(|(_, widths)| widths).find(|widths| !widths.is_empty());
+        let Some(widths) = widths else { return Ok(()) };
+        let kind = self.step.first().map_or(Kind::Float, |sum| sum.directions.kind());
+        let mut parts = Vec::new();
+        for (i, width) in widths.iter().enumerate() {
+            match self.step.get(i) {
+                Some(sum) => parts.extend([
+                    sum.directions.f_to_kind(Kind::Double)?,
+                    sum.lengths.f_to_kind(Kind::Double)?.f_reshape([1])?,
+                    sum.directed.f_reshape([1])?,
+                ]),
+                None => parts.push(Tensor::f_zeros([width + 2], (Kind::Double, Device::Cpu))?),
+            }
+        }
+        let flat = Tensor::f_cat(&parts, 0)?;
+        world.sum(&flat)?;
+        // A rank without sums has no gradients of its own, but maps the gradients of all ranks.
+        let (mut at, mut sums) = (0, Vec::new());
+        for width in widths {
+            sums.push(Sum {
+                directions: flat.f_narrow(0, at, width)?.f_to_kind(kind)?,
+                lengths: flat.f_narrow(0, at + width, 1)?.f_reshape([0_i64; 0])?.f_to_kind(kind)?,
+                directed: flat.f_narrow(0, at + width + 1, 1)?.f_reshape([0_i64; 0])?,
+            });
+            at += width + 2;
+        }
+        self.step = sums;
         Ok(())
     }
 

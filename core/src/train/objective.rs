@@ -3,7 +3,7 @@
 #[cfg(test)]
 mod tests;
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::directions::ModuleDirections;
 use super::operations::{Count, GradientPlan, Operations, Work};
@@ -21,6 +21,7 @@ use crate::model::pass::Request;
 use crate::model::{Adapted, Detail, Model, PassSeed, SavedBlocks, TokenStats};
 use crate::reference::Quantity;
 use crate::text::TokenPair;
+use crate::world::{World, checksum};
 
 /// The training objective of a method on a model.
 pub struct Objective {
@@ -187,15 +188,25 @@ impl Objective {
         Reference::quantities(&self.needs, &self.taps)
     }
 
-    /// Computes the outputs of the reference that are kept for the pairs of a block, or reads them
-    /// from the cache. The steps do not compute them again.
+    /// Computes the outputs of the reference that are kept for the pairs of some blocks, or reads
+    /// them from the cache. Each rank prepares one of the blocks, and then has the outputs of all
+    /// blocks. The steps do not compute them again.
     ///
     /// # Errors
-    /// Fails if memory runs out.
-    pub fn prepare(&mut self, model: &Model, block: &[&TokenPair]) -> Result<()> {
+    /// Fails if memory runs out, or if another rank has ended.
+    pub fn prepare(&mut self, model: &Model, round: &[&[&TokenPair]]) -> Result<()> {
         let clock = self.clock.clone();
+        let world = model.world();
         clock.measure(Phase::Reference, || {
-            self.reference.prepare(model, block, &self.needs, &self.taps)
+            match round.get(world.rank()) {
+                Some(block) => self.reference.prepare(model, block, &self.needs, &self.taps)?,
+                // The other ranks need this one to gather the weights. They send the same values.
+                None if model.is_sharded() => {
+                    self.reference.prepare(model, round[0], &self.needs, &self.taps)?;
+                }
+                None => {}
+            }
+            self.reference.exchange(world, round, &self.needs, &self.taps)
         })
     }
 
@@ -488,6 +499,82 @@ impl Objective {
         Ok(())
     }
 
+    /// Runs the passes of a micro-batch without any effect, because the other ranks need this one
+    /// to gather the weights of a sharded model. Computes no gradients if `seed` is `None`.
+    ///
+    /// # Errors
+    /// Fails in the same cases as [`loss`](Self::loss).
+    pub fn assist(
+        &mut self,
+        model: &Model,
+        adapted: &Adapted,
+        batch: &PairBatch,
+        step: StepInfo,
+        seed: Option<PassSeed>,
+    ) -> Result<()> {
+        let Some(seed) = seed else {
+            return self.loss_without_gradient(model, adapted, batch, step).map(drop);
+        };
+        let directions = self.directions.take_sums();
+        let before: Vec<(Tensor, Option<Tensor>)> = self
+            .trained(adapted)
+            .map(|tensor| {
+                let grad = tensor.grad();
+                (tensor, grad.defined().then(|| grad.copy()))
+            })
+            .collect();
+        let evaluated = self.loss(model, adapted, batch, step, TrainPass { weight: 1.0, seed })?;
+        let loss = evaluated.loss.value.shallow_clone();
+        self.backward(model, adapted, batch, evaluated, &loss)?;
+        // A factor of 0 would not be enough, because a hook may divide by the norm of a gradient.
+        for (tensor, grad) in before {
+            let mut now = tensor.grad();
+            match grad {
+                Some(grad) => now.f_copy_(&grad)?,
+                None if now.defined() => drop(now.f_zero_()?),
+                None => continue,
+            };
+        }
+        self.directions.restore_sums(directions);
+        Ok(())
+    }
+
+    /// A number that depends on all bits of the trained tensors.
+    ///
+    /// # Errors
+    /// Fails if memory runs out.
+    pub fn checksum(&self, adapted: &Adapted) -> Result<i64> {
+        checksum(self.trained(adapted))
+    }
+
+    fn trained(&self, adapted: &Adapted) -> impl Iterator<Item = Tensor> {
+        let all = adapted.parameters().into_iter().chain(self.taps.parameters());
+        all.map(|(_, tensor)| tensor).filter(Tensor::requires_grad)
+    }
+
+    /// Adds the gradients of all ranks, in one operation. A parameter that has no gradient on any
+    /// rank gets none.
+    ///
+    /// # Errors
+    /// Fails if another rank has ended.
+    pub fn reduce_gradients(&mut self, adapted: &Adapted, world: &World) -> Result<()> {
+        if world.size() == 1 {
+            return Ok(());
+        }
+        let parameters: Vec<Tensor> = self.trained(adapted).collect();
+        let sums = sums_of_gradients(&parameters, world)?;
+        for (parameter, sum) in parameters.iter().zip(sums) {
+            let Some(sum) = sum else { continue };
+            if !parameter.grad().defined() {
+                // A backward pass is the only way to create a gradient.
+                (parameter.f_sum(parameter.kind())? * 0.0).f_backward()?;
+            }
+            let _guard = tch::no_grad_guard();
+            parameter.grad().f_copy_(&sum)?;
+        }
+        self.directions.reduce(world)
+    }
+
     /// Lets the method modify the gradients of the trained parameters. Must be called once per
     /// optimiser step, after the last backward pass.
     ///
@@ -631,4 +718,37 @@ fn per_side<T>(needs: &Needs, mut of: impl FnMut(Side) -> Result<T>) -> Result<P
         Some(side) => PerSide::One(side, of(side)?),
         None => PerSide::Both(Sides::try_of(of)?),
     })
+}
+
+/// Adds the gradients of all ranks. Returns `None` for a parameter without a gradient on any rank.
+fn sums_of_gradients(parameters: &[Tensor], world: &World) -> Result<Vec<Option<Tensor>>> {
+    let _guard = tch::no_grad_guard();
+    let Some(first) = parameters.first() else { return Ok(Vec::new()) };
+    let kind = match parameters.iter().any(|p| p.kind() == Kind::Double) {
+        true => Kind::Double,
+        false => Kind::Float,
+    };
+    // The flags say which parameters have a gradient.
+    let mut parts = Vec::with_capacity(parameters.len() + 1);
+    let mut flags = Vec::with_capacity(parameters.len());
+    for parameter in parameters {
+        let grad = parameter.grad();
+        flags.push(f32::from(u8::from(grad.defined())));
+        parts.push(match grad.defined() {
+            true => grad.f_to_kind(kind)?.f_reshape([-1])?,
+            false => Tensor::f_zeros([parameter.numel() as i64], (kind, parameter.device()))?,
+        });
+    }
+    parts.push(Tensor::from_slice(&flags).f_to_device(first.device())?.f_to_kind(kind)?);
+    let flat = Tensor::f_cat(&parts, 0)?;
+    world.sum(&flat)?;
+    let mut sizes: Vec<i64> = parameters.iter().map(|p| p.numel() as i64).collect();
+    sizes.push(flags.len() as i64);
+    let mut sums = flat.f_split_with_sizes(sizes, 0)?;
+    let flags = sums.pop().ok_or_else(|| Error::internal("no gradients"))?;
+    let flags = Vec::<f64>::try_from(flags.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?)?;
+    let of = |((sum, flag), parameter): ((Tensor, f64), &Tensor)| -> Result<Option<Tensor>> {
+        Ok(if flag > 0.0 { Some(sum.f_reshape(parameter.size())?) } else { None })
+    };
+    sums.into_iter().zip(flags).zip(parameters).map(of).collect()
 }

@@ -19,6 +19,7 @@ use crate::model::pass::Request;
 use crate::model::{Adapted, Detail, Model};
 use crate::reference::{Quantity, ReferenceCache, Usage, Values, block_spec};
 use crate::text::TokenPair;
+use crate::world::World;
 
 /// The kept outputs of a pair, which are the outputs number `pair` of the batch or block that they
 /// were computed with. Outputs that the method does not need are missing.
@@ -125,6 +126,47 @@ impl Reference {
         let logprobs = needs.reference_logprobs.then(|| values.remove(0));
         let indices = block.iter().map(|pair| pair.index);
         self.kept.extend(indices.zip(KeptPair::of_batch(logprobs, values)));
+        Ok(())
+    }
+
+    /// Exchanges the kept outputs of a round of blocks. Block `i` was prepared by rank `i`.
+    ///
+    /// # Errors
+    /// Fails if another rank has ended.
+    pub fn exchange(
+        &mut self,
+        world: &World,
+        round: &[&[&TokenPair]],
+        needs: &Needs,
+        taps: &Taps,
+    ) -> Result<()> {
+        let quantities = Self::quantities(needs, taps);
+        if world.size() == 1 || quantities.is_empty() {
+            return Ok(());
+        }
+        let mut bytes = Vec::new();
+        if let Some(block) = round.get(world.rank()) {
+            let kept = self.of(block[0].index)?;
+            kept.logprobs
+                .iter()
+                .chain(kept.taps.iter())
+                .for_each(|values| values.write(&mut bytes));
+        }
+        let all = world.gather_bytes(&bytes)?;
+        for (rank, (block, bytes)) in round.iter().zip(&all).enumerate() {
+            if rank == world.rank() {
+                continue;
+            }
+            let mut bytes = &bytes[..];
+            let mut values = quantities
+                .iter()
+                .map(|quantity| Values::read(&mut bytes, quantity, block).map(Arc::new))
+                .collect::<Option<Vec<_>>>()
+                .ok_or_else(|| Error::internal("a rank sent values of other pairs"))?;
+            let logprobs = needs.reference_logprobs.then(|| values.remove(0));
+            let indices = block.iter().map(|pair| pair.index);
+            self.kept.extend(indices.zip(KeptPair::of_batch(logprobs, values)));
+        }
         Ok(())
     }
 

@@ -1,7 +1,8 @@
 //! Computes the gradient of one optimiser step.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
+use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use super::{Objective, Phase, TrainPass};
@@ -84,6 +85,7 @@ pub fn accumulate(
             "lower `train.lr`, raise `train.warmup`, or compute in float32 with `--dtype f32`",
         ));
     }
+    objective.reduce_gradients(adapted, model.world())?;
     if let Some(factor) = factor {
         objective.scale_gradients(adapted, factor)?;
     }
@@ -130,7 +132,15 @@ fn sum(
     let weight = 1.0 / pairs.len() as f64;
     let (mut losses, mut of_method, mut of_engine) = (Vec::new(), Sums::default(), Sums::default());
     let (mut counted, mut lacking) = (Vec::new(), None);
-    for (index, micro) in pairs.chunks(size).enumerate() {
+    let world = model.world();
+    let share = world.share(pairs.len().div_ceil(size));
+    for (index, micro) in pairs.chunks(size).enumerate().take(share.end).skip(share.start) {
+        if let Mode::Validate(stop) = mode
+            && model.stops(stop)?
+        {
+            // The other ranks need to know, so this is an error after the sums are exchanged.
+            break;
+        }
         let fraction = micro.len() as f64 * weight;
         let batch = clock.measure(Phase::Data, || objective.batch(micro, model))?;
         let place = MicroBatch { index, of: pairs.len().div_ceil(size), pairs: micro.len() };
@@ -141,13 +151,6 @@ fn sum(
                 let pass = TrainPass { weight, seed: PassSeed::new(seed, index) };
                 catch_out_of_memory(|| objective.loss(model, adapted, &batch, info, pass))
                     .map_err(explained)?
-            }
-            Mode::Validate(stop) if stop.load(Ordering::Relaxed) => {
-                return Err(Error::interrupted(format!(
-                    "interrupted after {} of {} batches",
-                    losses.len(),
-                    pairs.len().div_ceil(size)
-                )));
             }
             Mode::Validate(_) => catch_out_of_memory(|| {
                 objective.loss_without_gradient(model, adapted, &batch, info)
@@ -195,8 +198,61 @@ fn sum(
             Ok(())
         })?;
     }
-    let sums = MicroBatches { losses, of_method, of_engine, counted, lacking };
-    clock.measure(Phase::Logging, || sums.collect(pairs.len()))
+    let done = losses.len();
+    if model.is_sharded() && done == share.len() {
+        assist(objective, model, adapted, pairs, size, info, mode)?;
+    }
+    let sums = MicroBatches { losses, of_method, of_engine, counted };
+    let mut sums = clock.measure(Phase::Logging, || sums.collect(done < share.len()))?;
+    if world.size() > 1 {
+        sums.checksum = objective.checksum(adapted)?;
+    }
+    let of_ranks = world.gather(sums)?;
+    if let Some(rank) = of_ranks.iter().position(|sums| sums.checksum != of_ranks[0].checksum) {
+        return Err(Error::new(format!(
+            "rank {rank} has diverged: its trained parameters differ from those of rank 0 after {} \
+                steps",
+            info.step
+        ))
+        .hint(
+            "resume from a checkpoint; if this happens again, check the memory of the machines",
+        ));
+    }
+    let sums = StepSums::over_ranks(of_ranks);
+    if sums.stopped {
+        return Err(Error::interrupted(format!(
+            "interrupted after {done} of {} batches",
+            share.len()
+        )));
+    }
+    Ok(sums.means(pairs.len(), lacking))
+}
+
+/// Runs passes for the ranks that have more micro-batches than this one, and so still need it to
+/// gather the weights.
+fn assist(
+    objective: &mut Objective,
+    model: &Model,
+    adapted: &Adapted,
+    pairs: &[&TokenPair],
+    size: usize,
+    info: StepInfo,
+    mode: Mode<'_>,
+) -> Result<()> {
+    let world = model.world();
+    let batches = pairs.len().div_ceil(size);
+    let own = world.share(batches).len();
+    // Rank 0 has the most micro-batches.
+    for _ in own..batches.div_ceil(world.size()) {
+        let seed = match mode {
+            Mode::Train(seed) => Some(PassSeed::new(seed, 0)),
+            Mode::Validate(stop) if model.stops(stop)? => return Ok(()),
+            Mode::Validate(_) => None,
+        };
+        let batch = objective.batch(&pairs[..size.min(pairs.len())], model)?;
+        objective.assist(model, adapted, &batch, info, seed)?;
+    }
+    Ok(())
 }
 
 /// The place of a micro-batch in its step, for errors.
@@ -259,33 +315,20 @@ struct MicroBatches {
     of_engine: Sums,
     /// The number of pairs that count in each micro-batch; empty if the method counts all pairs.
     counted: Vec<Tensor>,
-    /// Description of what the other pairs lack.
-    lacking: Option<&'static str>,
 }
 
 impl MicroBatches {
-    /// Copies the values of a step with `pairs` pairs from the device. Also returns the factor for
-    /// the gradients; see [`sum`].
-    fn collect(self, pairs: usize) -> Result<(Accumulated, Option<f64>)> {
-        let Self { losses, mut of_method, of_engine, counted, lacking } = self;
-        let mut loss = Tensor::f_cat(&losses, 0)?.f_sum(Kind::Double)?.f_double_value(&[])?;
-        let (mut left_out, mut factor) = (None, None);
-        if let Some(lacking) = lacking {
-            let counted = Tensor::f_cat(&counted, 0)?.f_sum(Kind::Double)?.f_double_value(&[])?;
-            left_out = Some(LeftOut { pairs: pairs - counted.round() as usize, lacking });
-            if counted == 0.0 {
-                // The means of the metrics are not defined if no pair counts.
-                of_method.0.clear();
-            } else if counted < pairs as f64 {
-                // The weights above assume that all pairs count. Correct for those that do not.
-                let rest = pairs as f64 / counted;
-                loss *= rest;
-                for (_, value) in &mut of_method.0 {
-                    *value = &*value * rest;
-                }
-                factor = Some(rest);
-            }
-        }
+    /// Copies the sums from the device. `stopped` is true if this rank did not compute all of its
+    /// micro-batches.
+    fn collect(self, stopped: bool) -> Result<StepSums> {
+        let Self { losses, of_method, of_engine, counted } = self;
+        let total = |values: &[Tensor]| -> Result<f64> {
+            Ok(match values {
+                [] => 0.0,
+                values => Tensor::f_cat(values, 0)?.f_sum(Kind::Double)?.f_double_value(&[])?,
+            })
+        };
+        let own = of_method.0.len();
         // Copy all metrics from the device at once.
         let (names, values): (Vec<_>, Vec<_>) = of_method.0.into_iter().chain(of_engine.0).unzip();
         let values = if values.is_empty() {
@@ -293,9 +336,90 @@ impl MicroBatches {
         } else {
             Vec::<f64>::try_from(Tensor::f_cat(&values, 0)?.f_to_device(Device::Cpu)?)?
         };
-        Ok((
-            Accumulated { loss, metrics: names.into_iter().zip(values).collect(), left_out },
-            factor,
-        ))
+        let mut of_method: Vec<(String, f64)> = names.into_iter().zip(values).collect();
+        let of_engine = of_method.split_off(own);
+        Ok(StepSums {
+            loss: total(&losses)?,
+            counted: if counted.is_empty() { None } else { Some(total(&counted)?) },
+            of_method,
+            of_engine,
+            stopped,
+            checksum: 0,
+        })
+    }
+}
+
+/// The weighted sums over the micro-batches of a step.
+#[derive(Serialize, Deserialize)]
+struct StepSums {
+    loss: f64,
+    /// Number of pairs that count; `None` if the method counts all pairs.
+    counted: Option<f64>,
+    /// The metrics of the method.
+    of_method: Vec<(String, f64)>,
+    /// The metrics of the engine.
+    of_engine: Vec<(String, f64)>,
+    /// True if not all micro-batches were computed.
+    stopped: bool,
+    /// The checksum of the trained tensors.
+    checksum: i64,
+}
+
+impl StepSums {
+    /// Adds the sums of all ranks. A rank without a micro-batch has no metrics.
+    fn over_ranks(of_ranks: Vec<Self>) -> Self {
+        let add = |to: &mut Vec<(String, f64)>, from: Vec<(String, f64)>| {
+            for (name, value) in from {
+                match to.iter_mut().find(|(known, _)| *known == name) {
+                    Some((_, sum)) => *sum += value,
+                    None => to.push((name, value)),
+                }
+            }
+        };
+        let mut of_ranks = of_ranks.into_iter();
+        let mut sums = of_ranks.next().unwrap_or(Self {
+            loss: 0.0,
+            counted: None,
+            of_method: Vec::new(),
+            of_engine: Vec::new(),
+            stopped: false,
+            checksum: 0,
+        });
+        for other in of_ranks {
+            sums.loss += other.loss;
+            if let Some(counted) = other.counted {
+                *sums.counted.get_or_insert(0.0) += counted;
+            }
+            add(&mut sums.of_method, other.of_method);
+            add(&mut sums.of_engine, other.of_engine);
+            sums.stopped |= other.stopped;
+        }
+        sums
+    }
+
+    /// The means over a step of `pairs` pairs. Also returns the factor for the gradients; see
+    /// [`sum`].
+    fn means(self, pairs: usize, lacking: Option<&'static str>) -> (Accumulated, Option<f64>) {
+        let Self { mut loss, counted, mut of_method, of_engine, .. } = self;
+        let (mut left_out, mut factor) = (None, None);
+        if let Some(counted) = counted {
+            // Rank 0, which records, always has a micro-batch, so it knows what the pairs lack.
+            let lacking = lacking.unwrap_or_default();
+            left_out = Some(LeftOut { pairs: pairs - counted.round() as usize, lacking });
+            if counted == 0.0 {
+                // The means of the metrics are not defined if no pair counts.
+                of_method.clear();
+            } else if counted < pairs as f64 {
+                // The weights assume that all pairs count. Correct for those that do not.
+                let rest = pairs as f64 / counted;
+                loss *= rest;
+                for (_, value) in &mut of_method {
+                    *value *= rest;
+                }
+                factor = Some(rest);
+            }
+        }
+        let metrics = of_method.into_iter().chain(of_engine).collect();
+        (Accumulated { loss, metrics, left_out }, factor)
     }
 }

@@ -80,7 +80,8 @@ impl<'a> Steps<'a> {
     /// may have fewer batches than the others.
     pub fn epoch(&self, step: usize) -> f64 {
         let batches = self.pairs.div_ceil(self.train.batch.pairs());
-        let seen = ((step % self.per_epoch + 1) * self.train.accumulate).min(batches);
+        let seen =
+            ((step % self.per_epoch + 1) * self.train.accumulate * self.train.ranks).min(batches);
         (step / self.per_epoch) as f64 + seen as f64 / batches as f64
     }
 

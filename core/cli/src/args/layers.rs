@@ -12,6 +12,7 @@ use crate::App;
 pub fn defaults<'r>(app: &App<'r>) -> Result<Layering<'r>> {
     let mut layers = Layering::new(app.registry);
     layers.defaults(app.defaults)?;
+    layers.launched(app.world.size());
     Ok(layers)
 }
 

@@ -24,23 +24,75 @@ pub fn run(args: &RunArgs, app: &App<'_>) -> Result<()> {
             Some(lock)
         }
     };
-    let inexact = args.inexact_resume;
-    let (experiment, start) = match &args.resume {
-        Some(_) if args.resumes_automatically() => match resume_auto(args, app)? {
-            Some(begin) => begin,
-            None => return Ok(()),
-        },
-        Some(folder) => (recorded(folder, app)?, Start::Resume { folder: folder.clone(), inexact }),
-        None => {
-            let experiment = args.experiment.resolve(app)?.experiment;
-            let out = folder(&experiment)?;
-            (experiment, Start::New(out))
+    let begin = if app.world.is_first() { Some(begin(args, app)?) } else { None };
+    let (experiment, start) = match shared(begin, args, app)? {
+        Begin::Train(experiment, start) => (*experiment, start),
+        Begin::Evaluate(experiment, folder) => {
+            let stop = interrupt::watch()?;
+            let mut progress = progress(args, app);
+            let evaluation =
+                run::judge_trained(&experiment, &folder, app.registry, &stop, progress.as_mut())?;
+            return result(&folder, Some(evaluation), args, app);
         }
+        Begin::Nothing => return Ok(()),
     };
     let stop = interrupt::watch()?;
     let evaluation =
         run::run(&experiment, &start, app.registry, &stop, progress(args, app).as_mut())?;
     result(start.folder(), evaluation, args, app)
+}
+
+/// What the command has to do.
+enum Begin {
+    /// Train, from this start.
+    Train(Box<Experiment>, Start),
+    /// Evaluate the trained run in this folder.
+    Evaluate(Box<Experiment>, PathBuf),
+    /// The run is finished, and its result was printed.
+    Nothing,
+}
+
+fn begin(args: &RunArgs, app: &App<'_>) -> Result<Begin> {
+    match &args.resume {
+        Some(_) if args.resumes_automatically() => resume_auto(args, app),
+        Some(folder) => Ok(resume(recorded(folder, app)?, folder.clone(), args)),
+        None => {
+            let experiment = args.experiment.resolve(app)?.experiment;
+            let out = folder(&experiment)?;
+            Ok(Begin::Train(Box::new(experiment), Start::New(out)))
+        }
+    }
+}
+
+fn resume(experiment: Experiment, folder: PathBuf, args: &RunArgs) -> Begin {
+    let inexact = args.inexact_resume;
+    Begin::Train(Box::new(experiment), Start::Resume { folder, inexact })
+}
+
+/// Tells all ranks what rank 0 found, because only rank 0 changes the folder. `begin` is `None` on
+/// the other ranks.
+fn shared(begin: Option<Begin>, args: &RunArgs, app: &App<'_>) -> Result<Begin> {
+    let found = begin.as_ref().and_then(|begin| match begin {
+        Begin::Train(_, Start::New(folder)) => Some(("new".to_owned(), folder.clone())),
+        Begin::Train(_, Start::Resume { folder, .. }) => {
+            Some(("resume".to_owned(), folder.clone()))
+        }
+        Begin::Evaluate(_, folder) => Some(("evaluate".to_owned(), folder.clone())),
+        Begin::Nothing => None,
+    });
+    let found = app.world.gather(found)?.into_iter().next().flatten();
+    if let Some(begin) = begin {
+        return Ok(begin);
+    }
+    let Some((what, folder)) = found else { return Ok(Begin::Nothing) };
+    Ok(match what.as_str() {
+        "new" => {
+            let experiment = args.experiment.resolve(app)?.experiment;
+            Begin::Train(Box::new(experiment), Start::New(folder))
+        }
+        "resume" => resume(recorded(&folder, app)?, folder, args),
+        _ => Begin::Evaluate(Box::new(recorded(&folder, app)?), folder),
+    })
 }
 
 fn progress(args: &RunArgs, app: &App<'_>) -> Box<dyn Progress> {
@@ -74,9 +126,8 @@ fn result(
     }
 }
 
-/// Returns the experiment for `--resume auto`, and the point at which to continue. If training is
-/// already complete, evaluates the run if needed, prints the result and returns `None`.
-fn resume_auto(args: &RunArgs, app: &App<'_>) -> Result<Option<(Experiment, Start)>> {
+/// Finds out where `--resume auto` continues. If the run is finished, prints its result.
+fn resume_auto(args: &RunArgs, app: &App<'_>) -> Result<Begin> {
     let experiment = args.experiment.resolve(app)?.experiment;
     let Some(folder) = experiment.out.clone() else {
         return Err(
@@ -85,28 +136,19 @@ fn resume_auto(args: &RunArgs, app: &App<'_>) -> Result<Option<(Experiment, Star
     };
     let note = |text: &str| app.printer.note(&format!("{text}: `{}`", folder.display()));
     Ok(match Prior::find(&folder, &experiment, app.registry)? {
-        Prior::None => Some((experiment, Start::New(folder))),
+        Prior::None => Begin::Train(Box::new(experiment), Start::New(folder)),
         Prior::Begun => {
             note("starting over, because the run was stopped before its first checkpoint");
             run::clear(&folder)?;
-            Some((experiment, Start::New(folder)))
+            Begin::Train(Box::new(experiment), Start::New(folder))
         }
         Prior::Checkpoint(recorded) => {
             note("resuming from the last checkpoint");
-            Some((*recorded, Start::Resume { folder, inexact: args.inexact_resume }))
+            resume(*recorded, folder, args)
         }
         Prior::Trained(recorded) => {
             note("already trained, evaluating it");
-            let stop = interrupt::watch()?;
-            let evaluation = run::judge_trained(
-                &recorded,
-                &folder,
-                app.registry,
-                &stop,
-                progress(args, app).as_mut(),
-            )?;
-            result(&folder, Some(evaluation), args, app)?;
-            None
+            Begin::Evaluate(recorded, folder)
         }
         Prior::Finished(recorded) => {
             note("already finished");
@@ -116,7 +158,7 @@ fn resume_auto(args: &RunArgs, app: &App<'_>) -> Result<Option<(Experiment, Star
                 None
             };
             result(&folder, evaluation, args, app)?;
-            None
+            Begin::Nothing
         }
     })
 }

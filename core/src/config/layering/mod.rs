@@ -61,6 +61,12 @@ impl<'r> Layering<'r> {
         Ok(())
     }
 
+    /// Sets the default of `train.ranks` to the number of ranks of this process.
+    pub fn launched(&mut self, ranks: usize) {
+        let path = vec!["train".to_owned(), "ranks".to_owned()];
+        self.push(path, RawValue::Value(ranks.into()), Origin::Default);
+    }
+
     /// Adds a configuration file. If a run wrote the file, and a higher layer chooses another
     /// plugin, the fields of the run's plugin are ignored, because the user did not write them.
     ///

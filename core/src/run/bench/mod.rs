@@ -237,7 +237,7 @@ impl<'a> Trial<'a> {
         for block in blocks(&plan.all_pairs(), BLOCK_TOKENS) {
             operations += &objective.preparation_work(&plan.session.model, block)?;
             let begin = Instant::now();
-            objective.prepare(&plan.session.model, block)?;
+            objective.prepare(&plan.session.model, &[block])?;
             time += begin.elapsed();
         }
         Ok((time, operations))

@@ -7,6 +7,7 @@ use crate::api::{Around, ModelInfo, Tap, Transform};
 use crate::config::TrainConfig;
 use crate::conformance::{self, Bench, Case};
 use crate::error::Fault;
+use crate::testing::ranks::on_ranks;
 use crate::train::{accumulate, validate};
 
 /// The only step of a run.
@@ -259,7 +260,7 @@ fn reference_values(prepared: &[&[&TokenPair]], equal: bool, needs: Needs) -> (V
         Objective::new(Box::new(Probe(needs, probe)), taps, Reference::default(), adapted)
             .expect("an objective");
     for block in prepared {
-        objective.prepare(model, block).expect("values");
+        objective.prepare(model, &[block]).expect("values");
     }
     objective.reference().set_equals_policy(equal);
     let batch = objective.batch(&fixture.pairs.iter().collect::<Vec<_>>(), model).expect("a batch");
@@ -394,4 +395,37 @@ fn a_validation_does_not_change_the_method_or_the_gradients() {
     assert_eq!(loss(), loss());
     assert_eq!(validated(true).expect_err("an error").fault(), Fault::Interrupted);
     assert!(adapted.parameters().iter().all(|(_, p)| !p.grad().defined()));
+}
+
+#[test]
+fn ranks_with_other_parameters_end_before_the_update() {
+    let errors = on_ranks(2, |world| {
+        let fixture = Fixture::new();
+        let Bench { model, adapted, .. } = &fixture.bench;
+        let mut objective =
+            Objective::new(Box::new(Running(1.0)), Taps::default(), Reference::default(), adapted)
+                .expect("an objective");
+        let pairs: Vec<&TokenPair> = fixture.pairs.iter().collect();
+        let mut step = |step| {
+            let info = StepInfo { step, steps: 9, seed: 0 };
+            accumulate(&mut objective, model, adapted, &pairs, 2, info, 0)
+        };
+        step(6).expect("a step");
+        if world.rank() == 1 {
+            let (_, mut parameter) = adapted.parameters().remove(0);
+            let _guard = tch::no_grad_guard();
+            let _ =
+                parameter.f_mul_(&Tensor::from(1.0 + f64::from(f32::EPSILON))).expect("a change");
+        }
+        step(7).map(drop).expect_err("an error").to_string()
+    });
+    for e in errors.into_iter().flatten() {
+        assert!(
+            e.starts_with(
+                "rank 1 has diverged: its trained parameters differ from those of rank 0 \
+                after 7 steps"
+            ),
+            "{e}"
+        );
+    }
 }
