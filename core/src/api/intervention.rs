@@ -47,6 +47,10 @@ pub struct Needs {
     /// Computed for the policy and for the reference. The method reads it with
     /// [`Pairs::sequence_nll`].
     pub sequence_nll: bool,
+    /// The completions whose whole sequences are scored: log p of every token of prompt and
+    /// completion after the first one, under the policy. Requires [`logprobs`](Self::logprobs). The
+    /// method reads it with [`Pairs::sequence_logprobs`].
+    pub sequence_logprobs: Completions,
     /// KL(policy ‖ reference) at every completion token. The method reads it with
     /// [`TokenLogprobs::kl`](super::TokenLogprobs::kl). To compute it, the engine runs the
     /// reference at every step.
@@ -83,6 +87,7 @@ impl Needs {
         reference_logprobs: false,
         collision: false,
         sequence_nll: false,
+        sequence_logprobs: Completions::None,
         reference_kl: false,
         states: States::None,
         only: None,
@@ -121,6 +126,11 @@ impl Needs {
             Self { collision: true, logprobs: Completions::None, .. } => {
                 wrong("collision", "logprobs")
             }
+            Self { sequence_logprobs, logprobs: Completions::None, .. }
+                if sequence_logprobs.any() =>
+            {
+                wrong("sequence_logprobs", "logprobs")
+            }
             Self { reference_logprobs: true, logprobs: Completions::None, .. } => {
                 wrong("reference_logprobs", "logprobs")
             }
@@ -148,6 +158,12 @@ impl Needs {
             words.push(
                 "the KL divergence from the reference at every completion token, at every step",
             );
+        }
+        match self.sequence_logprobs {
+            Completions::None => {}
+            Completions::Chosen => words.push("log-probabilities of the whole chosen sequence"),
+            Completions::Rejected => words.push("log-probabilities of the whole rejected sequence"),
+            Completions::Both => words.push("log-probabilities of both whole sequences"),
         }
         if self.sequence_nll {
             words.push("both models' likelihood of the whole chosen sequence");

@@ -373,6 +373,7 @@ pub struct Pairs {
     policy: Option<Logprobs>,
     reference: Option<Logprobs>,
     sequence_nll: Option<SequenceNll>,
+    sequence_logprobs: Option<Logprobs>,
 }
 
 impl Pairs {
@@ -383,7 +384,7 @@ impl Pairs {
         policy: Option<Logprobs>,
         reference: Option<Logprobs>,
     ) -> Self {
-        Self { len, taps, policy, reference, sequence_nll: None }
+        Self { len, taps, policy, reference, sequence_nll: None, sequence_logprobs: None }
     }
 
     /// Adds −log p of the chosen sequences; see [`SequenceNll`].
@@ -391,6 +392,25 @@ impl Pairs {
     pub fn with_sequence_nll(mut self, nll: SequenceNll) -> Self {
         self.sequence_nll = Some(nll);
         self
+    }
+
+    /// Adds the policy's log-probabilities of whole sequences; see
+    /// [`sequence_logprobs`](Self::sequence_logprobs).
+    #[must_use]
+    pub fn with_sequence_logprobs(mut self, logprobs: Logprobs) -> Self {
+        self.sequence_logprobs = Some(logprobs);
+        self
+    }
+
+    /// Log-probabilities of every token of prompt and completion after the first one, under the
+    /// policy, with a gradient.
+    ///
+    /// # Errors
+    /// Fails if the method's `Needs` do not request them.
+    pub fn sequence_logprobs(&self) -> Result<&Logprobs> {
+        self.sequence_logprobs.as_ref().ok_or_else(|| {
+            missing("log-probabilities of whole sequences", "sequence_logprobs: Both")
+        })
     }
 
     /// −log p of each token of the chosen sequences under the logits at its own position.

@@ -79,6 +79,17 @@ pub struct Rows {
     counts: Tensor,
 }
 
+/// The tokens after the first one of b sequences.
+#[derive(Debug)]
+pub struct SequenceTokens {
+    /// The tokens, and the rows before them.
+    pub predicted: PredictedTokens,
+    /// Index of the pair (0 to b − 1) that each token belongs to, `[m]`, int64, ascending.
+    pub owner: Tensor,
+    /// Number of tokens of each pair, `[b]`, with the dtype of the scores.
+    pub counts: Tensor,
+}
+
 impl Rows {
     /// Selects these rows from `states`. The shape changes from `[n …]` to `[m …]`.
     ///
@@ -397,6 +408,34 @@ impl PairBatch {
         Ok(PredictedTokens {
             rows: rows.index.shallow_clone(),
             ids: rows.gather(&self.stream.ids)?,
+        })
+    }
+
+    /// Returns every token after the first one of the sequences on one side of the pairs, including
+    /// the tokens of the prompts.
+    ///
+    /// # Errors
+    /// Fails if the batch does not contain that side, or if memory runs out.
+    pub fn sequence_tokens(&self, side: Side) -> Result<SequenceTokens> {
+        let (mut before, mut own) = (Vec::new(), Vec::new());
+        let (mut owner, mut counts) = (Vec::new(), Vec::new());
+        for (pair, sequence) in self.side(side)?.enumerate() {
+            let rows: Vec<i64> = self.rows_of(sequence).into_iter().map(|row| row as i64).collect();
+            let n = rows.len() - 1;
+            before.extend_from_slice(&rows[..n]);
+            own.extend_from_slice(&rows[1..]);
+            owner.extend(std::iter::repeat_n(pair as i64, n));
+            counts.push(n as f64);
+        }
+        let device = self.stream.ids.device();
+        let integers = |v: &[i64]| Tensor::from_slice(v).f_to_device(device);
+        Ok(SequenceTokens {
+            predicted: PredictedTokens {
+                rows: integers(&before)?,
+                ids: self.stream.ids.f_index_select(0, &integers(&own)?)?,
+            },
+            owner: integers(&owner)?,
+            counts: Tensor::from_slice(&counts).f_to_kind(self.kind)?.f_to_device(device)?,
         })
     }
 

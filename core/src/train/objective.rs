@@ -12,7 +12,7 @@ use super::reference::{Reference, ReferenceValues};
 use super::taps::Taps;
 use crate::api::{
     Completions, Directions, Intervention, Logprobs, Loss, Needs, OutputGrad, Pairs, PerSide,
-    Pooling, SequenceNll, Side, Sides, Site, States, StepInfo, TapStates,
+    Pooling, SequenceNll, Side, Sides, Site, States, StepInfo, TapStates, TokenLogprobs,
 };
 use crate::batch::{BatchSpec, PairBatch, Sharing};
 use crate::error::{Error, Result};
@@ -176,6 +176,7 @@ impl Objective {
         } else if needs.sequence_nll {
             states = states.or(Completions::Chosen);
         }
+        states = states.or(needs.sequence_logprobs);
         PairBatch::of(
             pairs,
             BatchSpec { logprobs: needs.logprobs, states, sharing: self.sharing },
@@ -385,6 +386,11 @@ impl Objective {
                 owner: rows.owner.shallow_clone(),
             });
         }
+        if let (true, Some(hidden)) = (self.needs.sequence_logprobs.any(), &reached.hidden) {
+            let logprobs =
+                clock.measure(Phase::Head, || self.sequence_logprobs(hidden, batch, model))?;
+            pairs = pairs.with_sequence_logprobs(logprobs);
+        }
         if let Some(pass) = pass {
             pass.seed.start("loss");
         }
@@ -473,6 +479,9 @@ impl Objective {
         if needs.sequence_nll {
             let own = batch.own_tokens(&*batch.rows(Pooling::All, Side::Chosen)?)?.ids.size()[0];
             count.head(own, 2 + i64::from(due.is_some()));
+        }
+        for side in needs.sequence_logprobs.sides() {
+            count.head(batch.sequence_tokens(side)?.predicted.ids.size()[0], 2);
         }
         Ok(count.finish(scored))
     }
@@ -654,6 +663,25 @@ impl Objective {
             states = states.with_tokens(tokens(policy)?, reference);
         }
         Ok(states)
+    }
+
+    /// Returns the policy's log-probabilities of whole sequences. `hidden` has its final hidden
+    /// states, `[n hidden]`.
+    fn sequence_logprobs(
+        &self,
+        hidden: &Tensor,
+        batch: &PairBatch,
+        model: &Model,
+    ) -> Result<Logprobs> {
+        let of = |side| -> Result<_> {
+            if !self.needs.sequence_logprobs.has(side) {
+                return Ok(None);
+            }
+            let tokens = batch.sequence_tokens(side)?;
+            let scores = model.score_tokens(hidden, &tokens.predicted, Detail::NONE, None)?;
+            Ok(Some(TokenLogprobs::new(scores.logprobs, tokens.owner, tokens.counts)))
+        };
+        Ok(Logprobs::of_sides(Sides::try_of(of)?))
     }
 
     fn logprobs(

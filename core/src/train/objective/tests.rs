@@ -176,6 +176,57 @@ fn the_divergence_from_the_reference_is_the_sum_over_the_vocabulary() {
 }
 
 #[test]
+fn the_log_probabilities_of_a_whole_sequence_end_with_those_of_the_completion() {
+    let fixture = Fixture::new();
+    let needs =
+        Needs { logprobs: Completions::Both, sequence_logprobs: Completions::Both, ..Needs::NONE };
+    let lengths: Vec<Sides<[i64; 2]>> = fixture
+        .pairs
+        .iter()
+        .map(|pair| {
+            let of = |completion: &[i64]| [pair.prompt.len() as i64, completion.len() as i64];
+            Sides { chosen: of(&pair.chosen), rejected: of(&pair.rejected) }
+        })
+        .collect();
+    let check = move |pairs: &Pairs| {
+        let of_sides = pairs.sequence_logprobs()?.both()?.zip(pairs.policy()?.both()?);
+        for (side, (whole, own)) in of_sides {
+            let (mut at, mut at_own) = (0, 0);
+            for (pair, lengths) in lengths.iter().enumerate() {
+                let [prompt, n] = *lengths.get(side);
+                let total = prompt + n - 1;
+                assert_eq!(whole.tokens.double_value(&[pair as i64]), total as f64);
+                let owners = whole.owner.narrow(0, at, total);
+                assert_eq!(owners, owners.full_like(pair as i64));
+                let tail = whole.per_token.narrow(0, at + prompt - 1, n);
+                let completion = own.per_token.narrow(0, at_own, n);
+                assert!((tail - completion).abs().max().double_value(&[]) < 1e-12);
+                (at, at_own) = (at + total, at_own + n);
+            }
+            assert_eq!(whole.per_token.size(), [at]);
+        }
+        Ok(pairs.sequence_logprobs()?.chosen()?.mean().mean(Kind::Double))
+    };
+    fixture.loss(needs, Taps::default(), check).expect("a loss");
+    let refused = |needs| {
+        fixture
+            .loss(needs, Taps::default(), |pairs| {
+                Ok(pairs.sequence_logprobs()?.chosen()?.sum().sum(Kind::Double))
+            })
+            .unwrap_err()
+            .to_string()
+    };
+    assert!(
+        refused(Needs { logprobs: Completions::Both, ..Needs::NONE })
+            .contains("log-probabilities of whole sequences")
+    );
+    assert!(
+        refused(Needs { sequence_logprobs: Completions::Chosen, ..Needs::NONE })
+            .contains("`sequence_logprobs`, but not `logprobs`")
+    );
+}
+
+#[test]
 fn a_method_that_reads_one_side_only_gets_that_side_and_a_smaller_batch() {
     let fixture = Fixture::new();
     let site = Site::Residual(1);
