@@ -215,6 +215,9 @@ fn reach(case: &Case) -> Result<Verdict> {
 }
 
 fn accumulation(case: &Case) -> Result<Verdict> {
+    if Bench::new(case, 0)?.objective.needs().depends_on_batch {
+        return Ok(Verdict::DoesNotApply("the loss of a pair depends on its micro-batch"));
+    }
     let gradient = |batch: usize| -> Result<Option<Vec<Tensor>>> {
         let mut bench = Bench::new(case, 0)?;
         if bench.objective.needs().evaluate_only {
