@@ -5,11 +5,13 @@
 //! states need a higher learning rate. For losses on log-probabilities, the general default is
 //! suitable.
 
+mod cpo;
 mod direction;
 mod dpo;
 mod mse;
 mod none;
 mod original;
+mod orpo;
 mod prefvec;
 mod projbp;
 mod projection;
@@ -19,6 +21,7 @@ mod rank;
 mod rewards;
 mod rr;
 mod sft;
+mod simpo;
 mod vectors;
 
 #[cfg(test)]
@@ -26,4 +29,8 @@ mod equal_states_tests;
 #[cfg(test)]
 mod original_golden_tests;
 #[cfg(test)]
+mod reference_free_tests;
+#[cfg(test)]
 mod transform_tests;
+#[cfg(test)]
+mod trl_policy;

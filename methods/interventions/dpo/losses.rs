@@ -1,4 +1,4 @@
-//! The loss functions of DPO: TRL's fifteen loss types, and `unbounded`.
+//! The loss functions of DPO: TRL's fifteen loss types, `ipo_relu`, `simper` and `unbounded`.
 //!
 //! All tensors have shape `[b]`. θ is the margin Δ⁺ − Δ⁻. With an f-divergence, θ is the difference
 //! of the scores computed from Δ⁺ and Δ⁻.
@@ -25,6 +25,22 @@ pub fn hinge(theta: &Tensor, beta: f64) -> Tensor {
 /// (x − 1/(2β))², where x = Δ⁺/n⁺ − Δ⁻/n⁻ is the margin per token.
 pub fn ipo(per_token: &Tensor, beta: f64) -> Tensor {
     (per_token - 0.5 / beta).square()
+}
+
+/// relu(1/(2β) − x)², where x is the margin per token as in [`ipo`].
+pub fn ipo_relu(per_token: &Tensor, beta: f64) -> Tensor {
+    (0.5 / beta - per_token).relu().square()
+}
+
+/// −(1 − e)·log σ(x) − e·log σ(−x).
+pub fn smoothed(x: &Tensor, e: f64) -> Tensor {
+    let loss = -x.log_sigmoid();
+    if e == 0.0 { loss } else { loss * (1.0 - e) - (-x).log_sigmoid() * e }
+}
+
+/// P⁻ − P⁺, where P± = exp(logp_π(y±)/n±) is the inverse perplexity of a completion.
+pub fn simper(inverse_perplexity: &Sides) -> Tensor {
+    &inverse_perplexity.rejected - &inverse_perplexity.chosen
 }
 
 /// σ(βθ)[log σ(βθ) − log(1 − e)] + σ(−βθ)[log σ(−βθ) − log e].
@@ -59,7 +75,7 @@ pub fn sppo_hard(delta: &Sides, beta: f64) -> Tensor {
 /// `aot_unpaired`, they are Δ⁺ and Δ⁻.
 pub fn aot(a: &Tensor, b: &Tensor, beta: f64, e: f64) -> Tensor {
     let delta = a.sort(0, false).0 - b.sort(0, false).0;
-    ls(&delta * beta) * (e - 1.0) - ls(&delta * -beta) * e
+    smoothed(&(delta * beta), e)
 }
 
 /// [1 − σ(βΔ⁺)] + σ(βΔ⁻).

@@ -1,5 +1,5 @@
 //! Direct preference optimisation and related losses, which only depend on the log-probabilities of
-//! the policy and the reference.
+//! the policy and, except for `simper`, of the reference.
 
 pub mod losses;
 
@@ -31,7 +31,13 @@ only depend on θ. `ld_alpha` changes logp to Σ over the first min(n⁺, n⁻) 
 others. `use_weighting` multiplies the loss of each pair by w(y⁺)·w(y⁻), which has no gradient:
 w(y) = exp(mean over tokens of [log p(token) − log Σ_v p(v)²]). `aot`, `aot_unpaired` and `sft`
 depend on the whole micro-batch, so their result changes with `train.batch`. `rewards/*` are β·Δ
-for every type.",
+for every type.
+`simper` has neither a reference nor β: its loss is the difference of two inverse perplexities.
+Without other types, the reference never runs, and the rewards are these inverse perplexities. Use
+it if there is no time to search for β, or if a reference costs too much; note that an answer that
+is already likely has a larger gradient than an unlikely one. Its authors report up to 5.7 points
+more than the best other method on AlpacaEval 2, and the best average rank on the Open LLM
+Leaderboard.",
     example(loss_type = "robust", label_smoothing = 0.1)
 )]
 // The schemas of `projgrad` and `projbp` refer to this schema by the name `DpoConfig`.
@@ -56,7 +62,7 @@ pub struct Dpo {
     #[default(0.5)]
     pub f_alpha_divergence_coef: f64,
     /// α: weight of the tokens of the longer completion beyond the length of the shorter one, from
-    /// 0 to 1 (LD-DPO). By default, all tokens have the same weight.
+    /// 0 to 1 (LD-DPO). By default, all tokens have the same weight. Not possible with `simper`.
     pub ld_alpha: Option<f64>,
     /// Weights each pair by how likely the policy is to generate its completions (WPO, eq. 2).
     pub use_weighting: bool,
@@ -75,6 +81,8 @@ pub enum LossType {
     Hinge,
     /// (Δ⁺/n⁺ − Δ⁻/n⁻ − 1/(2β))² (Azar et al. 2023, eq. 17, per token)
     Ipo,
+    /// relu(1/(2β) − (Δ⁺/n⁺ − Δ⁻/n⁻))²: `ipo` without a penalty beyond its target
+    IpoRelu,
     /// σ(βθ)[log σ(βθ) − log(1−e)] + σ(−βθ)[log σ(−βθ) − log e] (EXO: Ji et al. 2024, eq. 16)
     ExoPair,
     /// −log σ(βΔ⁺) − ½log σ(−βΔ⁺) − ½log σ(−βΔ⁻) (NCA: Chen et al. 2024)
@@ -100,6 +108,9 @@ pub enum LossType {
     Sft,
     /// −log σ(β(Δ⁺/n⁺ − Δ⁻/n⁻))
     SigmoidNorm,
+    /// e^{logp_π(y⁻)/n⁻} − e^{logp_π(y⁺)/n⁺}, without β and without a reference (SimPER: Xiao et
+    /// al. 2025)
+    Simper,
     /// log σ(−θ), without β and without a lower bound; used in the original implementation of
     /// `prefvec`
     Unbounded,
@@ -108,8 +119,11 @@ pub enum LossType {
 impl LossType {
     /// Returns true if the loss can be combined with an f-divergence, as in TRL.
     fn takes_divergence(self) -> bool {
-        use LossType::{Discopop, ExoPair, Hinge, Ipo, Robust, Sft, Sigmoid, SigmoidNorm};
-        matches!(self, Sigmoid | SigmoidNorm | Hinge | Ipo | ExoPair | Robust | Discopop | Sft)
+        use LossType::{Discopop, ExoPair, Hinge, Ipo, IpoRelu, Robust, Sft, Sigmoid, SigmoidNorm};
+        matches!(
+            self,
+            Sigmoid | SigmoidNorm | Hinge | Ipo | IpoRelu | ExoPair | Robust | Discopop | Sft
+        )
     }
 
     fn takes_smoothing(self) -> bool {
@@ -148,6 +162,7 @@ impl LossType {
             LossType::Sigmoid => losses::sigmoid(&theta, beta),
             LossType::Hinge => losses::hinge(&theta, beta),
             LossType::Ipo => losses::ipo(&per_token(), beta),
+            LossType::IpoRelu => losses::ipo_relu(&per_token(), beta),
             LossType::ExoPair => losses::exo_pair(&theta, beta, e),
             LossType::NcaPair => losses::nca_pair(delta, beta),
             LossType::Robust => losses::robust(&theta, beta, e),
@@ -160,6 +175,7 @@ impl LossType {
             LossType::Discopop => losses::discopop(&theta, beta, config.discopop_tau),
             LossType::Sft => terms.nll.shallow_clone(),
             LossType::SigmoidNorm => losses::sigmoid(&per_token(), beta),
+            LossType::Simper => losses::simper(&terms.inverse_perplexity),
             LossType::Unbounded => losses::unbounded(&theta),
         }
     }
@@ -170,9 +186,10 @@ impl LossType {
 #[serde(
     crate = "reprpo_plugin::serde",
     untagged,
-    expecting = "unknown loss type, expected one of `sigmoid`, `hinge`, `ipo`, `exo_pair`, \
-        `nca_pair`, `robust`, `bco_pair`, `sppo_hard`, `aot`, `aot_unpaired`, `apo_zero`, \
-        `apo_down`, `discopop`, `sft`, `sigmoid_norm`, `unbounded`, or a list of them"
+    expecting = "unknown loss type, expected one of `sigmoid`, `hinge`, `ipo`, `ipo_relu`, \
+        `exo_pair`, `nca_pair`, `robust`, `bco_pair`, `sppo_hard`, `aot`, `aot_unpaired`, \
+        `apo_zero`, `apo_down`, `discopop`, `sft`, `sigmoid_norm`, `simper`, `unbounded`, or a \
+        list of them"
 )]
 #[schemars(crate = "reprpo_plugin::schemars")]
 pub enum LossTypes {
@@ -233,6 +250,48 @@ struct Terms {
     tokens: Sides,
     /// Mean of −log p over all tokens of the chosen completions.
     nll: Tensor,
+    /// exp(logp_π(y⁺)/n⁺), and the same for y⁻.
+    inverse_perplexity: Sides,
+}
+
+/// The losses of the pairs of a batch, and the values that are logged with them.
+pub struct PairLosses {
+    /// The weighted loss of each pair `[b]` and its factor in the sum, for each loss type. The loss
+    /// of `sft` is one number, the mean over the batch.
+    losses: Vec<(Tensor, f64)>,
+    /// Weight of each pair, `[b]`, without a gradient; `None` without `use_weighting`.
+    pub weight: Option<Tensor>,
+    /// The rewards before they are multiplied by `beta`, each `[b]`.
+    rewards: Sides,
+    beta: f64,
+    /// Log-probabilities that differ from those that the engine logs.
+    logps: Option<Sides>,
+}
+
+impl PairLosses {
+    /// Returns the mean loss over the pairs, a scalar.
+    fn mean(&self) -> Tensor {
+        let means = self.losses.iter().map(|(each, factor)| each.mean(None::<Kind>) * *factor);
+        Tensor::stack(&means.collect::<Vec<_>>(), 0).sum(None::<Kind>)
+    }
+
+    /// Returns the loss of each pair, `[b]`. Each pair has the loss of the whole batch in place of
+    /// the type `sft`.
+    pub fn each(&self) -> Tensor {
+        let zero = self.rewards.chosen.zeros_like();
+        self.losses.iter().fold(zero, |sum, (each, factor)| sum + each * *factor)
+    }
+
+    /// Adds the metrics of DPO to a loss.
+    pub fn log(&self, loss: Loss) -> Loss {
+        let loss = log_rewards(loss, &self.rewards, self.beta);
+        match &self.logps {
+            Some(logps) => {
+                loss.metric("logps/chosen", &logps.chosen).metric("logps/rejected", &logps.rejected)
+            }
+            None => loss,
+        }
+    }
 }
 
 impl Dpo {
@@ -292,9 +351,16 @@ impl Dpo {
                     t.name()
                 ))
                 .hint(
-                    "use other divergences only with sigmoid, sigmoid_norm, hinge, ipo, exo_pair, \
-                        robust, discopop and sft",
+                    "use other divergences only with sigmoid, sigmoid_norm, hinge, ipo, ipo_relu, \
+                        exo_pair, robust, discopop and sft",
                 ));
+            }
+            if *t == LossType::Simper && self.ld_alpha.is_some() {
+                return Err(Error::new(
+                    "`simper` compares perplexities, so `intervention.ld_alpha` cannot weight \
+                        their tokens",
+                )
+                .hint("remove `ld_alpha`, or choose another loss type"));
             }
             if self.use_weighting && t.sorts() {
                 return Err(Error::new(format!(
@@ -307,12 +373,22 @@ impl Dpo {
         Ok(())
     }
 
+    /// True if a loss type sorts the values of the pairs of a batch.
+    pub fn sorts(&self) -> bool {
+        self.loss_type.list().iter().any(|t| t.sorts())
+    }
+
+    /// True if no loss type has a reference.
+    fn is_reference_free(&self) -> bool {
+        self.loss_type.list().iter().all(|t| *t == LossType::Simper)
+    }
+
     /// Inputs of [`loss`](Self::loss): log-probabilities of both completions under both models.
-    /// Every loss type needs these values, because the rewards are logged.
+    /// Every loss type except `simper` needs these values, because the rewards are logged.
     pub fn needs(&self) -> Needs {
         Needs {
             logprobs: Completions::Both,
-            reference_logprobs: true,
+            reference_logprobs: !self.is_reference_free(),
             collision: self.use_weighting,
             depends_on_batch: self.loss_type.list().iter().any(|loss| loss.mixes_pairs()),
             ..Needs::default()
@@ -326,7 +402,22 @@ impl Dpo {
     /// # Errors
     /// Fails if `pairs` lacks an input that [`needs`](Self::needs) requests.
     pub fn loss(&self, pairs: &Pairs) -> Result<Loss> {
-        let (policy, reference) = (self.logps(pairs.policy()?)?, self.logps(pairs.reference()?)?);
+        let losses = self.pair_losses(pairs)?;
+        Ok(losses.log(Loss::new(losses.mean())))
+    }
+
+    /// Returns the loss of each pair.
+    ///
+    /// # Errors
+    /// Fails if `pairs` lacks an input that [`needs`](Self::needs) requests.
+    pub fn pair_losses(&self, pairs: &Pairs) -> Result<PairLosses> {
+        let policy = self.logps(pairs.policy()?)?;
+        let is_free = self.is_reference_free();
+        let reference = match is_free {
+            // A reference of 0 makes Δ the log-probability of the policy, which no term reads.
+            true => policy.as_ref().map(Tensor::zeros_like),
+            false => self.logps(pairs.reference()?)?,
+        };
         let terms = self.terms(pairs, &policy, &reference)?;
         let weight = if self.use_weighting {
             Some(alignment(pairs.policy()?.chosen()?)? * alignment(pairs.policy()?.rejected()?)?)
@@ -334,20 +425,18 @@ impl Dpo {
             None
         };
         let types = self.loss_type.list();
-        let counts = self.loss_weights.clone().unwrap_or_else(|| vec![1.0; types.len()]);
-        let losses = types.iter().zip(counts).map(|(t, count)| {
+        let factors = self.loss_weights.clone().unwrap_or_else(|| vec![1.0; types.len()]);
+        let losses = types.iter().map(|t| {
             let each = t.of(&terms, self);
-            weight.as_ref().map_or_else(|| each.shallow_clone(), |w| &each * w).mean(None::<Kind>)
-                * count
+            weight.as_ref().map_or_else(|| each.shallow_clone(), |w| &each * w)
         });
-        let value = Tensor::stack(&losses.collect::<Vec<_>>(), 0).sum(None::<Kind>);
-        let mut loss = log_rewards(Loss::new(value), &terms.delta, self.beta);
-        if self.ld_alpha.is_some() {
-            loss = loss
-                .metric("logps/chosen", &policy.chosen)
-                .metric("logps/rejected", &policy.rejected);
-        }
-        Ok(loss)
+        Ok(PairLosses {
+            losses: losses.zip(factors).collect(),
+            weight,
+            rewards: if is_free { terms.inverse_perplexity } else { terms.delta },
+            beta: if is_free { 1.0 } else { self.beta },
+            logps: self.ld_alpha.is_some().then_some(policy),
+        })
     }
 
     fn terms(&self, pairs: &Pairs, policy: &Sides, reference: &Sides) -> Result<Terms> {
@@ -368,6 +457,10 @@ impl Dpo {
                 rejected: rejected.tokens.shallow_clone(),
             },
             nll: -chosen.per_token.mean(None::<Kind>),
+            inverse_perplexity: Sides {
+                chosen: chosen.mean().exp(),
+                rejected: rejected.mean().exp(),
+            },
         })
     }
 

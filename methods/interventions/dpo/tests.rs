@@ -1,26 +1,23 @@
 use std::path::Path;
 
-use reprpo_core::model::attention::Kernel as AttentionKernel;
-use reprpo_core::model::peft::Saved;
-use reprpo_core::model::{Adapted, Model};
-use reprpo_core::registry::Registry;
 use reprpo_core::text::{Limits, TokenPair, tokenise};
-use reprpo_core::train::{Objective, Reference, Taps, TrainPass};
-use reprpo_core::weights::{ModelFiles, read_safetensors};
+use reprpo_core::train::Reference;
+use reprpo_core::weights::read_safetensors;
 use reprpo_plugin::serde_json::{self, Value, json};
-use reprpo_plugin::tch::Device;
 
+use super::super::trl_policy::Policy;
 use super::*;
 use crate::golden;
 use reprpo_plugin::testkit::{
-    STEP, gradients_are_those_of_finite_differences, logged, logprobs, model, near, random,
-    random_sides, tensor, tokens,
+    gradients_are_those_of_finite_differences, logged, logprobs, model, near, random, random_sides,
+    tensor, tokens,
 };
 
-const TYPES: [LossType; 16] = [
+const TYPES: [LossType; 18] = [
     LossType::Sigmoid,
     LossType::Hinge,
     LossType::Ipo,
+    LossType::IpoRelu,
     LossType::ExoPair,
     LossType::NcaPair,
     LossType::Robust,
@@ -33,6 +30,7 @@ const TYPES: [LossType; 16] = [
     LossType::Discopop,
     LossType::Sft,
     LossType::SigmoidNorm,
+    LossType::Simper,
     LossType::Unbounded,
 ];
 
@@ -103,6 +101,46 @@ fn sorted_losses_do_not_depend_on_the_order_of_the_pairs() {
         value(&of(LossType::Aot), &pairs(policy, swapped)),
         value(&of(LossType::Aot), &pairs(policy, reference)),
     );
+}
+
+#[test]
+fn simper_is_the_difference_of_two_inverse_perplexities_without_a_reference() {
+    let policy = Logprobs::new(
+        tokens(&tensor(&[-1.0, -3.0, -0.5], &[3]), &[2, 1]),
+        Some(tokens(&tensor(&[-1.0, -0.25, -1.25], &[3]), &[1, 2])),
+    );
+    let config = of(LossType::Simper);
+    assert!(!config.needs().reference_logprobs && Dpo::default().needs().reference_logprobs);
+    let pairs = Pairs::new(2, Vec::new(), Some(policy), None);
+    let loss = config.loss(&pairs).unwrap();
+    let (chosen, rejected) = ([(-2f64).exp(), (-0.5f64).exp()], [(-1f64).exp(), (-0.75f64).exp()]);
+    let mean = |x: [f64; 2]| f64::midpoint(x[0], x[1]);
+    near(loss.value.double_value(&[]), mean(rejected) - mean(chosen));
+    for (metric, expected) in [
+        ("rewards/chosen", mean(chosen)),
+        ("rewards/rejected", mean(rejected)),
+        ("rewards/margins", mean(chosen) - mean(rejected)),
+        ("rewards/accuracies", 0.5),
+    ] {
+        assert!((logged(&loss, metric) - expected).abs() < 1e-6, "{metric}");
+    }
+    // With another type, the rewards are those of DPO, which need the reference.
+    let types = vec![LossType::Simper, LossType::Sigmoid];
+    let both = Dpo { loss_type: LossTypes::Several(types), ..Dpo::default() };
+    assert!(both.needs().reference_logprobs && both.loss(&pairs).is_err());
+}
+
+#[test]
+fn ipo_relu_equals_ipo_below_its_target_and_is_zero_beyond_it() {
+    // With β = 0.25, the target is 2 nats per token.
+    let at = |loss_type, chosen: f64| {
+        let config = Dpo { beta: 0.25, ..of(loss_type) };
+        value(&config, &pairs([&[chosen], &[-1.0]], [&[-1.0], &[-1.0]]))
+    };
+    near(at(LossType::IpoRelu, -0.5), 1.5f64.powi(2));
+    near(at(LossType::IpoRelu, -0.5), at(LossType::Ipo, -0.5));
+    near(at(LossType::IpoRelu, 2.0), 0.0);
+    near(at(LossType::Ipo, 2.0), 1.0);
 }
 
 #[test]
@@ -185,6 +223,8 @@ fn invalid_settings_are_rejected() {
     refused(json!({ "loss_type": "bco_pair", "f_divergence_type": "forward_kl" }), "`bco_pair`");
     refused(json!({ "loss_type": "aot", "use_weighting": true }), "`aot` sorts");
     refused(json!({ "ld_alpha": 1.5 }), "0 to 1");
+    refused(json!({ "ld_alpha": 0.5, "loss_type": ["sigmoid", "simper"] }), "perplexities");
+    refused(json!({ "loss_type": "simper", "f_divergence_type": "forward_kl" }), "`simper`");
     refused(json!({ "discopop_tau": 0.0 }), "`intervention.discopop_tau`");
     let unknown =
         serde_json::from_value::<Dpo>(json!({ "loss_type": "simpo" })).unwrap_err().to_string();
@@ -202,15 +242,7 @@ fn losses_gradients_and_metrics_equal_those_of_trl() {
 
 fn assert_losses_gradients_and_metrics(golden: &Path) {
     let trl = golden.join("trl");
-    let files = ModelFiles::open(&golden.join("models/llama")).unwrap();
-    let mut model = Model::load(&files, Kind::Float, Device::Cpu).unwrap();
-    // The reference values were computed with eager attention. Other kernels round differently. In
-    // `forward_kl`, Δ is a sum of hundreds of nats, and e^{−Δ} amplifies the rounding error of Δ.
-    model.set_attention_kernel(AttentionKernel::Eager);
-    let saved = Saved::read(&trl.join("adapter"), &Registry::builtin().unwrap()).unwrap();
-    let adapter = saved.entry.build(&Value::Object(saved.config).to_string()).unwrap();
-    let adapted = Adapted::attach(&*adapter, &model, model.info().layers, 0).unwrap();
-    adapted.restore(&saved.values).unwrap();
+    let policy = Policy::open(golden);
 
     let text = std::fs::read_to_string(trl.join("pairs.jsonl")).unwrap();
     let rows = text
@@ -219,7 +251,7 @@ fn assert_losses_gradients_and_metrics(golden: &Path) {
         .enumerate()
         .map(Ok);
     let limits = Limits { max_length: 512, ..Limits::NONE };
-    let tokenised = tokenise(&files.tokenizer().unwrap(), rows, &limits, Some(4)).unwrap();
+    let tokenised = tokenise(&policy.files.tokenizer().unwrap(), rows, &limits, Some(4)).unwrap();
     let pairs: Vec<&TokenPair> = tokenised.pairs.iter().collect();
     let collated = read_safetensors(&trl.join("batch.safetensors")).unwrap();
     for (i, pair) in pairs.iter().enumerate() {
@@ -233,63 +265,17 @@ fn assert_losses_gradients_and_metrics(golden: &Path) {
         serde_json::from_str(&std::fs::read_to_string(trl.join("losses.json")).unwrap()).unwrap();
     let cases = table["values"].as_object().unwrap();
     assert_eq!(cases.len(), 21);
+    let tokens = pairs.iter().map(|p| p.tokens()).sum::<usize>() as f64;
     for (name, case) in cases {
         let config: Dpo = serde_json::from_value(case["args"].clone()).unwrap();
-        let taps = Taps::default();
-        let mut objective = Objective::new(
-            config.build(model.info()).unwrap(),
-            taps,
-            Reference::default(),
-            &adapted,
-        )
-        .unwrap();
-        let batch = objective.batch(&pairs, &model).unwrap();
-        let evaluated =
-            objective.loss(&model, &adapted, &batch, STEP, TrainPass::of_weight(0.25)).unwrap();
-        evaluated.loss.value.backward();
-        let norms: Vec<Tensor> = adapted
-            .parameters()
-            .iter()
-            .map(|(_, p)| p.grad().to_kind(Kind::Double).norm())
-            .collect();
-        for (_, mut p) in adapted.parameters() {
-            p.zero_grad();
-        }
-        let relative = |ours: f64, field: &str| {
-            let reference = case[field].as_f64().unwrap();
-            (ours - reference).abs() / reference.abs()
-        };
-        let off = relative(evaluated.loss.value.double_value(&[]), "loss");
-        let off_grad = relative(Tensor::stack(&norms, 0).norm().double_value(&[]), "grad_norm");
-
-        let ours: Vec<_> = evaluated.loss.metrics.into_iter().chain(evaluated.metrics).collect();
-        let mut worst: f64 = 0.0;
-        for (metric, reference) in case["metrics"].as_object().unwrap() {
-            let reference = reference.as_f64().unwrap();
-            let found: Vec<f64> = match metric.as_str() {
-                "num_tokens" => vec![pairs.iter().map(|p| p.tokens()).sum::<usize>() as f64],
-                _ => ours
-                    .iter()
-                    .filter(|(n, _)| n == metric)
-                    .map(|(_, t)| t.double_value(&[]))
-                    .collect(),
-            };
-            assert_eq!(
-                found.len(),
-                1,
-                "{name}: {metric} should be logged once, but was logged {} times",
-                found.len()
-            );
-            worst = worst.max((found[0] - reference).abs() / reference.abs().max(1.0));
-        }
-        eprintln!(
-            "{name}: loss off by {off:.1e}, gradient norm by {off_grad:.1e}, metrics by {worst:.1e}"
+        let method = config.build(policy.model.info()).unwrap();
+        let off = policy.step(method, Reference::default(), &pairs).unwrap().deviation(
+            name,
+            case,
+            |metric| (metric == "num_tokens").then_some(tokens),
         );
         // A sum of 500 nats in float32 is only exact to 3e-5.
         let limit = if name.ends_with("+forward_kl") { 5e-5 } else { 1e-5 };
-        assert!(
-            off < limit && off_grad < 1e-3 && worst < 1e-4,
-            "{name}: loss off by {off}, gradient norm by {off_grad}, metrics by {worst}"
-        );
+        assert!(off.loss < limit && off.grad_norm < 1e-3 && off.metrics < 1e-4, "{name}: {off:?}");
     }
 }
