@@ -11,17 +11,20 @@ use reprpo_plugin::testkit::{
     STEP, logged, logprobs, map, near, random, random_sides, sides, tap, tensor,
 };
 
+use super::innerpo::{InnerPo, Mode};
 use super::mse::Mse;
 use super::prefvec::PrefVec;
 use super::rank::Rank;
 
-fn methods() -> [(&'static str, Box<dyn Intervention>); 4] {
+fn methods() -> [(&'static str, Box<dyn Intervention>); 6] {
     let prefvec = PrefVec { lambda_angle: 0.5, lambda_dpo: 0.5, ..PrefVec::default() };
     [
         ("mse/reroute", Box::new(Mse::default())),
         ("mse/retain", Box::new(Mse { log: true, ..Mse::default() })),
         ("rank/reroute", Box::new(Rank { temperature: 1.0, ..Rank::default() })),
         ("prefvec/along", Box::new(prefvec)),
+        ("innerpo/inner", Box::new(InnerPo::default())),
+        ("innerpo/margin", Box::new(InnerPo { mode: Mode::Topk, ..InnerPo::default() })),
     ]
 }
 

@@ -8,6 +8,7 @@
 mod cpo;
 mod direction;
 mod dpo;
+mod innerpo;
 mod mse;
 mod none;
 mod original;

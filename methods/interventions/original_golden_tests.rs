@@ -13,6 +13,7 @@ use super::original::{OriginalTap, Padded, Variant};
 use super::prefvec::PrefVec;
 use super::rank::Rank;
 use crate::golden;
+use crate::taps::outliers;
 use reprpo_plugin::testkit::{token_states, tokens};
 
 /// The tensors of the reference file, by name: inputs, losses and gradients.
@@ -85,12 +86,13 @@ impl Original {
     fn loss(&self, inputs: &Inputs) -> Tensor {
         let (pairs, tokens, attended) = (inputs.pairs(), inputs.tokens(), inputs.attended());
         let [pi_1, ref_1, pi_2, ref_2] = tokens.each_ref().map(|sides| {
-            sides
-                .as_ref()
-                .zip(attended.as_ref())
-                .map(|(tokens, attended)| Padded { tokens, attended: Some(attended) })
+            sides.as_ref().zip(attended.as_ref()).map(|(tokens, attended)| Padded {
+                tokens,
+                attended: Some(attended.shallow_clone()),
+            })
         });
-        let taps = [OriginalTap { tokens: [pi_1, ref_1] }, OriginalTap { tokens: [pi_2, ref_2] }];
+        let deviations = Some(outliers::DEVIATIONS);
+        let taps = [[pi_1, ref_1], [pi_2, ref_2]].map(|tokens| OriginalTap { tokens, deviations });
         match self {
             Self::Mse(mse) => mse.original(&taps),
             Self::Rank(rank) => rank.original(&taps, &pairs, Some(&attended.chosen)),

@@ -6,10 +6,11 @@ use reprpo_core::train::{AdamW, Group};
 use reprpo_plugin::prelude::*;
 use reprpo_plugin::tch::{self, Device};
 
+use super::innerpo::{InnerPo, Mode};
 use super::mse::Mse;
 use super::prefvec::PrefVec;
 use super::rank::Rank;
-use reprpo_plugin::testkit::{STEP, map, model, random, random_sides, tap};
+use reprpo_plugin::testkit::{STEP, logprobs, map, model, random, random_sides, tap};
 
 const WIDTH: i64 = 8;
 /// Number of pairs. With this many pairs, T cannot fit their random directions.
@@ -76,13 +77,15 @@ fn train(
     let mut losses = Vec::new();
     for _ in 0..=steps {
         let through = |x: &Sides| map(x, |x| t.forward(x, &Around::default()).unwrap());
+        let zero = Sides::of(|_| Tensor::zeros([PAIRS], (Kind::Double, Device::Cpu)));
+        let logp = || Some(logprobs(&zero, 1));
         let loss = method
             .loss(
                 &Pairs::new(
                     PAIRS as usize,
                     vec![tap(&through(policy), &through(reference))],
-                    None,
-                    None,
+                    logp(),
+                    logp(),
                 ),
                 STEP,
             )
@@ -104,11 +107,16 @@ fn training_only_the_transform_does_not_lower_the_loss() {
     // flag is true if an unconstrained T must keep its rank. With prefvec, T may lose rank:
     // shrinking the components orthogonal to v̂ lowers the orthogonal term. This term is only a few
     // hundredths of the loss.
-    let methods: [(&str, Box<dyn Intervention>, f64, bool); 3] = [
+    // The inner term of innerpo is nearly the whole loss with a large α.
+    let innerpo = |mode| Box::new(InnerPo { mode, alpha: Some(1e3), ..InnerPo::default() });
+    let methods: [(&str, Box<dyn Intervention>, f64, bool); 6] = [
         ("mse", Box::new(Mse::default()), 0.99, true),
         ("rank", Box::new(Rank::default()), 0.98, true),
         // The likelihood term is disabled, because it does not depend on T.
         ("prefvec", Box::new(PrefVec { lambda_nll: 0.0, ..PrefVec::default() }), 0.97, false),
+        ("innerpo", innerpo(Mode::Innerdpo), 0.98, true),
+        ("innerpo topk", innerpo(Mode::Topk), 0.98, true),
+        ("innerpo topkl", innerpo(Mode::Topkl), 0.98, true),
     ];
     for (name, mut method, least, keeps_rank) in methods {
         // Transforms that preserve lengths by construction need fewer steps.

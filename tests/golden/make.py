@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Computes the reference values in this folder with transformers, PEFT and TRL.
 
-    python make.py [--only models,peft,trl,tokens,scores,original,data] [--smollm2 FILE.gguf]
+    python make.py [--only models,peft,trl,free,tokens,scores,original,innerpo,data]
+                   [--smollm2 FILE.gguf]
 
 README.md lists the pinned versions and describes each file. Everything is computed on the CPU in
 float32 with eager attention from the texts in texts.py. Nothing is imported from this project.
@@ -340,6 +341,53 @@ def write_trl(out):
     shutil.rmtree(scratch)
 
 
+def write_free(out):
+    """Writes losses without a reference, of the policy in trl/adapter on the first four pairs."""
+    from datasets import Dataset
+    from peft import PeftModel
+    from torch.utils.data import DataLoader, SequentialSampler
+    from trl.experimental.cpo import CPOConfig, CPOTrainer
+    from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+    folder, rows = out / "trl", pairs()[:4]
+    tokenizer = AutoTokenizer.from_pretrained(out / "models/llama")
+    cases = {
+        "cpo": {"loss_type": "sigmoid", "beta": 0.1, "cpo_alpha": 1.0},
+        "cpo_smoothed": {"loss_type": "sigmoid", "beta": 0.1, "cpo_alpha": 0.5,
+                         "label_smoothing": 0.1},
+        "cpo_hinge": {"loss_type": "hinge", "beta": 0.1, "cpo_alpha": 1.0},
+        "cpo_ipo": {"loss_type": "ipo", "beta": 0.1, "cpo_alpha": 0.0},
+        "simpo": {"loss_type": "simpo", "beta": 2.0, "simpo_gamma": 0.5, "cpo_alpha": 0.0},
+        "simpo_nll": {"loss_type": "simpo", "beta": 2.5, "simpo_gamma": 1.0, "cpo_alpha": 0.5,
+                      "label_smoothing": 0.1},
+        "orpo": {"beta": 0.1},
+        "orpo_beta": {"beta": 0.9},
+    }
+    values = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, fields in cases.items():
+            trainer, config = ((ORPOTrainer, ORPOConfig) if name.startswith("orpo")
+                               else (CPOTrainer, CPOConfig))
+            model = PeftModel.from_pretrained(load(out / "models/llama"), folder / "adapter",
+                                              is_trainable=True)
+            args = config(output_dir=scratch, report_to="none", use_cpu=True, bf16=False,
+                          gradient_checkpointing=False, max_length=512, disable_tqdm=True,
+                          per_device_train_batch_size=4, save_strategy="no", **fields)
+            free = trainer(model=model, args=args, train_dataset=Dataset.from_list(rows),
+                           processing_class=tokenizer)
+            batch = next(iter(DataLoader(free.train_dataset, batch_size=4,
+                                         sampler=SequentialSampler(free.train_dataset),
+                                         collate_fn=free.data_collator)))
+            free.model.train()
+            loss, metrics = free.get_batch_loss_metrics(free.model, batch, train_eval="train")
+            loss.backward()
+            values[name] = {"args": fields, "loss": float(loss),
+                            "grad_norm": grad_norm(free.model),
+                            "metrics": {k: float(v) for k, v in metrics.items()}}
+    ids = {f"{side}_{what}": batch[f"{side}_{what}"].tolist()
+           for side in ("chosen", "rejected") for what in ("input_ids", "labels")}
+    write_json(folder / "reference_free.json", {"batch": ids, "values": values}, indent=None)
+
+
 # The token ids that TRL trains on.
 
 def plain_rows():
@@ -578,6 +626,308 @@ def write_original(out):
               out / "original.safetensors")
 
 
+# The objectives of the author's later branch, computed from their formulas.
+
+def innerpo_inputs(g):
+    """Returns states, log-probabilities and masks of three pairs, padded to 12 positions."""
+    b, t, h, v = 3, 12, 12, 16
+    io, shift = {}, torch.randn((1, 1, h), generator=g)
+    prompt = torch.tensor([[3], [2], [4]])
+    for side, other in (("chosen", "cho"), ("rejected", "rej")):
+        # The last attended token ends the sequence and is not pooled.
+        length = torch.randint(8, t + 1, (b, 1), generator=g)
+        at = torch.arange(t)[None]
+        io[f"{side}_mask"] = (at < length).long()
+        io[f"{side}_pool_mask"] = ((at >= prompt) & (at < length - 1)).long()
+        io[f"{side}_ids"] = torch.randint(0, v, (b, t), generator=g)
+        for tap in (1, 2):
+            base = torch.randn((b, t, h), generator=g) + (0.7 * shift if other == "cho" else 0)
+            if tap == 1:
+                # A token of unusual norm, which `filter_sinks` excludes.
+                base[:, 5] *= 60
+            io[f"ref_{other}.hs.{tap}"] = base
+            noise = torch.randn((b, t, h), generator=g)
+            io[f"pi_{other}.hs.{tap}"] = base + 0.9 * tap * noise
+        for of, scale in (("ref", 1.0), ("pi", 1.5)):
+            logits = scale * torch.randn((b, t, v), generator=g)
+            logp = logits.log_softmax(-1)[:, :-1]
+            own = logp.gather(-1, io[f"{side}_ids"][:, 1:, None])[..., 0]
+            io[f"{of}_{other}.logits"] = logits
+            io[f"{of}_{other}.token_logprobs"] = own
+            io[f"{of}_{other}.token_entropy"] = -(logp.exp() * logp).sum(-1)
+            io[f"{of}_{other}.token_log_weights"] = own - (2 * logp).logsumexp(-1)
+            mask = io[f"{side}_pool_mask"][:, :-1]
+            for what in ("logprobs", "log_weights"):
+                value = (mask * io[f"{of}_{other}.token_{what}"]).sum(-1) / mask.sum(-1)
+                io[f"{of}_{other}.label_{what}"] = value
+    return io
+
+
+class InnerPo:
+    """The objectives of the branch. `io` has the inputs, in float64."""
+
+    def __init__(self, io):
+        self.io = io
+        self.mask = {"cho": io["chosen_pool_mask"], "rej": io["rejected_pool_mask"]}
+
+    @staticmethod
+    def layers(objective, switches):
+        """The taps of a case. Token weights and the logarithm only work with one."""
+        single = (objective == "innerdpo"
+                  and (switches.get("use_wpo") or switches.get("use_mallows")
+                       or switches.get("align_method") == "pars_rat_log"))
+        return ("1",) if single else ("1", "2")
+
+    def states(self, tap, detach):
+        found = {f"{of}_{side}": self.io[f"{of}_{side}.hs.{tap}"] for of in ("pi", "ref")
+                 for side in ("cho", "rej")}
+        if detach:
+            found["pi_rej"] = found["pi_rej"].detach()
+        return found
+
+    def pooled(self, states, filter_sinks=False, cut=False):
+        """Averages the pooled tokens; without the last position if `cut` is true."""
+        result = []
+        for of in ("pi", "ref"):
+            for side in ("cho", "rej"):
+                x, keep = states[f"{of}_{side}"], self.mask[side].bool()
+                if cut:
+                    keep = keep[:, :-1]
+                    x = x[:, :keep.shape[1]]
+                if filter_sinks:
+                    n = x.detach().norm(dim=-1)
+                    keep = keep & (n <= (n.mean(-1) + 3 * n.std(-1))[:, None])
+                keep = keep.to(x.dtype)[..., None]
+                result.append((x * keep).sum(1) / keep.sum(1))
+        return result
+
+    def margin(self, reduce):
+        ratio = lambda of: reduce(of, "cho") - reduce(of, "rej")
+        return ratio("pi") - ratio("ref")
+
+    def label(self, of, side):
+        return self.io[f"{of}_{side}.label_logprobs"]
+
+    def weighted(self, states, weight):
+        """Multiplies the states of all but the last position by the token weights `[b t-1]`."""
+        return {k: x[:, :-1] * weight[..., None] if k.startswith("pi") else x[:, :-1]
+                for k, x in states.items()}
+
+    def innerdpo(self, dpo_loss="SimPER", alpha=0.1, beta=0.4, align_method="pars_rat",
+                 trust_region=0.0, clamp_bottom=False, use_inner_weights=False,
+                 use_token_constraint=False, detach_ref=False, p=2, eps=1e-4, filter_sinks=False,
+                 use_wpo=False, use_mallows=False, label_smoothing=0.0):
+        io, rows, projections = self.io, [], []
+        for tap in self.layers("innerdpo", {"use_wpo": use_wpo, "use_mallows": use_mallows,
+                                            "align_method": align_method}):
+            states = plain = self.states(tap, detach_ref)
+            if use_wpo:
+                w = torch.sigmoid((io["pi_cho.token_log_weights"]
+                                   + io["pi_rej.token_log_weights"]) / 3).detach()
+                states = self.weighted(states, w / (w.mean() + 1e-6))
+            if use_mallows:
+                total = io["ref_cho.token_entropy"] + io["ref_rej.token_entropy"]
+                vocabulary = io["pi_cho.logits"].shape[-1]
+                states = self.weighted(states, -0.29 * (total / (2 * math.log(vocabulary))).log())
+            pc, pr, rc, rr = self.pooled(states, filter_sinks, cut=use_wpo or use_mallows)
+            a, d = pc - pr, rc - rr
+            length = d.norm(p=p, dim=-1)
+            unit = d / (length + eps)[:, None]
+            c = (a * unit).sum(-1)
+            x = {"pars_rat": c / (length + eps) - 1, "para_signed": c,
+                 "pars_rat_log": 10 * ((c + 1e-12).log() - (length + 1e-12).log())}[align_method]
+            if use_inner_weights:
+                along = c[:, None] * unit
+                size, rest = (along.norm(p=p, dim=-1) + eps, (a - along).norm(p=p, dim=-1) + eps)
+                q = (size / (size + rest)).detach()
+                x = x * (q / (q ** 2 + (1 - q) ** 2)).clamp(max=1)
+            if trust_region > 0:
+                x = x.clamp(min=trust_region) if clamp_bottom else x.clamp(max=trust_region)
+            if use_token_constraint:
+                moved = {}
+                for side in ("cho", "rej"):
+                    off = (plain[f"pi_{side}"] - plain[f"ref_{side}"]).norm(p=p, dim=-1)
+                    moved[side] = (off * self.mask[side]).sum(-1) / self.mask[side].sum(-1)
+                x = x - 0.5 * F.relu(moved["rej"] - moved["cho"])
+            rows.append(x)
+            projections.append(c)
+        theta, x = self.margin(self.label), torch.stack(rows).mean(0)
+        if dpo_loss == "SimPER":
+            c = torch.stack(projections)
+            outer = self.label("pi", "rej").exp() - self.label("pi", "cho").exp()
+            inner = (c.sign() * c.abs().log1p()).mean(0)
+        elif dpo_loss == "ipo":
+            outer, inner = ((y - 1 / (2 * beta)) ** 2 for y in (theta, x))
+        else:
+            e = label_smoothing
+            outer = -(1 - e) * F.logsigmoid(beta * theta) - e * F.logsigmoid(-beta * theta)
+            inner = -F.logsigmoid(beta * x) - e * F.logsigmoid(-beta * x)
+        return (outer + alpha * inner).mean()
+
+    def differences(self, filter_sinks, detach_ref, use_mallows):
+        """Returns p+ - p- and r+ - r- at each tap."""
+        for tap in (1, 2):
+            states = self.states(tap, detach_ref)
+            if use_mallows:
+                entropy = {k: self.io[f"{k}.token_entropy"][..., None] for k in states}
+                states = {k: x[:, -1:] * entropy[k] / (entropy[k] + 1e-6)
+                          for k, x in states.items()}
+            pc, pr, rc, rr = self.pooled(states, filter_sinks, cut=use_mallows)
+            yield pc - pr, rc - rr
+
+    @staticmethod
+    def region(rho, tau):
+        return ((tau - rho) ** 2).mean() + F.relu(1 - rho).mean() + 2 * F.relu(rho - tau).mean()
+
+    def topk(self, topk_n=100, trust_region=2.0, filter_sinks=False, detach_ref=False,
+             use_mallows=False):
+        total = 0
+        for a, d in self.differences(filter_sinks, detach_ref, use_mallows):
+            k = d.abs().topk(min(topk_n, d.shape[-1] // 4), dim=-1).indices
+            unit = F.normalize(d.gather(-1, k), dim=-1)
+            c = (a.gather(-1, k) * unit).sum(-1, keepdim=True)
+            total = total + self.region(c / (unit + 1e-8), trust_region) / 2
+        return total
+
+    def topkl(self, topk_n=100, trust_region=2.0, filter_sinks=False, detach_ref=False,
+              use_mallows=False):
+        unit = lambda x: x / (x.norm(dim=-1, keepdim=True) + 1e-4)
+        a, d = (torch.cat([unit(x) for x in taps], -1)
+                for taps in zip(*self.differences(filter_sinks, detach_ref, use_mallows)))
+        k = d.abs().topk(min(topk_n, d.shape[-1] // 4), dim=-1).indices
+        d = d.gather(-1, k)
+        c = (a.gather(-1, k) * F.normalize(d, dim=-1)).sum(-1)
+        return self.region(c / (d.norm(dim=-1) + 1e-8), trust_region)
+
+    def mse(self):
+        total = 0
+        for tap in (1, 2):
+            pc, pr, rc, rr = self.pooled(self.states(tap, False))
+            distance = lambda x, y: ((x - y).norm(dim=-1) + 1e-12).log()
+            scale = distance(rc, rr)
+            total = total + distance(rc, pr) - scale + 0.6 * (distance(rc, pc) - scale)
+        return 100 * (total / 2).mean()
+
+    def rank(self, alpha=0.25, beta=1.0, use_nll_loss=False, use_rank_retain=False):
+        io, reroute, kept = self.io, 0, 0
+        for tap in (1, 2):
+            states = {k: x.log_softmax(-1) for k, x in self.states(tap, False).items()}
+            pc, pr, rc, rr = self.pooled(states)
+            psi = (pc - rc) - (pr - rr)
+            reroute = reroute - F.logsigmoid(-beta * psi).mean(-1) / 2
+            kept = kept + (beta * (pc - rc)).square().mean(-1) / 2
+        retain = F.relu(-self.margin(self.label))
+        if use_nll_loss:
+            nll = [-io[f"{of}_cho.logits"].log_softmax(-1)
+                   .gather(-1, io["chosen_ids"][..., None])[..., 0] for of in ("pi", "ref")]
+            retain = retain + 100 * F.relu(((nll[0] - nll[1]) * io["chosen_mask"]).mean(-1))
+        if use_rank_retain:
+            retain = retain + kept
+        return (reroute + alpha * retain).mean()
+
+    def dpo(self, loss_type="ipo", beta=0.2, mallows=False, mallows_before=False,
+            use_policy_weights=False):
+        io = self.io
+
+        def reduced(of, side):
+            if mallows_before:
+                return self.label(of, side)
+            mask = self.mask[side][:, :-1]
+            value = io[f"{of}_{side}.token_logprobs"]
+            if mallows:
+                entropy = io[f"{of}_{side}.token_entropy"]
+                value = value * entropy / (entropy.sum(-1, keepdim=True) + 1e-6)
+            total = (mask * value).sum(-1)
+            return total if loss_type == "dpo" else total / mask.sum(-1)
+
+        theta = self.margin(reduced)
+        if mallows_before:
+            entropy = [(self.mask[s][:, :-1] * io[f"ref_{s}.token_entropy"]).sum(-1)
+                       / self.mask[s][:, :-1].sum(-1) for s in ("cho", "rej")]
+            vocabulary = io["pi_cho.logits"].shape[-1]
+            theta = theta * -0.29 * (sum(entropy) / 2 / math.log(vocabulary)).log()
+        if loss_type == "SimPER":
+            loss = reduced("pi", "rej").exp() - reduced("pi", "cho").exp()
+        elif loss_type == "ipo":
+            loss = F.relu(0.5 - beta * theta) ** 2
+        else:
+            loss = -F.logsigmoid(beta * theta)
+        if use_policy_weights:
+            w = torch.sigmoid((io["pi_cho.label_log_weights"]
+                               + io["pi_rej.label_log_weights"]) / 3).detach()
+            loss = loss * (w / (w.mean() + 1e-6))
+        return loss.mean()
+
+
+def innerpo_case(model, name, switches):
+    """Returns the loss of a case of the branch, with the switches of its configuration."""
+    objective, case = name.split(".")
+    names = {"α": "alpha", "β": "beta"}
+    fields = {names.get(k, k): v for k, v in switches.items()}
+    if objective == "dpo":
+        fields["mallows"] = case.endswith("_mallows")
+        fields["mallows_before"] = case.endswith("_mallows_before")
+    return getattr(model, objective)(**fields)
+
+
+def write_innerpo(out):
+    """Writes losses and gradients of the branch's objectives, computed in float64."""
+    io = innerpo_inputs(rng(814))
+    double = {name: x.double() if x.is_floating_point() else x for name, x in io.items()}
+    parts = (".hs.", ".logits", "_logprobs")
+    leaves = {name: x.requires_grad_() for name, x in double.items()
+              if name.startswith("pi_") and any(part in name for part in parts)}
+    outer = {name: {"dpo_loss": name} for name in ("ipo", "dpo")}
+    region = {"default": {}, "n2": {"topk_n": 2}, "trust_region": {"trust_region": 0.5},
+              "filter_sinks": {"filter_sinks": True}, "detach_rej": {"detach_ref": True},
+              "mallows": {"use_mallows": True}}
+    cases = {
+        "innerdpo.default": {},
+        "innerdpo.simper_alpha": {"α": 2.0},
+        "innerdpo.simper_p1": {"p": 1},
+        "innerdpo.simper_filter_sinks": {"filter_sinks": True},
+        "innerdpo.simper_detach_rej": {"detach_ref": True},
+        "innerdpo.simper_wpo": {"use_wpo": True},
+        "innerdpo.ipo_pars_rat": {**outer["ipo"]},
+        "innerdpo.ipo_pars_rat_p1": {**outer["ipo"], "p": 1},
+        "innerdpo.ipo_trust_region": {**outer["ipo"], "trust_region": 0.2},
+        "innerdpo.ipo_clamp_bottom": {**outer["ipo"], "trust_region": 0.2, "clamp_bottom": True},
+        "innerdpo.ipo_para_signed": {**outer["ipo"], "align_method": "para_signed"},
+        "innerdpo.ipo_pars_rat_log": {**outer["ipo"], "align_method": "pars_rat_log"},
+        "innerdpo.ipo_inner_weights": {**outer["ipo"], "use_inner_weights": True},
+        "innerdpo.ipo_mallows_before": {**outer["ipo"], "use_mallows": True},
+        "innerdpo.dpo_pars_rat": {**outer["dpo"]},
+        "innerdpo.dpo_token_constraint": {**outer["dpo"], "use_token_constraint": True},
+        "innerdpo.dpo_many": {**outer["dpo"], "α": 1.0, "β": 1.0, "trust_region": 0.2,
+                              "use_token_constraint": True, "use_inner_weights": True,
+                              "filter_sinks": True, "detach_ref": True},
+        "innerdpo.dpo_label_smoothing": {**outer["dpo"], "label_smoothing": 0.1},
+        **{f"topk.{name}": switches for name, switches in region.items()},
+        **{f"topkl.{name}": switches for name, switches in region.items()},
+        "mse.default": {},
+        "rank.default": {},
+        "rank.all": {"use_nll_loss": True, "use_rank_retain": True},
+        "rank.recipe": {"use_nll_loss": True, "β": 0.1, "α": 100},
+        "dpo.ipo_beta2": {"loss_type": "ipo", "β": 2.0},
+        "dpo.ipo_wpo": {"loss_type": "ipo", "β": 0.2, "use_policy_weights": True},
+        "dpo.ipo_mallows_before": {"loss_type": "ipo", "β": 0.2},
+        **{f"dpo.{loss.lower()}{more}": {"loss_type": loss, "β": 0.2}
+           for loss in ("ipo", "SimPER", "dpo") for more in ("", "_mallows")},
+    }
+    values, described = {}, {}
+    for name, switches in cases.items():
+        loss = innerpo_case(InnerPo(double), name, switches)
+        grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+        values[f"{name}.loss"] = loss.detach().float().reshape(1)
+        for leaf, grad in zip(leaves, grads):
+            if grad is not None and bool((grad != 0).any()):
+                values[f"{name}.grad.{leaf}"] = grad.float().contiguous()
+        layers = InnerPo.layers(name.split(".")[0], switches)
+        described[name] = {"switches": switches, "inputs": {"layers": layers}}
+    save_file({name: x.contiguous() for name, x in {**io, **values}.items()},
+              out / "innerpo.safetensors", {"cases": json.dumps(described, ensure_ascii=False)})
+
+
 # Data files in the formats that other programs write.
 
 def write_data(out):
@@ -673,7 +1023,8 @@ def write_smollm2(out, file):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=HERE, help="folder to write to")
-    parser.add_argument("--only", default="models,peft,trl,tokens,scores,original,data",
+    parser.add_argument("--only",
+                        default="models,peft,trl,free,tokens,scores,original,innerpo,data",
                         help="groups to compute; each group needs the groups before it")
     parser.add_argument("--smollm2", type=Path,
                         help="GGUF file of SmolLM2-135M-Instruct, for smollm2/ and "
@@ -681,9 +1032,9 @@ def main():
     args = parser.parse_args()
     torch.use_deterministic_algorithms(True)
     torch.set_num_threads(1)
-    writers = {"models": write_models, "peft": write_peft, "trl": write_trl,
+    writers = {"models": write_models, "peft": write_peft, "trl": write_trl, "free": write_free,
                "tokens": lambda out: write_tokens(out, args.smollm2), "scores": write_scores,
-               "original": write_original, "data": write_data}
+               "original": write_original, "innerpo": write_innerpo, "data": write_data}
     for group in args.only.split(","):
         writers[group](args.out)
         print(f"{group}: done", flush=True)

@@ -4,7 +4,7 @@
 use reprpo_plugin::prelude::*;
 
 use super::direction::Direction;
-use super::original::{self, OriginalTap, Variant};
+use super::original::{self, OriginalTap, Variant, Version};
 use super::ranges::zero_or_more;
 use super::vectors::{EPS, NO_DIRECTION, mean, norm, safe};
 
@@ -60,6 +60,8 @@ pub struct Mse {
     pub log: bool,
     /// Selects the distances that are computed on transformed states. `original` ignores this.
     pub transform_in: TransformIn,
+    /// Version of the original implementation that `original` computes. They differ in the pooling.
+    pub original_version: Version,
 }
 
 /// The terms that compare transformed states.
@@ -76,6 +78,7 @@ impl InterventionPlugin for Mse {
     fn build(self, _: &ModelInfo) -> Result<Box<dyn Intervention>> {
         zero_or_more("alpha", self.alpha)?;
         self.direction.check(self.variant)?;
+        self.original_version.check(self.variant)?;
         Ok(Box::new(self))
     }
 }
@@ -103,7 +106,7 @@ impl Intervention for Mse {
                 let loss = Loss::over(pairs.mean(&self.sum(&pairs.values)), &pairs, NO_DIRECTION);
                 Ok(logged(loss, &pairs.values))
             }
-            Variant::Original => self.original(&OriginalTap::all(pairs)?),
+            Variant::Original => self.original(&OriginalTap::of(pairs, self.original_version)?),
         }
     }
 }

@@ -5,7 +5,7 @@ use reprpo_plugin::prelude::*;
 
 use super::direction::Direction;
 use super::dpo::losses;
-use super::original::{self, OriginalTap, Variant};
+use super::original::{self, OriginalTap, Variant, Version};
 use super::ranges::{above_zero, zero_or_more};
 use super::rewards::log_rewards;
 use super::vectors::{EPS, NO_DIRECTION, cos, dot, mean, norm, safe};
@@ -151,7 +151,7 @@ impl Intervention for PrefVec {
     fn loss(&mut self, pairs: &Pairs, step: StepInfo) -> Result<Loss> {
         match self.variant {
             Variant::Default => self.trust_region(pairs, step.seed),
-            Variant::Original => self.original(&OriginalTap::all(pairs)?, pairs),
+            Variant::Original => self.original(&OriginalTap::of(pairs, Version::First)?, pairs),
         }
     }
 }

@@ -4,7 +4,7 @@
 use reprpo_plugin::prelude::*;
 
 use super::dpo::losses;
-use super::original::{self, OriginalTap, Variant};
+use super::original::{self, OriginalTap, Variant, Version, later_logps};
 use super::ranges::{above_zero, zero_or_more};
 use super::vectors::{EPS, dot, mean, safe};
 
@@ -74,6 +74,9 @@ pub struct Rank {
     /// Adds (β(q_π⁺ − q_r⁺))², the squared change of the chosen states, to the retain term of
     /// `original`.
     pub original_retain: bool,
+    /// Version of the original implementation that `original` computes. They differ in the pooling
+    /// and in the log-probabilities of θ.
+    pub original_version: Version,
 }
 
 impl InterventionPlugin for Rank {
@@ -81,6 +84,7 @@ impl InterventionPlugin for Rank {
         zero_or_more("alpha", self.alpha)?;
         above_zero("temperature", self.temperature)?;
         above_zero("original_beta", self.original_beta)?;
+        self.original_version.check(self.variant)?;
         Ok(Box::new(self))
     }
 }
@@ -116,7 +120,10 @@ impl Intervention for Rank {
                 );
                 Ok(logged(loss, &reroute, &retain))
             }
-            Variant::Original => self.original(&OriginalTap::all(pairs)?, pairs, None),
+            Variant::Original => {
+                let taps = OriginalTap::of(pairs, self.original_version)?;
+                self.original(&taps, pairs, None)
+            }
         }
     }
 }
@@ -174,7 +181,14 @@ impl Rank {
         let reroute = terms.get(0);
         let mut retain = reroute.zeros_like();
         if self.original_dpo {
-            let delta = pairs.log_ratios()?;
+            let delta = match self.original_version {
+                Version::First => pairs.log_ratios()?,
+                Version::Later => {
+                    let models = [pairs.policy()?, pairs.reference()?];
+                    let [policy, reference] = models.map(|of| later_logps(of, true));
+                    policy?.zip(reference?).map(|(policy, reference)| policy - reference)
+                }
+            };
             retain += (delta.rejected - delta.chosen).relu();
         }
         if self.original_nll {
