@@ -397,6 +397,12 @@ mod with_built_ins {
             ("mse", "pooled states at the taps; the reference's states, once per pair"),
             ("rr", "states of every token at the taps; the reference's states, at every step"),
             ("sft", "log-probabilities of the chosen completion\n"),
+            ("simpo", "log-probabilities of both completions\n"),
+            (
+                "orpo",
+                "log-probabilities of both completions; log-probabilities of the whole chosen \
+                    sequence; a fixed size of the micro-batches\n",
+            ),
             ("none", "nothing\n"),
         ] {
             let text = stdout(&reprpo(&["explain", name]));
@@ -411,7 +417,7 @@ mod with_built_ins {
         assert!(
             stderr(&output).starts_with(
                 "error: unknown intervention `prefvek`\n\nhint: did \
-            you mean `prefvec`?\nhint: valid: dpo"
+            you mean `prefvec`?\nhint: valid: cpo"
             ),
             "{}",
             stderr(&output)

@@ -148,10 +148,10 @@ fn variants_of_the_methods_satisfy_the_invariants() {
         (Kind::Intervention, "orpo", r#"{"beta": 0.0}"#),
         (Kind::Intervention, "dpo", r#"{"loss_type": "simper"}"#),
         (Kind::Intervention, "dpo", r#"{"loss_type": "ipo_relu"}"#),
-        (Kind::Intervention, "innerpo", r#"{"inner": "sigmoid", "rejected": "detach"}"#),
-        (Kind::Intervention, "innerpo", r#"{"inner": "symlog", "token_constraint": true}"#),
+        (Kind::Intervention, "innerpo", r#"{"inner": "sigmoid"}"#),
+        (Kind::Intervention, "innerpo", r#"{"inner": "symlog", "dpo": {"loss_type": "simper"}}"#),
         (Kind::Intervention, "innerpo", r#"{"mode": "topk"}"#),
-        (Kind::Intervention, "innerpo", r#"{"mode": "topkl", "dpo": {"use_weighting": true}}"#),
+        (Kind::Intervention, "innerpo", r#"{"mode": "topkl"}"#),
         (Kind::Intervention, "innerpo", r#"{"variant": "original"}"#),
         (
             Kind::Intervention,
@@ -160,11 +160,7 @@ fn variants_of_the_methods_satisfy_the_invariants() {
         ),
         (Kind::Intervention, "innerpo", r#"{"variant": "original", "mode": "topk"}"#),
         (Kind::Intervention, "innerpo", r#"{"variant": "original", "mode": "topkl"}"#),
-        (
-            Kind::Intervention,
-            "innerpo",
-            r#"{"variant": "original", "mode": "dpo", "original_policy_weights": true}"#,
-        ),
+        (Kind::Intervention, "innerpo", r#"{"variant": "original", "mode": "dpo"}"#),
         (Kind::Intervention, "prefvec", r#"{"lambda_angle": 0.5, "lambda_dpo": 1.0}"#),
         (
             Kind::Intervention,

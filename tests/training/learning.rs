@@ -41,6 +41,12 @@ fn the_loss_of_every_method_falls() {
         ("prefvec", original),
         ("rr", &[]),
         ("sft", &[]),
+        ("cpo", &[]),
+        ("simpo", &[]),
+        ("orpo", &[]),
+        ("dpo", &["--set", "intervention.loss_type=simper"]),
+        ("innerpo", &[]),
+        ("innerpo", &["--set", "intervention.mode=topkl"]),
     ]
     .into_iter()
     .enumerate()
@@ -95,7 +101,7 @@ fn a_pair_with_equal_completions_is_excluded_from_the_loss_and_counted() {
         " An apple is red, and so is a cherry when it is ripe.",
         " An apple is red, and so is a cherry when it is blue.",
     );
-    for method in ["mse", "rank", "prefvec"] {
+    for method in ["mse", "rank", "prefvec", "innerpo"] {
         let losses = |name: &str, text: &str, extra: &[&str]| {
             let (data, out) = (
                 dir.path().join(format!("{method}-{name}.jsonl")),

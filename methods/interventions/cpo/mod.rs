@@ -27,8 +27,8 @@ There is no reference: it is replaced by a uniform one, and the nll keeps the po
 text. So a step has one forward pass, and needs no memory for values of a reference. The loss does
 not start at log 2, because m is the base model's margin. With sums over tokens, long completions
 have the largest margins; `simpo` divides by the length.
-Use it if a reference costs too much, or if the chosen texts are good enough to imitate. Use `dpo` if
-the policy must stay close to the base model.
+Use it if a reference costs too much, or if the chosen texts are good enough to imitate. Use `dpo`
+if the policy must stay close to the base model.
 Evidence: the authors train ALMA-13B on 22 thousand pairs of translations and 0.1 % of its
 parameters. The result matches or exceeds the winners of WMT'21 to WMT'23 and GPT-4. In the
 comparison of SimPO (Meng et al. 2024, table 4), CPO scores below SimPO on AlpacaEval 2.",

@@ -31,29 +31,29 @@ topkl:    the same for p/s and d/s of all taps side by side, with one K per pair
 sigmoid:  inner = −log σ(β·mean of min(x, τ) over taps), β = inner_beta
 symlog:   inner = −mean of symlog(1 + min(x, τ)) over taps, symlog(c) = sign(c)·log(1 + |c|)
 
-p± are the pooled and transformed states of the policy at a tap, and r± those of the reference. ℓ_dpo
-is the loss of `dpo`, with the fields `dpo.…`. x is the growth of the margin of the states in units
-of the reference's margin: 0 at the first step, and 1 if it has doubled. Beyond τ there is no
-reward, so τ is a trust region. The adapter gets no gradient through r±, s and v̂, but T does: this
-keeps T from lowering the loss by stretching the states. A pair is left out at a tap where d is 0 up
-to rounding, and of the whole loss if that holds at every tap.
-token_constraint subtracts ½·relu(δ⁻ − sg δ⁺)/s from x: a penalty if the rejected tokens' states move
-further than the chosen ones'. δ± is the mean over completion tokens of ‖h_π − h_r‖ after T.
-Use it to train outputs and states together; compare it with `dpo` alone, which is α = 0, and with
+p± are the pooled and transformed states of the policy at a tap, and r± those of the reference.
+ℓ_dpo is the loss of `dpo`, with the fields `dpo.…`. x is the growth of the margin of the states
+in units of the reference's margin: 0 at the first step, and 1 if it has doubled. Beyond τ there
+is no reward, so τ is a trust region. The adapter gets no gradient through r±, s and v̂, but T
+does: this keeps T from lowering the loss by stretching the states. A pair is left out at a tap
+where d is 0 up to rounding, and of the whole loss if that holds at every tap.
+token_constraint subtracts ½·relu(δ⁻ − sg δ⁺)/s from x: a penalty if the rejected tokens' states
+move further than the chosen ones'. δ± is the mean over completion tokens of ‖h_π − h_r‖ after T.
+Use it to train outputs and states together; compare it with `dpo`, which is α = 0, and with
 `prefvec`, which moves each completion instead of their difference. Use topk if few coordinates
-carry the preference. Evidence: the authors of the branch published no results, and we know of no
-others.
-original: what the branch computes, to reproduce its numbers; read the fields `original_…`. mode =
-dpo, mse and rank of the branch are `mode = \"dpo\"` here, and `original_version = \"later\"` of mse
-and rank. It pools over the completion without its last token, the end of the sequence, and ℓ is the
-mean of log p(token) over the completion without its first token:
-innerdpo: ℓ_o + α·ℓ_i    simper: ℓ_o = e^{ℓ⁻} − e^{ℓ⁺}, ℓ_i = symlog(⟨p⁺ − p⁻, v̂⟩)
-          ipo: ℓ_o = (θ − 1/(2β))², ℓ_i = (X − 1/(2β))²    dpo: −log σ(βθ), −log σ(βX)
+carry the preference. Evidence: we know of no published results.
+original: what the branch computes, to reproduce its numbers, with the fields `original_…`. It
+pools over the completion without its last token, the end of the sequence. ℓ is the mean of log
+p(token) over the completion without its first token; θ and X are the margins of ℓ and x:
+innerdpo: ℓ_o + α·ℓ_i
+  simper: ℓ_o = e^{ℓ⁻} − e^{ℓ⁺}, ℓ_i = symlog(⟨p⁺ − p⁻, v̂⟩)
+  ipo: ℓ_o = (θ − 1/(2β))², ℓ_i = (X − 1/(2β))²    dpo: ℓ_o = −log σ(βθ), ℓ_i = −log σ(βX)
 topk, topkl: mean (τ − ρ)² + mean relu(1 − ρ) + 2·mean relu(ρ − τ), without an outer loss
-dpo:      ipo: relu(½ − βθ)²    simper, dpo: ℓ_o with the sum instead of the mean in dpo
-Its defects: simper, its default, pushes the states against the preference direction. topk divides by
-each component of a unit vector, so signs flip. topkl normalises p and d separately, so size does not
-count. Its options use_mallows and use_wpo on states do not exist here, because they depend on the
+dpo: simper as above    ipo: relu(½ − βθ)²    dpo: −log σ(βθ), with sums over tokens
+Its mse and rank are `original_version = \"later\"` of these methods. Its defects: simper, its
+default, pushes the states against the preference direction. topk divides by each component of a
+unit vector, so signs flip. topkl normalises p and d separately, so size does not count. Its
+options use_mallows and, on states, use_wpo do not exist here: most of their forms depend on the
 padding of a batch, which reprpo does not have.",
     example(mode = "topk", topk_n = 50, alpha = 0.2)
 )]
@@ -77,12 +77,12 @@ pub struct InnerPo {
     pub topk_n: Option<usize>,
     /// Subtracts ½·relu(δ⁻ − sg δ⁺)/s from the margin in mode `innerdpo`.
     pub token_constraint: bool,
-    /// Whether the rejected completion's states get a gradient.
+    /// Treatment of the rejected completion's states.
     pub rejected: Rejected,
     /// The outer loss: fields of `dpo`.
     pub dpo: Dpo,
-    /// Loss function of `original` in the modes `innerdpo` and `dpo`. If it is not set, `simper` for
-    /// `innerdpo` and `ipo` for `dpo`.
+    /// Loss function of `original` in the modes `innerdpo` and `dpo`. If it is not set, `simper`
+    /// for `innerdpo` and `ipo` for `dpo`.
     pub original_dpo_loss: Option<OuterLoss>,
     /// β of `ipo` and `dpo` in `original`, greater than 0. If it is not set, 0.4 in mode
     /// `innerdpo` and 0.2 in mode `dpo`.

@@ -124,7 +124,7 @@ impl InnerPo {
     ) -> Result<Loss> {
         match (self.mode, labels) {
             (Mode::Topk, _) => Ok(region_loss(original::mean_over(taps, |tap| self.topk(tap))?)),
-            (Mode::Topkl, _) => Ok(region_loss(self.topkl(taps))),
+            (Mode::Topkl, _) => Ok(region_loss(self.topkl(taps)?)),
             (Mode::Innerdpo, Some(labels)) => self.innerdpo(taps, labels),
             (Mode::Dpo, Some(labels)) => self.dpo_of_branch(labels, weights),
             (Mode::Innerdpo | Mode::Dpo, None) => {
@@ -199,7 +199,13 @@ impl InnerPo {
     }
 
     /// Returns the loss of all taps, a scalar.
-    fn topkl(&self, taps: &[OriginalTap<'_>]) -> Tensor {
+    ///
+    /// # Errors
+    /// Fails if there are no taps.
+    fn topkl(&self, taps: &[OriginalTap<'_>]) -> Result<Tensor> {
+        if taps.is_empty() {
+            return Err(Error::internal("the original variants need the states of every token"));
+        }
         let scaled = |x: &Tensor| x / (norm(x).unsqueeze(-1) + self.eps());
         let (a, d): (Vec<_>, Vec<_>) = taps
             .iter()
@@ -209,7 +215,7 @@ impl InnerPo {
             })
             .unzip();
         let [a, d] = self.of_largest(&Tensor::cat(&a, -1), &Tensor::cat(&d, -1));
-        self.region(&(dot(&a, &unit(&d)) / (norm(&d) + 1e-8)))
+        Ok(self.region(&(dot(&a, &unit(&d)) / (norm(&d) + 1e-8))))
     }
 
     /// Selects the coordinates with the largest |d_j| of each pair.

@@ -25,8 +25,8 @@ n± is the number of tokens of the completion, so the length of a completion doe
 reward. γ is `simpo_gamma`, the margin that the rewards should reach. There is no reference, so a
 step has one forward pass; only the learning rate keeps the policy near the base model. With α > 0
 (`cpo_alpha`), this is CPO-SimPO: nll is the mean over all tokens of the chosen completions in the
-micro-batch, so it then depends on `train.batch`. The authors use β = 2 or 2.5, sometimes 10, and γ/β
-from 0.1 to 0.8, with 0.5 as a starting point.
+micro-batch, so it then depends on `train.batch`. The authors use β = 2 or 2.5, sometimes 10, and
+γ/β from 0.1 to 0.8, with 0.5 as a starting point.
 Use it if answers should not become longer, and if a reference costs too much. It is sensitive to
 γ, β and the learning rate, and it can make the chosen text less likely: compare `ppl ratio` in the
 table. Use `dpo` if the policy must stay close to the base model.
