@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 // Linking these crates registers their plugins.
-use {csv_pairs as _, reprpo_datasets as _, simpo as _};
+use {csv_pairs as _, dpop as _, reprpo_datasets as _};
 
 fn main() -> ExitCode {
     reprpo_cli::main(reprpo_methods::DEFAULTS)
