@@ -133,7 +133,7 @@ fn methods_without_a_reference_never_run_it() {
         let reference = Reference::new(Some(Rc::new(broken)), ReferenceCache::default());
         let mut objective = Objective::new(method, Taps::default(), reference, &adapted)?;
         let pairs: Vec<&TokenPair> = pairs.iter().collect();
-        objective.prepare(&model, &pairs)?;
+        objective.prepare(&model, &[&pairs])?;
         let batch = objective.batch(&pairs, &model)?;
         for equal in [true, false] {
             objective.reference().set_equals_policy(equal);

@@ -52,7 +52,8 @@ impl Run<'_> {
             format!(
                 "model = \"m\"\ndtype = \"f32\"\n[intervention]\nname = \"{}\"\n[adapter]\nname = \
                  \"lora\"\n[transform]\nname = \"none\"\n[train]\nlr = {:?}\nseed = {}\n\
-                 max_length = {}\n[eval]\nscore = \"mean\"\n\n# A comment.\n[record]\n\
+                 max_length = {}\n[eval]\nscore = \"mean\"\n\n[cache]\nfolder = \"/secret\"\n\n\
+                 # A comment.\n[record]\n\
                  folder = \"/secret\"\nmodel = {{ sha256 = \"ab12\", of = \"a file\" }}\n\
                  data = {{}}\n",
                 self.intervention, self.lr, self.seed, self.max_length

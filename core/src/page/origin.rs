@@ -71,13 +71,23 @@ pub fn section(summary: &Summary, command: &[String]) -> String {
     section_of("origin", "Commands and configurations", &text)
 }
 
-/// The configuration of a run without its section `record`, which contains a path of the machine.
-/// Its fingerprints follow as comments. The text is a valid configuration file.
+/// The configuration of a run without its sections `cache` and `record`, which contain paths of the
+/// machine and do not change the results. Its fingerprints follow as comments. The text is a valid
+/// configuration file.
 fn configuration(run: &RecordedRun) -> String {
-    let fields = run.toml.split("\n[record]").next().unwrap_or_default();
-    let mut lines: Vec<&str> = fields.lines().collect();
-    while lines.last().is_some_and(|line| line.is_empty() || line.starts_with('#')) {
-        lines.pop();
+    let mut lines: Vec<&str> = Vec::new();
+    let mut is_shown = true;
+    for line in run.toml.lines() {
+        if line.starts_with('[') {
+            is_shown = !["[cache]", "[record]"].contains(&line);
+            // The comment above a section belongs to it.
+            while !is_shown && lines.last().is_some_and(|l| l.is_empty() || l.starts_with('#')) {
+                lines.pop();
+            }
+        }
+        if is_shown {
+            lines.push(line);
+        }
     }
     let model = run.model.iter().map(|digest| format!("# model: sha256 {digest}"));
     let data = run.data.iter().map(|(split, digest)| format!("# data, {split}: sha256 {digest}"));
