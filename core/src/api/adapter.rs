@@ -29,8 +29,25 @@ pub trait AdaptedLinear: Send {
     /// Fails if the shapes or dtypes do not match.
     fn forward(&self, x: &Tensor, base: &Frozen, train: bool) -> Result<Tensor>;
 
-    /// The trainable parameters, in a fixed order.
+    /// The parameters, in a fixed order. Those that require no gradient are saved, but not trained.
+    /// Their dtype may be an integer.
     fn parameters(&self) -> Vec<Parameter>;
+
+    /// Checks the values of the parameters after they have been read from a file.
+    ///
+    /// # Errors
+    /// Fails if a value would be read as an index, but is out of range.
+    fn validate(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Returns the adapter in the form in which it is saved. See [`Adapter::saved_form`].
+    ///
+    /// # Errors
+    /// Fails if memory runs out.
+    fn saved_form(&self) -> Result<Option<Box<dyn AdaptedLinear>>> {
+        Ok(None)
+    }
 
     /// Merges the adapter into the weights. The returned frozen module computes the same outputs,
     /// and has the dtype of `base`.
@@ -186,6 +203,13 @@ pub trait Adapter: TargetModules + Send {
     /// True if a new adapter does not change what the model computes, except for rounding.
     fn starts_as_identity(&self) -> bool {
         true
+    }
+
+    /// Returns the method in the form in which it is saved, if it differs from the form in which it
+    /// is trained. [`AdaptedLinear::saved_form`] then returns the adapter of a module in this form,
+    /// which computes the same outputs, and only this form is passed to [`fuse`](Self::fuse).
+    fn saved_form(&self) -> Option<Box<dyn Adapter>> {
+        None
     }
 
     /// Converts adapters on parts of fused modules to adapters on the whole modules. The outputs

@@ -191,6 +191,11 @@ impl Adapter for Guarded<dyn Adapter> {
         self.run_or("starts_as_identity", || true, |a| a.starts_as_identity())
     }
 
+    fn saved_form(&self) -> Option<Box<dyn Adapter>> {
+        let adapter = self.run_or("saved_form", || None, |a| a.saved_form())?;
+        Some(Box::new(Guarded::new(self.method, adapter)))
+    }
+
     fn fuse(&self, modules: &[FusedSite<'_>]) -> Result<Option<Fused>> {
         let Some(Fused { adapter, modules }) = self.run("fuse", |a| a.fuse(modules))? else {
             return Ok(None);
@@ -214,6 +219,15 @@ impl AdaptedLinear for Guarded<dyn AdaptedLinear> {
 
     fn parameters(&self) -> Vec<Parameter> {
         self.run_or("parameters", Vec::new, |a| a.parameters())
+    }
+
+    fn validate(&self) -> Result<()> {
+        self.run("validate", |a| a.validate())
+    }
+
+    fn saved_form(&self) -> Result<Option<Box<dyn AdaptedLinear>>> {
+        let saved = self.run("saved_form", |a| a.saved_form())?;
+        Ok(saved.map(|m| Box::new(Guarded::new(self.method, m)) as Box<dyn AdaptedLinear>))
     }
 
     fn merge(&self, base: &Frozen) -> Result<Frozen> {

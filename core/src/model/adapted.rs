@@ -8,7 +8,7 @@ use indexmap::IndexMap;
 use tch::{Device, Kind, Tensor};
 
 use crate::api::{AdaptedLinear, AdaptedResidual, ModelInfo, Parameter, PartInfo, Site};
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 
 /// An adapter attached to a model. Targets are keyed by module name or block index, in the model's
 /// order.
@@ -149,7 +149,8 @@ impl Adapted {
     ///
     /// # Errors
     /// Fails, without changing any tensor, if `values` lacks a tensor, has a tensor that no target
-    /// uses, or has a tensor of the wrong shape.
+    /// uses, or has a tensor of the wrong shape. Also fails, after changing the tensors, if the
+    /// adapter of a module does not accept their values.
     pub fn restore(&self, values: &IndexMap<String, Tensor>) -> Result<()> {
         let mut pending = Vec::new();
         let mut left: Vec<&String> = values.keys().collect();
@@ -180,6 +181,9 @@ impl Adapted {
         for (mut tensor, value) in pending {
             tensor.f_copy_(value)?;
         }
+        for (name, module) in &self.modules {
+            module.validate().within(|| format!("cannot restore the adapter of `{name}`"))?;
+        }
         Ok(())
     }
 
@@ -188,7 +192,8 @@ impl Adapted {
         self.parameters().iter().map(|(_, t)| t.numel() as i64).sum()
     }
 
-    /// Copies all tensors to the CPU in float32, so that they can be saved.
+    /// Copies all tensors to the CPU, so that they can be saved. Floating-point numbers are
+    /// converted to float32, and integers keep their dtype.
     ///
     /// # Errors
     /// Fails if memory runs out.
@@ -196,13 +201,8 @@ impl Adapted {
         self.tensors()
             .into_iter()
             .map(|(name, t)| {
-                Ok((
-                    name,
-                    t.f_detach()?
-                        .f_to_device(Device::Cpu)?
-                        .f_to_kind(Kind::Float)?
-                        .f_contiguous()?,
-                ))
+                let kind = if t.is_floating_point() { Kind::Float } else { t.kind() };
+                Ok((name, t.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(kind)?.f_contiguous()?))
             })
             .collect()
     }

@@ -159,6 +159,30 @@ impl Adapted {
         Ok(merged.into_iter().collect())
     }
 
+    /// Converts the adapters to the form in which they are saved. Returns an adapter with the
+    /// configuration of this form, and the attached adapters. Returns `None` if the adapters are
+    /// saved as they are.
+    ///
+    /// # Errors
+    /// Fails if the `saved_form` of the adapter of a module fails.
+    pub fn saved_form(&self, adapter: &dyn Adapter) -> Result<Option<(Box<dyn Adapter>, Self)>> {
+        let Some(saved) = adapter.saved_form() else { return Ok(None) };
+        let modules = self
+            .modules
+            .iter()
+            .map(|(name, module)| {
+                Ok((name.clone(), module.saved_form()?.map_or_else(|| module.clone(), Rc::from)))
+            })
+            .collect::<Result<_>>()?;
+        Ok(Some((saved, Self { modules, blocks: self.blocks.clone(), shared: self.shared() })))
+    }
+
+    /// The tensors that all modules share, which use the memory of this adapter's.
+    fn shared(&self) -> Vec<Parameter> {
+        let same = |p: &Parameter| Parameter { axis: p.axis, ..Parameter::new(&p.key, &p.tensor) };
+        self.shared.iter().map(same).collect()
+    }
+
     /// Converts adapters on parts of fused modules to adapters on the whole modules. Returns an
     /// adapter whose configuration names the whole modules, and the attached adapters. Returns
     /// `None` if no parts are adapted, or if the method does not support the conversion.
@@ -210,15 +234,6 @@ impl Adapted {
             ))
         };
         let modules = model.info().linears.iter().filter_map(of).collect();
-        let shared = self
-            .shared
-            .iter()
-            .map(|p| Parameter {
-                key: p.key.clone(),
-                tensor: p.tensor.shallow_clone(),
-                axis: p.axis,
-            })
-            .collect();
-        Ok(Some((adapter, Self { modules, blocks: self.blocks.clone(), shared })))
+        Ok(Some((adapter, Self { modules, blocks: self.blocks.clone(), shared: self.shared() })))
     }
 }

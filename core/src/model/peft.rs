@@ -227,6 +227,8 @@ pub fn unreadable(
     model: &Model,
 ) -> Result<Option<String>> {
     let name = entry.about.name;
+    let saved = adapted.saved_form(adapter)?;
+    let (adapter, adapted) = converted_or(&saved, adapter, adapted);
     let warning = |why: String| {
         Some(format!(
             "PEFT cannot read this adapter: {why}; reprpo can read it, and `reprpo export \
@@ -250,6 +252,18 @@ pub fn unreadable(
     }))
 }
 
+/// Returns the converted adapter if there is one, and the given adapter otherwise.
+fn converted_or<'a>(
+    converted: &'a Option<(Box<dyn Adapter>, Adapted)>,
+    adapter: &'a dyn Adapter,
+    adapted: &'a Adapted,
+) -> (&'a dyn Adapter, &'a Adapted) {
+    match converted {
+        Some((adapter, adapted)) => (adapter.as_ref(), adapted),
+        None => (adapter, adapted),
+    }
+}
+
 /// Returns the name of the first adapted module that is a `Conv1D` in transformers. A module with
 /// an adapter on one part also counts as adapted.
 fn conv1d<'a>(adapted: &'a Adapted, model: &'a Model) -> Option<&'a str> {
@@ -270,6 +284,8 @@ pub fn write(
     model: &Model,
     base: &Base,
 ) -> Result<()> {
+    let saved = adapted.saved_form(adapter)?;
+    let (adapter, adapted) = converted_or(&saved, adapter, adapted);
     let fused = adapted.fused(adapter, model)?;
     let in_file = |targets: Targets| {
         Ok::<_, Error>(
@@ -278,8 +294,7 @@ pub fn write(
         )
     };
     let (given, targets) = (adapter, in_file(adapter.targets())?);
-    let (adapter, adapted) =
-        fused.as_ref().map_or((adapter, adapted), |(adapter, adapted)| (adapter.as_ref(), adapted));
+    let (adapter, adapted) = converted_or(&fused, adapter, adapted);
     let written = TargetFields::of(targets, given, adapted, model.info(), entry.peft_has_layers)?;
     let mut config: Map<String, Value> =
         serde_json::from_str(&adapter.peft_config()).map_err(|e| {
