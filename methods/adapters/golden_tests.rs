@@ -27,7 +27,21 @@ fn assert_agrees_with_peft(name: &str) {
     }
 }
 
-fn assert_agrees_with_peft_in(golden: &Path, name: &str) {
+/// An adapter whose outputs and gradients agree with PEFT's.
+struct Compared {
+    model: Model,
+    adapter: Box<dyn Adapter>,
+    adapted: Adapted,
+    stream: Stream,
+    entry: &'static AdapterEntry,
+    /// PEFT's logits.
+    expected: Tensor,
+    /// Largest error of the logits, the gradients and the merged logits.
+    errors: [f64; 3],
+}
+
+/// Compares the logits, gradients and merged weights of a saved adapter with those of PEFT.
+fn compared_with_peft(golden: &Path, name: &str) -> Compared {
     let (dir, files) =
         (golden.join("peft").join(name), ModelFiles::open(&golden.join("models/llama")).unwrap());
     let model = Model::load(&files, Kind::Float, Device::Cpu).unwrap();
@@ -87,13 +101,20 @@ fn assert_agrees_with_peft_in(golden: &Path, name: &str) {
     let merged = Model::from_tensors(files.config(), tensors, Kind::Float, Device::Cpu).unwrap();
     let merged = error(&logits(&merged, None, &stream).unwrap(), &rows("merged_logits"));
     assert!(merged < 1e-4, "adapter {name}: the merged logits are off by {merged}");
-    println!(
-        "adapter {name}: errors: logits {:.1e}, gradients {worst:.1e}, merged {merged:.1e}",
-        error(&ours, &rows("logits"))
-    );
+    let expected = rows("logits");
+    let errors = [error(&ours, &expected), worst, merged];
+    println!("adapter {name}: errors of the logits, gradients and merged logits: {errors:?}");
+    Compared { model, adapter, adapted, stream, entry: saved.entry, expected, errors }
+}
 
+/// Also compares the file that is written. Returns the largest errors.
+fn assert_agrees_with_peft_in(golden: &Path, name: &str) -> [f64; 3] {
+    let Compared { model, adapter, adapted, stream, entry, expected, errors } =
+        compared_with_peft(golden, name);
+    let _guard = tch::no_grad_guard();
+    let dir = golden.join("peft").join(name);
     let folder = tempfile::tempdir().unwrap();
-    peft::write(folder.path(), saved.entry, &*adapter, &adapted, &model, &"llama".into()).unwrap();
+    peft::write(folder.path(), entry, &*adapter, &adapted, &model, &"llama".into()).unwrap();
     let file = "adapter_model.safetensors";
     assert!(
         std::fs::read(folder.path().join(file)).unwrap() == std::fs::read(dir.join(file)).unwrap(),
@@ -108,11 +129,20 @@ fn assert_agrees_with_peft_in(golden: &Path, name: &str) {
     let stray: Vec<String> = fields(folder.path()).difference(&fields(&dir)).cloned().collect();
     assert!(stray.is_empty(), "adapter {name}: PEFT does not know the fields {stray:?}");
     let again = Saved::read(folder.path(), &Registry::builtin().unwrap()).unwrap();
-    assert_eq!(again.entry.about.name, saved.entry.about.name);
+    assert_eq!(again.entry.about.name, entry.about.name);
     let fresh = again.entry.build(&Value::Object(again.config).to_string()).unwrap();
     let fresh = Adapted::attach(&*fresh, &model, model.info().layers, 1).unwrap();
     fresh.restore(&again.values).unwrap();
-    assert!(error(&logits(&model, Some(&fresh), &stream).unwrap(), &rows("logits")) < 1e-4);
+    assert!(error(&logits(&model, Some(&fresh), &stream).unwrap(), &expected) < 1e-4);
+    errors
+}
+
+/// The values in the shared folder only have some of the adapters.
+fn assert_agrees_closely_with_peft(name: &str) {
+    for root in roots().into_iter().filter(|root| root.join("peft").join(name).exists()) {
+        let errors = assert_agrees_with_peft_in(&root, name);
+        assert!(errors.iter().all(|off| *off < 1e-5), "adapter {name}: {errors:?}");
+    }
 }
 
 #[test]
@@ -175,6 +205,51 @@ fn ia3_agrees_with_peft() {
 #[test]
 fn vera_agrees_with_peft() {
     assert_agrees_with_peft("vera");
+}
+
+#[test]
+fn shira_agrees_with_peft() {
+    assert_agrees_closely_with_peft("shira");
+}
+
+/// PEFT on Windows stores the places as float32.
+#[test]
+fn shira_reads_places_in_float32_and_rejects_places_that_do_not_exist() {
+    let Compared { model, adapter, stream, expected, .. } = compared_with_peft(&own(), "shira");
+    let saved = Saved::read(&own().join("peft/shira"), &Registry::builtin().unwrap()).unwrap();
+    let _guard = tch::no_grad_guard();
+    let fresh = Adapted::attach(&*adapter, &model, model.info().layers, 1).unwrap();
+    let float = saved.values.iter().map(|(key, t)| (key.clone(), t.to_kind(Kind::Float)));
+    fresh.restore(&float.collect()).unwrap();
+    assert!(error(&logits(&model, Some(&fresh), &stream).unwrap(), &expected) < 1e-5);
+    let key = "model.layers.1.self_attn.v_proj.shira_indices";
+    let _ = saved.values[key].get(0).get(0).fill_(16);
+    let e = format!("{:?}", fresh.restore(&saved.values).unwrap_err());
+    assert!(
+        e.contains("cannot restore the adapter of `model.layers.1.self_attn.v_proj`")
+            && e.contains("the row 16, but the module only has rows 0 to 15"),
+        "{e}"
+    );
+}
+
+#[test]
+fn road_with_each_variant_agrees_with_peft() {
+    assert_agrees_closely_with_peft("road_1");
+    assert_agrees_closely_with_peft("road_2");
+    assert_agrees_closely_with_peft("road_4");
+}
+
+#[test]
+fn delora_agrees_with_peft() {
+    assert_agrees_closely_with_peft("delora");
+}
+
+#[test]
+fn miss_with_each_variant_and_with_padding_agrees_with_peft() {
+    assert_agrees_closely_with_peft("miss");
+    assert_agrees_closely_with_peft("miss_bat");
+    assert_agrees_closely_with_peft("miss_odd");
+    assert_agrees_closely_with_peft("miss_mini");
 }
 
 /// Tests every built-in adapter with its default settings.

@@ -7,12 +7,16 @@
 
 mod blocks;
 mod boft;
+mod delora;
 mod ether;
 mod hra;
 mod ia3;
 mod lora;
 mod loreft;
+mod miss;
 mod oft;
+mod road;
+mod shira;
 mod vera;
 
 #[cfg(test)]

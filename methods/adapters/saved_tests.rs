@@ -56,8 +56,8 @@ fn found_by_peft(config: &Value, model: &ModelInfo) -> BTreeSet<String> {
     let layers: Option<Vec<u64>> =
         serde_json::from_value(config["layers_to_transform"].clone()).unwrap();
     assert!(
-        kind != "IA3" || config.get("layers_to_transform").is_none(),
-        "PEFT's IA³ does not support `layers_to_transform`"
+        !["IA3", "ROAD", "SHIRA"].contains(&kind) || config.get("layers_to_transform").is_none(),
+        "PEFT's {kind} does not support `layers_to_transform`"
     );
     let names = model.linears.iter().map(|l| l.name.clone());
     match &config["target_modules"] {

@@ -229,6 +229,22 @@ def write_peft(out):
         "rslora": (peft.LoraConfig, {**lora, "use_rslora": True, "target_modules": qv}),
         "vera": (peft.VeraConfig, {"r": 8, "target_modules": ["q_proj"],
                                    "save_projection": True}),
+        # The seeds depend on the position, so new adapters come last.
+        "shira": (peft.ShiraConfig, {"r": 2, "random_seed": 3, "target_modules": every}),
+        "road_1": (peft.RoadConfig, {"variant": "road_1", "group_size": 8, "target_modules": qv}),
+        "road_2": (peft.RoadConfig, {"variant": "road_2", "group_size": 16, "target_modules": qv}),
+        "road_4": (peft.RoadConfig, {"variant": "road_4", "group_size": 8,
+                                     "target_modules": every}),
+        # With the default of λ, 15, the rounding errors of this small model exceed 1e-5.
+        "delora": (peft.DeloraConfig, {"r": 4, "delora_lambda": 5, "rank_pattern": {"v_proj": 2},
+                                       "lambda_pattern": {"down_proj": 2},
+                                       "target_modules": every}),
+        "miss": (peft.MissConfig, {"r": 4, "target_modules": qv}),
+        # 5 does not divide the widths, so the last block is padded.
+        "miss_odd": (peft.MissConfig, {"r": 5, "target_modules": every}),
+        "miss_mini": (peft.MissConfig, {"r": 5, "mini_r": 8, "init_weights": "mini",
+                                        "target_modules": every}),
+        "miss_bat": (peft.MissConfig, {"r": 8, "init_weights": "bat", "target_modules": every}),
     }
     for number, (name, (config, fields)) in enumerate(adapters.items()):
         torch.manual_seed(400 + number)

@@ -33,6 +33,13 @@ ADAPTERS = {
     "boft": [],
     "ia3": [],
     "vera": [],
+    "delora": [],
+    "miss": ["adapter.r=7"],
+    "miss-bat": ["adapter.r=8", "adapter.variant=bat"],
+    "miss-mini": ["adapter.variant=mini", "adapter.mini_r=8"],
+    "shira": [],
+    "road": ["adapter.group_size=8"],
+    "road-4": ["adapter.group_size=8", "adapter.variant=road_4"],
 }
 # Parts of fused modules. The saved adapter contains the whole modules, because PEFT cannot adapt
 # parts.
@@ -45,6 +52,7 @@ IN_PARTS = {
     "lora-parts": [],
     "rslora-parts": ["adapter.use_rslora=true", 'adapter.rank_pattern={"v_proj" = 4}'],
     "dora-parts": ["adapter.use_dora=true"],
+    "miss-parts": [],
     "ia3-parts": ["adapter.feedforward_modules=[]"],
 }
 # Name suffixes of the adapted modules, for models with other module names than Llama.
@@ -54,7 +62,7 @@ ENDS = {
     "gpt2": ["c_attn", "mlp.c_proj"],
 }
 # Adapters that PEFT does not support for the modules of a model. GPT-2's modules are `Conv1D`.
-NOT_IN_PEFT = {"gpt2": ["hra", "oft", "boft"]}
+NOT_IN_PEFT = {"gpt2": ["hra", "oft", "boft", "delora", "miss", "shira", "road"]}
 # Forms of `target_modules` that select the modules with these suffixes, or all linear modules.
 FORMS = {
     "ends": lambda ends: json.dumps(ends),
@@ -75,6 +83,10 @@ GRID = {
     "oft": ["adapter.oft_block_size=8"],
     "boft": [],
     "vera": [],
+    "delora": [],
+    "miss": [],
+    "shira": [],
+    "road": ["adapter.group_size=8"],
     "ia3": [],
     "ia3 by expression": [],
 }
@@ -184,7 +196,8 @@ def main(reprpo, model, pairs_file):
         for name, sets in {**ADAPTERS, **in_parts}.items():
             out = Path(folder) / name
             kind = name.removesuffix("-parts")
-            method = {"rslora": "lora", "dora": "lora"}.get(kind, kind)
+            of_lora = ["rslora", "dora"]
+            method = "lora" if kind in of_lora else kind.split("-")[0]
             sets = [*sets, "train.lr=1e-2", "train.warmup=0", "train.epochs=3"]
             run(
                 "run",
@@ -207,7 +220,7 @@ def main(reprpo, model, pairs_file):
             ours = scores(out / "adapter")
             base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
             before = logps(base, tokenizer, pairs)
-            has = kind not in NOT_IN_PEFT.get(kind_of_model, [])
+            has = method not in NOT_IN_PEFT.get(kind_of_model, [])
             if warned == has:
                 sys.exit(
                     f"{name}: the warning that PEFT cannot read the adapter is"

@@ -26,8 +26,8 @@ G ← lrelu(c)⊗u + β·rest
 
 lrelu(c) is c if `sign` lets it pass, and neg_slope·c otherwise. With sign = \"both\", nothing is
 clipped. u is accumulated along with the gradient, so the result does not depend on micro-batches.
-Parameters without such an axis (rotations, the inner vector of vera) keep their gradient. β = 1
-with sign = \"both\" changes nothing. β = 0 only keeps the part along u.
+Parameters without such an axis (rotations, the entries of shira, the inner vector of vera) keep
+their gradient. β = 1 with sign = \"both\" changes nothing. β = 0 only keeps the part along u.
 With direction = random, a control, u is a random unit vector instead. Each input or output of a
 module has its own u, which is drawn from train.seed and is the same in all steps. The loss stays
 the same.",
