@@ -148,6 +148,12 @@ fn variants_of_the_methods_satisfy_the_invariants() {
         (Kind::Adapter, "miss", r#"{"r": 5, "target_modules": "all-linear"}"#),
         (Kind::Adapter, "miss", r#"{"r": 8, "variant": "bat", "target_modules": "all-linear"}"#),
         (Kind::Adapter, "miss", r#"{"r": 6, "variant": "mini", "mini_r": 8}"#),
+        (Kind::Adapter, "lora", r#"{"init": "pissa", "r": 3, "target_modules": "all-linear"}"#),
+        (
+            Kind::Adapter,
+            "lora",
+            r#"{"init": "olora", "use_rslora": true, "rank_pattern": {"v_proj": 2}}"#,
+        ),
         (Kind::Intervention, "mse", r#"{"log": true}"#),
         (Kind::Intervention, "mse", r#"{"variant": "original"}"#),
         (Kind::Intervention, "rank", r#"{"variant": "original"}"#),

@@ -252,6 +252,51 @@ fn miss_with_each_variant_and_with_padding_agrees_with_peft() {
     assert_agrees_closely_with_peft("miss_mini");
 }
 
+/// PEFT subtracts the initial product from the weights of the base model. The file that it saves
+/// without a conversion only fits these weights.
+#[test]
+fn pissa_and_olora_agree_with_peft() {
+    for name in ["pissa", "olora"] {
+        let Compared { model, adapter, adapted, stream, entry, expected, errors } =
+            compared_with_peft(&own(), name);
+        assert!(errors.iter().all(|off| *off < 1e-5), "adapter {name}: {errors:?}");
+        let _guard = tch::no_grad_guard();
+        let folder = tempfile::tempdir().unwrap();
+        peft::write(folder.path(), entry, &*adapter, &adapted, &model, &"llama".into()).unwrap();
+        let registry = Registry::builtin().unwrap();
+        let [ours, theirs] =
+            [folder.path().to_owned(), own().join("peft").join(name).join("converted")]
+                .map(|dir| Saved::read(&dir, &registry).unwrap());
+        assert!(
+            ["r", "lora_alpha", "use_rslora", "init", "target_modules"]
+                .iter()
+                .all(|field| ours.config[*field] == theirs.config[*field]),
+            "{:?} {:?}",
+            ours.config,
+            theirs.config
+        );
+        assert_eq!(ours.config["init"], "zero");
+        // The singular vectors and the columns of Q are only determined up to their signs, so
+        // compare products.
+        let mut worst = 0.0f64;
+        for (key, a) in ours.values.iter().filter(|(key, _)| key.ends_with("lora_A.weight")) {
+            let other = key.replace("lora_A", "lora_B");
+            let (their_a, b) = (&theirs.values[key], &ours.values[&other]);
+            assert_eq!((a.size(), b.size()), (their_a.size(), theirs.values[&other].size()));
+            worst = worst.max(error(&b.matmul(a), &theirs.values[&other].matmul(their_a)));
+        }
+        assert!(worst < 1e-5, "{name}: the converted weights are off by {worst}");
+        for saved in [ours, theirs] {
+            let plain = saved.entry.build(&Value::Object(saved.config).to_string()).unwrap();
+            let plain = Adapted::attach(&*plain, &model, model.info().layers, 1).unwrap();
+            plain.restore(&saved.values).unwrap();
+            let off = error(&logits(&model, Some(&plain), &stream).unwrap(), &expected);
+            println!("adapter {name}: converted: weights {worst:.1e}, logits {off:.1e}");
+            assert!(off < 1e-5, "{name}: the logits of the converted adapter are off by {off}");
+        }
+    }
+}
+
 /// Tests every built-in adapter with its default settings.
 #[test]
 fn an_adapter_is_restored_from_its_file_and_a_file_that_does_not_fit_is_rejected() {

@@ -442,6 +442,27 @@ fn lora_of_parts_keeps_its_scale_in_a_file_of_whole_modules() {
     }
 }
 
+/// The saved form is a LoRA of twice the rank, which is then combined like any other.
+#[test]
+fn pissa_and_olora_of_parts_are_saved_as_lora_of_whole_modules() {
+    let (_, model, stream) = open("phi3", Kind::Float);
+    let _guard = tch::no_grad_guard();
+    for fields in [
+        json!({ "init": "pissa", "r": 4, "lora_alpha": 6.0, "rank_pattern": { "v_proj": 2 } }),
+        json!({ "init": "olora", "r": 3, "lora_alpha": 2.0, "use_rslora": true }),
+        json!({ "init": "pissa", "r": 2, "use_dora": true }),
+    ] {
+        let mut fields = fields;
+        fields["target_modules"] = json!(["qkv_proj.q_proj", "qkv_proj.v_proj", "o_proj"]);
+        let adapter = build(entry("lora"), fields.clone());
+        let (config, tensors, error) = save_and_load(entry("lora"), &*adapter, &model, &stream);
+        assert!(error < 1e-4, "{fields}: error {error:e}");
+        assert_eq!(config["target_modules"], json!(["qkv_proj", "o_proj"]));
+        assert_eq!(config["init_lora_weights"], json!(true));
+        assert!(tensors.contains("model.layers.1.self_attn.qkv_proj.lora_B.weight"), "{tensors:?}");
+    }
+}
+
 #[test]
 fn a_saved_adapter_on_conv1d_modules_sets_fan_in_fan_out_if_peft_supports_it() {
     let (_, model, stream) = open("gpt2", Kind::Float);

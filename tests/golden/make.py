@@ -245,6 +245,12 @@ def write_peft(out):
         "miss_mini": (peft.MissConfig, {"r": 5, "mini_r": 8, "init_weights": "mini",
                                         "target_modules": every}),
         "miss_bat": (peft.MissConfig, {"r": 8, "init_weights": "bat", "target_modules": every}),
+        "pissa": (peft.LoraConfig, {"r": 4, "lora_alpha": 12, "init_lora_weights": "pissa",
+                                    "rank_pattern": {"down_proj": 6},
+                                    "alpha_pattern": {"down_proj": 5},
+                                    "target_modules": every}),
+        "olora": (peft.LoraConfig, {"r": 3, "lora_alpha": 4, "init_lora_weights": "olora",
+                                    "use_rslora": True, "target_modules": every}),
     }
     for number, (name, (config, fields)) in enumerate(adapters.items()):
         torch.manual_seed(400 + number)
@@ -254,12 +260,21 @@ def write_peft(out):
             base_logits = base(input_ids=ids, attention_mask=mask).logits
         model = peft.get_peft_model(base, config(task_type="CAUSAL_LM", **fields)).eval()
         trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        # PEFT converts adapters that change the base model with the help of their initial values.
+        start = None
+        if fields.get("init_lora_weights") in ("pissa", "olora"):
+            start = Path(tempfile.mkdtemp()) / "start"
+            model.save_pretrained(start)
         g = rng(600 + number)
         for parameter in trained.values():
             # Makes sure that the adapter changes the output.
             parameter.data += 0.15 * torch.randn(parameter.shape, generator=g)
         folder = out / "peft" / name
         save_adapter(model, folder)
+        if start:
+            # The conversion loads and deletes another adapter, so use a copy of the model.
+            save_adapter(copy.deepcopy(model), folder / "converted",
+                         path_initial_model_for_weight_conversion=str(start))
         logits = model(input_ids=ids, attention_mask=mask).logits
         loss = (logits * mask[..., None]).square().sum() / (mask.sum() * VOCAB)
         loss.backward()

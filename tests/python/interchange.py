@@ -33,6 +33,8 @@ ADAPTERS = {
     "boft": [],
     "ia3": [],
     "vera": [],
+    "pissa": ["adapter.init=pissa"],
+    "olora": ["adapter.init=olora", "adapter.use_rslora=true"],
     "delora": [],
     "miss": ["adapter.r=7"],
     "miss-bat": ["adapter.r=8", "adapter.variant=bat"],
@@ -52,6 +54,7 @@ IN_PARTS = {
     "lora-parts": [],
     "rslora-parts": ["adapter.use_rslora=true", 'adapter.rank_pattern={"v_proj" = 4}'],
     "dora-parts": ["adapter.use_dora=true"],
+    "pissa-parts": ["adapter.init=pissa"],
     "miss-parts": [],
     "ia3-parts": ["adapter.feedforward_modules=[]"],
 }
@@ -196,7 +199,7 @@ def main(reprpo, model, pairs_file):
         for name, sets in {**ADAPTERS, **in_parts}.items():
             out = Path(folder) / name
             kind = name.removesuffix("-parts")
-            of_lora = ["rslora", "dora"]
+            of_lora = ["rslora", "dora", "pissa", "olora"]
             method = "lora" if kind in of_lora else kind.split("-")[0]
             sets = [*sets, "train.lr=1e-2", "train.warmup=0", "train.epochs=3"]
             run(

@@ -245,7 +245,7 @@ fn fusing(case: &Case) -> Result<Verdict> {
             &mut init(name),
         )?;
         let parameters = linear.parameters();
-        for p in &parameters {
+        for p in parameters.iter().filter(|p| p.tensor.requires_grad()) {
             let _guard = tch::no_grad_guard();
             let _ =
                 p.tensor.shallow_clone().g_add_(&init(name).normal(&p.key, &p.tensor.size(), 0.05));

@@ -30,12 +30,12 @@ y = Wx + b + B·D·A(w ⊙ drop(x))    D = diag(λ/(r·max(‖Aᵢ‖, 1e-4)·ma
 
 Aᵢ are the rows of A [r in] and Bⁱ the columns of B [out r], so their lengths do not matter. λ [1]
 is trained and starts at delora_lambda; the Frobenius norm of B·D·A is at most λ. w [in] are the
-norms of the columns of W when the adapter is created, and are saved with it (delora_w_norm). A starts uniform
-in ±1/√in and B at 0, so the model starts unchanged. Merged weight: W + B·D·A·diag(w).
+norms of the columns of W when the adapter is created, and are saved with it (delora_w_norm). A
+starts uniform in ±1/√in and B at 0, so the model starts unchanged. Merged: W + B·D·A·diag(w).
 
 While a column of B is shorter than 1e-4, the change grows with it. After that, it has the full
-length λ/r, however small the learning rate is. The warm-up of the learning rate covers this
-transition, so do not set it to 0.
+length λ/r, however small the learning rate is, so the model moves a lot in the first steps. A
+smaller delora_lambda limits this.
 
 When to use it: if training must not move far from the base model, for long training, or if the
 learning rate cannot be tuned. Evidence: the paper reports results at or above those of other

@@ -4,8 +4,10 @@ use reprpo_plugin::prelude::*;
 use reprpo_plugin::serde_json::{Value, json};
 use reprpo_plugin::tch;
 
+use self::start::{LoraInit, Start};
 use super::{check_dropout, default_targets, dropout, peft_layers, rank};
 
+mod start;
 #[cfg(test)]
 mod tests;
 
@@ -19,7 +21,8 @@ const M: &str = "lora_magnitude_vector";
     name = "lora",
     summary = "low-rank adaptation: adds a trainable matrix of rank r to each frozen weight matrix",
     reference = "Hu et al. 2021, LoRA, §4.1; Kalajdzievski 2023 for use_rslora; Liu et al. 2024, \
-        DoRA, §4 for use_dora; same files as PEFT 0.21",
+        DoRA, §4 for use_dora; Meng et al. 2024, PiSSA, §3 and Büyükakyüz 2024, OLoRA, §3 for \
+        init; same files as PEFT 0.21",
     explain = "\
 y = Wx + b + s·B(A·drop(x))    s = α/r, or α/√r with use_rslora
 
@@ -33,7 +36,21 @@ stacked, and B is made of blocks that are 0 at the rows of other parts.
 use_dora: y = m ⊙ (W + s·BA)x/‖W + s·BA‖ + b. The row norms ‖·‖ count as constants in the backward
 pass. m [out] starts as the row norms of W. The norms are computed from products of rank r: W +
 s·BA is never built. With dropout, the zeroed x is used everywhere except in Wx + b itself, so Wx
-is computed twice. Merged weight: m ⊙ (W + s·BA)/‖W + s·BA‖.",
+is computed twice. Merged weight: m ⊙ (W + s·BA)/‖W + s·BA‖.
+
+init: y = Wx + b + s·(BA − B₀A₀)·drop(x), where A and B start as A₀ and B₀:
+pissa: B₀ = V_r·√(S_r/s), A₀ = √(S_r/s)·U_rᵀ, the r largest singular values S of W = V·S·Uᵀ
+olora: B₀ = Q_r, A₀ = R_r, the first r columns and rows of W = QR
+PEFT trains s·BA next to W − s·B₀A₀. This is the same, with the same gradients, but W is not
+changed: the model starts unchanged, and without the adapter it is the base model, which is the
+reference. With dropout, the zeroed x is used in both products; in PEFT, only in BA. The adapter is
+saved as a LoRA of rank 2r without init: A above A₀, and B beside −B₀, as PEFT converts such
+adapters. If training continues from it, all 2r rows are trained. A file of PEFT that was not
+converted is read too, if W has the same values.
+When to use them: for faster convergence at the same rank. Evidence: the PiSSA paper reports 72.9 %
+instead of LoRA's 67.7 % on GSM8K for Mistral-7B, and gains for all 12 models that it compares; the
+OLoRA paper reports faster convergence than LoRA in instruction tuning of five models of up to 7B.
+Neither has results for preference data.",
     example(r = 16, target_modules = "all-linear"),
     peft_type = "LORA",
     adjustable = &["lora_dropout"],
@@ -49,6 +66,8 @@ pub struct Lora {
     pub lora_dropout: f64,
     /// Scales by α/√r instead of α/r, so that the change does not shrink as r grows.
     pub use_rslora: bool,
+    /// Initial values of A and B.
+    pub init: LoraInit,
     /// Uses weight decomposition (DoRA), which trains the norm of each row of W + s·BA separately
     /// from its direction.
     pub use_dora: bool,
@@ -101,23 +120,25 @@ impl AdapterPlugin for Lora {
             "velora_config",
             "monteclora_config",
         ])?;
-        // The initialisations below do not change the frozen weights. Others do, such as pissa,
-        // olora and corda. Their saved tensors do not fit the base model that is loaded here.
-        let start: Option<Value> = peft.get("init_lora_weights")?;
-        if let Some(start) = start.filter(|s| {
-            !(s.is_boolean() || matches!(s.as_str(), Some("gaussian" | "eva" | "orthogonal")))
-        }) {
-            return Err(Error::new(format!(
-                "the adapter_config.json has `init_lora_weights` = \
-                {start}, which changes the base model and is not supported"
-            ))
-            .hint("convert it with PEFT's `path_initial_model_for_weight_conversion`"));
-        }
+        let init = match peft.get("init_lora_weights")? {
+            None | Some(Value::Bool(_)) => LoraInit::Zero,
+            Some(Value::String(s)) => match s.as_str() {
+                // These initialisations do not change the frozen weights.
+                "gaussian" | "eva" | "orthogonal" => LoraInit::Zero,
+                "pissa" => LoraInit::Pissa,
+                "olora" => LoraInit::Olora,
+                // Others do, such as corda and pissa_niter_16. They depend on data or on random
+                // numbers, so the change cannot be computed again.
+                _ => return Err(unsupported_start(&Value::String(s))),
+            },
+            Some(other) => return Err(unsupported_start(&other)),
+        };
         Ok(Self {
             r: peft.need("r")?,
             lora_alpha: peft.need("lora_alpha")?,
             lora_dropout: peft.get("lora_dropout")?.unwrap_or(0.0),
             use_rslora: peft.get("use_rslora")?.unwrap_or(false),
+            init,
             use_dora: peft.get("use_dora")?.unwrap_or(false),
             rank_pattern: peft.get("rank_pattern")?.unwrap_or_default(),
             alpha_pattern: peft.get("alpha_pattern")?.unwrap_or_default(),
@@ -125,6 +146,15 @@ impl AdapterPlugin for Lora {
             layers_to_transform: peft_layers(&peft)?,
         })
     }
+}
+
+/// The error for a value of `init_lora_weights` that is not supported.
+fn unsupported_start(value: &Value) -> Error {
+    Error::new(format!(
+        "the adapter_config.json has `init_lora_weights` = {value}, which changes the base model \
+            and is not supported"
+    ))
+    .hint("convert it with PEFT's `path_initial_model_for_weight_conversion`")
 }
 
 impl Adapter for Lora {
@@ -138,21 +168,42 @@ impl Adapter for Lora {
     fn attach(&self, site: &LinearSite<'_>, init: &mut Init) -> Result<Box<dyn AdaptedLinear>> {
         let (inputs, outputs) = (site.info.inputs, site.info.outputs);
         let (r, scale) = self.rank_and_scale(&site.info.name)?;
-        let a = init.kaiming_uniform(A, &[r, inputs], inputs);
+        let (a, b) = (init.kaiming_uniform(A, &[r, inputs], inputs), init.zeros(&[outputs, r]));
+        let start = self.init.of(site.frozen, r, scale, a.kind())?;
+        if let Some(Start { a: a0, b: b0 }) = &start {
+            let _guard = tch::no_grad_guard();
+            a.shallow_clone().f_copy_(a0)?;
+            b.shallow_clone().f_copy_(b0)?;
+        }
         let magnitude =
             if self.use_dora { Some(Magnitude::of(site.frozen, a.kind())?) } else { None };
-        Ok(Box::new(LoraLinear {
-            a,
-            b: init.zeros(&[outputs, r]),
-            scale,
-            dropout: self.lora_dropout,
-            magnitude,
-        }))
+        Ok(Box::new(LoraLinear { a, b, start, scale, dropout: self.lora_dropout, magnitude }))
+    }
+
+    fn saved_form(&self) -> Option<Box<dyn Adapter>> {
+        if self.init == LoraInit::Zero {
+            return None;
+        }
+        // With twice the rank, this factor keeps s.
+        let factor = if self.use_rslora { std::f64::consts::SQRT_2 } else { 2.0 };
+        let mut config = Self {
+            r: self.r.saturating_mul(2),
+            lora_alpha: factor * self.lora_alpha,
+            init: LoraInit::Zero,
+            ..self.clone()
+        };
+        config.rank_pattern.0.values_mut().for_each(|r| *r = r.saturating_mul(2));
+        config.alpha_pattern.0.values_mut().for_each(|alpha| *alpha *= factor);
+        Some(Box::new(config))
     }
 
     // The adapter was trained on separate modules, but this model fuses them. As in PEFT, the A
     // matrices of the separate modules are stacked, and their B matrices are arranged in blocks.
     fn fuse(&self, modules: &[FusedSite<'_>]) -> Result<Option<Fused>> {
+        // The saved form has no start, so that its parameters are the whole adapter.
+        if self.init != LoraInit::Zero {
+            return Ok(None);
+        }
         let _guard = tch::no_grad_guard();
         let mut config = self.clone();
         let mut fused: Vec<Box<dyn AdaptedLinear>> = Vec::new();
@@ -230,6 +281,7 @@ impl Lora {
         Ok(LoraLinear {
             a: a.set_requires_grad(true),
             b: b.set_requires_grad(true),
+            start: None,
             scale,
             dropout: self.lora_dropout,
             magnitude,
@@ -243,6 +295,8 @@ struct LoraLinear {
     a: Tensor,
     /// Matrix B `[out r]`.
     b: Tensor,
+    /// Initial values of A and B, whose product is subtracted; `None` if B starts at 0.
+    start: Option<Start>,
     /// Scale s.
     scale: f64,
     dropout: f64,
@@ -269,12 +323,20 @@ impl Magnitude {
 }
 
 impl LoraLinear {
+    /// Returns matrices A `[k in]` and B `[out k]` whose product is the change, divided by s.
+    fn factors(&self) -> Result<(Tensor, Tensor)> {
+        match &self.start {
+            None => Ok((self.a.shallow_clone(), self.b.shallow_clone())),
+            Some(start) => start.difference(&self.a, &self.b),
+        }
+    }
+
     /// Returns the norm of each row of W + s·BA, `[out]`, detached from the graph. To save memory,
     /// W + s·BA is not computed. Instead, the squared norms are computed as ‖W‖² + 2s·Σ B ⊙ (WAᵀ) +
     /// s²·Σ B ⊙ (B(AAᵀ)).
     fn lengths(&self, squares: &Tensor, base: &Frozen) -> Result<Tensor> {
         let _guard = tch::no_grad_guard();
-        let (a, b, s, weight) = (&self.a, &self.b, self.scale, base.dense()?);
+        let ((a, b), s, weight) = (self.factors()?, self.scale, base.dense()?);
         let cross = weight.f_matmul(&a.tr().f_to_kind(weight.kind())?)?.f_to_kind(a.kind())?;
         let change = (cross * (2.0 * s) + b.f_matmul(&a.f_matmul(&a.tr())?)? * (s * s)) * b;
         // The lower bound prevents 0/0 if all entries of a row are 0. The row then stays 0.
@@ -288,9 +350,10 @@ impl AdaptedLinear for LoraLinear {
     fn forward(&self, x: &Tensor, base: &Frozen, train: bool) -> Result<Tensor> {
         let kind = x.kind();
         let input = dropout(x, self.dropout, train)?;
-        let low = input.f_linear(&self.a.to_kind(kind), None::<&Tensor>)?;
+        let (a, b) = self.factors()?;
+        let low = input.f_linear(&a.to_kind(kind), None::<&Tensor>)?;
         // Scale before multiplying by B, because there are only r values per token at this point.
-        let change = (low * self.scale).f_linear(&self.b.to_kind(kind), None::<&Tensor>)?;
+        let change = (low * self.scale).f_linear(&b.to_kind(kind), None::<&Tensor>)?;
         let y = base.forward(x)?;
         let Some(Magnitude { m, squares }) = &self.magnitude else { return Ok(y + change) };
         let plain = match base.bias() {
@@ -313,8 +376,26 @@ impl AdaptedLinear for LoraLinear {
         list
     }
 
+    fn saved_form(&self) -> Result<Option<Box<dyn AdaptedLinear>>> {
+        let Some(start) = &self.start else { return Ok(None) };
+        let _guard = tch::no_grad_guard();
+        let (a, b) = start.stacked(&self.a, &self.b)?;
+        Ok(Some(Box::new(Self {
+            a: a.set_requires_grad(true),
+            b: b.set_requires_grad(true),
+            start: None,
+            scale: self.scale,
+            dropout: self.dropout,
+            magnitude: self.magnitude.as_ref().map(|Magnitude { m, squares }| Magnitude {
+                m: m.shallow_clone(),
+                squares: squares.shallow_clone(),
+            }),
+        })))
+    }
+
     fn merge(&self, base: &Frozen) -> Result<Frozen> {
-        let change = self.b.f_matmul(&self.a)? * self.scale;
+        let (a, b) = self.factors()?;
+        let change = b.f_matmul(&a)? * self.scale;
         let mut weight = base.dense()?.to_kind(change.kind()).f_add(&change)?;
         if let Some(Magnitude { m, squares }) = &self.magnitude {
             weight *= (m / self.lengths(squares, base)?).f_unsqueeze(1)?;

@@ -169,8 +169,148 @@ fn unsupported_settings_of_a_saved_adapter_are_rejected() {
     assert!(with(r#", "init_lora_weights": "gaussian", "rank_pattern": {}"#).is_ok());
     // The flag describes how the base model stores its weights and does not affect the adapter.
     assert!(with(r#", "fan_in_fan_out": true"#).is_ok());
-    for bad in ["\"lora_bias\": true", "\"init_lora_weights\": \"pissa\""] {
-        assert!(with(&format!(", {bad}")).is_err(), "{bad}");
+    for (start, init) in [
+        ("true", LoraInit::Zero),
+        ("\"eva\"", LoraInit::Zero),
+        ("\"pissa\"", LoraInit::Pissa),
+        ("\"olora\"", LoraInit::Olora),
+    ] {
+        assert_eq!(with(&format!(r#", "init_lora_weights": {start}"#)).unwrap().init, init);
     }
+    for bad in ["\"pissa_niter_16\"", "\"corda\"", "\"loftq\"", "3"] {
+        let e = with(&format!(r#", "init_lora_weights": {bad}"#)).unwrap_err().to_string();
+        assert!(e.contains(&format!("`init_lora_weights` = {bad}")), "{e}");
+    }
+    assert!(with(r#", "lora_bias": true"#).is_err());
     assert!(Lora::from_peft(r#"{"r": 4, "target_modules": ["q_proj"]}"#).is_err());
+}
+
+const STARTS: [LoraInit; 2] = [LoraInit::Pissa, LoraInit::Olora];
+
+fn started(init: LoraInit) -> Lora {
+    Lora { r: 2, lora_alpha: 6.0, init, ..Lora::default() }
+}
+
+#[test]
+fn pissa_and_olora_start_as_the_identity_with_factors_of_the_weights() {
+    for init in STARTS {
+        let (adapted, frozen) = attached(started(init));
+        let (x, weight) = (rows(3, 8), frozen.dense().unwrap());
+        let y = adapted.forward(&x, &frozen, true).unwrap();
+        assert!(off(&y, &frozen.forward(&x).unwrap()) == 0.0);
+        let [a, b] = &adapted.parameters()[..] else { panic!("two tensors") };
+        let (a, b) = (&a.tensor, &b.tensor);
+        assert_eq!((a.size(), b.size()), (vec![2, 8], vec![4, 2]));
+        let singular = |m: &Tensor| m.svd(true, true).1;
+        match init {
+            // The best approximation of rank 2 leaves the other singular values.
+            LoraInit::Pissa => {
+                let rest = singular(&(&weight - b.matmul(a) * 3.0));
+                assert!(off(&rest.narrow(0, 0, 2), &singular(&weight).narrow(0, 2, 2)) < 1e-12);
+                // A and B share the singular values equally.
+                assert!(off(&a.matmul(&a.tr()), &b.tr().matmul(b)) < 1e-12);
+            }
+            // B has orthonormal columns, which span the first 2 columns of W.
+            _ => {
+                assert!(off(&b.tr().matmul(b), &Tensor::eye(2, DOUBLE)) < 1e-12);
+                assert!(off(&b.tr().matmul(&weight), a) < 1e-12);
+                let span = b.matmul(&b.tr()).matmul(&weight.narrow(1, 0, 2));
+                assert!(off(&span, &weight.narrow(1, 0, 2)) < 1e-12);
+            }
+        }
+    }
+}
+
+/// PEFT adds s·BAx to the output of W − s·B₀A₀.
+#[test]
+fn pissa_and_olora_compute_the_same_outputs_and_gradients_as_peft() {
+    for init in STARTS {
+        let (adapted, frozen) = attached(started(init));
+        let [a, b] = &adapted.parameters()[..] else { panic!("two tensors") };
+        let (a, b) = (&a.tensor, &b.tensor);
+        let changed_weight = frozen.dense().unwrap() - b.matmul(a).detach() * 3.0;
+        disturb(&adapted.parameters());
+        let x = rows(5, 8);
+        let expected = x.matmul(&changed_weight.tr())
+            + frozen.bias().unwrap()
+            + x.matmul(&a.tr()).matmul(&b.tr()) * 3.0;
+        let ours = adapted.forward(&x, &frozen, true).unwrap();
+        assert!(off(&ours, &expected) < 1e-12);
+        assert!(off(&adapted.merge(&frozen).unwrap().forward(&x).unwrap(), &expected) < 1e-12);
+        let gradients = |y: &Tensor| {
+            Tensor::run_backward(&[y.square().sum(Kind::Double)], &[a, b], false, false)
+        };
+        for (ours, expected) in gradients(&ours).iter().zip(&gradients(&expected)) {
+            assert!(off(ours, expected) < 1e-10);
+        }
+    }
+}
+
+#[test]
+fn pissa_and_olora_are_saved_as_lora_of_twice_the_rank() {
+    for init in STARTS {
+        for (use_rslora, use_dora) in [(false, false), (true, false), (false, true)] {
+            let config = Lora {
+                use_rslora,
+                use_dora,
+                rank_pattern: patterns("k_proj", 3),
+                alpha_pattern: patterns("v_proj", 5.0),
+                ..started(init)
+            };
+            let saved = config.saved_form().unwrap();
+            let fields: Value = reprpo_plugin::serde_json::from_str(&saved.peft_config()).unwrap();
+            assert_eq!(fields["init_lora_weights"], json!(true));
+            assert_eq!((&fields["r"], &fields["rank_pattern"]["k_proj"]), (&json!(4), &json!(6)));
+            for name in ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"] {
+                let module = module(name, 8, 4);
+                let adapted = attach(&config, &module).unwrap();
+                disturb(&adapted.parameters());
+                let x = rows(3, 8);
+                let (converted, frozen) = (adapted.saved_form().unwrap().unwrap(), &module.1);
+                let y = converted.forward(&x, frozen, false).unwrap();
+                assert!(off(&y, &adapted.forward(&x, frozen, false).unwrap()) < 1e-12);
+                // The saved configuration must scale the saved tensors in the same way.
+                let fresh = attach(&*saved, &module).unwrap();
+                for (to, from) in fresh.parameters().iter().zip(converted.parameters()) {
+                    assert_eq!((&to.key, to.tensor.size()), (&from.key, from.tensor.size()));
+                    to.tensor.detach().copy_(&from.tensor);
+                }
+                assert!(off(&fresh.forward(&x, frozen, false).unwrap(), &y) < 1e-12);
+            }
+        }
+    }
+    assert!(Lora::default().saved_form().is_none());
+    assert!(attached(Lora::default()).0.saved_form().unwrap().is_none());
+}
+
+#[test]
+fn pissa_and_olora_keep_small_changes_in_half_precision() {
+    for init in STARTS {
+        let module = module("self_attn.q_proj", 64, 32);
+        let adapted = attach(&Lora { r: 8, ..started(init) }, &module).unwrap();
+        let _guard = reprpo_plugin::tch::no_grad_guard();
+        for p in adapted.parameters() {
+            let _ = p
+                .tensor
+                .shallow_clone()
+                .g_add_(&(rows(1, p.tensor.numel() as i64) * 1e-3).reshape(p.tensor.size()));
+        }
+        let (x, frozen) = (rows(5, 64), &module.1);
+        let change = adapted.forward(&x, frozen, false).unwrap() - frozen.forward(&x).unwrap();
+        // Zero weights isolate the change.
+        let x = x.to_kind(Kind::BFloat16);
+        let zero = Frozen::new(Tensor::zeros([32, 64], (Kind::BFloat16, frozen.device())), None);
+        let half = adapted.forward(&x, &zero, false).unwrap().to_kind(Kind::Double);
+        let scale = change.abs().max().double_value(&[]);
+        assert!(off(&half, &change) < 0.03 * scale, "{} of {scale}", off(&half, &change));
+    }
+}
+
+#[test]
+fn the_rank_of_pissa_and_olora_is_limited_by_the_widths() {
+    for init in STARTS {
+        let config = Lora { r: 5, ..started(init) };
+        let e = attach(&config, &module("self_attn.q_proj", 8, 4)).err().unwrap().to_string();
+        assert!(e.contains("`adapter.r` is 5") && e.contains("at most 4"), "{e}");
+    }
 }

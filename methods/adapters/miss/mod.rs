@@ -21,9 +21,9 @@ const KEY: &str = "miss_block";
     reference = "Kang and Yin 2024, Balancing LoRA Performance and Efficiency with Simple Shard \
         Sharing (MiSS, earlier Bone), §3; same files as PEFT 0.21",
     explain = "\
-balance: y = Wx + b + Mᵀ·Σⱼ xⱼ           xⱼ [r] are the blocks of drop(x), the last one padded with 0
+balance: y = Wx + b + Mᵀ·Σⱼ xⱼ       xⱼ [r] are the blocks of drop(x), the last one padded with 0
 mini:    the same, with the columns of M [r mini_r] repeated out/mini_r times
-bat:     W'ᵢⱼ = Wᵢⱼ + Wᵢⱼ·Mᵢ + Mᵢ         Wᵢⱼ are the r×r blocks of W, and Mᵢ [r r] is that of row i
+bat:     W'ᵢⱼ = Wᵢⱼ + Wᵢⱼ·Mᵢ + Mᵢ     Wᵢⱼ are the r×r blocks of W, and Mᵢ [r r] is that of row i
 
 M (miss_block) is [r out], [r mini_r] or [out/r r r]. It starts at 0, so the model starts unchanged.
 balance is a LoRA whose A is not trained: it sums the blocks of the input. It trains r·out numbers
@@ -39,7 +39,7 @@ projgrad only projects the parameters of balance, which have one column per outp
 fused module (`qkv_proj.q_proj`), the file has one M for the whole module, which is 0 at the outputs
 of other parts. mini cannot be saved like this, and bat only if the parts begin and end at multiples
 of r; PEFT cannot read the file then.",
-    example(variant = "bat"),
+    example(variant = "bat", r = 8),
     peft_type = "MISS",
     learning_rate_factor = 1.0,
     adjustable = &["miss_dropout"],

@@ -21,7 +21,8 @@ const ALPHA: &str = "road_alpha";
     reference = "Liao and Monz 2024, 3-in-1: 2D Rotary Adaptation for Efficient Finetuning, \
         Efficient Batching and Composability, eq. 3 and 4; same files as PEFT 0.21",
     explain = "\
-y = R(Wx + b)    R(u₁, u₂) = (c₁ ⊙ u₁ − c₂ ⊙ u₂, c₁' ⊙ u₂ + c₂' ⊙ u₁)    c₁ = α cos θ, c₂ = α sin θ
+y = R(Wx + b)    R(u₁, u₂) = (c₁ ⊙ u₁ − c₂ ⊙ u₂, c₁' ⊙ u₂ + c₂' ⊙ u₁)
+c₁ = α cos θ, c₂ = α sin θ, and c₁', c₂' likewise
 
 u₁ and u₂ are the two halves of a group of group_size outputs, so output j of a group is paired
 with output j + group_size/2. The variants differ in what is trained (road_theta, road_alpha):
@@ -31,9 +32,9 @@ road_4: separate θ and α for c₁ and c₂ of each output; 2·out of each
 θ starts at 0 and α at 1, so the model starts unchanged. Merged: RW and Rb.
 
 When to use it: for adapters of few numbers (road_1 has as many as ia3) that can also turn pairs of
-outputs. Evidence: the paper reports results at or above those of LoRA on GLUE, commonsense reasoning
-and arithmetic with less than 0.1 % of the parameters, and twice LoRA's throughput when the requests
-of a batch use different adapters. It has no results for preference data.
+outputs. Evidence: the paper reports results at or above those of LoRA on GLUE, commonsense
+reasoning and arithmetic with less than 0.1 % of the parameters, and twice LoRA's throughput when
+the requests of a batch use different adapters. It has no results for preference data.
 
 projgrad only projects the parameters of road_2, which have one entry per output; those of road_1
 and road_4 keep their gradient. On parts of a fused module (`qkv_proj.v_proj`), the file has θ and α
