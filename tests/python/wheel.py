@@ -35,7 +35,7 @@ MODEL = "smollm2-135m-instruct"
 # The first command of the README with fewer pairs.
 COMMAND = (
     "run --intervention prefvec --adapter hra --set intervention.lambda_dpo=1"
-    " --set train.max_pairs=30 --set train.lr=2e-3"
+    " --set train.max_pairs=30 --set train.lr=4e-3"
 )
 # Newest symbol versions in the libraries of RHEL 8.
 NEWEST = {"GLIBC": (2, 28), "GLIBCXX": (3, 4, 25), "CXXABI": (1, 3, 11), "GCC": (8, 0, 0)}

@@ -97,7 +97,7 @@ impl Variant {
 
 impl AdapterPlugin for Road {
     fn build(self) -> Result<Box<dyn Adapter>> {
-        if self.group_size == 0 || self.group_size % 2 != 0 {
+        if self.group_size == 0 || !self.group_size.is_multiple_of(2) {
             return Err(Error::new(format!(
                 "`adapter.group_size` must be an even number greater than 0, got {}",
                 self.group_size
