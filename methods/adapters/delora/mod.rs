@@ -46,15 +46,16 @@ Adapters on parts of a fused module are saved under the names of the parts, whic
 λ and w belong to the whole module there.",
     example(r = 16, delora_lambda = 8),
     peft_type = "DELORA",
-    learning_rate_factor = 1.0,
+    learning_rate_factor = 0.2,
     adjustable = &["module_dropout"],
 )]
 pub struct Delora {
     /// r: rank of the change to each module, at least 1.
     #[default(8)]
     pub r: u32,
-    /// Initial value of λ, the bound on the change; greater than 0.
-    #[default(15.0)]
+    /// Initial value of λ, the bound on the change; greater than 0. With PEFT's default, 15, the
+    /// change is larger than W.
+    #[default(1.0)]
     pub delora_lambda: f64,
     /// Dropout probability of the adapter's input in training, at least 0 and less than 1.
     pub module_dropout: f64,

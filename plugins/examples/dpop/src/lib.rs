@@ -114,7 +114,7 @@ mod tests {
         }
         for (metric, expected) in [
             ("rewards/chosen", 0.5 * -0.25),
-            ("rewards/rejected", 0.5 * -1.0),
+            ("rewards/rejected", -0.5),
             ("rewards/margins", 0.5 * 0.75),
             ("rewards/accuracies", 0.5),
             ("dpop/penalty", 0.5),
