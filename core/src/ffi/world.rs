@@ -1,8 +1,8 @@
 //! The key-value store and the collective operations of c10d.
 //!
-//! The process group of gloo is in a library of its own, because it needs headers that are not a
-//! part of libtorch. The build compiles the library if it finds the headers, and embeds it in this
-//! crate. It is opened when the first group is created.
+//! The process group of gloo is a library of its own, because libtorch lacks the headers that it
+//! needs. If the build finds these headers, it compiles the library and embeds it in this crate.
+//! The library is opened when the first group is created.
 
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::io::Write;

@@ -359,7 +359,7 @@ struct StepSums {
     of_method: Vec<(String, f64)>,
     /// The metrics of the engine.
     of_engine: Vec<(String, f64)>,
-    /// True if not all micro-batches were computed.
+    /// True if a rank stopped before it had computed all of its micro-batches.
     stopped: bool,
     /// The checksum of the trained tensors.
     checksum: i64,

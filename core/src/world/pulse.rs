@@ -41,8 +41,8 @@ pub type OnLoss = Arc<dyn Fn(Error) + Send + Sync>;
 /// The reports of all ranks.
 pub struct Pulse {
     shared: Arc<Shared>,
-    /// One thread reports and reads the other reports. As the store may not answer, another thread
-    /// watches it.
+    /// The first thread exchanges reports through the store. It hangs if the store does not answer,
+    /// so the second thread checks when the store answered last.
     threads: [Thread; 2],
 }
 

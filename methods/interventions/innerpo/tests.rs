@@ -226,7 +226,7 @@ fn the_weights_of_wpo_multiply_the_whole_loss_of_a_pair() {
         let pairs = Pairs::new(1, taps, Some(logp()), Some(logp()));
         config.clone().loss(&pairs, STEP).unwrap().value.double_value(&[])
     };
-    // w(y⁺)·w(y⁻) = exp(−0.5 − 1.5)
+    // The weight of each pair is w(y⁺)·w(y⁻) = exp(−0.5 − 1.5).
     for pair in [0, 1] {
         near(with(true, pair), (-2f64).exp() * with(false, pair));
     }
