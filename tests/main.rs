@@ -1,5 +1,6 @@
 //! Tests of the complete program, run in the way that users run it.
 
+mod baselines;
 mod bench;
 mod cache;
 mod clusters;

@@ -9,11 +9,13 @@ mod cpo;
 mod direction;
 mod dpo;
 mod innerpo;
+mod mms;
 mod mse;
 mod none;
 mod original;
 mod orpo;
 mod prefvec;
+mod preventative;
 mod projbp;
 mod projection;
 mod projgrad;
@@ -23,6 +25,8 @@ mod rewards;
 mod rr;
 mod sft;
 mod simpo;
+mod steer;
+mod steering;
 mod vectors;
 
 #[cfg(test)]

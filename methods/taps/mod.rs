@@ -1,5 +1,6 @@
 //! Taps: the sites in a model where a method reads states.
 
+pub(crate) mod heads;
 mod hs;
 pub(crate) mod outliers;
 mod pooling;

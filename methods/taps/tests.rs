@@ -162,3 +162,19 @@ fn assert_same_states_as_in_transformers(dir: &Path) {
         }
     }
 }
+
+#[test]
+fn each_head_is_a_range_of_columns_before_the_output_projection() {
+    let sites = |layers: &str| super::heads::heads(&model(true), &Layers(layers.to_owned()));
+    let names: Vec<String> = sites("1,2").unwrap().iter().map(Site::to_string).collect();
+    assert_eq!(
+        names,
+        [(1, "0..4"), (1, "4..8"), (2, "0..4"), (2, "4..8")]
+            .map(|(k, columns)| format!("in.model.layers.{k}.self_attn.o_proj[{columns}]"))
+    );
+    assert!(sites("10").is_err());
+    assert!(super::heads::heads(&model(false), &Layers("1".to_owned())).is_err());
+    let odd = ModelInfo { heads: 3, ..model(true) };
+    let e = format!("{:?}", super::heads::heads(&odd, &Layers("1".to_owned())).unwrap_err());
+    assert!(e.contains("8 columns, but the model has 3 heads of width 4"), "{e}");
+}

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Computes the reference values in this folder with transformers, PEFT and TRL.
 
-    python make.py [--only models,peft,trl,free,tokens,scores,original,innerpo,data]
+    python make.py [--only models,peft,trl,free,tokens,scores,original,innerpo,data,baselines]
                    [--smollm2 FILE.gguf]
 
 README.md lists the pinned versions and describes each file. Everything is computed on the CPU in
@@ -1051,11 +1051,93 @@ def write_smollm2(out, file):
     write_json(folder / "pair_logps.json", {"pairs": scored})
 
 
+# Baselines without training.
+
+def first_component(differences):
+    """Returns the first principal component with the sign and the length that `steer` documents."""
+    from sklearn.decomposition import PCA
+    u = torch.tensor(PCA(n_components=1, svd_solver="full").fit(differences.double().numpy())
+                     .components_[0])
+    along = differences.double() @ u
+    sign = -1.0 if along.sign().sum() < 0 else 1.0
+    return (sign * along.square().mean().sqrt() * u).float()
+
+
+def write_baselines(out):
+    """Writes directions, log-probabilities with edits, and probes on attention heads. They come
+    from the pairs in trl/pairs.jsonl and models/llama, one sequence at a time."""
+    import numpy as np
+    from sklearn.linear_model import LogisticRegression
+    model = load(out / "models/llama")
+    tokenizer = AutoTokenizer.from_pretrained(out / "models/llama")
+    block, sides = 1, ("chosen", "rejected")
+    rows = [trl_ids(tokenizer, model, row) for row in pairs()]
+    model = load(out / "models/llama").eval()
+    seen = {}
+
+    def watch(name, value):
+        seen[name] = value.detach()
+
+    hooks = [model.model.layers[block].register_forward_hook(
+        lambda _, args, y: watch("block", y[0] if y.dim() == 3 else y))]
+    for k, layer in enumerate(model.model.layers):
+        hooks.append(layer.self_attn.o_proj.register_forward_pre_hook(
+            lambda _, args, k=k: watch(f"heads.{k}", args[0][0, -1])))
+    pooled, heads = {side: [] for side in sides}, {side: [] for side in sides}
+    for row in rows:
+        for side in sides:
+            ids, n = row["prompt_ids"] + row[f"{side}_ids"], len(row[f"{side}_ids"])
+            with torch.no_grad():
+                model(input_ids=torch.tensor([ids]))
+            pooled[side].append(seen["block"].reshape(len(ids), WIDTH)[-n:].mean(0))
+            heads[side].append(torch.cat([seen[f"heads.{k}"] for k in range(LAYERS)]))
+    for hook in hooks:
+        hook.remove()
+    io = {f"pooled.{side}": torch.stack(pooled[side]) for side in sides}
+    width = model.config.head_dim
+    for side in sides:
+        io[f"heads.{side}"] = torch.stack(heads[side]).reshape(len(rows), LAYERS * HEADS, width)
+
+    differences = io["pooled.chosen"] - io["pooled.rejected"]
+    mean, component = differences.mean(0), first_component(differences)
+    unit = mean / mean.norm()
+    edits = {"add": lambda h: h + 2.0 * mean, "pca": lambda h: h - 1.5 * component,
+             "ablate": lambda h: h - 0.75 * (h @ unit)[..., None] * unit}
+    io |= {"mean": mean, "component": component}
+    for name, edit in edits.items():
+        hook = model.model.layers[block].register_forward_hook(lambda _, args, y: edit(y))
+        values = []
+        for row in rows:
+            for side in sides:
+                n = len(row[f"{side}_ids"])
+                logp = log_probabilities(model, row["prompt_ids"] + row[f"{side}_ids"])
+                values.append(logp[-n:].sum())
+        hook.remove()
+        io[f"logp.{name}"] = torch.stack(values).reshape(-1, 2)
+
+    fitted = 2 * len(rows) // 3
+    labels = [1] * fitted + [0] * fitted
+    weights, intercepts, accuracies = [], [], []
+    for head in range(LAYERS * HEADS):
+        of = {side: io[f"heads.{side}"][:, head].double().numpy() for side in sides}
+        train = np.concatenate([of["chosen"][:fitted], of["rejected"][:fitted]])
+        test = np.concatenate([of["chosen"][fitted:], of["rejected"][fitted:]])
+        probe = LogisticRegression(max_iter=10000, tol=1e-12).fit(train, labels)
+        rest = len(rows) - fitted
+        weights.append(torch.tensor(probe.coef_[0]))
+        intercepts.append(float(probe.intercept_[0]))
+        accuracies.append(float(probe.score(test, [1] * rest + [0] * rest)))
+    io |= {"probe.weights": torch.stack(weights), "probe.intercepts": torch.tensor(intercepts),
+           "probe.accuracies": torch.tensor(accuracies)}
+    save_file({name: x.contiguous() for name, x in io.items()}, out / "baselines.safetensors")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=HERE, help="folder to write to")
     parser.add_argument("--only",
-                        default="models,peft,trl,free,tokens,scores,original,innerpo,data",
+                        default="models,peft,trl,free,tokens,scores,original,innerpo,data,"
+                                "baselines",
                         help="groups to compute; each group needs the groups before it")
     parser.add_argument("--smollm2", type=Path,
                         help="GGUF file of SmolLM2-135M-Instruct, for smollm2/ and "
@@ -1065,7 +1147,8 @@ def main():
     torch.set_num_threads(1)
     writers = {"models": write_models, "peft": write_peft, "trl": write_trl, "free": write_free,
                "tokens": lambda out: write_tokens(out, args.smollm2), "scores": write_scores,
-               "original": write_original, "innerpo": write_innerpo, "data": write_data}
+               "original": write_original, "innerpo": write_innerpo, "data": write_data,
+               "baselines": write_baselines}
     for group in args.only.split(","):
         writers[group](args.out)
         print(f"{group}: done", flush=True)

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 use reprpo_core::Result;
 use reprpo_core::config::{Experiment, Origin, Resolved};
 use reprpo_core::data;
-use reprpo_core::eval::{self, EvalSplit, Evaluation, SplitScores, TrainingPairs};
+use reprpo_core::eval::{self, EvalSplit, Evaluation, Models, SplitScores, TrainingPairs};
 use reprpo_core::model::Adapted;
 use reprpo_core::report::Progress;
 use reprpo_core::run::{self, AdapterChoice, attach_saved};
@@ -86,15 +86,13 @@ pub fn evaluate(
     let splits = shifts::read(&session, &experiment, training.as_ref(), app.registry)?;
     app.printer.note(&limit);
     describe(&splits, app);
-    eval::evaluate(
-        &session,
-        &splits,
-        [None, adapted.as_ref()],
-        &experiment,
-        app.registry,
-        stop,
-        progress,
-    )
+    let preferences = match (trained, adapter.and_then(Path::parent)) {
+        (Some(trained), Some(folder)) => run::preferences(trained, folder, &session, app.registry)?,
+        _ => None,
+    };
+    let models =
+        Models { initial: None, adapted: adapted.as_ref(), preferences: preferences.as_ref() };
+    eval::evaluate(&session, &splits, models, &experiment, app.registry, stop, progress)
 }
 
 /// Reads the pairs that the run `trained` was trained on. If they are not in the data set that is

@@ -3,7 +3,10 @@
 use tch::Tensor;
 
 use super::pairs::mean_of_counted;
-use super::{Axis, Completions, Counted, ModelInfo, Pairs, Plugin, Pooling, Side, Site, Tap};
+use super::{
+    Axis, BlockEdit, Completions, Counted, ModelInfo, PairStates, Pairs, Plugin, Pooling, Side,
+    Site, Statistics, Tap,
+};
 use crate::error::{Error, Result};
 
 /// Selects the states that a method receives at the run's taps.
@@ -78,6 +81,12 @@ pub struct Needs {
     pub depends_on_batch: bool,
     /// Declares that the method trains nothing, so that the run only evaluates.
     pub evaluate_only: bool,
+    /// If true, the engine calls [`Intervention::fit`] before the first step, with the states of
+    /// all training pairs at the method's tap.
+    pub fit: bool,
+    /// If true, an evaluation calls [`Intervention::preferences`], and computes the accuracy from
+    /// these numbers instead of the log-probabilities. Requires [`fit`](Self::fit).
+    pub preferences: bool,
 }
 
 impl Needs {
@@ -99,6 +108,8 @@ impl Needs {
         flat_start: false,
         depends_on_batch: false,
         evaluate_only: false,
+        fit: false,
+        preferences: false,
     };
 
     /// The completions whose states the method needs.
@@ -138,6 +149,7 @@ impl Needs {
                 wrong("reference_states", "states")
             }
             Self { raw_states: true, states: States::None, .. } => wrong("raw_states", "states"),
+            Self { preferences: true, fit: false, .. } => wrong("preferences", "fit"),
             _ => Ok(()),
         }
     }
@@ -216,6 +228,14 @@ impl Needs {
         }
         if self.depends_on_batch {
             words.push("a fixed size of the micro-batches");
+        }
+        if self.fit {
+            words.push(
+                "the base model's pooled states of all training pairs, before the first step",
+            );
+        }
+        if self.preferences {
+            words.push("the model's pooled states of each pair in an evaluation");
         }
         if words.is_empty() { "nothing".to_owned() } else { words.join("; ") }
     }
@@ -366,6 +386,45 @@ pub trait Intervention: Send {
     /// Fails if the method cannot work in this run.
     fn validate(&self, _run: &RunInfo<'_>) -> Result<Vec<String>> {
         Ok(Vec::new())
+    }
+
+    /// Computes statistics of the training data, such as a mean difference. `states` are those of
+    /// the reference: of the base model, or of the adapter that training starts from. Only called
+    /// if [`Needs::fit`] is set, once before the first step. A resumed run reads the statistics
+    /// from its folder.
+    ///
+    /// # Errors
+    /// Fails if the statistics are not defined for these states.
+    fn fit(&self, _states: &PairStates) -> Result<Statistics> {
+        Err(Error::internal("the method needs statistics, but does not implement `fit`"))
+    }
+
+    /// Receives the statistics that [`fit`](Self::fit) returned, in this or in an earlier process.
+    /// Called before all functions below.
+    ///
+    /// # Errors
+    /// Fails if a value is missing or has a wrong shape.
+    fn set_statistics(&mut self, _statistics: &Statistics) -> Result<()> {
+        Ok(())
+    }
+
+    /// Edits of the residual stream, in addition to the adapter. Called once, before the first
+    /// step.
+    ///
+    /// # Errors
+    /// Fails if an edit is not defined for these statistics.
+    fn edits(&self) -> Result<Vec<BlockEdit>> {
+        Ok(Vec::new())
+    }
+
+    /// Returns the method's own scores of both completions of each pair, `[pairs 2]`: the chosen
+    /// ones in column 0, the rejected ones in column 1. The better completion has the higher score.
+    /// Only called if [`Needs::preferences`] is set.
+    ///
+    /// # Errors
+    /// Fails if the shapes do not match.
+    fn preferences(&self, _states: &PairStates) -> Result<Tensor> {
+        Err(Error::internal("the method needs preferences, but does not implement `preferences`"))
     }
 
     /// Computes the mean loss of the given pairs.

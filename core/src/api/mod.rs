@@ -6,6 +6,7 @@
 
 mod adapter;
 mod dataset;
+mod fit;
 mod frozen;
 mod init;
 mod intervention;
@@ -30,6 +31,7 @@ pub use adapter::{
 pub use dataset::{
     Dataset, DatasetPlugin, PairIdentity, PairIter, PreferencePair, RowIter, SplitInfo, Text,
 };
+pub use fit::{BlockEdit, EditTime, PairStates, SiteStates, Statistics};
 pub use frozen::Frozen;
 pub use init::Init;
 pub use intervention::{

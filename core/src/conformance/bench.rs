@@ -8,7 +8,7 @@ use crate::api::{Adapter, Init, ModelInfo, Pooling, Site, Tap, TransformCx};
 use crate::config::TrainConfig;
 use crate::error::Result;
 use crate::model::{Adapted, Model};
-use crate::reference::ReferenceCache;
+use crate::reference::{FitSites, ReferenceCache};
 use crate::run::AdapterChoice;
 use crate::run::assembled::{Assembled, Parts};
 use crate::train::{Objective, Taps};
@@ -50,7 +50,8 @@ impl Bench {
             None => Ok(Box::new(Untransformed {}) as _),
             Some(method) => method.entry.build(&method.json, cx, init),
         };
-        let taps = Taps::build(tap.as_ref(), &intervention.needs(), &model, &train, build)?;
+        let needs = intervention.needs();
+        let taps = Taps::build(tap.as_ref(), &needs, &model, &train, build)?;
         let adapter = AdapterChoice::of_new(case.adapter.entry, &case.adapter.json)?;
         // The loss may be flat at the initial values. Checks that need a nonzero gradient call
         // `disturb` or `leave_flat_start`.
@@ -61,7 +62,14 @@ impl Bench {
             cache: ReferenceCache::default(),
             leaves_flat_start: false,
         };
-        let Assembled { adapted, objective, .. } = Assembled::new(&model, parts, &train)?;
+        let sites = match needs.fit {
+            true => Some(FitSites::new(tap.as_ref(), model.info())?),
+            false => None,
+        };
+        let mut assembled = Assembled::new(&model, parts, &train)?;
+        let pairs = fixture::pairs();
+        assembled.install_from(&pairs.iter().collect::<Vec<_>>(), sites.as_ref(), &model, seed)?;
+        let Assembled { adapted, objective, .. } = assembled;
         let adapter = adapter.adapter;
         Ok(Self { model, frozen, adapter, adapted, objective })
     }

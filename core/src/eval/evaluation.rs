@@ -11,7 +11,7 @@ use super::samples::SampleCompletions;
 use super::split_scores::SplitScores;
 use super::statistics::{BestOf, Clusters, Overlap, PairScore, SplitSummary};
 use super::table::Table;
-use super::{TrainingPairs, score_pairs, score_reference, score_with_kl};
+use super::{Preferences, TrainingPairs, score_pairs, score_reference, score_with_kl};
 use crate::api::{Dataset, SplitInfo};
 use crate::config::{EvalConfig, Experiment};
 use crate::data;
@@ -241,16 +241,26 @@ pub(crate) fn cut_row(data: &Tokenised, max_pairs: Option<usize>) -> Option<usiz
     last.filter(|_| max_pairs.is_some_and(|most| data.pairs.len() >= most))
 }
 
-/// Scores the splits from [`read`] with the base model and with `adapted`. Also generates sample
-/// completions before and after training. `initial` is the adapter at the start of training. It is
-/// `None` if training started from the base model.
+/// The models that are evaluated, besides the base model.
+#[derive(Clone, Copy, Default)]
+pub struct Models<'a> {
+    /// The adapter at the start of training; `None` if training started from the base model.
+    pub initial: Option<&'a Adapted>,
+    /// The trained adapter; `None` to evaluate only the base model.
+    pub adapted: Option<&'a Adapted>,
+    /// The scores of the method itself, which replace the log-probabilities of the trained model.
+    pub preferences: Option<&'a Preferences>,
+}
+
+/// Scores the splits from [`read`] with the base model and with the trained one. Also generates
+/// sample completions before and after training.
 ///
 /// # Errors
 /// Fails if libtorch fails. Returns `Error::interrupted` when `stop` becomes true.
 pub fn evaluate(
     session: &Session,
     splits: &[EvalSplit],
-    [initial, adapted]: [Option<&Adapted>; 2],
+    Models { initial, adapted, preferences }: Models<'_>,
     experiment: &Experiment,
     registry: &Registry,
     stop: &AtomicBool,
@@ -281,23 +291,34 @@ pub fn evaluate(
     for split in splits {
         let EvalSplit { info, data, instructed, .. } = split;
         let (pairs, clusters) = (&data.pairs, split.clusters());
-        let passes = if adapted.is_some() || instructed.is_some() { 2 } else { 1 };
+        let passes = 1
+            + u64::from(adapted.is_some() || instructed.is_some())
+            + u64::from(preferences.is_some());
         progress.stage(&format!("eval {}", info.name), Some(passes * pairs.len() as u64));
         let (model, tokens) = (&session.model, config.tokens);
         let base = score_reference(&mut cache, model, None, pairs, tokens, stop, progress)?;
-        let (policy, kl): (Option<Vec<PairScore>>, Option<Vec<f64>>) = match (adapted, instructed) {
-            (None, None) => (None, None),
-            // The divergence between two different prompts is not defined.
-            (adapted, Some(pairs)) => {
-                (Some(score_pairs(model, adapted, pairs, tokens, stop, progress)?), None)
+        let (mut policy, kl): (Option<Vec<PairScore>>, Option<Vec<f64>>) =
+            match (adapted, instructed) {
+                (None, None) => (None, None),
+                // The divergence between two different prompts is not defined.
+                (adapted, Some(pairs)) => {
+                    (Some(score_pairs(model, adapted, pairs, tokens, stop, progress)?), None)
+                }
+                (Some(a), None) if config.kl => {
+                    let scored = score_with_kl(model, a, pairs, tokens, stop, progress)?;
+                    let (scores, kl) = scored.iter().map(|pair| (pair.score, pair.kl)).unzip();
+                    (Some(scores), Some(kl))
+                }
+                (a, None) => (Some(score_pairs(model, a, pairs, tokens, stop, progress)?), None),
+            };
+        if let (Some(preferences), Some(policy)) = (preferences, &mut policy) {
+            let pairs = instructed.as_ref().unwrap_or(pairs);
+            let own = preferences.of(model, adapted, pairs, tokens, stop, progress)?;
+            for (score, [chosen, rejected]) in policy.iter_mut().zip(own) {
+                score.chosen.preference = Some(chosen);
+                score.rejected.preference = Some(rejected);
             }
-            (Some(a), None) if config.kl => {
-                let scored = score_with_kl(model, a, pairs, tokens, stop, progress)?;
-                let (scores, kl) = scored.iter().map(|pair| (pair.score, pair.kl)).unzip();
-                (Some(scores), Some(kl))
-            }
-            (a, None) => (Some(score_pairs(model, a, pairs, tokens, stop, progress)?), None),
-        };
+        }
         progress.finish();
         let (name, describes, score) = (&info.name, &info.describes, config.score);
         let mut summary = match &policy {
@@ -327,7 +348,10 @@ pub fn evaluate(
         let split = SplitScores::new(split, experiment.train.max_length, base, policy);
         scores.push(SplitScores { kl, ..split });
     }
-    let table = Table::new(Table::title_of(experiment, registry), summaries)
-        .limited_to(experiment.train.max_length);
+    let mut title = Table::title_of(experiment, registry);
+    if preferences.is_some() {
+        title += " (the accuracy is that of the method's own score)";
+    }
+    let table = Table::new(title, summaries).limited_to(experiment.train.max_length);
     Ok(Evaluation { table, completions, scores })
 }

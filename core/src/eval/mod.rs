@@ -6,6 +6,7 @@ mod divergence;
 mod evaluation;
 mod notes;
 mod overlap;
+mod preferences;
 mod samples;
 mod scoring;
 mod split_role;
@@ -15,8 +16,9 @@ pub mod table;
 
 pub use divergence::{DivergedPair, score_with_kl};
 pub(crate) use evaluation::cut_row;
-pub use evaluation::{EvalSplit, Evaluation, evaluate, read, splits};
+pub use evaluation::{EvalSplit, Evaluation, Models, evaluate, read, splits};
 pub use overlap::TrainingPairs;
+pub use preferences::Preferences;
 pub use samples::{Sample, SampleCompletions, SampledPrompt, StartedFrom};
 pub use scoring::{score_pairs, score_reference};
 pub use split_role::SplitRole;

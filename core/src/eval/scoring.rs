@@ -136,7 +136,7 @@ pub(super) fn by_block<T: Serialize + DeserializeOwned>(
 pub(super) fn pair_score(logprobs: &Values, i: usize, pair: &TokenPair) -> Result<PairScore> {
     let score = |side| -> Result<CompletionScore> {
         let tokens = pair.completion(side).len();
-        Ok(CompletionScore { logp_sum: logprobs.sum(i, side)?, tokens })
+        Ok(CompletionScore::new(logprobs.sum(i, side)?, tokens))
     };
     Ok(PairScore {
         index: pair.row,

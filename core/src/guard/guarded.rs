@@ -14,10 +14,11 @@ use tch::Tensor;
 
 use super::{faults, host_link};
 use crate::api::{
-    AdaptedLinear, AdaptedResidual, Adapter, Dataset, Frozen, Fused, FusedSite, GradMap, Init,
-    Intervention, LinearInfo, LinearSite, Loss, ModelInfo, Needs, OutputGrad, PairIter, Pairs,
-    Parameter, ParameterGrad, Pooling, PromptPlaces, RowIter, RunInfo, Selection, Site, SplitInfo,
-    StepInfo, Tap, TargetModules, Targets, TokenPooling, TokenStates, Transform,
+    AdaptedLinear, AdaptedResidual, Adapter, BlockEdit, Dataset, Frozen, Fused, FusedSite, GradMap,
+    Init, Intervention, LinearInfo, LinearSite, Loss, ModelInfo, Needs, OutputGrad, PairIter,
+    PairStates, Pairs, Parameter, ParameterGrad, Pooling, PromptPlaces, RowIter, RunInfo,
+    Selection, Site, SplitInfo, Statistics, StepInfo, Tap, TargetModules, Targets, TokenPooling,
+    TokenStates, Transform,
 };
 use crate::error::{Error, Fault, Result};
 
@@ -127,6 +128,22 @@ impl Intervention for Guarded<dyn Intervention> {
 
     fn validate(&self, run: &RunInfo<'_>) -> Result<Vec<String>> {
         self.run("validate", |i| i.validate(run))
+    }
+
+    fn fit(&self, states: &PairStates) -> Result<Statistics> {
+        self.run("fit", |i| i.fit(states))
+    }
+
+    fn set_statistics(&mut self, statistics: &Statistics) -> Result<()> {
+        self.run_mut("set_statistics", |i| i.set_statistics(statistics))
+    }
+
+    fn edits(&self) -> Result<Vec<BlockEdit>> {
+        self.run("edits", |i| i.edits())
+    }
+
+    fn preferences(&self, states: &PairStates) -> Result<Tensor> {
+        self.run("preferences", |i| i.preferences(states))
     }
 
     fn loss(&mut self, pairs: &Pairs, step: StepInfo) -> Result<Loss> {

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use indexmap::IndexMap;
 use tch::{Device, Kind, Tensor};
 
+use super::edits::Edits;
 use crate::api::{AdaptedLinear, AdaptedResidual, ModelInfo, Parameter, PartInfo, Site};
 use crate::error::{Context, Error, Result};
 
@@ -16,6 +17,7 @@ pub struct Adapted {
     pub(super) modules: IndexMap<String, Rc<dyn AdaptedLinear>>,
     pub(super) blocks: IndexMap<usize, Rc<dyn AdaptedResidual>>,
     pub(super) shared: Vec<Parameter>,
+    pub(super) edits: Edits,
 }
 
 impl std::fmt::Debug for Adapted {
@@ -46,6 +48,16 @@ impl Adapted {
     /// The adapter on the output of block `k`. `None` if the block is not adapted.
     pub fn block(&self, k: usize) -> Option<&dyn AdaptedResidual> {
         self.blocks.get(&k).map(|b| &**b)
+    }
+
+    /// The edits of the residual stream that act together with the adapter.
+    pub fn edits(&self) -> &Edits {
+        &self.edits
+    }
+
+    /// Replaces the edits of the residual stream.
+    pub fn set_edits(&mut self, edits: Edits) {
+        self.edits = edits;
     }
 
     /// True if the output of any block is adapted.

@@ -9,6 +9,7 @@ use tch::Kind;
 
 use super::Model;
 use super::adapted::Adapted;
+use super::edits::Edits;
 use crate::api::{
     AdaptedLinear, AdaptedPart, Adapter, Frozen, Fused, FusedSite, Init, LinearInfo, LinearSite,
     ModelInfo, Parameter, Site, Targets,
@@ -130,7 +131,7 @@ impl Adapted {
                     `adapter.target_modules`",
             ));
         }
-        Ok(Self { modules, blocks: changed, shared })
+        Ok(Self { modules, blocks: changed, shared, edits: Edits::default() })
     }
 
     /// Merges each adapter into the frozen weights of its module. Returns the names and merged
@@ -174,7 +175,17 @@ impl Adapted {
                 Ok((name.clone(), module.saved_form()?.map_or_else(|| module.clone(), Rc::from)))
             })
             .collect::<Result<_>>()?;
-        Ok(Some((saved, Self { modules, blocks: self.blocks.clone(), shared: self.shared() })))
+        Ok(Some((saved, self.with_modules(modules))))
+    }
+
+    /// The same adapter with other adapters of the modules. They use the memory of this adapter.
+    fn with_modules(&self, modules: IndexMap<String, Rc<dyn AdaptedLinear>>) -> Self {
+        Self {
+            modules,
+            blocks: self.blocks.clone(),
+            shared: self.shared(),
+            edits: self.edits.shallow_clone(),
+        }
     }
 
     /// The tensors that all modules share, which use the memory of this adapter's.
@@ -234,6 +245,6 @@ impl Adapted {
             ))
         };
         let modules = model.info().linears.iter().filter_map(of).collect();
-        Ok(Some((adapter, Self { modules, blocks: self.blocks.clone(), shared: self.shared() })))
+        Ok(Some((adapter, self.with_modules(modules))))
     }
 }

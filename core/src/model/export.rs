@@ -35,7 +35,11 @@ impl Export {
     ) -> Result<Self> {
         let mut tensors = files.load(Kind::Float, tch::Device::Cpu)?;
         let changed = adapted
-            .map(|a| if a.changes_blocks() { Err(blocks()) } else { a.merged(model) })
+            .map(|a| match (a.changes_blocks(), a.edits().act_afterwards()) {
+                (true, _) => Err(blocks()),
+                (false, true) => Err(edits()),
+                (false, false) => a.merged(model),
+            })
             .transpose()?;
         for (module, frozen) in changed.into_iter().flatten() {
             let weight = frozen.dense()?;
@@ -176,6 +180,16 @@ impl Export {
 fn blocks() -> Error {
     Error::new("the adapter changes the outputs of blocks, so it cannot be merged into the weights")
         .hint("use it without merging, for example with `reprpo eval RUN`")
+}
+
+/// The error for an adapter that was saved with edits of the residual stream.
+pub(super) fn edits() -> Error {
+    Error::new(
+        "the adapter was saved with edits of the residual stream, which cannot be merged into the \
+            weights",
+    )
+    .hint("use it without merging, for example with `reprpo eval RUN`")
+    .hint("`reprpo export RUN --control-vector` writes added directions for llama.cpp")
 }
 
 /// Copies the tokenizer's files if the model is a folder. Otherwise, creates equivalent files.

@@ -15,7 +15,9 @@ mod checkpoint_tests;
 mod checkpointing;
 #[cfg(test)]
 mod checkpointing_tests;
+pub mod control_vector;
 mod decoder;
+pub mod edits;
 pub mod export;
 mod gemma2;
 mod gemma3;
@@ -372,6 +374,9 @@ impl Model {
                 frozen weights cannot express",
             )
             .hint("use the adapter without merging it"));
+        }
+        if adapted.edits().act_afterwards() {
+            return Err(export::edits());
         }
         let merged = adapted.merged(self)?;
         let originals = merged.into_iter().map(|(name, frozen)| {

@@ -193,6 +193,10 @@ impl<'a> Pass<'a> {
             }
             None => h,
         };
+        let h = match adapted {
+            Some(adapted) => adapted.edits().apply(k, h, 1.0, train.is_some())?,
+            None => h,
+        };
         Ok(BlockRun { h, states })
     }
 

@@ -12,8 +12,9 @@ use serde_json::{Map, Value, json};
 use tch::Tensor;
 
 use self::targets::TargetFields;
+use super::edits::Edits;
 use super::{Adapted, Model};
-use crate::api::{Adapter, PeftConfig, PeftFile, Selected, Selection, Targets};
+use crate::api::{Adapter, BlockEdit, PeftConfig, PeftFile, Selected, Selection, Targets};
 use crate::error::{Context, Error, Result};
 use crate::registry::{AdapterEntry, Registry};
 use crate::weights::{Located, SafetensorsFile, locate_adapter, write_safetensors};
@@ -139,6 +140,8 @@ pub struct Saved {
     pub config: Map<String, Value>,
     /// The tensors, named `module.key`, or `key` if all modules share them.
     pub values: IndexMap<String, Tensor>,
+    /// Edits of the residual stream that act together with the adapter.
+    pub edits: Vec<BlockEdit>,
     /// Warnings for the user.
     pub warnings: Vec<String>,
 }
@@ -164,7 +167,8 @@ impl Saved {
                 ))),
             })
             .collect::<Result<_>>()?;
-        Ok(Self { entry, config, values, warnings })
+        let edits = Edits::read(tensors.path().parent().unwrap_or(Path::new("")))?;
+        Ok(Self { entry, config, values, edits, warnings })
     }
 }
 

@@ -13,6 +13,7 @@
 mod blocks;
 mod cache;
 mod disk;
+mod fitting;
 mod listing;
 mod memory;
 mod quantity;
@@ -21,6 +22,7 @@ mod values;
 
 pub use blocks::{BLOCK_TOKENS, blocks};
 pub use cache::{ReferenceCache, Usage};
+pub use fitting::{FitSites, ReferencePass};
 pub use listing::{Collection, clear, collections, folder};
 pub use memory::cached_bytes;
 pub use quantity::Quantity;

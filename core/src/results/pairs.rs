@@ -161,7 +161,9 @@ fn pair(value: &Value) -> Option<PairScore> {
             Value::Null => f64::NAN,
             sum => sum.as_f64()?,
         };
-        Some(CompletionScore { logp_sum, tokens: score["tokens"].as_u64()? as usize })
+        let tokens = score["tokens"].as_u64()? as usize;
+        let preference = score.get("preference").and_then(Value::as_f64);
+        Some(CompletionScore { preference, ..CompletionScore::new(logp_sum, tokens) })
     };
     Some(PairScore {
         index: value["index"].as_u64()? as usize,

@@ -6,10 +6,11 @@ use indexmap::IndexMap;
 use serde_json::{Map, Value};
 use tch::Tensor;
 
-use crate::api::Adapter;
+use crate::api::{Adapter, BlockEdit};
 use crate::config::{Choice, Experiment, plugin_fields};
 use crate::error::{Error, Result};
 use crate::model::attach::unmatched;
+use crate::model::edits::Edits;
 use crate::model::peft::Saved;
 use crate::model::{Adapted, Model};
 use crate::registry::{AdapterEntry, Registry};
@@ -22,6 +23,8 @@ pub struct AdapterChoice {
     pub adapter: Box<dyn Adapter>,
     /// The loaded values, by parameter name; `None` for a new adapter.
     pub values: Option<IndexMap<String, Tensor>>,
+    /// The edits of the residual stream that belong to the saved adapter.
+    edits: Vec<BlockEdit>,
     /// Warnings from reading the saved file.
     warnings: Vec<String>,
 }
@@ -35,14 +38,14 @@ impl AdapterChoice {
     pub fn new(experiment: &Experiment, saved: Option<Saved>, registry: &Registry) -> Result<Self> {
         let choice = &experiment.adapter;
         let entry = registry.adapter(&choice.name)?;
-        let (values, warnings) = match saved {
-            None => (None, Vec::new()),
+        let (values, edits, warnings) = match saved {
+            None => (None, Vec::new(), Vec::new()),
             Some(saved) => {
                 agrees(choice, entry, &saved)?;
-                (Some(saved.values), saved.warnings)
+                (Some(saved.values), saved.edits, saved.warnings)
             }
         };
-        Ok(Self { entry, adapter: entry.build(&choice.json())?, values, warnings })
+        Ok(Self { entry, adapter: entry.build(&choice.json())?, values, edits, warnings })
     }
 
     /// Builds a new adapter from a JSON configuration.
@@ -50,7 +53,13 @@ impl AdapterChoice {
     /// # Errors
     /// Fails if the adapter rejects its configuration.
     pub fn of_new(entry: &'static AdapterEntry, json: &str) -> Result<Self> {
-        Ok(Self { entry, adapter: entry.build(json)?, values: None, warnings: Vec::new() })
+        Ok(Self {
+            entry,
+            adapter: entry.build(json)?,
+            values: None,
+            edits: Vec::new(),
+            warnings: Vec::new(),
+        })
     }
 
     /// Loads the adapter saved in the folder `dir`, using its saved configuration.
@@ -64,6 +73,7 @@ impl AdapterChoice {
             entry: saved.entry,
             adapter,
             values: Some(saved.values),
+            edits: saved.edits,
             warnings: saved.warnings,
         })
     }
@@ -75,6 +85,11 @@ impl AdapterChoice {
     /// Fails if the adapter cannot be read, and in the same cases as [`new`](Self::new).
     pub fn saved(dir: &Path, experiment: &Experiment, registry: &Registry) -> Result<Self> {
         Self::new(experiment, Some(Saved::read(dir, registry)?), registry)
+    }
+
+    /// True if edits of the residual stream belong to the saved adapter.
+    pub fn has_edits(&self) -> bool {
+        !self.edits.is_empty()
     }
 
     /// Warnings about a saved adapter. They report problems in its file, and module patterns in its
@@ -103,8 +118,10 @@ impl AdapterChoice {
         let Some(values) = &self.values else {
             return Adapted::attach(self.adapter.as_ref(), model, blocks, seed);
         };
-        let adapted = Adapted::attach_saved(self.adapter.as_ref(), model, blocks, seed)?;
+        let mut adapted = Adapted::attach_saved(self.adapter.as_ref(), model, blocks, seed)?;
         adapted.restore(values)?;
+        let edits = self.edits.iter().map(BlockEdit::shallow_clone).collect();
+        adapted.set_edits(Edits::new(edits, model.info(), model.kind(), model.device())?);
         Ok(adapted)
     }
 }

@@ -6,12 +6,14 @@ use std::rc::Rc;
 use tch::Tensor;
 
 use super::adapter::AdapterChoice;
-use crate::api::{Intervention, Needs, Site};
+use crate::api::{Intervention, Needs, Site, Statistics};
 use crate::config::{ReferenceModel, TrainConfig};
 use crate::error::Result;
 use crate::guard::faults;
+use crate::model::edits::Edits;
 use crate::model::{Adapted, Model};
-use crate::reference::ReferenceCache;
+use crate::reference::{FitSites, ReferenceCache};
+use crate::text::TokenPair;
 use crate::train::{AdamW, Group, Objective, Reference, Taps, leave_flat_start};
 
 /// The adapter, objective and optimiser of a run, ready for the first step.
@@ -29,6 +31,9 @@ pub struct Assembled {
     /// Standard deviation of the noise that was added to the adapter; `None` if no noise was added.
     /// Noise is added if the loss has zero gradient at the adapter's initial values.
     pub noise: Option<f64>,
+    /// The statistics of the training data; `None` if the method computes none, or has not computed
+    /// them yet.
+    pub statistics: Option<Statistics>,
 }
 
 /// The inputs to [`Assembled::new`], other than the model and the training configuration.
@@ -80,7 +85,53 @@ impl Assembled {
         objective.set_checkpointing(train.checkpointing, &adapted)?;
         faults::check()?;
         let starts_at_reference = at_reference && noise.is_none();
-        Ok(Self { adapted, initial, objective, optimiser, starts_at_reference, noise })
+        Ok(Self {
+            adapted,
+            initial,
+            objective,
+            optimiser,
+            starts_at_reference,
+            noise,
+            statistics: None,
+        })
+    }
+
+    /// Passes the statistics of the training data to the method, and adds its edits of the residual
+    /// stream to the adapter. Every run does this once before its first step.
+    ///
+    /// # Errors
+    /// Fails if the method rejects the statistics, or if an edit does not fit the model.
+    pub fn install(&mut self, statistics: Option<Statistics>, model: &Model) -> Result<()> {
+        let method = self.objective.intervention();
+        if let Some(statistics) = &statistics {
+            method.set_statistics(statistics)?;
+        }
+        let edits = Edits::new(method.edits()?, model.info(), model.kind(), model.device())?;
+        self.adapted.set_edits(edits);
+        self.statistics = statistics;
+        Ok(())
+    }
+
+    /// Computes the statistics from a few pairs and [installs](Self::install) them. For places that
+    /// imitate the steps of a run. `sites` is `None` if the method computes no statistics.
+    ///
+    /// # Errors
+    /// Fails in the same cases as `install`, or if memory runs out.
+    pub fn install_from(
+        &mut self,
+        pairs: &[&TokenPair],
+        sites: Option<&FitSites>,
+        model: &Model,
+        seed: u64,
+    ) -> Result<()> {
+        let statistics = match sites {
+            Some(sites) => {
+                let states = sites.states(model, self.initial.as_deref(), pairs, seed)?;
+                Some(self.objective.intervention().fit(&states)?)
+            }
+            None => None,
+        };
+        self.install(statistics, model)
     }
 
     /// All trained parameters of the adapter and the transforms, by name.

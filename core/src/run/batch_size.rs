@@ -8,7 +8,7 @@ use crate::error::{Context, Error, Result};
 use crate::ffi;
 use crate::memory;
 use crate::model::Model;
-use crate::reference::ReferenceCache;
+use crate::reference::{FitSites, ReferenceCache};
 use crate::report::Progress;
 use crate::text::TokenPair;
 use crate::train::{Taps, accumulate};
@@ -69,6 +69,8 @@ pub struct Trial<'a, M> {
     pub pairs: &'a [TokenPair],
     /// The settings of the training.
     pub train: &'a TrainConfig,
+    /// The sites whose states the method sees before the first step; `None` if it needs none.
+    pub fit_sites: Option<&'a FitSites>,
     /// Builds another instance of the method and its taps.
     pub method: M,
 }
@@ -173,6 +175,7 @@ impl<M: Fn() -> Result<(Box<dyn Intervention>, Taps)>> Trial<'_, M> {
             leaves_flat_start: true,
         };
         let mut run = Assembled::new(self.model, parts, self.train)?;
+        run.install_from(pairs, self.fit_sites, self.model, self.train.seed)?;
         let info = StepInfo { step: 0, steps: 1, seed: self.train.seed };
         run.objective.set_metrics(true);
         accumulate(

@@ -8,10 +8,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tch::Kind;
 
+use crate::api::Statistics;
 use crate::config::{Experiment, changed_fields, flat, shown};
 use crate::error::{Context, Error, Result};
 use crate::files::write_whole;
-use crate::fingerprint::{Fingerprint, Parts, of_pairs, together};
+use crate::fingerprint::{Fingerprint, Parts, of_pairs, of_tensors, together};
 use crate::text::TokenPair;
 use crate::weights::type_name;
 
@@ -75,6 +76,9 @@ pub struct Fingerprints {
     tokenizer: Fingerprint,
     reference: Fingerprint,
     start: Fingerprint,
+    /// Statistics of the training data; `None` if the method computes none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    statistics: Option<Fingerprint>,
     configuration: BTreeMap<String, Value>,
 }
 
@@ -116,8 +120,20 @@ impl Fingerprints {
             } else {
                 together("start", &start_fingerprints.start.iter().collect::<Vec<_>>())
             },
+            statistics: None,
             configuration: trajectory(experiment, kind),
         }
+    }
+
+    /// Adds the statistics of the training data.
+    ///
+    /// # Errors
+    /// Fails if a tensor cannot be read.
+    pub fn set_statistics(&mut self, statistics: &Statistics) -> Result<()> {
+        let tensors = statistics.iter().map(|(name, t)| (name.clone(), t.shallow_clone()));
+        let of = "the statistics";
+        self.statistics = Some(of_tensors(of, &Value::Null, &tensors.collect())?);
+        Ok(())
     }
 
     /// Compares the fingerprints of a checkpoint (`self`) with those of the resumed run (`now`).
@@ -142,11 +158,15 @@ impl Fingerprints {
                 format!("the held-out data: {}", then.change(now)?),
             ))
         });
+        let statistics = self.statistics.as_ref().zip(now.statistics.as_ref());
+        let statistics = statistics.and_then(|(then, now)| {
+            Some(("the statistics".to_owned(), format!("the statistics: {}", then.change(now)?)))
+        });
         let fields = changed_fields(&self.configuration, &now.configuration);
         let fields = fields.into_iter().map(|(path, then, now)| {
             (format!("`{path}`"), format!("`{path}`: {} then, {} now", shown(&then), shown(&now)))
         });
-        parts.chain(held_out).chain(fields).collect()
+        parts.chain(held_out).chain(statistics).chain(fields).collect()
     }
 
     /// Reads the fingerprints of a checkpoint. Returns `None` for a checkpoint from an old version

@@ -7,10 +7,10 @@ use super::adapter::{AdapterChoice, attach_saved};
 use super::assembled::Assembled;
 use super::plan::Plan;
 use super::training_pairs::training_pairs;
-use super::{checkpoint, marks, motion};
+use super::{checkpoint, fitting, marks, motion};
 use crate::config::Experiment;
 use crate::error::{Context, Fault, Result, quoted};
-use crate::eval::{Evaluation, evaluate};
+use crate::eval::{Evaluation, Models, evaluate};
 use crate::registry::Registry;
 use crate::report::Progress;
 use crate::session::Session;
@@ -30,7 +30,13 @@ pub fn judge(
     if !plan.experiment.eval.enabled {
         return Ok(None);
     }
-    let models = [run.initial.as_deref(), Some(&run.adapted)];
+    let preferences =
+        fitting::preferences(&plan.experiment, &plan.folder, &plan.session, plan.registry)?;
+    let models = Models {
+        initial: run.initial.as_deref(),
+        adapted: Some(&run.adapted),
+        preferences: preferences.as_ref(),
+    };
     let found = evaluate(
         &plan.session,
         &plan.eval_splits,
@@ -123,10 +129,15 @@ pub fn judge_trained(
             progress,
         )?;
     }
+    let preferences = fitting::preferences(experiment, folder, &session, registry)?;
     let evaluation = evaluate(
         &session,
         &splits,
-        [initial.as_ref(), Some(&adapted)],
+        Models {
+            initial: initial.as_ref(),
+            adapted: Some(&adapted),
+            preferences: preferences.as_ref(),
+        },
         experiment,
         registry,
         stop,

@@ -19,6 +19,7 @@ mod closing;
 mod environment;
 mod fingerprints;
 mod fit;
+mod fitting;
 mod folder;
 mod held_out;
 mod judge;
@@ -47,6 +48,8 @@ use assemble::assemble;
 use assembled::Assembled;
 pub use environment::Environment;
 use fit::fit;
+use fitting::fit_statistics;
+pub use fitting::preferences;
 use folder::Folder;
 pub use judge::judge_trained;
 use judge::{judge, measure_motion};
@@ -104,6 +107,10 @@ pub fn run(
     }
     recorders.add(Terminal::new(&progress));
     opening(&plan, &run, &mut recorders)?;
+    let fitted = fit_statistics(&mut plan, &mut run, &folder, stop, &mut **progress.borrow_mut());
+    for line in fitted? {
+        recorders.message(&line)?;
+    }
 
     let mut history = None;
     if run.objective.needs().evaluate_only {
@@ -262,6 +269,7 @@ fn save(plan: &Plan<'_>, run: &Assembled, folder: &mut Folder) -> Result<()> {
     let (session, adapter) = (&plan.session, &plan.adapter);
     // The adapter must be written last, because its configuration marks the training as complete.
     saved_transforms::write(run.objective.taps(), &plan.experiment, folder.path())?;
+    run.adapted.edits().write(&folder.path().join("adapter"))?;
     let base = Base::new(&plan.experiment.model, &session.source);
     peft::write(
         &folder.path().join("adapter"),

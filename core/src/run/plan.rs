@@ -14,8 +14,8 @@ use super::folder::is_empty;
 use super::labels::swap_labels;
 use super::saved_transforms::SavedTransforms;
 use super::start::Start;
-use super::{checkpoint, marks, training_pairs};
-use crate::api::{Intervention, ModelInfo, RunInfo, Transform};
+use super::{checkpoint, fitting, marks, training_pairs};
+use crate::api::{Intervention, ModelInfo, RunInfo, Statistics, Tap, Transform};
 use crate::config::{Batch, Experiment, Origin, ReferenceModel};
 use crate::error::{Error, Result};
 use crate::eval::{EvalSplit, TrainingPairs};
@@ -26,7 +26,7 @@ use crate::model::Model;
 use crate::model::attach::unmatched;
 use crate::model::peft::Saved;
 use crate::other_base;
-use crate::reference::ReferenceCache;
+use crate::reference::{FitSites, ReferenceCache};
 use crate::registry::Registry;
 use crate::report::Progress;
 use crate::session::Session;
@@ -59,6 +59,10 @@ pub struct Plan<'a> {
     pub session: Session,
     /// The training objective and its taps; `None` after the run has been assembled.
     method: Option<(Box<dyn Intervention>, Taps)>,
+    /// The sites whose states the method sees before the first step; `None` if it needs none.
+    pub fit_sites: Option<FitSites>,
+    /// The statistics of the run that is resumed; `None` for a new run, or if there are none.
+    pub statistics: Option<Statistics>,
     /// The adapter to train.
     pub adapter: AdapterChoice,
     /// The pairs to train on.
@@ -121,6 +125,18 @@ impl<'a> Plan<'a> {
         let start_fingerprints =
             start_fingerprints(&experiment, saved.as_ref(), transforms.as_ref())?;
         let adapter = AdapterChoice::new(&experiment, saved, registry)?;
+        if adapter.has_edits() {
+            return Err(explain(
+                &experiment,
+                "init_adapter",
+                experiment.init_adapter.as_deref(),
+                Error::new(
+                    "the adapter was saved with edits of the residual stream, and training cannot \
+                        continue from them",
+                )
+                .hint("choose an adapter without `edits.safetensors`"),
+            ));
+        }
 
         progress.message(&format!("loading {}", experiment.model));
         let session = Session::open(&experiment, registry)?;
@@ -135,6 +151,10 @@ impl<'a> Plan<'a> {
             None => None,
         };
         let (intervention, taps) = method(&experiment, &session.model, registry)?;
+        let fit_sites = match intervention.needs().fit {
+            true => Some(fit_sites(&experiment, intervention.as_ref(), &session, registry)?),
+            false => None,
+        };
         faults::check()?;
         if let Some(saved) = transforms {
             saved.restore(&experiment, &taps)?;
@@ -173,6 +193,7 @@ impl<'a> Plan<'a> {
                 adapter: &adapter,
                 pairs: &pairs.pairs,
                 train: &experiment.train,
+                fit_sites: fit_sites.as_ref(),
                 method: || method(&experiment, &session.model, registry),
             }
             .choose(progress)?;
@@ -182,7 +203,11 @@ impl<'a> Plan<'a> {
         }
         let tokenizer = fingerprint::of_tokenizer(&session.tokenizer)?;
         let data = [&pairs.pairs[..], &held_out];
-        let fingerprints = Fingerprints::new(
+        let statistics = match &resumed {
+            Some(_) if fit_sites.is_some() => Some(fitting::read(&folder)?),
+            _ => None,
+        };
+        let mut fingerprints = Fingerprints::new(
             &experiment,
             session.model.kind(),
             session.fingerprint.clone(),
@@ -190,6 +215,9 @@ impl<'a> Plan<'a> {
             data,
             &start_fingerprints,
         );
+        if let Some(statistics) = &statistics {
+            fingerprints.set_statistics(statistics)?;
+        }
         let checkpoint = match (start, resumed) {
             (Start::Resume { folder, inexact }, Some((step, lock))) => Some(Resumed {
                 step,
@@ -203,6 +231,8 @@ impl<'a> Plan<'a> {
             registry,
             session,
             method: Some((intervention, taps)),
+            fit_sites,
+            statistics,
             adapter,
             pairs,
             swapped_labels,
@@ -309,13 +339,7 @@ fn method(
     registry: &Registry,
 ) -> Result<(Box<dyn Intervention>, Taps)> {
     let intervention = intervention(experiment, model, registry)?;
-    let tap = match intervention.tap() {
-        Some(own) => {
-            reject_tap(experiment)?;
-            own
-        }
-        None => registry.tap(&experiment.tap.name)?.build(&experiment.tap.json())?,
-    };
+    let tap = tap(experiment, intervention.as_ref(), registry)?;
     let (transform, json) =
         (registry.transform(&experiment.transform.name)?, experiment.transform.json());
     let taps =
@@ -323,6 +347,35 @@ fn method(
             transform.build(&json, cx, init)
         })?;
     Ok((intervention, taps))
+}
+
+/// Returns the method's own tap, or the run's tap.
+fn tap(
+    experiment: &Experiment,
+    intervention: &dyn Intervention,
+    registry: &Registry,
+) -> Result<Box<dyn Tap>> {
+    match intervention.tap() {
+        Some(own) => {
+            reject_tap(experiment)?;
+            Ok(own)
+        }
+        None => registry.tap(&experiment.tap.name)?.build(&experiment.tap.json()),
+    }
+}
+
+/// The sites whose states `intervention` sees before the first step.
+///
+/// # Errors
+/// Fails if the tap does not fit the model.
+pub(super) fn fit_sites(
+    experiment: &Experiment,
+    intervention: &dyn Intervention,
+    session: &Session,
+    registry: &Registry,
+) -> Result<FitSites> {
+    let tap = tap(experiment, intervention, registry)?;
+    FitSites::new(tap.as_ref(), session.model.info())
 }
 
 /// Fails if the user chose a tap, but the intervention defines its own sites.

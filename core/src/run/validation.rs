@@ -142,7 +142,10 @@ impl<'a> Validation<'a> {
         // numbers.
         tch::manual_seed(steps.seed(step - 1));
         let (adapted, objective) = (&run.adapted, &mut run.objective);
-        let method = plan.intervention()?;
+        let mut method = plan.intervention()?;
+        if let Some(statistics) = &run.statistics {
+            method.set_statistics(statistics)?;
+        }
         let all: Vec<&TokenPair> = pairs.iter().collect();
         // Some losses depend on the step. Always validate with the loss of the last step, so that
         // validations at different steps are comparable.

@@ -82,7 +82,7 @@ mod tests {
 
     /// A pair of a row whose completions have one token each.
     fn pair(row: usize, chosen: f64, rejected: f64) -> PairScore {
-        let of = |logp_sum: f64| CompletionScore { logp_sum, tokens: 1 };
+        let of = |logp_sum: f64| CompletionScore::new(logp_sum, 1);
         PairScore { index: row, chosen: of(chosen), rejected: of(rejected) }
     }
 

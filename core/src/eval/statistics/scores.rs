@@ -12,6 +12,10 @@ pub struct CompletionScore {
     pub logp_sum: f64,
     /// Number of tokens in y.
     pub tokens: usize,
+    /// The score that the method itself gives to y; `None` if completions are scored by their
+    /// log-probabilities, as for most methods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preference: Option<f64>,
 }
 
 impl CompletionScore {
@@ -20,11 +24,18 @@ impl CompletionScore {
         self.logp_sum / self.tokens as f64
     }
 
-    /// The mean or the sum of the log-probabilities, in nats.
+    /// A completion that is scored by its log-probability.
+    pub fn new(logp_sum: f64, tokens: usize) -> Self {
+        Self { logp_sum, tokens, preference: None }
+    }
+
+    /// The mean or the sum of the log-probabilities, in nats, or the method's own score, if there
+    /// is one.
     pub fn score(&self, score: Score) -> f64 {
-        match score {
-            Score::Mean => self.mean(),
-            Score::Sum => self.logp_sum,
+        match (self.preference, score) {
+            (Some(preference), _) => preference,
+            (None, Score::Mean) => self.mean(),
+            (None, Score::Sum) => self.logp_sum,
         }
     }
 }
@@ -52,7 +63,8 @@ impl PairScore {
         self.chosen.logp_sum - self.rejected.logp_sum
     }
 
-    /// The score of the chosen completion minus the score of the rejected completion, in nats.
+    /// The score of the chosen completion minus the score of the rejected completion. In nats, unless
+    /// the method scores pairs itself.
     pub(super) fn difference(&self, score: Score) -> f64 {
         self.chosen.score(score) - self.rejected.score(score)
     }

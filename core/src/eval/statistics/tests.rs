@@ -3,7 +3,7 @@ use crate::config::Score;
 use crate::statistics::NoInterval;
 
 fn pair(index: usize, chosen: (f64, usize), rejected: (f64, usize)) -> PairScore {
-    let of = |(logp_sum, tokens)| CompletionScore { logp_sum, tokens };
+    let of = |(logp_sum, tokens)| CompletionScore::new(logp_sum, tokens);
     PairScore { index, chosen: of(chosen), rejected: of(rejected) }
 }
 

@@ -171,7 +171,7 @@ fn prompts_in_several_clusters_cause_a_warning() {
 #[test]
 fn the_details_compare_both_models() {
     let scores = |chosen: f64| -> Vec<PairScore> {
-        let of = |logp_sum, tokens| CompletionScore { logp_sum, tokens };
+        let of = |logp_sum, tokens| CompletionScore::new(logp_sum, tokens);
         (0..20)
             .map(|index| PairScore { index, chosen: of(chosen, 2), rejected: of(-2.0, 1) })
             .collect()

@@ -75,7 +75,7 @@ pub fn bench(
     if options.distinct_prompts {
         keep_distinct(&mut plan.pairs, options.pairs);
     }
-    let run = assemble(&mut plan)?;
+    let mut run = assemble(&mut plan)?;
     if run.objective.needs().evaluate_only {
         return Err(Error::new(format!(
             "the intervention `{}` takes no steps, so its speed cannot be measured",
@@ -83,6 +83,10 @@ pub fn bench(
         ))
         .hint("choose another `--intervention`; `reprpo list interventions` shows all"));
     }
+    // The values of the statistics do not change the speed, so a few pairs are enough.
+    let some: Vec<&TokenPair> = plan.pairs.pairs.iter().take(8).collect();
+    let seed = plan.experiment.train.seed;
+    run.install_from(&some, plan.fit_sites.as_ref(), &plan.session.model, seed)?;
     let mut trial = Trial::new(&plan, run, options)?;
     trial.measure(stop, progress)?;
     trial.report()
