@@ -14,6 +14,7 @@ use crate::api::{
 };
 use crate::batch::{BatchSpec, PairBatch, Sharing};
 use crate::error::{Context, Error, Result};
+use crate::model::edits::Edits;
 use crate::model::pass::Request;
 use crate::model::peft::{self, Saved};
 use crate::registry::Registry;
@@ -88,7 +89,9 @@ fn naming(case: &Case) -> Result<Verdict> {
 }
 
 fn identity(case: &Case) -> Result<Verdict> {
-    let bench = Bench::new(case, 0)?;
+    let mut bench = Bench::new(case, 0)?;
+    // The edits of the method do not belong to the adapter.
+    bench.adapted.set_edits(Edits::default());
     let off = largest(&(logits(&bench, true)? - logits(&bench, false)?));
     if bench.adapter.starts_as_identity() {
         return Ok(Verdict::within("a logit at the start", off, 1e-10));
@@ -128,6 +131,7 @@ fn off_switch(case: &Case) -> Result<Verdict> {
 fn merging(case: &Case) -> Result<Verdict> {
     let mut bench = Bench::new(case, 0)?;
     bench.disturb();
+    bench.adapted.set_edits(Edits::default());
     let (on, base) = (logits(&bench, true)?, logits(&bench, false)?);
     if bench.adapted.changes_blocks() {
         let refused = bench.model.merge(&bench.adapted).is_err() && logits(&bench, false)? == base;

@@ -35,6 +35,8 @@ pub(crate) struct Bench {
     pub adapter: Box<dyn Adapter>,
     pub adapted: Adapted,
     pub objective: Objective,
+    /// The sites whose states the method sees before the first step.
+    pub fit_sites: Option<FitSites>,
 }
 
 impl Bench {
@@ -71,7 +73,7 @@ impl Bench {
         assembled.install_from(&pairs.iter().collect::<Vec<_>>(), sites.as_ref(), &model, seed)?;
         let Assembled { adapted, objective, .. } = assembled;
         let adapter = adapter.adapter;
-        Ok(Self { model, frozen, adapter, adapted, objective })
+        Ok(Self { model, frozen, adapter, adapted, objective, fit_sites: sites })
     }
 
     /// Returns all trained tensors of the adapter and the transforms by name.
