@@ -23,6 +23,8 @@ mod shira;
 mod vera;
 
 #[cfg(test)]
+mod coefficient_tests;
+#[cfg(test)]
 mod fixture;
 #[cfg(test)]
 mod golden_tests;
@@ -50,6 +52,17 @@ fn rank(r: u32) -> Result<i64> {
         return Err(Error::new("`adapter.r` must be at least 1, got 0"));
     }
     Ok(i64::from(r))
+}
+
+/// The error for a coefficient of the adapter `name`, which multiplies the weights by `factors`,
+/// e.g. rotations.
+fn no_multiple(name: &str, factors: &str) -> Error {
+    Error::new(format!(
+        "`{name}` multiplies the weights by {factors}, and a multiple of its change does not have \
+            this form"
+    ))
+    .hint("only the coefficients 0 (off) and 1 (as trained) are possible")
+    .hint("adapters that add a change, such as `lora`, accept any coefficient")
 }
 
 /// Fails unless 0 ≤ p < 1.

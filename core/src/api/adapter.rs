@@ -205,6 +205,17 @@ pub trait Adapter: TargetModules + Send {
         true
     }
 
+    /// Checks that users may multiply the adapter's change by a coefficient c. For each module or
+    /// block, the engine computes y = base(x) + c·(adapted(x) − base(x)), so c = 0 is off, c = 1 is
+    /// as trained, and c = −1 is the opposite change. 0 and 1 are always possible.
+    ///
+    /// # Errors
+    /// Fails if multiples have no meaning. For example, the adapter may rotate the inputs of a
+    /// module, and a multiple of its change is not a rotation. The error names the method.
+    fn accepts_coefficient(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Returns the method in the form in which it is saved, if it differs from the form in which it
     /// is trained. [`AdaptedLinear::saved_form`] then returns the adapter of a module in this form,
     /// which computes the same outputs, and only this form is passed to [`fuse`](Self::fuse).

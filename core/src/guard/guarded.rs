@@ -208,6 +208,10 @@ impl Adapter for Guarded<dyn Adapter> {
         self.run_or("starts_as_identity", || true, |a| a.starts_as_identity())
     }
 
+    fn accepts_coefficient(&self) -> Result<()> {
+        self.run("accepts_coefficient", |a| a.accepts_coefficient())
+    }
+
     fn saved_form(&self) -> Option<Box<dyn Adapter>> {
         let adapter = self.run_or("saved_form", || None, |a| a.saved_form())?;
         Some(Box::new(Guarded::new(self.method, adapter)))

@@ -8,7 +8,9 @@ use indexmap::IndexMap;
 use tch::{Device, Kind, Tensor};
 
 use super::edits::Edits;
-use crate::api::{AdaptedLinear, AdaptedResidual, ModelInfo, Parameter, PartInfo, Site};
+use crate::api::{
+    AdaptedLinear, AdaptedResidual, Adapter, Frozen, ModelInfo, Parameter, PartInfo, Site,
+};
 use crate::error::{Context, Error, Result};
 
 /// An adapter attached to a model. Targets are keyed by module name or block index, in the model's
@@ -18,6 +20,8 @@ pub struct Adapted {
     pub(super) blocks: IndexMap<usize, Rc<dyn AdaptedResidual>>,
     pub(super) shared: Vec<Parameter>,
     pub(super) edits: Edits,
+    /// Factor of the change of each target.
+    pub(super) coefficient: f64,
 }
 
 impl std::fmt::Debug for Adapted {
@@ -38,6 +42,30 @@ pub struct AdaptedTarget {
     pub parameters: Vec<Parameter>,
 }
 
+/// Checks that the change of `adapter` can be multiplied by `coefficient`.
+///
+/// # Errors
+/// Fails if the coefficient is not finite, or if it is neither 0 nor 1 and the method only accepts
+/// these.
+pub fn check_coefficient(adapter: &dyn Adapter, coefficient: f64) -> Result<()> {
+    if !coefficient.is_finite() {
+        return Err(Error::new(format!(
+            "a coefficient must be a finite number, got {coefficient}"
+        )));
+    }
+    if coefficient == 0.0 || coefficient == 1.0 {
+        return Ok(());
+    }
+    adapter.accepts_coefficient().within(|| {
+        format!("the adapter's change cannot be multiplied by the coefficient {coefficient}")
+    })
+}
+
+/// The dtype in which a change is multiplied: float32, or float64 if the model has this dtype.
+fn wide(kind: Kind) -> Kind {
+    if kind == Kind::Double { Kind::Double } else { Kind::Float }
+}
+
 impl Adapted {
     /// The adapter on the module or part called `name`. `None` if this module or part is not
     /// adapted.
@@ -55,9 +83,92 @@ impl Adapted {
         &self.edits
     }
 
+    /// Applies the edits to the output `h` of block `block`, `[n hidden]`, multiplied by the
+    /// coefficient. `training` is true in the passes of training.
+    ///
+    /// # Errors
+    /// Fails if memory runs out.
+    pub(super) fn edited(&self, block: usize, h: Tensor, training: bool) -> Result<Tensor> {
+        self.edits.apply(block, h, self.coefficient, training)
+    }
+
     /// Replaces the edits of the residual stream.
     pub fn set_edits(&mut self, edits: Edits) {
         self.edits = edits;
+    }
+
+    /// Returns the adapter with its change multiplied by `coefficient`: 0 is off, 1 is as trained,
+    /// and −1 is the opposite. `adapter` is the configured method. The parameters are shared with
+    /// `self`. With a coefficient of 0, no target is left, so that the outputs have the same bytes
+    /// as those of the base model.
+    ///
+    /// The coefficient is not a parameter, and is not saved.
+    ///
+    /// # Errors
+    /// Fails in the same cases as [`check_coefficient`].
+    pub fn with_coefficient(&self, adapter: &dyn Adapter, coefficient: f64) -> Result<Self> {
+        check_coefficient(adapter, coefficient)?;
+        if coefficient == 0.0 {
+            let (modules, blocks) = (IndexMap::new(), IndexMap::new());
+            let (shared, edits) = (Vec::new(), Edits::default());
+            return Ok(Self { modules, blocks, shared, edits, coefficient });
+        }
+        Ok(Self {
+            modules: self.modules.clone(),
+            blocks: self.blocks.clone(),
+            shared: self.shared(),
+            edits: self.edits.shallow_clone(),
+            coefficient,
+        })
+    }
+
+    /// The tensors that all modules share, which use the memory of this adapter's.
+    pub(super) fn shared(&self) -> Vec<Parameter> {
+        let same = |p: &Parameter| Parameter { axis: p.axis, ..Parameter::new(&p.key, &p.tensor) };
+        self.shared.iter().map(same).collect()
+    }
+
+    /// Returns base + c·(changed − base), where c is the coefficient. `base` and `changed` compute
+    /// the output of a target without and with the adapter. With c = 1, the result is `changed`,
+    /// without further rounding.
+    ///
+    /// # Errors
+    /// Fails in the same cases as the two functions.
+    pub(super) fn blend(
+        &self,
+        base: impl FnOnce() -> Result<Tensor>,
+        changed: impl FnOnce() -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        if self.coefficient == 1.0 {
+            return changed();
+        }
+        let base = base()?;
+        // The sum is rounded to the dtype of the model only once.
+        let wide = base.f_to_kind(wide(base.kind()))?;
+        let change = changed()?.f_to_kind(wide.kind())?.f_sub(&wide)?;
+        Ok(change.f_mul_scalar(self.coefficient)?.f_add(&wide)?.f_to_kind(base.kind())?)
+    }
+
+    /// Merges `adapted`, the adapter of a module, into the weights of the module.
+    ///
+    /// # Errors
+    /// Fails if the adapter cannot be merged, or if memory runs out.
+    pub(super) fn merge(&self, adapted: &dyn AdaptedLinear, base: &Frozen) -> Result<Frozen> {
+        if self.coefficient == 1.0 {
+            return adapted.merge(base);
+        }
+        // The weights are rounded to the dtype of the model only once.
+        let wide = base.to_kind(wide(base.kind()))?;
+        let merged = adapted.merge(&wide)?;
+        let weight = self.blend(|| wide.dense(), || merged.dense())?;
+        let Some(changed) = merged.bias() else { return Ok(base.with_weight(weight)) };
+        let of_base = || match wide.bias() {
+            Some(bias) => Ok(bias.shallow_clone()),
+            // The adapter adds a bias to a module that has none.
+            None => Ok(changed.f_zeros_like()?),
+        };
+        let bias = self.blend(of_base, || Ok(changed.shallow_clone()))?;
+        Ok(base.with_weight(weight).with_bias(&bias))
     }
 
     /// True if the output of any block is adapted.

@@ -12,7 +12,7 @@ use super::adapted::Adapted;
 use super::edits::Edits;
 use crate::api::{
     AdaptedLinear, AdaptedPart, Adapter, Frozen, Fused, FusedSite, Init, LinearInfo, LinearSite,
-    ModelInfo, Parameter, Site, Targets,
+    ModelInfo, Site, Targets,
 };
 use crate::error::{Context, Error, Result};
 
@@ -131,7 +131,7 @@ impl Adapted {
                     `adapter.target_modules`",
             ));
         }
-        Ok(Self { modules, blocks: changed, shared, edits: Edits::default() })
+        Ok(Self { modules, blocks: changed, shared, edits: Edits::default(), coefficient: 1.0 })
     }
 
     /// Merges each adapter into the frozen weights of its module. Returns the names and merged
@@ -143,7 +143,7 @@ impl Adapted {
     pub fn merged(&self, model: &Model) -> Result<Vec<(String, Frozen)>> {
         let mut merged = IndexMap::new();
         for (name, adapted) in &self.modules {
-            let frozen = adapted.merge(&model.frozen(name)?)?;
+            let frozen = self.merge(&**adapted, &model.frozen(name)?)?;
             match model.info().part(name) {
                 None => {
                     merged.insert(name.clone(), frozen);
@@ -178,20 +178,15 @@ impl Adapted {
         Ok(Some((saved, self.with_modules(modules))))
     }
 
-    /// The same adapter with other adapters of the modules. They use the memory of this adapter.
+    /// The same adapter with other modules.
     fn with_modules(&self, modules: IndexMap<String, Rc<dyn AdaptedLinear>>) -> Self {
         Self {
             modules,
             blocks: self.blocks.clone(),
             shared: self.shared(),
             edits: self.edits.shallow_clone(),
+            coefficient: self.coefficient,
         }
-    }
-
-    /// The tensors that all modules share, which use the memory of this adapter's.
-    fn shared(&self) -> Vec<Parameter> {
-        let same = |p: &Parameter| Parameter { axis: p.axis, ..Parameter::new(&p.key, &p.tensor) };
-        self.shared.iter().map(same).collect()
     }
 
     /// Converts adapters on parts of fused modules to adapters on the whole modules. Returns an

@@ -99,13 +99,13 @@ impl BlockCx<'_> {
     /// Applies a linear module or a part of a fused module to `x`, including an adapter if there is
     /// one.
     fn through(&self, place: &Place, frozen: &Frozen, x: &Tensor) -> Result<Tensor> {
-        let Some(adapter) = self.adapted.and_then(|a| a.get(&place.name)) else {
-            return frozen.forward(x);
-        };
+        let found = self.adapted.and_then(|a| Some((a, a.get(&place.name)?)));
+        let Some((adapted, adapter)) = found else { return frozen.forward(x) };
         if let Some(seed) = self.train {
             seed.start(&place.name);
         }
-        let y = adapter.forward(x, frozen, self.train.is_some())?;
+        let y = adapted
+            .blend(|| frozen.forward(x), || adapter.forward(x, frozen, self.train.is_some()))?;
         match self.intercept {
             Some(intercept) => intercept(&place.output, y),
             None => Ok(y),

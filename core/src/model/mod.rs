@@ -15,6 +15,8 @@ mod checkpoint_tests;
 mod checkpointing;
 #[cfg(test)]
 mod checkpointing_tests;
+#[cfg(test)]
+mod coefficient_tests;
 pub mod control_vector;
 mod decoder;
 pub mod edits;
@@ -60,7 +62,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tch::{Device, Kind, Tensor};
 
-pub use adapted::Adapted;
+pub use adapted::{Adapted, check_coefficient};
 use attention::{AttentionOptions, Kernel, Strategy};
 pub use checkpointing::SavedBlocks;
 use decoder::Decoder;

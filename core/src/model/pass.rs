@@ -179,13 +179,14 @@ impl<'a> Pass<'a> {
         };
         let h = block.forward(h, &cx)?;
         states.extend(cx.states.into_inner());
-        let h = match adapted.and_then(|a| a.block(k)).zip(self.places.as_ref()) {
-            Some((adapter, places)) => {
+        let found = adapted.and_then(|a| Some((a, a.block(k)?)));
+        let h = match found.zip(self.places.as_ref()) {
+            Some(((adapted, adapter), places)) => {
                 let site = Site::Block(k);
                 if let Some(seed) = train {
                     seed.start(&site.to_string());
                 }
-                let h = adapter.forward(&h, places)?;
+                let h = adapted.blend(|| Ok(h.shallow_clone()), || adapter.forward(&h, places))?;
                 match intercept {
                     Some(intercept) => intercept(&site, h)?,
                     None => h,
@@ -194,7 +195,7 @@ impl<'a> Pass<'a> {
             None => h,
         };
         let h = match adapted {
-            Some(adapted) => adapted.edits().apply(k, h, 1.0, train.is_some())?,
+            Some(adapted) => adapted.edited(k, h, train.is_some())?,
             None => h,
         };
         Ok(BlockRun { h, states })

@@ -4,7 +4,7 @@ use reprpo_plugin::prelude::*;
 use reprpo_plugin::serde_json::json;
 
 use super::blocks::{cayley, quotient, rotate};
-use super::{default_targets, peft_layers};
+use super::{default_targets, no_multiple, peft_layers};
 
 #[cfg(test)]
 mod tests;
@@ -135,6 +135,10 @@ impl Adapter for Boft {
             r: init.zeros(&[factors, blocks, block, block]),
             scale: init.ones(&[site.info.outputs, 1]),
         }))
+    }
+
+    fn accepts_coefficient(&self) -> Result<()> {
+        Err(no_multiple("boft", "rotations"))
     }
 
     fn peft_config(&self) -> String {

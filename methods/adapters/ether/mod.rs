@@ -4,7 +4,7 @@ use reprpo_plugin::prelude::*;
 use reprpo_plugin::serde_json::json;
 
 use super::blocks::{join, quotient, split};
-use super::{default_targets, peft_layers};
+use super::{default_targets, no_multiple, peft_layers};
 
 #[cfg(test)]
 mod tests;
@@ -86,6 +86,10 @@ impl Adapter for Ether {
 
     fn starts_as_identity(&self) -> bool {
         self.plus
+    }
+
+    fn accepts_coefficient(&self) -> Result<()> {
+        Err(no_multiple("ether", "reflections"))
     }
 
     fn peft_config(&self) -> String {

@@ -3,7 +3,7 @@
 use reprpo_plugin::prelude::*;
 use reprpo_plugin::serde_json::json;
 
-use super::{default_targets, peft_layers, rank};
+use super::{default_targets, no_multiple, peft_layers, rank};
 use crate::reflections::{Reflections, equal_pairs};
 
 #[cfg(test)]
@@ -87,6 +87,10 @@ impl Adapter for Hra {
 
     fn starts_as_identity(&self) -> bool {
         self.r.is_multiple_of(2) && !self.apply_gs
+    }
+
+    fn accepts_coefficient(&self) -> Result<()> {
+        Err(no_multiple("hra", "reflections"))
     }
 
     fn peft_config(&self) -> String {

@@ -4,7 +4,7 @@ use reprpo_plugin::prelude::*;
 use reprpo_plugin::serde_json::json;
 
 use super::blocks::{cayley, quotient, rotate};
-use super::{default_targets, peft_layers};
+use super::{default_targets, no_multiple, peft_layers};
 
 #[cfg(test)]
 mod tests;
@@ -162,6 +162,10 @@ impl Adapter for Oft {
             block,
             terms: self.use_cayley_neumann.then_some(self.num_cayley_neumann_terms),
         }))
+    }
+
+    fn accepts_coefficient(&self) -> Result<()> {
+        Err(no_multiple("oft", "rotations"))
     }
 
     fn peft_config(&self) -> String {
