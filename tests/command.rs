@@ -411,6 +411,30 @@ mod with_built_ins {
     }
 
     #[test]
+    fn explain_says_whether_the_change_of_an_adapter_can_be_multiplied() {
+        for (name, accepts, line) in [
+            ("lora", true, "\nCoefficient: any finite number (`--coefficient`)\n"),
+            (
+                "oft",
+                false,
+                "\nCoefficient: only 0 and 1, because `oft` multiplies the weights by rotations, \
+                    and a multiple of its change does not have this form\n",
+            ),
+        ] {
+            let text = stdout(&reprpo(&["explain", name]));
+            assert!(text.contains(line), "{text}");
+            assert_eq!(
+                json(&reprpo(&["explain", name, "--json"]))[0]["accepts_coefficient"],
+                accepts
+            );
+        }
+        let sft = json(&reprpo(&["explain", "sft", "--json"]));
+        assert!(
+            sft[0]["accepts_coefficient"].is_null() && sft[0].get("accepts_coefficient").is_some()
+        );
+    }
+
+    #[test]
     fn an_unknown_name_exits_with_1_and_suggests_the_nearest_name() {
         let output = reprpo(&["run", "--intervention", "prefvek"]);
         assert_eq!(output.status.code(), Some(1));

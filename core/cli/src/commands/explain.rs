@@ -68,6 +68,13 @@ fn as_text(entry: Entry, registry: &Registry) -> Result<String> {
     if let Some(rate) = learning_rate(entry) {
         text.push_str(&format!("\nLearning rate: {rate}\n"));
     }
+    match coefficient(entry) {
+        Some(Ok(())) => text.push_str("\nCoefficient: any finite number (`--coefficient`)\n"),
+        Some(Err(e)) => {
+            text.push_str(&format!("\nCoefficient: only 0 and 1, because {}\n", e.in_a_line()));
+        }
+        None => {}
+    }
     let fields = plugin_fields(entry.about())?;
     if fields.is_empty() {
         text.push_str("\nThis plugin has no fields.\n");
@@ -120,6 +127,7 @@ fn as_json(entry: Entry, registry: &Registry) -> Result<Value> {
         Entry::Adapter(adapter) => json!({ "factor": adapter.learning_rate_factor }),
         _ => Value::Null,
     };
+    described["accepts_coefficient"] = json!(coefficient(entry).map(|accepted| accepted.is_ok()));
     described["fields"] = json!(plugin_fields(entry.about())?);
     Ok(described)
 }
@@ -137,6 +145,16 @@ fn learning_rate(entry: Entry) -> Option<String> {
         )),
         _ => None,
     }
+}
+
+/// Asks an adapter with its default configuration whether its change can be multiplied. Returns
+/// `None` for other plugins, and if the adapter cannot be built.
+fn coefficient(entry: Entry) -> Option<Result<()>> {
+    let Entry::Adapter(adapter) = entry else { return None };
+    let config = Value::Object(adapter.about.defaults().ok()?).to_string();
+    let accepted = adapter.build(&config).ok()?.accepts_coefficient();
+    // A method that fails here is still explained, as in `needs`.
+    if faults::check().is_ok() { Some(accepted) } else { None }
 }
 
 /// Formats the origin of a plugin or recipe: the crate, the version, and the library file or "built
