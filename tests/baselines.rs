@@ -187,3 +187,31 @@ fn a_run_with_edits_is_not_merged_and_not_continued() {
     assert!(message.contains("edits.safetensors"), "{message}");
     assert!(!Path::new(&next).exists());
 }
+
+#[test]
+fn the_edits_of_a_run_are_multiplied_and_exported_as_a_control_vector() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let out = dir.path().join("steer");
+    run(&out, "steer", &["intervention.layers=1", "intervention.coefficient=2"]);
+    let folder = out.to_str().expect("UTF-8");
+    let text = ok(&["eval", folder, "--json", "--dtype", "f32", "--coefficient", "0,1"]);
+    let both: Value = serde_json::from_str(&text).expect("JSON");
+    let gain = |i: usize| both[i]["splits"][0]["change"]["margin_gain"]["value"].as_f64();
+    assert_eq!(gain(0), Some(0.0));
+    assert_eq!(both[1]["splits"], summary(&out));
+    assert!(gain(1).expect("a gain").abs() > 1e-3);
+
+    let file = dir.path().join("vector.gguf");
+    let path = file.to_str().expect("UTF-8");
+    ok(&["export", folder, "--control-vector", "--coefficient", "-1", "--out", path]);
+    let bytes = std::fs::read(&file).expect("the file");
+    let edit = read_safetensors(&out.join("adapter/edits.safetensors")).expect("edits");
+    let vector = Vec::<f32>::try_from(&edit["edits.0.blocks.1.bias"]).expect("a vector");
+    let expected: Vec<u8> = vector.iter().flat_map(|x| (-x).to_le_bytes()).collect();
+    assert!(bytes.ends_with(&expected));
+    let contains = |text: &str| bytes.windows(text.len()).any(|part| part == text.as_bytes());
+    assert!(contains("controlvector.model_hint") && contains("direction.1"));
+
+    let output = reprpo(&["export", folder, "--control-vector", "--out", path]);
+    assert_eq!(output.status.code(), Some(1), "an existing file must not be replaced");
+}

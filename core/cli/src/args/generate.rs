@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::coefficient::coefficient;
 use super::fields::{FieldFlags, ModelFlags};
 
 /// Flags that choose the model, and that control how it samples tokens.
@@ -15,6 +16,17 @@ pub struct GenerationArgs {
     pub target: Option<PathBuf>,
     #[command(flatten)]
     pub model: FieldFlags<ModelFlags>,
+    /// Multiply the change that the adapter makes by C: 0 is off, 1 is as trained, -1 is the
+    /// opposite. Adapters for which a multiple has no meaning are refused.
+    #[arg(
+        long,
+        value_name = "C",
+        value_parser = coefficient,
+        allow_hyphen_values = true,
+        requires = "target",
+        help_heading = "Model"
+    )]
+    pub coefficient: Option<f64>,
     /// Also print the base model's answer, before the trained model's.
     #[arg(long, requires = "target", help_heading = "Model")]
     pub compare: bool,
@@ -54,6 +66,7 @@ Examples:
   reprpo generate --model smollm2-135m-instruct --prompt 'Name three rivers.'
   reprpo generate runs/dpo-lora-synthetic-1 --compare --prompt 'Is the earth flat?' --prompt \
   'What is 2 + 2?'
+  reprpo generate runs/dpo-lora-synthetic-1 --coefficient -1 --prompt 'Is the earth flat?'
   reprpo generate --model ./my-model --plain --prompt 'Once upon a time' --temperature 0.8 \
   --top-p 0.9 --seed 1")]
 pub struct GenerateArgs {

@@ -5,6 +5,7 @@
 
 mod bench;
 mod cache;
+mod coefficient;
 mod compare;
 mod config;
 mod data;

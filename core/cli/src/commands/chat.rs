@@ -36,7 +36,7 @@ pub fn run(args: &ChatArgs, app: &App<'_>) -> Result<()> {
         for ((variant, trained), conversation) in variants.iter().zip(&mut conversations) {
             conversation.push(Message::new("user", &line));
             if variants.len() > 1 {
-                app.printer.piece(&format!("{variant}: "))?;
+                app.printer.piece(&text_generator::label(&args.generation, (variant, *trained)))?;
             }
             let mut failed = None;
             let answer = generator.answer(conversation, *trained, &mut |piece| {

@@ -2,13 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
-use reprpo_core::Result;
 use reprpo_core::config::{Experiment, Layering};
+use reprpo_core::eval::Evaluation;
+use reprpo_core::model::check_coefficient;
+use reprpo_core::run::AdapterChoice;
+use reprpo_core::{Context, Result};
 use serde_json::Value;
 
 use crate::App;
 use crate::args::{EvalArgs, layers};
-use crate::engine::{self, LengthLimit};
+use crate::engine::{self, LengthLimit, SavedAdapter};
 use crate::interrupt;
 use crate::trained::TrainedAdapter;
 
@@ -30,23 +33,36 @@ pub fn run(args: &EvalArgs, app: &App<'_>) -> Result<()> {
             .map(|folder| target(folder, args, app))
             .collect::<Result<Vec<_>>>()?,
     };
+    if !args.coefficient.is_empty() {
+        targets.iter().try_for_each(|target| target.check_coefficients(&args.coefficient, app))?;
+    }
     let stop = interrupt::watch()?;
-    let mut found = Vec::with_capacity(targets.len());
+    let mut found = Vec::new();
     for target in &targets {
-        let evaluation = engine::evaluate(
+        let adapter = target.adapter.as_deref().map(|folder| SavedAdapter {
+            folder,
+            coefficients: &args.coefficient,
+            trained: target.trained.as_ref(),
+        });
+        let mut show = |coefficient: Option<f64>, evaluation: &Evaluation| {
+            if args.json {
+                let mut json = evaluation.json();
+                json["coefficient"] = coefficient.into();
+                found.push(json);
+                return Ok(());
+            }
+            let text = if args.long { evaluation.plain_with_details() } else { evaluation.plain() };
+            app.printer.data(&text)
+        };
+        engine::evaluate(
             &target.experiment,
             &target.length_limit,
-            target.adapter.as_deref(),
-            target.trained.as_ref(),
+            adapter,
             &stop,
             app.printer.progress().as_mut(),
             app,
+            &mut show,
         )?;
-        if !args.json {
-            let text = if args.long { evaluation.plain_with_details() } else { evaluation.plain() };
-            app.printer.data(&text)?;
-        }
-        found.push(evaluation.json());
     }
     if args.json { app.printer.json(&Value::Array(found)) } else { Ok(()) }
 }
@@ -60,6 +76,18 @@ struct Target {
     /// The experiment of the run that trained the adapter, without the settings of this command.
     /// `None` if it is not known.
     trained: Option<Experiment>,
+}
+
+impl Target {
+    /// Checks that the adapter accepts the coefficients.
+    fn check_coefficients(&self, coefficients: &[f64], app: &App<'_>) -> Result<()> {
+        let Some(folder) = &self.adapter else { return Ok(()) };
+        let saved = AdapterChoice::saved(folder, &self.experiment, app.registry)?;
+        coefficients.iter().try_for_each(|c| {
+            check_coefficient(saved.adapter.as_ref(), *c)
+                .within(|| format!("cannot evaluate `{}`", folder.display()))
+        })
+    }
 }
 
 /// Finds the adapter in `folder`, the folder of a run or of a PEFT adapter.

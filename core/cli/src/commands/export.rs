@@ -1,8 +1,9 @@
 //! `reprpo export`.
 
 use reprpo_core::fingerprint;
-use reprpo_core::model::Model;
+use reprpo_core::model::control_vector;
 use reprpo_core::model::export::Export;
+use reprpo_core::model::{Model, check_coefficient};
 use reprpo_core::run::{AdapterChoice, attach_saved};
 use reprpo_core::weights::{Extent, ModelFiles, locate};
 use reprpo_core::{Error, Result};
@@ -30,6 +31,7 @@ pub fn run(args: &ExportArgs, app: &App<'_>) -> Result<()> {
 
     let mut progress = app.printer.progress();
     let saved = AdapterChoice::saved(&trained.adapter, &experiment, app.registry)?;
+    check_coefficient(saved.adapter.as_ref(), args.coefficient)?;
     let explained = |e| experiment.sources.explain("model", &experiment.model, e);
     let source = locate(&experiment.model, Extent::Whole).map_err(explained)?;
     let files = ModelFiles::open(&source.path).map_err(explained)?;
@@ -37,11 +39,22 @@ pub fn run(args: &ExportArgs, app: &App<'_>) -> Result<()> {
     experiment.sources.check_model(&experiment.model, &found)?;
     trained.warn(&experiment, &source, &found, app)?;
     let tokenizer = files.tokenizer()?;
-    progress.message(&format!("merging `{}` into {}", trained.adapter.display(), files.describe()));
+    let doing = if args.control_vector { "reading the edits of" } else { "merging" };
+    progress.message(&format!("{doing} `{}` into {}", trained.adapter.display(), files.describe()));
     // Merge in float32 on the CPU, regardless of the run's precision and device. The result is
     // kept, and speed does not matter.
     let model = Model::load(&files, Kind::Float, Device::Cpu)?;
-    let adapted = attach_saved(&saved, &model)?;
+    let adapted =
+        attach_saved(&saved, &model)?.with_coefficient(saved.adapter.as_ref(), args.coefficient)?;
+    if args.control_vector {
+        control_vector::write(
+            adapted.edits(),
+            args.coefficient,
+            &model.info().architecture,
+            &args.out,
+        )?;
+        return app.printer.data(&args.out.display().to_string());
+    }
     let kind = match args.dtype {
         ExportDtype::F32 => Kind::Float,
         ExportDtype::Bf16 => Kind::BFloat16,

@@ -46,11 +46,17 @@ pub fn run(args: &GenerateArgs, app: &App<'_>) -> Result<()> {
                     .collect::<Vec<_>>(),
             );
             listed.push(json!({
-                "prompt": prompt, "by": variant, "text": answer.text, "tokens": answer.tokens,
+                "prompt": prompt, "by": variant,
+                "coefficient": trained.then(|| args.generation.coefficient.unwrap_or(1.0)),
+                "text": answer.text, "tokens": answer.tokens,
                 "tokens_per_second": made,
                 "prompt_tokens": answer.prompt, "prompt_tokens_per_second": read,
             }));
-            let name = if variants.len() > 1 { format!("{variant}: ") } else { String::new() };
+            let name = if variants.len() > 1 {
+                text_generator::label(&args.generation, (variant, *trained))
+            } else {
+                String::new()
+            };
             text += &format!("{name}{}\n", answer.text);
         }
         if !args.json {
