@@ -563,7 +563,10 @@ mod with_built_ins {
             .iter()
             .map(|r| r["name"].as_str().expect("a name"))
             .collect();
-        assert_eq!(names, ["dpo", "reprpo_hra", "reprpo_ortho", "reprpo_side"]);
+        assert_eq!(
+            names,
+            ["dpo", "genies_mms", "repeng", "reprpo_hra", "reprpo_ortho", "reprpo_side"]
+        );
         assert!(stdout(&reprpo(&["list", "recipes", "--long"])).contains("`--recipe NAME`"));
         for name in names {
             let text = stdout(&reprpo(&["explain", name]));

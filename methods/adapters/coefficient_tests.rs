@@ -167,11 +167,14 @@ fn a_multiple_of_an_edit_of_states_moves_them_proportionally() {
     let entry = Registry::builtin().unwrap().adapter("loreft").unwrap();
     let adapter = build(entry, json!({}));
     let adapted = attached(&*adapter, &model);
-    let at = |adapted| states(&model, adapted, &stream, &[Site::Block(0)]).sites.remove(0);
+    let at = |adapted: Option<&Adapted>| {
+        states(&model, adapted, &stream, &[Site::Block(0)]).sites.remove(0)
+    };
     let (base, trained) = (at(None), at(Some(&adapted)));
     assert!(off(&base, &trained) > 1e-3);
     for c in [-1.0, 0.5] {
-        let found = at(Some(&adapted.with_coefficient(&*adapter, c).unwrap()));
+        let multiplied = adapted.with_coefficient(&*adapter, c).unwrap();
+        let found = at(Some(&multiplied));
         assert!(off(&(found - &base), &((&trained - &base) * c)) < 1e-12, "{c}");
     }
 }

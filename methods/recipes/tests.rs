@@ -27,7 +27,7 @@ fn resolve(registry: &Registry, recipe: &str) -> Result<Resolved> {
 fn every_recipe_resolves_and_is_the_origin_of_its_values() {
     let registry = Registry::builtin().unwrap();
     let names: Vec<&str> = registry.recipes().map(|r| r.name.as_str()).collect();
-    assert_eq!(names, ["dpo", "reprpo_hra", "reprpo_ortho", "reprpo_side"]);
+    assert_eq!(names, ["dpo", "genies_mms", "repeng", "reprpo_hra", "reprpo_ortho", "reprpo_side"]);
     for recipe in registry.recipes() {
         let chosen = recipe.values["intervention"]["name"].as_str().unwrap();
         if registry.get(Kind::Intervention, chosen).is_err() {
@@ -45,6 +45,11 @@ fn every_recipe_resolves_and_is_the_origin_of_its_values() {
         }
         let Resolved { experiment, origins } = resolve(&registry, &recipe.name).unwrap();
         assert_eq!(experiment.recipe.as_deref(), Some(recipe.name.as_str()));
+        if !recipe.values.contains_key("train") {
+            // A baseline without training.
+            assert_eq!(experiment.intervention.name, chosen);
+            continue;
+        }
         assert_eq!(origins.get("train.lr").unwrap().to_string(), format!("recipe {}", recipe.name));
         let t = &experiment.train;
         assert_eq!(
