@@ -37,7 +37,7 @@ pub fn run(args: &EvalArgs, app: &App<'_>) -> Result<()> {
         targets.iter().try_for_each(|target| target.check_coefficients(&args.coefficient, app))?;
     }
     let stop = interrupt::watch()?;
-    let mut found = Vec::new();
+    let (mut found, mut gap) = (Vec::new(), "");
     for target in &targets {
         let adapter = target.adapter.as_deref().map(|folder| SavedAdapter {
             folder,
@@ -52,7 +52,8 @@ pub fn run(args: &EvalArgs, app: &App<'_>) -> Result<()> {
                 return Ok(());
             }
             let text = if args.long { evaluation.plain_with_details() } else { evaluation.plain() };
-            app.printer.data(&text)
+            // An empty line separates the tables.
+            app.printer.data(&format!("{}{text}", std::mem::replace(&mut gap, "\n")))
         };
         engine::evaluate(
             &target.experiment,
