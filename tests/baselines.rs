@@ -6,6 +6,7 @@ use std::path::Path;
 use reprpo_core::weights::read_safetensors;
 use serde_json::Value;
 
+use crate::resume::Tree;
 use crate::{golden, metrics, reprpo, stderr};
 
 /// Executes `reprpo` and requires success.
@@ -214,4 +215,36 @@ fn the_edits_of_a_run_are_multiplied_and_exported_as_a_control_vector() {
 
     let output = reprpo(&["export", folder, "--control-vector", "--out", path]);
     assert_eq!(output.status.code(), Some(1), "an existing file must not be replaced");
+}
+
+#[test]
+fn a_resumed_run_has_the_same_statistics_and_refuses_others() {
+    let tree = Tree::new();
+    let args = ["--intervention", "preventative", "--no-eval", "--set", "train.epochs=30"];
+    let more = ["--set", "train.checkpoint_every=1", "--set", "intervention.layers=1"];
+    let args = [&args[..], &more].concat();
+    tree.run("whole", &args);
+    tree.killed_when("part", &args, |run| run.join("checkpoints/latest").is_file());
+    let file = |run: &str, name: &str| std::fs::read(tree.path(run).join(name)).expect("a file");
+    let saved = file("part", "statistics.safetensors");
+    assert!(saved == file("whole", "statistics.safetensors"));
+
+    let mut other = saved.clone();
+    let last = other.len() - 1;
+    other[last] ^= 1;
+    let path = tree.path("part/statistics.safetensors");
+    std::fs::write(&path, &other).expect("written");
+    let resume = || tree.reprpo("", &["run", "--resume", "part"]);
+    let message = stderr(&resume());
+    assert!(message.contains("the statistics"), "{message}");
+    std::fs::remove_file(&path).expect("removed");
+    let message = stderr(&resume());
+    assert!(message.contains("statistics.safetensors"), "{message}");
+
+    std::fs::write(&path, &saved).expect("written");
+    let output = resume();
+    assert!(output.status.success(), "{}", stderr(&output));
+    for name in ["adapter/adapter_model.safetensors", "metrics.jsonl"] {
+        assert!(file("part", name) == file("whole", name), "{name} differs");
+    }
 }

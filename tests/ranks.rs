@@ -154,29 +154,37 @@ fn largest_difference(one: &[Value], other: &[Value], name: &str) -> f64 {
 #[test]
 fn two_ranks_equal_one_with_twice_the_accumulation() {
     let Some(place) = Place::new() else { return };
-    for intervention in ["dpo", "prefvec", "projgrad", "projbp"] {
-        for adapter in ["lora", "hra"] {
-            let (one, two) =
-                (format!("one-{intervention}-{adapter}"), format!("two-{intervention}-{adapter}"));
-            let method = ["--intervention", intervention, "--adapter", adapter];
-            // 22 pairs and 8 pairs per step: the last step of an epoch has three micro-batches.
-            let steps = ["--set", "train.epochs=7", "--no-eval"];
-            let taps: &[&str] = match intervention {
-                "prefvec" => &["--set", "tap.layers=1"],
-                _ => &[],
-            };
-            let of = |accumulate| [&method[..], &steps, taps, &["--set", accumulate]].concat();
-            place.alone(&run(&one, &of("train.accumulate=4")));
-            place.succeeds(2, &run(&two, &of("train.accumulate=2")));
-            let (one, two) = (metrics(&place.path(&one)), metrics(&place.path(&two)));
-            assert_eq!(one.len(), 21);
-            for (name, most) in [("loss", 1e-5), ("grad_norm", 1e-4)] {
-                let difference = largest_difference(&one, &two, name);
-                assert!(difference < most, "{intervention} × {adapter}: {name} {difference}");
-            }
-            assert_eq!(one[20]["epoch"], two[20]["epoch"]);
-            assert_eq!(one[20]["num_tokens"], two[20]["num_tokens"]);
+    let both = ["dpo", "prefvec", "projgrad", "projbp"]
+        .into_iter()
+        .flat_map(|intervention| [(intervention, "lora"), (intervention, "hra")]);
+    let others = ["cpo", "simpo", "orpo", "innerpo", "preventative"].map(|i| (i, "lora"));
+    let adapters = ["delora", "miss", "road", "shira"].map(|adapter| ("dpo", adapter));
+    for (intervention, adapter) in both.chain(others).chain(adapters) {
+        let (one, two) =
+            (format!("one-{intervention}-{adapter}"), format!("two-{intervention}-{adapter}"));
+        let method = ["--intervention", intervention, "--adapter", adapter];
+        // 22 pairs and 8 pairs per step: the last step of an epoch has three micro-batches.
+        let steps = ["--set", "train.epochs=7", "--no-eval"];
+        let taps: &[&str] = match intervention {
+            "prefvec" | "innerpo" => &["--set", "tap.layers=1"],
+            _ => &[],
+        };
+        // The defaults of these ranks are too large for the tiny model.
+        let rank: &[&str] = match adapter {
+            "delora" | "miss" | "shira" => &["--set", "adapter.r=4"],
+            _ => &[],
+        };
+        let of = |accumulate| [&method[..], &steps, taps, rank, &["--set", accumulate]].concat();
+        place.alone(&run(&one, &of("train.accumulate=4")));
+        place.succeeds(2, &run(&two, &of("train.accumulate=2")));
+        let (one, two) = (metrics(&place.path(&one)), metrics(&place.path(&two)));
+        assert_eq!(one.len(), 21);
+        for (name, most) in [("loss", 1e-5), ("grad_norm", 1e-4)] {
+            let difference = largest_difference(&one, &two, name);
+            assert!(difference < most, "{intervention} × {adapter}: {name} {difference}");
         }
+        assert_eq!(one[20]["epoch"], two[20]["epoch"]);
+        assert_eq!(one[20]["num_tokens"], two[20]["num_tokens"]);
     }
 }
 
@@ -460,4 +468,26 @@ fn commands_that_cannot_use_several_ranks_say_so() {
     let mut unset = place.rank(0, 2, port, &auto);
     let output = unset.env_remove("MASTER_ADDR").output().expect("the command runs");
     assert!(stderr(&output).contains("`MASTER_ADDR` is not set"), "{}", stderr(&output));
+}
+
+#[test]
+fn statistics_and_scores_of_a_method_do_not_depend_on_the_number_of_ranks() {
+    let Some(place) = Place::new() else { return };
+    for (intervention, more) in [
+        ("steer", ["--set", "intervention.direction=pca"]),
+        ("mms", ["--set", "intervention.heads=2"]),
+    ] {
+        let args = [&["--intervention", intervention][..], &more, &["--set", "eval.tokens=24"]];
+        let args = args.concat();
+        let (one, two) = (format!("one-{intervention}"), format!("two-{intervention}"));
+        place.alone(&run(&one, &args));
+        place.succeeds(2, &run(&two, &args));
+        let file = |run: &str, name: &str| {
+            std::fs::read(place.path(run).join(name))
+                .unwrap_or_else(|e| panic!("{run}/{name}: {e}"))
+        };
+        for name in ["statistics.safetensors", "eval/pairs.jsonl"] {
+            assert!(file(&one, name) == file(&two, name), "{intervention}: {name} differs");
+        }
+    }
 }
