@@ -169,18 +169,21 @@ fn two_ranks_equal_one_with_twice_the_accumulation() {
             "prefvec" | "innerpo" => &["--set", "tap.layers=1"],
             _ => &[],
         };
-        // The defaults of these ranks are too large for the tiny model.
-        let rank: &[&str] = match adapter {
+        // The defaults of these fields are too large for the tiny model.
+        let small: &[&str] = match adapter {
             "delora" | "miss" | "shira" => &["--set", "adapter.r=4"],
+            "road" => &["--set", "adapter.group_size=4"],
             _ => &[],
         };
-        let of = |accumulate| [&method[..], &steps, taps, rank, &["--set", accumulate]].concat();
+        let of = |accumulate| [&method[..], &steps, taps, small, &["--set", accumulate]].concat();
         place.alone(&run(&one, &of("train.accumulate=4")));
         place.succeeds(2, &run(&two, &of("train.accumulate=2")));
         let (one, two) = (metrics(&place.path(&one)), metrics(&place.path(&two)));
         assert_eq!(one.len(), 21);
         for (name, most) in [("loss", 1e-5), ("grad_norm", 1e-4)] {
-            let difference = largest_difference(&one, &two, name);
+            // The gradients of delora are large at the start, because its factors have length 0.
+            let largest = one.iter().filter_map(|step| step[name].as_f64()).fold(1.0, f64::max);
+            let difference = largest_difference(&one, &two, name) / largest;
             assert!(difference < most, "{intervention} × {adapter}: {name} {difference}");
         }
         assert_eq!(one[20]["epoch"], two[20]["epoch"]);
