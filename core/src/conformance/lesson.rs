@@ -178,8 +178,8 @@ fn lesson(case: &Case) -> Result<Option<Lesson>> {
     Ok(Some(Lesson { loss: [before.0, after.0], accuracy: [before.1, after.1] }))
 }
 
-/// Checks a method that computes statistics of the training pairs instead of taking steps. They must
-/// raise the accuracy.
+/// Checks a method that computes statistics of the training pairs instead of taking steps.
+/// They must raise the accuracy or the margin.
 fn read(case: &Case) -> Result<Verdict> {
     let mut bench = Bench::new(case, 0)?;
     let pairs = pairs(&bench)?;
@@ -198,8 +198,8 @@ fn read(case: &Case) -> Result<Verdict> {
     } else {
         let model = &bench.model;
         bench.adapted.set_edits(Edits::new(edits, model.info(), model.kind(), model.device())?);
-        // An edit that is the same for all pairs moves the margins of a small model only a little, so
-        // the accuracy is too coarse.
+        // An edit that is the same for all pairs moves the margins of a small model only a little,
+        // so the accuracy is too coarse.
         [margin(&bench, false, &pairs)?, margin(&bench, true, &pairs)?]
     };
     Ok(if after > before {

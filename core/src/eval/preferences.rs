@@ -25,8 +25,8 @@ impl Preferences {
         Self { method, sites, seed }
     }
 
-    /// Returns the method's scores of the chosen and the rejected completion of each pair. The states
-    /// are those of the model with the adapter `adapted`.
+    /// Returns the method's scores of the chosen and the rejected completion of each pair. The
+    /// states are those of the model with the adapter `adapted`.
     ///
     /// # Errors
     /// Fails if the method returns an error, or numbers of a wrong shape. Returns

@@ -18,8 +18,9 @@ const FLOAT32: u32 = 0;
 /// The alignment of tensors in a GGUF file, in bytes.
 const ALIGNMENT: usize = 32;
 
-/// Writes the vectors that `edits` add after training, multiplied by `coefficient`, to a new file. The tensor `direction.K` is
-/// added to the output of block K, counted from 0. `architecture` is Hugging Face's `model_type`.
+/// Writes the vectors that `edits` add after training, multiplied by `coefficient`, to a file. The
+/// tensor `direction.K` is added to the output of block K, counted from 0. `architecture` is Hugging
+/// Face's `model_type`.
 ///
 /// # Errors
 /// Fails if there are no edits, if an edit is not an addition or is at block 0, which the format

@@ -25,8 +25,8 @@ use crate::world::checksum;
 const FILE: &str = "statistics.safetensors";
 
 /// Computes the statistics of the method from the states of the training pairs, and writes them to
-/// the run's folder. A resumed run already has them. Then prepares the method and its edits. Returns
-/// lines for the user.
+/// the run's folder. A resumed run already has them. Then prepares the method and its edits.
+/// Returns lines for the user.
 ///
 /// # Errors
 /// Fails if the method or libtorch returns an error, if another rank has other statistics, or if

@@ -15,8 +15,8 @@ mod tests;
 /// Mass mean shift.
 #[intervention(
     name = "mms",
-    summary = "mass mean shift: score pairs by the attention heads that separate the training pairs \
-        best; no training",
+    summary = "mass mean shift: score pairs by the attention heads that separate the training \
+        pairs best; no training",
     reference = "Clymer et al. 2023, Generalization Analogies (GENIES); after Li et al. 2023, \
         Inference-Time Intervention",
     explain = "\

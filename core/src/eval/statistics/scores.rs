@@ -63,8 +63,8 @@ impl PairScore {
         self.chosen.logp_sum - self.rejected.logp_sum
     }
 
-    /// The score of the chosen completion minus the score of the rejected completion. In nats, unless
-    /// the method scores pairs itself.
+    /// The score of the chosen completion minus the score of the rejected completion. In nats,
+    /// unless the method scores pairs itself.
     pub(super) fn difference(&self, score: Score) -> f64 {
         self.chosen.score(score) - self.rejected.score(score)
     }
