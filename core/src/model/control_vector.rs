@@ -19,8 +19,8 @@ const FLOAT32: u32 = 0;
 const ALIGNMENT: usize = 32;
 
 /// Writes the vectors that `edits` add after training, multiplied by `coefficient`, to a file. The
-/// tensor `direction.K` is added to the output of block K, counted from 0. `architecture` is Hugging
-/// Face's `model_type`.
+/// tensor `direction.K` is added to the output of block K, counted from 0. `architecture` is the
+/// `model_type` of transformers.
 ///
 /// # Errors
 /// Fails if there are no edits, if an edit is not an addition or is at block 0, which the format
