@@ -1,6 +1,8 @@
 //! A linear module and helpers for the tests of adapters.
 
 use reprpo_plugin::prelude::*;
+use reprpo_plugin::registry::AdapterEntry;
+use reprpo_plugin::serde_json::{Map, Value, json};
 use reprpo_plugin::tch::{self, Device};
 use reprpo_plugin::testkit::random;
 
@@ -20,7 +22,7 @@ pub fn attach(
 ) -> Result<Box<dyn AdaptedLinear>> {
     let shared = adapter.shared(&[info], &mut Init::new(0, "", Kind::Double, Device::Cpu))?;
     adapter.attach(
-        &LinearSite { info, frozen, shared: &shared },
+        &LinearSite { info, frozen, shared: &shared, sources: &[] },
         &mut Init::new(0, &info.name, Kind::Double, Device::Cpu),
     )
 }
@@ -29,6 +31,16 @@ pub fn attach(
 pub fn attached<P: AdapterPlugin>(config: P) -> (Box<dyn AdaptedLinear>, Frozen) {
     let module = module("self_attn.q_proj", 8, 4);
     (attach(&*config.build().unwrap(), &module).unwrap(), module.1)
+}
+
+/// Returns the default configuration of an adapter. An adapter that is made of other adapters gets
+/// targets, because it is attached without the others in tests of all adapters.
+pub fn defaults(entry: &AdapterEntry) -> Map<String, Value> {
+    let mut config = entry.about.defaults().unwrap();
+    if entry.needs_sources() {
+        config.insert("target_modules".to_owned(), json!(["q_proj", "v_proj"]));
+    }
+    config
 }
 
 /// Adds noise to every parameter, so that the adapter is no longer in its initial state.

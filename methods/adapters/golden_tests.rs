@@ -316,8 +316,8 @@ fn an_adapter_is_restored_from_its_file_and_a_file_that_does_not_fit_is_rejected
     let registry = Registry::builtin().unwrap();
     for entry in registry.all::<AdapterEntry>() {
         let name = entry.about.name;
-        let adapter =
-            entry.build(&Value::Object(entry.about.defaults().unwrap()).to_string()).unwrap();
+        let config = super::fixture::defaults(entry);
+        let adapter = entry.build(&Value::Object(config).to_string()).unwrap();
         let adapted = Adapted::attach(&*adapter, &model, model.info().layers, 0).unwrap();
         super::fixture::disturb(&adapted.changed().flat_map(|c| c.parameters).collect::<Vec<_>>());
         let changed = logits(&model, Some(&adapted), &stream).unwrap();

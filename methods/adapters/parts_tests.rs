@@ -221,6 +221,9 @@ fn adapted_parts_equal_the_adapted_modules_of_the_unfused_model() {
             off(&ours, &reference)
         );
         assert!(off(&ours, &logits(&model, None, &stream)) > 1e-3, "{name} changes nothing");
+        if adapted.parameters().is_empty() {
+            continue;
+        }
         for logits in [&ours, &reference] {
             logits.square().mean(Kind::Double).backward();
         }

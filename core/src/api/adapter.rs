@@ -1,12 +1,13 @@
 //! Adapters: trainable changes to a frozen model, saved in PEFT's format.
 
+use std::path::PathBuf;
+
 use tch::Tensor;
 
 use super::{Frozen, Init, LinearInfo, ModelInfo, Parameter, PartInfo, Plugin, Selection, Targets};
 use crate::error::{Error, Result};
 
 /// A linear module, or one part of a fused module, to which an adapter is attached.
-#[derive(Debug)]
 pub struct LinearSite<'a> {
     /// Name and widths of the module.
     pub info: &'a LinearInfo,
@@ -14,6 +15,33 @@ pub struct LinearSite<'a> {
     pub frozen: &'a Frozen,
     /// The tensors from [`Adapter::shared`], which all modules share.
     pub shared: &'a [Parameter],
+    /// The adapters of this module that [`Adapter::sources`] names, in the same order. An entry is
+    /// `None` if the source is not set or does not change this module. The slice is empty if the
+    /// adapter has no sources, or if its values will be read from a file.
+    pub sources: &'a [Option<&'a dyn AdaptedLinear>],
+}
+
+impl std::fmt::Debug for LinearSite<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let sources: Vec<bool> = self.sources.iter().map(Option::is_some).collect();
+        f.debug_struct("LinearSite")
+            .field("info", self.info)
+            .field("frozen", self.frozen)
+            .field("shared", &self.shared)
+            .field("sources", &sources)
+            .finish()
+    }
+}
+
+/// A saved adapter that a new adapter is made of. See [`Adapter::sources`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdapterSource {
+    /// Name of the configuration field that has the path, e.g. `plus`.
+    pub field: String,
+    /// Folder of a finished run, or of an adapter in PEFT's format; `None` if the field is not set.
+    pub path: Option<PathBuf>,
+    /// True if a new adapter cannot be made without this source.
+    pub required: bool,
 }
 
 /// The adapter of one linear module.
@@ -153,6 +181,23 @@ pub trait Adapter: TargetModules + Send {
     /// a warning.
     fn selections(&self) -> Vec<Selection> {
         Vec::new()
+    }
+
+    /// The saved adapters that a new adapter is made of, such as those of other runs. The engine
+    /// loads them and passes the adapters of a module to [`attach`](Self::attach) in
+    /// [`LinearSite::sources`]. They may be of any method that only changes linear modules. An
+    /// adapter that is itself loaded from a file does not need its sources any more.
+    ///
+    /// If the targets are an empty list, the adapter is attached to every module that a source
+    /// changes. Otherwise, a source must change each of the targets.
+    fn sources(&self) -> Vec<AdapterSource> {
+        Vec::new()
+    }
+
+    /// False if no parameter is trained. The adapter can then be evaluated, saved and merged, but
+    /// only with an intervention that takes no steps.
+    fn is_trainable(&self) -> bool {
+        true
     }
 
     /// Creates the tensors that all modules share. Each tensor may be frozen or trainable. In the

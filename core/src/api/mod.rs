@@ -25,8 +25,8 @@ mod transform;
 mod weight;
 
 pub use adapter::{
-    AdaptedLinear, AdaptedPart, AdaptedResidual, Adapter, AdapterPlugin, Fused, FusedSite,
-    LinearSite, PeftFile, PromptPlaces, TargetModules,
+    AdaptedLinear, AdaptedPart, AdaptedResidual, Adapter, AdapterPlugin, AdapterSource, Fused,
+    FusedSite, LinearSite, PeftFile, PromptPlaces, TargetModules,
 };
 pub use dataset::{
     Dataset, DatasetPlugin, PairIdentity, PairIter, PreferencePair, RowIter, SplitInfo, Text,

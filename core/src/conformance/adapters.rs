@@ -26,6 +26,7 @@ pub const ADAPTERS: &[Invariant] = &[
         name: "tensor names are unique, and declared axes have the right width",
         check: naming,
     },
+    Invariant { name: "the adapter has trained tensors if it claims to", check: trainable },
     Invariant { name: "the adapter starts as the identity if it claims to", check: identity },
     Invariant {
         name: "with the adapter off, the base model is bitwise unchanged",
@@ -88,6 +89,18 @@ fn naming(case: &Case) -> Result<Verdict> {
     Ok(Verdict::Holds)
 }
 
+fn trainable(case: &Case) -> Result<Verdict> {
+    let bench = Bench::new(case, 0)?;
+    let trained = bench.adapted.parameters().len();
+    Ok(match (bench.adapter.is_trainable(), trained) {
+        (true, 0) => Verdict::Violated("no tensor of the adapter requires a gradient".to_owned()),
+        (false, n) if n > 0 => Verdict::Violated(format!(
+            "the adapter has {n} trained tensors, but claims to have none"
+        )),
+        _ => Verdict::Holds,
+    })
+}
+
 fn identity(case: &Case) -> Result<Verdict> {
     let mut bench = Bench::new(case, 0)?;
     // The edits of the method do not belong to the adapter.
@@ -110,7 +123,7 @@ fn off_switch(case: &Case) -> Result<Verdict> {
     if largest(&(logits(&bench, true)? - &before)) == 0.0 {
         return Ok(Verdict::Violated("the adapter has no effect".to_owned()));
     }
-    if !bench.objective.needs().evaluate_only {
+    if !bench.trains_nothing() {
         accumulate(
             &mut bench.objective,
             &bench.model,
@@ -192,8 +205,8 @@ fn saving(case: &Case) -> Result<Verdict> {
     }
     // Build a second adapter that only depends on the saved files.
     let config = serde_json::Value::Object(saved.config).to_string();
-    let fresh = Bench::new(&Case { adapter: Method::new(saved.entry, config), ..case.clone() }, 5)?;
-    fresh.adapted.restore(&saved.values)?;
+    let saved_case = Case { adapter: Method::new(saved.entry, config), ..case.clone() };
+    let fresh = Bench::loaded(&saved_case, 5, saved.values)?;
     write(again.path(), &fresh)?;
     for file in ["adapter_model.safetensors", "adapter_config.json"] {
         let bytes =
@@ -245,7 +258,7 @@ fn fusing(case: &Case) -> Result<Verdict> {
     for info in adapted {
         let name = &info.linear.name;
         let linear = bench.adapter.attach(
-            &LinearSite { info: &info.linear, frozen: &of(info)?, shared: &shared },
+            &LinearSite { info: &info.linear, frozen: &of(info)?, shared: &shared, sources: &[] },
             &mut init(name),
         )?;
         let parameters = linear.parameters();
@@ -258,7 +271,7 @@ fn fusing(case: &Case) -> Result<Verdict> {
         linears.push((info, linear));
     }
     let site = FusedSite {
-        module: LinearSite { info: &info, frozen: &frozen, shared: &shared },
+        module: LinearSite { info: &info, frozen: &frozen, shared: &shared, sources: &[] },
         parts: sites,
     };
     let Some(Fused { modules, .. }) = bench.adapter.fuse(std::slice::from_ref(&site))? else {

@@ -1,8 +1,9 @@
 //! Builds a small model with the methods of a `Case`. The invariants are checked on this model.
 
+use indexmap::IndexMap;
 use tch::{Kind, Tensor};
 
-use super::stand_ins::Untransformed;
+use super::stand_ins::{self, Untransformed};
 use super::{Case, fixture};
 use crate::api::{Adapter, Init, ModelInfo, Pooling, Site, Tap, TransformCx};
 use crate::config::TrainConfig;
@@ -40,8 +41,18 @@ pub(crate) struct Bench {
 }
 
 impl Bench {
-    /// Builds the case with the given seed.
+    /// Builds the case with the given seed. The saved adapters that the adapter is made of are
+    /// replaced with stand-ins.
     pub fn new(case: &Case, seed: u64) -> Result<Self> {
+        Self::build(case, seed, None)
+    }
+
+    /// Builds the case with an adapter that was loaded from a file with these values.
+    pub fn loaded(case: &Case, seed: u64, values: IndexMap<String, Tensor>) -> Result<Self> {
+        Self::build(case, seed, Some(values))
+    }
+
+    fn build(case: &Case, seed: u64, values: Option<IndexMap<String, Tensor>>) -> Result<Self> {
         let weights = fixture::weights(fixture::BLOCKS, Kind::Double);
         let frozen = weights.iter().map(|(name, t)| (name.clone(), t.shallow_clone())).collect();
         let model = fixture::of_weights(fixture::BLOCKS, weights, Kind::Double)?;
@@ -55,6 +66,15 @@ impl Bench {
         let needs = intervention.needs();
         let taps = Taps::build(tap.as_ref(), &needs, &model, &train, build)?;
         let adapter = AdapterChoice::of_new(case.adapter.entry, &case.adapter.json)?;
+        let adapter = match values {
+            Some(values) => adapter.with_values(values),
+            None => {
+                let sources = 0..adapter.adapter.sources().len();
+                let stand_ins =
+                    sources.map(|i| saved_stand_in(&model, i)).collect::<Result<_>>()?;
+                adapter.with_sources(stand_ins)
+            }
+        };
         // The loss may be flat at the initial values. Checks that need a nonzero gradient call
         // `disturb` or `leave_flat_start`.
         let parts = Parts {
@@ -74,6 +94,11 @@ impl Bench {
         let Assembled { adapted, objective, .. } = assembled;
         let adapter = adapter.adapter;
         Ok(Self { model, frozen, adapter, adapted, objective, fit_sites: sites })
+    }
+
+    /// True if the method or the adapter cannot be trained.
+    pub fn trains_nothing(&self) -> bool {
+        self.objective.needs().evaluate_only || !self.adapter.is_trainable()
     }
 
     /// Returns all trained tensors of the adapter and the transforms by name.
@@ -101,4 +126,20 @@ impl Bench {
             let _ = tensor.g_add_(&noise);
         }
     }
+}
+
+/// Returns the stand-in adapter as if it had been saved, with random values that depend on `index`.
+fn saved_stand_in(model: &Model, index: usize) -> Result<AdapterChoice> {
+    let choice = AdapterChoice::of_new(&stand_ins::ADAPTER, "{}")?;
+    let attached = choice.attach(model, model.info().layers, 0)?;
+    let mut init = Init::new(index as u64, "source", Kind::Double, model.device());
+    let values = attached
+        .tensors()
+        .into_iter()
+        .map(|(name, t)| {
+            let value = init.normal(&name, &t.size(), 0.05).detach();
+            (name, value)
+        })
+        .collect();
+    Ok(choice.with_values(values))
 }

@@ -143,7 +143,7 @@ struct Lesson {
 /// Trains with the default training settings. Returns `None` if the method trains nothing.
 fn lesson(case: &Case) -> Result<Option<Lesson>> {
     let mut bench = Bench::new(case, 0)?;
-    if bench.objective.needs().evaluate_only {
+    if bench.trains_nothing() {
         return Ok(None);
     }
     let mut train = TrainConfig::default();

@@ -69,7 +69,7 @@ fn loss_at(bench: &mut Bench, pairs: &[TokenPair]) -> Result<Tensor> {
 
 fn finite(case: &Case) -> Result<Verdict> {
     let mut bench = Bench::new(case, 0)?;
-    if bench.objective.needs().evaluate_only {
+    if bench.trains_nothing() {
         return Ok(UNTRAINED);
     }
     // These batches are edge cases: a single pair has no standard deviation, and the difference
@@ -110,7 +110,7 @@ const MAX_NORM_RATIO: f64 = 1e3;
 fn twin_weight(case: &Case) -> Result<Verdict> {
     let length = |pair: &TokenPair| -> Result<Option<f64>> {
         let mut bench = Bench::new(case, 0)?;
-        if bench.objective.needs().evaluate_only {
+        if bench.trains_nothing() {
             return Ok(None);
         }
         bench.disturb();
@@ -140,7 +140,7 @@ fn twin_weight(case: &Case) -> Result<Verdict> {
 
 fn gradients(case: &Case) -> Result<Verdict> {
     let mut bench = Bench::new(case, 0)?;
-    if bench.objective.needs().evaluate_only {
+    if bench.trains_nothing() {
         return Ok(UNTRAINED);
     }
     if bench.objective.needs().output_grads {
@@ -181,7 +181,7 @@ fn gradients(case: &Case) -> Result<Verdict> {
 
 fn reach(case: &Case) -> Result<Verdict> {
     let mut bench = Bench::new(case, 0)?;
-    if bench.objective.needs().evaluate_only {
+    if bench.trains_nothing() {
         return Ok(UNTRAINED);
     }
     bench.disturb();
@@ -220,7 +220,7 @@ fn accumulation(case: &Case) -> Result<Verdict> {
     }
     let gradient = |batch: usize| -> Result<Option<Vec<Tensor>>> {
         let mut bench = Bench::new(case, 0)?;
-        if bench.objective.needs().evaluate_only {
+        if bench.trains_nothing() {
             return Ok(None);
         }
         bench.disturb();
@@ -247,7 +247,7 @@ fn accumulation(case: &Case) -> Result<Verdict> {
 
 fn sharing(case: &Case) -> Result<Verdict> {
     let mut bench = Bench::new(case, 0)?;
-    if bench.objective.needs().evaluate_only {
+    if bench.trains_nothing() {
         return Ok(UNTRAINED);
     }
     if bench.objective.needs().output_grads {
@@ -272,7 +272,7 @@ fn sharing(case: &Case) -> Result<Verdict> {
 /// Compares with equality, because a block that runs again computes the same bytes.
 fn checkpointing(case: &Case) -> Result<Verdict> {
     let mut bench = Bench::new(case, 0)?;
-    if bench.objective.needs().evaluate_only {
+    if bench.trains_nothing() {
         return Ok(UNTRAINED);
     }
     if bench.adapted.shared_by_modules().is_some() {
@@ -315,7 +315,7 @@ pub(super) fn trained(
     disturbed: bool,
 ) -> Result<Option<(Vec<f64>, Vec<Tensor>)>> {
     let mut bench = Bench::new(case, seed)?;
-    if bench.objective.needs().evaluate_only {
+    if bench.trains_nothing() {
         return Ok(None);
     }
     if disturbed {

@@ -14,11 +14,11 @@ use tch::Tensor;
 
 use super::{faults, host_link};
 use crate::api::{
-    AdaptedLinear, AdaptedResidual, Adapter, BlockEdit, Dataset, Frozen, Fused, FusedSite, GradMap,
-    Init, Intervention, LinearInfo, LinearSite, Loss, ModelInfo, Needs, OutputGrad, PairIter,
-    PairStates, Pairs, Parameter, ParameterGrad, Pooling, PromptPlaces, RowIter, RunInfo,
-    Selection, Site, SplitInfo, Statistics, StepInfo, Tap, TargetModules, Targets, TokenPooling,
-    TokenStates, Transform,
+    AdaptedLinear, AdaptedResidual, Adapter, AdapterSource, BlockEdit, Dataset, Frozen, Fused,
+    FusedSite, GradMap, Init, Intervention, LinearInfo, LinearSite, Loss, ModelInfo, Needs,
+    OutputGrad, PairIter, PairStates, Pairs, Parameter, ParameterGrad, Pooling, PromptPlaces,
+    RowIter, RunInfo, Selection, Site, SplitInfo, Statistics, StepInfo, Tap, TargetModules,
+    Targets, TokenPooling, TokenStates, Transform,
 };
 use crate::error::{Error, Fault, Result};
 
@@ -174,6 +174,14 @@ impl TargetModules for Guarded<dyn Adapter> {
 impl Adapter for Guarded<dyn Adapter> {
     fn selections(&self) -> Vec<Selection> {
         self.run_or("selections", Vec::new, |a| a.selections())
+    }
+
+    fn sources(&self) -> Vec<AdapterSource> {
+        self.run_or("sources", Vec::new, |a| a.sources())
+    }
+
+    fn is_trainable(&self) -> bool {
+        self.run_or("is_trainable", || true, |a| a.is_trainable())
     }
 
     fn shared(&self, targets: &[&LinearInfo], init: &mut Init) -> Result<Vec<Parameter>> {

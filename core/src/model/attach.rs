@@ -70,6 +70,77 @@ pub fn unmatched(adapter: &dyn Adapter, model: &ModelInfo) -> Result<Vec<Error>>
     Ok(errors)
 }
 
+/// Returns the modules and parts to which an adapter that is made of `sources` is attached, in the
+/// model's order. Each source has the name of its configuration field.
+///
+/// # Errors
+/// Fails if a source changes the output of a block, if the sources change both a module and a part
+/// of it, or if the adapter targets a module that no source changes.
+fn made_of<'m>(
+    adapter: &dyn Adapter,
+    sources: &[(&str, &Option<Adapted>)],
+    model: &'m ModelInfo,
+) -> Result<Vec<&'m LinearInfo>> {
+    let given = || sources.iter().filter_map(|(field, source)| Some((*field, source.as_ref()?)));
+    let listed = || {
+        let fields: Vec<_> = given().map(|(field, _)| format!("`adapter.{field}`")).collect();
+        let adapters = if fields.len() == 1 { "the adapter" } else { "the adapters" };
+        format!("{adapters} in {}", fields.join(" and "))
+    };
+    if let Some((field, k)) = given().find_map(|(field, s)| Some((field, s.blocks().next()?))) {
+        return Err(Error::new(format!(
+            "the adapter in `adapter.{field}` changes the output of block {k}, but only adapters \
+                of linear modules can be combined"
+        ))
+        .hint("choose a run whose adapter can be merged into the weights"));
+    }
+    let changes = |name: &str| given().find(|(_, s)| s.get(name).is_some());
+    for part in &model.parts {
+        let name = &part.linear.name;
+        if let (Some((a, _)), Some((b, _))) = (changes(name), changes(&part.holder)) {
+            return Err(Error::new(format!(
+                "`adapter.{a}` changes `{name}`, a part of the module `{}`, but `adapter.{b}` \
+                    changes the whole module",
+                part.holder
+            ))
+            .hint("train both adapters with the same `adapter.target_modules`"));
+        }
+    }
+    let layers = adapter.layers_to_transform();
+    if let Targets::Suffixes(list) = adapter.targets()
+        && list.is_empty()
+    {
+        let within = |l: &LinearInfo| match (l.layer, &layers) {
+            (Some(k), Some(layers)) => layers.contains(&k),
+            _ => true,
+        };
+        let parts = |module: &'m LinearInfo| {
+            model.parts.iter().filter(|p| p.holder == module.name).map(|p| &p.linear)
+        };
+        let all = model.linears.iter().flat_map(|l| std::iter::once(l).chain(parts(l)));
+        let changed: Vec<_> = all.filter(|l| within(l) && changes(&l.name).is_some()).collect();
+        if changed.is_empty() {
+            return Err(Error::new(format!(
+                "the new adapter would change no module, because {} changed none in the selected \
+                    layers",
+                listed()
+            ))
+            .hint("leave out `adapter.layers_to_transform`, or choose other adapters"));
+        }
+        return Ok(changed);
+    }
+    let targets = adapter.targets().select(model, layers.as_deref())?;
+    if let Some(other) = targets.iter().find(|l| changes(&l.name).is_none()) {
+        return Err(Error::new(format!(
+            "`adapter.target_modules` selects `{}`, which was not changed by {}",
+            other.name,
+            listed()
+        ))
+        .hint("leave out `adapter.target_modules` to select every changed module"));
+    }
+    Ok(targets)
+}
+
 impl Adapted {
     /// Attaches `adapter` to its targets among the first `blocks` blocks. Later blocks do not run,
     /// so their adapters would not receive gradients.
@@ -95,17 +166,60 @@ impl Adapted {
         blocks: usize,
         seed: u64,
     ) -> Result<Self> {
+        let layers = adapter.layers_to_transform();
+        let targets = adapter.targets().select(model.info(), layers.as_deref())?;
+        Self::attach_to(targets, adapter, &[], model, blocks, seed)
+    }
+
+    /// Attaches a new adapter that is made of other adapters. `sources` has one entry for each of
+    /// the [`sources`](Adapter::sources) of `adapter`, attached to `model`, or `None` if it is not
+    /// set.
+    ///
+    /// # Errors
+    /// Fails if a source changes the output of a block, if the adapter targets a module that no
+    /// source changes, and in the same cases as [`attach`](Self::attach).
+    pub fn attach_made_of(
+        adapter: &dyn Adapter,
+        sources: &[Option<Self>],
+        model: &Model,
+        blocks: usize,
+        seed: u64,
+    ) -> Result<Self> {
+        if let Some(e) = unmatched(adapter, model.info())?.into_iter().next() {
+            return Err(e);
+        }
+        let fields: Vec<String> = adapter.sources().into_iter().map(|s| s.field).collect();
+        let of_field: Vec<_> = fields.iter().map(String::as_str).zip(sources).collect();
+        let targets = made_of(adapter, &of_field, model.info())?;
+        Self::attach_to(targets, adapter, sources, model, blocks, seed)
+    }
+
+    /// Attaches `adapter` to those of `targets` that are in the first `blocks` blocks.
+    fn attach_to(
+        targets: Vec<&LinearInfo>,
+        adapter: &dyn Adapter,
+        sources: &[Option<Self>],
+        model: &Model,
+        blocks: usize,
+        seed: u64,
+    ) -> Result<Self> {
         let kind = if model.kind() == Kind::Double { Kind::Double } else { Kind::Float };
         let init = |scope: &str| Init::new(seed, scope, kind, model.device());
         let info = model.info();
-        let targets = adapter.targets().select(info, adapter.layers_to_transform().as_deref())?;
         let none = targets.is_empty();
         let targets: Vec<_> =
             targets.into_iter().filter(|l| l.layer.is_none_or(|k| k < blocks)).collect();
         let shared = adapter.shared(&targets, &mut init(""))?;
         let mut modules = IndexMap::new();
         for info in targets {
-            let site = LinearSite { info, frozen: &model.frozen(&info.name)?, shared: &shared };
+            let of_module: Vec<Option<&dyn AdaptedLinear>> =
+                sources.iter().map(|source| source.as_ref()?.get(&info.name)).collect();
+            let site = LinearSite {
+                info,
+                frozen: &model.frozen(&info.name)?,
+                shared: &shared,
+                sources: &of_module,
+            };
             let adapted = adapter
                 .attach(&site, &mut init(&info.name))
                 .within(|| format!("cannot attach the adapter to `{}`", info.name))?;
@@ -214,6 +328,7 @@ impl Adapted {
                     info: model.info().linear(holder)?,
                     frozen,
                     shared: &self.shared,
+                    sources: &[],
                 },
                 parts,
             })

@@ -213,6 +213,7 @@ const LAYOUT: u64 = {
         api::GradMap,
         api::Frozen,
         api::LinearSite<'static>,
+        api::AdapterSource,
         api::PartInfo,
         api::AdaptedPart<'static>,
         api::FusedSite<'static>,

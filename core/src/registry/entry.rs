@@ -177,6 +177,12 @@ impl AdapterEntry {
         (self.build)(json)
     }
 
+    /// True if a new adapter with default settings lacks a saved adapter that it must be made of.
+    pub fn needs_sources(&self) -> bool {
+        let sources = self.build("{}").map(|adapter| adapter.sources()).unwrap_or_default();
+        sources.iter().any(|source| source.required && source.path.is_none())
+    }
+
     /// Converts the PEFT configuration of a saved adapter to the plugin's configuration (JSON
     /// text). Also returns warnings for the user.
     ///

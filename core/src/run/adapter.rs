@@ -6,9 +6,11 @@ use indexmap::IndexMap;
 use serde_json::{Map, Value};
 use tch::Tensor;
 
-use crate::api::{Adapter, BlockEdit};
+use super::source_adapter::SourceAdapter;
+use crate::api::{Adapter, BlockEdit, Intervention};
 use crate::config::{Choice, Experiment, plugin_fields};
 use crate::error::{Error, Result};
+use crate::fingerprint::Fingerprint;
 use crate::model::attach::unmatched;
 use crate::model::edits::Edits;
 use crate::model::peft::Saved;
@@ -25,6 +27,9 @@ pub struct AdapterChoice {
     pub values: Option<IndexMap<String, Tensor>>,
     /// The edits of the residual stream that belong to the saved adapter.
     edits: Vec<BlockEdit>,
+    /// The saved adapters that a new adapter is made of, in the order of [`Adapter::sources`];
+    /// `None` for a source that is not set.
+    sources: Vec<Option<SourceAdapter>>,
     /// Warnings from reading the saved file.
     warnings: Vec<String>,
 }
@@ -34,32 +39,53 @@ impl AdapterChoice {
     ///
     /// # Errors
     /// Fails if the name or the configuration of `saved` differs from the experiment's adapter, or
-    /// if the adapter rejects its configuration.
+    /// if the adapter rejects its configuration. A new adapter fails if one of the saved adapters
+    /// that it is made of is not set or cannot be read.
     pub fn new(experiment: &Experiment, saved: Option<Saved>, registry: &Registry) -> Result<Self> {
         let choice = &experiment.adapter;
         let entry = registry.adapter(&choice.name)?;
-        let (values, edits, warnings) = match saved {
-            None => (None, Vec::new(), Vec::new()),
-            Some(saved) => {
-                agrees(choice, entry, &saved)?;
-                (Some(saved.values), saved.edits, saved.warnings)
-            }
+        let Some(saved) = saved else {
+            let mut new = Self::of_new(entry, &choice.json())?;
+            let sources = new.adapter.sources();
+            let read = |source| SourceAdapter::read(source, experiment, registry);
+            new.sources = sources.iter().map(read).collect::<Result<_>>()?;
+            return Ok(new);
         };
-        Ok(Self { entry, adapter: entry.build(&choice.json())?, values, edits, warnings })
+        agrees(choice, entry, &saved)?;
+        Ok(Self {
+            values: Some(saved.values),
+            edits: saved.edits,
+            warnings: saved.warnings,
+            ..Self::of_new(entry, &choice.json())?
+        })
     }
 
-    /// Builds a new adapter from a JSON configuration.
+    /// Builds a new adapter from a JSON configuration. Its [`sources`](Adapter::sources) are not
+    /// loaded.
     ///
     /// # Errors
     /// Fails if the adapter rejects its configuration.
     pub fn of_new(entry: &'static AdapterEntry, json: &str) -> Result<Self> {
+        let adapter = entry.build(json)?;
         Ok(Self {
             entry,
-            adapter: entry.build(json)?,
+            adapter,
             values: None,
             edits: Vec::new(),
+            sources: Vec::new(),
             warnings: Vec::new(),
         })
+    }
+
+    /// Returns the adapter as if it had been loaded with these values.
+    pub(crate) fn with_values(self, values: IndexMap<String, Tensor>) -> Self {
+        Self { values: Some(values), ..self }
+    }
+
+    /// Replaces the saved adapters that a new adapter is made of.
+    pub(crate) fn with_sources(self, sources: Vec<Self>) -> Self {
+        let sources = sources.into_iter().map(|source| Some(SourceAdapter::of(source))).collect();
+        Self { sources, ..self }
     }
 
     /// Loads the adapter saved in the folder `dir`, using its saved configuration.
@@ -68,13 +94,19 @@ impl AdapterChoice {
     /// Fails if the adapter cannot be read, or if it rejects its configuration.
     pub fn read(dir: &Path, registry: &Registry) -> Result<Self> {
         let saved = Saved::read(dir, registry)?;
-        let adapter = saved.entry.build(&Value::Object(saved.config).to_string())?;
+        Self::of_saved(saved)
+    }
+
+    /// Builds a saved adapter with its saved configuration.
+    ///
+    /// # Errors
+    /// Fails if the adapter rejects its configuration.
+    pub(super) fn of_saved(saved: Saved) -> Result<Self> {
         Ok(Self {
-            entry: saved.entry,
-            adapter,
             values: Some(saved.values),
             edits: saved.edits,
             warnings: saved.warnings,
+            ..Self::of_new(saved.entry, &Value::Object(saved.config).to_string())?
         })
     }
 
@@ -105,7 +137,36 @@ impl AdapterChoice {
                 format!("{}; this part of the saved adapter is ignored, as in PEFT", e.message())
             }));
         }
+        for source in self.sources.iter().flatten() {
+            warnings.extend(source.adapter.warnings(model)?);
+        }
         Ok(warnings)
+    }
+
+    /// Folders of the saved adapters that a new adapter is made of.
+    pub fn source_folders(&self) -> impl Iterator<Item = &Path> {
+        self.sources.iter().flatten().map(|source| source.folder.as_path())
+    }
+
+    /// Fingerprints of the saved adapters that a new adapter is made of.
+    pub fn source_fingerprints(&self) -> impl Iterator<Item = &Fingerprint> {
+        self.sources.iter().flatten().filter_map(|source| source.fingerprint.as_ref())
+    }
+
+    /// Checks that the adapter can be trained if `intervention` trains. `name` is the name of the
+    /// intervention.
+    ///
+    /// # Errors
+    /// Fails if the intervention takes steps, but the adapter has no trainable parameters.
+    pub fn check_trainable(&self, intervention: &dyn Intervention, name: &str) -> Result<()> {
+        if intervention.needs().evaluate_only || self.adapter.is_trainable() {
+            return Ok(());
+        }
+        Err(Error::new(format!(
+            "the adapter `{}` has no trainable parameters, but the intervention `{name}` trains",
+            self.entry.about.name
+        ))
+        .hint("add `--intervention none`, which evaluates and saves the adapter"))
     }
 
     /// Attaches the adapter to the first `blocks` blocks of `model`, and restores the saved values
@@ -113,10 +174,19 @@ impl AdapterChoice {
     ///
     /// # Errors
     /// Fails if an entry in the configuration of a new adapter matches no module, if the adapter
-    /// cannot adapt a module, or if the names or shapes of the saved values are wrong.
+    /// cannot adapt a module, or if the names or shapes of the saved values are wrong. Also fails
+    /// if an adapter that the new adapter is made of does not fit the model.
     pub fn attach(&self, model: &Model, blocks: usize, seed: u64) -> Result<Adapted> {
         let Some(values) = &self.values else {
-            return Adapted::attach(self.adapter.as_ref(), model, blocks, seed);
+            let adapter = self.adapter.as_ref();
+            if self.sources.is_empty() {
+                return Adapted::attach(adapter, model, blocks, seed);
+            }
+            let attached = |source: &Option<SourceAdapter>| {
+                source.as_ref().map(|source| source.attach(model)).transpose()
+            };
+            let sources = self.sources.iter().map(attached).collect::<Result<Vec<_>>>()?;
+            return Adapted::attach_made_of(adapter, &sources, model, blocks, seed);
         };
         let mut adapted = Adapted::attach_saved(self.adapter.as_ref(), model, blocks, seed)?;
         adapted.restore(values)?;

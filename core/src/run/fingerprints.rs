@@ -45,14 +45,16 @@ const VALIDATION: [&str; 5] = [
 const VALIDATION_IN_EVAL: [&str; 2] = ["eval.score", "eval.tokens"];
 
 /// Returns the values of the fields that change the training steps, by name (`section.field`).
-fn trajectory(experiment: &Experiment, kind: Kind) -> BTreeMap<String, Value> {
+/// `paths` are fields whose values are the paths of saved values, which have fingerprints.
+fn trajectory(experiment: &Experiment, kind: Kind, paths: &[String]) -> BTreeMap<String, Value> {
     let validates = experiment.train.validate_every.is_some();
     let mut fields = flat(&experiment.to_json(), |path| {
         if VALIDATION.contains(&path) || VALIDATION_IN_EVAL.contains(&path) {
             return validates;
         }
         !(NOT_COMPARED.iter().any(|free| path == *free || path.starts_with(&format!("{free}.")))
-            || NOT_COMPARED_IN_TRAIN.iter().any(|f| path == format!("train.{f}")))
+            || NOT_COMPARED_IN_TRAIN.iter().any(|f| path == format!("train.{f}"))
+            || paths.iter().any(|field| field == path))
     });
     // The precision that `auto` selects depends on the device.
     fields.insert("dtype".to_owned(), type_name(kind).into());
@@ -85,8 +87,12 @@ pub struct Fingerprints {
 /// Fingerprints of the saved adapters and transforms that a run starts from.
 #[derive(Debug)]
 pub struct StartFingerprints {
-    /// The saved adapter and transforms, if there are any.
+    /// The saved adapter and transforms, if there are any, and the saved adapters that the new
+    /// adapter is made of.
     pub start: Vec<Fingerprint>,
+    /// Names of the configuration fields with the paths of the adapters that the new adapter is
+    /// made of.
+    pub paths: Vec<String>,
     /// The adapter of the reference; `None` if the reference is the base model.
     pub reference: Option<Fingerprint>,
     /// The saved adapter that the run starts from, if there is one.
@@ -121,7 +127,7 @@ impl Fingerprints {
                 together("start", &start_fingerprints.start.iter().collect::<Vec<_>>())
             },
             statistics: None,
-            configuration: trajectory(experiment, kind),
+            configuration: trajectory(experiment, kind, &start_fingerprints.paths),
         }
     }
 

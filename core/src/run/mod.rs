@@ -32,6 +32,7 @@ mod prior;
 mod ranks;
 pub mod record;
 mod saved_transforms;
+mod source_adapter;
 mod start;
 mod states;
 mod training_pairs;

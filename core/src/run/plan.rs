@@ -122,7 +122,7 @@ impl<'a> Plan<'a> {
         let transforms = transforms.map_err(|e| {
             explain(&experiment, "init_transform", experiment.init_transform.as_deref(), e)
         })?;
-        let start_fingerprints =
+        let mut start_fingerprints =
             start_fingerprints(&experiment, saved.as_ref(), transforms.as_ref())?;
         let adapter = AdapterChoice::new(&experiment, saved, registry)?;
         if adapter.has_edits() {
@@ -137,6 +137,10 @@ impl<'a> Plan<'a> {
                 .hint("choose an adapter without `edits.safetensors`"),
             ));
         }
+        start_fingerprints.start.extend(adapter.source_fingerprints().cloned());
+        start_fingerprints.paths.extend(
+            adapter.adapter.sources().iter().map(|source| format!("adapter.{}", source.field)),
+        );
 
         progress.message(&format!("loading {}", experiment.model));
         let session = Session::open(&experiment, registry)?;
@@ -156,6 +160,7 @@ impl<'a> Plan<'a> {
             false => None,
         };
         faults::check()?;
+        adapter.check_trainable(intervention.as_ref(), &experiment.intervention.name)?;
         if let Some(saved) = transforms {
             saved.restore(&experiment, &taps)?;
         }
@@ -166,6 +171,14 @@ impl<'a> Plan<'a> {
             return Err(e);
         }
         let mut warnings = adapter.warnings(&session.model)?;
+        for folder in adapter.source_folders() {
+            warnings.extend(other_base::warning(
+                folder,
+                &experiment.model,
+                &session.source,
+                &session.fingerprint,
+            )?);
+        }
 
         let train = &experiment.train;
         let evaluate_only = intervention.needs().evaluate_only;
@@ -434,5 +447,5 @@ fn start_fingerprints(
         .transpose()?;
     let reference = adapter.clone().filter(|_| experiment.train.reference == ReferenceModel::Start);
     let start = adapter.iter().cloned().chain(transforms).collect();
-    Ok(StartFingerprints { start, reference, adapter })
+    Ok(StartFingerprints { start, paths: Vec::new(), reference, adapter })
 }

@@ -28,7 +28,8 @@ pub struct Subject {
 }
 
 /// Returns one run for every plugin and one for every architecture. Each plugin is combined with
-/// the default plugins of the other kinds.
+/// the default plugins of the other kinds. Adapters that are made of the adapters of other runs are
+/// left out.
 ///
 /// # Errors
 /// Fails if a model cannot be written.
@@ -38,6 +39,9 @@ pub fn subjects(test: &Selftest<'_>) -> Result<Vec<Subject>> {
     let mut subjects = Vec::new();
     for kind in [Kind::Intervention, Kind::Adapter, Kind::Transform, Kind::Tap] {
         for entry in workshop.registry().of(kind) {
+            if matches!(entry, Entry::Adapter(adapter) if adapter.needs_sources()) {
+                continue;
+            }
             let mut choices = vec![(kind, entry.about().name)];
             // Transforms and taps only have an effect with an intervention that reads states.
             if let (Kind::Transform | Kind::Tap, Some(reader)) = (kind, reader) {

@@ -32,7 +32,7 @@ fn a_scale_near_one_survives_half_precision() {
         .build()
         .unwrap()
         .attach(
-            &LinearSite { info: &info, frozen: &half, shared: &[] },
+            &LinearSite { info: &info, frozen: &half, shared: &[], sources: &[] },
             &mut Init::new(0, "", Kind::Float, half.device()),
         )
         .unwrap();

@@ -84,7 +84,7 @@ fn fused(config: &Miss) -> Option<f64> {
         .iter()
         .zip(&frozen)
         .map(|(info, frozen)| {
-            let site = LinearSite { info: &info.linear, frozen, shared: &[] };
+            let site = LinearSite { info: &info.linear, frozen, shared: &[], sources: &[] };
             let mut init = Init::new(0, "", Kind::Double, frozen.device());
             let adapted = config.attach(&site, &mut init).unwrap();
             disturb(&adapted.parameters());
@@ -96,8 +96,10 @@ fn fused(config: &Miss) -> Option<f64> {
         .zip(&adapted)
         .map(|(info, a)| AdaptedPart { info, parameters: a.parameters() })
         .collect();
-    let site =
-        FusedSite { module: LinearSite { info: &whole.0, frozen: &whole.1, shared: &[] }, parts };
+    let site = FusedSite {
+        module: LinearSite { info: &whole.0, frozen: &whole.1, shared: &[], sources: &[] },
+        parts,
+    };
     let Fused { modules, .. } = config.fuse(&[site]).unwrap()?;
     let x = rows(3, 8);
     let y = modules[0].forward(&x, &whole.1, false).unwrap();

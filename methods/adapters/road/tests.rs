@@ -66,8 +66,10 @@ fn fused(group_size: u32, variant: Variant) -> Option<Fused> {
             AdaptedPart { info, parameters: adapted.parameters() }
         })
         .collect();
-    let site =
-        FusedSite { module: LinearSite { info: &whole.0, frozen: &whole.1, shared: &[] }, parts };
+    let site = FusedSite {
+        module: LinearSite { info: &whole.0, frozen: &whole.1, shared: &[], sources: &[] },
+        parts,
+    };
     config.fuse(&[site]).unwrap()
 }
 

@@ -48,7 +48,10 @@ fn modules_of_all_widths_share_two_frozen_matrices() {
         let frozen = Frozen::new(Tensor::zeros([info.outputs, info.inputs], DOUBLE), None);
         let mut init = Init::new(0, &info.name, Kind::Double, Device::Cpu);
         let adapted = config()
-            .attach(&LinearSite { info, frozen: &frozen, shared: &matrices }, &mut init)
+            .attach(
+                &LinearSite { info, frozen: &frozen, shared: &matrices, sources: &[] },
+                &mut init,
+            )
             .unwrap();
         disturb(&adapted.parameters());
         let x = rows(2, info.inputs);

@@ -49,7 +49,8 @@ pub struct SweepArgs {
     #[arg(value_name = "STUDY")]
     pub study: Option<PathBuf>,
     /// Field and its values, e.g. `adapter=lora,hra`; may be repeated. `adapter=all` means every
-    /// adapter; `all` also works for the other kinds of plugin.
+    /// adapter, except those that are made of other runs; `all` also works for the other kinds of
+    /// plugin.
     #[arg(long, value_name = "FIELD=VALUES", help_heading = "Sweep")]
     pub over: Vec<String>,
     /// Print the plan without running anything.

@@ -112,6 +112,7 @@ enum AdapterFlaw {
     WritesToTheBase,
     StartsChanged,
     ClaimsToStartChanged,
+    ClaimsNotToTrain,
     MergesTwice,
     DuplicateNames,
     WrongAxis,
@@ -164,6 +165,10 @@ impl Adapter for FaultyAdapter {
             _ => init.zeros(&size),
         };
         Ok(Box::new(Change { flaw: self.flaw, scale: self.scale, delta, unused: init.zeros(&[1]) }))
+    }
+
+    fn is_trainable(&self) -> bool {
+        self.flaw != AdapterFlaw::ClaimsNotToTrain
     }
 
     fn starts_as_identity(&self) -> bool {

@@ -36,6 +36,7 @@ const SEED: &str = "the same seed gives the same bytes";
 const LEARNING: &str = "training lowers the loss";
 const MISSING_VALUES: &str = "a batch that lacks the method's inputs is an error";
 const NAMING: &str = "tensor names are unique, and declared axes have the right width";
+const TRAINABLE: &str = "the adapter has trained tensors if it claims to";
 const IDENTITY: &str = "the adapter starts as the identity if it claims to";
 const OFF: &str = "with the adapter off, the base model is bitwise unchanged";
 const MERGING: &str = "merging preserves the outputs, and unmerging restores the weights";
@@ -132,6 +133,7 @@ fn each_flaw_violates_exactly_the_expected_invariants() {
             r#"{"flaw": "writes_to_the_base"}"#,
             &[GRADIENTS, REACH, ACCUMULATION, SHARING, CHECKPOINTING, OFF],
         ),
+        (adapter, r#"{"flaw": "claims_not_to_train"}"#, &[TRAINABLE]),
         (adapter, r#"{"flaw": "starts_changed"}"#, &[IDENTITY]),
         (adapter, r#"{"flaw": "claims_to_start_changed"}"#, &[IDENTITY]),
         (adapter, r#"{"flaw": "merges_twice"}"#, &[MERGING]),

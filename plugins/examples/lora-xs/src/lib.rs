@@ -133,7 +133,7 @@ mod tests {
         let attach = |r| {
             let adapter = LoraXs { r, ..LoraXs::default() }.build().unwrap();
             adapter.attach(
-                &LinearSite { info: &info, frozen: &frozen, shared: &[] },
+                &LinearSite { info: &info, frozen: &frozen, shared: &[], sources: &[] },
                 &mut Init::new(0, "", Kind::Double, Device::Cpu),
             )
         };

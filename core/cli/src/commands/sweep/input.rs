@@ -1,7 +1,7 @@
 //! Reads the study file or the grid, and the flags that change them.
 
 use reprpo_core::error::Context;
-use reprpo_core::registry::Kind;
+use reprpo_core::registry::{Entry, Kind};
 use reprpo_core::study::Plan;
 use reprpo_core::study::file::{StudyFile, is_study};
 use reprpo_core::study::sampler::{self, Settings};
@@ -111,7 +111,9 @@ fn expanded(field: &str, mut values: Vec<String>, app: &App<'_>) -> Result<(Stri
             return Err(Error::new(format!("`all` is not a valid value for `{field}`"))
                 .hint(format!("use `all` only for: {}", Kind::ALL.map(Kind::name).join(", "))));
         };
-        values = app.registry.of(kind).map(|e| e.about().name.to_owned()).collect();
+        // An adapter that is made of other runs needs their folders, so `all` leaves it out.
+        let runs = |entry: &Entry| !matches!(entry, Entry::Adapter(a) if a.needs_sources());
+        values = app.registry.of(kind).filter(runs).map(|e| e.about().name.to_owned()).collect();
     }
     if values.is_empty() {
         return Err(Error::new(format!("`{field}` has no values to sweep over")));
