@@ -154,6 +154,11 @@ fn variants_of_the_methods_satisfy_the_invariants() {
             "lora",
             r#"{"init": "olora", "use_rslora": true, "rank_pattern": {"v_proj": 2}}"#,
         ),
+        (
+            Kind::Adapter,
+            "weight-steering",
+            r#"{"coefficient": -0.5, "target_modules": ["v_proj"], "layers_to_transform": [1]}"#,
+        ),
         (Kind::Intervention, "mse", r#"{"log": true}"#),
         (Kind::Intervention, "mse", r#"{"variant": "original"}"#),
         (Kind::Intervention, "rank", r#"{"variant": "original"}"#),

@@ -7,6 +7,7 @@ mod memory;
 mod saved_adapters;
 mod sweep;
 mod transforms;
+mod weight_steering;
 
 use std::path::{Path, PathBuf};
 use std::process::Output;

@@ -21,6 +21,7 @@ mod oft;
 mod road;
 mod shira;
 mod vera;
+mod weight_steering;
 
 #[cfg(test)]
 mod coefficient_tests;

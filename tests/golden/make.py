@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Computes the reference values in this folder with transformers, PEFT and TRL.
 
-    python make.py [--only models,peft,trl,free,tokens,scores,original,innerpo,data,baselines]
+    python make.py [--only models,peft,steering,trl,free,tokens,scores,original,innerpo,data,
+                           baselines]
                    [--smollm2 FILE.gguf]
 
 README.md lists the pinned versions and describes each file. Everything is computed on the CPU in
@@ -297,6 +298,30 @@ def save_adapter(model, folder, **more):
         config.target_modules = sorted(config.target_modules)
     model.save_pretrained(folder, **more)
     (folder / "README.md").unlink(missing_ok=True)
+
+
+def write_steering(out):
+    """Adds the difference between the merged weights of two adapters to the base model."""
+    import peft
+
+    def merged(name):
+        model = peft.PeftModel.from_pretrained(load(out / "models/llama"), out / "peft" / name)
+        return model.merge_and_unload().state_dict()
+
+    base = load(out / "models/llama").state_dict()
+    ids, mask = ragged(700, 3, 6, 11)
+    cases = {"two_loras": ("lora_all", "rslora", 1.5), "lora_and_hra": ("lora_all", "hra", -0.75),
+             "one_lora": ("lora", None, 2.0)}
+    io, switches = {"input_ids": ids, "attention_mask": mask}, {}
+    for name, (plus, minus, c) in cases.items():
+        added, removed = merged(plus), base if minus is None else merged(minus)
+        model = load(out / "models/llama")
+        model.load_state_dict({key: w + c * ((added[key] - w) - (removed[key] - w))
+                               for key, w in base.items()})
+        with torch.no_grad():
+            io[name] = model(input_ids=ids, attention_mask=mask).logits.contiguous()
+        switches[name] = {"plus": plus, "minus": minus, "coefficient": c}
+    save_file(io, out / "weight_steering.safetensors", {"cases": json.dumps(switches)})
 
 
 # Losses and a training run.
@@ -1136,8 +1161,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=HERE, help="folder to write to")
     parser.add_argument("--only",
-                        default="models,peft,trl,free,tokens,scores,original,innerpo,data,"
-                                "baselines",
+                        default="models,peft,steering,trl,free,tokens,scores,original,innerpo,"
+                                "data,baselines",
                         help="groups to compute; each group needs the groups before it")
     parser.add_argument("--smollm2", type=Path,
                         help="GGUF file of SmolLM2-135M-Instruct, for smollm2/ and "
@@ -1145,7 +1170,8 @@ def main():
     args = parser.parse_args()
     torch.use_deterministic_algorithms(True)
     torch.set_num_threads(1)
-    writers = {"models": write_models, "peft": write_peft, "trl": write_trl, "free": write_free,
+    writers = {"models": write_models, "peft": write_peft, "steering": write_steering,
+               "trl": write_trl, "free": write_free,
                "tokens": lambda out: write_tokens(out, args.smollm2), "scores": write_scores,
                "original": write_original, "innerpo": write_innerpo, "data": write_data,
                "baselines": write_baselines}

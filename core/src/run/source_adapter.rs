@@ -58,6 +58,14 @@ impl SourceAdapter {
                 &json!({ "field": source.field, "config": saved.config }),
                 &saved.values,
             )?;
+            if !saved.edits.is_empty() {
+                return Err(Error::new(format!(
+                    "the adapter in `{}` was saved with edits of the residual stream, which are \
+                        not a change of weights",
+                    folder.display()
+                ))
+                .hint("choose an adapter without `edits.safetensors`"));
+            }
             let adapter = AdapterChoice::of_saved(saved)?;
             Ok(Self { adapter, folder, fingerprint: Some(fingerprint) })
         };
