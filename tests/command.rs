@@ -390,6 +390,11 @@ mod with_built_ins {
                     intervention.dpo.beta=0.3",
             ),
             ("sft", "reprpo run --intervention sft"),
+            (
+                "weight-steering",
+                "reprpo run --adapter weight-steering --set adapter.plus=runs/plus --set \
+                    adapter.minus=runs/minus --set adapter.coefficient=2.0 --intervention none",
+            ),
         ] {
             assert_eq!(json(&reprpo(&["explain", name, "--json"]))[0]["example"], example);
         }

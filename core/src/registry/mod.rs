@@ -21,6 +21,7 @@ pub use kind::Kind;
 pub use library::PluginLibrary;
 pub use recipe::{Recipe, RecipeText};
 
+use crate::api::ModelInfo;
 use crate::error::{Error, Fault, Result};
 
 /// The plugins and recipes of this program, whether linked in or loaded from libraries.
@@ -193,6 +194,14 @@ impl Registry {
     /// separately.
     pub fn all<E: TypedEntry>(&self) -> impl Iterator<Item = &'static E> {
         self.of(E::KIND).filter_map(E::of_entry)
+    }
+
+    /// Names of the interventions that take no steps, with their default settings, on `model`.
+    pub fn without_steps(&self, model: &ModelInfo) -> Vec<&'static str> {
+        let takes_none = |entry: &&'static InterventionEntry| {
+            entry.build("{}", model).is_ok_and(|method| method.needs().evaluate_only)
+        };
+        self.all::<InterventionEntry>().filter(takes_none).map(|entry| entry.about.name).collect()
     }
 
     /// Looks up a plugin by kind and name or alias.

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use tch::Tensor;
 
 use super::source_adapter::SourceAdapter;
-use crate::api::{Adapter, BlockEdit, Intervention};
+use crate::api::{Adapter, BlockEdit};
 use crate::config::{Choice, Experiment, plugin_fields};
 use crate::error::{Error, Result};
 use crate::fingerprint::Fingerprint;
@@ -153,20 +153,25 @@ impl AdapterChoice {
         self.sources.iter().flatten().filter_map(|source| source.fingerprint.as_ref())
     }
 
-    /// Checks that the adapter can be trained if `intervention` trains. `name` is the name of the
-    /// intervention.
+    /// Checks that the adapter has trainable parameters. `name` is the name of an intervention that
+    /// takes steps, and `without_steps` are the names of those that take none.
     ///
     /// # Errors
-    /// Fails if the intervention takes steps, but the adapter has no trainable parameters.
-    pub fn check_trainable(&self, intervention: &dyn Intervention, name: &str) -> Result<()> {
-        if intervention.needs().evaluate_only || self.adapter.is_trainable() {
+    /// Fails if the adapter has no trainable parameters.
+    pub fn check_trainable(&self, name: &str, without_steps: &[&str]) -> Result<()> {
+        if self.adapter.is_trainable() {
             return Ok(());
         }
-        Err(Error::new(format!(
+        let e = Error::new(format!(
             "the adapter `{}` has no trainable parameters, but the intervention `{name}` trains",
             self.entry.about.name
-        ))
-        .hint("add `--intervention none`, which evaluates and saves the adapter"))
+        ));
+        Err(match without_steps.first() {
+            Some(other) => e.hint(format!(
+                "add `--intervention {other}`, which evaluates and saves the adapter"
+            )),
+            None => e.hint("choose an intervention that takes no steps"),
+        })
     }
 
     /// Attaches the adapter to the first `blocks` blocks of `model`, and restores the saved values

@@ -160,7 +160,10 @@ impl<'a> Plan<'a> {
             false => None,
         };
         faults::check()?;
-        adapter.check_trainable(intervention.as_ref(), &experiment.intervention.name)?;
+        if !intervention.needs().evaluate_only {
+            let without_steps = registry.without_steps(session.model.info());
+            adapter.check_trainable(&experiment.intervention.name, &without_steps)?;
+        }
         if let Some(saved) = transforms {
             saved.restore(&experiment, &taps)?;
         }

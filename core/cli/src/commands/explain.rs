@@ -92,9 +92,27 @@ fn as_text(entry: Entry, registry: &Registry) -> Result<String> {
     text.push_str(&format!(
         "\nReference: {}\nFrom:      {from}\nExample:   {}\n",
         about.reference,
-        Example::of(entry)?.command()
+        example(entry, registry)?
     ));
     Ok(text)
+}
+
+/// True if the plugin is an adapter without trainable parameters.
+fn is_untrained(entry: Entry) -> bool {
+    let Entry::Adapter(adapter) = entry else { return false };
+    adapter.build("{}").is_ok_and(|adapter| !adapter.is_trainable())
+}
+
+/// The example of a plugin as a command. An adapter without trainable parameters is combined with
+/// an intervention that takes no steps.
+fn example(entry: Entry, registry: &Registry) -> Result<String> {
+    let command = Example::of(entry)?.command();
+    Ok(match registry.without_steps(&small_model()).first() {
+        Some(intervention) if is_untrained(entry) => {
+            format!("{command} --intervention {intervention}")
+        }
+        _ => command,
+    })
 }
 
 /// Adds a row for each field, followed by the rows of its nested fields. `before` is the path of
@@ -119,7 +137,7 @@ fn rows(grid: &mut Grid, before: &str, fields: &[Field]) {
 fn as_json(entry: Entry, registry: &Registry) -> Result<Value> {
     let mut described = list::described(entry, registry);
     described["explain"] = json!(entry.about().explain);
-    described["example"] = json!(Example::of(entry)?.command());
+    described["example"] = json!(example(entry, registry)?);
     described["learning_rate"] = match entry {
         Entry::Intervention(intervention) => {
             intervention.learning_rate.map_or(Value::Null, |rate| json!({ "rate": rate }))
@@ -135,6 +153,7 @@ fn as_json(entry: Entry, registry: &Registry) -> Result<Value> {
 /// Describes how an intervention or adapter affects the default of `train.lr`.
 fn learning_rate(entry: Entry) -> Option<String> {
     match entry {
+        _ if is_untrained(entry) => None,
         Entry::Intervention(intervention) => {
             let rate = intervention.learning_rate.unwrap_or_else(|| TrainConfig::default().lr);
             Some(format!("the default of `train.lr` is {rate} times the factor of the adapter"))
