@@ -110,8 +110,12 @@ pub fn locate(model: &str, extent: Extent) -> Result<Located> {
 /// Finds an adapter in PEFT's format. `adapter` is a folder or a repository on the hub. A path that
 /// is neither an existing folder nor a valid repository id is returned unchanged.
 ///
+/// PEFT saves an adapter in a sub-folder, unless its name is `default`. So a folder or repository
+/// without an adapter may have one in a sub-folder.
+///
 /// # Errors
-/// Fails if the repository does not exist, cannot be downloaded, or does not contain an adapter.
+/// Fails if the repository does not exist, cannot be downloaded, or does not contain an adapter, or
+/// if several sub-folders contain one.
 pub fn locate_adapter(adapter: &Path) -> Result<PathBuf> {
     let id = adapter
         .to_str()
@@ -119,7 +123,35 @@ pub fn locate_adapter(adapter: &Path) -> Result<PathBuf> {
         .and_then(|text| RepoId::parse(RepoKind::Model, text));
     match id {
         Some(id) => repository::adapter(&Hub::of_environment()?.open(&id)?),
-        None => Ok(adapter.to_owned()),
+        None => in_sub_folder(adapter),
+    }
+}
+
+/// Returns the only sub-folder of `folder` with an adapter. Returns `folder` itself if it has an
+/// adapter or the configuration of a run, or if no sub-folder has an adapter.
+fn in_sub_folder(folder: &Path) -> Result<PathBuf> {
+    let has = |file: &str| folder.join(file).is_file();
+    let Ok(entries) = std::fs::read_dir(folder) else { return Ok(folder.to_owned()) };
+    if has(repository::ADAPTER[0]) || has("config.toml") {
+        return Ok(folder.to_owned());
+    }
+    let mut found: Vec<PathBuf> = entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.join(repository::ADAPTER[0]).is_file())
+        .collect();
+    found.sort();
+    match found.as_slice() {
+        [] => Ok(folder.to_owned()),
+        [only] => Ok(only.clone()),
+        several => {
+            let names = several.iter().map(|path| path.display().to_string());
+            Err(Error::new(format!(
+                "`{}` contains {} adapters in sub-folders",
+                folder.display(),
+                several.len()
+            ))
+            .hint(format!("choose one: {}", names.collect::<Vec<_>>().join(", "))))
+        }
     }
 }
 

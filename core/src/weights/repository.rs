@@ -26,7 +26,7 @@ const TOKENIZER_EXTRAS: [&str; 5] = [
 ];
 /// An optional file that lists the tokens that end a completion.
 const GENERATION: &str = "generation_config.json";
-const ADAPTER: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
+pub const ADAPTER: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
 
 /// Selects which files of a model to download.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,11 +93,36 @@ pub fn model(snapshot: &Snapshot<'_>, file: Option<&str>, extent: Extent) -> Res
     Ok(folder)
 }
 
-/// Downloads the files of an adapter, and returns their folder.
+/// Downloads the files of an adapter, and returns their folder. If the repository has no adapter at
+/// its top, but one in a sub-folder, this adapter is used.
 ///
 /// # Errors
-/// Fails if the repository does not contain an adapter in PEFT's format, or if a download fails.
+/// Fails if the repository does not contain an adapter in PEFT's format, if several sub-folders
+/// contain one, or if a download fails.
 pub fn adapter(snapshot: &Snapshot<'_>) -> Result<PathBuf> {
+    if !snapshot.has(ADAPTER[0]) {
+        let folder = |file: &'_ String| {
+            let (folder, name) = file.rsplit_once('/')?;
+            (name == ADAPTER[0] && !folder.contains('/')).then(|| folder.to_owned())
+        };
+        let folders: Vec<String> = snapshot.files().iter().filter_map(folder).collect();
+        let files = |folder: &str| ADAPTER.map(|name| format!("{folder}/{name}"));
+        match folders.as_slice() {
+            [only] if files(only).iter().all(|file| snapshot.has(file)) => {
+                return Ok(snapshot.get_all(files(only))?.join(only));
+            }
+            [] | [_] => {}
+            several => {
+                return Err(Error::new(format!(
+                    "`{}` contains {} adapters in sub-folders: {}",
+                    snapshot.pinned().name,
+                    several.len(),
+                    several.join(", ")
+                ))
+                .hint("download the repository, and give the path of one of these folders"));
+            }
+        }
+    }
     if let Some(missing) = ADAPTER.iter().find(|f| !snapshot.has(f)) {
         let e = Error::new(format!(
             "`{}` is not an adapter in PEFT's format: {missing} is missing",
@@ -318,5 +343,19 @@ mod tests {
         )
         .unwrap();
         assert_eq!(there, ADAPTER);
+    }
+
+    #[test]
+    fn an_adapter_in_a_sub_folder_is_fetched_if_it_is_the_only_one() {
+        let files = |folder: &str| ADAPTER.map(|file| format!("{folder}/{file}"));
+        let fetched = |folders: &[&str]| {
+            let files: Vec<String> = folders.iter().flat_map(|folder| files(folder)).collect();
+            let files: Vec<_> = files.iter().map(|file| (file.as_str(), "{}")).collect();
+            fetched(&files, adapter)
+        };
+        let (path, there) = fetched(&["style"]).unwrap();
+        assert_eq!((path, there), (PathBuf::from("style"), files("style").to_vec()));
+        let e = fetched(&["style", "tone"]).unwrap_err();
+        assert!(e.message().contains("2 adapters in sub-folders: style, tone"), "{e:?}");
     }
 }
