@@ -256,3 +256,36 @@ fn a_model_that_stays_as_stored_trains_and_exports_the_same_bytes() {
     assert!(dense[0] == stored[0], "the adapters differ");
     assert!(dense[1] == stored[1], "the merged models differ");
 }
+
+/// The adapters were saved by PEFT: with full modules, with trained tokens of a tied model, and in
+/// a sub-folder.
+#[test]
+fn a_merged_adapter_of_peft_contains_its_saved_modules() {
+    let golden = golden::own();
+    let dir = tempfile::tempdir().expect("a folder");
+    let pairs = golden.join("trl/pairs.jsonl").display().to_string();
+    let scores = |of: &[&str]| scores(dir.path(), &pairs, of);
+    let off = |a: &[f64], b: &[f64]| {
+        a.iter().zip(b).map(|(a, b)| (a - b).abs() / b.abs()).fold(0.0, f64::max)
+    };
+    for (name, base, tied) in [
+        ("saved", "llama", false),
+        ("tied_head", "qwen3", false),
+        ("tokens_tied", "qwen3", true),
+        ("excluded", "llama", false),
+    ] {
+        let model = golden.join("models").join(base).display().to_string();
+        let adapter = golden.join("peft_modules").join(name).display().to_string();
+        stdout_of(dir.path(), &["export", &adapter, "--model", &model, "--merge", "--out", name]);
+        let config = std::fs::read(dir.path().join(name).join("config.json")).expect("a file");
+        let config: Value = serde_json::from_slice(&config).expect("JSON");
+        assert_eq!(config["tie_word_embeddings"], tied, "{name}");
+        let with = scores(&["--model", &model, "--load-adapter", &adapter]);
+        let merged = scores(&["--model", name]);
+        assert!(off(&merged, &with) < 1e-5, "{name}: {}", off(&merged, &with));
+        assert!(off(&with, &scores(&["--model", &model])) > 1e-2, "{name} changes nothing");
+    }
+    let several = golden.join("peft_modules").display().to_string();
+    let text = error(dir.path(), &["export", &several, "--merge", "--out", "none"]);
+    assert!(text.contains("adapters in sub-folders") && text.contains("choose one"), "{text}");
+}

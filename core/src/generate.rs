@@ -243,8 +243,7 @@ pub fn generate(
             Request { adapted, hidden: true, cache: Some(&cache), ..Request::default() },
         )?;
         let hidden = reached.hidden.ok_or_else(|| Error::internal("no last hidden state"))?;
-        let logits =
-            model.logits(&hidden.f_narrow(0, -1, 1)?)?.f_squeeze_dim(0)?.f_to_kind(Kind::Float)?;
+        let logits = model.logits(&hidden.last()?)?.f_squeeze_dim(0)?.f_to_kind(Kind::Float)?;
         let id = choose(&logits, sampling, &mut rng)?;
         new.push(id);
         let stopped = AtomicBool::new(stops.contains(&id) || !on_token(id));
@@ -311,7 +310,7 @@ mod tests {
                 .unwrap();
             ids.push(
                 model
-                    .logits(&hidden.narrow(0, -1, 1))
+                    .logits(&hidden.last().unwrap())
                     .unwrap()
                     .squeeze()
                     .argmax(0, false)

@@ -20,8 +20,13 @@ fn open(name: &str, kind: Kind) -> (Model, Stream) {
     (model, stream)
 }
 
+/// All adapters that can be attached without other adapters.
 fn entries() -> Vec<&'static AdapterEntry> {
-    Registry::builtin().unwrap().all::<AdapterEntry>().collect()
+    let alone = |entry: &&AdapterEntry| {
+        let fields = Value::Object(entry.about.defaults().unwrap());
+        entry.build(&fields.to_string()).unwrap().sources().is_empty()
+    };
+    Registry::builtin().unwrap().all::<AdapterEntry>().filter(alone).collect()
 }
 
 /// Builds an adapter with default settings except for `fields`.
@@ -52,7 +57,7 @@ fn attached(adapter: &dyn Adapter, model: &Model) -> Adapted {
 fn states(model: &Model, adapted: Option<&Adapted>, stream: &Stream, sites: &[Site]) -> PassStates {
     let request = Request { adapted, hidden: true, sites, ..Request::default() };
     let reached = model.forward(stream, request).unwrap();
-    PassStates { hidden: reached.hidden.unwrap(), sites: reached.states }
+    PassStates { hidden: reached.hidden.unwrap().states().shallow_clone(), sites: reached.states }
 }
 
 struct PassStates {

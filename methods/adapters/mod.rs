@@ -32,6 +32,8 @@ mod golden_tests;
 #[cfg(test)]
 mod parts_tests;
 #[cfg(test)]
+mod saved_modules_tests;
+#[cfg(test)]
 mod saved_tests;
 #[cfg(test)]
 mod tests;

@@ -412,6 +412,7 @@ fn lora_of_parts_keeps_its_scale_in_a_file_of_whole_modules() {
             (json!({ "r": 16, "lora_alpha": 32.0 }), 32, 64.0),
             (json!({ "r": 8, "lora_alpha": 4.0, "use_rslora": true }), 16, 4.0 / 8f64.sqrt() * 4.0),
             (json!({ "r": 3, "lora_alpha": 3.0, "use_dora": true }), 6, 6.0),
+            (json!({ "r": 4, "lora_alpha": 4.0, "lora_bias": true }), 8, 8.0),
             (patterns, 6, 9.0),
             (json!({ "r": 2, "lora_alpha": 8.0, "layers_to_transform": [1] }), 4, 16.0),
         ] {

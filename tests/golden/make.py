@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Computes the reference values in this folder with transformers, PEFT and TRL.
 
-    python make.py [--only models,peft,steering,trl,free,tokens,scores,original,innerpo,data,
-                           baselines]
+    python make.py [--only models,peft,steering,modules,trl,free,tokens,scores,original,innerpo,
+                           data,baselines]
                    [--smollm2 FILE.gguf]
 
 README.md lists the pinned versions and describes each file. Everything is computed on the CPU in
@@ -290,12 +290,93 @@ def write_peft(out):
         save_file(io, folder / "io.safetensors")
 
 
-def save_adapter(model, folder, **more):
+def write_modules(out):
+    """Writes adapters whose files contain more than the tensors of the method."""
+    import peft
+    lora = {"r": 2, "lora_alpha": 6}
+    qv = ["q_proj", "v_proj"]
+    every = [*OUTPUTS, "o_proj", "down_proj"]
+    cases = {
+        "excluded": ("llama", {"target_modules": every, "exclude_modules": [
+            "layers.1.self_attn.q_proj", "down_proj"], "lora_dropout": 0.1}),
+        "excluded_pattern": ("llama", {"target_modules": every, "layers_to_transform": [0, 2],
+                                       "layers_pattern": "layers",
+                                       "exclude_modules": r".*\.2\..*(up|gate)_proj"}),
+        "bias_all": ("qwen2", {"target_modules": [*qv, "o_proj"], "bias": "all"}),
+        "bias_all_gpt2": ("gpt2", {"target_modules": ["c_attn"], "bias": "all",
+                                   "fan_in_fan_out": True}),
+        "bias_only": ("qwen2", {"target_modules": [*qv, "o_proj"], "bias": "lora_only"}),
+        "bias_none": ("llama", {"target_modules": qv, "bias": "all"}),
+        "lora_bias": ("qwen2", {"target_modules": ["q_proj", "v_proj"], "lora_bias": True}),
+        "lora_bias_added": ("llama", {"target_modules": qv, "lora_bias": True}),
+        "saved": ("llama", {"target_modules": qv,
+                            "modules_to_save": ["lm_head", "embed_tokens", "norm"]}),
+        "saved_linear": ("llama", {"target_modules": "all-linear",
+                                   "modules_to_save": ["layers.1.mlp", "o_proj"]}),
+        "saved_gemma2": ("gemma2", {"target_modules": qv,
+                                    "modules_to_save": ["layernorm", "model.norm"]}),
+        "saved_gpt2": ("gpt2", {"target_modules": ["c_attn"], "fan_in_fan_out": True,
+                                "modules_to_save": ["ln_1", "ln_f", "wpe", "mlp.c_proj"]}),
+        "saved_neox": ("gpt_neox", {"target_modules": ["query_key_value"],
+                                    "modules_to_save": ["lm_head", "final_layer_norm"]}),
+        "saved_qwen3": ("qwen3", {"target_modules": qv,
+                                  "modules_to_save": ["embed_tokens", "q_norm"]}),
+        "tied_head": ("qwen3", {"target_modules": qv, "modules_to_save": ["lm_head"]}),
+        "tied_both": ("qwen3", {"target_modules": qv, "modules_to_save": ["embed_tokens"],
+                                "ensure_weight_tying": True}),
+        "vocabulary": ("llama", {"target_modules": ["q_proj", "embed_tokens", "lm_head"]}),
+        "vocabulary_tied": ("qwen3", {"target_modules": ["q_proj", "embed_tokens"]}),
+        "vocabulary_gemma2": ("gemma2", {"target_modules": ["q_proj", "embed_tokens"]}),
+        "tokens": ("llama", {"target_modules": qv, "trainable_token_indices": [3, 40, 7]}),
+        "tokens_tied": ("qwen3", {"target_modules": qv, "trainable_token_indices": [3, 40, 7]}),
+        "tokens_of_head": ("llama", {"target_modules": qv, "trainable_token_indices": {
+            "embed_tokens": [5, 9], "lm_head": [11]}}),
+        "parameters": ("llama", {"target_modules": qv, "target_parameters": [
+            "mlp.up_proj.weight"]}),
+        "vocabulary_both": ("qwen3", {"target_modules": ["q_proj", "embed_tokens"],
+                                      "ensure_weight_tying": True}),
+    }
+    for number, (name, (base_name, fields)) in enumerate(cases.items()):
+        torch.manual_seed(4000 + number)
+        ids, mask = ragged(4100 + number, 2, 5, 9)
+        # Some of the tokens that are trained must occur.
+        ids[0, :4] = torch.tensor([3, 9, 40, 5])
+        batch = {"input_ids": ids, "attention_mask": mask}
+        folder = out / "peft_modules" / name
+        # An adapter that is not called "default" is saved in a sub-folder.
+        adapter = "style" if name == "excluded" else "default"
+        config = peft.LoraConfig(task_type="CAUSAL_LM", **{**lora, **fields})
+        model = peft.get_peft_model(load(out / "models" / base_name), config, adapter).eval()
+        g, noised = rng(4200 + number), set()
+        for parameter in model.parameters():
+            if parameter.requires_grad and parameter.data_ptr() not in noised:
+                noised.add(parameter.data_ptr())
+                parameter.data += 0.15 * torch.randn(parameter.shape, generator=g)
+        save_adapter(model, folder, base_name)
+        # PEFT reads its own file.
+        base = load(out / "models" / base_name)
+        with torch.no_grad():
+            io = {**batch, "base_logits": base(**batch).logits.contiguous()}
+            here = folder / adapter if adapter != "default" else folder
+            model = peft.PeftModel.from_pretrained(base, here).eval()
+            io["logits"] = model(**batch).logits.contiguous()
+            # PEFT cannot add a bias to a module without one, and merges an adapter of one of two
+            # tied matrices into both.
+            if name not in ("lora_bias_added", "vocabulary_tied", "vocabulary_gemma2",
+                            "vocabulary_both"):
+                merged = model.merge_and_unload()
+                io["merged_logits"] = merged(**batch).logits.contiguous()
+        save_file(io, folder / "io.safetensors")
+
+
+def save_adapter(model, folder, base="llama", **more):
     """Saves an adapter without a model card and without a local path as its base model."""
     for config in model.peft_config.values():
-        config.base_model_name_or_path = "llama"
-        # The modules are a set, whose order differs between runs.
+        config.base_model_name_or_path = base
+        # The modules are sets, whose order differs between runs.
         config.target_modules = sorted(config.target_modules)
+        if isinstance(getattr(config, "exclude_modules", None), set):
+            config.exclude_modules = sorted(config.exclude_modules)
     model.save_pretrained(folder, **more)
     (folder / "README.md").unlink(missing_ok=True)
 
@@ -1161,8 +1242,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=HERE, help="folder to write to")
     parser.add_argument("--only",
-                        default="models,peft,steering,trl,free,tokens,scores,original,innerpo,"
-                                "data,baselines",
+                        default="models,peft,steering,modules,trl,free,tokens,scores,original,"
+                                "innerpo,data,baselines",
                         help="groups to compute; each group needs the groups before it")
     parser.add_argument("--smollm2", type=Path,
                         help="GGUF file of SmolLM2-135M-Instruct, for smollm2/ and "
@@ -1171,6 +1252,7 @@ def main():
     torch.use_deterministic_algorithms(True)
     torch.set_num_threads(1)
     writers = {"models": write_models, "peft": write_peft, "steering": write_steering,
+               "modules": write_modules,
                "trl": write_trl, "free": write_free,
                "tokens": lambda out: write_tokens(out, args.smollm2), "scores": write_scores,
                "original": write_original, "innerpo": write_innerpo, "data": write_data,

@@ -150,3 +150,40 @@ fn a_saved_adapter_is_used_without_the_names_that_match_nothing() {
         assert!(warned.contains(expected), "{warned}");
     }
 }
+
+/// PEFT saves full modules next to the tensors of the method. They act in the policy and in the
+/// reference, are not trained, and are saved again.
+#[test]
+fn saved_modules_are_kept_when_training_continues() {
+    let golden = golden::own();
+    let dir = tempfile::tempdir().expect("a folder");
+    let init = golden.join("peft_modules/saved");
+    let train = |out: &str, extra: &[&str]| {
+        let out = dir.path().join(out);
+        let start = ["--init-adapter", init.to_str().expect("UTF-8")];
+        let output = run(&golden, &out, &[&start, extra].concat());
+        let text = stderr(&output);
+        assert!(output.status.success(), "{text}");
+        assert!(
+            text.contains("the saved adapter replaces 9 tensors of the base model, such as"),
+            "{text}"
+        );
+        out
+    };
+    let out = train("again", &[]);
+    let first = number(&metrics(&out)[0], "rewards/margins");
+    assert!(first.abs() < 1e-5, "{first}");
+    let file = "adapter_model.safetensors";
+    let read = |path: PathBuf| reprpo_core::weights::read_safetensors(&path).expect("tensors");
+    let (before, after) = (read(init.join(file)), read(out.join("adapter").join(file)));
+    assert_eq!(before.len(), after.len());
+    for (name, tensor) in &before {
+        assert_eq!(tensor.equal(&after[name]), !name.contains(".lora_"), "{name}");
+    }
+    let base = train("base", &["--set", "train.reference=base"]);
+    assert!(number(&metrics(&base)[0], "rewards/margins").abs() > 1e-3);
+    // The blocks run again in the backward pass.
+    let checkpointing = train("checkpointing", &["--set", "train.checkpointing=true"]);
+    let bytes = |out: &Path| std::fs::read(out.join("adapter").join(file)).expect("a file");
+    assert!(bytes(&out) == bytes(&checkpointing));
+}

@@ -47,9 +47,9 @@ pub fn intervention(arguments: TokenStream, item: TokenStream) -> TokenStream {
 /// Turns a struct with `impl AdapterPlugin` into an adapter, a trainable change to linear modules
 /// or blocks.
 ///
-/// The fields `target_modules` (`Targets`) and `layers_to_transform` (`Option<Vec<usize>>`) select
-/// the linear modules to adapt. A struct without `target_modules` must implement `TargetModules`
-/// itself.
+/// The fields `target_modules` (`Targets`), `exclude_modules` (`Targets`) and `layers_to_transform`
+/// (`Option<Vec<usize>>`) select the linear modules to adapt; only the first is required. A struct
+/// without `target_modules` must implement `TargetModules` itself.
 ///
 /// Arguments in addition to the [common ones](crate):
 /// - `peft_type`: the value of `peft_type` in `adapter_config.json`; required.

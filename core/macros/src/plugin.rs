@@ -209,6 +209,13 @@ fn target_modules(kind: Kind, item: &ItemStruct) -> TokenStream {
         return TokenStream::new();
     };
     let name = &item.ident;
+    let excluded = field("exclude_modules").map(|excluded| {
+        quote! {
+            fn exclude_modules(&self) -> ::reprpo_plugin::api::Targets {
+                ::core::clone::Clone::clone(&self.#excluded)
+            }
+        }
+    });
     let layers = field("layers_to_transform").map(|layers| {
         quote! {
             fn layers_to_transform(&self) -> ::core::option::Option<::std::vec::Vec<usize>> {
@@ -222,6 +229,7 @@ fn target_modules(kind: Kind, item: &ItemStruct) -> TokenStream {
                 ::core::clone::Clone::clone(&self.#targets)
             }
             #layers
+            #excluded
         }
     }
 }
@@ -312,6 +320,11 @@ mod tests {
         assert!(
             of("struct Twist { target_modules: Targets, layers_to_transform: Option<Vec<usize>> }")
                 .contains("layers_to_transform")
+        );
+        assert!(
+            !whole.contains("exclude_modules")
+                && of("struct Twist { target_modules: Targets, exclude_modules: Targets }")
+                    .contains("exclude_modules")
         );
     }
 

@@ -156,7 +156,7 @@ pub trait AdaptedResidual: Send {
 /// The linear modules that an adapter changes.
 ///
 /// `#[adapter(…)]` implements this trait for structs with a field `target_modules`, and also uses
-/// the field `layers_to_transform` if there is one.
+/// the fields `layers_to_transform` and `exclude_modules` if they exist.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` does not implement `TargetModules`",
     note = "add a field `target_modules: Targets` to the struct, or write `impl TargetModules for \
@@ -171,6 +171,12 @@ pub trait TargetModules {
     /// The blocks whose modules the adapter changes; `None` stands for all blocks.
     fn layers_to_transform(&self) -> Option<Vec<usize>> {
         None
+    }
+
+    /// Modules that are not adapted although [`targets`](Self::targets) select them. As in PEFT, a
+    /// list contains the ends of names, and a pattern must match a whole name.
+    fn exclude_modules(&self) -> Targets {
+        Targets::default()
     }
 }
 
@@ -214,6 +220,21 @@ pub trait Adapter: TargetModules + Send {
     /// # Errors
     /// Fails if the configuration does not fit the module.
     fn attach(&self, site: &LinearSite<'_>, init: &mut Init) -> Result<Box<dyn AdaptedLinear>>;
+
+    /// Creates the adapter of the embedding, for an adapter that was saved by PEFT. The embedding
+    /// is a linear module `[hidden vocab]` whose input is 1 at the place of the token, and 0
+    /// elsewhere. The engine merges the adapter into its matrix, and does not train it.
+    ///
+    /// # Errors
+    /// Fails if PEFT does not support this method for embeddings, or if the configuration does not
+    /// fit the embedding.
+    fn attach_embedding(
+        &self,
+        _site: &LinearSite<'_>,
+        _init: &mut Init,
+    ) -> Result<Box<dyn AdaptedLinear>> {
+        Err(Error::new("the method does not support adapters of the embedding"))
+    }
 
     /// Indices of the blocks whose output the adapter changes, counted from 0.
     ///

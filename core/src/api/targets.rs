@@ -69,6 +69,13 @@ pub enum Targets {
     Pattern(String),
 }
 
+/// An empty list, which selects nothing.
+impl Default for Targets {
+    fn default() -> Self {
+        Targets::Suffixes(Vec::new())
+    }
+}
+
 impl<const N: usize> From<[&str; N]> for Targets {
     fn from(suffixes: [&str; N]) -> Self {
         Self::Suffixes(suffixes.map(str::to_owned).into())
@@ -157,6 +164,17 @@ impl Targets {
         })
     }
 
+    /// The targets without the entries that match one of `names`.
+    pub(crate) fn without(&self, names: &[String]) -> Self {
+        match self {
+            Targets::Suffixes(list) => {
+                let other = |s: &&String| !names.iter().any(|name| ends(name, s));
+                Targets::Suffixes(list.iter().filter(other).cloned().collect())
+            }
+            pattern => pattern.clone(),
+        }
+    }
+
     /// True if the targets select `part`, assuming that they do not select the whole module. `fits`
     /// is the [`matcher`](Self::matcher) of the targets.
     ///
@@ -185,6 +203,62 @@ impl Targets {
     /// Fails if a pattern is not a regular expression.
     pub fn fits(&self, name: &str) -> Result<bool> {
         Ok(self.matcher()?(name))
+    }
+
+    /// Returns a predicate that is true for the names of the modules that these targets exclude, if
+    /// they are the value of `exclude_modules`. As in PEFT, a list contains the ends of the model's
+    /// own names, and `all-linear` has no special meaning.
+    ///
+    /// # Errors
+    /// Fails if a pattern is not a regular expression.
+    pub(crate) fn excluder(&self) -> Result<Matcher<'_>> {
+        Ok(match self {
+            Targets::Suffixes(list) => Box::new(move |name| list.iter().any(|s| ends(name, s))),
+            Targets::Pattern(p) => {
+                let regex = whole_name(p, "exclude_modules")?;
+                Box::new(move |name| regex.is_match(name))
+            }
+        })
+    }
+
+    /// Returns one error for each target that excludes none of `hits`, if these targets are the
+    /// value of `exclude_modules`. `hits` are the modules that would be adapted otherwise.
+    ///
+    /// # Errors
+    /// Fails if a pattern is not a regular expression.
+    pub(crate) fn excludes_none(&self, hits: &[&LinearInfo]) -> Result<Vec<Error>> {
+        let entries: Vec<Self> = match self {
+            Targets::Suffixes(list) => {
+                list.iter().map(|s| Targets::Suffixes(vec![s.clone()])).collect()
+            }
+            pattern => vec![pattern.clone()],
+        };
+        let mut errors = Vec::new();
+        for entry in entries {
+            let excluded = entry.excluder()?;
+            if hits.iter().any(|l| excluded(&l.name)) {
+                continue;
+            }
+            let (given, what) = match &entry {
+                Targets::Pattern(p) => (p.as_str(), "a regular expression for whole names"),
+                Targets::Suffixes(list) => {
+                    (list.first().map_or("", String::as_str), "the end of a module's name")
+                }
+            };
+            let mut names: Vec<String> = hits.iter().map(|l| last(&l.name).to_owned()).collect();
+            names.sort_unstable();
+            names.dedup();
+            let e = Error::new(format!(
+                "`{given}` in `adapter.exclude_modules` excludes none of the modules that \
+                    `adapter.target_modules` selects"
+            ))
+            .hint(format!("it must be {what}; the adapter would change: {}", names.join(", ")));
+            errors.push(match nearest(given, &names) {
+                Some(near) => e.hint(format!("did you mean `{near}`?")),
+                None => e,
+            });
+        }
+        Ok(errors)
     }
 
     /// Replaces Llama's names with the model's own names, for files that other programs read.
@@ -245,10 +319,8 @@ impl Targets {
         Ok(match self {
             Targets::Pattern(p) if is_all(p) => Box::new(|_| true),
             Targets::Pattern(p) => {
-                let regex = Regex::new(&format!("^(?:{p})$")).map_err(|e| {
-                    Error::new(format!("invalid regular expression `{p}` in `target_modules`"))
-                        .because(e)
-                        .hint("use a list of names, a regular expression or `all-linear`")
+                let regex = whole_name(p, "target_modules").map_err(|e| {
+                    e.hint("use a list of names, a regular expression or `all-linear`")
                 })?;
                 Box::new(move |name| regex.is_match(name))
             }
@@ -257,6 +329,13 @@ impl Targets {
             }
         })
     }
+}
+
+/// Compiles a regular expression in `field` that must match a whole name.
+fn whole_name(pattern: &str, field: &str) -> Result<Regex> {
+    Regex::new(&format!("^(?:{pattern})$")).map_err(|e| {
+        Error::new(format!("invalid regular expression `{pattern}` in `{field}`")).because(e)
+    })
 }
 
 /// True if the text is `all-linear`, ignoring case as PEFT does.

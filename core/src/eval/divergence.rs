@@ -90,7 +90,7 @@ mod tests {
         let hidden = bench.model.forward(&batch.stream, request).unwrap().hidden.unwrap();
         let scored: Vec<i64> = batch.scored(0, Side::Chosen).unwrap().to_vec();
         let rows = batch.predicted.rows.index_select(0, &tch::Tensor::from_slice(&scored));
-        bench.model.logits(&hidden.index_select(0, &rows)).unwrap().log_softmax(-1, Kind::Double)
+        bench.model.logits(&hidden.rows(&rows).unwrap()).unwrap().log_softmax(-1, Kind::Double)
     }
 
     #[test]

@@ -163,11 +163,15 @@ impl Intervention for Guarded<dyn Intervention> {
 
 impl TargetModules for Guarded<dyn Adapter> {
     fn targets(&self) -> Targets {
-        self.run_or("targets", || Targets::Suffixes(Vec::new()), |a| a.targets())
+        self.run_or("targets", Targets::default, |a| a.targets())
     }
 
     fn layers_to_transform(&self) -> Option<Vec<usize>> {
         self.run_or("layers_to_transform", || None, |a| a.layers_to_transform())
+    }
+
+    fn exclude_modules(&self) -> Targets {
+        self.run_or("exclude_modules", Targets::default, |a| a.exclude_modules())
     }
 }
 
@@ -190,6 +194,15 @@ impl Adapter for Guarded<dyn Adapter> {
 
     fn attach(&self, site: &LinearSite<'_>, init: &mut Init) -> Result<Box<dyn AdaptedLinear>> {
         Ok(Box::new(Guarded::new(self.method, self.run("attach", |a| a.attach(site, init))?)))
+    }
+
+    fn attach_embedding(
+        &self,
+        site: &LinearSite<'_>,
+        init: &mut Init,
+    ) -> Result<Box<dyn AdaptedLinear>> {
+        let attached = self.run("attach_embedding", |a| a.attach_embedding(site, init))?;
+        Ok(Box::new(Guarded::new(self.method, attached)))
     }
 
     fn blocks(&self, model: &ModelInfo) -> Result<Vec<usize>> {

@@ -8,6 +8,7 @@ use indexmap::IndexMap;
 use tch::{Device, Kind, Tensor};
 
 use super::edits::Edits;
+use super::replacements::Replacements;
 use crate::api::{
     AdaptedLinear, AdaptedResidual, Adapter, Frozen, ModelInfo, Parameter, PartInfo, Site,
 };
@@ -22,6 +23,8 @@ pub struct Adapted {
     pub(super) edits: Edits,
     /// Factor of the change of each target.
     pub(super) coefficient: f64,
+    /// Tensors of the model that are replaced while the adapter is on. They are not trained.
+    pub(super) replacements: Rc<Replacements>,
 }
 
 impl std::fmt::Debug for Adapted {
@@ -67,6 +70,11 @@ fn wide(kind: Kind) -> Kind {
 }
 
 impl Adapted {
+    /// Tensors of the model that are replaced while the adapter is on.
+    pub fn replacements(&self) -> &Replacements {
+        &self.replacements
+    }
+
     /// The adapter on the module or part called `name`. `None` if this module or part is not
     /// adapted.
     pub fn get(&self, name: &str) -> Option<&dyn AdaptedLinear> {
@@ -110,8 +118,23 @@ impl Adapted {
         check_coefficient(adapter, coefficient)?;
         if coefficient == 0.0 {
             let (modules, blocks) = (IndexMap::new(), IndexMap::new());
-            let (shared, edits) = (Vec::new(), Edits::default());
-            return Ok(Self { modules, blocks, shared, edits, coefficient });
+            return Ok(Self {
+                modules,
+                blocks,
+                shared: Vec::new(),
+                edits: Edits::default(),
+                coefficient,
+                replacements: Rc::default(),
+            });
+        }
+        if coefficient != 1.0
+            && let Some(name) = self.replacements.names().next()
+        {
+            return Err(Error::new(format!(
+                "the adapter's change cannot be multiplied by the coefficient {coefficient}, because \
+                    the adapter replaces tensors of the base model, such as `{name}`"
+            ))
+            .hint("use 0 or 1, or an adapter that was saved without them"));
         }
         Ok(Self {
             modules: self.modules.clone(),
@@ -119,6 +142,7 @@ impl Adapted {
             shared: self.shared(),
             edits: self.edits.shallow_clone(),
             coefficient,
+            replacements: self.replacements.clone(),
         })
     }
 

@@ -10,6 +10,7 @@ use tch::Kind;
 use super::Model;
 use super::adapted::Adapted;
 use super::edits::Edits;
+use super::replacements::Replacements;
 use crate::api::{
     AdaptedLinear, AdaptedPart, Adapter, Frozen, Fused, FusedSite, Init, LinearInfo, LinearSite,
     ModelInfo, Site, Targets,
@@ -22,10 +23,24 @@ use crate::error::{Context, Error, Result};
 /// # Errors
 /// Fails if a pattern is not a regular expression.
 pub fn unmatched(adapter: &dyn Adapter, model: &ModelInfo) -> Result<Vec<Error>> {
+    unmatched_besides(adapter, model, &[])
+}
+
+/// Checks the configuration of `adapter` as [`unmatched`] does. An entry of the targets may also
+/// match one of `others`, the names of modules that `model` does not list.
+///
+/// # Errors
+/// Fails if a pattern is not a regular expression.
+pub fn unmatched_besides(
+    adapter: &dyn Adapter,
+    model: &ModelInfo,
+    others: &[String],
+) -> Result<Vec<Error>> {
     let (targets, layers) = (adapter.targets(), adapter.layers_to_transform());
     let everywhere = targets.select(model, None)?;
-    let mut errors = targets.unmatched(&everywhere, model)?;
+    let mut errors = targets.without(others).unmatched(&everywhere, model)?;
     let hits = targets.select(model, layers.as_deref())?;
+    errors.extend(adapter.exclude_modules().excludes_none(&hits)?);
     if let Some(layers) = &layers {
         let with_targets: BTreeSet<usize> = everywhere.iter().filter_map(|l| l.layer).collect();
         for k in layers {
@@ -62,12 +77,32 @@ pub fn unmatched(adapter: &dyn Adapter, model: &ModelInfo) -> Result<Vec<Error>>
             errors.extend(list.iter().filter(only_elsewhere).map(|s| Error::new(message(s))));
         }
     }
+    let left = selected(adapter, model)?;
+    if left.is_empty() && !hits.is_empty() {
+        errors.push(Error::new(
+            "`adapter.exclude_modules` excludes every module that `adapter.target_modules` selects",
+        ));
+    }
+    let hits = left;
     if !hits.is_empty() {
         for selection in adapter.selections() {
             errors.extend(selection.unmatched(&hits, model)?);
         }
     }
     Ok(errors)
+}
+
+/// The modules and parts of modules that `adapter` changes, in the model's order.
+///
+/// # Errors
+/// Fails if a pattern is not a regular expression, or if both a whole module and a part of it are
+/// targeted.
+pub fn selected<'m>(adapter: &dyn Adapter, model: &'m ModelInfo) -> Result<Vec<&'m LinearInfo>> {
+    let excluded = adapter.exclude_modules();
+    let excludes = excluded.excluder()?;
+    let mut hits = adapter.targets().select(model, adapter.layers_to_transform().as_deref())?;
+    hits.retain(|l| !excludes(&l.name));
+    Ok(hits)
 }
 
 /// Returns the modules and parts to which an adapter that is made of `sources` is attached, in the
@@ -106,6 +141,15 @@ fn made_of<'m>(
             .hint("train both adapters with the same `adapter.target_modules`"));
         }
     }
+    if let Some((field, name)) =
+        given().find_map(|(f, s)| Some((f, s.replacements().names().next()?)))
+    {
+        return Err(Error::new(format!(
+            "the adapter in `adapter.{field}` replaces `{name}`, a tensor of the base model, but only \
+                changes of linear modules can be combined"
+        ))
+        .hint("choose an adapter that was saved without such tensors"));
+    }
     let layers = adapter.layers_to_transform();
     if let Targets::Suffixes(list) = adapter.targets()
         && list.is_empty()
@@ -129,7 +173,7 @@ fn made_of<'m>(
         }
         return Ok(changed);
     }
-    let targets = adapter.targets().select(model, layers.as_deref())?;
+    let targets = selected(adapter, model)?;
     if let Some(other) = targets.iter().find(|l| changes(&l.name).is_none()) {
         return Err(Error::new(format!(
             "`adapter.target_modules` selects `{}`, which was not changed by {}",
@@ -166,9 +210,23 @@ impl Adapted {
         blocks: usize,
         seed: u64,
     ) -> Result<Self> {
-        let layers = adapter.layers_to_transform();
-        let targets = adapter.targets().select(model.info(), layers.as_deref())?;
-        Self::attach_to(targets, adapter, &[], model, blocks, seed)
+        Self::attach_with(adapter, model, blocks, seed, Replacements::default())
+    }
+
+    /// Attaches a saved adapter as [`attach_saved`](Self::attach_saved) does, with tensors that are
+    /// replaced while it is on. A module whose weight is replaced does not get an adapter.
+    ///
+    /// # Errors
+    /// Fails in the same cases as [`attach_saved`](Self::attach_saved).
+    pub fn attach_with(
+        adapter: &dyn Adapter,
+        model: &Model,
+        blocks: usize,
+        seed: u64,
+        replacements: Replacements,
+    ) -> Result<Self> {
+        let targets = selected(adapter, model.info())?;
+        Self::attach_to(targets, adapter, &[], model, blocks, seed, replacements)
     }
 
     /// Attaches a new adapter that is made of other adapters. `sources` has one entry for each of
@@ -191,7 +249,7 @@ impl Adapted {
         let fields: Vec<String> = adapter.sources().into_iter().map(|s| s.field).collect();
         let of_field: Vec<_> = fields.iter().map(String::as_str).zip(sources).collect();
         let targets = made_of(adapter, &of_field, model.info())?;
-        Self::attach_to(targets, adapter, sources, model, blocks, seed)
+        Self::attach_to(targets, adapter, sources, model, blocks, seed, Replacements::default())
     }
 
     /// Attaches `adapter` to those of `targets` that are in the first `blocks` blocks.
@@ -202,6 +260,7 @@ impl Adapted {
         model: &Model,
         blocks: usize,
         seed: u64,
+        replacements: Replacements,
     ) -> Result<Self> {
         let kind = if model.kind() == Kind::Double { Kind::Double } else { Kind::Float };
         let init = |scope: &str| Init::new(seed, scope, kind, model.device());
@@ -209,6 +268,9 @@ impl Adapted {
         let none = targets.is_empty();
         let targets: Vec<_> =
             targets.into_iter().filter(|l| l.layer.is_none_or(|k| k < blocks)).collect();
+        let replaced =
+            |l: &&LinearInfo| replacements.module(&l.name).is_some_and(|m| m.weight.is_some());
+        let targets: Vec<_> = targets.into_iter().filter(|l| !replaced(l)).collect();
         let shared = adapter.shared(&targets, &mut init(""))?;
         let mut modules = IndexMap::new();
         for info in targets {
@@ -232,7 +294,7 @@ impl Adapted {
                 .within(|| format!("cannot attach the adapter to block {k}"))?;
             changed.insert(k, Rc::from(adapted));
         }
-        if modules.is_empty() && changed.is_empty() {
+        if modules.is_empty() && changed.is_empty() && replacements.is_empty() {
             if none && let Some(e) = unmatched(adapter, model.info())?.into_iter().next() {
                 return Err(e);
             }
@@ -245,7 +307,14 @@ impl Adapted {
                     `adapter.target_modules`",
             ));
         }
-        Ok(Self { modules, blocks: changed, shared, edits: Edits::default(), coefficient: 1.0 })
+        Ok(Self {
+            modules,
+            blocks: changed,
+            shared,
+            edits: Edits::default(),
+            coefficient: 1.0,
+            replacements: Rc::new(replacements),
+        })
     }
 
     /// Merges each adapter into the frozen weights of its module. Returns the names and merged
@@ -255,9 +324,21 @@ impl Adapted {
     /// # Errors
     /// Fails if the adapter cannot be expressed as frozen weights.
     pub fn merged(&self, model: &Model) -> Result<Vec<(String, Frozen)>> {
+        let frozen = |name: &str| -> Result<Frozen> {
+            let own = model.frozen(name)?;
+            Ok(self.replacements.linear(name, &own).unwrap_or(own))
+        };
         let mut merged = IndexMap::new();
+        let linears = model.info().linears.iter().map(|l| &l.name);
+        for name in linears.filter(|name| self.replacements.module(name).is_some()) {
+            merged.insert(name.clone(), frozen(name)?.copied()?);
+        }
         for (name, adapted) in &self.modules {
-            let frozen = self.merge(&**adapted, &model.frozen(name)?)?;
+            let own = match model.info().part(name) {
+                Some(part) => frozen(&part.holder)?.part(part.rows)?,
+                None => frozen(name)?,
+            };
+            let frozen = self.merge(&**adapted, &own)?;
             match model.info().part(name) {
                 None => {
                     merged.insert(name.clone(), frozen);
@@ -300,6 +381,7 @@ impl Adapted {
             shared: self.shared(),
             edits: self.edits.shallow_clone(),
             coefficient: self.coefficient,
+            replacements: self.replacements.clone(),
         }
     }
 

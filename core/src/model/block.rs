@@ -15,6 +15,7 @@ use super::attention::Scores;
 use super::cache::Cache;
 use super::layer_kind::View;
 use super::linear::{Linear, Place};
+use super::norm::Norm;
 use super::pass_seed::PassSeed;
 use crate::api::{Frozen, Site};
 use crate::error::Result;
@@ -76,7 +77,9 @@ impl BlockCx<'_> {
     /// # Errors
     /// Fails if an adapter fails, or if memory runs out.
     pub fn linear(&self, linear: &Linear, x: &Tensor) -> Result<Tensor> {
-        let frozen = linear.frozen();
+        let own = linear.frozen();
+        let replaced = self.adapted.and_then(|a| a.replacements.linear(&linear.place.name, &own));
+        let frozen = replaced.as_ref().unwrap_or(&own);
         let adapts = |place: &Place| self.adapted.is_some_and(|a| a.get(&place.name).is_some());
         let y = if linear.parts.iter().any(|part| adapts(&part.place)) {
             let parts = linear
@@ -85,7 +88,7 @@ impl BlockCx<'_> {
                 .map(|part| self.through(&part.place, &frozen.part(part.rows)?, x));
             linear.join(&parts.collect::<Result<Vec<_>>>()?)?
         } else {
-            self.through(&linear.place, &frozen, x)?
+            self.through(&linear.place, frozen, x)?
         };
         self.record(&linear.place.input, || Ok(x.shallow_clone()))?;
         self.record(&linear.place.output, || Ok(y.shallow_clone()))?;
@@ -110,6 +113,14 @@ impl BlockCx<'_> {
             Some(intercept) => intercept(&place.output, y),
             None => Ok(y),
         }
+    }
+
+    /// Applies a norm to `x`, of shape `[... width]`, with the tensors that the adapter replaces.
+    ///
+    /// # Errors
+    /// Fails if shapes do not match, or if memory runs out.
+    pub fn norm(&self, norm: &Norm, x: &Tensor) -> Result<Tensor> {
+        norm.forward(x, self.adapted.and_then(|a| a.replacements.module(norm.name())))
     }
 
     /// Applies rotary positions to the queries or keys `x`, of shape `[n heads d]`. Returns `x`

@@ -11,7 +11,7 @@ fn hidden(model: &Model, adapted: Option<&Adapted>) -> Tensor {
     builder.push(&pairs()[0].prompt, None).unwrap();
     let stream = builder.finish(Device::Cpu).unwrap();
     let request = Request { adapted, hidden: true, ..Request::default() };
-    model.forward(&stream, request).unwrap().hidden.unwrap()
+    model.forward(&stream, request).unwrap().hidden.unwrap().states().shallow_clone()
 }
 
 fn difference(a: &Tensor, b: &Tensor) -> f64 {

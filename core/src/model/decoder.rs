@@ -7,7 +7,7 @@
 
 use std::rc::Rc;
 
-use tch::{Kind, Tensor};
+use tch::Kind;
 
 use super::attention::{Attention, AttentionOptions};
 use super::block::Layer;
@@ -91,16 +91,20 @@ impl Decoder {
         options: AttentionOptions,
         mut pass: Pass<'_>,
     ) -> Result<PassOutput> {
-        let mut h = self.vocabulary.embed(stream)?;
+        let replaced = pass.replacements();
+        let mut h = self.vocabulary.embed(stream, replaced)?;
         let views = self.views(stream, options, h.kind())?;
         for (k, (kind, block)) in self.layers.iter().take(pass.blocks()).enumerate() {
             h = pass.block(k, block.as_ref(), &h, &views[*kind])?;
         }
         pass.after_blocks(&h)?;
         if pass.blocks() == self.layers.len() && pass.wants_norm() {
-            h = self.norm.forward(&h)?;
+            h = self.norm.forward(&h, replaced.and_then(|r| r.module(self.norm.name())))?;
         }
         let mut output = pass.finish(&h)?;
+        if let Some(head) = self.vocabulary.replaced_head(replaced) {
+            output.hidden = output.hidden.map(|hidden| hidden.with_head(head));
+        }
         if let Some(saved) = &mut output.saved {
             saved.views = views;
         }
@@ -170,15 +174,6 @@ impl Decoder {
         self.kinds.iter().map(view).collect()
     }
 
-    /// Computes logits from the final hidden states, which have shape `[m hidden]`. The logits have
-    /// shape `[m vocab]`.
-    ///
-    /// # Errors
-    /// Fails if shapes do not match, or if memory runs out.
-    pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        self.vocabulary.logits(hidden)
-    }
-
     /// The embedding and the output head.
     pub fn vocabulary(&self) -> &Vocabulary {
         &self.vocabulary
@@ -243,7 +238,7 @@ mod tests {
                 };
                 let mut pass =
                     Pass::new(request, &stream, decoder.layers.len(), &decoder.info).unwrap();
-                let mut h = decoder.vocabulary.embed(&stream).unwrap();
+                let mut h = decoder.vocabulary.embed(&stream, None).unwrap();
                 let views = decoder.views(&stream, model.attention, Kind::Float).unwrap();
                 for (k, (kind, block)) in decoder.layers.iter().enumerate() {
                     let before = h;
@@ -251,8 +246,9 @@ mod tests {
                         .map(|_| pass.block(k, block.as_ref(), &before, &views[*kind]).unwrap());
                     h = runs.last().unwrap();
                 }
-                let reached = pass.finish(&decoder.norm.forward(&h).unwrap()).unwrap();
-                states.extend(reached.states.into_iter().chain(reached.hidden));
+                let reached = pass.finish(&decoder.norm.forward(&h, None).unwrap()).unwrap();
+                let hidden = reached.hidden.map(|hidden| hidden.states().shallow_clone());
+                states.extend(reached.states.into_iter().chain(hidden));
             }
             assert_eq!(cache.borrow().tokens(), 6);
             states

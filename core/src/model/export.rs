@@ -8,6 +8,7 @@ use tch::{Kind, Tensor};
 
 use crate::error::{Context, Error, Result};
 use crate::files::write_whole;
+use crate::model::replacements::Replacements;
 use crate::model::{Adapted, Model};
 use crate::text::Tokenizer;
 use crate::weights::{ModelFiles, type_name, write_safetensors};
@@ -44,33 +45,27 @@ impl Export {
         for (module, frozen) in changed.into_iter().flatten() {
             let weight = frozen.dense()?;
             let weight = if model.is_conv1d(&module) { weight.f_tr()? } else { weight };
-            for (part, tensor) in
-                [("weight", Some(weight)), ("bias", frozen.bias().map(Tensor::shallow_clone))]
-            {
+            let bias = frozen.bias().map(Tensor::shallow_clone);
+            for (part, tensor) in [("weight", Some(weight)), ("bias", bias)] {
                 let Some(tensor) = tensor else { continue };
-                // The file may not have a bias yet, so the name of the bias is derived from the
-                // name of the weight.
-                let weight = model
-                    .stored_name(&format!("{module}.weight"), |name| tensors.contains_key(name));
-                let stored = weight
-                    .and_then(|weight| Some(format!("{}.{part}", weight.strip_suffix(".weight")?)));
-                let stored = stored.ok_or_else(|| {
-                    Error::new(format!(
-                        "cannot save the merged `{module}.weight`: the model's files \
-                        do not contain a tensor with this name"
-                    ))
-                    .hint(
-                        "save the model again with a recent version of transformers, which \
-                            writes the current tensor names",
-                    )
-                })?;
-                tensors.insert(stored, tensor.f_detach()?.f_to_device(tch::Device::Cpu)?);
+                set(&mut tensors, model, &module, part, &tensor)?;
             }
         }
+        let replaced = adapted.map(Adapted::replacements);
+        let outside = |name: &str| model.info().linears.iter().all(|l| l.name != name);
+        for (module, part, tensor) in replaced.into_iter().flat_map(Replacements::tensors) {
+            if outside(module) && !model.vocabulary_modules().iter().any(|name| name == module) {
+                set(&mut tensors, model, module, part, tensor)?;
+            }
+        }
+        let tied = match replaced {
+            Some(replaced) => vocabulary(&mut tensors, model, replaced)?,
+            None => model.is_tied(),
+        };
         for tensor in tensors.values_mut().filter(|t| t.is_floating_point()) {
             *tensor = tensor.f_to_kind(kind)?.f_contiguous()?;
         }
-        Ok(Self { tensors, kind, tied: model.is_tied() })
+        Ok(Self { tensors, kind, tied })
     }
 
     /// Writes a new folder that transformers can load. It contains config.json, the weights in
@@ -175,6 +170,76 @@ impl Export {
         let index = json!({ "metadata": { "total_size": total }, "weight_map": places });
         write_whole(&folder.join("model.safetensors.index.json"), format!("{index:#}\n").as_bytes())
     }
+}
+
+/// Replaces the tensor `module.part` of a checkpoint.
+///
+/// # Errors
+/// Fails if the checkpoint does not contain the weight of the module.
+fn set(
+    tensors: &mut IndexMap<String, Tensor>,
+    model: &Model,
+    module: &str,
+    part: &str,
+    tensor: &Tensor,
+) -> Result<()> {
+    // The file may not have a bias yet, so the name of the bias is derived from the name of the
+    // weight.
+    let weight = model.stored_name(&format!("{module}.weight"), |name| tensors.contains_key(name));
+    let stored =
+        weight.and_then(|weight| Some(format!("{}.{part}", weight.strip_suffix(".weight")?)));
+    let stored = stored.ok_or_else(|| {
+        Error::new(format!(
+            "cannot save the merged `{module}.weight`: the model's files do not contain a tensor \
+                with this name"
+        ))
+        .hint(
+            "save the model again with a recent version of transformers, which writes the current \
+                tensor names",
+        )
+    })?;
+    tensors.insert(stored, tensor.f_detach()?.f_to_device(tch::Device::Cpu)?);
+    Ok(())
+}
+
+/// Replaces the matrices of the embedding and of the head in a checkpoint. Returns true if they are
+/// the same matrix afterwards.
+///
+/// # Errors
+/// Fails if the checkpoint does not contain the matrices.
+fn vocabulary(
+    tensors: &mut IndexMap<String, Tensor>,
+    model: &Model,
+    replaced: &Replacements,
+) -> Result<bool> {
+    let modules = model.vocabulary_modules();
+    let weight = |module: &String| replaced.module(module).and_then(|m| m.weight.as_ref());
+    let [embedding, head] = [weight(&modules[0]), weight(&modules[1])];
+    if !model.is_tied() {
+        for (module, weight) in [(&modules[0], embedding), (&modules[1], head)] {
+            if let Some(weight) = weight {
+                set(tensors, model, module, "weight", weight)?;
+            }
+        }
+        return Ok(false);
+    }
+    if embedding.is_none() && head.is_none() {
+        return Ok(true);
+    }
+    let own = model.embeddings()?;
+    let matrices = [embedding.unwrap_or(&own[0]), head.unwrap_or(&own[1])];
+    let tied = matrices[0].f_equal(matrices[1])?;
+    // A file of a tied model may have only one of the two matrices.
+    for (module, matrix) in modules.iter().zip(matrices) {
+        let name = format!("{module}.weight");
+        let stored = model.stored_name(&name, |name| tensors.contains_key(name));
+        match stored {
+            Some(stored) => drop(tensors.insert(stored, matrix.f_to_device(tch::Device::Cpu)?)),
+            None if tied => {}
+            None => drop(tensors.insert(name, matrix.f_to_device(tch::Device::Cpu)?)),
+        }
+    }
+    Ok(tied)
 }
 
 fn blocks() -> Error {

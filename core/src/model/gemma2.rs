@@ -115,10 +115,10 @@ impl Gemma2Block {
 
 impl Block for Gemma2Block {
     fn forward(&self, h: &Tensor, cx: &BlockCx<'_>) -> Result<Tensor> {
-        let mixed = self.self_attn.forward(&self.input_layernorm.forward(h)?, cx)?;
-        let h = h.f_add(&self.post_attention_layernorm.forward(&mixed)?)?;
-        let mlp = self.mlp.forward(&self.pre_feedforward_layernorm.forward(&h)?, cx)?;
-        Ok(h.f_add(&self.post_feedforward_layernorm.forward(&mlp)?)?)
+        let mixed = self.self_attn.forward(&cx.norm(&self.input_layernorm, h)?, cx)?;
+        let h = h.f_add(&cx.norm(&self.post_attention_layernorm, &mixed)?)?;
+        let mlp = self.mlp.forward(&cx.norm(&self.pre_feedforward_layernorm, &h)?, cx)?;
+        Ok(h.f_add(&cx.norm(&self.post_feedforward_layernorm, &mlp)?)?)
     }
 
     fn visit<'a>(&'a self, visit: &mut dyn FnMut(&'a Linear)) {

@@ -335,7 +335,7 @@ fn smollm2_has_the_same_states_and_logits_as_in_transformers() {
             worst = worst.max(error);
         }
         let logits = difference(
-            &model.logits(&last(&output.hidden.unwrap()).unsqueeze(0)).unwrap().squeeze_dim(0),
+            &model.logits(&output.hidden.unwrap().last().unwrap()).unwrap().squeeze_dim(0),
             &io[&format!("{i}.last_logits")],
         );
         assert!(logits < 2e-3, "input {i}, logits: {logits:e}");
@@ -364,7 +364,7 @@ fn gemma3_has_the_same_states_and_logits_as_in_transformers() {
             let stream = Stream::from_padded(&ids, &ids.ones_like(), Device::Cpu).unwrap();
             let output = forward(&model, &stream, &sites, true).unwrap();
             let logits =
-                model.logits(&output.hidden.unwrap().get(-1).unsqueeze(0)).unwrap().squeeze_dim(0);
+                model.logits(&output.hidden.unwrap().last().unwrap()).unwrap().squeeze_dim(0);
             let worst = (logits.index_select(0, of("top_ids")) - of("top_logits"))
                 .abs()
                 .max()

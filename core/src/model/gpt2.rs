@@ -98,8 +98,8 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
         };
         Ok((0, Box::new(block)))
     })?;
-    let vocabulary =
-        vocabulary.with_positions(model.at("wpe").tensor("weight", &[positions, hidden])?);
+    let vocabulary = vocabulary
+        .with_positions(model.name("wpe"), model.at("wpe").tensor("weight", &[positions, hidden])?);
     let kinds = vec![LayerKind { window: None, rope: None }];
     Ok(Decoder::new(
         "gpt2",
@@ -122,8 +122,8 @@ struct Gpt2Block {
 
 impl Block for Gpt2Block {
     fn forward(&self, h: &Tensor, cx: &BlockCx<'_>) -> Result<Tensor> {
-        let h = h.f_add(&self.attn.forward(&self.ln_1.forward(h)?, cx)?)?;
-        Ok(h.f_add(&self.mlp.forward(&self.ln_2.forward(&h)?, cx)?)?)
+        let h = h.f_add(&self.attn.forward(&cx.norm(&self.ln_1, h)?, cx)?)?;
+        Ok(h.f_add(&self.mlp.forward(&cx.norm(&self.ln_2, &h)?, cx)?)?)
     }
 
     fn visit<'a>(&'a self, visit: &mut dyn FnMut(&'a Linear)) {

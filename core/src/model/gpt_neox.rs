@@ -121,13 +121,13 @@ struct GptNeoxBlock {
 
 impl Block for GptNeoxBlock {
     fn forward(&self, h: &Tensor, cx: &BlockCx<'_>) -> Result<Tensor> {
-        let mixed = self.attention.forward(&self.input_layernorm.forward(h)?, cx)?;
+        let mixed = self.attention.forward(&cx.norm(&self.input_layernorm, h)?, cx)?;
         if self.parallel {
-            let mlp = self.mlp.forward(&self.post_attention_layernorm.forward(h)?, cx)?;
+            let mlp = self.mlp.forward(&cx.norm(&self.post_attention_layernorm, h)?, cx)?;
             return Ok(mlp.f_add(&mixed)?.f_add(h)?);
         }
         let h = h.f_add(&mixed)?;
-        Ok(h.f_add(&self.mlp.forward(&self.post_attention_layernorm.forward(&h)?, cx)?)?)
+        Ok(h.f_add(&self.mlp.forward(&cx.norm(&self.post_attention_layernorm, &h)?, cx)?)?)
     }
 
     fn visit<'a>(&'a self, visit: &mut dyn FnMut(&'a Linear)) {

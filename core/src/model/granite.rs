@@ -93,9 +93,9 @@ struct GraniteBlock {
 
 impl Block for GraniteBlock {
     fn forward(&self, h: &Tensor, cx: &BlockCx<'_>) -> Result<Tensor> {
-        let mixed = self.self_attn.forward(&self.input_layernorm.forward(h)?, cx)?;
+        let mixed = self.self_attn.forward(&cx.norm(&self.input_layernorm, h)?, cx)?;
         let h = h.f_add(&mixed.f_mul_scalar(self.residual_multiplier)?)?;
-        let mlp = self.mlp.forward(&self.post_attention_layernorm.forward(&h)?, cx)?;
+        let mlp = self.mlp.forward(&cx.norm(&self.post_attention_layernorm, &h)?, cx)?;
         Ok(h.f_add(&mlp.f_mul_scalar(self.residual_multiplier)?)?)
     }
 

@@ -6,6 +6,56 @@ use tch::{Device, Kind, Tensor};
 use super::Model;
 use crate::error::Result;
 
+/// Final hidden states, together with the output head that computes their logits.
+#[derive(Debug)]
+pub struct FinalStates {
+    states: Tensor,
+    head: Option<Tensor>,
+}
+
+impl FinalStates {
+    /// Hidden states `[n hidden]` whose logits the model's own head computes.
+    pub fn of_base(states: Tensor) -> Self {
+        Self { states, head: None }
+    }
+
+    /// Sets the matrix of the head, `[vocab hidden]`.
+    #[must_use]
+    pub fn with_head(self, head: Tensor) -> Self {
+        Self { head: Some(head), ..self }
+    }
+
+    /// The hidden states after the final norm, `[n hidden]`.
+    pub fn states(&self) -> &Tensor {
+        &self.states
+    }
+
+    /// The matrix of the head, `[vocab hidden]`; `None` stands for the model's own.
+    pub fn head(&self) -> Option<&Tensor> {
+        self.head.as_ref()
+    }
+
+    /// The states at the given rows. `rows` is int64, `[m]`.
+    ///
+    /// # Errors
+    /// Fails if a row does not exist.
+    pub fn rows(&self, rows: &Tensor) -> Result<Self> {
+        Ok(self.with_states(self.states.f_index_select(0, rows)?))
+    }
+
+    /// The last state, `[1 hidden]`.
+    ///
+    /// # Errors
+    /// Fails if there is no state.
+    pub fn last(&self) -> Result<Self> {
+        Ok(self.with_states(self.states.f_narrow(0, -1, 1)?))
+    }
+
+    fn with_states(&self, states: Tensor) -> Self {
+        Self { states, head: self.head.as_ref().map(Tensor::shallow_clone) }
+    }
+}
+
 /// The tokens to score, and the rows of the stream whose states predict them.
 #[derive(Debug)]
 pub struct PredictedTokens {
@@ -90,6 +140,14 @@ struct Chunk {
     reference: Option<Tensor>,
 }
 
+/// The matrices `[vocab hidden]` of the output heads.
+struct Heads<'a> {
+    /// The head of the policy.
+    policy: &'a Tensor,
+    /// The head of the reference; that of the policy if there is no reference.
+    reference: &'a Tensor,
+}
+
 /// The results so far. Each list has one tensor per chunk or block, in the order of the tokens.
 #[derive(Default)]
 struct Parts {
@@ -117,10 +175,10 @@ impl Model {
     /// Fails if shapes do not match, or if memory runs out.
     pub fn score_tokens(
         &self,
-        hidden: &Tensor,
+        hidden: &FinalStates,
         predicted: &PredictedTokens,
         detail: Detail,
-        reference: Option<&Tensor>,
+        reference: Option<&FinalStates>,
     ) -> Result<TokenScores> {
         let sizes = Sizes::of(self.device());
         self.score_in_chunks(hidden, predicted, detail, reference, sizes)
@@ -128,14 +186,14 @@ impl Model {
 
     fn score_in_chunks(
         &self,
-        hidden: &Tensor,
+        hidden: &FinalStates,
         predicted: &PredictedTokens,
         detail: Detail,
-        reference: Option<&Tensor>,
+        reference: Option<&FinalStates>,
         sizes: Sizes,
     ) -> Result<TokenScores> {
-        let hidden = hidden.f_index_select(0, &predicted.rows)?;
-        let reference = reference.map(|r| r.f_index_select(0, &predicted.rows)).transpose()?;
+        let FinalStates { states: hidden, head } = hidden.rows(&predicted.rows)?;
+        let reference = reference.map(|r| r.rows(&predicted.rows)).transpose()?;
         let mut parts = Parts::default();
         {
             let _guard = tch::no_grad_guard();
@@ -143,7 +201,19 @@ impl Model {
             let row = self.info().vocab * self.kind().elt_size_in_bytes() as i64;
             let rows = (sizes.chunk / row).max(1);
             // A stored head is decoded once for all chunks.
-            let head = self.decoder.vocabulary().head()?;
+            let own = || self.decoder.vocabulary().head();
+            let of_reference = match &reference {
+                Some(reference) => reference.head.as_ref().map(Tensor::shallow_clone),
+                None => head.as_ref().map(Tensor::shallow_clone),
+            };
+            let (policy, of_reference) = match (head, of_reference) {
+                (None, None) => {
+                    let own = own()?;
+                    (own.shallow_clone(), own)
+                }
+                (policy, other) => (policy.map_or_else(own, Ok)?, other.map_or_else(own, Ok)?),
+            };
+            let heads = Heads { policy: &policy, reference: &of_reference };
             let mut start = 0;
             while start < m {
                 let len = rows.min(m - start);
@@ -151,9 +221,16 @@ impl Model {
                 let chunk = Chunk {
                     hidden: part(&hidden)?,
                     ids: part(&predicted.ids)?,
-                    reference: reference.as_ref().map(part).transpose()?,
+                    reference: reference.as_ref().map(|r| part(r.states())).transpose()?,
                 };
-                self.score_chunk(&chunk, &head, detail, hidden.requires_grad(), sizes, &mut parts)?;
+                self.score_chunk(
+                    &chunk,
+                    &heads,
+                    detail,
+                    hidden.requires_grad(),
+                    sizes,
+                    &mut parts,
+                )?;
                 start += len;
             }
         }
@@ -191,16 +268,19 @@ impl Model {
     fn score_chunk(
         &self,
         Chunk { hidden, ids, reference }: &Chunk,
-        head: &Tensor,
+        heads: &Heads<'_>,
         detail: Detail,
         with_gradients: bool,
         sizes: Sizes,
         parts: &mut Parts,
     ) -> Result<()> {
         let kind = self.score_kind();
-        let logits_of = |h: &Tensor| self.decoder.vocabulary().logits_with(head, h);
-        let logits = logits_of(hidden)?;
-        let others = reference.as_ref().map(logits_of).transpose()?;
+        let vocabulary = self.decoder.vocabulary();
+        let logits = vocabulary.logits_with(heads.policy, hidden)?;
+        let others = reference
+            .as_ref()
+            .map(|states| vocabulary.logits_with(heads.reference, states))
+            .transpose()?;
         let c = ids.size()[0];
         let rows = match logits.device() {
             Device::Cpu => {
@@ -232,7 +312,7 @@ impl Model {
                 parts.log_collision.push((&log_p * 2.0).f_logsumexp(-1, false)?);
             }
             // The derivative of the soft cap, from the capped logits.
-            let slope = match self.decoder.vocabulary().cap().filter(|_| with_gradients) {
+            let slope = match vocabulary.cap().filter(|_| with_gradients) {
                 Some(cap) => Some(1.0 - of_block.f_div_scalar(cap)?.f_square()?),
                 None => None,
             };
@@ -259,7 +339,7 @@ impl Model {
             start += len;
         }
         if with_gradients {
-            let back = |gradient: &Tensor| self.decoder.vocabulary().back_projected(head, gradient);
+            let back = |gradient: &Tensor| vocabulary.back_projected(heads.policy, gradient);
             parts.logprob_gradients.push(back(&logits)?);
             if let Some(others) = &others {
                 parts.kl_gradients.push(back(others)?);
@@ -299,7 +379,8 @@ mod tests {
     ) -> TokenScores {
         let kind = model.score_kind();
         let log_softmax = |h: &Tensor| {
-            let logits = model.logits(&h.index_select(0, &tokens.rows)).unwrap();
+            let logits =
+                model.logits(&FinalStates::of_base(h.index_select(0, &tokens.rows))).unwrap();
             (logits.to_kind(kind), logits.log_softmax(-1, kind))
         };
         let ((logits, log_p), (_, log_r)) = (log_softmax(hidden), log_softmax(reference));
@@ -353,10 +434,10 @@ mod tests {
             ] {
                 let ours = model
                     .score_in_chunks(
-                        &hidden,
+                        &FinalStates::of_base(hidden.shallow_clone()),
                         &tokens,
                         Detail { stats: true, collision: true },
-                        Some(&reference),
+                        Some(&FinalStates::of_base(reference.shallow_clone())),
                         sizes,
                     )
                     .unwrap();
@@ -397,18 +478,37 @@ mod tests {
             rows: Tensor::zeros([ids.len() as i64], (Kind::Int64, DEVICE)),
             ids: Tensor::from_slice(ids),
         };
-        let scores = model.score_tokens(&hidden, &of(&[1, 2]), Detail::NONE, None).unwrap();
+        let scores = model
+            .score_tokens(
+                &FinalStates::of_base(hidden.shallow_clone()),
+                &of(&[1, 2]),
+                Detail::NONE,
+                None,
+            )
+            .unwrap();
         assert!(!scores.logprobs.requires_grad() && scores.stats.is_none() && scores.kl.is_none());
         let detail = Detail { stats: false, collision: true };
-        let scores = model.score_tokens(&hidden, &of(&[1, 2]), detail, None).unwrap();
+        let scores = model
+            .score_tokens(&FinalStates::of_base(hidden.shallow_clone()), &of(&[1, 2]), detail, None)
+            .unwrap();
         assert!(scores.stats.is_none() && scores.log_collision.is_some());
         let none = model
-            .score_tokens(&hidden, &of(&[]), Detail { stats: true, collision: false }, None)
+            .score_tokens(
+                &FinalStates::of_base(hidden.shallow_clone()),
+                &of(&[]),
+                Detail { stats: true, collision: false },
+                None,
+            )
             .unwrap();
         assert_eq!(none.logprobs.size(), [0]);
         let hidden = hidden.set_requires_grad(true);
         let none = model
-            .score_tokens(&hidden, &of(&[]), Detail { stats: true, collision: false }, None)
+            .score_tokens(
+                &FinalStates::of_base(hidden.shallow_clone()),
+                &of(&[]),
+                Detail { stats: true, collision: false },
+                None,
+            )
             .unwrap();
         none.logprobs.sum(Kind::Float).backward();
         assert_eq!(hidden.grad().abs().sum(Kind::Float).double_value(&[]), 0.0);

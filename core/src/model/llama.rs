@@ -55,8 +55,8 @@ struct LlamaBlock {
 
 impl Block for LlamaBlock {
     fn forward(&self, h: &Tensor, cx: &BlockCx<'_>) -> Result<Tensor> {
-        let h = h.f_add(&self.self_attn.forward(&self.input_layernorm.forward(h)?, cx)?)?;
-        Ok(h.f_add(&self.mlp.forward(&self.post_attention_layernorm.forward(&h)?, cx)?)?)
+        let h = h.f_add(&self.self_attn.forward(&cx.norm(&self.input_layernorm, h)?, cx)?)?;
+        Ok(h.f_add(&self.mlp.forward(&cx.norm(&self.post_attention_layernorm, &h)?, cx)?)?)
     }
 
     fn visit<'a>(&'a self, visit: &mut dyn FnMut(&'a Linear)) {

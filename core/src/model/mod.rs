@@ -46,6 +46,7 @@ mod phi3;
 mod prelude;
 mod qwen2;
 mod qwen3;
+pub mod replacements;
 mod rope;
 mod self_attention;
 mod settings;
@@ -60,13 +61,14 @@ mod weights;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use indexmap::IndexMap;
 use tch::{Device, Kind, Tensor};
 
 pub use adapted::{Adapted, check_coefficient};
 use attention::{AttentionOptions, Kernel, Strategy};
 pub use checkpointing::SavedBlocks;
 use decoder::Decoder;
-pub use head::{Detail, PredictedTokens, TokenScores, TokenStats, logits_at_once};
+pub use head::{Detail, FinalStates, PredictedTokens, TokenScores, TokenStats, logits_at_once};
 use linear::{Linear, Stored};
 use pass::{Pass, PassOutput, Request};
 pub use pass_seed::PassSeed;
@@ -159,6 +161,9 @@ fn architecture(config: &serde_json::Value) -> Result<(Build, &'static str)> {
 #[derive(Debug)]
 pub struct Model {
     decoder: Decoder,
+    /// The shapes of the tensors in a checkpoint that the model consists of, by their names in
+    /// PyTorch's state dict.
+    shapes: IndexMap<String, Vec<i64>>,
     /// The `base_model_prefix` of the architecture in transformers.
     base: &'static str,
     attention: AttentionOptions,
@@ -247,7 +252,7 @@ impl Model {
     /// Fails in the same cases as [`load`](Self::load).
     pub fn from_tensors(
         config: &serde_json::Value,
-        tensors: indexmap::IndexMap<String, Tensor>,
+        tensors: IndexMap<String, Tensor>,
         kind: Kind,
         device: Device,
     ) -> Result<Self> {
@@ -257,7 +262,7 @@ impl Model {
 
     fn from_loaded(
         config: &serde_json::Value,
-        tensors: indexmap::IndexMap<String, Loaded>,
+        tensors: IndexMap<String, Loaded>,
         kind: Kind,
         device: Device,
         shards: Option<Arc<Shards>>,
@@ -266,13 +271,14 @@ impl Model {
         let sharded = shards.is_some();
         let checkpoint = weights::Checkpoint::new(tensors, base, shards);
         let decoder = build(config, &checkpoint.weights())?;
-        checkpoint.finish()?;
+        let shapes = checkpoint.finish()?;
         let attention = AttentionOptions {
             strategy: Strategy::for_device(device),
             kernel: Kernel::default(),
             deterministic: true,
         };
-        Ok(Self { decoder, base, attention, kind, device, world: world::current(), sharded })
+        let world = world::current();
+        Ok(Self { decoder, shapes, base, attention, kind, device, world, sharded })
     }
 
     /// The sizes of the model, and the names and shapes of its linear modules.
@@ -354,6 +360,17 @@ impl Model {
         weights::stored_name(name, self.base, has)
     }
 
+    /// The shapes of the tensors that the model consists of, as a checkpoint stores them, by their
+    /// names in PyTorch's state dict. A tied head is not a tensor of its own.
+    pub fn shapes(&self) -> &IndexMap<String, Vec<i64>> {
+        &self.shapes
+    }
+
+    /// The names of the modules of the embedding and of the output head in PyTorch's state dict.
+    pub fn vocabulary_modules(&self) -> &[String; 2] {
+        self.decoder.vocabulary().names()
+    }
+
     /// The embedding matrix and the output head's matrix, each of shape `[vocab hidden]`. In a tied
     /// model, the two matrices are the same tensor.
     ///
@@ -380,6 +397,13 @@ impl Model {
         if adapted.edits().act_afterwards() {
             return Err(export::edits());
         }
+        if let Some(name) = adapted.replacements.names().find(|name| self.is_outside_linears(name))
+        {
+            return Err(Error::new(format!(
+                "the adapter replaces `{name}`, which is not a tensor of a linear module"
+            ))
+            .hint("use the adapter without merging it"));
+        }
         let merged = adapted.merged(self)?;
         let originals = merged.into_iter().map(|(name, frozen)| {
             let linear = self.linear(&name).ok_or_else(|| {
@@ -399,6 +423,12 @@ impl Model {
                 linear.replace(frozen);
             }
         }
+    }
+
+    /// True if the tensor `name`, such as `model.norm.weight`, does not belong to a linear module
+    /// of a block.
+    fn is_outside_linears(&self, name: &str) -> bool {
+        name.rsplit_once('.').is_none_or(|(module, _)| self.linear(module).is_none())
     }
 
     fn linear(&self, name: &str) -> Option<&Linear> {
@@ -468,11 +498,12 @@ impl Model {
         self.decoder.backward(saved, &Pass::new(request, stream, blocks, self.info())?)
     }
 
-    /// Computes the logits, of shape `[m vocab]`, for final hidden states of shape `[m hidden]`.
+    /// Computes the logits, of shape `[m vocab]`, for final hidden states of shape `[m hidden]`,
+    /// with the output head that belongs to these states.
     ///
     /// # Errors
     /// Fails if shapes do not match, or if memory runs out.
-    pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        self.decoder.logits(hidden)
+    pub fn logits(&self, hidden: &FinalStates) -> Result<Tensor> {
+        self.decoder.vocabulary().logits(hidden)
     }
 }

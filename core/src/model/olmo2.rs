@@ -103,8 +103,8 @@ struct Olmo2Block {
 impl Block for Olmo2Block {
     fn forward(&self, h: &Tensor, cx: &BlockCx<'_>) -> Result<Tensor> {
         let h =
-            h.f_add(&self.post_attention_layernorm.forward(&self.self_attn.forward(h, cx)?)?)?;
-        Ok(h.f_add(&self.post_feedforward_layernorm.forward(&self.mlp.forward(&h, cx)?)?)?)
+            h.f_add(&cx.norm(&self.post_attention_layernorm, &self.self_attn.forward(h, cx)?)?)?;
+        Ok(h.f_add(&cx.norm(&self.post_feedforward_layernorm, &self.mlp.forward(&h, cx)?)?)?)
     }
 
     fn visit<'a>(&'a self, visit: &mut dyn FnMut(&'a Linear)) {

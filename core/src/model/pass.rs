@@ -9,8 +9,10 @@ use super::adapted::Adapted;
 use super::block::{Block, BlockCx, Intercept, RequestedSite};
 use super::cache::Cache;
 use super::checkpointing::{BlockRun, SavedBlock, SavedBlocks, gradient};
+use super::head::FinalStates;
 use super::layer_kind::View;
 use super::pass_seed::PassSeed;
+use super::replacements::Replacements;
 use super::stream::Stream;
 use crate::api::{ModelInfo, PromptPlaces, Site};
 use crate::error::{Error, Result};
@@ -44,7 +46,7 @@ pub struct PassOutput {
     /// The state at each requested site, `[n width]`, in the order of the request.
     pub states: Vec<Tensor>,
     /// The hidden state after the final norm, `[n hidden]`, if it was requested.
-    pub hidden: Option<Tensor>,
+    pub hidden: Option<FinalStates>,
     /// The blocks that must run again in the backward pass, if the request has
     /// [`checkpointing`](Request::checkpointing).
     pub saved: Option<SavedBlocks>,
@@ -103,6 +105,11 @@ impl<'a> Pass<'a> {
             layers: info.layers,
             tokens: stream.layout.tokens(),
         })
+    }
+
+    /// The tensors that the adapter of this pass replaces.
+    pub fn replacements(&self) -> Option<&'a Replacements> {
+        self.request.adapted.map(|adapted| &*adapted.replacements)
     }
 
     /// The number of blocks to run.
@@ -238,7 +245,8 @@ impl<'a> Pass<'a> {
             t.ok_or_else(|| Error::internal(format!("the pass did not reach `{site}`")))
         });
         let states = states.collect::<Result<_>>()?;
-        Ok(PassOutput { states, hidden: self.hidden, saved: self.saved })
+        let hidden = self.hidden.map(FinalStates::of_base);
+        Ok(PassOutput { states, hidden, saved: self.saved })
     }
 
     /// The states at the requested sites whose whole site is `site`, where the residual stream is

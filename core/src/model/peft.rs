@@ -8,6 +8,7 @@
 use std::path::Path;
 
 use indexmap::IndexMap;
+use regex::Regex;
 use serde_json::{Map, Value, json};
 use tch::Tensor;
 
@@ -19,7 +20,10 @@ use crate::error::{Context, Error, Result};
 use crate::registry::{AdapterEntry, Registry};
 use crate::weights::{Located, SafetensorsFile, locate_adapter, write_safetensors};
 
+mod modules;
 mod targets;
+
+pub use modules::SavedModules;
 
 const CONFIG: &str = "adapter_config.json";
 const TENSORS: &str = "adapter_model.safetensors";
@@ -41,6 +45,10 @@ pub struct SavedConfig {
     pub config: Map<String, Value>,
     /// Warnings for the user about settings whose meaning depends on the version of PEFT.
     pub warnings: Vec<String>,
+    /// Warnings for a run that continues training from the adapter.
+    pub training_warnings: Vec<String>,
+    /// The fields about tensors of the base model.
+    pub modules: SavedModules,
     /// The adapter's tensor file, whose values have not been read yet.
     tensors: SafetensorsFile,
 }
@@ -65,15 +73,7 @@ impl SavedConfig {
             })?;
         let within = || format!("cannot use the adapter in `{}`", dir.display());
         let peft = PeftConfig::parse(&text).within(within)?;
-        peft.must_be_off(&[
-            "modules_to_save",
-            "bias",
-            "exclude_modules",
-            "trainable_token_indices",
-            "target_parameters",
-        ])
-        .within(within)?;
-        check_layers_pattern(&peft).within(within)?;
+        let modules = SavedModules::read(&peft).within(within)?;
         let kind: String = peft.need("peft_type").within(within)?;
         let known = || registry.all::<AdapterEntry>();
         let Some(entry) = known().find(|entry| entry.peft_type == kind) else {
@@ -94,41 +94,82 @@ impl SavedConfig {
         let tensors = SafetensorsFile::open(&tensors)?;
         let shapes: Vec<(String, Vec<i64>)> =
             tensors.shapes().map(|(key, shape)| (key.to_owned(), shape.to_vec())).collect();
+        check_layers_pattern(&peft, &shapes).within(within)?;
+        let text = modules::with_parameter_targets(&text).within(within)?;
         let (config, warnings) =
             entry.from_peft(PeftFile { json: &text, shapes: &shapes }).within(within)?;
-        let config = serde_json::from_str(&config).map_err(|e| Error::internal(e.to_string()))?;
-        let warnings = warnings
-            .into_iter()
-            .map(|w| format!("the adapter in `{}`: {w}", dir.display()))
-            .collect();
-        Ok(Self { entry, config, warnings, tensors })
+        let config: Map<String, Value> =
+            serde_json::from_str(&config).map_err(|e| Error::internal(e.to_string()))?;
+        if !config.contains_key("exclude_modules") {
+            // PEFT's class of this method does not have the field.
+            peft.must_be_off(&["exclude_modules"]).within(within)?;
+        }
+        let about = |w: String| format!("the adapter in `{}`: {w}", dir.display());
+        let warnings = warnings.into_iter().map(about).collect();
+        let training_warnings = unknown_dropout(&text, &config)?.into_iter().map(about).collect();
+        Ok(Self { entry, config, warnings, training_warnings, modules, tensors })
     }
 }
 
-/// Checks `layers_pattern`, which names the model's list of layers. If it is set, it must include
-/// `layers`, or `h` for GPT-2.
-fn check_layers_pattern(peft: &PeftConfig) -> Result<()> {
-    let patterns = match peft.get::<Value>("layers_pattern")? {
-        Some(Value::String(one)) => vec![one],
+/// Returns a warning for each kind of dropout in the text of an `adapter_config.json` that the
+/// method does not implement. Dropout only acts in training.
+fn unknown_dropout(text: &str, config: &Map<String, Value>) -> Result<Vec<String>> {
+    let file: Map<String, Value> =
+        serde_json::from_str(text).map_err(|e| Error::internal(e.to_string()))?;
+    let unknown = file.iter().filter(|(field, value)| {
+        field.ends_with("dropout")
+            && !config.contains_key(*field)
+            && value.as_f64().is_some_and(|p| p != 0.0)
+    });
+    let warning = |(field, p): (&String, &Value)| {
+        format!("it was trained with `{field}` = {p}, but the training continues without it")
+    };
+    Ok(unknown.map(warning).collect())
+}
+
+/// Checks `layers_pattern`, which names the model's list of layers. PEFT uses it together with
+/// `layers_to_transform`, to find the index of a module's layer in its name. For each tensor of the
+/// file, it must find the same index as without the pattern.
+///
+/// # Errors
+/// Fails if a pattern is not a regular expression, or if it finds another index or none.
+fn check_layers_pattern(peft: &PeftConfig, shapes: &[(String, Vec<i64>)]) -> Result<()> {
+    let patterns: Vec<String> = match peft.get::<Value>("layers_pattern")? {
+        Some(Value::String(one)) if !one.is_empty() => vec![one],
         Some(Value::Array(list)) => {
             list.iter().map(|v| v.as_str().map_or_else(|| v.to_string(), str::to_owned)).collect()
         }
         _ => Vec::new(),
     };
-    let names = ["layers", "h"];
-    match patterns.iter().find(|p| !p.is_empty() && !names.contains(&p.as_str())) {
-        Some(_) if patterns.iter().any(|p| names.contains(&p.as_str())) => Ok(()),
-        Some(other) => {
-            let e = Error::new(format!(
-                "`layers_pattern` in adapter_config.json must be the name of the model's list of \
-                    layers, got `{other}`"
-            ));
-            Err(e.hint(
-                "the list is called `h` in GPT-2, and `layers` in all other supported models",
-            ))
-        }
-        None => Ok(()),
+    let layers = peft.get::<Value>("layers_to_transform")?;
+    let all_layers = layers.is_none_or(|l| l.as_array().is_some_and(Vec::is_empty));
+    if patterns.iter().all(String::is_empty) || all_layers {
+        return Ok(());
     }
+    let compiled = |pattern: &String| {
+        Regex::new(&format!(r"^(?:.*?\.)?(?:{pattern})\.(\d+)\.")).map_err(|e| {
+            Error::new(format!("invalid regular expression `{pattern}` in `layers_pattern`"))
+                .because(e)
+        })
+    };
+    let compiled = patterns.iter().map(compiled).collect::<Result<Vec<_>>>()?;
+    let usual = Regex::new(r"^.*?\.[^.]*\.(\d+)\.").map_err(|e| Error::internal(e.to_string()))?;
+    let index = |regex: &Regex, name: &str| {
+        regex.captures(name).and_then(|found| found.get(1)).map(|index| index.as_str().to_owned())
+    };
+    for (key, _) in shapes {
+        let name = key.strip_prefix(PREFIX).unwrap_or(key);
+        let Some(expected) = index(&usual, name) else { continue };
+        if compiled.iter().find_map(|regex| index(regex, name)).as_ref() != Some(&expected) {
+            let text = patterns.join("`, `");
+            return Err(Error::new(format!(
+                "`layers_pattern` in adapter_config.json must be the name of the model's list of \
+                    layers, got `{text}`, which is not the list in `{name}`"
+            ))
+            .hint("the list is called `h` in GPT-2, and `layers` in all other supported models"));
+        }
+    }
+    Ok(())
 }
 
 /// An adapter read from disk, before it is attached to a model.
@@ -144,6 +185,10 @@ pub struct Saved {
     pub edits: Vec<BlockEdit>,
     /// Warnings for the user.
     pub warnings: Vec<String>,
+    /// Warnings for a run that continues training from the adapter.
+    pub training_warnings: Vec<String>,
+    /// The fields about tensors of the base model. They decide how `values` are divided.
+    pub modules: SavedModules,
 }
 
 impl Saved {
@@ -154,7 +199,8 @@ impl Saved {
     /// Fails in the same cases as [`SavedConfig::read`], or if a tensor cannot be read or its name
     /// lacks PEFT's prefix.
     pub fn read(dir: &Path, registry: &Registry) -> Result<Self> {
-        let SavedConfig { entry, config, warnings, tensors } = SavedConfig::read(dir, registry)?;
+        let SavedConfig { entry, config, warnings, training_warnings, modules, tensors } =
+            SavedConfig::read(dir, registry)?;
         let mut names: Vec<&str> = tensors.names().collect();
         names.sort_unstable();
         let values = names
@@ -168,7 +214,17 @@ impl Saved {
             })
             .collect::<Result<_>>()?;
         let edits = Edits::read(tensors.path().parent().unwrap_or(Path::new("")))?;
-        Ok(Self { entry, config, values, edits, warnings })
+        Ok(Self { entry, config, values, edits, warnings, training_warnings, modules })
+    }
+
+    /// The configuration of the adapter, including the fields about tensors of the base model, for
+    /// its fingerprint.
+    pub fn identity(&self) -> Value {
+        let mut config = self.config.clone();
+        if !self.modules.fields().is_empty() {
+            config.insert("base_tensors".to_owned(), Value::Object(self.modules.fields().clone()));
+        }
+        Value::Object(config)
     }
 }
 
@@ -337,10 +393,11 @@ pub fn write(
         ("inference_mode", json!(true)),
         ("auto_mapping", Value::Null),
         ("peft_version", json!(PEFT_VERSION)),
-        ("target_modules", json!(written.targets)),
+        ("target_modules", json!(written.with_names(&adapted.replacements().targets, adapted))),
     ] {
         config.insert(field.to_owned(), value);
     }
+    config.extend(adapted.replacements().fields.clone());
     // Omit this field if PEFT's configuration class does not have it. PEFT warns about unknown
     // fields.
     if let Some(layers) = written.layers {
@@ -350,9 +407,11 @@ pub fn write(
     std::fs::create_dir_all(dir)
         .within(|| format!("cannot create the folder `{}`", dir.display()))?;
     let prefix = |name: &str| if adapted.is_shared(name) { SHARED_PREFIX } else { PREFIX };
+    let of_base = adapted.replacements().snapshot()?;
     let tensors: Vec<_> = adapted
         .snapshot()?
         .into_iter()
+        .chain(of_base)
         .map(|(name, t)| (format!("{}{name}", prefix(&name)), t))
         .collect();
     write_safetensors(&dir.join(TENSORS), &tensors)?;

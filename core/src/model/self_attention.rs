@@ -112,11 +112,11 @@ impl SelfAttention {
             }
         };
         let of_all = |norm: &Norm, t: Tensor| -> Result<Tensor> {
-            Ok(norm.forward(&t.f_flatten(1, 2)?)?.f_unflatten(1, [-1, d])?)
+            Ok(cx.norm(norm, &t.f_flatten(1, 2)?)?.f_unflatten(1, [-1, d])?)
         };
         match &self.qk_norm {
             QkNorm::Off => Ok([q, k, v]),
-            QkNorm::PerHead([of_q, of_k]) => Ok([of_q.forward(&q)?, of_k.forward(&k)?, v]),
+            QkNorm::PerHead([of_q, of_k]) => Ok([cx.norm(of_q, &q)?, cx.norm(of_k, &k)?, v]),
             QkNorm::AllHeads([of_q, of_k]) => Ok([of_all(of_q, q)?, of_all(of_k, k)?, v]),
         }
     }

@@ -3,6 +3,8 @@
 
 use tch::Tensor;
 
+use super::head::FinalStates;
+use super::replacements::Replacements;
 use super::stream::Stream;
 use super::weights::Weights;
 use crate::api::{Weight, linear};
@@ -12,10 +14,12 @@ use crate::error::{Error, Result};
 #[derive(Debug)]
 pub struct Vocabulary {
     embedding: Weight,
+    /// The names of the modules of the embedding and of the head.
+    names: [String; 2],
     /// `None` if the embedding matrix is also the head.
     head: Option<Weight>,
-    /// Learned position embeddings `[positions hidden]`.
-    positions: Option<Tensor>,
+    /// Learned position embeddings `[positions hidden]`, and the name of their module.
+    positions: Option<(String, Tensor)>,
     /// Factor by which token embeddings are multiplied.
     scale: Option<f64>,
     /// Divisor of the logits.
@@ -40,6 +44,7 @@ impl Vocabulary {
         shape: [i64; 2],
         tied: bool,
     ) -> Result<Self> {
+        let names = [embedding, head].map(|module| weights.name(module));
         let [embedding, head] = [embedding, head].map(|module| format!("{module}.weight"));
         if !tied && !weights.has(&head) && weights.has(&embedding) {
             return Err(weights.missing(&head).hint(format!(
@@ -70,6 +75,7 @@ impl Vocabulary {
         }
         Ok(Self {
             embedding: matrix,
+            names,
             head: own,
             positions: None,
             scale: None,
@@ -78,10 +84,11 @@ impl Vocabulary {
         })
     }
 
-    /// Adds learned position embeddings `[positions hidden]` to the token embeddings.
+    /// Adds learned position embeddings `[positions hidden]`, the weight of the module `name`, to
+    /// the token embeddings.
     #[must_use]
-    pub fn with_positions(mut self, positions: Tensor) -> Self {
-        self.positions = Some(positions);
+    pub fn with_positions(mut self, name: String, positions: Tensor) -> Self {
+        self.positions = Some((name, positions));
         self
     }
 
@@ -116,17 +123,28 @@ impl Vocabulary {
         self
     }
 
-    /// Returns the residual stream `[n hidden]` before the first block.
+    /// The names of the modules of the embedding and of the head in PyTorch's state dict.
+    pub fn names(&self) -> &[String; 2] {
+        &self.names
+    }
+
+    /// Returns the residual stream `[n hidden]` before the first block. `replaced` has tensors that
+    /// are used instead of the model's own.
     ///
     /// # Errors
     /// Fails if a sequence is longer than the learned positions, or if memory runs out.
-    pub fn embed(&self, stream: &Stream) -> Result<Tensor> {
-        let h = self.embedding.rows(&stream.ids)?;
+    pub fn embed(&self, stream: &Stream, replaced: Option<&Replacements>) -> Result<Tensor> {
+        let weight = |name: &str| replaced.and_then(|r| r.module(name)?.weight.as_ref());
+        let h = match weight(&self.names[0]) {
+            Some(embedding) => Tensor::f_embedding(embedding, &stream.ids, -1, false, false)?,
+            None => self.embedding.rows(&stream.ids)?,
+        };
         let h = match self.scale {
             Some(scale) => h.f_mul_scalar(scale)?,
             None => h,
         };
-        let Some(positions) = &self.positions else { return Ok(h) };
+        let Some((name, positions)) = &self.positions else { return Ok(h) };
+        let positions = weight(name).unwrap_or(positions);
         let (longest, most) = (stream.layout.longest(), positions.size()[0] as usize);
         if longest > most {
             return Err(Error::new(format!(
@@ -143,19 +161,29 @@ impl Vocabulary {
     /// The maximum sequence length in tokens. `None` for models without learned positions, which do
     /// not have a limit.
     pub fn max_tokens(&self) -> Option<usize> {
-        self.positions.as_ref().map(|positions| positions.size()[0] as usize)
+        self.positions.as_ref().map(|(_, positions)| positions.size()[0] as usize)
     }
 
     /// Logits `[m vocab]` for final hidden states `[m hidden]`.
     ///
     /// # Errors
     /// Fails if shapes do not match, or if memory runs out.
-    pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        self.capped_logits(self.head_weight().forward(hidden, None)?)
+    pub fn logits(&self, hidden: &FinalStates) -> Result<Tensor> {
+        self.capped_logits(match hidden.head() {
+            Some(head) => linear(hidden.states(), head, None)?,
+            None => self.head_weight().forward(hidden.states(), None)?,
+        })
+    }
+
+    /// The matrix of the head that `replaced` has instead of the model's own; `None` if it has
+    /// none.
+    pub fn replaced_head(&self, replaced: Option<&Replacements>) -> Option<Tensor> {
+        let head = replaced?.module(&self.names[1])?.weight.as_ref()?;
+        Some(head.shallow_clone())
     }
 
     /// Computes the same logits as [`logits`](Self::logits), without a gradient. `head` is the
-    /// matrix of [`head`](Self::head).
+    /// matrix of the head.
     ///
     /// # Errors
     /// Fails if shapes do not match, or if memory runs out.

@@ -17,6 +17,8 @@ use crate::weights::{Loaded, Shards};
 #[derive(Debug)]
 pub struct Checkpoint {
     tensors: RefCell<IndexMap<String, Loaded>>,
+    /// The shapes of the tensors that were used, by their names in the model.
+    used: RefCell<IndexMap<String, Vec<i64>>>,
     /// `base_model_prefix` of transformers. Tensor names in a checkpoint may lack this prefix, or
     /// contain it twice.
     base: &'static str,
@@ -52,7 +54,7 @@ impl Checkpoint {
         base: &'static str,
         shards: Option<Arc<Shards>>,
     ) -> Self {
-        Self { tensors: RefCell::new(tensors), base, shards }
+        Self { tensors: RefCell::new(tensors), used: RefCell::default(), base, shards }
     }
 
     /// All tensors, under their full names.
@@ -84,19 +86,20 @@ impl Checkpoint {
         self.tensors.borrow_mut().retain(|name, _| !name.starts_with(prefix));
     }
 
-    /// Checks that all tensors were used.
+    /// Checks that all tensors were used. Returns the shapes of the used tensors, by their names in
+    /// the model.
     ///
     /// # Errors
     /// Fails if a tensor was not used. The checkpoint then probably belongs to a different
     /// architecture.
-    pub fn finish(self) -> Result<()> {
+    pub fn finish(self) -> Result<IndexMap<String, Vec<i64>>> {
         // Ignore the `rotary_emb.inv_freq` buffers of old checkpoints. They are computed, not
         // loaded.
         let tensors = self.tensors.into_inner();
         let left: Vec<&String> =
             tensors.keys().filter(|n| !n.ends_with("rotary_emb.inv_freq")).collect();
         match left.first() {
-            None => Ok(()),
+            None => Ok(self.used.into_inner()),
             Some(name) => {
                 let e = Error::new(format!(
                     "the model's weights contain `{name}`, which its architecture does not use \
@@ -174,6 +177,7 @@ impl<'a> Weights<'a> {
                 tensor.size()
             )));
         }
+        self.checkpoint.used.borrow_mut().insert(self.name(name), shape.to_vec());
         Ok(tensor)
     }
 

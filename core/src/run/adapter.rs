@@ -11,9 +11,9 @@ use crate::api::{Adapter, BlockEdit};
 use crate::config::{Choice, Experiment, plugin_fields};
 use crate::error::{Error, Result};
 use crate::fingerprint::Fingerprint;
-use crate::model::attach::unmatched;
+use crate::model::attach::unmatched_besides;
 use crate::model::edits::Edits;
-use crate::model::peft::Saved;
+use crate::model::peft::{Saved, SavedModules};
 use crate::model::{Adapted, Model};
 use crate::registry::{AdapterEntry, Registry};
 
@@ -30,8 +30,12 @@ pub struct AdapterChoice {
     /// The saved adapters that a new adapter is made of, in the order of [`Adapter::sources`];
     /// `None` for a source that is not set.
     sources: Vec<Option<SourceAdapter>>,
+    /// The fields of the saved file about tensors of the base model.
+    modules: SavedModules,
     /// Warnings from reading the saved file.
     warnings: Vec<String>,
+    /// Warnings for a run that trains the saved adapter further.
+    training_warnings: Vec<String>,
 }
 
 impl AdapterChoice {
@@ -44,20 +48,16 @@ impl AdapterChoice {
     pub fn new(experiment: &Experiment, saved: Option<Saved>, registry: &Registry) -> Result<Self> {
         let choice = &experiment.adapter;
         let entry = registry.adapter(&choice.name)?;
+        let json = choice.json();
         let Some(saved) = saved else {
-            let mut new = Self::of_new(entry, &choice.json())?;
+            let mut new = Self::of_new(entry, &json)?;
             let sources = new.adapter.sources();
             let read = |source| SourceAdapter::read(source, experiment, registry);
             new.sources = sources.iter().map(read).collect::<Result<_>>()?;
             return Ok(new);
         };
         agrees(choice, entry, &saved)?;
-        Ok(Self {
-            values: Some(saved.values),
-            edits: saved.edits,
-            warnings: saved.warnings,
-            ..Self::of_new(entry, &choice.json())?
-        })
+        Self::configured(saved, &json)
     }
 
     /// Builds a new adapter from a JSON configuration. Its [`sources`](Adapter::sources) are not
@@ -73,7 +73,9 @@ impl AdapterChoice {
             values: None,
             edits: Vec::new(),
             sources: Vec::new(),
+            modules: SavedModules::default(),
             warnings: Vec::new(),
+            training_warnings: Vec::new(),
         })
     }
 
@@ -93,20 +95,27 @@ impl AdapterChoice {
     /// # Errors
     /// Fails if the adapter cannot be read, or if it rejects its configuration.
     pub fn read(dir: &Path, registry: &Registry) -> Result<Self> {
-        let saved = Saved::read(dir, registry)?;
-        Self::of_saved(saved)
+        Self::of_saved(Saved::read(dir, registry)?)
     }
 
     /// Builds a saved adapter with its saved configuration.
     ///
     /// # Errors
     /// Fails if the adapter rejects its configuration.
-    pub(super) fn of_saved(saved: Saved) -> Result<Self> {
+    pub(super) fn of_saved(mut saved: Saved) -> Result<Self> {
+        let json = Value::Object(std::mem::take(&mut saved.config)).to_string();
+        Self::configured(saved, &json)
+    }
+
+    /// Builds a saved adapter with the configuration `json`.
+    fn configured(saved: Saved, json: &str) -> Result<Self> {
         Ok(Self {
             values: Some(saved.values),
             edits: saved.edits,
+            modules: saved.modules,
             warnings: saved.warnings,
-            ..Self::of_new(saved.entry, &Value::Object(saved.config).to_string())?
+            training_warnings: saved.training_warnings,
+            ..Self::of_new(saved.entry, json)?
         })
     }
 
@@ -132,10 +141,33 @@ impl AdapterChoice {
     pub fn warnings(&self, model: &Model) -> Result<Vec<String>> {
         let mut warnings = self.warnings.clone();
         if self.values.is_some() {
-            let unmatched = unmatched(self.adapter.as_ref(), model.info())?;
+            let unmatched =
+                unmatched_besides(self.adapter.as_ref(), model.info(), model.vocabulary_modules())?;
             warnings.extend(unmatched.iter().map(|e| {
                 format!("{}; this part of the saved adapter is ignored, as in PEFT", e.message())
             }));
+            warnings.extend(self.modules.warnings(model));
+        }
+        Ok(warnings)
+    }
+
+    /// Warnings about a saved adapter for a run that trains it further: parts of it that are not
+    /// trained.
+    ///
+    /// # Errors
+    /// Fails in the same cases as [`attach`](Self::attach).
+    pub fn training_warnings(&self, model: &Model) -> Result<Vec<String>> {
+        let mut warnings = self.training_warnings.clone();
+        let Some(values) = &self.values else { return Ok(warnings) };
+        let (_, replaced) = self.modules.divide(values, self.adapter.as_ref(), model)?;
+        let names: Vec<String> = replaced.names().collect();
+        if let Some(first) = names.first() {
+            warnings.push(format!(
+                "the saved adapter replaces {} tensor{} of the base model, such as `{first}`; they \
+                    act while it is on, are not trained, and are saved again with the adapter",
+                names.len(),
+                if names.len() == 1 { "" } else { "s" }
+            ));
         }
         for source in self.sources.iter().flatten() {
             warnings.extend(source.adapter.warnings(model)?);
@@ -193,8 +225,10 @@ impl AdapterChoice {
             let sources = self.sources.iter().map(attached).collect::<Result<Vec<_>>>()?;
             return Adapted::attach_made_of(adapter, &sources, model, blocks, seed);
         };
-        let mut adapted = Adapted::attach_saved(self.adapter.as_ref(), model, blocks, seed)?;
-        adapted.restore(values)?;
+        let adapter = self.adapter.as_ref();
+        let (values, replaced) = self.modules.divide(values, adapter, model)?;
+        let mut adapted = Adapted::attach_with(adapter, model, blocks, seed, replaced)?;
+        adapted.restore(&values)?;
         let edits = self.edits.iter().map(BlockEdit::shallow_clone).collect();
         adapted.set_edits(Edits::new(edits, model.info(), model.kind(), model.device())?);
         Ok(adapted)

@@ -182,6 +182,7 @@ impl<'a> Plan<'a> {
                 &session.fingerprint,
             )?);
         }
+        warnings.extend(adapter.training_warnings(&session.model)?);
 
         let train = &experiment.train;
         let evaluate_only = intervention.needs().evaluate_only;
@@ -438,11 +439,7 @@ fn start_fingerprints(
     transforms: Option<&SavedTransforms>,
 ) -> Result<StartFingerprints> {
     let adapter = |saved: &Saved| {
-        fingerprint::of_tensors(
-            "a saved adapter",
-            &Value::Object(saved.config.clone()),
-            &saved.values,
-        )
+        fingerprint::of_tensors("a saved adapter", &saved.identity(), &saved.values)
     };
     let adapter = saved.map(adapter).transpose()?;
     let transforms = transforms

@@ -18,7 +18,7 @@ use crate::batch::{BatchSpec, PairBatch, Sharing};
 use crate::error::{Error, Result};
 use crate::ffi::{HookErrors, register_hook};
 use crate::model::pass::Request;
-use crate::model::{Adapted, Detail, Model, PassSeed, SavedBlocks, TokenStats};
+use crate::model::{Adapted, Detail, FinalStates, Model, PassSeed, SavedBlocks, TokenStats};
 use crate::reference::Quantity;
 use crate::text::TokenPair;
 use crate::world::{World, checksum};
@@ -669,7 +669,7 @@ impl Objective {
     /// states, `[n hidden]`.
     fn sequence_logprobs(
         &self,
-        hidden: &Tensor,
+        hidden: &FinalStates,
         batch: &PairBatch,
         model: &Model,
     ) -> Result<Logprobs> {

@@ -16,7 +16,7 @@ use crate::api::{Completions, Needs, Pooling, Side, Site, States};
 use crate::batch::{BatchSpec, PairBatch};
 use crate::error::{Error, Result};
 use crate::model::pass::Request;
-use crate::model::{Adapted, Detail, Model};
+use crate::model::{Adapted, Detail, FinalStates, Model};
 use crate::reference::{Quantity, ReferenceCache, Usage, Values, block_spec};
 use crate::text::TokenPair;
 use crate::world::World;
@@ -64,7 +64,7 @@ pub struct ReferenceValues {
     /// log p of each token in the chosen sequences, `[m]`, including the tokens of the prompts.
     pub own_logprobs: Option<Tensor>,
     /// Final hidden states, `[n hidden]`, if the method needs the divergence from the reference.
-    pub hidden: Option<Tensor>,
+    pub hidden: Option<FinalStates>,
 }
 
 /// A pass of the reference over a batch that cannot be replaced by kept outputs.

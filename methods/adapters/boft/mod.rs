@@ -50,6 +50,9 @@ pub struct Boft {
     /// fused module), a regular expression that matches whole names, or `all-linear`.
     #[default(default_targets())]
     pub target_modules: Targets,
+    /// Modules not to adapt although `target_modules` selects them: a list of name suffixes, or a
+    /// regular expression that matches whole names.
+    pub exclude_modules: Targets,
     /// Blocks of the model to adapt, counted from 0; all by default.
     #[schemars(extend("uniqueItems" = true))]
     pub layers_to_transform: Option<Vec<usize>>,
@@ -76,12 +79,13 @@ impl AdapterPlugin for Boft {
 
     fn from_peft(json: &str) -> Result<Self> {
         let peft = PeftConfig::parse(json)?;
-        peft.must_be_off(&["boft_dropout", "fan_in_fan_out"])?;
+        peft.must_be_off(&["fan_in_fan_out"])?;
         Ok(Self {
             boft_block_size: peft.need("boft_block_size")?,
             boft_block_num: peft.need("boft_block_num")?,
             boft_n_butterfly_factor: peft.get("boft_n_butterfly_factor")?.unwrap_or(1),
             target_modules: peft.need("target_modules")?,
+            exclude_modules: peft.get("exclude_modules")?.unwrap_or_default(),
             layers_to_transform: peft_layers(&peft)?,
         })
     }

@@ -84,5 +84,6 @@ fn unsupported_settings_are_rejected() {
         ))
     };
     assert_eq!(with(r#", "boft_dropout": 0.0"#).unwrap().boft_n_butterfly_factor, 1);
-    assert!(with(r#", "boft_dropout": 0.1"#).unwrap_err().to_string().contains("boft_dropout"));
+    // Dropout only acts in training.
+    assert_eq!(with(r#", "boft_dropout": 0.1"#).unwrap().boft_n_butterfly_factor, 1);
 }

@@ -46,6 +46,9 @@ pub struct Hra {
     /// fused module), a regular expression that matches whole names, or `all-linear`.
     #[default(default_targets())]
     pub target_modules: Targets,
+    /// Modules not to adapt although `target_modules` selects them: a list of name suffixes, or a
+    /// regular expression that matches whole names.
+    pub exclude_modules: Targets,
     /// Blocks of the model to adapt, counted from 0; all by default.
     #[schemars(extend("uniqueItems" = true))]
     pub layers_to_transform: Option<Vec<usize>>,
@@ -63,6 +66,7 @@ impl AdapterPlugin for Hra {
             r: peft.need("r")?,
             apply_gs: peft.get("apply_GS")?.unwrap_or(false),
             target_modules: peft.need("target_modules")?,
+            exclude_modules: peft.get("exclude_modules")?.unwrap_or_default(),
             layers_to_transform: peft_layers(&peft)?,
         })
     }

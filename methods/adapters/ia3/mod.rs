@@ -41,6 +41,9 @@ pub struct Ia3 {
     /// Target modules whose input is scaled instead of their output.
     #[default(["down_proj"].into())]
     pub feedforward_modules: Targets,
+    /// Modules not to adapt although `target_modules` selects them: a list of name suffixes, or a
+    /// regular expression that matches whole names.
+    pub exclude_modules: Targets,
     /// Blocks of the model to adapt, counted from 0; all by default. PEFT's IA³ does not have
     /// this field, so a saved adapter lists its modules by name.
     #[schemars(extend("uniqueItems" = true))]
@@ -69,6 +72,7 @@ impl AdapterPlugin for Ia3 {
             feedforward_modules: peft
                 .get("feedforward_modules")?
                 .unwrap_or(Targets::Suffixes(Vec::new())),
+            exclude_modules: peft.get("exclude_modules")?.unwrap_or_default(),
             layers_to_transform: peft_layers(&peft)?,
         })
     }

@@ -15,6 +15,10 @@ mod tests;
 const A: &str = "lora_A.weight";
 const B: &str = "lora_B.weight";
 const M: &str = "lora_magnitude_vector";
+const C: &str = "lora_B.bias";
+/// Names of the tensors of an adapter of the embedding.
+const EMBEDDING_A: &str = "lora_embedding_A";
+const EMBEDDING_B: &str = "lora_embedding_B";
 
 /// Low-rank adaptation.
 #[adapter(
@@ -37,6 +41,8 @@ use_dora: y = m ⊙ (W + s·BA)x/‖W + s·BA‖ + b. The row norms ‖·‖ cou
 pass. m [out] starts as the row norms of W. The norms are computed from products of rank r: W +
 s·BA is never built. With dropout, the zeroed x is used everywhere except in Wx + b itself, so Wx
 is computed twice. Merged weight: m ⊙ (W + s·BA)/‖W + s·BA‖.
+
+lora_bias: y = Wx + b + s·(B·A·drop(x) + c). c [out] starts at 0. Merged bias: b + s·c.
 
 init: y = Wx + b + s·(BA − B₀A₀)·drop(x), where A and B start as A₀ and B₀:
 pissa: B₀ = V_r·√(S_r/s), A₀ = √(S_r/s)·U_rᵀ, the r largest singular values S of W = V·S·Uᵀ
@@ -71,6 +77,9 @@ pub struct Lora {
     /// Uses weight decomposition (DoRA), which trains the norm of each row of W + s·BA separately
     /// from its direction.
     pub use_dora: bool,
+    /// Trains a bias in addition to A and B, which is scaled like their product. It cannot be
+    /// combined with `use_dora` or with another `init` than `zero`.
+    pub lora_bias: bool,
     /// Values of r for individual modules, at least 1. Each key is a regular expression for the end
     /// of a module name; the first matching key applies.
     pub rank_pattern: Patterns<u32>,
@@ -81,6 +90,9 @@ pub struct Lora {
     /// fused module), a regular expression that matches whole names, or `all-linear`.
     #[default(default_targets())]
     pub target_modules: Targets,
+    /// Modules not to adapt although `target_modules` selects them: a list of name suffixes, or a
+    /// regular expression that matches whole names.
+    pub exclude_modules: Targets,
     /// Blocks of the model to adapt, counted from 0; all by default.
     #[schemars(extend("uniqueItems" = true))]
     pub layers_to_transform: Option<Vec<usize>>,
@@ -104,13 +116,18 @@ impl AdapterPlugin for Lora {
         alpha("lora_alpha", self.lora_alpha)?;
         self.alpha_pattern.values().try_for_each(|a| alpha("alpha_pattern", *a))?;
         check_dropout("lora_dropout", self.lora_dropout)?;
+        if self.lora_bias && (self.use_dora || self.init != LoraInit::Zero) {
+            let other = if self.use_dora { "use_dora" } else { "init" };
+            return Err(Error::new(format!(
+                "`adapter.lora_bias` cannot be combined with `adapter.{other}`"
+            )));
+        }
         Ok(Box::new(self))
     }
 
     fn from_peft(json: &str) -> Result<Self> {
         let peft = PeftConfig::parse(json)?;
         peft.must_be_off(&[
-            "lora_bias",
             "layer_replication",
             "use_qalora",
             "use_bdlora",
@@ -140,9 +157,11 @@ impl AdapterPlugin for Lora {
             use_rslora: peft.get("use_rslora")?.unwrap_or(false),
             init,
             use_dora: peft.get("use_dora")?.unwrap_or(false),
+            lora_bias: peft.get("lora_bias")?.unwrap_or(false),
             rank_pattern: peft.get("rank_pattern")?.unwrap_or_default(),
             alpha_pattern: peft.get("alpha_pattern")?.unwrap_or_default(),
             target_modules: peft.need("target_modules")?,
+            exclude_modules: peft.get("exclude_modules")?.unwrap_or_default(),
             layers_to_transform: peft_layers(&peft)?,
         })
     }
@@ -177,7 +196,41 @@ impl Adapter for Lora {
         }
         let magnitude =
             if self.use_dora { Some(Magnitude::of(site.frozen, a.kind())?) } else { None };
-        Ok(Box::new(LoraLinear { a, b, start, scale, dropout: self.lora_dropout, magnitude }))
+        let bias = self.lora_bias.then(|| init.zeros(&[outputs]));
+        Ok(Box::new(LoraLinear {
+            a,
+            b,
+            bias,
+            start,
+            scale,
+            dropout: self.lora_dropout,
+            magnitude,
+            names: [A, B],
+        }))
+    }
+
+    fn attach_embedding(
+        &self,
+        site: &LinearSite<'_>,
+        init: &mut Init,
+    ) -> Result<Box<dyn AdaptedLinear>> {
+        if self.use_dora || self.lora_bias || self.init != LoraInit::Zero {
+            return Err(Error::new(
+                "an adapter of the embedding is not supported together with `use_dora`, \
+                    `lora_bias` or `init_lora_weights` = \"pissa\" or \"olora\"",
+            ));
+        }
+        let (r, scale) = self.rank_and_scale(&site.info.name)?;
+        Ok(Box::new(LoraLinear {
+            a: init.zeros(&[r, site.info.inputs]),
+            b: init.zeros(&[site.info.outputs, r]),
+            bias: None,
+            start: None,
+            scale,
+            dropout: 0.0,
+            magnitude: None,
+            names: [EMBEDDING_A, EMBEDDING_B],
+        }))
     }
 
     fn saved_form(&self) -> Option<Box<dyn Adapter>> {
@@ -232,7 +285,7 @@ impl Adapter for Lora {
             "use_dora": self.use_dora,
             "rank_pattern": self.rank_pattern,
             "alpha_pattern": self.alpha_pattern,
-            "lora_bias": false,
+            "lora_bias": self.lora_bias,
         })
         .to_string()
     }
@@ -267,6 +320,7 @@ impl Lora {
         let b = a.f_new_zeros([module.info.outputs, a.size()[0]], (a.kind(), a.device()))?;
         let mut magnitude =
             if self.use_dora { Some(Magnitude::of(module.frozen, a.kind())?) } else { None };
+        let bias = if self.lora_bias { Some(b.f_select(1, 0)?.f_zeros_like()?) } else { None };
         let mut at = 0;
         for (part, own) in parts.iter().zip(scales) {
             let block = part.tensor(B)?;
@@ -274,6 +328,9 @@ impl Lora {
             // ratio of the scales.
             part.info.rows.put(&b.f_narrow(1, at, block.size()[1])?, &(&block * (own / scale)))?;
             at += block.size()[1];
+            if let Some(bias) = &bias {
+                part.info.rows.put(bias, &(part.tensor(C)? * (own / scale)))?;
+            }
             if let Some(Magnitude { m, .. }) = &mut magnitude {
                 part.info.rows.put(m, &part.tensor(M)?)?;
             }
@@ -281,10 +338,12 @@ impl Lora {
         Ok(LoraLinear {
             a: a.set_requires_grad(true),
             b: b.set_requires_grad(true),
+            bias: bias.map(|bias| bias.set_requires_grad(true)),
             start: None,
             scale,
             dropout: self.lora_dropout,
             magnitude,
+            names: [A, B],
         })
     }
 }
@@ -295,6 +354,8 @@ struct LoraLinear {
     a: Tensor,
     /// Matrix B `[out r]`.
     b: Tensor,
+    /// Bias c `[out]`; `None` without `lora_bias`.
+    bias: Option<Tensor>,
     /// Initial values of A and B, whose product is subtracted; `None` if B starts at 0.
     start: Option<Start>,
     /// Scale s.
@@ -302,6 +363,8 @@ struct LoraLinear {
     dropout: f64,
     /// The magnitude that DoRA trains; `None` without `use_dora`.
     magnitude: Option<Magnitude>,
+    /// Names of A and B in the file.
+    names: [&'static str; 2],
 }
 
 /// Parameter that DoRA trains in addition to A and B.
@@ -353,7 +416,8 @@ impl AdaptedLinear for LoraLinear {
         let (a, b) = self.factors()?;
         let low = input.f_linear(&a.to_kind(kind), None::<&Tensor>)?;
         // Scale before multiplying by B, because there are only r values per token at this point.
-        let change = (low * self.scale).f_linear(&b.to_kind(kind), None::<&Tensor>)?;
+        let bias = self.bias.as_ref().map(|bias| (bias * self.scale).to_kind(kind));
+        let change = (low * self.scale).f_linear(&b.to_kind(kind), bias.as_ref())?;
         let y = base.forward(x)?;
         let Some(Magnitude { m, squares }) = &self.magnitude else { return Ok(y + change) };
         let plain = match base.bias() {
@@ -369,9 +433,10 @@ impl AdaptedLinear for LoraLinear {
 
     fn parameters(&self) -> Vec<Parameter> {
         let mut list = vec![
-            Parameter::new(A, &self.a).along(Axis::Input(1)),
-            Parameter::new(B, &self.b).along(Axis::Output(0)),
+            Parameter::new(self.names[0], &self.a).along(Axis::Input(1)),
+            Parameter::new(self.names[1], &self.b).along(Axis::Output(0)),
         ];
+        list.extend(self.bias.iter().map(|c| Parameter::new(C, c).along(Axis::Output(0))));
         list.extend(self.magnitude.iter().map(|d| Parameter::new(M, &d.m).along(Axis::Output(0))));
         list
     }
@@ -383,7 +448,9 @@ impl AdaptedLinear for LoraLinear {
         Ok(Some(Box::new(Self {
             a: a.set_requires_grad(true),
             b: b.set_requires_grad(true),
+            bias: None,
             start: None,
+            names: self.names,
             scale: self.scale,
             dropout: self.dropout,
             magnitude: self.magnitude.as_ref().map(|Magnitude { m, squares }| Magnitude {
@@ -400,6 +467,15 @@ impl AdaptedLinear for LoraLinear {
         if let Some(Magnitude { m, squares }) = &self.magnitude {
             weight *= (m / self.lengths(squares, base)?).f_unsqueeze(1)?;
         }
-        Ok(base.with_weight(weight))
+        let merged = base.with_weight(weight);
+        Ok(match (&self.bias, base.bias()) {
+            (None, _) => merged,
+            (Some(c), Some(bias)) => merged.with_bias(&(bias.to_kind(c.kind()) + c * self.scale)),
+            (Some(_), None) => {
+                return Err(Error::new(
+                    "the bias of `lora_bias` cannot be merged into a module without a bias",
+                ));
+            }
+        })
     }
 }

@@ -42,6 +42,31 @@ fn a_merged_weight_keeps_its_kind() {
     assert_eq!(adapted.forward(&x, &half, false).unwrap().kind(), Kind::BFloat16);
 }
 
+#[test]
+fn a_bias_is_scaled_like_the_matrices_and_merged_into_the_bias_of_the_module() {
+    let (adapted, frozen) =
+        attached(Lora { r: 4, lora_alpha: 12.0, lora_bias: true, ..Lora::default() });
+    let x = rows(3, 8);
+    assert!(off(&adapted.forward(&x, &frozen, true).unwrap(), &frozen.forward(&x).unwrap()) == 0.0);
+    disturb(&adapted.parameters());
+    let [a, b, c] = &adapted.parameters()[..] else { panic!("three tensors") };
+    assert_eq!((c.key.as_str(), c.tensor.size()), ("lora_B.bias", vec![4]));
+    let change = x.matmul(&a.tensor.tr()).matmul(&b.tensor.tr()) + &c.tensor;
+    let expected = frozen.forward(&x).unwrap() + change * 3.0;
+    assert!(off(&adapted.forward(&x, &frozen, false).unwrap(), &expected) < 1e-12);
+    let merged = adapted.merge(&frozen).unwrap();
+    assert!(off(&merged.forward(&x).unwrap(), &expected) < 1e-12);
+    let plain = Frozen::new(frozen.dense().unwrap(), None);
+    assert!(adapted.merge(&plain).unwrap_err().message().contains("a module without a bias"));
+    for other in [
+        Lora { use_dora: true, ..Lora::default() },
+        Lora { init: LoraInit::Olora, ..Lora::default() },
+    ] {
+        let refused = super::super::fixture::refused(Lora { lora_bias: true, ..other });
+        assert!(refused.contains("`adapter.lora_bias` cannot be combined with"), "{refused}");
+    }
+}
+
 fn patterns<V: JsonSchema>(pattern: &str, value: V) -> Patterns<V> {
     let mut patterns = Patterns::default();
     patterns.0.insert(pattern.to_owned(), value);
@@ -181,7 +206,8 @@ fn unsupported_settings_of_a_saved_adapter_are_rejected() {
         let e = with(&format!(r#", "init_lora_weights": {bad}"#)).unwrap_err().to_string();
         assert!(e.contains(&format!("`init_lora_weights` = {bad}")), "{e}");
     }
-    assert!(with(r#", "lora_bias": true"#).is_err());
+    assert!(with(r#", "lora_bias": true"#).unwrap().lora_bias);
+    assert!(with(r#", "layer_replication": [[0, 2]]"#).is_err());
     assert!(Lora::from_peft(r#"{"r": 4, "target_modules": ["q_proj"]}"#).is_err());
 }
 

@@ -62,6 +62,9 @@ pub struct Miss {
     /// fused module), a regular expression that matches whole names, or `all-linear`.
     #[default(default_targets())]
     pub target_modules: Targets,
+    /// Modules not to adapt although `target_modules` selects them: a list of name suffixes, or a
+    /// regular expression that matches whole names.
+    pub exclude_modules: Targets,
     /// Blocks of the model to adapt, counted from 0; all by default.
     #[schemars(extend("uniqueItems" = true))]
     pub layers_to_transform: Option<Vec<usize>>,
@@ -117,6 +120,7 @@ impl AdapterPlugin for Miss {
             mini_r: peft.get("mini_r")?.unwrap_or(1),
             miss_dropout: dropout.unwrap_or(0.0),
             target_modules: peft.need("target_modules")?,
+            exclude_modules: peft.get("exclude_modules")?.unwrap_or_default(),
             layers_to_transform: peft_layers(&peft)?,
         })
     }

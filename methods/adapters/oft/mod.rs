@@ -55,6 +55,9 @@ pub struct Oft {
     /// fused module), a regular expression that matches whole names, or `all-linear`.
     #[default(default_targets())]
     pub target_modules: Targets,
+    /// Modules not to adapt although `target_modules` selects them: a list of name suffixes, or a
+    /// regular expression that matches whole names.
+    pub exclude_modules: Targets,
     /// Blocks of the model to adapt, counted from 0; all by default.
     #[schemars(extend("uniqueItems" = true))]
     pub layers_to_transform: Option<Vec<usize>>,
@@ -92,6 +95,7 @@ impl AdapterPlugin for Oft {
             use_cayley_neumann: peft.get("use_cayley_neumann")?.unwrap_or(true),
             num_cayley_neumann_terms: peft.get("num_cayley_neumann_terms")?.unwrap_or(5),
             target_modules: peft.need("target_modules")?,
+            exclude_modules: peft.get("exclude_modules")?.unwrap_or_default(),
             layers_to_transform: peft_layers(&peft)?,
         })
     }

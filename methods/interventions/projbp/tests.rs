@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use reprpo_core::batch::{BatchSpec, PairBatch, Sharing};
 use reprpo_core::conformance::{model, pairs};
 use reprpo_core::model::pass::Request;
-use reprpo_core::model::{Adapted, Detail, Model, PassSeed};
+use reprpo_core::model::{Adapted, Detail, FinalStates, Model, PassSeed};
 use reprpo_core::registry::Registry;
 use reprpo_core::text::TokenPair;
 use reprpo_core::train::{Objective, Reference, Taps, accumulate};
@@ -66,7 +66,7 @@ fn segmented(config: &ProjBp, model: &Model, targets: &str) -> Vec<Tensor> {
     };
     let batch = PairBatch::of(&pairs.iter().collect::<Vec<_>>(), spec, model).unwrap();
     let mut method = Projected { config: config.clone(), loss: Box::new(config.dpo.clone()) };
-    let logprobs = |hidden: &Tensor| {
+    let logprobs = |hidden: &FinalStates| {
         let logps =
             model.score_tokens(hidden, &batch.predicted, Detail::NONE, None).unwrap().logprobs;
         Logprobs::new(

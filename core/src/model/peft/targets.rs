@@ -61,6 +61,20 @@ impl TargetFields {
         Ok(Self { targets: Targets::Suffixes(names), layers: fewer_blocks.then_some(changed) })
     }
 
+    /// Returns the targets, which also select `more`, the names of modules that are not linear
+    /// modules of blocks.
+    pub fn with_names(&self, more: &[String], adapted: &Adapted) -> Targets {
+        if more.is_empty() {
+            return self.targets.clone();
+        }
+        let mut names = match &self.targets {
+            Targets::Suffixes(list) => list.clone(),
+            Targets::Pattern(_) => adapted.names().map(str::to_owned).collect(),
+        };
+        names.extend(more.iter().cloned());
+        Targets::Suffixes(names)
+    }
+
     /// True if reprpo selects exactly the modules in `names` when it reads these fields.
     fn is_read_as(&self, names: &HashSet<&str>, model: &ModelInfo) -> Result<bool> {
         let found: HashSet<&str> = self
