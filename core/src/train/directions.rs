@@ -149,11 +149,11 @@ impl ModuleDirections {
         (self.step, self.pairs) = (step, pairs);
     }
 
-    /// Adds the sums of all ranks.
+    /// Adds the sums of all ranks, which are on `device`.
     ///
     /// # Errors
     /// Fails if another rank has ended.
-    pub fn reduce(&mut self, world: &World) -> Result<()> {
+    pub fn reduce(&mut self, world: &World, device: Device) -> Result<()> {
         if world.size() == 1 || self.sites.is_empty() {
             return Ok(());
         }
@@ -173,7 +173,7 @@ impl ModuleDirections {
                     sum.lengths.f_to_kind(Kind::Double)?.f_reshape([1])?,
                     sum.directed.f_reshape([1])?,
                 ]),
-                None => parts.push(Tensor::f_zeros([width + 2], (Kind::Double, Device::Cpu))?),
+                None => parts.push(Tensor::f_zeros([width + 2], (Kind::Double, device))?),
             }
         }
         let flat = Tensor::f_cat(&parts, 0)?;

@@ -566,7 +566,8 @@ impl Objective {
     ///
     /// # Errors
     /// Fails if another rank has ended.
-    pub fn reduce_gradients(&mut self, adapted: &Adapted, world: &World) -> Result<()> {
+    pub fn reduce_gradients(&mut self, adapted: &Adapted, model: &Model) -> Result<()> {
+        let world = model.world();
         if world.size() == 1 {
             return Ok(());
         }
@@ -581,7 +582,7 @@ impl Objective {
             let _guard = tch::no_grad_guard();
             parameter.grad().f_copy_(&sum)?;
         }
-        self.directions.reduce(world)
+        self.directions.reduce(world, model.device())
     }
 
     /// Lets the method modify the gradients of the trained parameters. Must be called once per

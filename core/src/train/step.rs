@@ -85,7 +85,7 @@ pub fn accumulate(
             "lower `train.lr`, raise `train.warmup`, or compute in float32 with `--dtype f32`",
         ));
     }
-    objective.reduce_gradients(adapted, model.world())?;
+    objective.reduce_gradients(adapted, model)?;
     if let Some(factor) = factor {
         objective.scale_gradients(adapted, factor)?;
     }
