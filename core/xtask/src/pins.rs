@@ -43,12 +43,23 @@ const LINUX_X86: [Wheel; 3] = [
 ];
 
 /// Additional wheels for CUDA support. They contain the other native libraries that torch depends
-/// on.
-const CUDA_X86: [Wheel; 13] = [
+/// on. The wheels of crt and cccl only have headers, which the process group of NCCL is compiled
+/// with.
+const CUDA_X86: [Wheel; 15] = [
     Wheel {
         file: "nvidia_cublas-13.1.0.3-py3-none-manylinux_2_27_x86_64.whl",
         size: 423_133_236,
         sha256: "ee8722c1f0145ab246bccb9e452153b5e0515fd094c3678df50b2a0888b8b171",
+    },
+    Wheel {
+        file: "nvidia_cuda_cccl-13.0.85-py3-none-manylinux2014_x86_64.manylinux_2_17_x86_64.whl",
+        size: 3_120_526,
+        sha256: "e0da7ad981f3a8aff08241b5bfc1af868742a63e2762f53a5171c492ef242649",
+    },
+    Wheel {
+        file: "nvidia_cuda_crt-13.0.88-py3-none-manylinux2014_x86_64.manylinux_2_17_x86_64.whl",
+        size: 134_086,
+        sha256: "2c8043c7c9e02492716426e9919fc78d2c5b3b2a7a768a88e952676b08aa55a4",
     },
     Wheel {
         file: "nvidia_cuda_nvrtc-13.0.88-py3-none-manylinux2010_x86_64.manylinux_2_12_x86_64.whl",
