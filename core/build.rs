@@ -5,6 +5,8 @@
 
 #[path = "libtorch_version.rs"]
 mod libtorch_version;
+#[path = "nccl_headers.rs"]
+mod nccl_headers;
 
 use std::path::{Path, PathBuf};
 
@@ -13,6 +15,7 @@ use libtorch_version::{LIBTORCH_VERSION, version_header};
 fn main() {
     println!("cargo:rerun-if-env-changed=LIBTORCH");
     println!("cargo:rerun-if-changed=libtorch_version.rs");
+    println!("cargo:rerun-if-changed=nccl_headers.rs");
     println!("cargo:rerun-if-changed=csrc");
     let Some(lib) = std::env::var_os("DEP_TCH_LIBTORCH_LIB").map(PathBuf::from) else {
         panic!("torch-sys did not report where libtorch is; run `cargo xtask setup`");
@@ -41,6 +44,7 @@ fn main() {
         .file("csrc/world.cc")
         .compile("reprpo_shim");
     gloo(&include, &lib);
+    nccl(&include, &lib);
     // Optimise this file in debug builds too, because it replaces an optimised libtorch function.
     // `-ffp-contract=fast` allows fused multiply-add instructions.
     cc::Build::new()
@@ -69,19 +73,50 @@ fn main() {
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.canonicalize().unwrap_or(lib).display());
 }
 
-/// Builds the library of gloo's process group, which the crate embeds. Without gloo's headers, the
-/// library is an empty file.
+/// Builds the library of gloo's process group. Without gloo's headers, the library is an empty
+/// file.
 fn gloo(include: &Path, lib: &Path) {
     println!("cargo:rerun-if-env-changed=GLOO_INCLUDE");
-    let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets `OUT_DIR`"));
-    let library = out.join("libreprpo_gloo.so");
-    println!("cargo:rustc-env=REPRPO_GLOO={}", library.display());
     let places = [std::env::var_os("GLOO_INCLUDE").map(PathBuf::from), Some("/usr/include".into())];
     let found = places.into_iter().flatten().find(|place| place.join("gloo/context.h").is_file());
-    let Some(headers) = found else {
-        std::fs::write(library, []).expect("the output folder is writable");
-        return;
+    let built = group("gloo", found.as_slice(), include, lib);
+    assert!(built, "the library of gloo cannot be built; see the errors above");
+}
+
+/// Builds the library of NCCL's process group. If headers are missing or do not fit, or if the
+/// library cannot be compiled, the library is an empty file. `REPRPO_NCCL_MISSING` has the reason.
+fn nccl(include: &Path, lib: &Path) {
+    let missing = match nccl_headers::find(include) {
+        Ok(mut folders) => {
+            folders.insert(0, "csrc/cuda".into());
+            match group("nccl", &folders, include, lib) {
+                true => String::new(),
+                false => "its library cannot be compiled".to_owned(),
+            }
+        }
+        Err(why) => {
+            group("nccl", &[], include, lib);
+            why
+        }
     };
+    if !missing.is_empty() && std::env::var_os("NCCL_INCLUDE").is_some() {
+        println!("cargo:warning=reprpo is built without NCCL: {missing}");
+    }
+    println!("cargo:rustc-env=REPRPO_NCCL_MISSING={missing}");
+}
+
+/// Builds the library of a process group, which the crate embeds. Without folders of headers, the
+/// library is an empty file. Returns false, and leaves an empty file, if the compiler fails.
+///
+/// The program opens the library after libtorch, whose other symbols need not be known here.
+fn group(name: &str, headers: &[PathBuf], include: &Path, lib: &Path) -> bool {
+    let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets `OUT_DIR`"));
+    let library = out.join(format!("libreprpo_{name}.so"));
+    println!("cargo:rustc-env=REPRPO_{}={}", name.to_uppercase(), library.display());
+    std::fs::write(&library, []).expect("the output folder is writable");
+    if headers.is_empty() {
+        return true;
+    }
     let mut build = cc::Build::new();
     build
         .cpp(true)
@@ -90,12 +125,15 @@ fn gloo(include: &Path, lib: &Path) {
         .warnings(false)
         .include(include)
         .include(include.join("torch/csrc/api/include"))
-        .include(headers);
+        .includes(headers);
     let mut command = build.get_compiler().to_command();
-    command.args(["-shared", "-fvisibility=hidden", "csrc/gloo.cc", "-o"]).arg(&library);
-    command.arg("-L").arg(lib).args(["-ltorch_cpu", "-lc10"]);
-    let status = command.status().expect("the C++ compiler starts");
-    assert!(status.success(), "the library of gloo cannot be built; see the errors above");
+    command.args(["-shared", "-fvisibility=hidden"]).arg(format!("csrc/{name}.cc"));
+    command.arg("-o").arg(&library).arg("-L").arg(lib).args(["-ltorch_cpu", "-lc10"]);
+    let built = command.status().expect("the C++ compiler starts").success();
+    if !built {
+        std::fs::write(&library, []).expect("the output folder is writable");
+    }
+    built
 }
 
 fn check_version(root: &Path) {

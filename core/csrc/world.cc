@@ -64,9 +64,16 @@ char* reprpo_store_has(reprpo_store* store, const char* key, bool* out) {
   return guarded([&] { *out = store->store->check({key}); });
 }
 
+// Finishes all operations of a group. All ranks must call this at the same time, as their last
+// operation of the group.
+char* reprpo_group_finish(reprpo_group* group) {
+  return guarded([&] { group->backend->shutdown(); });
+}
+
 void reprpo_group_drop(reprpo_group* group) { delete group; }
 
-// Replaces the tensor by its sum over all ranks.
+// Replaces the tensor by its sum over all ranks. On a card, the operations that follow wait for the
+// sum, and this function does not.
 char* reprpo_group_sum(reprpo_group* group, at::Tensor* tensor) {
   return guarded([&] {
     std::vector<at::Tensor> tensors{*tensor};
@@ -79,10 +86,15 @@ char* reprpo_group_sum(reprpo_group* group, at::Tensor* tensor) {
 char* reprpo_group_gather(reprpo_group* group, at::Tensor* tensor, at::Tensor* out,
                           reprpo_work** work) {
   return guarded([&] {
+    auto started = std::make_unique<reprpo_work>();
+    if (out->is_cuda()) {
+      started->works.push_back(group->backend->_allgather_base(*out, *tensor));
+      *work = started.release();
+      return;
+    }
     // gloo's allgather would need a second buffer of the size of `out`.
     auto rows = out->unbind(0);
     rows[group->backend->getRank()].copy_(*tensor);
-    auto started = std::make_unique<reprpo_work>();
     for (size_t root = 0; root < rows.size(); ++root) {
       std::vector<at::Tensor> row{rows[root]};
       c10d::BroadcastOptions options;
@@ -93,6 +105,8 @@ char* reprpo_group_gather(reprpo_group* group, at::Tensor* tensor, at::Tensor* o
   });
 }
 
+// Waits until the operation has finished. On a card, the operations that follow wait, and this
+// function does not.
 char* reprpo_work_wait(reprpo_work* work) {
   return guarded([&] {
     for (auto& part : work->works) part->wait();

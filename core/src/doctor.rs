@@ -8,7 +8,8 @@ use serde::Serialize;
 use tch::{Device, Kind, Tensor};
 
 use crate::ffi::{
-    CudaLibrary, LIBTORCH_VERSION, has_gloo, libtorch_folder, libtorch_hint, load_cuda,
+    CudaLibrary, LIBTORCH_VERSION, built_with_nccl, has_gloo, libtorch_folder, libtorch_hint,
+    load_cuda, nccl_card,
 };
 use crate::hub::{Hub, Settings, cache_dir};
 use crate::plugin;
@@ -61,6 +62,7 @@ pub fn checks() -> Vec<Check> {
         libtorch(),
         threads(),
         ranks(),
+        nccl(),
         cpu_speed(),
         cuda(driver.as_deref()),
         card(driver),
@@ -111,6 +113,25 @@ fn ranks() -> Check {
             e.hints().first().map_or(check.clone(), |hint| check.hint(hint))
         }
     }
+}
+
+/// Checks whether several processes with cards can exchange tensors from card to card.
+fn nccl() -> Check {
+    let has_card = matches!(load_cuda(), CudaLibrary::Loaded(_)) && tch::Cuda::device_count() > 0;
+    let e = match built_with_nccl() {
+        Ok(()) if !has_card => {
+            return Check::new("nccl", State::Good, "built in; there is no card to use it with");
+        }
+        Ok(()) => match nccl_card(0) {
+            Ok(_) => return Check::new("nccl", State::Good, "several cards connect through NCCL"),
+            Err(e) => e,
+        },
+        Err(e) => e,
+    };
+    let state = if has_card { State::Limited } else { State::Absent };
+    let mut check = Check::new("nccl", state, e.in_a_line());
+    check.hint = Some(e.hints().join("; ")).filter(|hint| !hint.is_empty());
+    check
 }
 
 /// Describes what a thread does that waits for the others.

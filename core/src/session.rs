@@ -95,7 +95,9 @@ impl LoadedModel {
         let files = ModelFiles::open(&source.path).map_err(explained)?;
         let fingerprint = fingerprint::of_model(&source, &files);
         experiment.sources.check_model(&experiment.model, &fingerprint)?;
-        world::current().agree("the model", fingerprint.sha256.clone())?;
+        let world = world::current();
+        world.agree("the model", fingerprint.sha256.clone())?;
+        world.connect_cards(device)?;
         let tokenizer = files.tokenizer()?;
         let mut model = if experiment.quantize_base {
             if device != Device::Cpu {

@@ -13,6 +13,12 @@ mod row_product;
 mod switches;
 mod world;
 
+/// A module of the build script, for its tests.
+#[cfg(test)]
+#[path = "../../nccl_headers.rs"]
+#[expect(dead_code, reason = "only the build script reads the environment")]
+mod nccl_headers;
+
 use std::ffi::{CStr, c_char};
 use std::ptr;
 
@@ -29,7 +35,7 @@ pub use switches::{
     CudaMemory, RngState, cuda_empty_cache, cuda_memory, cuda_reset_peak, is_deterministic,
     set_attention_kernels, set_deterministic, set_tf32,
 };
-pub use world::{Group, Store, Work, has_gloo};
+pub use world::{Group, Store, Work, built_with_nccl, has_gloo, nccl_card};
 
 use tch::Tensor;
 use torch_sys::C_tensor;

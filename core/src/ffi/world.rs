@@ -1,10 +1,10 @@
 //! The key-value store and the collective operations of c10d.
 //!
-//! The process group of gloo is a library of its own, because libtorch lacks the headers that it
-//! needs. If the build finds these headers, it compiles the library and embeds it in this crate.
-//! The library is opened when the first group is created.
+//! The process groups of gloo and NCCL are libraries of their own, because libtorch lacks the
+//! headers that they need. If the build finds these headers, it compiles the library and embeds it
+//! in this crate. A library is opened when its first group is created.
 
-use std::ffi::{CString, c_char, c_int, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::io::Write;
 use std::ptr;
 use std::sync::OnceLock;
@@ -15,10 +15,16 @@ use tch::Tensor;
 use torch_sys::C_tensor;
 
 use super::checked;
+use super::cuda::{CudaLibrary, load_cuda};
 use crate::error::{Error, Result};
 
 /// The library of gloo's process group; empty if the build did not find gloo's headers.
 const GLOO: &[u8] = include_bytes!(env!("REPRPO_GLOO"));
+/// The library of NCCL's process group; empty if the build did not find the headers, or if they
+/// have another version than libtorch.
+const NCCL: &[u8] = include_bytes!(env!("REPRPO_NCCL"));
+/// Why the library of NCCL is empty.
+const NCCL_MISSING: &str = env!("REPRPO_NCCL_MISSING");
 
 unsafe extern "C" {
     fn reprpo_free(data: *mut c_char);
@@ -47,6 +53,7 @@ unsafe extern "C" {
         size: *mut usize,
     ) -> *mut c_char;
     fn reprpo_store_has(store: *mut c_void, key: *const c_char, out: *mut bool) -> *mut c_char;
+    fn reprpo_group_finish(group: *mut c_void) -> *mut c_char;
     fn reprpo_group_drop(group: *mut c_void);
     fn reprpo_group_sum(group: *mut c_void, tensor: *mut C_tensor) -> *mut c_char;
     fn reprpo_group_gather(
@@ -191,12 +198,9 @@ impl Group {
             *const c_char,
             *mut *mut c_void,
         ) -> *mut c_char;
-        let library = gloo()?;
         // SAFETY: the library defines the function with this signature.
-        let open = unsafe { library.get::<Open>(b"reprpo_gloo_open\0") }
-            .map_err(|e| Error::internal("the library of gloo is damaged").because(e))?;
+        let open = unsafe { function::<Open>(gloo()?, "reprpo_gloo_open") }?;
         let (interface, host) = (text(interface.unwrap_or(""))?, text(host.unwrap_or(""))?);
-        let wide = |number: usize| c_int::try_from(number).unwrap_or(c_int::MAX);
         let mut out = ptr::null_mut();
         // SAFETY: the store and the texts live during the call, which writes to `out`.
         checked(unsafe {
@@ -213,7 +217,27 @@ impl Group {
         Ok(Self(out))
     }
 
-    /// Replaces a tensor by its sum over all ranks, which has the same bytes on each of them.
+    /// Creates a group of NCCL, which connects the cards of `size` ranks. Each rank must use a card
+    /// of its own. The cards connect in the first operation.
+    ///
+    /// # Errors
+    /// Fails in the same cases as [`nccl_card`], or if the store does not answer.
+    pub fn nccl(store: &Store, rank: usize, size: usize, timeout: Duration) -> Result<Self> {
+        type Open =
+            unsafe extern "C" fn(*const c_void, c_int, c_int, i64, *mut *mut c_void) -> *mut c_char;
+        // SAFETY: the library defines the function with this signature.
+        let open = unsafe { function::<Open>(nccl()?, "reprpo_nccl_open") }?;
+        let mut out = ptr::null_mut();
+        // SAFETY: the store lives during the call, which writes to `out`.
+        checked(unsafe {
+            open(store.0, wide(rank), wide(size), milliseconds(timeout), &raw mut out)
+        })?;
+        Ok(Self(out))
+    }
+
+    /// Replaces a tensor by its sum over all ranks, which has the same bytes on each of them. If it
+    /// is on a card, the sum may not have finished when this returns, but operations that follow
+    /// wait for it.
     ///
     /// # Errors
     /// Fails if a rank has ended, or does not take part within the group's timeout.
@@ -239,6 +263,15 @@ impl Group {
         })?;
         Ok(Work(work))
     }
+
+    /// Finishes all operations, and ends the group. All ranks must call this at the same time.
+    ///
+    /// # Errors
+    /// Fails if an operation has failed.
+    pub fn finish(self) -> Result<()> {
+        // SAFETY: the group is valid.
+        checked(unsafe { reprpo_group_finish(self.0) })
+    }
 }
 
 impl Drop for Group {
@@ -255,7 +288,8 @@ pub struct Work(*mut c_void);
 unsafe impl Send for Work {}
 
 impl Work {
-    /// Waits until the operation has finished.
+    /// Waits until the operation has finished. If it is an operation of cards, only the operations
+    /// that follow on the card wait for it.
     ///
     /// # Errors
     /// Fails if a rank has ended, or does not take part within the group's timeout.
@@ -281,7 +315,25 @@ pub fn has_gloo() -> Result<()> {
     gloo().map(drop)
 }
 
-/// Opens the embedded library.
+/// Returns the address of a card, which is unique on the machine. NCCL cannot connect ranks that
+/// use the same card.
+///
+/// # Errors
+/// Fails if the headers of NCCL were missing when this program was built, if libtorch's CUDA
+/// library is not loaded, or if libtorch was built with another version of NCCL.
+pub fn nccl_card(index: usize) -> Result<String> {
+    type Card = unsafe extern "C" fn(c_int, *mut c_char) -> *mut c_char;
+    // SAFETY: the library defines the function with this signature.
+    let card = unsafe { function::<Card>(nccl()?, "reprpo_nccl_card") }?;
+    let mut out = [0; 32];
+    // SAFETY: the call writes at most 32 bytes, which end with NUL.
+    checked(unsafe { card(wide(index), out.as_mut_ptr().cast()) })?;
+    let text = CStr::from_bytes_until_nul(&out)
+        .map_err(|e| Error::internal("the address of a card is damaged").because(e))?;
+    Ok(text.to_string_lossy().into_owned())
+}
+
+/// Opens the embedded library of gloo.
 fn gloo() -> Result<&'static Library> {
     static LIBRARY: OnceLock<Result<Library, String>> = OnceLock::new();
     if GLOO.is_empty() {
@@ -293,18 +345,72 @@ fn gloo() -> Result<&'static Library> {
                     build again",
         ));
     }
-    let opened = LIBRARY.get_or_init(|| {
-        // The file is deleted as soon as the library is open.
-        let mut file = tempfile::NamedTempFile::new().map_err(|e| e.to_string())?;
-        file.write_all(GLOO).map_err(|e| e.to_string())?;
-        // SAFETY: the library has no initialisers of its own, and its symbols stay local.
-        unsafe { Library::open(Some(file.path()), RTLD_NOW | RTLD_LOCAL) }.map_err(|e| {
-            std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string)
-        })
-    });
+    let opened = LIBRARY.get_or_init(|| open(GLOO));
     opened.as_ref().map_err(|why| {
         Error::new("the library of gloo cannot be opened").because(Error::new(why.clone()))
     })
+}
+
+/// Checks that this program contains the library of NCCL.
+///
+/// # Errors
+/// Fails if the headers of NCCL or CUDA were missing, or had another version than libtorch, when
+/// this program was built.
+pub fn built_with_nccl() -> Result<()> {
+    if NCCL.is_empty() {
+        return Err(Error::new(format!("this program was built without NCCL: {NCCL_MISSING}"))
+            .hint(
+                "install the headers with `pip install nvidia-nccl-cu13==2.28.9 \
+                    'nvidia-cuda-runtime==13.0.*' 'nvidia-cuda-crt==13.0.*' \
+                    'nvidia-cuda-cccl==13.0.*'`",
+            )
+            .hint(
+                "then set `NCCL_INCLUDE` to `nvidia/nccl/include` and `CUDA_HOME` to \
+                    `nvidia/cu13` in the `site-packages` of that Python, and build again",
+            ));
+    }
+    Ok(())
+}
+
+/// Opens the embedded library of NCCL, which uses functions of libtorch's CUDA library.
+fn nccl() -> Result<&'static Library> {
+    static LIBRARY: OnceLock<Result<Library, String>> = OnceLock::new();
+    built_with_nccl()?;
+    if !matches!(load_cuda(), CudaLibrary::Loaded(_)) {
+        return Err(Error::new("NCCL connects cards, but libtorch's CUDA library is not loaded"));
+    }
+    let opened = LIBRARY.get_or_init(|| open(NCCL));
+    opened.as_ref().map_err(|why| {
+        Error::new("the library of NCCL cannot be opened").because(Error::new(why.clone()))
+    })
+}
+
+/// Opens an embedded library. On failure, returns the loader's message.
+fn open(library: &[u8]) -> Result<Library, String> {
+    // The file is deleted as soon as the library is open.
+    let mut file = tempfile::NamedTempFile::new().map_err(|e| e.to_string())?;
+    file.write_all(library).map_err(|e| e.to_string())?;
+    // SAFETY: the initialisers of the library only create constants, and its symbols stay local.
+    unsafe { Library::open(Some(file.path()), RTLD_NOW | RTLD_LOCAL) }.map_err(|e| {
+        std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string)
+    })
+}
+
+/// A function of an embedded library.
+///
+/// # Safety
+/// `T` must be the type of the function.
+unsafe fn function<T>(
+    library: &'static Library,
+    name: &str,
+) -> Result<libloading::os::unix::Symbol<T>> {
+    // SAFETY: the caller guarantees the type.
+    unsafe { library.get::<T>(name.as_bytes()) }
+        .map_err(|e| Error::internal("an embedded library is damaged").because(e))
+}
+
+fn wide(number: usize) -> c_int {
+    c_int::try_from(number).unwrap_or(c_int::MAX)
 }
 
 fn text(text: &str) -> Result<CString> {
@@ -313,4 +419,31 @@ fn text(text: &str) -> Result<CString> {
 
 fn milliseconds(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nccl_needs_headers_and_the_library_of_cuda() {
+        let e = match nccl_card(0) {
+            // This machine has a card.
+            Ok(card) => return assert!(card.contains(':'), "{card}"),
+            Err(e) => e,
+        };
+        if NCCL.is_empty() {
+            assert!(!NCCL_MISSING.is_empty());
+            assert_eq!(
+                e.to_string().lines().next(),
+                Some(&*format!("this program was built without NCCL: {NCCL_MISSING}"))
+            );
+            assert!(e.hints().iter().any(|hint| hint.contains("nvidia-nccl-cu13==2.28.9")));
+        } else if !matches!(load_cuda(), CudaLibrary::Loaded(_)) {
+            assert!(e.to_string().contains("CUDA library is not loaded"), "{e}");
+            // Without the check, the loader would name a missing symbol.
+            let why = open(NCCL).unwrap_err();
+            assert!(why.contains("undefined symbol"), "{why}");
+        }
+    }
 }

@@ -128,22 +128,15 @@ impl Shards {
 
     fn start(&self, state: &State, number: usize) -> Result<Gathering> {
         let _guard = tch::no_grad_guard();
-        let own = &state.own[number];
-        // As bytes, because gloo does not know all dtypes; on the host, because it does not know
-        // cards.
-        let bytes = own.rows.f_view_dtype(Kind::Uint8)?.f_to_device(Device::Cpu)?;
-        let mut size = vec![self.world.size() as i64];
-        size.extend(bytes.size());
-        let out = Tensor::f_empty(size, (Kind::Uint8, Device::Cpu))?;
-        self.world.start_gather(&bytes, out)
+        // As bytes, because gloo does not know all dtypes.
+        self.world.start_gather(&state.own[number].rows.f_view_dtype(Kind::Uint8)?)
     }
 }
 
 /// The matrix whose bytes were gathered, `[ranks most bytes]`.
 fn from_bytes(bytes: &Tensor, own: &Own) -> Result<Tensor> {
     let _guard = tch::no_grad_guard();
-    let rows = bytes.f_to_device(own.rows.device())?.f_flatten(0, 1)?;
-    Ok(rows.f_view_dtype(own.rows.kind())?.f_narrow(0, 0, own.count)?)
+    Ok(bytes.f_flatten(0, 1)?.f_view_dtype(own.rows.kind())?.f_narrow(0, 0, own.count)?)
 }
 
 /// A matrix of which each rank keeps some rows.

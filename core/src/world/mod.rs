@@ -5,6 +5,7 @@
 //! rank must call in the same order. A process that was started alone is the only rank, and its
 //! operations do nothing.
 
+mod cards;
 mod launch;
 mod pulse;
 #[cfg(test)]
@@ -14,13 +15,14 @@ use std::cell::RefCell;
 use std::fmt;
 use std::net::{ToSocketAddrs, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tch::{Device, Kind, Tensor};
 
+use cards::{Card, Route};
 pub use launch::Launch;
 pub use pulse::OnLoss;
 use pulse::Pulse;
@@ -57,7 +59,10 @@ pub struct World {
 }
 
 struct Link {
+    /// Connects the CPUs.
     group: Group,
+    /// Connects the cards; `None` if their tensors go through the host.
+    cards: Option<Group>,
     store: Store,
     pulse: Pulse,
 }
@@ -66,6 +71,8 @@ struct Link {
 pub struct Gathering {
     work: Work,
     out: Tensor,
+    /// Where the tensors are needed.
+    device: Device,
 }
 
 impl fmt::Debug for World {
@@ -121,8 +128,36 @@ impl World {
             Group::gloo(&store, *rank, *size, WAIT, interface.as_deref(), own.as_deref())
                 .map_err(|e| e.within(format!("rank {rank} cannot connect to the other ranks")))?;
         let pulse = Pulse::start(store.second()?, *rank, *size, on_loss)?;
-        let link = Some(Mutex::new(Link { group, store, pulse }));
+        let link = Some(Mutex::new(Link { group, cards: None, store, pulse }));
         Ok(Self { rank: *rank, size: *size, local_rank: launch.local_rank, link })
+    }
+
+    /// Connects the cards of the ranks through NCCL, if each rank computes on a card of its own.
+    /// Otherwise, tensors on cards go through the host, and rank 0 prints a warning. All ranks must
+    /// call this, with the device that they compute on.
+    ///
+    /// # Errors
+    /// Fails if another rank has ended, or if NCCL cannot connect the cards.
+    pub fn connect_cards(&self, device: Device) -> Result<()> {
+        if self.size == 1 {
+            return Ok(());
+        }
+        let all = self.gather(Card::of(device))?;
+        let Some(mut link) = self.link() else { return Ok(()) };
+        match cards::route(&all) {
+            Route::Nccl if link.cards.is_none() => {
+                let unconnected = |e| cards::unconnected(e, self.rank);
+                let group = Group::nccl(&link.store, self.rank, self.size, WAIT);
+                let group = link.cards.insert(group.map_err(unconnected)?);
+                cards::check(group, self.rank, self.size, device).map_err(unconnected)?;
+            }
+            Route::Host(Some(warning)) if self.is_first() => {
+                static WARNED: Once = Once::new();
+                WARNED.call_once(|| tracing::warn!("{warning}"));
+            }
+            Route::Nccl | Route::Host(_) => {}
+        }
+        Ok(())
     }
 
     /// Index of this process, counted from 0.
@@ -145,15 +180,16 @@ impl World {
         self.rank == 0
     }
 
-    /// Replaces a tensor by its sum over all ranks. The sum has the same bytes on each rank.
+    /// Replaces a tensor by its sum over all ranks. The sum has the same bytes on each rank. The
+    /// tensors of all ranks are on the CPU, or all of them are on the device that the rank computes
+    /// on.
     ///
     /// # Errors
     /// Fails if another rank has ended. The error names it.
     pub fn sum(&self, tensor: &Tensor) -> Result<()> {
         self.with(|link| {
-            // gloo works on the host.
-            if tensor.device() == Device::Cpu {
-                return link.group.sum(tensor);
+            if let Some(group) = link.group_for(tensor.device()) {
+                return group.sum(tensor);
             }
             let host = tensor.f_to_device(Device::Cpu)?;
             link.group.sum(&host)?;
@@ -250,7 +286,16 @@ impl World {
     pub fn leave(&self, failure: Option<&Error>) {
         if failure.is_none() {
             // If another rank has failed, this one has nothing left to do.
-            let _ = self.any(false);
+            let all_finish = self.any(false).is_ok();
+            match self.link().and_then(|mut link| link.cards.take()) {
+                Some(cards) if all_finish => {
+                    if let Err(e) = cards.finish() {
+                        tracing::warn!("the connection of the cards did not end cleanly: {e}");
+                    }
+                }
+                // To drop it could wait for operations that the other rank never finishes.
+                cards => std::mem::forget(cards),
+            }
         }
         if let Some(mut link) = self.link() {
             let Link { store, pulse, .. } = &mut *link;
@@ -258,27 +303,36 @@ impl World {
         }
     }
 
-    /// Starts to write the tensors of all ranks to the rows of `out`, which is `[size …]`. All
-    /// ranks have a tensor of the same shape and dtype on the CPU.
+    /// Starts to gather the tensors of all ranks, which have the same shape and dtype, and are on
+    /// devices as in [`sum`](Self::sum).
     ///
     /// # Errors
     /// Fails if another rank has ended. The error names it.
-    pub fn start_gather(&self, tensor: &Tensor, out: Tensor) -> Result<Gathering> {
+    pub fn start_gather(&self, tensor: &Tensor) -> Result<Gathering> {
         let Some(link) = self.link() else {
             return Err(Error::internal("a single rank has nothing to gather"));
         };
-        let work = link.group.gather(tensor, &out).map_err(|e| link.pulse.explain(e))?;
-        Ok(Gathering { work, out })
+        let device = tensor.device();
+        let (group, own) = match link.group_for(device) {
+            Some(group) => (group, tensor.shallow_clone()),
+            None => (&link.group, tensor.f_to_device(Device::Cpu)?),
+        };
+        let mut size = vec![self.size as i64];
+        size.extend(own.size());
+        let out = Tensor::f_empty(size, (own.kind(), own.device()))?;
+        let work = group.gather(&own, &out).map_err(|e| link.pulse.explain(e))?;
+        Ok(Gathering { work, out, device })
     }
 
-    /// Waits for a gathering, and returns the tensors of all ranks.
+    /// Waits for a gathering, and returns the tensors of all ranks, `[size …]`, on the device of
+    /// the own tensor.
     ///
     /// # Errors
     /// Fails if another rank has ended. The error names it.
     pub fn finish(&self, gathering: Gathering) -> Result<Tensor> {
-        let Gathering { work, out } = gathering;
+        let Gathering { work, out, device } = gathering;
         self.with(|_| work.wait())?;
-        Ok(out)
+        Ok(out.f_to_device(device)?)
     }
 
     fn link(&self) -> Option<MutexGuard<'_, Link>> {
@@ -289,6 +343,13 @@ impl World {
     fn with(&self, work: impl FnOnce(&Link) -> Result<()>) -> Result<()> {
         let Some(link) = self.link() else { return Ok(()) };
         work(&link).map_err(|e| link.pulse.explain(e))
+    }
+}
+
+impl Link {
+    /// The group for tensors on `device`. `None` if they must be copied to the CPU.
+    fn group_for(&self, device: Device) -> Option<&Group> {
+        if device == Device::Cpu { Some(&self.group) } else { self.cards.as_ref() }
     }
 }
 

@@ -16,6 +16,10 @@ fn operations_cover_all_ranks_in_their_order() {
         assert_eq!(values.iter().map(Vec::len).collect::<Vec<_>>(), [0, 1, 2]);
         assert!(values[2][0].is_nan() && values[2][1] == 0.1 + 0.2);
         assert!(world.any(world.rank() == 2).unwrap() && !world.any(false).unwrap());
+        world.connect_cards(Device::Cpu).unwrap();
+        let own = Tensor::from_slice(&[world.rank() as i64, 7]);
+        let all = world.finish(world.start_gather(&own).unwrap()).unwrap();
+        assert_eq!(Vec::<Vec<i64>>::try_from(all).unwrap(), [[0, 7], [1, 7], [2, 7]]);
         world.agree("the answer", 42).unwrap();
         let e = world.agree("the rank", world.rank() / 2).unwrap_err();
         assert_eq!(e.to_string().lines().next(), Some("rank 2 differs from rank 0 in: the rank"));

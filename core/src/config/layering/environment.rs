@@ -4,11 +4,12 @@ use super::setting::{RawValue, Setting};
 use crate::config::Origin;
 
 /// Environment variables that start with `REPRPO_` but are not settings of the experiment.
-pub(super) const OTHER_VARIABLES: [&str; 6] = [
+pub(super) const OTHER_VARIABLES: [&str; 7] = [
     "REPRPO_DATA",
     "REPRPO_CACHE",
     "REPRPO_SHARED",
     "REPRPO_NO_PROGRESS",
+    "REPRPO_NO_NCCL",
     "REPRPO_LOG",
     "REPRPO_PLUGIN_DIR",
 ];

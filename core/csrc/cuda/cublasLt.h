@@ -1,0 +1,5 @@
+// Declares what libtorch's headers need of cuBLASLt.
+
+#pragma once
+
+typedef struct cublasLtContext* cublasLtHandle_t;
