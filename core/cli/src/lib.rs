@@ -29,6 +29,7 @@ use std::sync::Arc;
 
 use clap::FromArgMatches;
 use reprpo_core::error::{Fault, quoted};
+use reprpo_core::ffi::end_process;
 use reprpo_core::guard::faults;
 use reprpo_core::hub;
 use reprpo_core::panics;
@@ -125,10 +126,11 @@ pub fn main(defaults: &str) -> ExitCode {
     };
     let outcome = guarded(work);
     world.leave(outcome.as_ref().err());
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => fail(&printer, &e),
+    let code = outcome.map_or_else(|e| report(&printer, &e), |()| 0);
+    if world.size() > 1 {
+        end_process(code);
     }
+    ExitCode::from(code)
 }
 
 /// Loads the libraries in the plugin folder. A library that cannot be loaded is skipped with a
@@ -173,15 +175,20 @@ fn dispatch(command: Command, app: &App<'_>) -> Result<()> {
 }
 
 fn fail(printer: &Printer, error: &Error) -> ExitCode {
+    ExitCode::from(report(printer, error))
+}
+
+/// Prints an error, and returns the exit code of the process.
+fn report(printer: &Printer, error: &Error) -> u8 {
     if broken_pipe(error) {
-        return ExitCode::SUCCESS;
+        return 0;
     }
     printer.error(error);
-    ExitCode::from(match error.fault() {
+    match error.fault() {
         Fault::Input => 1,
         Fault::Internal => 2,
         Fault::Interrupted => 130,
-    })
+    }
 }
 
 /// True if the error was caused by a closed pipe, for example when `head` has read enough lines.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use reprpo_core::ffi::end_process;
 use reprpo_core::world::{self, Launch, World};
 use reprpo_core::{Error, Result};
 
@@ -36,7 +37,7 @@ pub fn join(command: &Command) -> Result<Arc<World>> {
     let rank = launch.rank;
     let on_loss = move |e: Error| {
         Printer::default().error(&e.within(format!("rank {rank} ends")));
-        std::process::exit(1);
+        end_process(1);
     };
     Ok(world::enter(World::join(&launch, Arc::new(on_loss))?))
 }

@@ -35,7 +35,7 @@ pub use switches::{
     CudaMemory, RngState, cuda_empty_cache, cuda_memory, cuda_reset_peak, is_deterministic,
     set_attention_kernels, set_deterministic, set_tf32,
 };
-pub use world::{Group, Store, Work, built_with_nccl, has_gloo, nccl_card};
+pub use world::{Group, Store, Work, built_with_nccl, end_process, has_gloo, nccl_card};
 
 use tch::Tensor;
 use torch_sys::C_tensor;

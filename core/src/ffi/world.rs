@@ -64,6 +64,7 @@ unsafe extern "C" {
     ) -> *mut c_char;
     fn reprpo_work_wait(work: *mut c_void) -> *mut c_char;
     fn reprpo_work_drop(work: *mut c_void);
+    fn reprpo_end_process(code: c_int) -> !;
 }
 
 /// A connection to a key-value store that all ranks share.
@@ -331,6 +332,14 @@ pub fn nccl_card(index: usize) -> Result<String> {
     let text = CStr::from_bytes_until_nul(&out)
         .map_err(|e| Error::internal("the address of a card is damaged").because(e))?;
     Ok(text.to_string_lossy().into_owned())
+}
+
+/// Ends this process without the exit handlers of libraries. These may wait for operations of a
+/// card, which never finish if they need a rank that is lost.
+pub fn end_process(code: u8) -> ! {
+    let _ = std::io::stdout().flush();
+    // SAFETY: the function does not return.
+    unsafe { reprpo_end_process(c_int::from(code)) }
 }
 
 /// Opens the embedded library of gloo.
