@@ -131,8 +131,8 @@ impl Adapted {
             && let Some(name) = self.replacements.names().next()
         {
             return Err(Error::new(format!(
-                "the adapter's change cannot be multiplied by the coefficient {coefficient}, because \
-                    the adapter replaces tensors of the base model, such as `{name}`"
+                "the adapter's change cannot be multiplied by the coefficient {coefficient}, \
+                    because it replaces tensors of the base model, such as `{name}`"
             ))
             .hint("use 0 or 1, or an adapter that was saved without them"));
         }

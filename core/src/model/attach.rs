@@ -145,8 +145,8 @@ fn made_of<'m>(
         given().find_map(|(f, s)| Some((f, s.replacements().names().next()?)))
     {
         return Err(Error::new(format!(
-            "the adapter in `adapter.{field}` replaces `{name}`, a tensor of the base model, but only \
-                changes of linear modules can be combined"
+            "the adapter in `adapter.{field}` replaces `{name}`, a tensor of the base model, but \
+                only changes of linear modules can be combined"
         ))
         .hint("choose an adapter that was saved without such tensors"));
     }

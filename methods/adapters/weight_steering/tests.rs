@@ -47,7 +47,7 @@ fn with_coefficient(coefficient: f64) -> WeightSteering {
 
 /// Returns the message of the error for a combination of adapters that is refused.
 fn error(config: WeightSteering, sources: &[Option<Adapted>], model: &Model) -> String {
-    format!("{:?}", steered(config, sources, model).err().expect("the combination is refused"))
+    format!("{:?}", steered(config, sources, model).expect_err("it is refused"))
 }
 
 /// IA³ scales the biases of Qwen2's projections, so the biases change too.
