@@ -181,8 +181,9 @@ fn folder() -> Result<tempfile::TempDir> {
 }
 
 fn saving(case: &Case) -> Result<Verdict> {
-    let bench = Bench::new(case, 0)?;
+    let mut bench = Bench::new(case, 0)?;
     bench.disturb();
+    bench.adapted.set_edits(Edits::default());
     let (dir, again) = (folder()?, folder()?);
     let write = |dir: &Path, bench: &Bench| {
         peft::write(
@@ -206,7 +207,8 @@ fn saving(case: &Case) -> Result<Verdict> {
     // Build a second adapter that only depends on the saved files.
     let config = serde_json::Value::Object(saved.config).to_string();
     let saved_case = Case { adapter: Method::new(saved.entry, config), ..case.clone() };
-    let fresh = Bench::loaded(&saved_case, 5, saved.values)?;
+    let mut fresh = Bench::loaded(&saved_case, 5, saved.values)?;
+    fresh.adapted.set_edits(Edits::default());
     write(again.path(), &fresh)?;
     for file in ["adapter_model.safetensors", "adapter_config.json"] {
         let bytes =

@@ -196,12 +196,18 @@ impl Registry {
         self.of(E::KIND).filter_map(E::of_entry)
     }
 
-    /// Names of the interventions that take no steps, with their default settings, on `model`.
+    /// Names of the interventions that take no steps, with their default settings, on `model`. Those
+    /// that need no states either come first. Builds all interventions.
     pub fn without_steps(&self, model: &ModelInfo) -> Vec<&'static str> {
-        let takes_none = |entry: &&'static InterventionEntry| {
-            entry.build("{}", model).is_ok_and(|method| method.needs().evaluate_only)
-        };
-        self.all::<InterventionEntry>().filter(takes_none).map(|entry| entry.about.name).collect()
+        let mut found: Vec<(bool, &'static str)> = self
+            .all::<InterventionEntry>()
+            .filter_map(|entry| {
+                let needs = entry.build("{}", model).ok()?.needs();
+                needs.evaluate_only.then_some((needs.fit, entry.about.name))
+            })
+            .collect();
+        found.sort_unstable();
+        found.into_iter().map(|(_, name)| name).collect()
     }
 
     /// Looks up a plugin by kind and name or alias.

@@ -186,11 +186,15 @@ impl AdapterChoice {
     }
 
     /// Checks that the adapter has trainable parameters. `name` is the name of an intervention that
-    /// takes steps, and `without_steps` are the names of those that take none.
+    /// takes steps, and `without_steps` returns the names of those that take none.
     ///
     /// # Errors
     /// Fails if the adapter has no trainable parameters.
-    pub fn check_trainable(&self, name: &str, without_steps: &[&str]) -> Result<()> {
+    pub fn check_trainable(
+        &self,
+        name: &str,
+        without_steps: impl FnOnce() -> Vec<&'static str>,
+    ) -> Result<()> {
         if self.adapter.is_trainable() {
             return Ok(());
         }
@@ -198,7 +202,7 @@ impl AdapterChoice {
             "the adapter `{}` has no trainable parameters, but the intervention `{name}` trains",
             self.entry.about.name
         ));
-        Err(match without_steps.first() {
+        Err(match without_steps().first() {
             Some(other) => e.hint(format!(
                 "add `--intervention {other}`, which evaluates and saves the adapter"
             )),

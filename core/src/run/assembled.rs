@@ -112,8 +112,9 @@ impl Assembled {
         Ok(())
     }
 
-    /// Computes the statistics from a few pairs and [installs](Self::install) them. For places that
-    /// imitate the steps of a run. `sites` is `None` if the method computes no statistics.
+    /// Computes the statistics of the base model from a few pairs and [installs](Self::install)
+    /// them. For places that imitate the steps of a run. `sites` is `None` if the method computes no
+    /// statistics.
     ///
     /// # Errors
     /// Fails in the same cases as `install`, or if memory runs out.
@@ -126,7 +127,7 @@ impl Assembled {
     ) -> Result<()> {
         let statistics = match sites {
             Some(sites) => {
-                let states = sites.states(model, self.initial.as_deref(), pairs, seed)?;
+                let states = sites.states(model, None, pairs, seed)?;
                 Some(self.objective.intervention().fit(&states)?)
             }
             None => None,

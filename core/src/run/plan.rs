@@ -161,8 +161,8 @@ impl<'a> Plan<'a> {
         };
         faults::check()?;
         if !intervention.needs().evaluate_only {
-            let without_steps = registry.without_steps(session.model.info());
-            adapter.check_trainable(&experiment.intervention.name, &without_steps)?;
+            let without_steps = || registry.without_steps(session.model.info());
+            adapter.check_trainable(&experiment.intervention.name, without_steps)?;
         }
         if let Some(saved) = transforms {
             saved.restore(&experiment, &taps)?;

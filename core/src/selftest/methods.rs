@@ -8,7 +8,7 @@ use super::{Section, Selftest};
 use crate::api::{Needs, States};
 use crate::config::plugin_fields;
 use crate::error::Result;
-use crate::registry::{Entry, InterventionEntry, Kind, TapEntry};
+use crate::registry::{AdapterEntry, Entry, InterventionEntry, Kind, TapEntry};
 
 /// In float32, the losses and gradient norms of ten steps differ from the reference by about 1e-6.
 /// A loss near 0 can be the difference of larger terms, and has their rounding errors. The error of
@@ -91,7 +91,20 @@ fn shallow(tap: &TapEntry) -> Result<Option<String>> {
 /// Fails if a model cannot be written. Returns `Error::interrupted` if the user stopped the test.
 pub fn check(test: &mut Selftest<'_>) -> Result<()> {
     let subjects = subjects(test)?;
-    test.begin(Section::Methods, subjects.len());
+    let made_of_others: Vec<String> = test
+        .workshop
+        .registry()
+        .all::<AdapterEntry>()
+        .filter(|entry| entry.needs_sources())
+        .map(|entry| format!("{} {}", Kind::Adapter.name(), entry.about.name))
+        .collect();
+    test.begin(Section::Methods, subjects.len() + made_of_others.len());
+    for name in made_of_others {
+        test.check(Section::Methods, &name, |_| {
+            let why = "the adapter is made of the adapters of other runs";
+            Ok(vec![Row::new(Section::Methods, &name, Outcome::Skipped, why)])
+        })?;
+    }
     for Subject { name, trial } in subjects {
         test.check(Section::Methods, &name, |test| {
             let reference = test.workshop.train(&trial, Way::PLAIN, test.stop)?;
