@@ -196,8 +196,8 @@ impl Registry {
         self.of(E::KIND).filter_map(E::of_entry)
     }
 
-    /// Names of the interventions that take no steps, with their default settings, on `model`. Those
-    /// that need no states either come first. Builds all interventions.
+    /// Names of the interventions that take no steps, with their default settings, on `model`.
+    /// Those that need no states either come first. Builds all interventions.
     pub fn without_steps(&self, model: &ModelInfo) -> Vec<&'static str> {
         let mut found: Vec<(bool, &'static str)> = self
             .all::<InterventionEntry>()

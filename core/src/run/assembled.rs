@@ -113,8 +113,8 @@ impl Assembled {
     }
 
     /// Computes the statistics of the base model from a few pairs and [installs](Self::install)
-    /// them. For places that imitate the steps of a run. `sites` is `None` if the method computes no
-    /// statistics.
+    /// them. For places that imitate the steps of a run. `sites` is `None` if the method computes
+    /// no statistics.
     ///
     /// # Errors
     /// Fails in the same cases as `install`, or if memory runs out.
