@@ -65,7 +65,7 @@ pub struct Steer {
     /// Add the direction, or remove it.
     pub edit: Edit,
     /// c: multiple of the direction. Negative values steer towards the rejected completions.
-    #[default(4.0)]
+    #[default(1.0)]
     pub coefficient: f64,
     /// How the states of a completion's tokens are pooled into one vector.
     pub pooling: Pooling,
