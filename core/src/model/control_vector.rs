@@ -38,7 +38,7 @@ fn encoded(edits: &Edits, coefficient: f64, architecture: &str) -> Result<Vec<u8
                     added to it",
                 edit.block
             ))
-            .hint("use the run itself, for example with `reprpo generate --adapter RUN`"));
+            .hint("use the run itself, for example with `reprpo generate RUN`"));
         };
         if edit.block == 0 {
             return Err(Error::new(
