@@ -16,7 +16,7 @@ const CUDA: u32 = 13;
 /// folder of libtorch's headers.
 ///
 /// # Errors
-/// Returns the reason, in one line, if a header is missing or has another version.
+/// Returns the reason, in one line, if a header is missing or has the wrong version.
 pub fn find(include: &Path) -> Result<Vec<PathBuf>, String> {
     println!("cargo:rerun-if-env-changed=NCCL_INCLUDE");
     println!("cargo:rerun-if-env-changed=CUDA_HOME");

@@ -312,7 +312,7 @@ fn an_interrupted_run_continues_on_another_number_of_ranks() {
     while metrics_so_far(&place.path("parts")) < 3 {
         std::thread::sleep(Duration::from_millis(10));
     }
-    // The launcher signals all ranks, but not at the same time.
+    // A signal that reaches only one rank must stop them all.
     signal(&ranks[1], "USR1");
     for output in finish(ranks) {
         assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));

@@ -59,12 +59,23 @@ pub fn first_component(d: &Tensor) -> Result<Tensor> {
     Ok(u * (sign * f64::try_from(projections.f_square()?.f_mean(Kind::Double)?.f_sqrt()?)?))
 }
 
-/// The name of the statistic that holds the direction at the output of a block.
-pub fn direction_of(site: &Site) -> String {
-    format!("direction.{site}")
+/// Computes the statistics of a method: one direction for each site.
+///
+/// # Errors
+/// Fails if `direction` does. The error then names the site.
+pub fn statistics(
+    states: &PairStates,
+    direction: impl Fn(&SiteStates) -> Result<Tensor>,
+) -> Result<Statistics> {
+    let named = |at: &SiteStates| {
+        let v =
+            direction(at).within(|| format!("cannot compute the direction at `{}`", at.site))?;
+        Ok((format!("direction.{}", at.site), v))
+    };
+    Ok(Statistics::new(states.sites.iter().map(named).collect::<Result<_>>()?))
 }
 
-/// Reads the directions that were stored under the names of their sites. Returns the index of each
+/// Reads the directions from the [`statistics`]. Returns the index of each
 /// block, with its direction `[hidden]`.
 pub fn directions(statistics: &Statistics) -> Result<Vec<(usize, Tensor)>> {
     statistics

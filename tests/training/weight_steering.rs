@@ -160,7 +160,7 @@ fn an_adapter_of_another_base_model_causes_a_warning() {
     let plus = dir.path().join("plus");
     let output = run(&golden, &plus, &["--set", "train.epochs=1"]);
     assert!(output.status.success(), "{}", stderr(&output));
-    // A model of the same shape with another normalisation.
+    // A model with tensors of the same shapes, but another epsilon in its norms.
     let other = dir.path().join("other");
     std::fs::create_dir(&other).expect("a folder");
     for entry in std::fs::read_dir(golden.join("models/llama")).expect("the model") {

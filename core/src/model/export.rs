@@ -254,7 +254,7 @@ pub(super) fn edits() -> Error {
             weights",
     )
     .hint("use it without merging, for example with `reprpo eval RUN`")
-    .hint("`reprpo export RUN --control-vector` writes added directions for llama.cpp")
+    .hint("`reprpo export RUN --control-vector` writes directions that are added, for llama.cpp")
 }
 
 /// Copies the tokenizer's files if the model is a folder. Otherwise, creates equivalent files.

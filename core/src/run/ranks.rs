@@ -71,7 +71,7 @@ fn copy(from: &Path, to: &Path, wanted: &dyn Fn(&str) -> bool) -> std::io::Resul
     Ok(())
 }
 
-/// Checks that the experiment can run on several ranks, and that all ranks have the same one.
+/// Checks that the experiment can run on several ranks, and that it is the same on all ranks.
 ///
 /// # Errors
 /// Fails if it cannot, if the ranks differ, or if another rank has ended.

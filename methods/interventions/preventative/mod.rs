@@ -4,7 +4,7 @@
 use reprpo_plugin::prelude::*;
 
 use super::ranges::within;
-use super::steering::{BlockOutputs, direction_of, directions, mean_difference};
+use super::steering::{BlockOutputs, directions, mean_difference, statistics};
 
 #[cfg(test)]
 mod tests;
@@ -70,9 +70,7 @@ impl Intervention for Preventing {
     }
 
     fn fit(&self, states: &PairStates) -> Result<Statistics> {
-        let direction =
-            |at: &SiteStates| Ok((direction_of(&at.site), -mean_difference(&at.differences())?));
-        Ok(Statistics::new(states.sites.iter().map(direction).collect::<Result<_>>()?))
+        statistics(states, |at| Ok(-mean_difference(&at.differences())?))
     }
 
     fn set_statistics(&mut self, statistics: &Statistics) -> Result<()> {

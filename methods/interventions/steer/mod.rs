@@ -3,7 +3,7 @@
 use reprpo_plugin::prelude::*;
 
 use super::ranges::within;
-use super::steering::{BlockOutputs, direction_of, directions, first_component, mean_difference};
+use super::steering::{BlockOutputs, directions, first_component, mean_difference, statistics};
 
 #[cfg(test)]
 mod tests;
@@ -96,15 +96,10 @@ impl Intervention for Steering {
     }
 
     fn fit(&self, states: &PairStates) -> Result<Statistics> {
-        let direction = |at: &SiteStates| -> Result<(String, Tensor)> {
-            let v = match self.config.direction {
-                Direction::Mean => mean_difference(&at.differences())?,
-                Direction::Pca => first_component(&at.differences())
-                    .within(|| format!("cannot compute the direction at `{}`", at.site))?,
-            };
-            Ok((direction_of(&at.site), v))
-        };
-        Ok(Statistics::new(states.sites.iter().map(direction).collect::<Result<_>>()?))
+        statistics(states, |at| match self.config.direction {
+            Direction::Mean => mean_difference(&at.differences()),
+            Direction::Pca => first_component(&at.differences()),
+        })
     }
 
     fn set_statistics(&mut self, statistics: &Statistics) -> Result<()> {
