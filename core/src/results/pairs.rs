@@ -48,14 +48,6 @@ impl ScoredSplit {
     }
 }
 
-/// The value of a completion by which a model ranks it.
-pub(super) fn value(score: &CompletionScore, by: Score) -> f64 {
-    match by {
-        Score::Mean => score.mean(),
-        Score::Sum => score.logp_sum,
-    }
-}
-
 impl PairRecord {
     /// Row number of the pair in its split.
     pub fn index(&self) -> usize {
@@ -66,8 +58,8 @@ impl PairRecord {
     pub fn scored(&self, trained: bool, by: Score) -> statistics::ScoredPair {
         let pair = if trained { &self.trained } else { &self.base };
         statistics::ScoredPair {
-            chosen: value(&pair.chosen, by),
-            rejected: value(&pair.rejected, by),
+            chosen: pair.chosen.score(by),
+            rejected: pair.rejected.score(by),
             chosen_tokens: pair.chosen.tokens,
             rejected_tokens: pair.rejected.tokens,
         }
@@ -162,7 +154,7 @@ fn pair(value: &Value) -> Option<PairScore> {
             sum => sum.as_f64()?,
         };
         let tokens = score["tokens"].as_u64()? as usize;
-        let preference = score.get("preference").and_then(Value::as_f64);
+        let preference = score.get("preference").map(|own| own.as_f64().unwrap_or(f64::NAN));
         Some(CompletionScore { preference, ..CompletionScore::new(logp_sum, tokens) })
     };
     Some(PairScore {
@@ -170,4 +162,29 @@ fn pair(value: &Value) -> Option<PairScore> {
         chosen: completion("chosen")?,
         rejected: completion("rejected")?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_pair_is_ranked_by_the_score_of_the_method_if_there_is_one() {
+        let by_logp = json!({ "index": 3, "chosen": { "logp_sum": -9.0, "tokens": 3 },
+            "rejected": { "logp_sum": -4.0, "tokens": 2 } });
+        let mut own = by_logp.clone();
+        own["chosen"]["preference"] = 0.7.into();
+        own["rejected"]["preference"] = 0.3.into();
+        let mut undefined = own.clone();
+        undefined["chosen"]["preference"] = Value::Null;
+        let credit = |value: &Value| {
+            let (base, trained) = (pair(&by_logp).unwrap(), pair(value).unwrap());
+            let record = PairRecord { cluster: None, base, trained, kl: None };
+            assert_eq!(record.credit(false, Score::Mean), 0.0);
+            record.credit(true, Score::Mean)
+        };
+        assert_eq!((credit(&by_logp), credit(&own), credit(&undefined)), (0.0, 1.0, 0.0));
+    }
 }
